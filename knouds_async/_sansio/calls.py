@@ -1,0 +1,219 @@
+"""The endpoint list: one function per row of contract 2, each giving a `Call` that says all there is to know of it.
+
+Rule of the file: a bad slug, id or input raises here, before any request. Paths are built from checked names only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum, IntEnum
+from typing import Any, Final, Generic, Literal, TypeVar
+from urllib.parse import urlencode
+
+import attrs
+
+from knouds_async import types
+from knouds_async._sansio import names, replies
+from knouds_async._sansio.replies import Answer
+from knouds_async.errors import InvalidArgumentError
+from knouds_async.types import Inputs, Target
+
+T = TypeVar("T")
+Method = Literal["GET", "POST", "PUT", "DELETE"]
+
+
+class Lane(IntEnum):
+    """Who goes first where a route is shared: ends of runs free resources, submits take them."""
+
+    STATUS = 0
+    SUBMIT = 1
+
+
+class Patience(Enum):
+    """Which of the caller's `Timeouts` bounds the whole exchange."""
+
+    TOTAL = "total"
+    SUBMIT = "submit"
+    RUN = "run"
+
+
+@attrs.frozen(kw_only=True)
+class Call(Generic[T]):
+    """One request to be sent, and how its reply is read.
+
+    `path`: with the query; `route`: the pattern that the service counts requests by (contract 6). `repeatable`: safe to
+    send twice. `pays_for`: the target of a paid run, None for everything that costs nothing. `keyed`: send the key.
+    """
+
+    method: Method
+    path: str
+    route: str
+    reads: Callable[[Answer], T] = attrs.field(repr=False)
+    body: bytes | None = attrs.field(default=None, repr=False)
+    repeatable: bool = True
+    pays_for: Target | None = None
+    keyed: bool = True
+    lane: Lane = Lane.STATUS
+    patience: Patience = Patience.TOTAL
+
+
+# The key's own account.
+
+
+def whoami() -> Call[types.Account]:
+    """GET /api/whoami: whose key this is."""
+    return Call(method="GET", path="/api/whoami", route="GET /api/whoami", reads=replies.account)
+
+
+# Runs. Sync and async share a route, hence a quota (contract 6).
+
+
+def _run(target: Target, inputs: Inputs, reads: Callable[[Answer], T], *, is_async: bool) -> Call[T]:
+    names.slug(target.name, "slug" if target.kind == "workflows" else "model name")
+    placeholder = ":slug" if target.kind == "workflows" else ":internalName"
+    return Call(
+        method="POST",
+        path=f"/api/{target}/run{'?async=true' if is_async else ''}",
+        route=f"POST /api/{target.kind}/{placeholder}/run",
+        body=names.run_body(inputs),
+        reads=reads,
+        repeatable=False,
+        pays_for=target,
+        lane=Lane.SUBMIT,
+        patience=Patience.SUBMIT if is_async else Patience.RUN,
+    )
+
+
+def submit(target: Target, inputs: Inputs) -> Call[types.Submitted]:
+    """POST /api/workflows/:slug/run?async=true or the same of a model: submit a run (contract 4)."""
+    return _run(target, inputs, replies.submitted, is_async=True)
+
+
+def run(target: Target, inputs: Inputs) -> Call[types.RunResult]:
+    """POST /api/workflows/:slug/run or the same of a model: run and wait for the result (contract 3)."""
+    return _run(target, inputs, replies.run_result, is_async=False)
+
+
+# Workflows (contract 8 and 9).
+
+_WORKFLOW: Final = "/api/workflows/:slug"
+
+
+def workflow_schema(slug: str) -> Call[types.WorkflowSchema]:
+    """GET /api/workflows/:slug/schema: the inputs it takes."""
+    path = f"/api/workflows/{names.slug(slug)}/schema"
+    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/schema", reads=replies.read(types.WorkflowSchema))
+
+
+def public_schema(slug: str) -> Call[types.WorkflowSchema]:
+    """GET /api/workflows/:slug/public-schema: the same for a public playground, without a key."""
+    path = f"/api/workflows/{names.slug(slug)}/public-schema"
+    reads = replies.read(types.WorkflowSchema)
+    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/public-schema", reads=reads, keyed=False)
+
+
+def list_workflows() -> Call[tuple[types.WorkflowSummary, ...]]:
+    """GET /api/workflows: yours and the templates everyone sees."""
+    return Call(method="GET", path="/api/workflows", route="GET /api/workflows", reads=replies.workflows)
+
+
+def get_workflow(slug: str) -> Call[types.Workflow]:
+    """GET /api/workflows/:slug: the whole workflow."""
+    path = f"/api/workflows/{names.slug(slug)}"
+    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}", reads=replies.read(types.Workflow))
+
+
+def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
+    """POST /api/workflows: create. Not repeatable: sent twice it makes a second workflow with the slug `-2`."""
+    return Call(
+        method="POST",
+        path="/api/workflows",
+        route="POST /api/workflows",
+        body=names.json_body(workflow),
+        reads=replies.read(types.Workflow),
+        repeatable=False,
+    )
+
+
+def update_workflow(slug: str, workflow: Mapping[str, Any]) -> Call[types.Workflow]:
+    """PUT /api/workflows/:slug: update."""
+    path, body = f"/api/workflows/{names.slug(slug)}", names.json_body(workflow)
+    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}", body=body, reads=replies.read(types.Workflow))
+
+
+def move_workflow(slug: str, folder_id: str | None) -> Call[None]:
+    """PUT /api/workflows/:slug/move: into a folder, None for the root."""
+    path, body = f"/api/workflows/{names.slug(slug)}/move", names.json_body({"folderId": folder_id})
+    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}/move", body=body, reads=replies.nothing)
+
+
+def delete_workflow(slug: str) -> Call[None]:
+    """DELETE /api/workflows/:slug."""
+    path = f"/api/workflows/{names.slug(slug)}"
+    return Call(method="DELETE", path=path, route=f"DELETE {_WORKFLOW}", reads=replies.nothing)
+
+
+# Executions (contract 5).
+
+
+def get_execution(execution_id: str) -> Call[types.ExecutionState]:
+    """GET /api/executions/:id: where a run stands."""
+    path = f"/api/executions/{names.execution_id(execution_id)}"
+    return Call(method="GET", path=path, route="GET /api/executions/:id", reads=replies.execution(execution_id))
+
+
+def cancel_execution(execution_id: str) -> Call[types.ExecutionState]:
+    """POST /api/executions/:id/cancel: ask for its end; it is charged all the same. Repeatable."""
+    path = f"/api/executions/{names.execution_id(execution_id)}/cancel"
+    reads = replies.cancelled(execution_id)
+    return Call(method="POST", path=path, route="POST /api/executions/:id/cancel", reads=reads)
+
+
+# Usage (contract 10).
+
+LARGEST_PAGE: Final = 500
+
+
+def list_usage(
+    *,
+    status: str | None = None,
+    model_id: str | None = None,
+    workflow_slug: str | None = None,
+    limit: int | None = None,
+    offset: int | None = None,
+) -> Call[types.UsagePage]:
+    """GET /api/usage: rows of the account's use of the API, newest first."""
+    if limit is not None and not (_is_whole(limit) and 1 <= limit <= LARGEST_PAGE):
+        raise InvalidArgumentError(f"limit={limit!r}: must be a whole number from 1 to {LARGEST_PAGE}")
+    if offset is not None and not (_is_whole(offset) and offset >= 0):
+        raise InvalidArgumentError(f"offset={offset!r}: must be a whole number of at least 0")
+    asked = {"status": status, "modelId": model_id, "workflowSlug": workflow_slug, "limit": limit, "offset": offset}
+    for key, value in asked.items():
+        if value is not None and not isinstance(value, (str, int)):
+            raise InvalidArgumentError(f"{key}={value!r}: must be a text")
+    query = urlencode({key: value for key, value in asked.items() if value is not None})
+    path = f"/api/usage?{query}" if query else "/api/usage"
+    return Call(method="GET", path=path, route="GET /api/usage", reads=replies.read(types.UsagePage))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def usage_models() -> Call[tuple[str, ...]]:
+    """GET /api/usage/models: the distinct models in the account's usage."""
+    return Call(method="GET", path="/api/usage/models", route="GET /api/usage/models", reads=replies.usage_models)
+
+
+# Public.
+
+
+def pricing() -> Call[types.Pricing]:
+    """GET /api/pricing/public: prices and tiers, without a key."""
+    route = "GET /api/pricing/public"
+    return Call(method="GET", path="/api/pricing/public", route=route, reads=replies.pricing, keyed=False)
+
+
+def health() -> Call[types.Health]:
+    """GET /api/health, without a key."""
+    return Call(method="GET", path="/api/health", route="GET /api/health", reads=replies.health, keyed=False)

@@ -1,0 +1,74 @@
+"""What the headers of an answer say: the server's time, the wait it asks for, the state of the quota. Contract 6.
+
+Rule of the file: an odd value is as good as none; nothing here raises.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from knouds_async._sansio import replies
+from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.window import Reply
+
+READ: Final = (
+    "content-type",
+    "date",
+    "location",
+    "retry-after",
+    "x-ratelimit-limit",
+    "x-ratelimit-remaining",
+    "x-ratelimit-reset",
+)
+"""The headers that are kept of an answer; no other is ever looked at."""
+
+_WHOLE: Final = re.compile(r"[0-9]{1,15}\Z")
+
+
+def http_date(text: str | None) -> float | None:
+    """Give an HTTP date as epoch seconds; what is none gives None."""
+    if not text:
+        return None
+    try:
+        moment = parsedate_to_datetime(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def retry_after(answer: Answer, server_time: float | None) -> float | None:
+    """Give the seconds the service asks to wait: `Retry-After` in seconds or as a date, else the body's `retryAfter`.
+
+    A date is taken against the answer's own `Date`, else against `server_time` (epoch seconds); never the local clock.
+    """
+    text = answer.headers.get("retry-after", "").strip()
+    if _WHOLE.match(text):
+        return float(text)
+    until = http_date(text)
+    if until is not None:
+        since = http_date(answer.headers.get("date")) or server_time
+        return max(0.0, until - since) if since is not None else None
+    asked = (replies.own_words(answer) or {}).get("retryAfter")
+    if isinstance(asked, (int, float)) and not isinstance(asked, bool) and asked >= 0:
+        return min(float(asked), 1e9)
+    return None
+
+
+def quota(answer: Answer, *, server_time: float | None) -> Reply:
+    """Give what an answer says of its route's quota; only a refusal's wait counts."""
+    is_refused = answer.status == 429
+    return Reply(
+        refused=is_refused,
+        limit=_whole(answer, "x-ratelimit-limit"),
+        remaining=_whole(answer, "x-ratelimit-remaining"),
+        reset=_whole(answer, "x-ratelimit-reset"),
+        retry_after=retry_after(answer, server_time) if is_refused else None,
+    )
+
+
+def _whole(answer: Answer, name: str) -> int | None:
+    text = answer.headers.get(name, "").strip()
+    return int(text) if _WHOLE.match(text) else None

@@ -1,0 +1,88 @@
+"""Names and inputs from the caller, checked before any request: slugs, execution ids, JSON.
+
+Source: contract 2 (slugs), 4 (ids), 7 (`INVALID_SLUG`, `INVALID_INPUTS`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
+
+_SLUG: Final = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
+_ID: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
+_DEEPEST: Final = 200
+_WIDEST: Final = 10_000
+
+
+def slug(name: object, what: str = "slug") -> str:
+    """Give a slug or model name back if it is one; it can then stand in a path as it is."""
+    if isinstance(name, str) and len(name) <= 200 and _SLUG.match(name):
+        return name
+    raise InvalidSlugError(f"{name!r:.200} is not a {what}: nothing was sent", code="INVALID_SLUG")
+
+
+def is_execution_id(text: object) -> bool:
+    """Tell whether a value can be an execution's id."""
+    return isinstance(text, str) and len(text) <= 200 and _ID.match(text) is not None
+
+
+def execution_id(text: object) -> str:
+    """Give an execution id back if it is one; it can then stand in a path as it is."""
+    if isinstance(text, str) and is_execution_id(text):
+        return text
+    raise InvalidArgumentError(f"{text!r:.200} is not an execution id (letters, digits, - and _): nothing was sent")
+
+
+def run_body(inputs: Mapping[str, Any]) -> bytes:
+    """Give the body of a run; inputs that are not a JSON object are an InvalidInputsError that names the place."""
+    if not isinstance(inputs, Mapping):
+        raise _refused(f"inputs must be a mapping of names to JSON values, not {inputs!r:.200}")
+    return json_body({"inputs": inputs}, root="inputs")
+
+
+def json_body(value: Mapping[str, Any], *, root: str | None = None) -> bytes:
+    """Give a JSON body; what JSON cannot say is an InvalidInputsError that names the place and the value.
+
+    `root`: the only key of `value`, when faults are to be named from there.
+    """
+    plain = {key: _plain(item, key, ()) for key, item in value.items()} if root else _plain(value, "body", ())
+    return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _refused(why: str) -> InvalidInputsError:
+    return InvalidInputsError(f"{why}: nothing was sent", code="INVALID_INPUTS")
+
+
+def _plain(value: Any, path: str, parents: tuple[int, ...]) -> Any:
+    """Copy a value as plain JSON types, so that what is sent is what was checked."""
+    if isinstance(value, int) and value.bit_length() > _WIDEST:
+        raise _refused(f"{path} is a whole number of more than {_WIDEST} bits")
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        raise _refused(f"{path} is {value!r}, which JSON cannot say")
+    if not isinstance(value, (Mapping, list, tuple)):
+        raise _refused(f"{path} is {value!r:.100} of type {type(value).__name__}, which is not JSON")
+    if id(value) in parents:
+        raise _refused(f"{path} contains itself")
+    if len(parents) >= _DEEPEST:
+        raise _refused(f"{path:.80} lies more than {_DEEPEST} levels deep")
+    return _plain_container(value, path, (*parents, id(value)))
+
+
+def _plain_container(
+    value: Mapping[Any, Any] | list[Any] | tuple[Any, ...], path: str, parents: tuple[int, ...]
+) -> Any:
+    if not isinstance(value, Mapping):
+        return [_plain(item, f"{path}[{index}]", parents) for index, item in enumerate(value)]
+    for key in value:
+        if not isinstance(key, str):
+            raise _refused(f"{path} has the key {key!r:.100}, and JSON's keys are texts")
+    return {key: _plain(item, f"{path}[{key!r}]", parents) for key, item in value.items()}

@@ -1,0 +1,200 @@
+"""What follows an attempt: done, again after a pause, back to the head of the line, or an error. Pure.
+
+There is no idempotency key (contract 4), so a paid run is sent again only when it certainly was not sent or was
+refused with 429. Source of the rows: contract 6 and 7.
+
+    the attempt ended as        reads, cancel, PUT, DELETE   create a workflow   submit and run (paid)
+    ─────────────────────────   ──────────────────────────   ─────────────────   ─────────────────────
+    not sent                    again                        again               again
+    sent, no answer or cut      again                        NoAnswerError       SubmissionUnknownError
+    429                         requeued, never an attempt   requeued            requeued
+    2xx, readable               done                         done                done
+    2xx, unreadable             InvalidResponseError         the same            SubmissionUnknownError
+    502, 503, 504               again                        ServiceError        as other 5xx
+    other 5xx, own JSON         ServiceError                 ServiceError        ServiceError, may have run
+    other 5xx, no own JSON      ServiceError                 ServiceError        SubmissionUnknownError
+    408, 499 without own JSON   APIError                     APIError            SubmissionUnknownError
+    3xx, other 4xx              APIError (DELETE again: 404 is done)             APIError, nothing was run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import attrs
+
+from knouds_async._sansio import headers, refusals, replies
+from knouds_async._sansio.calls import Call
+from knouds_async._sansio.replies import Answer, UnreadableError
+from knouds_async.config import Retries
+from knouds_async.errors import (
+    ConnectionFailedError,
+    InvalidResponseError,
+    KnoudsError,
+    NoAnswerError,
+    RateLimitError,
+    SubmissionUnknownError,
+)
+
+T = TypeVar("T")
+
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 8.0
+_PASSING: Final = frozenset({502, 503, 504})
+_OPEN: Final = frozenset({408, 499})  # a proxy gave up waiting: the service may have the request
+
+
+@attrs.frozen
+class NotSent:
+    """The attempt certainly did not reach the service; `seen` says what happened instead."""
+
+    seen: str
+
+
+@attrs.frozen
+class Unanswered:
+    """The request left, or may have left, and no answer came; `seen` says what came instead."""
+
+    seen: str
+
+
+@attrs.frozen
+class Garbled:
+    """The answer began and its body could not be read: cut short (`is_cut`), or refused as too large or malformed."""
+
+    status: int
+    headers: Mapping[str, str]
+    seen: str
+    is_cut: bool
+
+
+Outcome: TypeAlias = Answer | NotSent | Unanswered | Garbled
+
+
+@attrs.frozen
+class Done(Generic[T]):
+    """The call is over, with its value."""
+
+    value: T
+
+
+@attrs.frozen
+class Again:
+    """Another attempt, after a pause of `after` seconds."""
+
+    after: float
+
+
+@attrs.frozen
+class Requeue:
+    """The quota was used up (429): wait at the head of the line; this was no attempt."""
+
+
+@attrs.frozen
+class Fail:
+    """The call is over, with an error."""
+
+    error: KnoudsError
+
+
+@attrs.frozen(kw_only=True)
+class SoFar:
+    """Where a call stands: attempts made, seconds spent on them and their pauses, when the last one left.
+
+    `server_time`: the service's clock now, epoch seconds, None while unknown.
+    """
+
+    attempts: int
+    spent: float
+    sent_at: datetime
+    server_time: float | None = None
+
+
+def decide(
+    call: Call[T], outcome: Outcome, so_far: SoFar, retries: Retries, *, roll: float
+) -> Done[T] | Again | Requeue | Fail:
+    """Decide what follows an attempt; `roll` is uniform in [0, 1)."""
+    match outcome:
+        case NotSent(seen):
+            error = ConnectionFailedError(f"{call.route}: not sent: {seen}. Nothing was run")
+            return _again(so_far, retries, roll) or Fail(error)
+        case Unanswered(seen):
+            return _unanswered(call, seen, so_far, retries, roll)
+        case Garbled(status, seen_headers, seen, is_cut):
+            if not 200 <= status < 300:  # the status alone says what happened
+                return _refused(call, Answer(status, seen_headers, b""), so_far, retries, roll)
+            if is_cut:
+                return _unanswered(call, seen, so_far, retries, roll)
+            return Fail(_unreadable(call, status, seen, so_far))
+        case Answer(status):
+            return _answered(call, outcome, so_far, retries, roll)
+
+
+def _answered(
+    call: Call[T], answer: Answer, so_far: SoFar, retries: Retries, roll: float
+) -> Done[T] | Again | Requeue | Fail:
+    if not 200 <= answer.status < 300:
+        return _refused(call, answer, so_far, retries, roll)
+    try:
+        return Done(call.reads(answer))
+    except UnreadableError as odd:
+        seen = f"the answer {answer.status} has a body that cannot be read: {odd}"
+        return Fail(_unreadable(call, answer.status, seen, so_far))
+
+
+def _unanswered(call: Call[Any], seen: str, so_far: SoFar, retries: Retries, roll: float) -> Again | Fail:
+    if call.pays_for is not None:
+        return Fail(_unknown(call, seen, so_far))
+    error = NoAnswerError(f"{call.route}: sent, but no answer came: {seen}")
+    return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
+
+
+def _refused(
+    call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries, roll: float
+) -> Done[Any] | Again | Requeue | Fail:
+    if answer.status == 429:
+        return _limited(call, answer, so_far, retries)
+    if answer.status == 404 and call.method == "DELETE" and so_far.attempts > 1:
+        return Done(None)
+    own = replies.own_words(answer)
+    if call.pays_for is not None and own is None and (answer.status >= 500 or answer.status in _OPEN):
+        return Fail(_unknown(call, f"the answer was {answer.status} and not the service's own", so_far))
+    error = refusals.refusal(answer, call.route, may_have_run=call.pays_for is not None and answer.status >= 500)
+    if call.repeatable and answer.status in _PASSING:
+        asked = headers.retry_after(answer, so_far.server_time) or 0.0
+        return _again(so_far, retries, roll, at_least=asked) or Fail(error)
+    return Fail(error)
+
+
+def _limited(call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries) -> Requeue | Fail:
+    """Requeue, unless the service asks for a wait that nobody would want to sit out silently."""
+    asked = headers.retry_after(answer, so_far.server_time)
+    if asked is None or asked <= retries.longest:
+        return Requeue()
+    error = refusals.refusal(answer, call.route)
+    return Fail(
+        error if isinstance(error, RateLimitError) else RateLimitError(str(error), status=429, retry_after=asked)
+    )
+
+
+def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.0) -> Again | None:
+    """Give the next attempt, unless attempts, patience or budget are used up.
+
+    Full jitter: uniform between nothing and an exponential bound, so that many clients do not return together
+    (M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
+    """
+    pause = max(at_least, roll * min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (so_far.attempts - 1)))
+    is_over = so_far.attempts >= retries.attempts or pause > retries.longest
+    return None if is_over or so_far.spent + pause > retries.budget else Again(pause)
+
+
+def _unreadable(call: Call[Any], status: int, seen: str, so_far: SoFar) -> KnoudsError:
+    if call.pays_for is not None:
+        return _unknown(call, seen, so_far)
+    return InvalidResponseError(f"{call.route}: {seen}", status=status, route=call.route)
+
+
+def _unknown(call: Call[Any], seen: str, so_far: SoFar) -> SubmissionUnknownError:
+    return SubmissionUnknownError(target=str(call.pays_for), sent_at=so_far.sent_at, seen=seen)

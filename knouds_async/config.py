@@ -1,0 +1,204 @@
+"""What a client is told at construction, as frozen values; the only reader of the environment.
+
+Rule of the file: a bad value is a ConfigurationError that names it, before any request. The key is never named.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import re
+from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined,unused-ignore]
+
+import attrs
+
+from knouds_async.errors import ConfigurationError
+
+DEFAULT_BASE_URL: Final = "https://knouds.ai"
+_KEY: Final = re.compile(r"[!-~]{1,512}\Z")
+
+TIERS: Final[dict[str, float | None]] = {
+    "free": 10,
+    "deployment": 100,
+    "pro": 100,
+    "admin": 1000,
+    "business": 1000,
+    "enterprise": math.inf,
+    "super_admin": math.inf,
+}
+"""Requests per minute and route of each tier, and of each scope of the older generation (contract 6)."""
+
+
+class Secret:
+    """A text that never shows in a repr, a log, a traceback with locals or a pickle; `reveal()` gives it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        """Wrap the text."""
+        self._text = text
+
+    def reveal(self) -> str:
+        """Give the text itself; only where it is sent."""
+        return self._text
+
+    def __repr__(self) -> str:
+        """Show nothing of it."""
+        return "Secret('***')"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to be pickled or copied."""
+        raise TypeError("a Secret is not pickled: build the client anew from $KNOUDS_KEY in the other process")
+
+
+def api_key(given: str | Secret | None) -> Secret:
+    """Give the key: the argument, else `$KNOUDS_KEY`. It is checked for form and never printed."""
+    text = given.reveal() if isinstance(given, Secret) else given
+    if text is None:
+        text = os.environ.get("KNOUDS_KEY")
+    if text is None or text == "":
+        raise ConfigurationError(
+            "no API key: set $KNOUDS_KEY (export KNOUDS_KEY=knouds_live_...) or pass AsyncKnouds(api_key=...)"
+        )
+    if not isinstance(text, str) or not _KEY.match(text):
+        raise ConfigurationError(
+            "the API key is malformed (it is not shown here): it must be 1 to 512 printable ASCII characters with "
+            "no spaces or newlines; check that $KNOUDS_KEY was not cut, quoted or read with a trailing newline"
+        )
+    return Secret(text)
+
+
+def base_url(given: str | None, *, allow_insecure_http: bool = False) -> str:
+    """Give the base URL: the argument, else `$KNOUDS_BASE_URL`, else the vendor's; without a trailing slash.
+
+    Plain http is refused except to loopback, or when asked for: the key would travel in the clear.
+    """
+    url = given if given is not None else os.environ.get("KNOUDS_BASE_URL") or DEFAULT_BASE_URL
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigurationError(f"base_url {url!r} is not a URL") from None
+    if "@" in parts.netloc:
+        raise ConfigurationError("base_url must not hold a user name or password (it is not shown here)")
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or re.search(r"[\s\\]", url):
+        raise ConfigurationError(f"base_url {url!r} must be https://host with no query or fragment")
+    if parts.scheme == "http" and not (allow_insecure_http or is_loopback(host)):
+        raise ConfigurationError(
+            f"base_url {url!r} is plain http to another machine, so the key would travel in the clear: use https, "
+            "or pass allow_insecure_http=True"
+        )
+    return url.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name is this machine's loopback, without looking it up."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def proxy_for(url: str) -> str | None:
+    """Give the proxy that the environment names for a URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), if any."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    proxies = getproxies_environment()
+    if is_loopback(host) or proxy_bypass_environment(host, proxies):
+        return None
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def requests_per_minute(tier: str | None) -> float | None:
+    """Give the first guess of a tier's limit: inf when unlimited, None when it has to be learned."""
+    if tier is None:
+        return None
+    if tier not in TIERS:
+        raise ConfigurationError(
+            f"unknown tier {tier!r}: use one of {', '.join(sorted(TIERS))}, or None to learn it from the headers"
+        )
+    return TIERS[tier]
+
+
+def _above(least: float, *, inclusive: bool = False) -> Any:
+    """Make a validator for a finite-or-infinite number above a bound, whose error names the field and the value."""
+
+    def check(owner: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or math.isnan(value) or value < least or (value == least and not inclusive):
+            bound = "at least" if inclusive else "more than"
+            raise ConfigurationError(
+                f"{type(owner).__name__}({attribute.name}={value!r}): must be a number {bound} {least:g}"
+            )
+
+    return check
+
+
+_positive = _above(0)
+
+
+@attrs.frozen(kw_only=True)
+class Backoff:
+    """A plain schedule of looks: `first` seconds after the submit, then longer by `factor`, `longest` at most."""
+
+    first: float = attrs.field(default=1.0, validator=_positive)
+    factor: float = attrs.field(default=1.5, validator=_above(1, inclusive=True))
+    longest: float = attrs.field(default=5.0, validator=_positive)
+    jitter: float = attrs.field(default=0.1, validator=_above(0, inclusive=True))
+
+
+@attrs.frozen(kw_only=True)
+class Polling:
+    """How the ends of runs are looked for.
+
+    `schedule`: a plain schedule (make one with `Polling.backoff` or `Polling.every`).
+    """
+
+    schedule: Backoff = attrs.field(factory=Backoff)
+
+    @classmethod
+    def backoff(cls, first: float = 1.0, factor: float = 1.5, longest: float = 5.0) -> Polling:
+        """Look first after `first` seconds, then at steps longer by `factor` up to `longest` seconds, with jitter."""
+        return cls(schedule=Backoff(first=first, factor=factor, longest=longest))
+
+    @classmethod
+    def every(cls, seconds: float) -> Polling:
+        """Look at a fixed pace of `seconds`."""
+        return cls(schedule=Backoff(first=seconds, factor=1.0, longest=seconds, jitter=0.0))
+
+
+@attrs.frozen(kw_only=True)
+class Retries:
+    """How often and how long a request that is safe to repeat is repeated.
+
+    `attempts`: the most attempts in all. `longest`: the longest single wait the service may ask for, in seconds; a
+    longer `Retry-After` is raised instead of slept. `budget`: seconds that all attempts and pauses may take together.
+    A 429 is never an attempt.
+    """
+
+    attempts: int = attrs.field(default=4, validator=_above(1, inclusive=True))
+    longest: float = attrs.field(default=120.0, validator=_above(0, inclusive=True))
+    budget: float = attrs.field(default=120.0, validator=_above(0, inclusive=True))
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """Seconds for each phase of an exchange, and for the whole of it.
+
+    `connect`, `read`, `write`: per connection, read and write; `pool`: to get a connection when all are busy; `total`:
+    a whole exchange, `submit`: the same for a submit. `run`: the same for a synchronous run, whose answer comes when
+    the run is over (15 minutes: contract 3).
+    """
+
+    connect: float = attrs.field(default=10.0, validator=_positive)
+    read: float = attrs.field(default=30.0, validator=_positive)
+    write: float = attrs.field(default=30.0, validator=_positive)
+    pool: float = attrs.field(default=120.0, validator=_positive)
+    total: float = attrs.field(default=60.0, validator=_positive)
+    submit: float = attrs.field(default=60.0, validator=_positive)
+    run: float = attrs.field(default=900.0, validator=_positive)
