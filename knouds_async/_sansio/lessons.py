@@ -1,0 +1,148 @@
+"""What an answer teaches about the quota: limit, window, its edge and length, other users, the rounding of Reset.
+
+Rule of the file: an answer is matched to a window by its Reset alone, and Reset meets local time only through the
+bounds that `Date` headers set (contract 6).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import attrs
+
+from knouds_async._sansio.clock import ServerClock
+from knouds_async._sansio.quota import TRANSIT, Frame, Reply, Rules, Tally, Window
+
+__all__ = ["learn"]
+
+JITTER: Final = 1.0
+"""Seconds by which Reset may differ within a window, and by which it may be off: it is rounded."""
+
+LONGEST: Final = 86_400.0
+"""Seconds; a Reset further away than this is not believed."""
+
+REMEMBERED: Final = 300.0
+"""Seconds for which care lasts after somebody else was seen using the quota."""
+
+STEP: Final = 0.5
+"""Seconds to wait more when an edge is late although Reset is taken as rounded down."""
+
+
+def learn(window: Window, now: float, sent: float, reply: Reply, clock: ServerClock) -> Window:
+    """Correct what is believed by an answer come `now` to a request `sent` then, which is no longer in flight."""
+    if reply.limit is None or reply.remaining is None or reply.reset is None:
+        return _without_headers(window, now, reply)
+    frame, reset, left = window.frame, reply.reset, max(0, reply.remaining)
+    if frame.reset is not None and reset < frame.reset - JITTER and sent <= frame.shown + TRANSIT:
+        return window  # late news of a window that is over
+    rules = _rules(window, now, reply.limit, reset, clock)
+    edge = _edge(rules, now, sent, reply, reset, clock)
+    if frame.reset is None or abs(reset - frame.reset) > JITTER:
+        edge = min(edge, now + rules.length)  # it has begun by now
+        frame = _opened(frame, rules, sent, reset, edge, clock)
+        tally = Tally(left, sent, int(not reply.refused), window.tally.cwnd)
+    elif not frame.rolled:
+        if edge < frame.edge:
+            frame = attrs.evolve(frame, edge=edge)
+        tally = _counted(window.tally, left, sent, reply)
+    elif sent > frame.start:
+        return _early(window, rules, sent, reply, left, edge)
+    else:
+        return attrs.evolve(window, rules=rules)  # late news of the window just over
+    if reply.refused:
+        rules, tally = _refused(rules, tally, now, reply)
+    return _alone_or_not(Window(rules, frame, tally, window.flight), now)
+
+
+def _without_headers(window: Window, now: float, reply: Reply) -> Window:
+    """Take a success for an unlimited route's, and a refusal for a request to pause."""
+    rules, tally = window.rules, window.tally
+    if reply.refused:
+        pause = rules.length / 12 if reply.retry_after is None else reply.retry_after
+        hold = max(rules.hold, now + pause)
+        rules = attrs.evolve(rules, unlimited=False, hold=hold, shared_until=now + REMEMBERED)
+        return attrs.evolve(window, rules=rules, tally=attrs.evolve(tally, cwnd=1.0))
+    if not reply.succeeded:
+        return window
+    cwnd = math.inf if now >= rules.shared_until else tally.cwnd + 1
+    if not rules.unlimited:
+        rules = attrs.evolve(rules, unlimited=True)
+    return Window(rules, window.frame, Tally(tally.left, tally.left_sent, tally.own, cwnd), window.flight)
+
+
+def _rules(window: Window, now: float, limit: int, reset: float, clock: ServerClock) -> Rules:
+    rules, length = window.rules, _length(window, now, reset, clock)
+    if limit == rules.limit and length == rules.length and not rules.unlimited:
+        return rules
+    return attrs.evolve(rules, limit=max(0, limit), length=length, unlimited=False)
+
+
+def _length(window: Window, now: float, reset: float, clock: ServerClock) -> float:
+    """Learn the window's length: at least the time for which it still lasts, at most the distance of two Resets."""
+    length, before = window.rules.length, window.frame.reset
+    if not clock.known:
+        return length
+    if before is not None and before + JITTER < reset < before + length and before <= now + clock.hi:
+        length = reset - before
+    if length < reset - JITTER - (now + clock.hi) <= LONGEST:
+        length = float(math.ceil(reset - (now + clock.lo)))
+    return length
+
+
+def _edge(rules: Rules, now: float, sent: float, reply: Reply, reset: float, clock: ServerClock) -> float:
+    """Say by when the window has ended; without a clock, or with a senseless Reset, it may have just begun."""
+    edge = reset - clock.lo + rules.slack
+    if not sent - TRANSIT <= edge <= now + LONGEST:
+        edge = now + (rules.length if reply.retry_after is None else reply.retry_after)
+    if reply.refused and reply.retry_after is not None:
+        edge = max(edge, sent + reply.retry_after - 1)  # it is rounded up
+    return max(edge, sent)
+
+
+def _opened(frame: Frame, rules: Rules, sent: float, reset: float, edge: float, clock: ServerClock) -> Frame:
+    """Enter a window that had not been heard of; a request sent then was counted in it."""
+    server = min(clock.hi, clock.lo + 1 + TRANSIT)  # a Date is not much older than its answer, however late that is
+    soonest = max(reset - JITTER - server, sent) if clock.known else sent
+    begun = min(soonest - rules.length, sent)
+    oldest = max(begun - TRANSIT, frame.oldest)
+    return Frame(reset=reset, shown=sent, oldest=oldest, start=begun, soonest=soonest, edge=edge)
+
+
+def _counted(tally: Tally, left: int, sent: float, reply: Reply) -> Tally:
+    """Count an answer of the window that is on; the lowest Remaining is the newest."""
+    own = tally.own + (not reply.refused)
+    if left < tally.left:
+        return Tally(left, sent, own, tally.cwnd)
+    return Tally(tally.left, tally.left_sent, own, tally.cwnd)
+
+
+def _early(window: Window, rules: Rules, sent: float, reply: Reply, left: int, edge: float) -> Window:
+    """Step back: what was sent after the edge was counted before it. So Reset is not rounded up; wait longer from now on."""
+    slack = JITTER if rules.slack < JITTER else rules.slack + STEP
+    slack = min(slack, max(JITTER + STEP, rules.length / 10))
+    edge = max(edge - rules.slack + slack, sent + STEP)
+    frame = attrs.evolve(window.frame, soonest=sent, edge=edge, rolled=False)
+    tally = Tally(0 if reply.refused else left, sent, rules.tokens - left)
+    return Window(attrs.evolve(rules, slack=slack), frame, tally, window.flight)
+
+
+def _refused(rules: Rules, tally: Tally, now: float, reply: Reply) -> tuple[Rules, Tally]:
+    """Send nothing more until the edge; if it was not the quota that ran out, for as long as is asked."""
+    if tally.left == 0 or reply.retry_after is None:
+        return rules, attrs.evolve(tally, left=0)
+    return attrs.evolve(rules, hold=max(rules.hold, now + reply.retry_after)), attrs.evolve(tally, cwnd=1.0)
+
+
+def _alone_or_not(window: Window, now: float) -> Window:
+    """Take care for a while once somebody else is seen using the quota, and let slow start grow; alone, it is over."""
+    rules, tally = window.rules, window.tally
+    if window.foreign:
+        cwnd = min(tally.cwnd + 1, 2.0 + tally.own)
+        if rules.shared_until < now + REMEMBERED - 1:
+            rules = attrs.evolve(rules, shared_until=now + REMEMBERED)
+    else:
+        cwnd = math.inf if now >= rules.shared_until else tally.cwnd + 1
+    if cwnd == tally.cwnd and rules is window.rules:
+        return window
+    return Window(rules, window.frame, Tally(tally.left, tally.left_sent, tally.own, cwnd), window.flight)

@@ -1,0 +1,121 @@
+"""What is believed of one route's quota: its rules, the window that is on, and what has been counted in it.
+
+Rule of the file: values only. `window.py` spends by them and `lessons.py` corrects them. Times are local monotonic
+seconds; only `Frame.reset` is the server's (contract 6).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import attrs
+
+from knouds_async._sansio.inflight import Flight, sent_since
+
+__all__ = ["GUARD", "SURE", "TRANSIT", "Frame", "Reply", "Rules", "Tally", "Window"]
+
+GUARD: Final = 0.05
+"""Seconds after the predicted edge at which the next window counts as open."""
+
+TRANSIT: Final = 2.0
+"""Seconds within which a request reaches the server's counter; only its answer may take longer."""
+
+SURE: Final = 1.25
+"""Seconds after the predicted edge at which no canary is needed: Reset is off by less than one, whatever its rounding."""
+
+FIRST_LIMIT: Final = 10
+"""Requests to send in a window of unknown limit before anything is heard: the lowest limit any tier has had."""
+
+
+@attrs.frozen(kw_only=True)
+class Reply:
+    """What an answer said about the quota; None for each header that it did not carry.
+
+    `refused`: it was a 429. `succeeded`: it was a 2xx, so without the headers its route is not limited.
+    `limit`, `remaining`, `reset` (epoch seconds): X-RateLimit-*. `retry_after`: seconds.
+    """
+
+    refused: bool = False
+    succeeded: bool = True
+    limit: int | None = None
+    remaining: int | None = None
+    reset: float | None = None
+    retry_after: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Rules:
+    """What outlives a window: the limit, the window's length, the rounding of Reset, and how much care is due.
+
+    `slack`: seconds by which edges have turned out later than Reset. `shared_until`: others were seen using the quota.
+    `hold`: nothing may be sent before.
+    """
+
+    limit: int | None
+    share: float = 1.0
+    unlimited: bool = False
+    length: float = 60.0
+    slack: float = 0.0
+    shared_until: float = -math.inf
+    hold: float = -math.inf
+
+    @property
+    def tokens(self) -> int:
+        """Requests to count on in a new window."""
+        return FIRST_LIMIT if self.limit is None else self.limit
+
+    @property
+    def reserve(self) -> int:
+        """Requests of each window that are left to others; at least one stays ours."""
+        return 0 if self.share == 1 else max(0, min(self.tokens - 1, math.ceil((1 - self.share) * self.tokens)))
+
+
+@attrs.frozen
+class Frame:
+    """One window in time: the `reset` that names it, and the send time of the request that first `shown` it.
+
+    `oldest`: requests sent before were not counted in it. `start`: it has surely begun.
+    `soonest`: it has surely not ended. `edge`: it has ended, by what is known.
+    `rolled`: the edge of the window named has passed; the times are a guess at the window that is on now.
+    """
+
+    reset: float | None = None
+    shown: float = -math.inf
+    oldest: float = -math.inf
+    start: float = -math.inf
+    soonest: float = -math.inf
+    edge: float = math.inf
+    rolled: bool = False
+
+
+@attrs.frozen
+class Tally:
+    """What was counted in the window: lowest Remaining seen, who showed it (send time), own requests; slow start."""
+
+    left: int
+    left_sent: float = -math.inf
+    own: int = 0
+    cwnd: float = 1.0
+
+
+@attrs.frozen
+class Window:
+    """All that one route's limiter knows; every step makes a new one."""
+
+    rules: Rules
+    frame: Frame
+    tally: Tally
+    flight: Flight = ()
+
+    @property
+    def room(self) -> int:
+        """Requests that may still be sent in this window: those in flight that Remaining may not include are spent."""
+        since = max(self.frame.oldest, self.tally.left_sent - TRANSIT)
+        return self.tally.left - self.rules.reserve - sent_since(self.flight, since)
+
+    @property
+    def foreign(self) -> int:
+        """Requests counted in this window that are surely not ours."""
+        spent = self.rules.tokens - self.tally.left - self.tally.own
+        return max(0, spent - sent_since(self.flight, self.frame.oldest)) if spent > 0 else 0

@@ -1,0 +1,190 @@
+"""The rate limiter's mathematics: a mirror of the server's fixed window, spent as soon as it is open (contract 6).
+
+Rule of the file: whether and when to send, given what is believed; `lessons.py` draws the beliefs from the answers.
+The tokens are what is left of the server's window, less what is in flight. One canary crosses an edge alone and its
+answer releases the rest; where others use the quota, the number in flight grows by one per answer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, TypeAlias
+
+import attrs
+
+from knouds_async._sansio.clock import ServerClock
+from knouds_async._sansio.inflight import join, leave, unawaited
+from knouds_async._sansio.lessons import learn
+from knouds_async._sansio.quota import GUARD, SURE, TRANSIT, Frame, Reply, Rules, Tally, Window
+
+__all__ = [
+    "Go",
+    "Reply",
+    "Ticket",
+    "Turn",
+    "Wait",
+    "Window",
+    "answered",
+    "left",
+    "lost",
+    "resets_in",
+    "returned",
+    "take",
+    "unknown",
+]
+
+SETTLE: Final = 1.0
+"""Seconds after which an unanswered request no longer holds others back: answers can be minutes late."""
+
+CAUTION: Final = 0.5
+"""Part of the presumed own share that is put in flight at once where others use the quota too."""
+
+TICK: Final = 1e-6
+"""Seconds by which a timer may ring too soon: event loops do so by the resolution of their clock."""
+
+
+@attrs.frozen
+class Ticket:
+    """A request that was let go, by the time it was."""
+
+    sent: float
+
+
+@attrs.frozen
+class Go:
+    """Send now, and report back with the ticket."""
+
+    ticket: Ticket
+
+
+@attrs.frozen
+class Wait:
+    """Ask again at `until`, or sooner when there is news: an answer, a returned or a lost ticket."""
+
+    until: float
+
+
+Turn: TypeAlias = Go | Wait
+
+
+def unknown(limit: int | None, *, share: float = 1.0, unlimited: bool = False) -> Window:
+    """Begin with a guess: the tier's limit (None: not known) in windows of 60 s, of which `share` (0 to 1) is ours."""
+    rules = Rules(limit=limit, share=share, unlimited=unlimited)
+    return Window(rules, Frame(), Tally(rules.tokens, cwnd=math.inf if unlimited else 1.0))
+
+
+def take(window: Window, now: float) -> tuple[Window, Turn]:
+    """Decide whether a request may be sent `now`; with `Go` it counts as sent."""
+    soon = now + TICK
+    window = _rolled(window, soon)
+    at = _ready(window, soon)
+    if at > soon:
+        return window, Wait(at)
+    frame = window.frame
+    if frame.edge == math.inf:
+        frame = attrs.evolve(frame, soonest=now, edge=now + window.rules.length)
+    flight = join(window.flight, now, frame.start, frame.oldest)
+    return Window(window.rules, frame, window.tally, flight), Go(Ticket(now))
+
+
+def answered(window: Window, now: float, ticket: Ticket, reply: Reply, clock: ServerClock) -> Window:
+    """Learn from an answer that came `now`; `clock` has already heard its `Date`."""
+    is_silent = reply.remaining is None and not (reply.succeeded or reply.refused)
+    drop = unawaited if is_silent else leave  # an error may have been counted, and does not say
+    flight = drop(window.flight, ticket.sent)
+    return learn(Window(window.rules, window.frame, window.tally, flight), now, ticket.sent, reply, clock)
+
+
+def returned(window: Window, ticket: Ticket) -> Window:
+    """Take a token back: the request never left."""
+    return Window(window.rules, window.frame, window.tally, leave(window.flight, ticket.sent))
+
+
+def lost(window: Window, now: float, ticket: Ticket) -> Window:
+    """Note that a request was sent and no answer will come: it counts as spent until the server shows otherwise."""
+    window = _rolled(window, now)
+    return Window(window.rules, window.frame, window.tally, unawaited(window.flight, ticket.sent))
+
+
+def left(window: Window, now: float) -> int | None:
+    """Count the requests that may still be sent in this window; None when unlimited or the limit is not known."""
+    window = _rolled(window, now)
+    return None if window.rules.unlimited or window.rules.limit is None else max(0, window.room)
+
+
+def resets_in(window: Window, now: float) -> float | None:
+    """Give the seconds until the window's edge; None when unlimited or nothing was heard."""
+    frame = _rolled(window, now).frame
+    return None if window.rules.unlimited or frame.reset is None else max(0.0, frame.edge - now)
+
+
+def _rolled(window: Window, now: float) -> Window:
+    """Step into the window after the edge, once that has passed; nothing is known of it but the limit."""
+    rules, frame = window.rules, window.frame
+    if now < frame.edge + GUARD or rules.unlimited:
+        return window
+    start = frame.edge + math.floor((now - GUARD - frame.edge) / rules.length) * rules.length
+    if start + rules.length + GUARD <= now:
+        start += rules.length  # the quotient was cut by a float's last bit
+    soonest = frame.soonest + (start - frame.edge)
+    rolled = Frame(
+        reset=frame.reset,
+        shown=frame.shown,
+        oldest=soonest - TRANSIT,
+        start=start,
+        soonest=soonest + rules.length,
+        edge=start + rules.length,
+        rolled=True,
+    )
+    is_alone = now >= rules.shared_until and now >= frame.edge + SURE
+    return Window(rules, rolled, Tally(rules.tokens, cwnd=math.inf if is_alone else 1.0), window.flight)
+
+
+def _ready(window: Window, now: float) -> float:
+    """Find the earliest moment from `now` on at which a request may go if nothing is heard until then."""
+    rules, frame, tally = window.rules, window.frame, window.tally
+    if now < rules.hold:
+        return _ready(_rolled(window, rules.hold), rules.hold)
+    if rules.unlimited:
+        return _started(window, now, math.inf)
+    room = window.room
+    if room > 0:
+        at = now if tally.cwnd == math.inf and now >= rules.shared_until else _started(window, now, room)
+    elif (frame.rolled or frame.reset is None) and not _is_out(window):
+        return _arrived(window, now)
+    else:
+        at = math.inf
+    edge = frame.edge + GUARD
+    return at if at < edge else _ready(_rolled(window, edge), edge)
+
+
+def _is_out(window: Window) -> bool:
+    """Tell whether a request is in flight that was sent in this window."""
+    return bool(window.flight) and window.flight[-1].first >= window.frame.start
+
+
+def _arrived(window: Window, now: float) -> float:
+    """Say when the last request of the window before has been counted somewhere: then a canary can tell how many are left."""
+    return max(now, window.flight[-1].last + TRANSIT) if window.flight else now
+
+
+def _started(window: Window, now: float, room: float) -> float:
+    """Say when slow start lets one more go: when few enough of those in flight have been out for under a second.
+
+    Every answer, and every second without one, makes room for one more; so a canary's answer, or two seconds, for two.
+    Where others use the quota, no more than a part of what is presumably ours of the `room` is out at once.
+    """
+    rules, frame, tally = window.rules, window.frame, window.tally
+    sent = [slot for slot in window.flight if slot.first >= frame.start]
+    most = (tally.cwnd + sum(slot.count for slot in sent)) / 2
+    is_shared = now < rules.shared_until
+    if is_shared and room < math.inf:
+        own = tally.own + 1
+        most = min(most, max(1, int(room * CAUTION * own / (own + window.foreign))))
+    young = [slot for slot in sent if now < slot.last + SETTLE]
+    waiting, at = sum(slot.awaited for slot in young), now
+    for slot in young:
+        if waiting < most:
+            break
+        waiting, at = waiting - slot.awaited, slot.last + SETTLE
+    return min(at, max(now, frame.start + SURE)) if frame.rolled and not is_shared else at
