@@ -1,0 +1,63 @@
+"""The one file that knows asyncio from trio: a task that belongs to no caller, and whose loop this is.
+
+Rule of the file: as small as can be; everything else in `_io` is anyio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from knouds_async.errors import WrongEventLoopError
+
+
+def spawn(work: Callable[[], Coroutine[Any, Any, None]]) -> object:
+    """Start `work` in a task of its own, with an empty context; hold on to what is given back while it runs.
+
+    An asyncio task or a trio system task: both outlive the caller and end with the loop. `work` must not raise.
+    """
+    if _in_trio():
+        import trio
+
+        return trio.lowlevel.spawn_system_task(work)
+    return asyncio.get_running_loop().create_task(work(), context=contextvars.Context())
+
+
+def _in_trio() -> bool:
+    """Tell whether the running task is trio's; trio is not imported for it."""
+    return "trio" in sys.modules and sys.modules["trio"].lowlevel.in_trio_task()
+
+
+def running_loop() -> object:
+    """Give what identifies the running event loop: asyncio's loop, or trio's entry token."""
+    if _in_trio():
+        import trio
+
+        return trio.lowlevel.current_trio_token()
+    return asyncio.get_running_loop()
+
+
+class HomeLoop:
+    """Remembers the loop of the first use and refuses any other: sockets and events cannot move between loops."""
+
+    def __init__(self) -> None:
+        """Belong to no loop yet."""
+        self._home: object | None = None
+
+    def enter(self) -> None:
+        """Take the running loop for home, or raise WrongEventLoopError at once if home is another."""
+        if self._home is None:
+            self._home = running_loop()
+        self.check()
+
+    def check(self) -> None:
+        """Raise WrongEventLoopError if home is another loop than the running one."""
+        if self._home is not None and self._home is not running_loop():
+            raise WrongEventLoopError(
+                "this AsyncKnouds was first used in another event loop; its connections live there. Build one client "
+                "per event loop (e.g. inside the function that asyncio.run runs). Runs that are out can be attached "
+                "in the new client: knouds.executions.attach(execution)"
+            )

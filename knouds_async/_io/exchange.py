@@ -1,0 +1,100 @@
+"""One attempt of a call over HTTP: it ends as answered, garbled, not sent, or sent and unanswered; it never raises.
+
+Rule of the file: the only place where a request with the key in it exists. No HTTP object leaves it: foreign errors
+become words, and a cancellation passes with its traceback cut, so that no frame of it shows a header.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import anyio
+import httpx
+
+from knouds_async._io.transport import SentTrace, UnreadableBody, read_body
+from knouds_async._sansio import headers
+from knouds_async._sansio.calls import Call
+from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
+from knouds_async.config import Secret, Timeouts
+
+_MASK: Final = b"***"
+
+
+class Exchange:
+    """Sends calls to one base URL with one key."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, *, base_url: str, key: Secret, timeouts: Timeouts, agent: str, is_known: bool
+    ) -> None:
+        """Use `http`; `is_known`: whether its transport is one whose errors tell what was sent."""
+        self._http = http
+        self._base_url = base_url
+        self._origin = _origin(httpx.URL(base_url))
+        self._key = key
+        self._timeouts = timeouts
+        self._headers = {"accept": "application/json", "accept-encoding": "gzip", "user-agent": agent}
+        self._is_known = is_known
+
+    async def attempt(self, call: Call[Any], trace: SentTrace, *, total: float | None = None) -> Outcome:
+        """Send a call once and give what came of it, within `total` seconds or the call's own timeout.
+
+        Cancelled: the connection is closed; `trace` tells whether the request may have left.
+        """
+        limit = total if total is not None else getattr(self._timeouts, call.patience.value)
+        error: Exception | None = None
+        try:
+            with anyio.move_on_after(limit):
+                return await self._perform(call, trace, limit)
+        except Exception as failure:  # noqa: BLE001  (a caller's own transport may raise anything)
+            error = failure
+        except BaseException as stop:  # noqa: BLE001  (raised again)
+            raise stop.with_traceback(None) from None
+        return self._classify(error, trace, limit)
+
+    async def _perform(self, call: Call[Any], trace: SentTrace, limit: float) -> Outcome:
+        response = await self._http.send(self._request(call, trace, limit), stream=True, follow_redirects=False)
+        seen = {name: value for name in headers.READ if (value := response.headers.get(name)) is not None}
+        try:
+            body = await read_body(response)
+        except UnreadableBody as odd:
+            return Garbled(response.status_code, seen, f"the body of the answer {odd}", is_cut=False)
+        except httpx.TransportError as cut:
+            why = self._words(cut)
+            return Garbled(response.status_code, seen, f"the answer was cut short ({why})", is_cut=True)
+        finally:
+            await response.aclose()
+        if not 200 <= response.status_code < 300:  # a page that echoes the request must not carry the key into errors
+            body = body.replace(self._key.reveal().encode(), _MASK)
+        return Answer(response.status_code, seen, body)
+
+    def _request(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Request:
+        wait = self._timeouts
+        read = max(wait.read, limit) if call.pays_for is not None else wait.read
+        request = self._http.build_request(
+            call.method,
+            self._base_url + call.path,
+            content=call.body,
+            headers=self._headers if call.body is None else {**self._headers, "content-type": "application/json"},
+            timeout=httpx.Timeout(connect=wait.connect, read=read, write=wait.write, pool=wait.pool),
+            extensions={"trace": trace, "knouds.fresh": call.pays_for is not None},
+        )
+        if call.keyed and _origin(request.url) == self._origin:
+            request.headers["x-api-key"] = self._key.reveal()
+        return request
+
+    def _classify(self, error: Exception | None, trace: SentTrace, limit: float) -> Outcome:
+        """Tell from the trace, not from the error's class, whether the request may have left."""
+        seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
+        known = error if isinstance(error, httpx.TransportError) else None
+        may_have_left = trace.may_have_been_sent(known, transport_is_known=self._is_known)
+        return Unanswered(seen) if may_have_left else NotSent(seen)
+
+    def _words(self, error: Exception) -> str:
+        """Name an error in words that cannot hold the key."""
+        text = str(error).replace(self._key.reveal(), "***")
+        return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port

@@ -1,0 +1,184 @@
+"""send(Call[T]) -> T: a turn at the limiter, an attempt, a decision, maybe again. One linear function.
+
+Rule of the file: what is decided is decided in `retry`; here it is carried out. Errors are raised from frames that
+hold no HTTP object.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+import anyio
+
+from knouds_async._io.backend import HomeLoop
+from knouds_async._io.exchange import Exchange
+from knouds_async._io.limiter import Limiter
+from knouds_async._io.transport import SentTrace
+from knouds_async._io.uninterrupted import Finished, is_cancelled, uninterrupted
+from knouds_async._sansio import headers, retry
+from knouds_async._sansio.calls import Call, Patience
+from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar
+from knouds_async._sansio.window import Ticket
+from knouds_async.config import Retries
+from knouds_async.errors import ClientClosedError
+from knouds_async.types import Submitted
+
+T = TypeVar("T")
+logger = logging.getLogger("knouds_async")
+
+
+class Send(Protocol):
+    """What the resources are handed: a call in, its value out."""
+
+    async def __call__(self, call: Call[T], /, *, total: float | None = None) -> T:
+        """Send a call."""
+        ...
+
+
+class Pipeline:
+    """Sends calls, each by its turn, as often as is safe."""
+
+    def __init__(self, exchange: Exchange, limiter: Limiter, retries: Retries) -> None:
+        """Send through `exchange`, in the order of `limiter`, again as `retries` allow."""
+        self._exchange = exchange
+        self._limiter = limiter
+        self._retries = retries
+        self._home = HomeLoop()
+        self._is_closed = False
+        self._paid_out = 0  # submits under way that nothing may cut
+        self._all_in: anyio.Event | None = None
+
+    async def send(self, call: Call[T], *, total: float | None = None) -> T:
+        """Send a call and give its value; `total` replaces the call's own timeout, in seconds.
+
+        Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
+        submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
+        """
+        attempts, spent, at_head = 0, 0.0, False
+        while True:
+            self._check_open()
+            ticket = await self._limiter.acquire(call.route, call.lane, at_head=at_head)
+            attempts, began, sent_at = attempts + 1, anyio.current_time(), self._wall_time()
+            finished = await self._finish(call, ticket, sent_at, total)
+            spent += anyio.current_time() - began
+            so_far = SoFar(attempts=attempts, spent=spent, sent_at=sent_at, server_time=self._limiter.server_time())
+            decision = retry.decide(call, finished.value, so_far, self._retries, roll=random.random())  # noqa: S311
+            if finished.cancellation is not None or (call.pays_for is not None and is_cancelled()):
+                _log_cut(call, decision, sent_at)
+            if finished.cancellation is not None:
+                raise finished.cancellation
+            match decision:
+                case Done(value):
+                    return value
+                case Fail(error):
+                    raise error
+                case Requeue():
+                    attempts, at_head = attempts - 1, True
+                case Again(after):
+                    logger.debug("%s again in %.2f s", call.route, after)
+                    await anyio.sleep(after)
+                    spent += after
+
+    async def _finish(
+        self, call: Call[Any], ticket: Ticket, sent_at: datetime, total: float | None
+    ) -> Finished[Outcome]:
+        """Make one attempt; a submit in a task of its own, so that no cancellation cuts it before its id is read."""
+        if call.patience is not Patience.SUBMIT:
+            return Finished(await self._attempt(call, ticket, sent_at, total), None)
+        self._paid_out += 1
+        try:
+            return await uninterrupted(lambda: self._attempt(call, ticket, sent_at, total))
+        finally:
+            self._paid_out -= 1
+            if self._paid_out == 0 and self._all_in is not None:
+                self._all_in.set()
+
+    async def _attempt(self, call: Call[Any], ticket: Ticket, sent_at: datetime, total: float | None) -> Outcome:
+        trace = SentTrace()
+        try:
+            outcome = await self._exchange.attempt(call, trace, total=total)
+        except BaseException:
+            self._cut(call, ticket, trace, sent_at)
+            raise
+        self._learn(call, ticket, outcome)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s %s", call.route, _described(outcome))
+        return outcome
+
+    def _cut(self, call: Call[Any], ticket: Ticket, trace: SentTrace, sent_at: datetime) -> None:
+        """Account for an attempt that was cancelled: a paid one that may have left is reported as unknown."""
+        if not trace.may_have_been_sent(None, transport_is_known=True):
+            self._limiter.returned(call.route, ticket)
+            return
+        self._limiter.lost(call.route, ticket)
+        if call.pays_for is not None:
+            logger.warning(
+                "a run of %s was sent at %s and cancelled before its answer: it may have run and been charged; "
+                "look for it with knouds.usage.find_submission",
+                call.pays_for,
+                sent_at.isoformat(),
+            )
+
+    def _learn(self, call: Call[Any], ticket: Ticket, outcome: Outcome) -> None:
+        if isinstance(outcome, NotSent):
+            self._limiter.returned(call.route, ticket)
+        elif isinstance(outcome, (Answer, Garbled)):
+            body = outcome.body if isinstance(outcome, Answer) else b""
+            answer = Answer(outcome.status, outcome.headers, body)
+            reply = headers.quota(answer, server_time=self._limiter.server_time())
+            self._limiter.answered(call.route, ticket, reply, headers.http_date(outcome.headers.get("date")))
+        else:
+            self._limiter.lost(call.route, ticket)
+
+    def _wall_time(self) -> datetime:
+        """Give the time by the service's clock where it is known, for usage rows are dated by it."""
+        server_time = self._limiter.server_time()
+        return datetime.now(UTC) if server_time is None else datetime.fromtimestamp(server_time, UTC)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosedError(
+                "this AsyncKnouds is closed: build a new one; runs that are out can be attached there"
+            )
+        self._home.enter()
+
+    def close(self) -> None:
+        """Refuse new calls; raises WrongEventLoopError in another loop than the client's."""
+        self._home.check()
+        self._is_closed = True
+
+    async def drain(self) -> None:
+        """Wait for the submits under way: their ids must not be lost."""
+        if self._paid_out:
+            self._all_in = self._all_in or anyio.Event()
+            await self._all_in.wait()
+
+
+def _described(outcome: Outcome) -> str:
+    """Say how an attempt ended, without inputs, results or headers."""
+    if isinstance(outcome, (Answer, Garbled)):
+        return f"answered {outcome.status}"
+    return f"{'not sent' if isinstance(outcome, NotSent) else 'unanswered'}: {outcome.seen}"
+
+
+def _log_cut(call: Call[Any], decision: Done[Any] | Again | Requeue | Fail, sent_at: datetime) -> None:
+    """Say at WARNING what became of a submit whose caller was cancelled meanwhile: the id must not be lost."""
+    if isinstance(decision, Done) and isinstance(decision.value, Submitted):
+        logger.warning(
+            "execution %s of %s was submitted although its caller was cancelled; it runs and is charged: "
+            "knouds.executions.attach(%r) picks it up",
+            decision.value.execution_id,
+            call.pays_for,
+            decision.value.execution_id,
+        )
+    elif isinstance(decision, Fail) and decision.error.may_have_run:
+        logger.warning(
+            "a submit of %s at %s ended as unknown while its caller was cancelled: %s",
+            call.pays_for,
+            sent_at.isoformat(),
+            decision.error,
+        )
