@@ -1,0 +1,132 @@
+"""AsyncKnouds: owns the HTTP client, the limiter and the watcher, and hands `send` to the resources."""
+
+from __future__ import annotations
+
+import ssl
+from importlib.metadata import version
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from knouds_async import config
+from knouds_async._io.exchange import Exchange
+from knouds_async._io.http import own_client, tells_what_was_sent
+from knouds_async._io.limiter import Limiter
+from knouds_async._io.pipeline import Pipeline
+from knouds_async._io.watcher import Watcher
+from knouds_async._sansio import calls
+from knouds_async.config import Polling, Retries, Secret, Timeouts
+from knouds_async.errors import ConfigurationError
+from knouds_async.resources.executions import Executions
+from knouds_async.resources.models import Models
+from knouds_async.resources.runs import Runs
+from knouds_async.resources.usage import Usage
+from knouds_async.resources.workflows import Workflows
+from knouds_async.types import Account, Health, Pricing
+
+if TYPE_CHECKING:
+    import httpx
+
+_CLOSING: Final = 5.0  # seconds that closing waits for submits under way
+_AGENT: Final = f"knouds-async/{version('knouds-async')}"
+
+
+class AsyncKnouds:
+    """An asyncio and trio client of the Knouds API.
+
+    `api_key`: else `$KNOUDS_KEY`. `tier`: first guess of the rate limit (`"pro"`, `"business"`, `"enterprise"`,
+    `"free"`, or an old scope), None to learn it. `base_url`: else `$KNOUDS_BASE_URL`, else https://knouds.ai.
+    `limiter`: share one among clients of one account. `http_client`: your own `httpx.AsyncClient`; it is used as it is
+    and never closed here. `max_connections`: connections at once. Raises ConfigurationError, before any request.
+
+    Use it in `async with`, or call `aclose()`, or neither. It belongs to the event loop of its first request.
+    """
+
+    def __init__(
+        self,
+        api_key: str | Secret | None = None,
+        *,
+        tier: str | None = None,
+        base_url: str | None = None,
+        polling: Polling | None = None,
+        retries: Retries | None = None,
+        timeouts: Timeouts | None = None,
+        limiter: Limiter | None = None,
+        http_client: httpx.AsyncClient | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        max_connections: int = 100,
+        allow_insecure_http: bool = False,
+    ) -> None:
+        """Check everything that is given; nothing is sent and no task is started."""
+        key = config.api_key(api_key)
+        url = config.base_url(base_url, allow_insecure_http=allow_insecure_http)
+        if not isinstance(max_connections, int) or max_connections < 1:
+            raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
+        self._limiter = limiter if limiter is not None else Limiter(tier)
+        config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
+        self._own_http = None
+        if http_client is None:
+            http_client = self._own_http = own_client(url, ssl_context=ssl_context, connections=max_connections)
+        exchange = Exchange(
+            http_client,
+            base_url=url,
+            key=key,
+            timeouts=timeouts or Timeouts(),
+            agent=_AGENT,
+            is_known=tells_what_was_sent(http_client),
+        )
+        self._base_url = url
+        self._pipeline = Pipeline(exchange, self._limiter, retries or Retries())
+        self._watcher = Watcher(self._pipeline.send, polling or Polling())
+        runs = Runs(self._pipeline.send, self._watcher, url)
+        self.workflows: Final = Workflows(self._pipeline.send, runs)
+        self.models: Final = Models(runs)
+        self.executions: Final = Executions(self._pipeline.send, runs, url)
+        self.usage: Final = Usage(self._pipeline.send)
+
+    def __repr__(self) -> str:
+        """Show the service, never the key."""
+        return f"<AsyncKnouds {self._base_url}>"
+
+    @property
+    def limiter(self) -> Limiter:
+        """The limiter: its `stats(route)` tell how a quota stands."""
+        return self._limiter
+
+    async def whoami(self) -> Account:
+        """Give the account that the key belongs to: role, tier, whether it is approved."""
+        return await self._pipeline.send(calls.whoami())
+
+    async def pricing(self) -> Pricing:
+        """Give the public prices and tiers; no key is sent."""
+        return await self._pipeline.send(calls.pricing())
+
+    async def health(self) -> Health:
+        """Give the service's health; no key is sent."""
+        return await self._pipeline.send(calls.health())
+
+    async def aclose(self) -> None:
+        """Close the client: waits end with ClientClosedError, runs go on.
+
+        Submits under way are waited for, for five seconds at most, so that no id is lost. Idempotent; safe in
+        `finally` and when cancelled. A client of another event loop raises WrongEventLoopError.
+        """
+        self._pipeline.close()
+        self._watcher.close()
+        try:
+            with anyio.move_on_after(_CLOSING, shield=True):
+                await self._pipeline.drain()
+        finally:
+            if self._own_http is not None:
+                await self._own_http.aclose()
+
+    async def __aenter__(self) -> AsyncKnouds:
+        """Enter nothing that outlives a call: no task, no cancel scope."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the client."""
+        await self.aclose()

@@ -1,0 +1,46 @@
+"""knouds.executions: runs that are out, by their id (contract 5)."""
+
+from __future__ import annotations
+
+from knouds_async._io.pipeline import Send
+from knouds_async._sansio import calls, names
+from knouds_async.errors import InvalidArgumentError
+from knouds_async.execution import UNSEEN, Execution
+from knouds_async.resources.runs import Runs
+from knouds_async.types import ExecutionState, Target
+
+
+class Executions:
+    """Executions by their id."""
+
+    def __init__(self, send: Send, runs: Runs, base_url: str) -> None:
+        """Belong to one client."""
+        self._send = send
+        self._runs = runs
+        self._base_url = base_url
+
+    async def get(self, execution_id: str) -> ExecutionState:
+        """Look at an execution once. An unknown id raises NotFoundError."""
+        return await self._send(calls.get_execution(execution_id))
+
+    async def cancel(self, execution_id: str) -> ExecutionState:
+        """Ask for the end of a run and give its state then; it is charged all the same.
+
+        A run that is already over is not an error: its final state is given.
+        """
+        return await self.attach(execution_id).cancel()
+
+    def attach(self, execution: str | Execution, target: Target | str | None = None) -> Execution:
+        """Give a handle of a run that was submitted before, in any process; no request is made.
+
+        `execution`: an id, or a handle that was pickled. `target`: what runs, if known (`workflows/<slug>`), so that
+        the time such runs take can be learned. A handle of another service raises InvalidArgumentError.
+        """
+        known = Target.parse(target) if isinstance(target, str) else target
+        if not isinstance(execution, Execution):
+            return self._runs.attach(ExecutionState(execution_id=names.execution_id(execution), status=UNSEEN), known)
+        if execution.base_url != self._base_url:
+            raise InvalidArgumentError(
+                f"execution {execution.id} runs on {execution.base_url}, and this client is for {self._base_url}"
+            )
+        return self._runs.attach(execution.state, known or execution.target)

@@ -1,0 +1,51 @@
+"""Runs of either kind of target: submitted, or synchronous. What workflows and models share."""
+
+from __future__ import annotations
+
+import anyio
+
+from knouds_async._io.pipeline import Send
+from knouds_async._io.watcher import Watcher
+from knouds_async._sansio import calls
+from knouds_async.errors import InvalidArgumentError
+from knouds_async.execution import Execution
+from knouds_async.types import ExecutionState, Inputs, RunResult, Submitted, Target
+
+
+class Runs:
+    """Starts runs through `send` and hands out handles that wait through `watcher`."""
+
+    def __init__(self, send: Send, watcher: Watcher, base_url: str) -> None:
+        """Belong to one client."""
+        self._send = send
+        self._watcher = watcher
+        self._base_url = base_url
+
+    async def submit(self, target: Target, inputs: Inputs) -> Execution:
+        """Submit a run and give its handle."""
+        receipt = await self._send(calls.submit(target, inputs))
+        return self._handle(_first_state(receipt, target), target, submitted=anyio.current_time())
+
+    async def run(self, target: Target, inputs: Inputs, *, timeout: float | None) -> RunResult:
+        """Run synchronously; `timeout` in seconds."""
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
+        return await self._send(calls.run(target, inputs), total=timeout)
+
+    def attach(self, state: ExecutionState, target: Target | None) -> Execution:
+        """Give a handle of a run that was submitted before, anywhere."""
+        return self._handle(state, target, submitted=None)
+
+    def _handle(self, state: ExecutionState, target: Target | None, *, submitted: float | None) -> Execution:
+        return Execution(self._watcher.record(state, target, submitted=submitted), self._watcher, self._base_url)
+
+
+def _first_state(receipt: Submitted, target: Target) -> ExecutionState:
+    """Give the state that a submit's receipt tells of."""
+    return ExecutionState(
+        execution_id=receipt.execution_id,
+        request_id=receipt.request_id,
+        status=receipt.status,
+        workflow_slug=target.name if target.kind == "workflows" else None,
+        raw=receipt.raw,
+    )

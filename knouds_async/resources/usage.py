@@ -1,0 +1,86 @@
+"""knouds.usage: the account's own use of the API, row by row (contract 10)."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from knouds_async._io.pipeline import Send
+from knouds_async._sansio import calls
+from knouds_async.types import UsagePage, UsageRow
+
+
+class Usage:
+    """Usage rows, newest first."""
+
+    def __init__(self, send: Send) -> None:
+        """Belong to one client."""
+        self._send = send
+
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        model_id: str | None = None,
+        workflow_slug: str | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+    ) -> UsagePage:
+        """Give one page: `limit` rows (50 when None, 500 at most) from `offset` on, filtered by what is not None."""
+        filters = {"status": status, "model_id": model_id, "workflow_slug": workflow_slug}
+        return await self._send(calls.list_usage(**filters, limit=limit, offset=offset))
+
+    def iter(
+        self,
+        *,
+        status: str | None = None,
+        model_id: str | None = None,
+        workflow_slug: str | None = None,
+        page_size: int = calls.LARGEST_PAGE,
+    ) -> UsageRows:
+        """Walk all rows, page by page: `async for row in knouds.usage.iter(): ...`.
+
+        Rows that arrive meanwhile push older ones down; a row with an id that was given already is left out.
+        """
+        calls.list_usage(status=status, model_id=model_id, workflow_slug=workflow_slug, limit=page_size)  # checks
+        return UsageRows(self, {"status": status, "model_id": model_id, "workflow_slug": workflow_slug}, page_size)
+
+    async def models(self) -> tuple[str, ...]:
+        """Give the distinct model ids of the account's usage."""
+        return await self._send(calls.usage_models())
+
+
+class UsageRows:
+    """All usage rows, as an async iterator that asks for a page when it has run out of rows."""
+
+    def __init__(self, usage: Usage, filters: dict[str, str | None], page_size: int) -> None:
+        """Made by `Usage.iter`."""
+        self._usage = usage
+        self._filters = filters
+        self._page_size = page_size
+        self._offset = 0
+        self._rows: deque[UsageRow] = deque()
+        self._given: set[int | str] = set()
+        self._is_last = False
+
+    def __aiter__(self) -> UsageRows:
+        """Iterate over itself."""
+        return self
+
+    async def __anext__(self) -> UsageRow:
+        """Give the next row. Cancelled: nothing is lost, the next step asks for the same page again."""
+        while not self._rows and not self._is_last:
+            self._take(await self._usage.list(**self._filters, limit=self._page_size, offset=self._offset))
+        if not self._rows:
+            raise StopAsyncIteration
+        return self._rows.popleft()
+
+    def _take(self, page: UsagePage) -> None:
+        """Keep the rows not given yet; a page that brings no row ends the walk, whatever `total` says."""
+        self._offset += len(page.rows)
+        is_full = page.total is None or self._offset < page.total
+        self._is_last = not page.rows or not is_full
+        for row in page.rows:
+            if row.id is None or row.id not in self._given:
+                self._rows.append(row)
+            if row.id is not None:
+                self._given.add(row.id)
