@@ -1,0 +1,32 @@
+"""The Knouds service in memory, for tests and trials without a key: an emulator, faults, and virtual time."""
+
+from knouds_async.testing import faults
+from knouds_async.testing._service.catalog import Model, Workflow
+from knouds_async.testing._service.keys import ApiKey
+from knouds_async.testing._service.lifecycle import Run
+from knouds_async.testing.emulator import Emulator
+from knouds_async.testing.laws import Lognormal
+from knouds_async.testing.messages import Broken, Fault, Later, Request, Response, Wire
+from knouds_async.testing.server import serve
+from knouds_async.testing.transport import EmulatorTransport
+from knouds_async.testing.virtual_time import VirtualTimeLoop, virtual_backend
+
+__all__ = [
+    "ApiKey",
+    "Broken",
+    "Emulator",
+    "EmulatorTransport",
+    "Fault",
+    "Later",
+    "Lognormal",
+    "Model",
+    "Request",
+    "Response",
+    "Run",
+    "VirtualTimeLoop",
+    "Wire",
+    "Workflow",
+    "faults",
+    "serve",
+    "virtual_backend",
+]

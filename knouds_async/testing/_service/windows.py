@@ -1,0 +1,91 @@
+"""Rate limits: per user and route, in fixed windows (contract 6).
+
+Rule of the file: time is `elapsed`, seconds since the emulator's first request; `clock` only turns an end into
+the epoch second that the headers show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from random import Random
+
+import attrs
+
+from knouds_async.testing._service.clock import ServerClock
+from knouds_async.testing.settings import Settings
+
+__all__ = ["Verdict", "Windows"]
+
+_ROUNDINGS: dict[str, Callable[[float], int]] = {"up": math.ceil, "down": math.floor, "nearest": round}
+
+
+@attrs.frozen
+class Verdict:
+    """Whether a request was let in, and what its answer says about the quota."""
+
+    is_granted: bool
+    limit: int
+    remaining: int
+    reset: int
+    retry_after: int
+
+    def headers(self) -> dict[str, str]:
+        """Give the three quota headers."""
+        return {
+            "x-ratelimit-limit": str(self.limit),
+            "x-ratelimit-remaining": str(self.remaining),
+            "x-ratelimit-reset": str(self.reset),
+        }
+
+
+@attrs.define(eq=False)
+class _Window:
+    """One window of one user on one route; `others` are the times of other users' requests, latest first."""
+
+    start: float
+    end: float
+    reset: int
+    others: list[float]
+    used: int = 0
+
+
+class Windows:
+    """The windows of all users and routes."""
+
+    def __init__(self, settings: Settings, clock: ServerClock) -> None:
+        """Start with no window; the phase comes from the settings or the seed."""
+        self._settings = settings
+        self._clock = clock
+        self._open: dict[tuple[str, str], _Window] = {}
+        self._others_dice = Random(f"{settings.seed}:others")
+        phase = settings.window_phase
+        drawn = Random(f"{settings.seed}:phase").random() * settings.window_length
+        self._phase = drawn if phase is None else phase
+
+    def count(self, user: str, route: str, limit: int, elapsed: float) -> Verdict:
+        """Count one request of a user on a route against its window."""
+        window = self._open.get((user, route))
+        if window is None or not window.start <= elapsed < window.end:
+            window = self._open[(user, route)] = self._new(elapsed, limit)
+        while window.others and window.others[-1] <= elapsed:
+            window.others.pop()
+            window.used = min(limit, window.used + 1)
+        is_granted = window.used < limit
+        window.used += is_granted
+        retry_after = max(1, math.ceil(window.end - elapsed))
+        return Verdict(is_granted, limit, max(0, limit - window.used), window.reset, retry_after)
+
+    def _new(self, elapsed: float, limit: int) -> _Window:
+        length = self._settings.window_length
+        start = elapsed
+        if self._settings.window_opens == "on_the_clock":
+            start = math.floor((elapsed - self._phase) / length) * length + self._phase
+        end = start + length
+        reset = _ROUNDINGS[self._settings.reset_rounding](self._clock.epoch_at(end))
+        return _Window(start, end, reset, self._others(start, length, limit))
+
+    def _others(self, start: float, length: float, limit: int) -> list[float]:
+        others, dice = self._settings.others, self._others_dice
+        number = others(dice) if callable(others) else round(others * limit)
+        return sorted((start + dice.random() * length for _ in range(number)), reverse=True)

@@ -1,0 +1,213 @@
+"""The emulator: the Knouds service in memory, without a clock, a socket or a wait of its own.
+
+Rule of the file: pure state; `now` is any monotonic time in seconds that the caller passes. What ends, ends when
+a request's `now` has passed it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import attrs
+
+from knouds_async.testing._service.gate import answer, dated
+from knouds_async.testing._service.lifecycle import Run
+from knouds_async.testing._service.routes import UNKNOWN, Route, match
+from knouds_async.testing._service.service import Service
+from knouds_async.testing._service.wallet import Charge
+from knouds_async.testing.journal import LoggedRequest, RequestLog
+from knouds_async.testing.messages import Broken, Fate, Fault, Later, Outcome, Request, Response
+from knouds_async.testing.settings import Settings
+from knouds_async.testing.strikes import Faults
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+__all__ = ["Emulator"]
+
+
+@attrs.define(eq=False)
+class _Arrival:
+    """A request on its way to the service, and what it met there."""
+
+    request: Request
+    outcome: Outcome | None = None
+
+
+def _faults(settings: Settings) -> Faults:
+    return Faults(settings.seed)
+
+
+@attrs.define(kw_only=True, eq=False, repr=False, slots=False)
+class Emulator(Settings):
+    """The whole service of the contract in memory; see `Settings` for what it can be told to be.
+
+    `handle` answers one request; `faults.add` makes some go wrong.
+    Deterministic: the same settings, requests and times give the same answers.
+    ValueError for settings that are impossible.
+    """
+
+    requests: RequestLog = attrs.field(init=False, factory=RequestLog)
+    faults: Faults = attrs.field(init=False, default=attrs.Factory(_faults, takes_self=True))
+
+    def __attrs_post_init__(self) -> None:
+        """Check the settings together and start the service."""
+        self.check_together()
+        self._service = Service(self)
+        self._underway: list[tuple[float, int, _Arrival]] = []
+        self._sent = 0
+
+    def __repr__(self) -> str:
+        """Say what it is and how much it has seen; the key stays out."""
+        return f"<Emulator tier={self.tier!r} requests={self.requests.count} runs={len(self.runs)}>"
+
+    def connect(self, request: Request, now: float) -> Request | Broken:
+        """Decide the fate of a request before it is sent: give it back to send, or `Broken` when it never gets there.
+
+        For those who act out connections; whoever calls only `handle` can leave it out.
+        """
+        self.settle(now)
+        if not self.faults:
+            return request
+        label = _label(match(request.method, request.path)[0])
+        fate = self.faults.decide(label, request)
+        if fate.fault is None or fate.fault.stage != "unread":
+            return attrs.evolve(request, fate=fate)
+        self.requests.arrived(label)
+        outcome = fate.fault.act(None)
+        self.requests.answered(request, label, outcome, now)
+        return outcome if isinstance(outcome, Broken) else request
+
+    def handle(self, request: Request, now: float) -> Outcome:
+        """Answer one request that arrives at `now`: at once, `Later`, or `Broken` by a fault."""
+        self.settle(now)
+        return self._receive(request, now)
+
+    def deliver(self, request: Request, at: float) -> Later:
+        """Put a request on its way: it arrives at `at` (seconds), whether or not its sender still waits then."""
+        arrival = _Arrival(request)
+        self._sent += 1
+        heapq.heappush(self._underway, (at, self._sent, arrival))
+
+        def met(now: float) -> Outcome:
+            self.settle(now)
+            if arrival.outcome is None:
+                raise ValueError(f"the request arrives at {at}: resume it then, not at {now}")
+            return arrival.outcome
+
+        return Later(at, met)
+
+    def resume(self, later: Later, now: float) -> Outcome:
+        """Ask again for an answer that was to come later; ValueError before its time."""
+        self.settle(now)
+        return later.finish(now)
+
+    def settle(self, now: float) -> None:
+        """Let everything happen that is due by `now`: requests on their way arrive, runs end."""
+        underway = self._underway
+        while underway and underway[0][0] <= now:
+            at, _, arrival = heapq.heappop(underway)
+            self._service.clock.advance(at)
+            arrival.outcome = self._receive(arrival.request, at)
+        self._service.clock.advance(now)
+
+    @cached_property
+    def app(self) -> Starlette:
+        """The ASGI app of this emulator, in anyio's time; ImportError without the extra `testing`."""
+        from knouds_async.testing.app import build_app
+
+        return build_app(self.handle, self.resume)
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """All runs the service began, in order."""
+        return self._service.runs
+
+    @property
+    def charges(self) -> Sequence[Charge]:
+        """All payments, in order."""
+        return self._service.wallet.charges
+
+    @property
+    def credits_spent(self) -> int:
+        """The credits all runs have cost, trial credits left out."""
+        return sum(charge.amount for charge in self.charges if charge.paid_by == "credits")
+
+    @property
+    def refusals(self) -> Sequence[LoggedRequest]:
+        """All requests that were refused with 429."""
+        return self.requests.refusals
+
+    def assert_charged_once(self, *, allow_equal_inputs: bool = False) -> None:
+        """Fail when a run was paid for twice, or, unless allowed, when two runs have equal target and inputs."""
+        paid = [charge.execution_id for charge in self.charges]
+        if len(paid) != len(set(paid)) or set(paid) != {run.execution_id for run in self.runs}:
+            raise AssertionError("runs and charges do not match one to one")
+        if allow_equal_inputs:
+            return
+        alike: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
+        for run in self.runs:
+            alike[(run.kind, run.target, json.dumps(run.inputs, sort_keys=True))].append(run)
+        if repeated := [runs for runs in alike.values() if len(runs) > 1]:
+            lines = "\n".join(f"  {_described(run)}" for runs in repeated for run in runs)
+            raise AssertionError(f"{len(repeated)} job(s) were run and charged more than once:\n{lines}")
+
+    def assert_no_429(self) -> None:
+        """Fail when any request was refused by the rate limit."""
+        if self.refusals:
+            first = self.refusals[0]
+            raise AssertionError(
+                f"{len(self.refusals)} request(s) were refused with 429; the first: {first.method} "
+                f"{first.route} at {first.at:.3f} s"
+            )
+
+    def _receive(self, request: Request, now: float) -> Outcome:
+        route, subject = match(request.method, request.path)
+        label = _label(route)
+        fault = self._fault_for(request, label)
+        if fault is not None and fault.stage == "held":
+            return self.deliver(attrs.evolve(request, fate=Fate()), now + fault.seconds)
+        self.requests.arrived(label)
+        if fault is None:
+            outcome: Outcome = answer(self._service, route, subject, request, now)
+        elif fault.stage == "after":
+            outcome = _struck(fault, answer(self._service, route, subject, request, now))
+        else:
+            outcome = dated(self._service, fault.act(None), now)
+        return self._noted(outcome, request, label, now)
+
+    def _fault_for(self, request: Request, label: str) -> Fault | None:
+        if request.fate is not None:
+            return request.fate.fault
+        return self.faults.decide(label, request).fault if self.faults else None
+
+    def _noted(self, outcome: Outcome, request: Request, label: str, at: float) -> Outcome:
+        if isinstance(outcome, Later):
+            finish = outcome.finish
+            return Later(outcome.at, lambda now: self._noted(finish(now), request, label, at))
+        self.requests.answered(request, label, outcome, at)
+        return outcome
+
+
+def _label(route: Route | None) -> str:
+    return UNKNOWN if route is None else route.label
+
+
+def _struck(fault: Fault, outcome: Outcome) -> Outcome:
+    """Let a fault strike the answer, when it comes; one that is slow in coming stays so."""
+    match outcome:
+        case Response():
+            return fault.act(outcome)
+        case Later(at, finish):
+            return Later(at, lambda now: _struck(fault, finish(now)))
+        case Broken():
+            return outcome
+
+
+def _described(run: Run) -> str:
+    return f"{run.execution_id} {run.kind} {run.target} {dict(run.inputs)} started at {run.started:.3f} s"

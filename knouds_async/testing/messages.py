@@ -1,0 +1,110 @@
+"""What goes in and out of the emulator: a request, and an answer now, an answer later or a broken one.
+
+Rule of the file: frozen values; the API key never shows in a repr.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import attrs
+
+__all__ = ["Broken", "Fate", "Fault", "Later", "Outcome", "Request", "Response", "Wire"]
+
+
+def _without_key(headers: Mapping[str, str]) -> str:
+    return repr({name: "***" if name == "x-api-key" else value for name, value in headers.items()})
+
+
+@attrs.frozen
+class Response:
+    """One HTTP response; header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> object:
+        """Read the body as JSON."""
+        parsed: object = json.loads(self.body)
+        return parsed
+
+
+class Wire(enum.Enum):
+    """What happens on the connection instead of a whole answer at once."""
+
+    REFUSED = "no connection comes about"
+    UNREACHABLE = "the attempt to connect is never answered"
+    RESET = "the connection is reset, no answer"
+    CLOSED = "the connection is closed, no answer"
+    SLOW = "the answer comes whole, but late"
+    STALLED = "no answer ever comes, the connection stays open"
+    TRUNCATED = "the connection is closed in the middle of the body"
+    DRIPPING = "the body comes one byte at a time"
+    DROPPED = "the answer comes whole, then the idle connection is closed without a word"
+
+
+@attrs.frozen
+class Broken:
+    """An answer that a fault keeps from coming through as it should.
+
+    `processed` says whether the service carried the request out; `seconds` is the time until the connection
+    breaks, or between two bytes of a dripping body.
+    """
+
+    wire: Wire
+    response: Response | None = None
+    processed: bool = attrs.field(default=False, kw_only=True)
+    seconds: float = attrs.field(default=0.0, kw_only=True)
+
+
+@attrs.frozen
+class Fault:
+    """Something that goes wrong with one request; `knouds_async.testing.faults` makes them.
+
+    `stage` says when it strikes: before the service has read the request ("unread"), before it has carried it out
+    ("before"), after ("after"), or by holding it up for `seconds` and then carrying it out ("held"). `act` gets the
+    service's answer (None before the request was carried out) and gives what comes through instead.
+    """
+
+    name: str
+    stage: Literal["unread", "before", "after", "held"]
+    act: Callable[[Response | None], Response | Broken] = attrs.field(repr=False, eq=False)
+    seconds: float = 0.0
+
+
+@attrs.frozen
+class Fate:
+    """The decision which fault strikes a request; None is no fault."""
+
+    fault: Fault | None = None
+
+
+@attrs.frozen
+class Request:
+    """One HTTP request as the service sees it; header names are lower case, the path is still percent-encoded.
+
+    `fate` is set by `Emulator.connect`: the fault that will strike the request, decided once.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = attrs.field(factory=dict[str, str], repr=_without_key)
+    body: bytes = b""
+    fate: Fate | None = attrs.field(default=None, repr=False, eq=False)
+
+
+@attrs.frozen
+class Later:
+    """No answer before `at` (on the caller's clock): ask again then, with `Emulator.resume`."""
+
+    at: float = attrs.field(validator=attrs.validators.lt(math.inf))
+    finish: Callable[[float], Outcome] = attrs.field(repr=False, eq=False)
+
+
+Outcome = Response | Later | Broken

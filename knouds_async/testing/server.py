@@ -1,0 +1,151 @@
+"""A small HTTP/1.1 server on a loopback port that acts out an emulator's faults on real sockets.
+
+Rule of the file: the emulator decides, this reads, waits, writes and breaks connections. asyncio and trio.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+import attrs
+import h11
+from anyio.abc import SocketAttribute, SocketStream
+
+from knouds_async.testing.emulator import Emulator
+from knouds_async.testing.messages import Broken, Later, Request, Response, Wire
+
+__all__ = ["serve"]
+
+_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, h11.ProtocolError)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_READ_SIZE = 65_536
+
+
+@asynccontextmanager
+async def serve(emulator: Emulator, *, port: int = 0) -> AsyncIterator[str]:
+    """Serve an emulator on 127.0.0.1 while the block runs; gives the base URL. Needs real time.
+
+    `port` 0 takes a free one. Leaving the block closes every connection at once. OSError when the port is taken.
+    """
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, partial(_serve_connection, emulator))
+        yield f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        tasks.cancel_scope.cancel()
+
+
+async def _serve_connection(emulator: Emulator, stream: SocketStream) -> None:
+    connection = _Connection(stream)
+    try:
+        while await _serve_request(emulator, connection):
+            connection.wire.start_next_cycle()
+    except _GONE:
+        pass
+    finally:
+        await anyio.aclose_forcefully(stream)
+
+
+async def _serve_request(emulator: Emulator, connection: _Connection) -> bool:
+    """Read one request and answer it; say whether the connection can be used again."""
+    head = await connection.read_head()
+    if head is None:
+        return False
+    met = emulator.connect(head, anyio.current_time())
+    if isinstance(met, Broken):
+        return await connection.act_out(met)
+    outcome = emulator.handle(attrs.evolve(met, body=await connection.read_body()), anyio.current_time())
+    while isinstance(outcome, Later):
+        await anyio.sleep_until(outcome.at)
+        outcome = emulator.resume(outcome, max(outcome.at, anyio.current_time()))
+    if isinstance(outcome, Broken):
+        return await connection.act_out(outcome)
+    return await connection.answer(outcome)
+
+
+class _Connection:
+    """One client's connection: h11 reads and writes the bytes, this breaks it where a fault says so."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self.wire = h11.Connection(h11.SERVER)
+        self._stream = stream
+
+    async def read_head(self) -> Request | None:
+        """Read a request up to its body; None when the client has closed."""
+        event = await self._next_event()
+        if not isinstance(event, h11.Request):
+            return None
+        path, _, query = event.target.decode("ascii").partition("?")
+        headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
+        return Request(event.method.decode("ascii"), path, query, headers)
+
+    async def read_body(self) -> bytes:
+        """Read the body to its end."""
+        parts: list[bytes] = []
+        while isinstance(event := await self._next_event(), h11.Data):
+            parts.append(bytes(event.data))
+        return b"".join(parts)
+
+    async def answer(self, response: Response) -> bool:
+        """Write a whole answer; say whether the connection can be used again."""
+        await self._send_head(response)
+        await self._send(h11.Data(data=response.body))
+        await self._send(h11.EndOfMessage())
+        return self.wire.our_state is h11.DONE and self.wire.their_state is h11.DONE
+
+    async def act_out(self, broken: Broken) -> bool:
+        """Do to the connection what a fault says; say whether it can be used again."""
+        match broken.wire, broken.response:
+            case ((Wire.REFUSED | Wire.RESET), _):
+                self._reset_on_close()
+            case ((Wire.STALLED | Wire.UNREACHABLE), _):
+                await self._wait_until_client_is_gone()
+            case Wire.SLOW, Response() as response:
+                await anyio.sleep(broken.seconds)
+                return await self.answer(response)
+            case Wire.TRUNCATED, Response() as response:
+                await self._send_head(response)
+                await self._send(h11.Data(data=response.body[: len(response.body) // 2]))
+            case Wire.DRIPPING, Response() as response:
+                return await self._drip(response, broken.seconds)
+            case Wire.DROPPED, Response() as response:
+                await self.answer(response)
+            case _:  # closed without an answer: leaving is enough
+                pass
+        return False
+
+    async def _drip(self, response: Response, seconds: float) -> bool:
+        await self._send_head(response)
+        for place in range(len(response.body)):
+            await anyio.sleep(seconds)
+            await self._send(h11.Data(data=response.body[place : place + 1]))
+        await self._send(h11.EndOfMessage())
+        return True
+
+    async def _send_head(self, response: Response) -> None:
+        headers = [*response.headers.items(), ("content-length", str(len(response.body)))]
+        await self._send(h11.Response(status_code=response.status, headers=headers))
+
+    async def _send(self, event: h11.Event) -> None:
+        if written := self.wire.send(event):
+            await self._stream.send(written)
+
+    async def _next_event(self) -> object:
+        while (event := self.wire.next_event()) is h11.NEED_DATA:
+            try:
+                self.wire.receive_data(await self._stream.receive(_READ_SIZE))
+            except anyio.EndOfStream:
+                self.wire.receive_data(b"")
+        return event
+
+    async def _wait_until_client_is_gone(self) -> None:
+        while True:
+            await self._stream.receive(_READ_SIZE)
+
+    def _reset_on_close(self) -> None:
+        raw: socket.socket = self._stream.extra(SocketAttribute.raw_socket)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -1,0 +1,154 @@
+"""What an emulated service can be told to be: every setting of `Emulator`, checked when it is set.
+
+Rule of the file: settings only, no behaviour. They may be changed while the emulator runs; what a run was given
+at its start (duration, cost, how it ends) stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any, Literal
+
+import attrs
+from attrs import validators as must
+
+from knouds_async.testing._service.catalog import DEFAULT_MODELS, DEFAULT_WORKFLOWS, Model, Workflow
+from knouds_async.testing._service.keys import DEFAULT_KEY, ApiKey
+from knouds_async.testing.laws import Lognormal, Seconds
+
+__all__ = ["Settings"]
+
+
+def _is_share(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{attribute.name} must be between 0 and 1, not {value!r}")
+
+
+def _is_finite(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{attribute.name} must be a finite number of seconds, not {value!r}")
+
+
+def _is_time_span(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{attribute.name} must be finite seconds, zero or more, not {value!r}")
+
+
+def _is_law(_: object, attribute: attrs.Attribute[Any], value: Seconds) -> None:
+    if not callable(value) and not 0 <= value < math.inf:
+        raise ValueError(f"{attribute.name} must be finite seconds, zero or more, or a callable, not {value!r}")
+
+
+def _is_others_share(_: object, attribute: attrs.Attribute[Any], value: float | Callable[[Random], int]) -> None:
+    if not callable(value) and not (0 <= value < 1):
+        raise ValueError(
+            f"{attribute.name} must be a share of the limit, at least 0 and below 1, or a callable, not {value!r}"
+        )
+
+
+def _is_count(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{attribute.name} must be a whole number of credits, zero or more, not {value!r}")
+
+
+def _are_capabilities(_: object, attribute: attrs.Attribute[Any], value: Sequence[str]) -> None:
+    if isinstance(value, str):
+        raise TypeError(f"{attribute.name} must be a list of capabilities, not one text: {value!r}")
+
+
+_laws = must.deep_mapping(key_validator=must.instance_of(str), value_validator=_is_law)
+_costs = must.deep_mapping(key_validator=must.instance_of(str), value_validator=_is_count)
+
+
+@attrs.define(kw_only=True, eq=False, repr=False, slots=False)
+class Settings:
+    """How the emulated service behaves; every one has a default. ValueError for an impossible value.
+
+    Account: `tier`, `role`, `generation` ("old" has scopes), `scope`, `api_key`, `capabilities`, `webhook_url`,
+    more `keys`, `credits`, and `grant` (trial credits; a trial account pays with nothing else).
+    Runs: `duration` and per-target `durations` (seconds, a callable over `random.Random`, or `Lognormal`), `cost`
+    and per-target `costs` (credits), `failure_rate`, `cancel_delay` (seconds until a cancel lands), `late_cancel`
+    (how a run that ends before its cancel lands is reported), `not_found_after_submit` (seconds).
+    Limits: `limit` (instead of the tier's), `window_length`, `window_phase` (start of a window in seconds after
+    the first request; random by default), `window_opens` ("on_the_clock" or with the "first_request"),
+    `reset_rounding`, `polls_limited`, `usage_limited`, `others` (requests of other users of the same quota: a
+    share of the limit, or a callable over `random.Random` giving the number in each window).
+    The rest: `seed`, `epoch`, `clock_skew`, `usage_lag` (seconds), `workflows`, `models`, `media_url`.
+    """
+
+    tier: str = attrs.field(default="pro", validator=must.min_len(1))
+    role: Literal["user", "admin"] = attrs.field(default="user", validator=must.in_(("user", "admin")))
+    generation: Literal["current", "old"] = attrs.field(default="current", validator=must.in_(("current", "old")))
+    scope: Literal["free", "deployment", "admin", "super_admin"] = "deployment"
+    api_key: str = DEFAULT_KEY
+    capabilities: Sequence[str] = attrs.field(default=("*",), validator=_are_capabilities)
+    webhook_url: str | None = None
+    keys: tuple[ApiKey, ...] = attrs.field(
+        default=(), converter=tuple, validator=must.deep_iterable(must.instance_of(ApiKey))
+    )
+    credits: int = attrs.field(default=1_000_000_000, validator=_is_count)
+    grant: int | None = attrs.field(default=None, validator=must.optional(_is_count))
+    duration: Seconds = attrs.field(default=Lognormal(45.0, 0.35), validator=_is_law)
+    durations: Mapping[str, Seconds] = attrs.field(factory=dict[str, Seconds], validator=_laws)
+    cost: int = attrs.field(default=12, validator=_is_count)
+    costs: Mapping[str, int] = attrs.field(factory=dict[str, int], validator=_costs)
+    failure_rate: float = attrs.field(default=0.0, validator=_is_share)
+    cancel_delay: Seconds = attrs.field(default=2.0, validator=_is_law)
+    late_cancel: Literal["completed", "cancelled"] = attrs.field(
+        default="completed", validator=must.in_(("completed", "cancelled"))
+    )
+    not_found_after_submit: float = attrs.field(default=0.0, validator=_is_time_span)
+    limit: int | None = attrs.field(default=None, validator=must.optional([must.instance_of(int), must.ge(1)]))
+    window_length: float = attrs.field(default=60.0, validator=[must.gt(0), _is_finite])
+    window_phase: float | None = attrs.field(default=None, validator=must.optional(_is_finite))
+    window_opens: Literal["on_the_clock", "first_request"] = attrs.field(
+        default="on_the_clock", validator=must.in_(("on_the_clock", "first_request"))
+    )
+    reset_rounding: Literal["up", "down", "nearest"] = attrs.field(
+        default="up", validator=must.in_(("up", "down", "nearest"))
+    )
+    polls_limited: bool = True
+    usage_limited: bool = True
+    others: float | Callable[[Random], int] = attrs.field(default=0.0, validator=_is_others_share)
+    seed: int = 0
+    epoch: float = attrs.field(default=1_780_000_000.0, validator=[must.gt(0), _is_finite])
+    clock_skew: float = attrs.field(default=0.0, validator=_is_finite)
+    usage_lag: float = attrs.field(default=0.0, validator=_is_time_span)
+    workflows: tuple[Workflow, ...] = attrs.field(default=DEFAULT_WORKFLOWS, converter=tuple)
+    models: tuple[Model, ...] = attrs.field(default=DEFAULT_MODELS, converter=tuple)
+    media_url: str = attrs.field(default="https://knouds-media.s3.amazonaws.com/media")
+
+    def check_together(self) -> None:
+        """Raise ValueError for settings that are possible one by one but not together."""
+        if self.limit is not None and (self.tier == "enterprise" or self.role == "admin"):
+            raise ValueError("limit has no effect: tier 'enterprise' and role 'admin' are unlimited (contract 6)")
+        _no_duplicates("workflows", [workflow.slug for workflow in self.workflows])
+        _no_duplicates("models", [model.name for model in self.models])
+        known = {model.name for model in self.models}
+        for workflow in self.workflows:
+            if unknown := set(workflow.models) - known:
+                raise ValueError(f"workflow {workflow.slug!r} uses models that are not there: {sorted(unknown)}")
+        targets = known | {workflow.slug for workflow in self.workflows}
+        for name, per_target in (("durations", self.durations), ("costs", self.costs)):
+            if unknown := set(per_target) - targets:
+                raise ValueError(f"{name} names targets that are not there: {sorted(unknown)}")
+
+    def account_keys(self) -> dict[str, ApiKey]:
+        """Give every key by its text; ValueError when two have the same."""
+        main = ApiKey(
+            self.api_key,
+            capabilities=self.capabilities,
+            scope=self.scope,
+            webhook_url=self.webhook_url,
+        )
+        by_text = {key.text: key for key in (main, *self.keys)}
+        if len(by_text) != len(self.keys) + 1:
+            raise ValueError("two API keys have the same text (not shown)")
+        return by_text
+
+
+def _no_duplicates(what: str, names: list[str]) -> None:
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{what} has names twice: {sorted(twice)}")

@@ -1,0 +1,149 @@
+"""An httpx transport that talks to an emulator in process: no socket, any clock, and the errors real sockets give.
+
+Rule of the file: the emulator decides, this acts it out. The only module of the emulator that knows httpx.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from random import Random
+
+import anyio
+import anyio.lowlevel
+import httpx
+
+from knouds_async.testing.emulator import Emulator
+from knouds_async.testing.laws import Seconds, draw
+from knouds_async.testing.messages import Broken, Later, Request, Response, Wire
+
+__all__ = ["EmulatorTransport"]
+
+_Trace = Callable[[str, Mapping[str, object]], Awaitable[None]]
+
+
+class EmulatorTransport(httpx.AsyncBaseTransport):
+    """Send an httpx client's requests to an emulator.
+
+    `latency` is the one-way delay in seconds: a number or a callable over `random.Random`, drawn twice a request
+    from `seed`. A request that has left arrives even when its sender is cancelled meanwhile; call
+    `emulator.settle(anyio.current_time())` before counting runs after that. httpx's time-outs are respected, and
+    httpcore's `trace` events are fired, each request on a connection of its own.
+    """
+
+    def __init__(self, emulator: Emulator, *, latency: Seconds = 0.0, seed: int = 0) -> None:
+        """Take the emulator to talk to."""
+        self._emulator = emulator
+        self._latency = latency
+        self._dice = Random(f"{seed}:latency")
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Carry one request to the emulator and its answer back."""
+        trace: _Trace | None = request.extensions.get("trace")
+        timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        sent = await self._connect(await _as_sent(request), timeouts.get("connect"), trace)
+        for step in ("http11.send_request_headers", "http11.send_request_body"):
+            async with _traced(trace, step):
+                pass
+        async with _traced(trace, "http11.receive_response_headers"):
+            try:
+                with anyio.fail_after(timeouts.get("read")):
+                    outcome = await self._exchange(sent)
+            except TimeoutError:
+                raise httpx.ReadTimeout("", request=request) from None
+            return _performed(outcome, request)
+
+    async def _connect(self, sent: Request, timeout: float | None, trace: _Trace | None) -> Request | Broken:
+        async with _traced(trace, "connection.connect_tcp"):
+            met = self._emulator.connect(sent, anyio.current_time())
+            await anyio.lowlevel.checkpoint()
+            wire = met.wire if isinstance(met, Broken) else None
+            if wire is Wire.UNREACHABLE:
+                await anyio.sleep(math.inf if timeout is None else timeout)
+                raise httpx.ConnectTimeout("")
+            if wire is Wire.REFUSED:
+                raise httpx.ConnectError("All connection attempts failed")
+            return met
+
+    async def _exchange(self, sent: Request | Broken) -> Response | Broken:
+        if isinstance(sent, Broken):
+            return sent
+        now = anyio.current_time()
+        delay = draw(self._latency, self._dice)
+        emulator = self._emulator
+        outcome = emulator.deliver(sent, now + delay) if delay else emulator.handle(sent, now)
+        while isinstance(outcome, Later):
+            await anyio.sleep_until(outcome.at)
+            # A virtual clock may stop the last bit of a float short of the time it was to reach.
+            outcome = emulator.resume(outcome, max(outcome.at, anyio.current_time()))
+        await anyio.sleep(draw(self._latency, self._dice))
+        if isinstance(outcome, Broken) and outcome.wire is not Wire.DRIPPING:
+            await anyio.sleep(math.inf if outcome.wire is Wire.STALLED else outcome.seconds)
+        return outcome
+
+
+class _Body(httpx.AsyncByteStream):
+    """An answer's bytes as they come in: whole, cut short, or one at a time."""
+
+    def __init__(self, body: bytes, broken: Broken | None) -> None:
+        self._body = body
+        self._broken = broken
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body, wire = self._body, None if self._broken is None else self._broken.wire
+        if self._broken is not None and wire is Wire.DRIPPING:
+            for place in range(len(body)):
+                await anyio.sleep(self._broken.seconds)
+                yield body[place : place + 1]
+        elif wire is Wire.TRUNCATED:
+            yield body[: len(body) // 2]
+            raise httpx.RemoteProtocolError(
+                "peer closed connection without sending complete message body "
+                f"(received {len(body) // 2} bytes, expected {len(body)})"
+            )
+        else:
+            yield body
+
+
+async def _as_sent(request: httpx.Request) -> Request:
+    url, body = request.url, await request.aread()
+    headers = {name.lower().decode("ascii"): value.decode("latin-1") for name, value in request.headers.raw}
+    path, _, query = url.raw_path.decode("ascii").partition("?")
+    return Request(request.method, path, query, headers, body)
+
+
+def _performed(outcome: Response | Broken, request: httpx.Request) -> httpx.Response:
+    """Give the response, or raise what httpx raises when the connection breaks before one has come."""
+    broken = outcome if isinstance(outcome, Broken) else None
+    response = outcome.response if isinstance(outcome, Broken) else outcome
+    if broken is not None and broken.wire is Wire.RESET:
+        raise httpx.ReadError("", request=request)
+    if response is None:
+        raise httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
+    headers = [*response.headers.items(), ("content-length", str(len(response.body)))]
+    extensions = {"http_version": b"HTTP/1.1", "reason_phrase": _reason(response.status)}
+    return httpx.Response(response.status, headers=headers, stream=_Body(response.body, broken), extensions=extensions)
+
+
+def _reason(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode("ascii")
+    except ValueError:
+        return b""
+
+
+@asynccontextmanager
+async def _traced(trace: _Trace | None, step: str) -> AsyncIterator[None]:
+    """Fire httpcore's events round a step, as its own `Trace` does."""
+    if trace is None:
+        yield
+        return
+    await trace(f"{step}.started", {})
+    try:
+        yield
+    except BaseException as error:
+        await trace(f"{step}.failed", {"exception": error})
+        raise
+    await trace(f"{step}.complete", {"return_value": None})

@@ -1,0 +1,63 @@
+"""Virtual time on both backends: a sleep of an hour is over at once, and every test run sees the same clock.
+
+Rule of the file: nothing here knows of Knouds. Threads and other processes are invisible to the jump, so tests
+that use SQLite or real sockets run in real time instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["VirtualTimeLoop", "virtual_backend"]
+
+
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type,misc,unused-ignore]
+    """A selector that jumps over a wait in which nothing is ready, instead of sitting it out."""
+
+    def __init__(self, jump: Callable[[float], None]) -> None:
+        super().__init__()
+        self._jump = jump
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:  # no timer is set: only a thread or a socket can go on
+            return super().select(None)
+        ready = super().select(0)
+        if not ready and timeout > 0:
+            self._jump(timeout)
+        return ready
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop whose clock stands still while code runs and jumps to the next timer when all wait.
+
+    Use it as a loop factory: `asyncio.Runner(loop_factory=VirtualTimeLoop)`. Its clock starts at zero.
+    """
+
+    def __init__(self) -> None:
+        """Start the clock at zero."""
+        self._now = 0.0
+        super().__init__(_JumpingSelector(self._jump))
+
+    def time(self) -> float:
+        """Give the virtual time, in seconds."""
+        return self._now
+
+    def _jump(self, seconds: float) -> None:
+        self._now += seconds
+
+
+BACKENDS: Final = ("asyncio", "trio")
+
+
+def virtual_backend(name: str) -> tuple[str, dict[str, Any]]:
+    """Give anyio's description of a backend ("asyncio" or "trio") in virtual time, e.g. for an `anyio_backend` fixture."""
+    if name == "asyncio":
+        return "asyncio", {"loop_factory": VirtualTimeLoop}
+    from trio.testing import MockClock  # noqa: PLC0415  (trio is there only for those who use it)
+
+    return "trio", {"clock": MockClock(autojump_threshold=0)}

@@ -1,0 +1,49 @@
+"""Every async test runs on asyncio and on trio, in virtual time unless it asks for the real clock."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from knouds_async import AsyncKnouds
+from knouds_async.testing.emulator import Emulator
+from knouds_async.testing.transport import EmulatorTransport
+from knouds_async.testing.virtual_time import BACKENDS, virtual_backend
+
+MakeClient = Callable[..., AsyncKnouds]
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Run the test on both backends, in virtual time."""
+    return virtual_backend(request.param)
+
+
+@pytest.fixture
+def emulator() -> Emulator:
+    """Give a service in memory whose runs take 45 s to the second."""
+    return Emulator(tier="business", duration=45.0)
+
+
+@pytest.fixture
+async def make_client() -> AsyncIterator[MakeClient]:
+    """Give what builds a client on an emulator, with `latency` seconds each way; all are closed after the test."""
+    async with AsyncExitStack() as stack:
+
+        def make(emulator: Emulator, *, latency: float = 0.04, **options: Any) -> AsyncKnouds:
+            http = httpx.AsyncClient(transport=EmulatorTransport(emulator, latency=latency))
+            key = options.pop("api_key", emulator.api_key)
+            knouds = AsyncKnouds(key, base_url="https://knouds.test", http_client=http, **options)
+            stack.push_async_callback(http.aclose)
+            stack.push_async_callback(knouds.aclose)
+            return knouds
+
+        yield make
+
+
+@pytest.fixture
+async def knouds(make_client: MakeClient, emulator: Emulator) -> AsyncKnouds:
+    """Give a client on the `emulator` fixture."""
+    return make_client(emulator)

@@ -1,0 +1,361 @@
+"""Execution handles: awaited, shared, cancelled, picked up again; waiting is never the run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from knouds_async import (
+    AsyncKnouds,
+    ClientClosedError,
+    Execution,
+    ExecutionCancelledError,
+    ExecutionFailedError,
+    ExecutionState,
+    InvalidArgumentError,
+    NoAnswerError,
+    NotFoundError,
+    Polling,
+    RunResult,
+    ServiceError,
+    Status,
+    Target,
+    WaitTimeoutError,
+)
+from knouds_async.testing.emulator import Emulator
+
+SLUG = "my-thumbnail-pipeline"
+INPUTS = {"product_name": "Knouds"}
+POLL = "GET /api/executions/:id"
+
+Answers = Callable[[httpx.Request], httpx.Response]
+
+
+def scripted(answer: Answers, **options: Any) -> AsyncKnouds:
+    """Give a client whose every request is answered by `answer`."""
+    http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    return AsyncKnouds("knouds_live_test", base_url="https://knouds.test", http_client=http, **options)
+
+
+def polls(*answers: httpx.Response | Exception | dict[str, Any]) -> Answers:
+    """Answer the n-th request with the n-th of `answers`, the last for ever."""
+    left = list(answers)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        now = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(now, Exception):
+            raise now
+        return now if isinstance(now, httpx.Response) else httpx.Response(200, json=now)
+
+    return answer
+
+
+async def test_awaiting_gives_the_result(knouds: AsyncKnouds) -> None:
+    """A submitted run is awaited for its result, its cost and its id."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    run = await execution
+    assert isinstance(run, RunResult)
+    assert run.images[0].url.startswith("https://")
+    assert (run.cost, run.execution_id) == (12, execution.id)
+    assert execution.target == Target("workflows", SLUG)
+
+
+async def test_three_tasks_share_the_polls_of_one_handle(make_client: Any) -> None:
+    """However many tasks await one handle, and however many handles one run has, it is polled as for one."""
+    counts = []
+    for waiters in (1, 3):
+        emulator = Emulator(tier="business", duration=45.0)
+        knouds = make_client(emulator, polling=Polling.every(5.0))
+        execution = await knouds.workflows.submit(SLUG, INPUTS)
+        same = knouds.executions.attach(execution.id)
+        async with anyio.create_task_group() as tasks:
+            for index in range(waiters):
+                tasks.start_soon((execution, same)[index % 2].wait)
+        counts.append(emulator.requests.by_route[POLL])
+    assert counts == [9, 9]
+
+
+async def test_a_timeout_ends_the_wait_and_not_the_run(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """WaitTimeoutError carries the handle, and waiting on it again gives the result."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    began = anyio.current_time()
+    with pytest.raises(WaitTimeoutError, match=execution.id) as caught:
+        await execution.wait(timeout=10)
+    assert anyio.current_time() - began == pytest.approx(10)
+    assert caught.value.execution is execution
+    assert caught.value.may_have_run
+    assert isinstance(caught.value, TimeoutError)
+    assert (await caught.value.execution.wait()).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "3"])
+async def test_an_impossible_timeout_is_refused(knouds: AsyncKnouds, timeout: Any) -> None:
+    """A timeout that is no number of seconds is named and refused."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    with pytest.raises(InvalidArgumentError, match="timeout"):
+        await execution.wait(timeout=timeout)
+
+
+async def test_a_cancelled_waiter_disturbs_no_other(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """One waiter leaves, the other still gets the result, and the run was neither cancelled nor run again."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    got: list[RunResult] = []
+
+    async def waiter() -> None:
+        got.append(await execution)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(waiter)
+        with anyio.move_on_after(7):
+            await execution
+    assert len(got) == 1
+    assert len(emulator.runs) == 1
+
+
+async def test_a_failed_run_says_why(make_client: Any) -> None:
+    """Awaiting a failed run raises with the service's code; waiting gives the state and raises nothing."""
+    knouds = make_client(Emulator(tier="business", duration=5.0, failure_rate=1.0))
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    with pytest.raises(ExecutionFailedError, match=execution.id) as caught:
+        await execution
+    assert caught.value.code
+    assert caught.value.may_have_run
+    assert (await execution.wait()).status is Status.FAILED
+
+
+async def test_a_cancelled_run_ends_as_cancelled_and_is_charged(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """Cancel asks for the end; awaiting then raises ExecutionCancelledError, and the run was paid for."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    assert (await execution.cancel()).status is Status.CANCEL_REQUESTED
+    with pytest.raises(ExecutionCancelledError) as caught:
+        await execution
+    assert caught.value.execution_id == execution.id
+    assert emulator.credits_spent == 12
+
+
+async def test_cancelling_what_is_over_gives_its_final_state(knouds: AsyncKnouds) -> None:
+    """A 409 means that the run was over: its final state is given, by handle and by id."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    await execution
+    assert (await execution.cancel()).status is Status.COMPLETED
+    assert (await knouds.executions.cancel(execution.id)).status is Status.COMPLETED
+
+
+async def test_updates_give_each_status_once(knouds: AsyncKnouds) -> None:
+    """The present status comes first, each change once, the final one last."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    seen: list[Any] = []
+    async for state in execution.updates():
+        seen.append(state.status)
+        if len(seen) == 1:
+            await execution.cancel()
+    assert seen == [Status.PROCESSING, Status.CANCEL_REQUESTED, Status.CANCELLED]
+    assert [state.status async for state in execution.updates()] == [Status.CANCELLED]
+
+
+async def test_leaving_updates_early_leaves_nothing_behind(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """After a `break` nobody polls any more."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    async for _ in execution.updates():
+        break
+    await anyio.sleep(100)
+    assert emulator.requests.by_route[POLL] == 0
+
+
+async def test_a_run_is_attached_by_its_id(knouds: AsyncKnouds, make_client: Any, emulator: Emulator) -> None:
+    """Any client of the account picks a run up by its id, without a request."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    before = emulator.requests.count
+    attached = make_client(emulator).executions.attach(execution.id, f"workflows/{SLUG}")
+    assert emulator.requests.count == before
+    assert attached.state.status == "unknown"
+    assert (await attached).execution_id == execution.id
+    assert attached.target == Target("workflows", SLUG)
+
+
+async def test_a_handle_pickles_to_what_attach_takes(knouds: AsyncKnouds, make_client: Any, emulator: Emulator) -> None:
+    """A pickled handle holds no client and no key; attached, it is awaited again."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    data = pickle.dumps(execution)
+    assert emulator.api_key.encode() not in data
+    thawed = pickle.loads(data)  # noqa: S301
+    assert (thawed.id, thawed.target, thawed.base_url) == (execution.id, execution.target, "https://knouds.test")
+    with pytest.raises(ClientClosedError, match="attach"):
+        await thawed
+    assert (await make_client(emulator).executions.attach(thawed)).execution_id == execution.id
+
+
+async def test_a_handle_of_another_service_is_refused(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """A run of one service is not looked for at another."""
+    other = scripted(polls({}))
+    with pytest.raises(InvalidArgumentError, match=r"knouds\.test"):
+        AsyncKnouds("k", base_url="https://other.test").executions.attach(other.executions.attach("id"))
+
+
+@pytest.mark.parametrize("bad", ["a/b", "", "x y", "ü", 7, "a?b"])
+async def test_attach_refuses_what_is_no_id(knouds: AsyncKnouds, bad: Any) -> None:
+    """A malformed id is named and refused before any request."""
+    with pytest.raises(InvalidArgumentError, match="not an execution id"):
+        knouds.executions.attach(bad)
+
+
+async def test_an_unknown_id_ends_the_wait_at_once(knouds: AsyncKnouds) -> None:
+    """An attached id that the service does not know raises NotFoundError with the id."""
+    with pytest.raises(NotFoundError) as caught:
+        await knouds.executions.attach("no-such-run")
+    assert caught.value.execution_id == "no-such-run"
+
+
+async def test_a_fresh_id_may_be_unknown_for_a_moment(make_client: Any) -> None:
+    """A 404 within a few seconds of the submit is not the end of the wait."""
+    knouds = make_client(Emulator(tier="business", duration=20.0, not_found_after_submit=4.0))
+    assert await (await knouds.workflows.submit(SLUG, INPUTS))
+
+
+async def test_an_unknown_status_neither_ends_the_wait_nor_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """New statuses of the service are waited through, and said once in the log."""
+    caplog.set_level(logging.WARNING, logger="knouds_async")
+    new, done = {"status": "reticulating"}, {"status": "completed", "result": 1}
+    knouds = scripted(polls(new, new, {"status": "processing"}, new, done))
+    execution = knouds.executions.attach("x")
+    assert (await execution).result == 1
+    assert caplog.text.count("reticulating") == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        httpx.ReadError("reset"),
+        httpx.ConnectError("down"),
+        httpx.RemoteProtocolError("Server disconnected"),
+        httpx.Response(502, html="<h1>Bad gateway</h1>"),
+        httpx.Response(200, text=""),
+        httpx.Response(200, html="<p>sign in</p>"),
+        httpx.Response(500, json={"error": "oops"}),
+        httpx.Response(200, json={"status": None}),
+    ],
+    ids=repr,
+)
+async def test_faults_of_the_way_do_not_end_a_wait(fault: httpx.Response | Exception) -> None:
+    """A few failed looks in a row are waited through: the run itself did not fail."""
+    fine = {"status": "processing"}
+    knouds = scripted(polls(fine, fault, fault, fine, fault, fault, {"status": "completed", "result": 7}))
+    assert (await knouds.executions.attach("x")).result == 7
+
+
+async def test_without_a_deadline_lasting_faults_end_the_wait_with_the_id() -> None:
+    """Five failed looks in a row end a wait that has no deadline; the error carries the id."""
+    knouds = scripted(polls(httpx.Response(500, json={"error": "oops"})))
+    with pytest.raises(ServiceError) as caught:
+        await knouds.executions.attach("run-1")
+    assert caught.value.execution_id == "run-1"
+
+
+async def test_with_a_deadline_lasting_faults_are_waited_through() -> None:
+    """With a timeout, faults of the way only end in WaitTimeoutError; another waiter without one gives up by itself."""
+    knouds = scripted(polls(httpx.ReadError("reset")))
+    execution = knouds.executions.attach("run-1")
+    ends: list[type[BaseException]] = []
+
+    async def wait(timeout: float | None) -> None:
+        try:
+            await execution.wait(timeout=timeout)
+        except (WaitTimeoutError, NoAnswerError) as error:
+            ends.append(type(error))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, None)
+        tasks.start_soon(wait, 500.0)
+    assert ends == [NoAnswerError, WaitTimeoutError]
+
+
+async def test_a_refusal_ends_the_wait_at_once() -> None:
+    """A revoked key is not polled with on and on."""
+    knouds = scripted(polls(httpx.Response(401, json={"error": "Unauthorized"})))
+    began = anyio.current_time()
+    with pytest.raises(Exception, match="Unauthorized"):
+        await knouds.executions.attach("x").wait(timeout=100)
+    assert anyio.current_time() - began < 5
+
+
+async def test_a_final_state_never_goes_back() -> None:
+    """A late look that still says `processing` does not reopen a run that is over."""
+    knouds = scripted(polls({"status": "completed", "result": 1}, {"status": "processing"}))
+    execution = knouds.executions.attach("x")
+    await execution
+    assert (await execution.refresh()).status is Status.COMPLETED
+    assert (await execution).result == 1
+
+
+async def test_a_client_that_is_closed_ends_the_waits(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """Closing the client ends every wait with an error that names the run, which goes on."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    async with anyio.create_task_group() as tasks:
+
+        async def waiter() -> None:
+            with pytest.raises(ClientClosedError, match=execution.id):
+                await execution
+
+        tasks.start_soon(waiter)
+        await anyio.sleep(3)
+        await knouds.aclose()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_the_watcher_lives_only_while_somebody_waits(knouds: AsyncKnouds) -> None:
+    """Before the first wait and after the last, no task of the library exists."""
+    before = len(asyncio.all_tasks())
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    await anyio.sleep(0)
+    assert len(asyncio.all_tasks()) == before
+    await execution
+    await anyio.sleep(0.1)
+    assert len(asyncio.all_tasks()) == before
+
+
+async def test_waiting_in_short_pieces_keeps_the_schedule(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """Many short waits poll no more often than one long one."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    while not execution.state.is_final:
+        try:
+            await execution.wait(timeout=0.5)
+        except WaitTimeoutError:
+            continue
+    assert emulator.requests.by_route[POLL] <= 15
+
+
+async def test_two_hundred_runs_are_each_awaited_by_three_tasks(make_client: Any) -> None:
+    """200 concurrent runs, three waiters each, end without an error, each run once."""
+    emulator = Emulator(tier="enterprise", duration=30.0)
+    knouds = make_client(emulator)
+    results: list[RunResult] = []
+
+    async def waiter(execution: Execution) -> None:
+        results.append(await execution)
+
+    async def one(number: int) -> None:
+        execution = await knouds.workflows.submit(SLUG, {"product_name": f"n{number}"})
+        async with anyio.create_task_group() as waiters:
+            for _ in range(3):
+                waiters.start_soon(waiter, execution)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(200):
+            tasks.start_soon(one, number)
+    assert len(results) == 600
+    emulator.assert_charged_once()
+    emulator.assert_no_429()
+
+
+def test_the_repr_of_a_handle_is_short() -> None:
+    """A handle shows its id, target and status."""
+    execution = AsyncKnouds("k", base_url="http://localhost").executions.attach("run-1", Target("models", "suno-v5"))
+    assert repr(execution) == "<Execution run-1 of models/suno-v5: unknown>"
+    assert isinstance(execution.state, ExecutionState)
