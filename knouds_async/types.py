@@ -263,6 +263,23 @@ class UsagePage:
 
 
 @attrs.frozen(kw_only=True)
+class SubmissionSearch:
+    """What usage rows say of a submit whose outcome is unknown.
+
+    `candidates`: every row that could be it; which one is for you to decide. `is_conclusive`: whether enough time had
+    passed for the row to be there.
+    """
+
+    candidates: tuple[UsageRow, ...]
+    is_conclusive: bool
+
+    @property
+    def is_certainly_none(self) -> bool:
+        """Whether the run did not begin: no row could be it, and enough time has passed. It is safe to submit anew."""
+        return self.is_conclusive and not self.candidates
+
+
+@attrs.frozen(kw_only=True)
 class Pricing:
     """The public prices and tiers. Their shape is not documented: read `raw`."""
 

@@ -62,7 +62,7 @@ class Pipeline:
         while True:
             self._check_open()
             ticket = await self._limiter.acquire(call.route, call.lane, at_head=at_head)
-            attempts, began, sent_at = attempts + 1, anyio.current_time(), self._wall_time()
+            attempts, began, sent_at = attempts + 1, anyio.current_time(), self.server_now()
             finished = await self._finish(call, ticket, sent_at, total)
             spent += anyio.current_time() - began
             so_far = SoFar(attempts=attempts, spent=spent, sent_at=sent_at, server_time=self._limiter.server_time())
@@ -134,7 +134,7 @@ class Pipeline:
         else:
             self._limiter.lost(call.route, ticket)
 
-    def _wall_time(self) -> datetime:
+    def server_now(self) -> datetime:
         """Give the time by the service's clock where it is known, for usage rows are dated by it."""
         server_time = self._limiter.server_time()
         return datetime.now(UTC) if server_time is None else datetime.fromtimestamp(server_time, UTC)

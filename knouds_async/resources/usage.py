@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
 
 from knouds_async._io.pipeline import Send
-from knouds_async._sansio import calls
-from knouds_async.types import UsagePage, UsageRow
+from knouds_async._sansio import calls, names
+from knouds_async._sansio.reconcile import Search, Wanted
+from knouds_async.errors import InvalidArgumentError
+from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
 
 class Usage:
     """Usage rows, newest first."""
 
-    def __init__(self, send: Send) -> None:
-        """Belong to one client."""
+    def __init__(self, send: Send, server_now: Callable[[], datetime]) -> None:
+        """Belong to one client; `server_now`: the service's clock."""
         self._send = send
+        self._server_now = server_now
 
     async def list(
         self,
@@ -43,6 +48,36 @@ class Usage:
         """
         calls.list_usage(status=status, model_id=model_id, workflow_slug=workflow_slug, limit=page_size)  # checks
         return UsageRows(self, {"status": status, "model_id": model_id, "workflow_slug": workflow_slug}, page_size)
+
+    async def find_submission(
+        self,
+        target: Target | str,
+        sent_at: datetime | float,
+        *,
+        tolerance: float = 120.0,
+        exclude: Collection[str] = (),
+    ) -> SubmissionSearch:
+        """Look for a submit whose outcome is unknown: certainly none, or every row that could be it.
+
+        `target`, `sent_at`: as SubmissionUnknownError has them (an aware datetime, or epoch seconds). `tolerance`:
+        seconds that the row may be dated before or after it. `exclude`: request ids that are accounted for. Before
+        `tolerance` has passed since the submit the search is not conclusive. It never picks one of several.
+        """
+        wanted = Wanted(
+            target=_target(target),
+            sent_at=_moment(sent_at),
+            tolerance=timedelta(seconds=_seconds(tolerance)),
+            exclude=frozenset(exclude),
+        )
+        slug = wanted.target.name if wanted.target.kind == "workflows" else None
+        model = wanted.target.name if wanted.target.kind == "models" else None
+        search, began = Search(wanted=wanted), self._server_now()
+        while search.next_offset is not None:
+            page = await self.list(
+                workflow_slug=slug, model_id=model, limit=calls.LARGEST_PAGE, offset=search.next_offset
+            )
+            search = search.take(page)
+        return search.result(began)
 
     async def models(self) -> tuple[str, ...]:
         """Give the distinct model ids of the account's usage."""
@@ -84,3 +119,23 @@ class UsageRows:
                 self._rows.append(row)
             if row.id is not None:
                 self._given.add(row.id)
+
+
+def _target(target: Target | str) -> Target:
+    known = Target.parse(target) if isinstance(target, str) else target
+    names.slug(known.name)
+    return known
+
+
+def _moment(moment: datetime | float) -> datetime:
+    if isinstance(moment, datetime):
+        if moment.tzinfo is None:
+            raise InvalidArgumentError(f"sent_at={moment!r}: must know its time zone; take it from the error as it is")
+        return moment
+    return datetime.fromtimestamp(_seconds(moment, "sent_at"), UTC)
+
+
+def _seconds(value: float, name: str = "tolerance") -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e11:
+        return float(value)
+    raise InvalidArgumentError(f"{name}={value!r}: must be a number of seconds of at least 0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -20,7 +20,7 @@ INPUTS = {"product_name": "Knouds"}
 # One way takes 1 s: the request leaves at 0, runs at 1, and its reply is read at 2.
 MOMENTS = {"before it was sent": 0.0, "under way": 0.5, "as it runs": 1.0, "its reply under way": 1.5, "replied": 2.0}
 
-Submit = Callable[[], Awaitable[None]]
+Submit = Callable[[], Coroutine[Any, Any, None]]
 Way = Callable[[AsyncKnouds, Submit, float], Awaitable[None]]
 
 
@@ -43,21 +43,17 @@ async def _sibling_error(knouds: AsyncKnouds, submit: Submit, at: float) -> None
         raise _SiblingError
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_coroutine(submit))
+        tasks.create_task(submit())
         tasks.create_task(sibling())
 
 
 async def _two_cancels(knouds: AsyncKnouds, submit: Submit, at: float) -> None:
-    task = asyncio.create_task(_coroutine(submit))
+    task = asyncio.create_task(submit())
     await asyncio.sleep(at)
     task.cancel()
     await asyncio.sleep(0.1)
     task.cancel()
     await task
-
-
-async def _coroutine(submit: Submit) -> None:
-    await submit()
 
 
 async def _scope(knouds: AsyncKnouds, submit: Submit, at: float) -> None:

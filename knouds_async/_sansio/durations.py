@@ -1,0 +1,298 @@
+"""How long runs of one target last, learned from the looks at them; and the age at which the next look pays.
+
+Rule of the file: ages in, ages out, in seconds since the submit. The law of a target is a hazard (ends per
+second at risk), constant within each of 80 log-spaced bins of age. A run still going is censored: it adds
+exposure and no end, else the fast finishers of a batch would make the whole target look fast.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, repeat
+from operator import mul
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+EDGES: Final = (0.0, *accumulate(repeat(1.12, 78), mul, initial=1.0))
+"""Where each bin of age begins: 0, then 1 s to 2 h at a ratio of 1.12. The last bin has no end."""
+
+MOST_ENDS: Final = 500
+"""Above so many ends all that was seen is halved, so that a target that has changed is learned anew."""
+
+_TOPS: Final = (*EDGES[1:], math.inf)
+_WIDTHS: Final = tuple(top - start for start, top in zip(EDGES, _TOPS, strict=True))
+_NOTHING: Final = (0.0,) * len(EDGES)
+_OLDEST: Final = 86400.0
+_LONGEST_STEP: Final = 600.0
+_ROUNDING: Final = 1e-6
+_MOST: Final = 1e12
+_VERSION: Final = 1
+
+_MEDIAN: Final = 45.0
+_SHAPE: Final = 3
+_FLOOR: Final = 0.01
+# Also the weight of an expected median. The schedule of a cold target does not depend on the weight (ends and
+# exposure both scale with it), so a heavier one only delays learning the spread: in simulation 4 to 16 runs
+# cost as much or up to a quarter more over the first 40 runs, whether the median was right or five times off.
+_RUNS: Final = 2.0
+
+Span: TypeAlias = tuple[float, float]
+"""From one age to a later one, in seconds."""
+
+
+def _bin(age: float) -> int:
+    return bisect_right(EDGES, age) - 1
+
+
+def _countable(age: float) -> float:
+    """Give an age that can be counted: negative or not a number is 0, more than a day is a day."""
+    return min(age, _OLDEST) if age > 0 else 0.0
+
+
+def _spread(counts: list[float], start: float, end: float, per_second: float) -> None:
+    """Add `per_second` for each second from `start` to `end` to the bins that hold those seconds."""
+    first, last = _bin(start), _bin(end)
+    if first == last:
+        counts[first] += (end - start) * per_second
+        return
+    counts[first] += (_TOPS[first] - start) * per_second
+    for k in range(first + 1, last):
+        counts[k] += _WIDTHS[k] * per_second
+    counts[last] += (end - EDGES[last]) * per_second
+
+
+def _smoothed(counts: Sequence[float], first: int, last: int) -> list[float]:
+    """Weigh each bin from `first` up to `last` with two neighbours on either side, by 1, 1/2 and 1/4.
+
+    Without it a bin that is empty by luck reads as safe, and the p95 latency of a cold target doubles.
+    """
+    padded = (0.0, 0.0, *counts, 0.0, 0.0)[first : last + 4]
+    neighbours = zip(padded, padded[1:], padded[2:], padded[3:], padded[4:], strict=False)
+    return [0.25 * (a + e) + 0.5 * (b + d) + c for a, b, c, d, e in neighbours]
+
+
+@attrs.frozen
+class _Prior:
+    """What is believed before any run was seen, as the smoothed ends and exposure of each bin."""
+
+    ends: tuple[float, ...]
+    exposure: tuple[float, ...]
+
+    @classmethod
+    def around(cls, median: float) -> _Prior:
+        """Make the log-logistic law of that median in seconds, worth as much as two runs.
+
+        Its hazard has a floor, for a law may be wrong in its tails. The floor moves with the median, else a
+        target known to be slow would be looked at every 7 s all along.
+        """
+        ends, exposure = [], []
+        for start, top in zip(EDGES, (*EDGES[1:], EDGES[-1] * 1.12), strict=True):
+            alive, later = (1 / (1 + (age / median) ** _SHAPE) for age in (start, top))
+            at_risk = _RUNS * (alive + later) / 2 * (top - start)
+            ends.append(max(_RUNS * (alive - later), _FLOOR * _MEDIAN / median * at_risk) + 1e-6)
+            exposure.append(at_risk + 1e-5)
+        return cls(tuple(_smoothed(ends, 0, len(EDGES))), tuple(_smoothed(exposure, 0, len(EDGES))))
+
+    def hazards(self, ends: Sequence[float], exposure: Sequence[float], first: int, last: int) -> list[float]:
+        """Give the hazard of the bins from `first` up to `last`, given the ends and exposure seen."""
+        seen = _smoothed(ends, first, last), _smoothed(exposure, first, last)
+        believed = self.ends[first:last], self.exposure[first:last]
+        return [(d + pd) / (e + pe) for d, e, pd, pe in zip(*seen, *believed, strict=True)]
+
+
+def _median(expected: Any) -> float:
+    """Give the median of the prior, within the bins; a ValueError when what is expected is no duration."""
+    if expected is None:
+        return _MEDIAN
+    if isinstance(expected, bool) or not (isinstance(expected, int | float) and 0 < expected < math.inf):
+        raise ValueError(f"expected={expected!r}: the median must be a number of seconds above 0, or None")
+    return min(max(expected, EDGES[1]), EDGES[-1])
+
+
+def _prior_of(durations: Durations) -> _Prior:
+    return _Prior.around(_median(durations.expected))
+
+
+def _hazards_of_all(durations: Durations) -> tuple[float, ...]:
+    return tuple(durations._prior.hazards(durations.ends, durations.exposure, 0, len(EDGES)))  # noqa: SLF001
+
+
+def _total(counts: tuple[float, ...]) -> str:
+    return f"{sum(counts):g}"
+
+
+@attrs.frozen(kw_only=True)
+class Durations:
+    """How long runs of one target last: a value; each observation makes a new one.
+
+    `expected`: the median in seconds, when the caller knows it (ValueError unless it is a number above 0);
+    without it a target nobody has seen is taken for one of 45 s. What is seen soon counts for more.
+    `ends` and `exposure`: how many runs ended in each bin of `EDGES`, and the seconds at risk there.
+    Ages that are negative or not numbers count as 0; in an observation, ages above a day count as a day.
+    `prior` and `hazards` follow from the others: leave them out.
+    """
+
+    expected: float | None = None
+    ends: tuple[float, ...] = attrs.field(default=_NOTHING, repr=_total)
+    exposure: tuple[float, ...] = attrs.field(default=_NOTHING, repr=_total)
+    _prior: _Prior = attrs.field(default=attrs.Factory(_prior_of, takes_self=True), alias="prior", repr=False, eq=False)
+    _hazards: tuple[float, ...] = attrs.field(
+        default=attrs.Factory(_hazards_of_all, takes_self=True), alias="hazards", repr=False, eq=False
+    )
+
+    def hazard(self, age: float) -> float:
+        """Give the ends per second at risk at that age; always above 0."""
+        return self._hazards[bisect_right(EDGES, age) - 1 if age > 0 else 0]
+
+    def observe_alive(self, age: float, *, seen_from: float = 0.0) -> Durations:
+        """Count a run that is still going at `age`; its time up to `seen_from` was counted before."""
+        return self.observe_all_alive([(seen_from, age)])
+
+    def observe_all_alive(self, spans: Iterable[Span]) -> Durations:
+        """Count many runs that are still going, each by its span (seen_from, age); far faster than singly."""
+        exposure = list(self.exposure)
+        youngest, oldest = _OLDEST, 0.0
+        for seen_from, age in spans:
+            end = _countable(age)
+            start = min(_countable(seen_from), end)
+            _spread(exposure, start, end, 1.0)
+            youngest, oldest = min(youngest, start), max(oldest, end)
+        return self._with(self.ends, exposure, youngest, oldest)
+
+    def observe_end(self, lo: float, hi: float, *, seen_from: float = 0.0) -> Durations:
+        """Count a run that was alive at `lo` and over at `hi`; its time up to `seen_from` was counted before.
+
+        The end is spread evenly over the ages between, and the run was at risk to the middle of them. An end
+        before `lo` counts at `lo`. Above 500 ends all that was seen is halved.
+        """
+        ends, exposure = list(self.ends), list(self.exposure)
+        lo = _countable(lo)
+        hi = max(lo, _countable(hi))
+        middle = (lo + hi) / 2
+        start = min(_countable(seen_from), middle)
+        _spread(exposure, start, middle, 1.0)
+        if hi - lo > 1e-9:
+            _spread(ends, lo, hi, 1 / (hi - lo))
+        else:
+            ends[_bin(lo)] += 1
+        if sum(ends) <= MOST_ENDS + _ROUNDING:
+            return self._with(ends, exposure, min(start, lo), hi)
+        return self._with([d / 2 for d in ends], [e / 2 for e in exposure], 0.0, _OLDEST)
+
+    def _with(self, ends: Sequence[float], exposure: Sequence[float], start: float, end: float) -> Durations:
+        """Give the durations with these counts, which differ from ours from age `start` to `end` only."""
+        first = max(0, _bin(start) - 2)
+        last = max(first, min(len(EDGES), _bin(end) + 3))
+        changed = self._prior.hazards(ends, exposure, first, last)
+        return Durations(
+            expected=self.expected,
+            ends=tuple(ends),
+            exposure=tuple(exposure),
+            prior=self._prior,
+            hazards=(*self._hazards[:first], *changed, *self._hazards[last:]),
+        )
+
+    def next_look(self, age: float, cost: float, *, longest: float | None = None) -> float:
+        """Give the age at which to look at a run last seen alive at `age` (0: not seen yet).
+
+        It is the first age by which the end is expected to have gone unseen for `cost` seconds: the price of
+        a look in seconds of latency. It is at most `longest` seconds after `age`; without that, a quarter of
+        the age and at least 10 s (first look: 10 min), 10 min at most. ValueError unless both are above 0.
+        """
+        if not (0 < cost < math.inf and (longest is None or longest > 0)):
+            raise ValueError(f"cost={cost!r}, longest={longest!r}: must be seconds above 0, the cost finite")
+        age = age if age > 0 else 0.0
+        if longest is None:
+            longest = min(_LONGEST_STEP, max(10.0, age / 4)) if age else _LONGEST_STEP
+        return _age_of_cost(self._hazards, age, age + longest, max(cost, 1e-9))
+
+    def unseen_wait(self, alive: float, age: float) -> tuple[float, float]:
+        """Give what to expect at `age` of a run last seen alive at `alive`.
+
+        It is the mean time in seconds that its end has gone unseen, and the probability that it is over.
+        """
+        alive = alive if alive > 0 else 0.0
+        unseen = over = 0.0
+        k = _bin(alive)
+        while alive < age:
+            top = min(age, _TOPS[k])
+            gone = (over - 1) * math.expm1(-self._hazards[k] * (top - alive))
+            unseen += top - alive - gone / self._hazards[k]
+            over += gone
+            alive = top
+            k += 1
+        return unseen, over
+
+    def to_dict(self) -> dict[str, object]:
+        """Give plain JSON that `from_dict` reads: the bins in which something was seen."""
+        seen = enumerate(zip(self.ends, self.exposure, strict=True))
+        bins = [[k, ends, exposure] for k, (ends, exposure) in seen if ends or exposure]
+        return {"version": _VERSION, "expected": self.expected, "bins": bins}
+
+    @classmethod
+    def from_dict(cls, saved: object) -> Durations:
+        """Read what `to_dict` gave, also after a trip through JSON; a ValueError names the fault."""
+        match saved:
+            case {"version": version} if version != _VERSION:
+                raise ValueError(f"saved durations have version {version!r}, not {_VERSION}")
+            case {"version": _, "expected": expected, "bins": [*rows]}:
+                ends, exposure = _read_bins(rows)
+                return cls(expected=expected, ends=ends, exposure=exposure)
+        raise ValueError("saved durations must be an object with a version, expected and a list of bins")
+
+
+def _age_of_cost(hazards: Sequence[float], age: float, stop: float, cost: float) -> float:
+    """Give the first age up to `stop` by which the expected unseen time has reached `cost` seconds."""
+    over = 0.0
+    k = _bin(age)
+    while age < stop:
+        hazard, top = hazards[k], min(stop, _TOPS[k])
+        gone = (over - 1) * math.expm1(-hazard * (top - age))
+        unseen = top - age - gone / hazard
+        if unseen >= cost:
+            return min(age + _seconds_of_cost(hazard, over, cost), top)
+        cost -= unseen
+        over += gone
+        age = top
+        k += 1
+    return stop
+
+
+def _seconds_of_cost(hazard: float, over: float, cost: float) -> float:
+    """Solve m - (1 - over)(1 - exp(-hazard m))/hazard = cost for m by Newton's method.
+
+    The left side is convex and increasing. Both m = cost and the root of its quadratic bound lie below the
+    solution, so that the first step lands above it and the others fall towards it: six reach 1e-9 s.
+    """
+    alive = 1 - over
+    m = max(cost, 2 * cost / (over + math.sqrt(over * over + 2 * alive * hazard * cost)))
+    for _ in range(6):
+        gone = -alive * math.expm1(-hazard * m)
+        m -= (m - gone / hazard - cost) / (over + gone)
+    return m
+
+
+def _read_bins(rows: Iterable[object]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Read the saved bins into ends and exposure; ValueError names the row that is wrong."""
+    ends, exposure = list(_NOTHING), list(_NOTHING)
+    previous = -1
+    for row in rows:
+        k, d, e = _read_row(row)
+        if k <= previous:
+            raise ValueError(f"saved durations: bin {k} comes after bin {previous}")
+        ends[k], exposure[k], previous = d, e, k
+    if sum(ends) > MOST_ENDS + _ROUNDING:
+        raise ValueError(f"saved durations: {sum(ends):g} ends are more than {MOST_ENDS}")
+    return tuple(ends), tuple(exposure)
+
+
+def _read_row(row: object) -> tuple[int, float, float]:
+    match row:
+        case [int(k), int() | float() as ends, int() | float() as exposure] if (
+            0 <= k < len(EDGES) and 0 <= ends <= _MOST and 0 <= exposure <= _MOST
+        ):
+            return k, float(ends), float(exposure)
+    raise ValueError(f"saved durations: {row!r} is not a bin of [index, ends, exposure]")

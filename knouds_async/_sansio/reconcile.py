@@ -1,0 +1,75 @@
+"""Which usage rows could be a submit whose outcome is unknown: all that could, never a pick among them. Pure.
+
+Source: contract 10. That rows come newest first is only assumed there, so it is watched: as long as it holds the walk
+ends at rows older than the submit, otherwise every row is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+import attrs
+
+from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """The submit that is looked for: its target, when it left, how far times may be off, what is accounted for."""
+
+    target: Target
+    sent_at: datetime
+    tolerance: timedelta
+    exclude: Collection[str] = ()
+
+    def could_be(self, row: UsageRow) -> bool:
+        """Tell whether a row could be the submit; what a row does not say does not rule it out."""
+        if row.request_id is not None and row.request_id in self.exclude:
+            return False
+        if row.created_at is not None and abs(row.created_at - self.sent_at) > self.tolerance:
+            return False
+        if self.target.kind == "workflows":
+            return row.workflow_slug in (self.target.name, None) and row.source != "api-slim"
+        return row.workflow_slug is None and (self.target.name in row.model_ids or not row.model_ids)
+
+    def is_before(self, row: UsageRow) -> bool:
+        """Tell whether a row is older than the submit can be."""
+        return row.created_at is not None and row.created_at < self.sent_at - self.tolerance
+
+
+@attrs.frozen(kw_only=True)
+class Search:
+    """A walk through the pages of usage rows: `next_offset` is None when it has seen all it needs."""
+
+    wanted: Wanted
+    next_offset: int | None = 0
+    found: tuple[UsageRow, ...] = ()
+    oldest: datetime | None = None
+    is_ordered: bool = True
+
+    def take(self, page: UsagePage) -> Search:
+        """Look through one page."""
+        found, oldest, is_ordered = list(self.found), self.oldest, self.is_ordered
+        for row in page.rows:
+            if row.created_at is not None:
+                is_ordered = is_ordered and (oldest is None or row.created_at <= oldest)
+                oldest = row.created_at
+            if self.wanted.could_be(row) and row not in found:
+                found.append(row)
+        offset = (self.next_offset or 0) + len(page.rows)
+        is_past = is_ordered and any(self.wanted.is_before(row) for row in page.rows)
+        is_last = not page.rows or is_past or (page.total is not None and offset >= page.total)
+        return attrs.evolve(
+            self,
+            next_offset=None if is_last else offset,
+            found=tuple(found),
+            oldest=oldest,
+            is_ordered=is_ordered,
+        )
+
+    def result(self, server_now: datetime) -> SubmissionSearch:
+        """Give what was found; a search before the tolerance has passed cannot say that there is none."""
+        return SubmissionSearch(
+            candidates=self.found, is_conclusive=server_now >= self.wanted.sent_at + self.wanted.tolerance
+        )
