@@ -59,8 +59,9 @@ class AsyncKnouds:
         allow_insecure_http: bool = False,
     ) -> None:
         """Check everything that is given; nothing is sent and no task is started."""
-        key = config.api_key(api_key)
-        url = config.base_url(base_url, allow_insecure_http=allow_insecure_http)
+        given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
+        self._base_url = url = config.base_url(base_url, allow_insecure_http=allow_insecure_http)
+        key = config.api_key(given)
         if not isinstance(max_connections, int) or max_connections < 1:
             raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
         self._limiter = limiter if limiter is not None else Limiter(tier)
@@ -76,7 +77,6 @@ class AsyncKnouds:
             agent=_AGENT,
             is_known=tells_what_was_sent(http_client),
         )
-        self._base_url = url
         self._pipeline = Pipeline(exchange, self._limiter, retries or Retries())
         self._watcher = Watcher(self._pipeline.send, polling or Polling())
         runs = Runs(self._pipeline.send, self._watcher, url)

@@ -41,6 +41,15 @@ class Secret:
         """Wrap the text."""
         self._text = text
 
+    @classmethod
+    def of(cls, text: str | Secret | None) -> Secret | None:
+        """Wrap what a caller gave; anything but a text is a ConfigurationError that does not show it."""
+        if text is None or isinstance(text, Secret):
+            return text
+        if not isinstance(text, str):
+            raise ConfigurationError(f"the API key must be a text, not a {type(text).__name__}")
+        return cls(text)
+
     def reveal(self) -> str:
         """Give the text itself; only where it is sent."""
         return self._text
@@ -54,21 +63,19 @@ class Secret:
         raise TypeError("a Secret is not pickled: build the client anew from $KNOUDS_KEY in the other process")
 
 
-def api_key(given: str | Secret | None) -> Secret:
+def api_key(given: Secret | None) -> Secret:
     """Give the key: the argument, else `$KNOUDS_KEY`. It is checked for form and never printed."""
-    text = given.reveal() if isinstance(given, Secret) else given
-    if text is None:
-        text = os.environ.get("KNOUDS_KEY")
-    if text is None or text == "":
+    key = given if given is not None else Secret(os.environ.get("KNOUDS_KEY", ""))
+    if not key.reveal():
         raise ConfigurationError(
             "no API key: set $KNOUDS_KEY (export KNOUDS_KEY=knouds_live_...) or pass AsyncKnouds(api_key=...)"
         )
-    if not isinstance(text, str) or not _KEY.match(text):
+    if not _KEY.match(key.reveal()):
         raise ConfigurationError(
             "the API key is malformed (it is not shown here): it must be 1 to 512 printable ASCII characters with "
             "no spaces or newlines; check that $KNOUDS_KEY was not cut, quoted or read with a trailing newline"
         )
-    return Secret(text)
+    return key
 
 
 def base_url(given: str | None, *, allow_insecure_http: bool = False) -> str:

@@ -18,7 +18,7 @@ from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Secret, Timeouts
 
-_MASK: Final = b"***"
+_MASK: Final = "***"
 
 
 class Exchange:
@@ -54,7 +54,8 @@ class Exchange:
 
     async def _perform(self, call: Call[Any], trace: SentTrace, limit: float) -> Outcome:
         response = await self._http.send(self._request(call, trace, limit), stream=True, follow_redirects=False)
-        seen = {name: value for name in headers.READ if (value := response.headers.get(name)) is not None}
+        found = {name: response.headers.get(name) for name in headers.READ}
+        seen = {name: self._masked(value) for name, value in found.items() if value is not None}
         try:
             body = await read_body(response)
         except UnreadableBody as odd:
@@ -65,7 +66,7 @@ class Exchange:
         finally:
             await response.aclose()
         if not 200 <= response.status_code < 300:  # a page that echoes the request must not carry the key into errors
-            body = body.replace(self._key.reveal().encode(), _MASK)
+            body = body.replace(self._key.reveal().encode(), _MASK.encode())
         return Answer(response.status_code, seen, body)
 
     def _request(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Request:
@@ -92,8 +93,11 @@ class Exchange:
 
     def _words(self, error: Exception) -> str:
         """Name an error in words that cannot hold the key."""
-        text = str(error).replace(self._key.reveal(), "***")
+        text = self._masked(str(error))
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+    def _masked(self, text: str) -> str:
+        return text.replace(self._key.reveal(), _MASK)
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

@@ -1,0 +1,178 @@
+"""Turns at the rate limit: order, cancellation, waking. The mathematics has its own tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from knouds_async import ConfigurationError, Limiter
+from knouds_async._sansio.calls import Lane
+from knouds_async._sansio.window import Reply, Ticket
+from knouds_async.testing.emulator import Emulator
+
+ROUTE = "POST /api/workflows/:slug/run"
+SLUG = "my-thumbnail-pipeline"
+
+
+class Server:
+    """Answers each turn at once, with the headers of a window of 60 s that opens at a full minute."""
+
+    def __init__(self, limiter: Limiter, limit: int) -> None:
+        self.limiter, self.limit = limiter, limit
+        self.taken: dict[int, int] = {}
+
+    def answer(self, ticket: Ticket) -> None:
+        now = anyio.current_time()
+        window = int(now // 60)
+        self.taken[window] = self.taken.get(window, 0) + 1
+        refused = self.taken[window] > self.limit
+        reply = Reply(
+            refused=refused,
+            limit=self.limit,
+            remaining=max(0, self.limit - self.taken[window]),
+            reset=float((window + 1) * 60),
+            retry_after=60.0 - now % 60 if refused else None,
+        )
+        self.limiter.answered(ROUTE, ticket, reply, float(int(now)))
+
+
+async def test_turns_are_given_in_order() -> None:
+    """First come, first served, across windows; no window gives more than its limit."""
+    limiter = Limiter("pro")
+    server, order = Server(limiter, 5), list[int]()
+
+    async def request(number: int) -> None:
+        server.answer(await limiter.acquire(ROUTE))
+        order.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(23):
+            tasks.start_soon(request, number)
+            await anyio.sleep(0)
+    assert order == sorted(order)
+    assert max(server.taken.values()) == 5
+
+
+async def test_a_cancelled_waiter_costs_nothing_and_wakes_the_next() -> None:
+    """Whoever leaves the line, at its head or in the middle, takes no turn, and nobody is forgotten."""
+    limiter = Limiter("pro")
+    server, done = Server(limiter, 2), list[int]()
+
+    async def request(number: int, patience: float) -> None:
+        with anyio.move_on_after(patience):
+            server.answer(await limiter.acquire(ROUTE))
+            done.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(12):
+            tasks.start_soon(request, number, 10.0 if number in (2, 3, 6) else 1000.0)
+            await anyio.sleep(0)
+    assert done == [0, 1, 4, 5, 7, 8, 9, 10, 11]
+    assert limiter.stats(ROUTE).waiting == 0
+    assert limiter.stats(ROUTE).refusals == 0
+
+
+async def test_status_reads_go_before_submits_and_a_requeued_one_before_all() -> None:
+    """Two lanes: cancels and reads first; within a lane a request that was refused goes to the head."""
+    limiter = Limiter("pro")
+    server, order = Server(limiter, 1), list[str]()
+
+    async def request(name: str, lane: Lane, at_head: bool = False) -> None:  # noqa: FBT001, FBT002
+        server.answer(await limiter.acquire(ROUTE, lane, at_head=at_head))
+        order.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        for name, lane, at_head in (
+            ("first", Lane.SUBMIT, False),
+            ("submit", Lane.SUBMIT, False),
+            ("requeued", Lane.SUBMIT, True),
+            ("read", Lane.STATUS, False),
+        ):
+            tasks.start_soon(request, name, lane, at_head)
+            await anyio.sleep(0)
+    assert order == ["first", "read", "requeued", "submit"]
+
+
+async def test_a_turn_given_back_goes_to_the_next() -> None:
+    """A request that never left gives its turn to whoever waits."""
+    limiter = Limiter("pro")
+    ticket = await limiter.acquire(ROUTE)
+    got: list[Ticket] = []
+
+    async def next_one() -> None:
+        got.append(await limiter.acquire(ROUTE))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(next_one)
+        await anyio.sleep(0.01)
+        assert not got  # the first request of a route goes alone
+        limiter.returned(ROUTE, ticket)
+    assert got
+
+
+async def test_the_stats_tell_how_a_quota_stands() -> None:
+    """A dashboard sees limit, what is left, when it resets, who waits and the 429s."""
+    limiter = Limiter("pro")
+    assert limiter.stats(ROUTE).limit == 100
+    server = Server(limiter, 3)
+    server.answer(await limiter.acquire(ROUTE))
+    stats = limiter.stats(ROUTE)
+    assert (stats.limit, stats.left, stats.waiting, stats.refusals) == (3, 2, 0, 0)
+    assert stats.resets_in is not None
+    assert 0 < stats.resets_in <= 61
+    assert limiter.server_time() is not None
+
+
+@pytest.mark.parametrize("tier", ["enterprise", "super_admin"])
+async def test_an_unlimited_tier_waits_for_nothing(tier: str) -> None:
+    """No canary and no line for an account without limits."""
+    limiter, began = Limiter(tier), anyio.current_time()
+    for _ in range(1000):
+        await limiter.acquire(ROUTE)
+    assert anyio.current_time() - began < 1e-3
+    assert limiter.stats(ROUTE).limit is None
+
+
+def test_an_unknown_tier_is_refused() -> None:
+    """A tier that does not exist is named, with those that do."""
+    with pytest.raises(ConfigurationError, match="platinum"):
+        Limiter("platinum")
+
+
+@pytest.mark.parametrize(
+    ("tier", "setup"),
+    [
+        ("pro", {"tier": "pro"}),
+        (None, {"tier": "pro"}),
+        ("free", {"tier": "business"}),
+        ("business", {"tier": "pro"}),
+        ("deployment", {"generation": "old", "scope": "deployment"}),
+        (None, {"tier": "atelier", "limit": 7}),
+    ],
+)
+async def test_the_headers_win_over_the_first_guess(
+    make_client: Any, tier: str | None, setup: dict[str, Any]
+) -> None:
+    """Whatever tier was guessed, a batch of twice the limit runs without a 429."""
+    emulator = Emulator(**setup, duration=1.0)
+    knouds = make_client(emulator, tier=tier)
+    await knouds.workflows.submit(SLUG, {"product_name": "first"})
+    limit = knouds.limiter.stats(ROUTE).limit
+    async with anyio.create_task_group() as tasks:
+        for number in range(min(2 * limit, 250)):
+            tasks.start_soon(knouds.workflows.submit, SLUG, {"product_name": str(number)})
+    emulator.assert_no_429()
+    assert len(emulator.runs) == min(2 * limit, 250) + 1
+
+
+async def test_a_429_costs_no_job(make_client: Any) -> None:
+    """Refused by somebody else's use of the quota, a submit waits at the head of the line and runs once."""
+    emulator = Emulator(tier="pro", limit=10, duration=1.0, others=0.6)
+    knouds = make_client(emulator)
+    async with anyio.create_task_group() as tasks:
+        for number in range(30):
+            tasks.start_soon(knouds.workflows.submit, SLUG, {"product_name": str(number)})
+    assert len(emulator.runs) == 30
+    emulator.assert_charged_once()
