@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -313,7 +314,7 @@ async def test_the_watcher_lives_only_while_somebody_waits(knouds: AsyncKnouds) 
     """Before the first wait and after the last, no task of the library exists."""
     before = len(asyncio.all_tasks())
     execution = await knouds.workflows.submit(SLUG, INPUTS)
-    await anyio.sleep(0)
+    await anyio.lowlevel.checkpoint()
     assert len(asyncio.all_tasks()) == before
     await execution
     await anyio.sleep(0.1)

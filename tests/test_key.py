@@ -75,12 +75,13 @@ async def test_the_key_shows_in_no_error_and_no_log(fault: str, caplog: pytest.L
     """Whatever goes wrong, no repr, traceback with locals, pickle or DEBUG record holds the key or an HTTP object."""
     caplog.set_level(logging.DEBUG)
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def respond(request: httpx.Request) -> httpx.Response:
         if isinstance(FAULTS[fault], Exception):
             raise FAULTS[fault]
-        return FAULTS[fault]
+        answer: httpx.Response = FAULTS[fault]
+        return answer
 
-    http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    http = httpx.AsyncClient(transport=httpx.MockTransport(respond))
     knouds = AsyncKnouds(CANARY, base_url=BASE, http_client=http, retries=Retries(attempts=1))
     handle = knouds.executions.attach("run-1")
     for call in (

@@ -9,12 +9,13 @@ refused with 429. Source of the rows: contract 6 and 7.
     sent, no answer or cut      again                        NoAnswerError       SubmissionUnknownError
     429                         requeued, never an attempt   requeued            requeued
     2xx, readable               done                         done                done
-    2xx, unreadable             InvalidResponseError         the same            SubmissionUnknownError
-    502, 503, 504               again                        ServiceError        as other 5xx
-    other 5xx, own JSON         ServiceError                 ServiceError        ServiceError, may have run
-    other 5xx, no own JSON      ServiceError                 ServiceError        SubmissionUnknownError
+    2xx, unreadable             again                        InvalidResponseE.   SubmissionUnknownError
+    5xx, the service's JSON     again                        ServiceError        ServiceError, may have run
+    5xx, anything else          again                        ServiceError        SubmissionUnknownError
     408, 499 without own JSON   APIError                     APIError            SubmissionUnknownError
     3xx, other 4xx              APIError (DELETE again: 404 is done)             APIError, nothing was run
+
+"Again" ends after `Retries` in the error that the next column names.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ T = TypeVar("T")
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 8.0
-_PASSING: Final = frozenset({502, 503, 504})
 _OPEN: Final = frozenset({408, 499})  # a proxy gave up waiting: the service may have the request
 
 
@@ -127,7 +127,7 @@ def decide(
                 return _refused(call, Answer(status, seen_headers, b""), so_far, retries, roll)
             if is_cut:
                 return _unanswered(call, seen, so_far, retries, roll)
-            return Fail(_unreadable(call, status, seen, so_far))
+            return _unreadable(call, status, seen, so_far, retries, roll)
         case Answer(status):
             return _answered(call, outcome, so_far, retries, roll)
 
@@ -141,13 +141,20 @@ def _answered(
         return Done(call.reads(answer))
     except UnreadableError as odd:
         seen = f"the answer {answer.status} has a body that cannot be read: {odd}"
-        return Fail(_unreadable(call, answer.status, seen, so_far))
+        return _unreadable(call, answer.status, seen, so_far, retries, roll)
 
 
 def _unanswered(call: Call[Any], seen: str, so_far: SoFar, retries: Retries, roll: float) -> Again | Fail:
     if call.pays_for is not None:
         return Fail(_unknown(call, seen, so_far))
     error = NoAnswerError(f"{call.route}: sent, but no answer came: {seen}")
+    return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
+
+
+def _unreadable(call: Call[Any], status: int, seen: str, so_far: SoFar, retries: Retries, roll: float) -> Again | Fail:
+    if call.pays_for is not None:
+        return Fail(_unknown(call, seen, so_far))
+    error = InvalidResponseError(f"{call.route}: {seen}", status=status, route=call.route)
     return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
 
 
@@ -162,7 +169,7 @@ def _refused(
     if call.pays_for is not None and own is None and (answer.status >= 500 or answer.status in _OPEN):
         return Fail(_unknown(call, f"the answer was {answer.status} and not the service's own", so_far))
     error = refusals.refusal(answer, call.route, may_have_run=call.pays_for is not None and answer.status >= 500)
-    if call.repeatable and answer.status in _PASSING:
+    if call.repeatable and answer.status >= 500:
         asked = headers.retry_after(answer, so_far.server_time) or 0.0
         return _again(so_far, retries, roll, at_least=asked) or Fail(error)
     return Fail(error)
@@ -188,12 +195,6 @@ def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.
     pause = max(at_least, roll * min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (so_far.attempts - 1)))
     is_over = so_far.attempts >= retries.attempts or pause > retries.longest
     return None if is_over or so_far.spent + pause > retries.budget else Again(pause)
-
-
-def _unreadable(call: Call[Any], status: int, seen: str, so_far: SoFar) -> KnoudsError:
-    if call.pays_for is not None:
-        return _unknown(call, seen, so_far)
-    return InvalidResponseError(f"{call.route}: {seen}", status=status, route=call.route)
 
 
 def _unknown(call: Call[Any], seen: str, so_far: SoFar) -> SubmissionUnknownError:

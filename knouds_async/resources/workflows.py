@@ -74,7 +74,15 @@ class Workflows:
         """
         if not isinstance(name, str):
             raise InvalidArgumentError(f"name={name!r}: must be a text")
-        body = _body(None, name, nodes, edges, description, tags, viewport, public_playground)
+        body = _given(
+            name=name,
+            description=description,
+            tags=tags,
+            nodes=nodes,
+            edges=edges,
+            viewport=viewport,
+            publicPlayground=public_playground,
+        )
         return await self._send(calls.create_workflow(body))
 
     async def update(
@@ -95,8 +103,17 @@ class Workflows:
         Whether the service keeps fields that are not sent is not documented; with `workflow` everything is sent, the
         fields this library does not know included. Repeated when its answer is lost: it sets the same again.
         """
-        body = _body(workflow, name, nodes, edges, description, tags, viewport, public_playground)
-        return await self._send(calls.update_workflow(slug, body))
+        whole = workflow.raw if workflow is not None and isinstance(workflow.raw, Mapping) else {}
+        given = _given(
+            name=name,
+            description=description,
+            tags=tags,
+            nodes=nodes,
+            edges=edges,
+            viewport=viewport,
+            publicPlayground=public_playground,
+        )
+        return await self._send(calls.update_workflow(slug, {**whole, **given}))
 
     async def move(self, slug: str, folder_id: str | None) -> None:
         """Move a workflow you own into a folder; None is the root."""
@@ -107,25 +124,6 @@ class Workflows:
         await self._send(calls.delete_workflow(slug))
 
 
-def _body(
-    workflow: Workflow | None,
-    name: str | None,
-    nodes: Sequence[JSONObject] | None,
-    edges: Sequence[JSONObject] | None,
-    description: str | None,
-    tags: Sequence[str] | None,
-    viewport: JSONObject | None,
-    public_playground: bool | None,
-) -> dict[str, Any]:
-    """Give the body to create or update with: the given fields over those of `workflow`, unknown ones kept."""
-    given = {
-        "name": name,
-        "description": description,
-        "tags": tags,
-        "nodes": nodes,
-        "edges": edges,
-        "viewport": viewport,
-        "publicPlayground": public_playground,
-    }
-    base = dict(workflow.raw) if workflow is not None and isinstance(workflow.raw, Mapping) else {}
-    return base | {key: value for key, value in given.items() if value is not None}
+def _given(**fields: Any) -> dict[str, Any]:
+    """Give the fields that were given, by the service's names."""
+    return {name: value for name, value in fields.items() if value is not None}

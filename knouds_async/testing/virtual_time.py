@@ -55,9 +55,9 @@ BACKENDS: Final = ("asyncio", "trio")
 
 
 def virtual_backend(name: str) -> tuple[str, dict[str, Any]]:
-    """Give anyio's description of a backend ("asyncio" or "trio") in virtual time, e.g. for an `anyio_backend` fixture."""
+    """Give anyio's description of a backend ("asyncio" or "trio") in virtual time, for an `anyio_backend` fixture."""
     if name == "asyncio":
         return "asyncio", {"loop_factory": VirtualTimeLoop}
-    from trio.testing import MockClock  # noqa: PLC0415  (trio is there only for those who use it)
+    from trio.testing import MockClock  # here, for trio is there only for those who use it
 
     return "trio", {"clock": MockClock(autojump_threshold=0)}

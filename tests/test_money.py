@@ -1,0 +1,191 @@
+"""Money: under every fault no run is started twice, and every run on the server is known by id or reported unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from knouds_async import AsyncKnouds, Execution, KnoudsError, Retries, SubmissionUnknownError, Timeouts
+from knouds_async.testing import Emulator, Fault, faults, serve
+
+SLUG = "my-thumbnail-pipeline"
+RUN = "POST /api/workflows/:slug/run"
+POLL = "GET /api/executions/:id"
+PATIENCE = Timeouts(submit=2.0, total=2.0, run=2.0, connect=0.5)
+
+ON_SUBMITS: dict[str, Fault] = {
+    "refused": faults.refused(),
+    "unreachable": faults.unreachable(),
+    "reset unread": faults.reset_unread(),
+    "reset before the run": faults.reset(),
+    "reset after the run": faults.reset(after_run=True),
+    "closed before the run": faults.closed(),
+    "closed after the run": faults.closed(after_run=True),
+    "stalled before the run": faults.stalled(),
+    "stalled after the run": faults.stalled(after_run=True),
+    "late": faults.stalled(3.0),
+    "html 502 before the run": faults.bad_gateway(),
+    "html 502 after the run": faults.bad_gateway(after_run=True),
+    "503 of the service after the run": faults.service_error(after_run=True),
+    "429 without headers": faults.rate_limited(),
+    "redirect": faults.redirect(),
+    "truncated": faults.truncated(),
+    "dripping": faults.dripping(0.5),
+    "dropped keep-alive": faults.dropped_keep_alive(),
+    "invalid json": faults.invalid_json(),
+    "empty": faults.empty_body(),
+    "huge": faults.huge_body(33 * 2**20),
+    "bomb": faults.gzip_bomb(33 * 2**20),
+    "bomb in a bomb": faults.gzip_bomb(layers=2),
+    "wrong types": faults.wrong_types(),
+    "half headers": faults.half_headers(),
+    "unknown status": faults.unknown_status(),
+}
+
+
+class Books:
+    """What the callers of many submits know in the end."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.unknown: set[str] = set()
+        self.refused: set[str] = set()
+
+    async def submit(self, knouds: AsyncKnouds, job: str) -> None:
+        try:
+            self.known.add((await knouds.workflows.submit(SLUG, {"product_name": job})).id)
+        except KnoudsError as error:
+            (self.unknown if error.may_have_run else self.refused).add(job)
+
+    def balance(self, emulator: Emulator) -> None:
+        """Fail unless every run is known or reported, and no job ran twice or after it was called not run."""
+        emulator.assert_charged_once()
+        for run in emulator.runs:
+            job = run.inputs["product_name"]
+            assert run.execution_id in self.known or job in self.unknown
+            assert job not in self.refused
+
+
+async def _all(knouds: AsyncKnouds, jobs: int) -> Books:
+    books = Books()
+    async with anyio.create_task_group() as tasks:
+        for number in range(jobs):
+            tasks.start_soon(books.submit, knouds, f"job {number}")
+    return books
+
+
+@pytest.mark.parametrize("fault", ON_SUBMITS)
+async def test_no_fault_makes_a_submit_run_twice(fault: str, make_client: Any) -> None:
+    """In process: half of 40 submits meet the fault; the books balance."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    emulator.faults.add(ON_SUBMITS[fault], route=RUN, probability=0.5)
+    knouds = make_client(emulator, timeouts=PATIENCE)
+    books = await _all(knouds, 40)
+    await anyio.sleep(60)
+    emulator.settle(anyio.current_time())
+    books.balance(emulator)
+    assert len(books.known | books.unknown) >= 10
+
+
+@pytest.mark.parametrize("fault", [name for name in ON_SUBMITS if name != "429 without headers"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_no_fault_of_a_real_connection_makes_a_submit_run_twice(fault: str, anyio_backend: str) -> None:
+    """Over sockets: a third of 30 submits meet the fault; the books balance."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    emulator.faults.add(ON_SUBMITS[fault], route=RUN, probability=0.34)
+    patience = Timeouts(submit=0.5, total=0.5, connect=0.3)
+    async with serve(emulator) as url:
+        async with AsyncKnouds(emulator.api_key, base_url=url, timeouts=patience) as knouds:
+            books = await _all(knouds, 30)
+        await anyio.sleep(0.05)
+        books.balance(emulator)
+
+
+@pytest.mark.parametrize(
+    "fault", ["reset after the run", "html 502 after the run", "stalled after the run", "truncated"]
+)
+async def test_a_synchronous_run_follows_the_same_rule(fault: str, make_client: Any) -> None:
+    """A synchronous run whose answer is lost is unknown and is not run again."""
+    emulator = Emulator(tier="enterprise", duration=1.0)
+    emulator.faults.add(ON_SUBMITS[fault], route=RUN)
+    knouds = make_client(emulator, timeouts=PATIENCE)
+    with pytest.raises(SubmissionUnknownError):
+        await knouds.workflows.run(SLUG, {"product_name": "x"})
+    assert len(emulator.runs) == 1
+
+
+async def test_an_unknown_submit_is_found_in_the_usage_rows(make_client: Any) -> None:
+    """After a lost answer the search gives the run; after a reset before the run it is certain that there is none."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    knouds = make_client(emulator)
+    emulator.faults.add(faults.reset(after_run=True), route=RUN, nth=1)
+    emulator.faults.add(faults.reset(), route=RUN, nth=2)
+    await knouds.whoami()  # from here on the service's clock is known
+    for is_there in (True, False):
+        with pytest.raises(SubmissionUnknownError) as caught:
+            await knouds.workflows.submit(SLUG, {"product_name": "x"})
+        unknown = caught.value
+        early = await knouds.usage.find_submission(unknown.target, unknown.sent_at, tolerance=20)
+        assert not early.is_certainly_none
+        await anyio.sleep(60)
+        late = await knouds.usage.find_submission(unknown.target, unknown.sent_at, tolerance=20)
+        assert late.is_certainly_none is not is_there
+        assert [row.request_id for row in late.candidates] == [run.request_id for run in emulator.runs if is_there]
+
+
+LOSSES: dict[str, Callable[[], Fault]] = {
+    "resets": faults.reset,
+    "html": faults.bad_gateway,
+    "rubbish": faults.invalid_json,
+    "empty": faults.empty_body,
+    "wrong types": faults.wrong_types,
+    "truncated": faults.truncated,
+    "errors": faults.service_error,
+    "stalls": faults.stalled,
+    "unreachable": faults.unreachable,
+    "429": faults.rate_limited,
+    "bombs": lambda: faults.gzip_bomb(33 * 2**20),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+async def test_waits_survive_a_third_of_the_polls_failing(loss: str, make_client: Any) -> None:
+    """With 30 % of the polls failing in any way, every wait ends, and ends right."""
+    emulator = Emulator(tier="enterprise", duration=30.0, failure_rate=0.2)
+    emulator.faults.add(LOSSES[loss](), route=POLL, probability=0.3)
+    knouds = make_client(emulator, timeouts=PATIENCE)
+    ends: list[tuple[str, str]] = []
+
+    async def one(number: int) -> None:
+        execution: Execution = await knouds.workflows.submit(SLUG, {"product_name": f"job {number}"})
+        ends.append((execution.id, (await execution.wait()).status))
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(4 if loss == "bombs" else 20):
+            tasks.start_soon(one, number)
+    assert dict(ends) == {run.execution_id: run.status for run in emulator.runs}
+
+
+async def test_a_429_is_never_an_attempt(make_client: Any) -> None:
+    """A submit that is refused a dozen times in a row still runs, once, however few attempts are allowed."""
+    emulator = Emulator(tier="pro", duration=1.0)
+    emulator.faults.add(route=RUN, script=[faults.rate_limited()] * 12 + [None])
+    knouds = make_client(emulator, retries=Retries(attempts=1))
+    await knouds.workflows.submit(SLUG, {"product_name": "x"})
+    assert len(emulator.runs) == 1
+
+
+async def test_a_create_is_not_repeated_and_a_delete_is(make_client: Any) -> None:
+    """A lost create could make a second workflow, so it is an error; a lost delete is repeated, and 404 is done."""
+    emulator = Emulator(tier="enterprise")
+    knouds = make_client(emulator)
+    emulator.faults.add(faults.reset(after_run=True), route="POST /api/workflows", nth=1)
+    with pytest.raises(KnoudsError, match="no answer"):
+        await knouds.workflows.create("Poster")
+    assert [row.slug for row in await knouds.workflows.list()].count("poster") == 1
+    emulator.faults.add(faults.reset(after_run=True), route="DELETE /api/workflows/:slug", nth=1)
+    await knouds.workflows.delete("poster")
+    assert "poster" not in [row.slug for row in await knouds.workflows.list()]
