@@ -166,6 +166,24 @@ class _HeldBody(httpx.AsyncByteStream):
             self._pool.discard(self._connection)
 
 
+class _Whole:
+    """A request's body in one piece.
+
+    httpx's own is a generator; left half way by a connection that breaks, it would end in a ResourceWarning on trio.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._left = [content] if content else []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
 def _origin(url: httpx.URL) -> Origin:
     if url.scheme not in _DEFAULT_PORTS:
         raise httpx.UnsupportedProtocol(f"only http and https are spoken here, not {url.scheme!r}")
@@ -175,11 +193,12 @@ def _origin(url: httpx.URL) -> Origin:
 def _core_request(request: httpx.Request) -> httpcore.Request:
     url = request.url
     assert isinstance(request.stream, httpx.AsyncByteStream)  # noqa: S101  (as httpx's own transport has it)
+    is_whole = isinstance(request.stream, httpx.ByteStream)
     return httpcore.Request(
         request.method,
         httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
         headers=request.headers.raw,
-        content=request.stream,
+        content=_Whole(request.content) if is_whole else request.stream,
         extensions=request.extensions,
     )
 
