@@ -264,12 +264,12 @@ def _age_of_cost(hazards: Sequence[float], age: float, stop: float, cost: float)
 def _seconds_of_cost(hazard: float, over: float, cost: float) -> float:
     """Solve m - (1 - over)(1 - exp(-hazard m))/hazard = cost for m by Newton's method.
 
-    The left side is convex and increasing. Both m = cost and the root of its quadratic bound lie below the
-    solution, so that the first step lands above it and the others fall towards it: six reach 1e-9 s.
+    The left side is convex and increasing, and the root of its quadratic bound lies below the solution: the
+    first step lands above it and the others fall towards it. Four reach 1e-9 s, the fifth is for safety.
     """
     alive = 1 - over
-    m = max(cost, 2 * cost / (over + math.sqrt(over * over + 2 * alive * hazard * cost)))
-    for _ in range(6):
+    m = 2 * cost / (over + math.sqrt(over * over + 2 * alive * hazard * cost))
+    for _ in range(5):
         gone = -alive * math.expm1(-hazard * m)
         m -= (m - gone / hazard - cost) / (over + gone)
     return m

@@ -1,0 +1,636 @@
+"""How long runs last, learned: the model against a plain one written here, and the schedule against its definition."""
+
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import NormalDist, fmean
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knouds_async._sansio.durations import EDGES, MOST_ENDS, Durations
+
+NAN, INF, DAY = math.nan, math.inf, 86400.0
+TOPS = (*EDGES[1:], INF)
+MIDDLES = [(low + min(top, 8000.0)) / 2 for low, top in zip(EDGES, TOPS, strict=True)]
+ROUND_TRIP = 0.08
+
+property_test = settings(deadline=None, max_examples=60)
+
+
+@attrs.frozen
+class Seen:
+    """One observation: alive at `lo` and over at `hi`, or still alive at `lo` when `hi` is None."""
+
+    seen_from: float
+    lo: float
+    hi: float | None
+
+
+def ages(longest: float = 20_000.0) -> st.SearchStrategy[float]:
+    """Ages from nothing to hours, as many short as long ones."""
+    return st.one_of(st.just(0.0), st.floats(-3, math.log(longest)).map(math.exp), st.sampled_from(EDGES))
+
+
+@st.composite
+def observations(draw: st.DrawFn) -> Seen:
+    """Make an observation whose three ages are in order."""
+    seen_from, lo, hi = sorted((draw(ages()), draw(ages()), draw(ages())))
+    return Seen(seen_from, lo, draw(st.sampled_from([None, lo, hi])))
+
+
+histories = st.lists(observations(), max_size=30)
+costs = st.floats(-5, 4).map(math.exp)
+
+
+def told(history: list[Seen], expected: float | None = None) -> Durations:
+    """Tell a history to the model."""
+    durations = Durations(expected=expected)
+    for seen in history:
+        if seen.hi is None:
+            durations = durations.observe_alive(seen.lo, seen_from=seen.seen_from)
+        else:
+            durations = durations.observe_end(seen.lo, seen.hi, seen_from=seen.seen_from)
+    return durations
+
+
+def overlap(start: float, end: float, low: float, top: float) -> float:
+    """Give the seconds that two spans share."""
+    return max(0.0, min(end, top) - max(start, low))
+
+
+def plain_counts(history: list[Seen]) -> tuple[list[float], list[float]]:
+    """Count ends and exposure bin by bin, from the definition."""
+    ends, exposure = [0.0] * len(EDGES), [0.0] * len(EDGES)
+    for seen in history:
+        hi = seen.lo if seen.hi is None else seen.hi
+        for k, (low, top) in enumerate(zip(EDGES, TOPS, strict=True)):
+            exposure[k] += overlap(seen.seen_from, (seen.lo + hi) / 2, low, top)
+            if hi > seen.lo:
+                ends[k] += overlap(seen.lo, hi, low, top) / (hi - seen.lo)
+            elif seen.hi is not None:
+                ends[k] += low <= hi < top
+    return ends, exposure
+
+
+def plain_hazards(history: list[Seen], median: float) -> list[float]:
+    """Work out every hazard from the definition: a log-logistic prior worth two runs, smoothed with what was seen."""
+    ends, exposure = plain_counts(history)
+
+    def still_alive(age: float) -> float:
+        return 1 / (1 + (age / median) ** 3)
+
+    for k, low in enumerate(EDGES):
+        top = EDGES[k + 1] if k + 1 < len(EDGES) else low * 1.12
+        at_risk = still_alive(low) + still_alive(top)
+        over = 2 * (still_alive(low) - still_alive(top))
+        exposure[k] += at_risk * (top - low) + 1e-5
+        ends[k] += max(over, 0.01 * 45 / median * at_risk * (top - low)) + 1e-6
+    weights = {-2: 0.25, -1: 0.5, 0: 1.0, 1: 0.5, 2: 0.25}
+
+    def around(counts: list[float], k: int) -> float:
+        return sum(w * counts[k + o] for o, w in weights.items() if 0 <= k + o < len(counts))
+
+    return [around(ends, k) / around(exposure, k) for k in range(len(EDGES))]
+
+
+def plain_wait(durations: Durations, alive: float, age: float, steps: int = 20_000) -> tuple[float, float]:
+    """Sum the expected unseen time and the probability of an end by small steps."""
+    step, survival, unseen = (age - alive) / steps, 1.0, 0.0
+    for i in range(steps):
+        hazard = durations.hazard(alive + (i + 0.5) * step)
+        unseen += step * (1 - survival * math.exp(-hazard * step / 2))
+        survival *= math.exp(-hazard * step)
+    return unseen, 1 - survival
+
+
+def quantiles(median: float, sigma: float, count: int) -> list[float]:
+    """Give durations spread as a lognormal law, mixed up, the same on every run."""
+    law = NormalDist(math.log(median), sigma)
+    return [math.exp(law.inv_cdf((i * 617 % count + 0.5) / count)) for i in range(count)]
+
+
+def learned(runs: list[float]) -> Durations:
+    """Show each run's end exactly."""
+    durations = Durations()
+    for run in runs:
+        durations = durations.observe_end(run, run)
+    return durations
+
+
+def follow(durations: Durations, run: float, cost: float = 0.25) -> tuple[int, float]:
+    """Follow one run by the schedule: how many looks it took, and how late its end was known."""
+    looks, age = 1, durations.next_look(0.0, cost) + ROUND_TRIP
+    while age < run:
+        looks, age = looks + 1, durations.next_look(age, cost) + ROUND_TRIP
+    return looks, age + ROUND_TRIP / 2 - run
+
+
+def follow_all(durations: Durations, runs: list[float]) -> tuple[float, float]:
+    """Give the mean number of looks and the mean latency over many runs, without learning from them."""
+    looks, latencies = zip(*(follow(durations, run) for run in runs), strict=True)
+    return fmean(looks), fmean(latencies)
+
+
+# ---- what is counted
+
+
+def test_the_bins_go_from_a_second_to_two_hours() -> None:
+    """There are 80 bins, in order, each 12 % wider than the one before, and the last begins short of 2 h."""
+    assert len(EDGES) == 80
+    assert EDGES[:2] == (0.0, 1.0)
+    assert all(high / low == pytest.approx(1.12) for low, high in pairwise(EDGES[1:]))
+    assert EDGES[-1] < 7200 < EDGES[-1] * 1.12
+
+
+@property_test
+@given(histories, st.sampled_from([None, 6.0, 45.0, 900.0]))
+def test_counts_and_hazards_follow_the_definition(history: list[Seen], expected: float | None) -> None:
+    """Ends, exposure and hazards are those of a model that works everything out from the whole history."""
+    durations = told(history, expected)
+    ends, exposure = plain_counts(history)
+    assert durations.ends == pytest.approx(ends, abs=1e-9)
+    assert durations.exposure == pytest.approx(exposure, abs=1e-6)
+    hazards = [durations.hazard(age) for age in MIDDLES]
+    assert hazards == pytest.approx(plain_hazards(history, expected or 45.0), rel=1e-6)
+
+
+@property_test
+@given(histories)
+def test_every_end_counts_once(history: list[Seen]) -> None:
+    """The ends of all bins together are the ends observed, however they were spread."""
+    assert sum(told(history).ends) == pytest.approx(sum(seen.hi is not None for seen in history))
+
+
+@property_test
+@given(histories)
+def test_exposure_is_the_time_at_risk(history: list[Seen]) -> None:
+    """The exposure of all bins together is the seconds from where each run was counted to its look or its end."""
+    at_risk = sum((seen.lo + (seen.lo if seen.hi is None else seen.hi)) / 2 - seen.seen_from for seen in history)
+    assert sum(told(history).exposure) == pytest.approx(at_risk, abs=1e-6)
+
+
+@property_test
+@given(histories)
+def test_hazards_are_the_same_whether_kept_or_worked_out_anew(history: list[Seen]) -> None:
+    """Updating only the bins that changed gives, to the last bit, what the counts alone give."""
+    kept = told(history)
+    anew = Durations(ends=kept.ends, exposure=kept.exposure)
+    assert [kept.hazard(age) for age in MIDDLES] == [anew.hazard(age) for age in MIDDLES]
+
+
+def test_looks_in_between_change_nothing_but_where_time_is_counted_from() -> None:
+    """A run seen alive twice and then over has the exposure of one whose whole life is counted at its end."""
+    watched = Durations().observe_alive(26.0).observe_alive(31.0, seen_from=26.0)
+    watched = watched.observe_end(31.0, 36.0, seen_from=31.0)
+    at_once = Durations().observe_end(31.0, 36.0)
+    assert watched.ends == at_once.ends
+    assert watched.exposure == pytest.approx(at_once.exposure)
+
+
+def test_an_end_between_two_looks_is_spread_evenly() -> None:
+    """Half of the time between two looks gets half of the end."""
+    low, edge, top = EDGES[40], EDGES[41], EDGES[42]
+    ends = Durations().observe_end(low, top).ends
+    assert ends[40] == pytest.approx((edge - low) / (top - low))
+    assert ends[41] == pytest.approx((top - edge) / (top - low))
+
+
+def test_an_end_seen_exactly_falls_into_its_bin() -> None:
+    """An end whose moment is known counts whole in one bin, also on the bin's lower edge."""
+    assert Durations().observe_end(EDGES[40], EDGES[40]).ends[40] == 1
+
+
+def test_runs_still_going_keep_fast_finishers_from_misleading() -> None:
+    """Ten of a hundred runs ending at 10 s make a low hazard once the ninety still going are counted."""
+    fast = Durations()
+    for _ in range(10):
+        fast = fast.observe_end(10.0, 10.0)
+    counted = fast.observe_all_alive([(0.0, 10.5)] * 90)
+    assert counted.hazard(10.0) < fast.hazard(10.0) / 5
+
+
+@property_test
+@given(histories, st.lists(st.tuples(ages(), ages()), max_size=10))
+def test_many_at_once_are_the_same_as_one_by_one(history: list[Seen], spans: list[tuple[float, float]]) -> None:
+    """Counting many runs still going in one call is counting each of them."""
+    singly = together = told(history)
+    for seen_from, age in spans:
+        singly = singly.observe_alive(age, seen_from=seen_from)
+    together = together.observe_all_alive(spans)
+    assert together == singly
+    assert [together.hazard(age) for age in MIDDLES] == [singly.hazard(age) for age in MIDDLES]
+
+
+def test_an_observation_leaves_the_old_value_alone() -> None:
+    """Durations are values: what was known before an observation can still be used."""
+    cold = Durations()
+    cold.observe_end(3.0, 5.0)
+    cold.observe_alive(7.0)
+    assert cold == Durations()
+    assert cold.hazard(4.0) == Durations().hazard(4.0)
+
+
+# ---- forgetting
+
+
+def test_above_five_hundred_ends_all_that_was_seen_is_halved() -> None:
+    """The 501st end halves ends and exposure, and not before."""
+    durations = learned([40.0, 50.0] * 250)
+    assert sum(durations.ends) == pytest.approx(MOST_ENDS)
+    exposure = sum(durations.exposure)
+    durations = durations.observe_end(45.0, 45.0)
+    assert sum(durations.ends) == pytest.approx((MOST_ENDS + 1) / 2)
+    assert sum(durations.exposure) == pytest.approx((exposure + 45) / 2)
+
+
+def test_five_hundred_ends_in_fractions_are_not_above_five_hundred() -> None:
+    """Rounding in ends that were spread over bins does not halve early."""
+    durations = Durations()
+    for _ in range(MOST_ENDS):
+        durations = durations.observe_end(33.3, 47.7)
+    assert sum(durations.ends) == pytest.approx(MOST_ENDS)
+
+
+def test_halving_keeps_the_hazard_where_much_was_seen() -> None:
+    """Halving both counts leaves their ratio, but for the little weight that the prior regains."""
+    before = learned([45.0] * MOST_ENDS)
+    after = before.observe_end(45.0, 45.0)
+    assert after.hazard(45.0) == pytest.approx(before.hazard(45.0), rel=0.02)
+
+
+def test_a_target_that_changed_is_learned_anew() -> None:
+    """After 2000 runs of 20 s, 600 of 120 s are enough to be looked at late and without many looks."""
+    durations = learned(quantiles(20.0, 0.2, 2000))
+    before, _ = follow_all(durations, quantiles(120.0, 0.2, 100))
+    for run in quantiles(120.0, 0.2, 600):
+        durations = durations.observe_end(run, run)
+    after, latency = follow_all(durations, quantiles(120.0, 0.2, 100))
+    assert after < 0.8 * before
+    assert latency < 4.0
+
+
+# ---- when to look
+
+
+@property_test
+@given(histories, ages(), costs)
+def test_a_look_is_due_when_the_expected_unseen_time_reaches_the_cost(
+    history: list[Seen], age: float, cost: float
+) -> None:
+    """At the next look the expected unseen time is the cost, or less when the longest step ends first."""
+    durations = told(history)
+    look = durations.next_look(age, cost)
+    unseen, _ = durations.unseen_wait(age, look)
+    step = min(600.0, max(10.0, age / 4) if age else 600.0)
+    assert age < look <= age + step
+    if look < age + step:
+        assert unseen == pytest.approx(cost, rel=1e-9, abs=1e-9)
+    else:
+        assert unseen <= cost * (1 + 1e-9)
+
+
+@property_test
+@given(histories, ages(), st.floats(0.5, 600.0))
+def test_a_cost_reached_on_the_last_moment_is_not_overstepped(history: list[Seen], age: float, longest: float) -> None:
+    """Where the expected unseen time reaches the cost just as the longest step ends, the look comes no later."""
+    durations = told(history)
+    cost, _ = durations.unseen_wait(age, age + longest)
+    assert durations.next_look(age, max(cost, 1e-3), longest=longest) <= age + longest
+
+
+@property_test
+@given(histories, ages(), costs, st.floats(1.0, 5.0))
+def test_a_dearer_look_comes_no_sooner(history: list[Seen], age: float, cost: float, factor: float) -> None:
+    """The next look is monotone in its cost."""
+    durations = told(history)
+    assert durations.next_look(age, cost * factor) >= durations.next_look(age, cost) - 1e-9
+
+
+@property_test
+@given(histories, ages(), costs)
+def test_a_look_never_comes_sooner_than_its_cost(history: list[Seen], age: float, cost: float) -> None:
+    """An end cannot go unseen for longer than there was no look, so that no schedule spins."""
+    step = min(600.0, max(10.0, age / 4) if age else 600.0)
+    assert told(history).next_look(age, cost) >= age + min(cost, step) * (1 - 1e-9)
+
+
+@property_test
+@given(histories, ages(), ages(600.0), costs)
+def test_looks_move_on_with_the_age(history: list[Seen], age: float, later: float, cost: float) -> None:
+    """Every look leads to a later one: a run that never ends is looked at for ever at growing ages."""
+    durations = told(history)
+    seen = [age]
+    for _ in range(5):
+        seen.append(durations.next_look(seen[-1], cost))
+    assert all(low < high for low, high in pairwise(seen))
+    assert durations.next_look(age, cost, longest=later or 1.0) <= age + (later or 1.0)
+
+
+@pytest.mark.parametrize("cost", [5e-324, 1e-30, 1e-6, 0.25, 1e6, 1e300])
+@pytest.mark.parametrize("age", [0.0, 1e-9, 45.0, 1e5, 1e9])
+@pytest.mark.parametrize("ends", [[], [1e-9] * 400, [45.0] * 400])
+def test_extreme_costs_still_give_a_look_ahead(cost: float, age: float, ends: list[float]) -> None:
+    """However small or large the cost and the hazards, the look is later than the age and not too late."""
+    durations = learned(ends)
+    assert age < durations.next_look(age, cost) <= age + max(600.0, 10.0)
+    assert age < durations.next_look(age, cost, longest=INF)
+
+
+def test_an_unknown_target_is_first_looked_at_soon() -> None:
+    """The first look of a cold target comes at 7 s, so that short runs are found and long ones not forgotten."""
+    assert Durations().next_look(0.0, 0.25) == pytest.approx(7.0, abs=0.2)
+
+
+def test_a_known_target_is_looked_at_where_its_runs_end() -> None:
+    """Looks at a learned target of 45 s begin at about 26 s and close up from 5 s to 3 s apart."""
+    durations, looks = learned(quantiles(45.0, 0.35, 200)), [0.0]
+    for _ in range(7):
+        looks.append(durations.next_look(looks[-1], 0.25))
+    assert looks[1:] == pytest.approx([26, 31, 35, 39, 43, 46, 49], abs=1.0)
+    steps = [high - low for low, high in pairwise(looks[1:])]
+    assert steps == sorted(steps, reverse=True)
+    assert 3 < steps[-1] < steps[0] < 6
+
+
+def test_the_step_is_limited_by_the_age() -> None:
+    """An old run is looked at within a quarter of its age, a young one within 10 s, none later than 10 min."""
+    quiet = Durations().observe_all_alive([(0.0, DAY)] * 1000)
+    assert quiet.next_look(20.0, 4.0) == 30.0
+    assert quiet.next_look(400.0, 4.0) == 500.0
+    assert quiet.next_look(40_000.0, 4.0) == 40_600.0
+    assert quiet.next_look(0.0, 400.0) == 600.0
+
+
+def test_a_longest_step_of_the_callers_own_replaces_the_rule() -> None:
+    """A run watched by other means may be left alone for longer than a quarter of its age, or for less."""
+    durations = Durations()
+    assert durations.next_look(20.0, 30.0) == 30.0
+    assert durations.next_look(20.0, 30.0, longest=600.0) > 60.0
+    assert durations.next_look(20.0, 30.0, longest=2.0) == 22.0
+
+
+@pytest.mark.parametrize("cost", [0.0, -1.0, NAN, INF])
+def test_a_cost_is_seconds_above_zero(cost: float) -> None:
+    """A look that costs nothing would be due at once for ever."""
+    with pytest.raises(ValueError, match="cost="):
+        Durations().next_look(0.0, cost)
+
+
+@pytest.mark.parametrize("longest", [0.0, -1.0, NAN])
+def test_a_longest_step_is_seconds_above_zero(longest: float) -> None:
+    """A step of no length would be due at once for ever."""
+    with pytest.raises(ValueError, match="longest="):
+        Durations().next_look(0.0, 0.25, longest=longest)
+
+
+# ---- what to expect of a run not looked at
+
+
+@settings(deadline=None, max_examples=8)
+@given(histories, ages(2000.0), st.floats(0.1, 300.0))
+def test_the_unseen_wait_is_the_integral_it_claims(history: list[Seen], alive: float, span: float) -> None:
+    """The closed form over bins is what adding up small steps gives."""
+    durations = told(history)
+    unseen, over = durations.unseen_wait(alive, alive + span)
+    plain_unseen, plain_over = plain_wait(durations, alive, alive + span)
+    assert over == pytest.approx(plain_over, rel=0.02, abs=1e-3)
+    assert unseen == pytest.approx(plain_unseen, rel=0.02, abs=1e-3 * span)
+
+
+@property_test
+@given(histories, ages(), ages(), ages())
+def test_the_unseen_wait_grows_with_the_age(history: list[Seen], alive: float, one: float, other: float) -> None:
+    """Later, more time went unseen and the end is more probable; neither leaves its bounds."""
+    durations = told(history)
+    sooner, later = sorted((alive + one, alive + other))
+    unseen, over = durations.unseen_wait(alive, sooner)
+    unseen_later, over_later = durations.unseen_wait(alive, later)
+    assert -1e-9 <= unseen <= sooner - alive
+    assert 0 <= over <= 1
+    assert unseen <= unseen_later + 1e-9
+    assert over <= over_later + 1e-12
+
+
+@pytest.mark.parametrize(("alive", "age"), [(45.0, 45.0), (45.0, 3.0), (45.0, NAN), (0.0, -1.0), (INF, INF)])
+def test_nothing_went_unseen_since_a_look_that_is_not_past(alive: float, age: float) -> None:
+    """At or before the last look nothing is unseen and the run is not over."""
+    assert Durations().unseen_wait(alive, age) == (0.0, 0.0)
+
+
+def test_in_the_long_run_the_end_is_certain() -> None:
+    """Without limit the probability is one and the wait has no bound."""
+    assert Durations().unseen_wait(0.0, INF) == (INF, 1.0)
+
+
+# ---- what the schedule achieves
+
+
+def test_a_learned_target_takes_few_looks() -> None:
+    """A lone run of a learned target of 45 s takes at most 8 looks and is known within 2.1 s on average."""
+    looks, latency = follow_all(learned(quantiles(45.0, 0.35, 200)), quantiles(45.0, 0.35, 999))
+    assert looks <= 8
+    assert latency <= 2.1
+
+
+def test_a_cold_target_takes_few_looks() -> None:
+    """A lone run of 45 s of a target never seen takes at most 10 looks and is known within 2.8 s on average."""
+    looks, latency = follow_all(Durations(), quantiles(45.0, 0.35, 999))
+    assert looks <= 10
+    assert latency <= 2.8
+
+
+@pytest.mark.parametrize(("median", "looks_at_most", "latency_at_most"), [(6.0, 3.5, 1.2), (240.0, 22.0, 5.0)])
+def test_other_lengths_are_learned_too(median: float, looks_at_most: float, latency_at_most: float) -> None:
+    """Short and long targets are learned as well as those the prior has in mind."""
+    looks, latency = follow_all(learned(quantiles(median, 0.35, 200)), quantiles(median, 0.35, 999))
+    assert looks <= looks_at_most
+    assert latency <= latency_at_most
+
+
+# ---- a median that the caller knows
+
+
+@pytest.mark.parametrize("median", [6.0, 240.0, 900.0])
+def test_an_expected_median_makes_a_cold_target_cheaper(median: float) -> None:
+    """Looks and latency together cost less at once when the caller knows the median."""
+    runs = quantiles(median, 0.35, 199)
+    looks, latency = follow_all(Durations(), runs)
+    told_looks, told_latency = follow_all(Durations(expected=median), runs)
+    assert told_latency + 0.25 * told_looks < 0.8 * (latency + 0.25 * looks)
+
+
+def test_a_wrong_median_is_overruled_by_what_is_seen() -> None:
+    """Twenty runs undo a median five times off."""
+    runs = quantiles(45.0, 0.35, 199)
+    wrong = Durations(expected=225.0)
+    for run in quantiles(45.0, 0.35, 20):
+        wrong = wrong.observe_end(run, run)
+    looks, latency = follow_all(wrong, runs)
+    assert latency + 0.25 * looks < 4.6
+
+
+def test_a_median_of_forty_five_seconds_is_the_default() -> None:
+    """Expecting what is assumed anyway changes no look."""
+    assert Durations(expected=45.0).next_look(0.0, 0.25) == Durations().next_look(0.0, 0.25)
+
+
+@pytest.mark.parametrize("expected", [1e-300, 1e-9, 1, 1e9, 10**400])
+def test_a_median_outside_the_bins_counts_as_the_nearest(expected: float) -> None:
+    """Any number of seconds above zero is a median; the hazards stay usable."""
+    durations = Durations(expected=expected)
+    assert all(0 < durations.hazard(age) < INF for age in MIDDLES)
+
+
+@pytest.mark.parametrize("expected", [0, -1.0, NAN, INF, True, "45", [45.0]])
+def test_a_median_that_is_no_duration_is_refused(expected: Any) -> None:
+    """What is not a number of seconds above zero is named in the error."""
+    with pytest.raises(ValueError, match="expected="):
+        Durations(expected=expected)
+
+
+# ---- rubbish
+
+
+@property_test
+@given(st.lists(st.tuples(st.floats(), st.floats(), st.floats(), st.booleans()), max_size=10), st.floats())
+def test_no_float_breaks_the_model(rubbish: list[tuple[float, float, float, bool]], age: float) -> None:
+    """Whatever ages are observed, hazards stay finite and above zero and each end counts once."""
+    durations = Durations()
+    for seen_from, lo, hi, is_end in rubbish:
+        if is_end:
+            durations = durations.observe_end(lo, hi, seen_from=seen_from)
+        else:
+            durations = durations.observe_alive(lo, seen_from=seen_from)
+    assert sum(durations.ends) == pytest.approx(sum(is_end for *_, is_end in rubbish))
+    assert all(0 <= seconds < INF for seconds in durations.exposure)
+    assert 0 < durations.hazard(age) < INF
+    assert durations.next_look(min(age, 1e9), 0.25) > (min(age, 1e9) if age > 0 else 0.0)
+
+
+CLEANED: list[tuple[Callable[[Durations], Durations], Callable[[Durations], Durations]]] = [
+    (lambda d: d.observe_alive(NAN), lambda d: d.observe_alive(0.0)),
+    (lambda d: d.observe_alive(-5.0), lambda d: d.observe_alive(0.0)),
+    (lambda d: d.observe_alive(INF), lambda d: d.observe_alive(DAY)),
+    (lambda d: d.observe_alive(9.0, seen_from=NAN), lambda d: d.observe_alive(9.0)),
+    (lambda d: d.observe_alive(9.0, seen_from=12.0), lambda d: d),
+    (lambda d: d.observe_end(NAN, 5.0), lambda d: d.observe_end(0.0, 5.0)),
+    (lambda d: d.observe_end(5.0, NAN), lambda d: d.observe_end(5.0, 5.0)),
+    (lambda d: d.observe_end(40.0, 30.0), lambda d: d.observe_end(40.0, 40.0)),
+    (lambda d: d.observe_end(5.0, INF), lambda d: d.observe_end(5.0, DAY)),
+    (lambda d: d.observe_end(0.0, 5e-324), lambda d: d.observe_end(0.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("odd", "plain"), CLEANED)
+def test_an_odd_age_counts_as_the_nearest_possible_one(
+    odd: Callable[[Durations], Durations], plain: Callable[[Durations], Durations]
+) -> None:
+    """No number or a negative age is 0, more than a day is a day, and an end is no earlier than the last sight."""
+    start = learned([20.0, 30.0])
+    assert odd(start) == plain(start)
+
+
+@pytest.mark.parametrize("age", [NAN, -1.0, -INF])
+def test_an_odd_age_is_looked_at_as_a_new_run(age: float) -> None:
+    """A run of no known age has the hazard and the next look of one just submitted."""
+    durations = learned([20.0, 30.0])
+    assert durations.hazard(age) == durations.hazard(0.0)
+    assert durations.next_look(age, 0.25) == durations.next_look(0.0, 0.25)
+    assert durations.unseen_wait(age, 20.0) == durations.unseen_wait(0.0, 20.0)
+
+
+def test_a_run_older_than_two_hours_is_still_looked_at() -> None:
+    """The last bin has no end: its hazard is that of any older run."""
+    durations = Durations().observe_alive(3 * 7200.0)
+    assert durations.hazard(3 * 7200.0) == durations.hazard(7200.0)
+    assert 3 * 7200.0 < durations.next_look(3 * 7200.0, 0.25) <= 3 * 7200.0 + 600.0
+
+
+# ---- save and load
+
+
+@property_test
+@given(histories, st.sampled_from([None, 45.0, 240]), ages(), costs)
+def test_what_was_saved_gives_the_same_looks(
+    history: list[Seen], expected: float | None, age: float, cost: float
+) -> None:
+    """A process that loads what another saved as JSON looks at exactly the same ages."""
+    durations = told(history, expected)
+    loaded = Durations.from_dict(json.loads(json.dumps(durations.to_dict())))
+    assert loaded == durations
+    assert loaded.next_look(age, cost) == durations.next_look(age, cost)
+
+
+def test_what_is_saved_is_small() -> None:
+    """A target never seen takes some bytes, and one seen hundreds of times about two thousand."""
+    assert len(json.dumps(Durations().to_dict())) < 60
+    assert len(json.dumps(learned(quantiles(45.0, 0.35, 1500)).to_dict())) < 2500
+
+
+def saved(**changes: object) -> dict[str, object]:
+    """Give what a good save looks like, but for some keys."""
+    return {"version": 1, "expected": None, "bins": [[3, 1.0, 5.0], [4, 0, 2]], **changes}
+
+
+def test_whole_numbers_are_read_as_numbers() -> None:
+    """JSON written by another program may hold 2 for 2.0."""
+    assert Durations.from_dict(saved()).exposure[4] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("rubbish", "fault"),
+    [
+        (None, "must be an object"),
+        ([], "must be an object"),
+        ({}, "must be an object with a version"),
+        ({"version": 1, "bins": []}, "must be an object with a version, expected"),
+        (saved(version=2), "version 2, not 1"),
+        (saved(version=None), "version None, not 1"),
+        (saved(expected="45"), "expected='45'"),
+        (saved(expected=-1), "expected=-1"),
+        (saved(bins="[]"), "a list of bins"),
+        (saved(bins={}), "a list of bins"),
+        (saved(bins=[7]), "7 is not a bin"),
+        (saved(bins=[[3, 1.0]]), "is not a bin"),
+        (saved(bins=[["3", 1.0, 5.0]]), "is not a bin"),
+        (saved(bins=[[80, 1.0, 5.0]]), "is not a bin"),
+        (saved(bins=[[-1, 1.0, 5.0]]), "is not a bin"),
+        (saved(bins=[[3, -1.0, 5.0]]), "is not a bin"),
+        (saved(bins=[[3, NAN, 5.0]]), "is not a bin"),
+        (saved(bins=[[3, 1.0, INF]]), "is not a bin"),
+        (saved(bins=[[3, 1.0, 10**400]]), "is not a bin"),
+        (saved(bins=[[3, 1.0, None]]), "is not a bin"),
+        (saved(bins=[[4, 1.0, 5.0], [3, 1.0, 5.0]]), "bin 3 comes after bin 4"),
+        (saved(bins=[[3, 1.0, 5.0], [3, 1.0, 5.0]]), "bin 3 comes after bin 3"),
+        (saved(bins=[[3, 300.0, 5.0], [4, 300.0, 5.0]]), "600 ends are more than 500"),
+    ],
+)
+def test_a_spoilt_save_is_refused_by_name(rubbish: object, fault: str) -> None:
+    """What cannot be loaded is a ValueError that says what is wrong."""
+    with pytest.raises(ValueError, match=fault):
+        Durations.from_dict(rubbish)
+
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+json_values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4), max_leaves=20)
+
+
+@property_test
+@given(st.builds(saved, version=st.just(1) | leaves, expected=leaves, bins=json_values))
+def test_a_save_is_either_refused_or_usable(rubbish: dict[str, object]) -> None:
+    """Nothing but ValueError comes out of loading, and what loads has hazards to work with."""
+    try:
+        durations = Durations.from_dict(rubbish)
+    except ValueError:
+        return
+    assert all(0 < durations.hazard(age) < INF for age in MIDDLES)
+
+
+def test_the_text_of_a_value_is_short() -> None:
+    """In a log the counts show as totals."""
+    assert repr(learned([40.0, 50.0])) == "Durations(expected=None, ends=2, exposure=90)"
