@@ -9,6 +9,7 @@ async with AsyncKnouds() as knouds:  # key from $KNOUDS_KEY
 import logging
 
 from knouds_async._io.limiter import Limiter, LimiterStats
+from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Polling, Retries, Secret, Timeouts
 from knouds_async.errors import (
@@ -128,6 +129,7 @@ __all__ = [
     "ScopeDeniedError",
     "Secret",
     "ServiceError",
+    "SharedLimiter",
     "Status",
     "SubmissionSearch",
     "SubmissionUnknownError",

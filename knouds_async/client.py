@@ -14,6 +14,7 @@ from knouds_async._io.exchange import Exchange
 from knouds_async._io.http import own_client, tells_what_was_sent
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
+from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
 from knouds_async.config import Polling, Retries, Secret, Timeouts
@@ -37,7 +38,7 @@ class AsyncKnouds:
 
     `api_key`: else `$KNOUDS_KEY`. `tier`: first guess of the rate limit (`"pro"`, `"business"`, `"enterprise"`,
     `"free"`, or an old scope), None to learn it. `base_url`: else `$KNOUDS_BASE_URL`, else https://knouds.ai.
-    `limiter`: share one among clients of one account. `http_client`: your own `httpx.AsyncClient`; it is used as it is
+    `limiter`: share one among clients of one account (`SharedLimiter`: among processes). `http_client`: your own `httpx.AsyncClient`; it is used as it is
     and never closed here. `max_connections`: connections at once. Raises ConfigurationError, before any request.
 
     Use it in `async with`, or call `aclose()`, or neither. It belongs to the event loop of its first request.
@@ -52,7 +53,7 @@ class AsyncKnouds:
         polling: Polling | None = None,
         retries: Retries | None = None,
         timeouts: Timeouts | None = None,
-        limiter: Limiter | None = None,
+        limiter: Limiter | SharedLimiter | None = None,
         http_client: httpx.AsyncClient | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_connections: int = 100,
@@ -64,8 +65,8 @@ class AsyncKnouds:
         key = config.api_key(given)
         if not isinstance(max_connections, int) or max_connections < 1:
             raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
-        self._limiter = limiter if limiter is not None else Limiter(tier)
         config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
+        self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
         self._own_http = None
         if http_client is None:
             http_client = self._own_http = own_client(url, ssl_context=ssl_context, connections=max_connections)

@@ -18,7 +18,12 @@ import attrs
 from knouds_async.errors import ConfigurationError
 
 DEFAULT_BASE_URL: Final = "https://knouds.ai"
+_BEGINNING: Final = "knouds_live_"  # of every key (contract 1)
 _KEY: Final = re.compile(r"[!-~]{1,512}\Z")
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+\Z")
+_NOT_IN_A_BASE: Final = re.compile(r"[\x00-\x20\x7f\\?#]|\s")  # paths are appended, so even a bare ? would hide them
+
+_PORTS: Final = {"https": 443, "http": 80}
 
 TIERS: Final[dict[str, float | None]] = {
     "free": 10,
@@ -43,12 +48,8 @@ class Secret:
 
     @classmethod
     def of(cls, text: str | Secret | None) -> Secret | None:
-        """Wrap what a caller gave; anything but a text is a ConfigurationError that does not show it."""
-        if text is None or isinstance(text, Secret):
-            return text
-        if not isinstance(text, str):
-            raise ConfigurationError(f"the API key must be a text, not a {type(text).__name__}")
-        return cls(text)
+        """Wrap what a caller gave, whatever it is: nothing is raised while it stands in the open."""
+        return text if text is None or isinstance(text, Secret) else cls(text)
 
     def reveal(self) -> str:
         """Give the text itself; only where it is sent."""
@@ -66,6 +67,8 @@ class Secret:
 def api_key(given: Secret | None) -> Secret:
     """Give the key: the argument, else `$KNOUDS_KEY`. It is checked for form and never printed."""
     key = given if given is not None else Secret(os.environ.get("KNOUDS_KEY", ""))
+    if not isinstance(key.reveal(), str):
+        raise ConfigurationError(f"the API key must be a text, not {type(key.reveal()).__name__}")
     if not key.reveal():
         raise ConfigurationError(
             "no API key: set $KNOUDS_KEY (export KNOUDS_KEY=knouds_live_...) or pass AsyncKnouds(api_key=...)"
@@ -84,21 +87,32 @@ def base_url(given: str | None, *, allow_insecure_http: bool = False) -> str:
     Plain http is refused except to loopback, or when asked for: the key would travel in the clear.
     """
     url = given if given is not None else os.environ.get("KNOUDS_BASE_URL") or DEFAULT_BASE_URL
+    if not isinstance(url, str):
+        raise ConfigurationError(f"base_url must be a text, not {type(url).__name__}")
+    if "@" in url or _BEGINNING in url:
+        raise ConfigurationError("base_url must not hold a user name, a password or a key (it is not shown here)")
+    shown = re.split("[?#]", url)[0]
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, _ = parts.hostname or "", parts.port
     except ValueError:
-        raise ConfigurationError(f"base_url {url!r} is not a URL") from None
-    if "@" in parts.netloc:
-        raise ConfigurationError("base_url must not hold a user name or password (it is not shown here)")
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or re.search(r"[\s\\]", url):
-        raise ConfigurationError(f"base_url {url!r} must be https://host with no query or fragment")
+        raise ConfigurationError(f"base_url {shown!r} is not a URL") from None
+    if parts.scheme not in ("http", "https") or not _is_host(host) or _NOT_IN_A_BASE.search(url):
+        raise ConfigurationError(f"base_url {shown!r} must be https://host with no query or fragment")
     if parts.scheme == "http" and not (allow_insecure_http or is_loopback(host)):
         raise ConfigurationError(
-            f"base_url {url!r} is plain http to another machine, so the key would travel in the clear: use https, "
+            f"base_url {shown!r} is plain http to another machine, so the key would travel in the clear: use https, "
             "or pass allow_insecure_http=True"
         )
     return url.rstrip("/")
+
+
+def _is_host(host: str) -> bool:
+    """Tell whether a host is an ASCII name or an address; other names are to be given in their `xn--` form."""
+    try:
+        return _NAME.match(host) is not None or bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:
@@ -114,49 +128,70 @@ def is_loopback(host: str) -> bool:
 def proxy_for(url: str) -> str | None:
     """Give the proxy that the environment names for a URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), if any."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
+    host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
     proxies = getproxies_environment()
-    if is_loopback(host) or proxy_bypass_environment(host, proxies):
+    if is_loopback(host) or any(proxy_bypass_environment(name, proxies) for name in (host, f"{host}:{port}")):
         return None
-    return proxies.get(parts.scheme) or proxies.get("all")
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 def requests_per_minute(tier: str | None) -> float | None:
     """Give the first guess of a tier's limit: inf when unlimited, None when it has to be learned."""
     if tier is None:
         return None
-    if tier not in TIERS:
+    if not isinstance(tier, str) or tier not in TIERS:
         raise ConfigurationError(
             f"unknown tier {tier!r}: use one of {', '.join(sorted(TIERS))}, or None to learn it from the headers"
         )
     return TIERS[tier]
 
 
-def _above(least: float, *, inclusive: bool = False) -> Any:
+def share(value: float) -> float:
+    """Check the part of a quota that is ours: more than 0, at most 1."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ConfigurationError(f"share={value!r}: must be a number more than 0 and at most 1, e.g. 0.7 for 70 %")
+    return float(value)
+
+
+def _above(least: float, *, inclusive: bool = False, kinds: tuple[type, ...] = (int, float)) -> Any:
     """Make a validator for a finite-or-infinite number above a bound, whose error names the field and the value."""
 
     def check(owner: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or math.isnan(value) or value < least or (value == least and not inclusive):
-            bound = "at least" if inclusive else "more than"
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_number or not (value > least or (value == least and inclusive)) or _MOST < value < math.inf:
+            number = "a whole number" if float not in kinds else "a number"
+            bound = "of at least" if inclusive else "of more than"
             raise ConfigurationError(
-                f"{type(owner).__name__}({attribute.name}={value!r}): must be a number {bound} {least:g}"
+                f"{type(owner).__name__}({attribute.name}={value!r:.80}): must be {number} {bound} {least:g}"
             )
 
     return check
 
 
+_MOST: Final = 1e300
+"""Numbers beyond are refused: as whole numbers they fit no float."""
+
+
 _positive = _above(0)
+
+
+def _at_most_one(owner: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if value > 1:  # a pause that varied by more than itself could end before it began
+        raise ConfigurationError(f"{type(owner).__name__}({attribute.name}={value!r}): must be a number of at most 1")
 
 
 @attrs.frozen(kw_only=True)
 class Backoff:
-    """A plain schedule of looks: `first` seconds after the submit, then longer by `factor`, `longest` at most."""
+    """A plain schedule of looks: `first` seconds after the submit, then longer by `factor`, `longest` at most.
+
+    `jitter`: the part of a pause by which it varies, from 0 to 1.
+    """
 
     first: float = attrs.field(default=1.0, validator=_positive)
     factor: float = attrs.field(default=1.5, validator=_above(1, inclusive=True))
     longest: float = attrs.field(default=5.0, validator=_positive)
-    jitter: float = attrs.field(default=0.1, validator=_above(0, inclusive=True))
+    jitter: float = attrs.field(default=0.1, validator=[_above(0, inclusive=True), _at_most_one])
 
 
 @attrs.frozen(kw_only=True)
@@ -188,7 +223,7 @@ class Retries:
     A 429 is never an attempt.
     """
 
-    attempts: int = attrs.field(default=4, validator=_above(1, inclusive=True))
+    attempts: int = attrs.field(default=4, validator=_above(1, inclusive=True, kinds=(int,)))
     longest: float = attrs.field(default=120.0, validator=_above(0, inclusive=True))
     budget: float = attrs.field(default=120.0, validator=_above(0, inclusive=True))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import Protocol
 
 import anyio
 import attrs
@@ -16,7 +17,65 @@ from knouds_async import config
 from knouds_async._sansio import window as windows
 from knouds_async._sansio.calls import Lane
 from knouds_async._sansio.clock import ServerClock
-from knouds_async._sansio.window import Go, Reply, Ticket, Window
+from knouds_async._sansio.window import Go, Reply, Ticket, Turn
+from knouds_async.config import Secret
+from knouds_async.errors import ConfigurationError, RateLimitError
+
+
+class Bucket(Protocol):
+    """Where the turns of one route come from: a mirror of our own, or one that several processes share."""
+
+    def take(self, now: float, waiting: int) -> Turn:
+        """Give a turn, or when to ask again; `waiting`: how many turns are wanted in all."""
+        ...
+
+    def answered(self, now: float, ticket: Ticket, reply: Reply, date: float | None, clock: ServerClock) -> None:
+        """Learn from an answer; `clock` has heard its `date` already."""
+        ...
+
+    def returned(self, now: float, ticket: Ticket) -> None:
+        """Take back a turn that was not used."""
+        ...
+
+    def lost(self, now: float, ticket: Ticket) -> None:
+        """Take note that no answer will come."""
+        ...
+
+    def stands(self, now: float) -> tuple[int | None, int | None, float | None]:
+        """Give limit, left and the seconds to the reset; None: not known, or not limited."""
+        ...
+
+
+class Mirror:
+    """A bucket of this process alone."""
+
+    def __init__(self, limit: float | None, share: float) -> None:
+        """Begin with a guess of the limit: inf is unlimited, None not known."""
+        is_unlimited = limit == math.inf
+        known = None if limit is None or is_unlimited else int(limit)
+        self._window = windows.unknown(known, share=share, unlimited=is_unlimited)
+
+    def take(self, now: float, waiting: int) -> Turn:  # noqa: ARG002  (each asks for itself)
+        """Give a turn, or when to ask again."""
+        self._window, turn = windows.take(self._window, now)
+        return turn
+
+    def answered(self, now: float, ticket: Ticket, reply: Reply, date: float | None, clock: ServerClock) -> None:  # noqa: ARG002
+        """Learn from an answer."""
+        self._window = windows.answered(self._window, now, ticket, reply, clock)
+
+    def returned(self, now: float, ticket: Ticket) -> None:  # noqa: ARG002
+        """Take back a turn that was not used."""
+        self._window = windows.returned(self._window, ticket)
+
+    def lost(self, now: float, ticket: Ticket) -> None:
+        """Take note that no answer will come."""
+        self._window = windows.lost(self._window, now, ticket)
+
+    def stands(self, now: float) -> tuple[int | None, int | None, float | None]:
+        """Give limit, left and the seconds to the reset."""
+        limit = None if self._window.rules.unlimited else self._window.rules.limit
+        return limit, windows.left(self._window, now), windows.resets_in(self._window, now)
 
 
 class _Waiter:
@@ -31,10 +90,10 @@ class _Waiter:
 class _Line:
     """The requests of one route that wait for their turn: a lane each, the first lane goes first."""
 
-    __slots__ = ("lanes", "refusals", "window")
+    __slots__ = ("bucket", "lanes", "refusals")
 
-    def __init__(self, window: Window) -> None:
-        self.window = window
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
         self.refusals = 0
         self.lanes: tuple[OrderedDict[_Waiter, None], ...] = tuple(OrderedDict() for _ in Lane)
 
@@ -49,6 +108,9 @@ class _Line:
     def leave(self, waiter: _Waiter, lane: Lane) -> None:
         del self.lanes[lane][waiter]
         self.wake()
+
+    def waiting(self) -> int:
+        return sum(len(lane) for lane in self.lanes)
 
     def wake(self) -> None:
         first = self.first()
@@ -73,47 +135,60 @@ class LimiterStats:
 class Limiter:
     """A token bucket per route that mirrors the server's window: its tokens are what is left of this window.
 
-    `tier`: the first guess of the limit, None to learn it from the headers; the headers win.
+    `tier`: the first guess of the limit, None to learn it from the headers; the headers win. `share`: the part of each
+    window that is ours, e.g. 0.7 leaves 30 % to others. `max_wait`: seconds after which a request that still waits for
+    its turn raises RateLimitError instead; None waits for ever. Nothing was sent then.
     """
 
-    def __init__(self, tier: str | None = None, *, share: float = 1.0) -> None:
+    def __init__(self, tier: str | None = None, *, share: float = 1.0, max_wait: float | None = None) -> None:
         """Know nothing of the server yet."""
         self._guess = config.requests_per_minute(tier)
-        self._share = share
+        self._share = config.share(share)
+        if max_wait is not None and not (isinstance(max_wait, (int, float)) and max_wait >= 0):
+            raise ConfigurationError(f"max_wait={max_wait!r}: must be a number of seconds of at least 0, or None")
+        self._max_wait = math.inf if max_wait is None else max_wait
         self._lines: dict[str, _Line] = {}
         self._clock = ServerClock()
+
+    def for_key(self, key: Secret) -> Limiter:  # noqa: ARG002  (one limiter of this kind is one account's)
+        """Give the limiter of a key's account: this one."""
+        return self
 
     async def acquire(self, route: str, lane: Lane = Lane.SUBMIT, *, at_head: bool = False) -> Ticket:
         """Wait for a turn; give the ticket that `answered`, `returned` or `lost` takes back.
 
-        Cancelled while waiting: nothing was taken, and the next in line is woken.
+        RateLimitError when it would take longer than `max_wait`. Cancelled while waiting: nothing was taken, and the
+        next in line is woken.
         """
         line = self._line(route)
+        now = anyio.current_time()
         if line.first() is None:
-            line.window, decision = windows.take(line.window, anyio.current_time())
-            if isinstance(decision, Go):
-                return decision.ticket
-        return await _wait(line, lane, at_head=at_head)
+            turn = line.bucket.take(now, 1)
+            if isinstance(turn, Go):
+                return turn.ticket
+        with anyio.CancelScope(deadline=now + self._max_wait):
+            return await _wait(line, lane, at_head=at_head)
+        raise self._too_long(route)
 
     def answered(self, route: str, ticket: Ticket, reply: Reply, date: float | None) -> None:
         """Learn from an answer; `date`: its `Date` header in epoch seconds."""
         line, now = self._line(route), anyio.current_time()
         if date is not None:
-            self._clock = self._clock.heard(date, ticket.sent, now)
+            self._clock = self._clock.heard(date, min(ticket.sent, now), now)
         line.refusals += reply.refused
-        line.window = windows.answered(line.window, now, ticket, reply, self._clock)
+        line.bucket.answered(now, ticket, reply, date, self._clock)
         line.wake()
 
     def returned(self, route: str, ticket: Ticket) -> None:
         """Give a turn back: the request never left."""
         line = self._line(route)
-        line.window = windows.returned(line.window, ticket)
+        line.bucket.returned(anyio.current_time(), ticket)
         line.wake()
 
     def lost(self, route: str, ticket: Ticket) -> None:
         """Take note of a request that left and will have no answer: the server may have counted it."""
         line = self._line(route)
-        line.window = windows.lost(line.window, anyio.current_time(), ticket)
+        line.bucket.lost(anyio.current_time(), ticket)
         line.wake()
 
     def server_time(self) -> float | None:
@@ -122,23 +197,27 @@ class Limiter:
 
     def stats(self, route: str) -> LimiterStats:
         """Give a route's quota for a dashboard."""
-        line, now = self._line(route), anyio.current_time()
-        return LimiterStats(
-            limit=line.window.rules.limit,
-            left=windows.left(line.window, now),
-            resets_in=windows.resets_in(line.window, now),
-            waiting=sum(len(lane) for lane in line.lanes),
-            refusals=line.refusals,
-        )
+        line = self._line(route)
+        limit, left, resets_in = line.bucket.stands(anyio.current_time())
+        return LimiterStats(limit=limit, left=left, resets_in=resets_in, waiting=line.waiting(), refusals=line.refusals)
 
     def _line(self, route: str) -> _Line:
         line = self._lines.get(route)
         if line is None:
-            is_unlimited = self._guess == math.inf
-            limit = None if self._guess is None or is_unlimited else int(self._guess)
-            window = windows.unknown(limit, share=self._share, unlimited=is_unlimited)
-            line = self._lines[route] = _Line(window)
+            line = self._lines[route] = _Line(self._bucket(route))
         return line
+
+    def _bucket(self, route: str) -> Bucket:  # noqa: ARG002  (every route begins alike)
+        return Mirror(self._guess, self._share)
+
+    def _too_long(self, route: str) -> RateLimitError:
+        stats = self.stats(route)
+        return RateLimitError(
+            f"{route}: no turn at the rate limit within {self._max_wait:g} s; nothing was sent",
+            code="RATE_LIMIT_EXCEEDED",
+            retry_after=stats.resets_in,
+            limit=stats.limit,
+        )
 
 
 async def _wait(line: _Line, lane: Lane, *, at_head: bool) -> Ticket:
@@ -148,10 +227,10 @@ async def _wait(line: _Line, lane: Lane, *, at_head: bool) -> Ticket:
         while True:
             until = math.inf
             if line.first() is waiter:
-                line.window, decision = windows.take(line.window, anyio.current_time())
-                if isinstance(decision, Go):
-                    return decision.ticket
-                until = decision.until
+                turn = line.bucket.take(anyio.current_time(), line.waiting())
+                if isinstance(turn, Go):
+                    return turn.ticket
+                until = turn.until
             waiter.news = anyio.Event()
             with anyio.CancelScope(deadline=until):
                 await waiter.news.wait()

@@ -18,11 +18,11 @@ MOST: Final = 12
 
 
 class Slot(NamedTuple):
-    """Requests sent from `first` to `last`: how many have not been answered, and how many answers are still awaited."""
+    """Unanswered requests sent from `first` to `last`, and how many of their answers are still awaited."""
 
     first: float
     last: float
-    count: int
+    requests: int
     awaited: int
 
 
@@ -30,13 +30,14 @@ Flight: TypeAlias = tuple[Slot, ...]
 
 
 def join(flight: Flight, now: float, since: float, floor: float) -> Flight:
-    """Add a request sent `now`; no slot joins times before and after `since`, and what ended before `floor` is forgotten."""
+    """Add a request sent `now`, in a slot that begins at `since` or later; slots that ended before `floor` are forgotten."""
     if flight:
-        first, last, count, awaited = flight[-1]
+        first, last, requests, awaited = flight[-1]
         if now < first + WIDTH and first >= since:
-            return (*flight[:-1], Slot(first, max(last, now), count + 1, awaited + 1))
-        if len(flight) >= MOST or flight[0].last < floor:
-            flight = _fewer(tuple(slot for slot in flight if slot.last >= floor), now)
+            return (*flight[:-1], Slot(first, max(last, now), requests + 1, awaited + 1))
+        flight = tuple(slot for slot in flight if slot.last >= floor)
+        if len(flight) >= MOST:
+            flight = _merged(flight, now)
     return (*flight, Slot(now, now, 1, 1))
 
 
@@ -53,10 +54,10 @@ def unawaited(flight: Flight, sent: float) -> Flight:
 def sent_since(flight: Flight, time: float) -> int:
     """Count the requests in flight that were, or could have been, sent at `time` or later."""
     total = 0
-    for _, last, count, _ in reversed(flight):
+    for _, last, requests, _ in reversed(flight):
         if last < time:
             break
-        total += count
+        total += requests
     return total
 
 
@@ -66,16 +67,18 @@ def _change(flight: Flight, sent: float, gone: int) -> Flight:
         at -= 1
     if at < 0 or flight[at][1] < sent:
         return flight
-    first, last, count, awaited = flight[at]
-    if count <= gone:
+    first, last, requests, awaited = flight[at]
+    if requests <= gone:
         return flight[:at] + flight[at + 1 :]
-    return (*flight[:at], Slot(first, last, count - gone, max(0, awaited - 1)), *flight[at + 1 :])
+    return (*flight[:at], Slot(first, last, requests - gone, max(0, awaited - 1)), *flight[at + 1 :])
 
 
-def _fewer(flight: Flight, now: float) -> Flight:
-    if len(flight) < MOST:
-        return flight
-    at = min(range(len(flight) - 1), key=lambda i: (flight[i + 1].last - flight[i].first) / (now - flight[i].first))
-    one, two = flight[at], flight[at + 1]
-    both = Slot(one.first, two.last, one.count + two.count, one.awaited + two.awaited)
-    return (*flight[:at], both, *flight[at + 2 :])
+def _merged(flight: Flight, now: float) -> Flight:
+    """Make one of the two neighbours that are together the shortest for their age."""
+
+    def span(at: int) -> float:
+        return (flight[at + 1].last - flight[at].first) / max(WIDTH, now - flight[at].first)
+
+    at = min(range(len(flight) - 1), key=span)
+    (first, _, one, awaited), (_, last, two, more) = flight[at : at + 2]
+    return (*flight[:at], Slot(first, last, one + two, awaited + more), *flight[at + 2 :])

@@ -38,20 +38,20 @@ def learn(window: Window, now: float, sent: float, reply: Reply, clock: ServerCl
         return window  # late news of a window that is over
     rules = _rules(window, now, reply.limit, reset, clock)
     edge = _edge(rules, now, sent, reply, reset, clock)
+    tally = window.tally
     if frame.reset is None or abs(reset - frame.reset) > JITTER:
-        edge = min(edge, now + rules.length)  # it has begun by now
-        frame = _opened(frame, rules, sent, reset, edge, clock)
-        tally = Tally(left, sent, int(not reply.refused), window.tally.cwnd)
+        frame = _opened(frame, rules, now, sent, reset, edge, clock)
+        tally = Tally(left, sent, int(not reply.refused), tally.cwnd)
     elif not frame.rolled:
         if edge < frame.edge:
-            frame = attrs.evolve(frame, edge=edge)
-        tally = _counted(window.tally, left, sent, reply)
+            frame = attrs.evolve(frame, edge=max(edge, sent))
+        tally = _counted(tally, left, sent, reply)
     elif sent > frame.start:
-        return _early(window, rules, sent, reply, left, edge)
+        rules, frame, tally = _early(rules, frame, sent, reply, left, edge)
     else:
         return attrs.evolve(window, rules=rules)  # late news of the window just over
     if reply.refused:
-        rules, tally = _refused(rules, tally, now, reply)
+        rules, tally = _refused(rules, tally, now, sent, reply)
     return _alone_or_not(Window(rules, frame, tally, window.flight), now)
 
 
@@ -59,8 +59,7 @@ def _without_headers(window: Window, now: float, reply: Reply) -> Window:
     """Take a success for an unlimited route's, and a refusal for a request to pause."""
     rules, tally = window.rules, window.tally
     if reply.refused:
-        pause = rules.length / 12 if reply.retry_after is None else reply.retry_after
-        hold = max(rules.hold, now + pause)
+        hold = max(rules.hold, now + _pause(reply, rules.length / 12))
         rules = attrs.evolve(rules, unlimited=False, hold=hold, shared_until=now + REMEMBERED)
         return attrs.evolve(window, rules=rules, tally=attrs.evolve(tally, cwnd=1.0))
     if not reply.succeeded:
@@ -79,11 +78,11 @@ def _rules(window: Window, now: float, limit: int, reset: float, clock: ServerCl
 
 
 def _length(window: Window, now: float, reset: float, clock: ServerClock) -> float:
-    """Learn the window's length: at least the time for which it still lasts, at most the distance of two Resets."""
+    """Learn the window's length: at least the time that it still lasts, and at most about the distance of two Resets."""
     length, before = window.rules.length, window.frame.reset
     if not clock.known:
         return length
-    if before is not None and before + JITTER < reset < before + length and before <= now + clock.hi:
+    if before is not None and before + JITTER < reset < before + length - JITTER and before <= now + clock.hi:
         length = reset - before
     if length < reset - JITTER - (now + clock.hi) <= LONGEST:
         length = float(math.ceil(reset - (now + clock.lo)))
@@ -93,18 +92,21 @@ def _length(window: Window, now: float, reset: float, clock: ServerClock) -> flo
 def _edge(rules: Rules, now: float, sent: float, reply: Reply, reset: float, clock: ServerClock) -> float:
     """Say by when the window has ended; without a clock, or with a senseless Reset, it may have just begun."""
     edge = reset - clock.lo + rules.slack
-    if not sent - TRANSIT <= edge <= now + LONGEST:
-        edge = now + (rules.length if reply.retry_after is None else reply.retry_after)
-    if reply.refused and reply.retry_after is not None:
-        edge = max(edge, sent + reply.retry_after - 1)  # it is rounded up
-    return max(edge, sent)
+    return edge if sent - TRANSIT <= edge <= now + LONGEST else now + _pause(reply, rules.length)
 
 
-def _opened(frame: Frame, rules: Rules, sent: float, reset: float, edge: float, clock: ServerClock) -> Frame:
-    """Enter a window that had not been heard of; a request sent then was counted in it."""
+def _pause(reply: Reply, otherwise: float) -> float:
+    return otherwise if reply.retry_after is None else min(reply.retry_after, LONGEST)
+
+
+def _opened(
+    frame: Frame, rules: Rules, now: float, sent: float, reset: float, edge: float, clock: ServerClock
+) -> Frame:
+    """Enter a window that had not been heard of: it was on between `sent` and `now`."""
     server = min(clock.hi, clock.lo + 1 + TRANSIT)  # a Date is not much older than its answer, however late that is
     soonest = max(reset - JITTER - server, sent) if clock.known else sent
     begun = min(soonest - rules.length, sent)
+    edge = max(sent, min(edge, now + rules.length))
     oldest = max(begun - TRANSIT, frame.oldest)
     return Frame(reset=reset, shown=sent, oldest=oldest, start=begun, soonest=soonest, edge=edge)
 
@@ -117,21 +119,27 @@ def _counted(tally: Tally, left: int, sent: float, reply: Reply) -> Tally:
     return Tally(tally.left, tally.left_sent, own, tally.cwnd)
 
 
-def _early(window: Window, rules: Rules, sent: float, reply: Reply, left: int, edge: float) -> Window:
-    """Step back: what was sent after the edge was counted before it. So Reset is not rounded up; wait longer from now on."""
-    slack = JITTER if rules.slack < JITTER else rules.slack + STEP
-    slack = min(slack, max(JITTER + STEP, rules.length / 10))
-    edge = max(edge - rules.slack + slack, sent + STEP)
-    frame = attrs.evolve(window.frame, soonest=sent, edge=edge, rolled=False)
-    tally = Tally(0 if reply.refused else left, sent, rules.tokens - left)
-    return Window(attrs.evolve(rules, slack=slack), frame, tally, window.flight)
+def _early(rules: Rules, frame: Frame, sent: float, reply: Reply, left: int, edge: float) -> tuple[Rules, Frame, Tally]:
+    """Step back: what was sent after the edge was counted before it. Wait longer, from now on.
+
+    Either windows are longer than was thought, or Reset is not rounded up.
+    """
+    if edge > frame.start + STEP:
+        rules = attrs.evolve(rules, length=float(math.ceil(edge - frame.shown)))
+    else:
+        slack = JITTER if rules.slack < JITTER else min(rules.slack + STEP, max(JITTER + STEP, rules.length / 10))
+        edge, rules = edge - rules.slack + slack, attrs.evolve(rules, slack=slack)
+    frame = attrs.evolve(frame, soonest=sent, edge=max(edge, sent + STEP), rolled=False)
+    return rules, frame, Tally(left, sent, rules.tokens - left)
 
 
-def _refused(rules: Rules, tally: Tally, now: float, reply: Reply) -> tuple[Rules, Tally]:
+def _refused(rules: Rules, tally: Tally, now: float, sent: float, reply: Reply) -> tuple[Rules, Tally]:
     """Send nothing more until the edge; if it was not the quota that ran out, for as long as is asked."""
     if tally.left == 0 or reply.retry_after is None:
-        return rules, attrs.evolve(tally, left=0)
-    return attrs.evolve(rules, hold=max(rules.hold, now + reply.retry_after)), attrs.evolve(tally, cwnd=1.0)
+        tally, hold = attrs.evolve(tally, left=0), sent + _pause(reply, 0.0) - 1  # it is rounded up
+    else:
+        tally, hold = attrs.evolve(tally, cwnd=1.0), now + _pause(reply, 0.0)
+    return (attrs.evolve(rules, hold=hold) if hold > rules.hold else rules), tally
 
 
 def _alone_or_not(window: Window, now: float) -> Window:

@@ -68,7 +68,7 @@ class Rules:
     @property
     def reserve(self) -> int:
         """Requests of each window that are left to others; at least one stays ours."""
-        return 0 if self.share == 1 else max(0, min(self.tokens - 1, math.ceil((1 - self.share) * self.tokens)))
+        return 0 if self.share == 1 else max(0, self.tokens - max(1, round(self.share * self.tokens)))
 
 
 @attrs.frozen

@@ -123,9 +123,7 @@ def _rolled(window: Window, now: float) -> Window:
     rules, frame = window.rules, window.frame
     if now < frame.edge + GUARD or rules.unlimited:
         return window
-    start = frame.edge + math.floor((now - GUARD - frame.edge) / rules.length) * rules.length
-    if start + rules.length + GUARD <= now:
-        start += rules.length  # the quotient was cut by a float's last bit
+    start = frame.edge + max(0, math.floor((now - GUARD - frame.edge) / rules.length)) * rules.length
     soonest = frame.soonest + (start - frame.edge)
     rolled = Frame(
         reset=frame.reset,
@@ -164,8 +162,8 @@ def _is_out(window: Window) -> bool:
 
 
 def _arrived(window: Window, now: float) -> float:
-    """Say when the last request of the window before has been counted somewhere: then a canary can tell how many are left."""
-    return max(now, window.flight[-1].last + TRANSIT) if window.flight else now
+    """Say when the last request of the window before should have been answered: after it, a canary goes and asks."""
+    return max(now, window.flight[-1].last + 2 * TRANSIT) if window.flight else now
 
 
 def _started(window: Window, now: float, room: float) -> float:
@@ -176,7 +174,7 @@ def _started(window: Window, now: float, room: float) -> float:
     """
     rules, frame, tally = window.rules, window.frame, window.tally
     sent = [slot for slot in window.flight if slot.first >= frame.start]
-    most = (tally.cwnd + sum(slot.count for slot in sent)) / 2
+    most = (tally.cwnd + sum(slot.requests for slot in sent)) / 2
     is_shared = now < rules.shared_until
     if is_shared and room < math.inf:
         own = tally.own + 1
