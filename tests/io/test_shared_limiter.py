@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -58,8 +59,8 @@ async def test_two_clients_with_one_file_provoke_no_429(
     make_client: Callable[..., AsyncKnouds], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In virtual time: two clients, each with the file open for itself, go through five windows without a 429."""
-    monkeypatch.setattr(shared_limiter.time, "monotonic", anyio.current_time)
-    monkeypatch.setattr(shared_limiter.time, "time", anyio.current_time)
+    virtual = SimpleNamespace(monotonic=anyio.current_time, time=anyio.current_time)
+    monkeypatch.setattr(shared_limiter, "time", virtual)
     trades: list[int] = []
     trade = shared_limiter._Store.trade
 
