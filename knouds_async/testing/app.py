@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import anyio
+import attrs
 
 from knouds_async.testing.messages import Broken, Later, Outcome, Request, Response, Wire
 
@@ -81,14 +82,13 @@ async def _start(response: Response, send: _Send) -> None:
 
 async def _act_out(broken: Broken, receive: _Receive, send: _Send) -> None:
     if broken.wire is Wire.STALLED:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await receive()  # the body has been read: all that can come is that the client has gone
         return
     response = broken.response
     if response is None or broken.wire not in _PERFORMABLE:
         raise RuntimeError(f"ASGI cannot act out '{broken.wire.value}': use knouds_async.testing.serve instead")
     if broken.wire is Wire.DROPPED:
-        response.headers["connection"] = "close"
+        response = attrs.evolve(response, headers={**response.headers, "connection": "close"})
     await anyio.sleep(broken.seconds if broken.wire is Wire.SLOW else 0)
     await _start(response, send)
     await _PERFORMABLE[broken.wire](broken, response.body, send)

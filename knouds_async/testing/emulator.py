@@ -118,7 +118,10 @@ class Emulator(Settings):
 
     @cached_property
     def app(self) -> Starlette:
-        """The ASGI app of this emulator, in anyio's time; ImportError without the extra `testing`."""
+        """The ASGI app of this emulator, in anyio's time; ImportError without the extra `testing`.
+
+        It answers with a `Date` of its own: tell a server not to add another (uvicorn: `date_header=False`).
+        """
         from knouds_async.testing.app import build_app
 
         return build_app(self.handle, self.resume)
@@ -200,13 +203,10 @@ def _label(route: Route | None) -> str:
 
 def _struck(fault: Fault, outcome: Outcome) -> Outcome:
     """Let a fault strike the answer, when it comes; one that is slow in coming stays so."""
-    match outcome:
-        case Response():
-            return fault.act(outcome)
-        case Later(at, finish):
-            return Later(at, lambda now: _struck(fault, finish(now)))
-        case Broken():
-            return outcome
+    if isinstance(outcome, Later):
+        finish = outcome.finish
+        return Later(outcome.at, lambda now: _struck(fault, finish(now)))
+    return fault.act(outcome) if isinstance(outcome, Response) else outcome
 
 
 def _described(run: Run) -> str:

@@ -35,7 +35,8 @@ async def serve(emulator: Emulator, *, port: int = 0) -> AsyncIterator[str]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, partial(_serve_connection, emulator))
-        yield f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        taken: int = listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, not Django's
+        yield f"http://127.0.0.1:{taken}"
         tasks.cancel_scope.cancel()
 
 
@@ -147,5 +148,5 @@ class _Connection:
             await self._stream.receive(_READ_SIZE)
 
     def _reset_on_close(self) -> None:
-        raw: socket.socket = self._stream.extra(SocketAttribute.raw_socket)
+        raw: socket.socket = self._stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - anyio's, not Django's
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

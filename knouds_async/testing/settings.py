@@ -1,13 +1,14 @@
 """What an emulated service can be told to be: every setting of `Emulator`, checked when it is set.
 
 Rule of the file: settings only, no behaviour. They may be changed while the emulator runs; what a run was given
-at its start (duration, cost, how it ends) stays.
+at its start (duration, cost, how it ends) stays. Keys, workflows, models, `seed`, `epoch`, `clock_skew`,
+`window_phase` and `usage_lag` are taken up once, when the emulator is made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, Literal
 
@@ -58,6 +59,18 @@ def _are_capabilities(_: object, attribute: attrs.Attribute[Any], value: Sequenc
         raise TypeError(f"{attribute.name} must be a list of capabilities, not one text: {value!r}")
 
 
+def _keys(values: Iterable[ApiKey]) -> tuple[ApiKey, ...]:
+    return tuple(values)
+
+
+def _workflows(values: Iterable[Workflow]) -> tuple[Workflow, ...]:
+    return tuple(values)
+
+
+def _models(values: Iterable[Model]) -> tuple[Model, ...]:
+    return tuple(values)
+
+
 _laws = must.deep_mapping(key_validator=must.instance_of(str), value_validator=_is_law)
 _costs = must.deep_mapping(key_validator=must.instance_of(str), value_validator=_is_count)
 
@@ -86,7 +99,7 @@ class Settings:
     capabilities: Sequence[str] = attrs.field(default=("*",), validator=_are_capabilities)
     webhook_url: str | None = None
     keys: tuple[ApiKey, ...] = attrs.field(
-        default=(), converter=tuple, validator=must.deep_iterable(must.instance_of(ApiKey))
+        default=(), converter=_keys, validator=must.deep_iterable(must.instance_of(ApiKey))
     )
     credits: int = attrs.field(default=1_000_000_000, validator=_is_count)
     grant: int | None = attrs.field(default=None, validator=must.optional(_is_count))
@@ -116,14 +129,15 @@ class Settings:
     epoch: float = attrs.field(default=1_780_000_000.0, validator=[must.gt(0), _is_finite])
     clock_skew: float = attrs.field(default=0.0, validator=_is_finite)
     usage_lag: float = attrs.field(default=0.0, validator=_is_time_span)
-    workflows: tuple[Workflow, ...] = attrs.field(default=DEFAULT_WORKFLOWS, converter=tuple)
-    models: tuple[Model, ...] = attrs.field(default=DEFAULT_MODELS, converter=tuple)
+    workflows: tuple[Workflow, ...] = attrs.field(default=DEFAULT_WORKFLOWS, converter=_workflows)
+    models: tuple[Model, ...] = attrs.field(default=DEFAULT_MODELS, converter=_models)
     media_url: str = attrs.field(default="https://knouds-media.s3.amazonaws.com/media")
 
     def check_together(self) -> None:
         """Raise ValueError for settings that are possible one by one but not together."""
-        if self.limit is not None and (self.tier == "enterprise" or self.role == "admin"):
-            raise ValueError("limit has no effect: tier 'enterprise' and role 'admin' are unlimited (contract 6)")
+        rank = self.tier if self.generation == "current" else self.scope
+        if self.limit is not None and (rank in ("enterprise", "super_admin") or self.role == "admin"):
+            raise ValueError(f"limit has no effect: {rank!r} with the role {self.role!r} is unlimited (contract 6)")
         _no_duplicates("workflows", [workflow.slug for workflow in self.workflows])
         _no_duplicates("models", [model.name for model in self.models])
         known = {model.name for model in self.models}

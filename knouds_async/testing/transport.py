@@ -52,8 +52,12 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
                 with anyio.fail_after(timeouts.get("read")):
                     outcome = await self._exchange(sent)
             except TimeoutError:
-                raise httpx.ReadTimeout("", request=request) from None
-            return _performed(outcome, request)
+                raise httpx.ReadTimeout("") from None
+            response, broken = _come_through(outcome)
+        headers = [*response.headers.items(), ("content-length", str(len(response.body)))]
+        extensions = {"http_version": b"HTTP/1.1", "reason_phrase": _reason(response.status)}
+        body = _Body(response.body, broken, trace)
+        return httpx.Response(response.status, headers=headers, stream=body, extensions=extensions)
 
     async def _connect(self, sent: Request, timeout: float | None, trace: _Trace | None) -> Request | Broken:
         async with _traced(trace, "connection.connect_tcp"):
@@ -87,24 +91,30 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
 class _Body(httpx.AsyncByteStream):
     """An answer's bytes as they come in: whole, cut short, or one at a time."""
 
-    def __init__(self, body: bytes, broken: Broken | None) -> None:
+    def __init__(self, body: bytes, broken: Broken | None, trace: _Trace | None) -> None:
         self._body = body
         self._broken = broken
+        self._trace = trace
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        body, wire = self._body, None if self._broken is None else self._broken.wire
-        if self._broken is not None and wire is Wire.DRIPPING:
+        async with _traced(self._trace, "http11.receive_response_body"):
+            async for part in self._parts():
+                yield part
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        body, broken = self._body, self._broken
+        if broken is None or broken.wire not in (Wire.DRIPPING, Wire.TRUNCATED):
+            yield body
+        elif broken.wire is Wire.DRIPPING:
             for place in range(len(body)):
-                await anyio.sleep(self._broken.seconds)
+                await anyio.sleep(broken.seconds)
                 yield body[place : place + 1]
-        elif wire is Wire.TRUNCATED:
+        else:
             yield body[: len(body) // 2]
             raise httpx.RemoteProtocolError(
                 "peer closed connection without sending complete message body "
                 f"(received {len(body) // 2} bytes, expected {len(body)})"
             )
-        else:
-            yield body
 
 
 async def _as_sent(request: httpx.Request) -> Request:
@@ -114,17 +124,15 @@ async def _as_sent(request: httpx.Request) -> Request:
     return Request(request.method, path, query, headers, body)
 
 
-def _performed(outcome: Response | Broken, request: httpx.Request) -> httpx.Response:
-    """Give the response, or raise what httpx raises when the connection breaks before one has come."""
-    broken = outcome if isinstance(outcome, Broken) else None
-    response = outcome.response if isinstance(outcome, Broken) else outcome
-    if broken is not None and broken.wire is Wire.RESET:
-        raise httpx.ReadError("", request=request)
-    if response is None:
-        raise httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
-    headers = [*response.headers.items(), ("content-length", str(len(response.body)))]
-    extensions = {"http_version": b"HTTP/1.1", "reason_phrase": _reason(response.status)}
-    return httpx.Response(response.status, headers=headers, stream=_Body(response.body, broken), extensions=extensions)
+def _come_through(outcome: Response | Broken) -> tuple[Response, Broken | None]:
+    """Give the answer and what is wrong with it, or raise what httpx raises when the connection breaks before it."""
+    if isinstance(outcome, Response):
+        return outcome, None
+    if outcome.wire is Wire.RESET:
+        raise httpx.ReadError("")
+    if outcome.response is None or outcome.wire is Wire.CLOSED:
+        raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+    return outcome.response, outcome
 
 
 def _reason(status: int) -> bytes:

@@ -1,6 +1,6 @@
 """The service's routes: which method and path is which endpoint, who may call it, and whether it is rate-limited.
 
-The table is contract 2, row by row. A synchronous run and a submit are one route.
+The table is contract 2, row by row; a synchronous run and a submit are one route. Media files stand beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import attrs
 from knouds_async.testing._service import account_endpoints as account
 from knouds_async.testing._service import run_endpoints as runs
 from knouds_async.testing._service import workflow_endpoints as workflows
+from knouds_async.testing._service.media import media
 from knouds_async.testing._service.service import Call, Service
 from knouds_async.testing.messages import Later, Response
 
@@ -78,6 +79,7 @@ ROUTES: Final = (
     _route("GET /api/usage/models", "", account.usage_models),
     _route("GET /api/pricing/public", None, account.pricing),
     _route("GET /api/health", None, account.health),
+    _route("GET /media/:name", None, media),
 )
 UNKNOWN: Final = "(no such route)"
 

@@ -43,7 +43,7 @@ class Verdict:
 class _Window:
     """One window of one user on one route; `others` are the times of other users' requests, latest first."""
 
-    start: float
+    place: int
     end: float
     reset: int
     others: list[float]
@@ -65,9 +65,10 @@ class Windows:
 
     def count(self, user: str, route: str, limit: int, elapsed: float) -> Verdict:
         """Count one request of a user on a route against its window."""
+        place = math.floor((elapsed - self._phase) / self._settings.window_length)
         window = self._open.get((user, route))
-        if window is None or not window.start <= elapsed < window.end:
-            window = self._open[(user, route)] = self._new(elapsed, limit)
+        if window is None or self._is_past(window, place, elapsed):
+            window = self._open[(user, route)] = self._new(place, elapsed, limit)
         while window.others and window.others[-1] <= elapsed:
             window.others.pop()
             window.used = min(limit, window.used + 1)
@@ -76,14 +77,20 @@ class Windows:
         retry_after = max(1, math.ceil(window.end - elapsed))
         return Verdict(is_granted, limit, max(0, limit - window.used), window.reset, retry_after)
 
-    def _new(self, elapsed: float, limit: int) -> _Window:
+    def _is_past(self, window: _Window, place: int, elapsed: float) -> bool:
+        # By number, not by time: an end that rounding puts a hair too early must not open the window twice.
+        if self._settings.window_opens == "on_the_clock":
+            return place > window.place
+        return elapsed >= window.end
+
+    def _new(self, place: int, elapsed: float, limit: int) -> _Window:
         length = self._settings.window_length
         start = elapsed
         if self._settings.window_opens == "on_the_clock":
-            start = math.floor((elapsed - self._phase) / length) * length + self._phase
+            start = place * length + self._phase
         end = start + length
         reset = _ROUNDINGS[self._settings.reset_rounding](self._clock.epoch_at(end))
-        return _Window(start, end, reset, self._others(start, length, limit))
+        return _Window(place, end, reset, self._others(start, length, limit))
 
     def _others(self, start: float, length: float, limit: int) -> list[float]:
         others, dice = self._settings.others, self._others_dice
