@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from knouds_async import ConfigurationError, Limiter
+from knouds_async import ConfigurationError, Limiter, RateLimitError
 from knouds_async._sansio.calls import Lane
 from knouds_async._sansio.window import Reply, Ticket
 from knouds_async.testing.emulator import Emulator
@@ -175,3 +175,62 @@ async def test_a_429_costs_no_job(make_client: Any) -> None:
             tasks.start_soon(knouds.workflows.submit, SLUG, {"product_name": str(number)})
     assert len(emulator.runs) == 30
     emulator.assert_charged_once()
+
+
+async def test_a_longest_wait_raises_instead_of_waiting(make_client: Any) -> None:
+    """With `max_wait` a request that finds no turn in time raises, having sent and cost nothing."""
+    emulator = Emulator(tier="pro", limit=2, duration=1.0, window_phase=0.0)
+    knouds = make_client(emulator, limiter=Limiter("pro", max_wait=3.0))
+    for number in range(2):
+        await knouds.workflows.submit(SLUG, {"product_name": str(number)})
+    began = anyio.current_time()
+    with pytest.raises(RateLimitError, match="nothing was sent") as caught:
+        await knouds.workflows.submit(SLUG, {"product_name": "late"})
+    assert anyio.current_time() - began == pytest.approx(3.0)
+    assert caught.value.limit == 2
+    assert caught.value.retry_after == pytest.approx(60 - 3, abs=2)
+    assert not caught.value.may_have_run
+    assert len(emulator.runs) == 2
+    assert knouds.limiter.stats(ROUTE).waiting == 0
+
+
+async def test_a_share_leaves_the_rest_to_others(make_client: Any) -> None:
+    """With `share=0.7` a backlog spends 70 % of each window."""
+    emulator = Emulator(tier="pro", limit=10, duration=1.0, window_phase=0.0)
+    knouds = make_client(emulator, limiter=Limiter("pro", share=0.7))
+    async with anyio.create_task_group() as tasks:
+        for number in range(21):
+            tasks.start_soon(knouds.workflows.submit, SLUG, {"product_name": str(number)})
+    per_window: dict[int, int] = {}
+    for run in emulator.runs:
+        per_window[int(run.started // 60)] = per_window.get(int(run.started // 60), 0) + 1
+    assert list(per_window.values()) == [7, 7, 7]
+
+
+@pytest.mark.parametrize("options", [{"share": 0}, {"share": 1.5}, {"share": "x"}, {"max_wait": -1}, {"max_wait": "x"}])
+def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
+    """A share or a longest wait that cannot be is named."""
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        Limiter("pro", **options)
+
+
+async def test_ten_thousand_waiters_are_served_and_leave_without_a_scan() -> None:
+    """Ten thousand in line: joining, leaving and being served do not grow with the line."""
+    limiter = Limiter("enterprise")
+    limiter.answered(
+        ROUTE,
+        await limiter.acquire(ROUTE),
+        Reply(limit=20_000, remaining=0, reset=60.0),
+        0.0,
+    )
+    got: list[int] = []
+
+    async def request(number: int) -> None:
+        with anyio.move_on_after(1000 if number % 2 else 1):
+            limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+            got.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(10_000):
+            tasks.start_soon(request, number)
+    assert got == list(range(1, 10_000, 2))
