@@ -38,8 +38,9 @@ class AsyncKnouds:
 
     `api_key`: else `$KNOUDS_KEY`. `tier`: first guess of the rate limit (`"pro"`, `"business"`, `"enterprise"`,
     `"free"`, or an old scope), None to learn it. `base_url`: else `$KNOUDS_BASE_URL`, else https://knouds.ai.
-    `limiter`: share one among clients of one account (`SharedLimiter`: among processes). `http_client`: your own `httpx.AsyncClient`; it is used as it is
-    and never closed here. `max_connections`: connections at once. Raises ConfigurationError, before any request.
+    `limiter`: share one among clients of one account (`SharedLimiter`: among processes). `http_client`: your own
+    `httpx.AsyncClient`; it is used as it is and never closed here. `max_connections`: connections at once.
+    Raises ConfigurationError, before any request.
 
     Use it in `async with`, or call `aclose()`, or neither. It belongs to the event loop of its first request.
     """

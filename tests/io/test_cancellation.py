@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -104,10 +105,8 @@ class Books:
 
 
 async def _cut(way: Way, at: float, knouds: AsyncKnouds, books: Books) -> None:
-    try:
+    with suppress(TimeoutError, asyncio.CancelledError, BaseExceptionGroup):
         await way(knouds, lambda: books.submit(knouds), at)
-    except (TimeoutError, asyncio.CancelledError, BaseExceptionGroup):
-        pass
 
 
 def _warn(caplog: pytest.LogCaptureFixture) -> None:

@@ -80,7 +80,7 @@ async def test_status_reads_go_before_submits_and_a_requeued_one_before_all() ->
     limiter = Limiter("pro")
     server, order = Server(limiter, 1), list[str]()
 
-    async def request(name: str, lane: Lane, at_head: bool = False) -> None:
+    async def request(name: str, lane: Lane, at_head: bool) -> None:
         server.answer(await limiter.acquire(ROUTE, lane, at_head=at_head))
         order.append(name)
 

@@ -1,0 +1,103 @@
+"""An aiohttp app that submits runs, says how they stand, and waits for their results.
+
+Reads the key from $KNOUDS_KEY. Run it with `python examples/aiohttp_app.py`.
+
+An id is all it takes to look at a run. Before you offer this to the public, remember whose each id is and check it.
+"""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from aiohttp import web
+
+from knouds_async import (
+    AsyncKnouds,
+    InvalidArgumentError,
+    InvalidInputsError,
+    KnoudsError,
+    NotFoundError,
+    WaitTimeoutError,
+)
+
+SLUG = "my-thumbnail-pipeline"
+TARGET = f"workflows/{SLUG}"
+KNOUDS = web.AppKey("KNOUDS", AsyncKnouds)
+
+logger = logging.getLogger(__name__)
+routes = web.RouteTableDef()
+
+
+async def client(app: web.Application) -> AsyncIterator[None]:
+    """Keep one client for the whole app: all requests share its rate limit, its connections and its polls."""
+    async with AsyncKnouds() as knouds:
+        app[KNOUDS] = knouds
+        yield
+
+
+@routes.post("/thumbnails")
+async def submit(request: web.Request) -> web.Response:
+    """Submit a run and answer at once."""
+    try:
+        inputs = await request.json()
+    except json.JSONDecodeError:
+        raise web.HTTPBadRequest(text="the body must be JSON") from None
+    execution = await request.app[KNOUDS].workflows.submit(SLUG, inputs)
+    return web.json_response({"id": execution.id, "status": execution.state.status}, status=202)
+
+
+@routes.get("/thumbnails/{run_id}")
+async def status(request: web.Request) -> web.Response:
+    """Say how a run stands; any worker process can, whoever submitted it."""
+    run_id = request.match_info["run_id"]
+    state = await request.app[KNOUDS].executions.attach(run_id, TARGET).refresh()
+    return web.json_response({"id": run_id, "status": state.status, "cost": state.cost})
+
+
+@routes.get("/thumbnails/{run_id}/result")
+async def result(request: web.Request) -> web.Response:
+    """Wait for a run for `?timeout=` seconds, 25 at most; 202 when it is not over by then: ask again."""
+    try:
+        timeout = min(25.0, float(request.query.get("timeout", "20")))
+    except ValueError:
+        raise web.HTTPBadRequest(text="timeout must be a number of seconds") from None
+    execution = request.app[KNOUDS].executions.attach(request.match_info["run_id"], TARGET)
+    try:
+        await execution.wait(timeout=timeout)
+    except WaitTimeoutError:
+        return web.json_response({"id": execution.id, "status": execution.state.status}, status=202)
+    run = await execution  # it is over, so this takes no request; it raises when the run has failed
+    images = [image.url for image in run.images]
+    return web.json_response({"id": execution.id, "status": "completed", "images": images, "cost": run.cost})
+
+
+@web.middleware
+async def report(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer with an error's kind and whether the run may have begun; its words are for the log."""
+    try:
+        return await handler(request)
+    except KnoudsError as error:
+        logger.warning("%s: %s", type(error).__name__, error)
+        match error:
+            case InvalidInputsError() | InvalidArgumentError():
+                code = 422
+            case NotFoundError():
+                code = 404
+            case _:
+                code = 502
+        body = {"error": type(error).__name__, "may_have_run": error.may_have_run, "id": error.execution_id}
+        return web.json_response(body, status=code)
+
+
+def build_app() -> web.Application:
+    """Make the app; the client is opened when it starts and closed when it stops."""
+    app = web.Application(middlewares=[report])
+    app.cleanup_ctx.append(client)
+    app.add_routes(routes)
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(build_app())

@@ -1,0 +1,113 @@
+"""A FastAPI app that submits runs, says how they stand, and waits for their results.
+
+Reads the key from $KNOUDS_KEY. Run it with `uvicorn fastapi_app:app --app-dir examples`.
+
+An id is all it takes to look at a run. Before you offer this to the public, remember whose each id is and check it.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Literal, TypedDict
+
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from knouds_async import (
+    AsyncKnouds,
+    InvalidArgumentError,
+    InvalidInputsError,
+    KnoudsError,
+    NotFoundError,
+    WaitTimeoutError,
+)
+
+SLUG = "my-thumbnail-pipeline"
+TARGET = f"workflows/{SLUG}"
+
+logger = logging.getLogger(__name__)
+
+
+class Thumbnail(BaseModel):
+    """What a visitor orders."""
+
+    product_name: str
+    style: Literal["photo", "illustration", "3d"] = "photo"
+
+
+class Run(BaseModel):
+    """How a run stands; `images` are there when it is completed."""
+
+    id: str
+    status: str
+    images: list[str] = []
+    cost: float | None = None
+
+
+class State(TypedDict):
+    """What the app keeps while it runs."""
+
+    knouds: AsyncKnouds
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    """Keep one client for the whole app: all requests share its rate limit, its connections and its polls."""
+    async with AsyncKnouds() as knouds:
+        yield {"knouds": knouds}
+
+
+async def client(request: Request) -> AsyncKnouds:
+    """Give the app's client to an endpoint."""
+    knouds: AsyncKnouds = request.state.knouds
+    return knouds
+
+
+Knouds = Annotated[AsyncKnouds, Depends(client)]
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/thumbnails", status_code=202)
+async def submit(order: Thumbnail, knouds: Knouds) -> Run:
+    """Submit a run and answer at once."""
+    execution = await knouds.workflows.submit(SLUG, order.model_dump())
+    return Run(id=execution.id, status=execution.state.status)
+
+
+@app.get("/thumbnails/{run_id}")
+async def status(run_id: str, knouds: Knouds) -> Run:
+    """Say how a run stands; any worker process can, whoever submitted it."""
+    state = await knouds.executions.attach(run_id, TARGET).refresh()
+    return Run(id=run_id, status=state.status, cost=state.cost)
+
+
+@app.get("/thumbnails/{run_id}/result")
+async def result(
+    run_id: str, knouds: Knouds, response: Response, timeout: Annotated[float, Query(ge=0, le=25)] = 20
+) -> Run:
+    """Wait for a run for `timeout` seconds; 202 when it is not over by then: ask again."""
+    execution = knouds.executions.attach(run_id, TARGET)
+    try:
+        await execution.wait(timeout=timeout)
+    except WaitTimeoutError:
+        response.status_code = 202
+        return Run(id=run_id, status=execution.state.status)
+    run = await execution  # it is over, so this takes no request; it raises when the run has failed
+    return Run(id=run_id, status="completed", images=[image.url for image in run.images], cost=run.cost)
+
+
+@app.exception_handler(KnoudsError)
+async def report(_: Request, error: Exception) -> JSONResponse:
+    """Answer with an error's kind and whether the run may have begun; its words are for the log."""
+    assert isinstance(error, KnoudsError)
+    logger.warning("%s: %s", type(error).__name__, error)
+    match error:
+        case InvalidInputsError() | InvalidArgumentError():
+            code = 422
+        case NotFoundError():
+            code = 404
+        case _:
+            code = 502
+    body = {"error": type(error).__name__, "may_have_run": error.may_have_run, "id": error.execution_id}
+    return JSONResponse(body, status_code=code)

@@ -1,0 +1,43 @@
+"""Fan out N runs in an asyncio.TaskGroup, each failure handled by itself: `python examples/task_group.py 20`.
+
+Reads the key from $KNOUDS_KEY. The client keeps the rate limit, so all runs can be started at once.
+"""
+
+import asyncio
+import sys
+
+from knouds_async import AsyncKnouds, KnoudsError, RunResult
+
+SLUG = "my-thumbnail-pipeline"
+
+
+async def thumbnail(knouds: AsyncKnouds, product_name: str) -> RunResult | KnoudsError:
+    """Make one thumbnail; give the error instead when there is one, so that the other runs go on."""
+    try:
+        execution = await knouds.workflows.submit(SLUG, {"product_name": product_name})
+        return await execution
+    except KnoudsError as error:
+        return error
+
+
+async def main(count: int) -> int:
+    """Make `count` thumbnails and say what became of each; give how many failed."""
+    products = [f"Product {number}" for number in range(1, count + 1)]
+    async with AsyncKnouds() as knouds, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(thumbnail(knouds, product)) for product in products]
+    failed = 0
+    for product, task in zip(products, tasks, strict=True):
+        match task.result():
+            case RunResult() as run:
+                print(product, *(image.url for image in run.images))
+            case KnoudsError(may_have_run=True) as error:
+                failed += 1
+                print(f"{product}: {error} (money may have been spent: do not repeat it blindly)", file=sys.stderr)
+            case KnoudsError() as error:
+                failed += 1
+                print(f"{product}: {error} (nothing was run: safe to repeat)", file=sys.stderr)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, asyncio.run(main(int(*sys.argv[1:2] or ["10"])))))

@@ -1,0 +1,33 @@
+"""The command line, `knouds`: the extra `cli`; nothing else of the package imports it.
+
+Rule of the folder: the only code that prints. What a machine reads goes to stdout, words and progress to stderr.
+"""
+
+import sys
+
+_EXTRA = ("cyclopts", "rich", "starlette", "uvicorn")
+
+
+def main() -> int:
+    """Run `knouds` with the arguments of this process and give its exit code."""
+    try:
+        from knouds_async.cli.app import run
+
+        return run(sys.argv[1:])
+    except KeyboardInterrupt:  # while it was still being imported
+        print("knouds: interrupted", file=sys.stderr)
+        return 130
+    except ImportError as missing:
+        if not any(str(name).partition(".")[0] in _EXTRA for name in _missing_names(missing)):
+            raise
+        print("knouds: the command line is an extra: pip install 'knouds-async[cli]'", file=sys.stderr)
+        return 1
+
+
+def _missing_names(error: BaseException | None) -> list[str | None]:
+    """Give the modules that could not be imported, from an ImportError and what caused it."""
+    names = []
+    while error is not None:
+        names.append(error.name if isinstance(error, ImportError) else None)
+        error = error.__cause__
+    return names

@@ -1,0 +1,8 @@
+"""`python -m knouds_async.cli` is `knouds`."""
+
+import sys
+
+from knouds_async.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""The options that commands share, with their help."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from cyclopts import Parameter
+
+BaseUrl: TypeAlias = Annotated[
+    str | None,
+    Parameter(name="--base-url", help="The service to talk to; else $KNOUDS_BASE_URL, else https://knouds.ai."),
+]
+Json: TypeAlias = Annotated[
+    bool, Parameter(name="--json", show_default=False, help="Print JSON on stdout, for programs.")
+]
+Slug: TypeAlias = Annotated[str, Parameter(help="The workflow's slug, as `knouds workflows` lists it.")]
+ExecutionId: TypeAlias = Annotated[str, Parameter(help="The id that `knouds run` said when it submitted the run.")]

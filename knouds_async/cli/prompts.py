@@ -1,0 +1,22 @@
+"""The demo's prompts: one JSON object a line, from the package or, in a checkout, from `examples/`."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from knouds_async.cli.exits import ServingError
+
+_NAME = "prompts.jsonl"
+
+
+def read_prompts() -> list[dict[str, Any]]:
+    """Give the inputs of each line; ServingError when the installation is without them."""
+    packed = files("knouds_async.cli").joinpath(_NAME)
+    checkout = Path(__file__).parents[2] / "examples" / _NAME
+    found = next((place for place in (packed, checkout) if place.is_file()), None)
+    if found is None:
+        raise ServingError(f"{_NAME} is missing from this installation: install knouds-async[cli] anew")
+    return [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,51 @@
+"""`knouds schema`: the inputs that a workflow takes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from knouds_async import SchemaField
+from knouds_async.cli import output
+from knouds_async.cli.options import BaseUrl, Json, Slug
+from knouds_async.cli.service import ask
+
+Public = Annotated[bool, Parameter(show_default=False, help="Of a public playground; needs no key and sends none.")]
+
+
+def schema(slug: Slug, /, *, public: Public = False, as_json: Json = False, base_url: BaseUrl = None) -> None:
+    """Show the inputs that a workflow takes.
+
+    Columns: name, type, whether required, default, what is allowed, help. Piped, they are separated by tabs.
+    """
+    shown = ask(
+        base_url,
+        lambda knouds: knouds.workflows.public_schema(slug) if public else knouds.workflows.schema(slug),
+        needs_key=not public,
+    )
+    if as_json:
+        output.give_json(shown)
+        return
+    estimate = shown.estimated_credit_cost
+    cost = f"about {output.cell(estimate)} credits a run" if estimate is not None else None
+    output.note(": ".join(part for part in (shown.name or slug, shown.description, cost) if part))
+    if not shown.fields:
+        output.note("It takes no inputs.")
+        return
+    output.give_table(
+        ("input", "type", "required", "default", "allowed", "help"),
+        [
+            (field.name, field.type, field.required, field.default, _allowed(field), field.helper_text)
+            for field in shown.fields
+        ],
+    )
+
+
+def _allowed(field: SchemaField) -> str:
+    """Say what a field takes: its options, or its bounds and step."""
+    if field.options:
+        return ", ".join(output.cell(option) for option in field.options)
+    bounds = [f"{output.cell(bound)}" for bound in (field.min, field.max) if bound is not None]
+    step = f" in steps of {output.cell(field.step)}" if field.step is not None else ""
+    return f"{' to '.join(bounds)}{step}".strip()

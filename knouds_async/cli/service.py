@@ -1,0 +1,42 @@
+"""The connection of a command to the service: the key from $KNOUDS_KEY alone, all checked before any request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from knouds_async import AsyncKnouds, ConfigurationError, Secret
+from knouds_async.cli.exits import KeyMissingError, UsageError
+
+T = TypeVar("T")
+
+_NO_KEY = Secret("no-key-is-sent")
+
+
+def connect(base_url: str | None, *, needs_key: bool = True) -> AsyncKnouds:
+    """Build the client; UsageError when the address will not do, KeyMissingError when the key will not."""
+    if not needs_key:
+        return _keyless(base_url)
+    try:
+        return AsyncKnouds(base_url=base_url)
+    except ConfigurationError as error:
+        _keyless(base_url)  # raises when it is the address
+        raise KeyMissingError(str(error).replace(" or pass AsyncKnouds(api_key=...)", "")) from None
+
+
+def _keyless(base_url: str | None) -> AsyncKnouds:
+    try:
+        return AsyncKnouds(_NO_KEY, base_url=base_url)
+    except ConfigurationError as error:
+        raise UsageError(str(error).replace(", or pass allow_insecure_http=True", "")) from None
+
+
+def ask(base_url: str | None, question: Callable[[AsyncKnouds], Awaitable[T]], *, needs_key: bool = True) -> T:
+    """Put one question to the service and give its answer."""
+
+    async def asking() -> T:
+        async with connect(base_url, needs_key=needs_key) as knouds:
+            return await question(knouds)
+
+    return asyncio.run(asking())

@@ -1,0 +1,46 @@
+"""How an execution is shown: its result as addresses and text, its state in pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from knouds_async import ExecutionState, RunResult
+from knouds_async.cli import output
+from knouds_async.cli.words import one_line
+
+
+def give_state(state: ExecutionState) -> None:
+    """Show how an execution stands, and its result if there is one."""
+    error = state.error
+    output.give_pairs(
+        ("execution", state.execution_id),
+        ("status", state.status),
+        ("runs", state.workflow_slug or state.model_ids),
+        ("error", " ".join(word for word in (error.code, error.message) if word) if error else None),
+        ("credits", state.cost),
+        ("seconds", None if state.ms is None else round(state.ms / 1000, 1)),
+        ("started", state.created_at),
+        ("ended", state.completed_at),
+    )
+    if state.result is not None:
+        give_result(state.result)
+
+
+def give_result(result: Any) -> None:
+    """Give a result: its text, then the address of each file on a line of its own; any other JSON as it is."""
+    run = RunResult(result)
+    media = (*run.images, *run.videos, *run.audios)
+    if run.text is None and not media:
+        output.give_json(result)
+        return
+    if run.text is not None:
+        output.give(run.text)
+    for file in media:
+        output.give(one_line(file.url))
+
+
+def ended(state: ExecutionState) -> str:
+    """Say how a run ended, in what time, for what."""
+    took = f" in {state.ms / 1000:.1f} s" if state.ms is not None else ""
+    cost = f", {output.cell(state.cost)} credits" if state.cost is not None else ""
+    return f"{state.status}{took}{cost}"

@@ -1,0 +1,61 @@
+"""`knouds usage`: what the account ran, and what it cost."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from knouds_async import AsyncKnouds, UsageRow
+from knouds_async.cli import output
+from knouds_async.cli.exits import UsageError
+from knouds_async.cli.options import BaseUrl, Json
+from knouds_async.cli.service import ask
+
+Limit = Annotated[int | None, Parameter(help="The most rows, up to 500; 50 without it.")]
+All = Annotated[bool, Parameter(name="--all", show_default=False, help="Every row, page by page.")]
+Status = Annotated[str | None, Parameter(help="Only runs that are processing, completed or failed.")]
+Workflow = Annotated[str | None, Parameter(help="Only runs of the workflow with this slug.")]
+Model = Annotated[str | None, Parameter(help="Only runs that used the model with this id.")]
+
+
+def usage(
+    *,
+    limit: Limit = None,
+    every_row: All = False,
+    status: Status = None,
+    workflow: Workflow = None,
+    model: Model = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+) -> None:
+    """List what the account ran, newest first, and what it cost.
+
+    Columns: start, workflow or models, status, credits, seconds, error, request id. Piped, they are separated by
+    tabs. Runs made in the dashboard are not among them.
+    """
+    if every_row and limit is not None:
+        raise UsageError("--limit and --all exclude each other")
+
+    async def listed(knouds: AsyncKnouds) -> tuple[list[UsageRow], int | None]:
+        if every_row:
+            walk = knouds.usage.iter(status=status, workflow_slug=workflow, model_id=model)
+            return [row async for row in walk], None
+        page = await knouds.usage.list(status=status, workflow_slug=workflow, model_id=model, limit=limit)
+        return list(page.rows), page.total
+
+    rows, total = ask(base_url, listed)
+    if as_json:
+        output.give_json(rows)
+        return
+    output.give_table(
+        ("started (UTC)", "what", "status", "credits", "seconds", "error", "request id"), [_cells(row) for row in rows]
+    )
+    if total is not None and total > len(rows):
+        output.note(f"{len(rows)} of {total} rows; --all gives every one")
+
+
+def _cells(row: UsageRow) -> tuple[object, ...]:
+    seconds = None if row.duration_ms is None else round(row.duration_ms / 1000, 1)
+    what = row.workflow_slug or row.model_ids
+    return row.created_at, what, row.status, row.credits_cost, seconds, row.error_code, row.request_id

@@ -1,0 +1,77 @@
+"""What is said of an error: one line, in terms of the command line. Pure.
+
+Rule of the file: where the library advises a line of Python, a command is advised instead.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from knouds_async import errors
+from knouds_async.cli.exits import Exit, exit_of
+
+_STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LOOK: Final = "Look for it with `{}` before you run it again"
+
+# The first row that fits counts; "" leaves the library's advice out.
+_ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (
+    (errors.InvalidInputsError, "Nothing was run or charged; `knouds schema SLUG` shows what a workflow takes"),
+    (errors.InvalidSlugError, "A slug is lowercase letters, digits and hyphens; `knouds workflows` lists yours"),
+    (errors.RateLimitError, "Nothing was run; wait, then try again"),
+    (errors.UnexpectedRedirectError, "Redirects are never followed; check --base-url and $KNOUDS_BASE_URL"),
+)
+
+
+def one_line(text: str) -> str:
+    """Give a text as one line with no control characters: servers write some of it."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Show what could steer a terminal or turn its text round instead of sending it; line ends and tabs stay."""
+    return _STEERING.sub(lambda found: _visible(found[0]), text)
+
+
+def counted(number: int, what: str) -> str:
+    """Say how many: `1 run`, `2 runs`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _visible(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def said_of(error: BaseException) -> str:
+    """Say what went wrong and what to do, in one line."""
+    match error:
+        case errors.SubmissionUnknownError():
+            when = f"{error.sent_at:%Y-%m-%d %H:%M:%S} UTC"
+            said = f"{error.target} was submitted at {when} and its outcome is unknown: {error.seen}. "
+            look = _LOOK.format(_usage_of(error.target))
+            return one_line(f"{said}It may have run and been charged, so it was not sent again. {look}")
+        case errors.APIError():
+            return one_line(_of_refusal(error))
+        case KeyboardInterrupt():
+            return "interrupted"
+        case OSError():
+            return one_line(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        case _:
+            return one_line(str(error))
+
+
+def _usage_of(target: str) -> str:
+    """Give the command that lists the uses of a target, `workflows/<slug>` or `models/<name>`."""
+    kind, _, name = target.partition("/")
+    return f"knouds usage --{kind.removesuffix('s')} {name}"
+
+
+def _of_refusal(error: errors.APIError) -> str:
+    if exit_of(error) is Exit.MAY_HAVE_RUN:
+        return f"{_bare(error)}. It may have run and been charged. {_LOOK.format('knouds usage')}"
+    advice = next((words for kind, words in _ADVICE if isinstance(error, kind)), error.advice)
+    return f"{_bare(error)}. {advice}" if advice else _bare(error)
+
+
+def _bare(error: errors.APIError) -> str:
+    return str(error).removesuffix(error.advice).rstrip(". ")

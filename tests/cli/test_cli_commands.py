@@ -1,0 +1,149 @@
+"""The commands that ask one question: what they print for people, for pipes and for programs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+SLUG = "my-thumbnail-pipeline"
+COMMANDS = ("demo", "run", "status", "cancel", "workflows", "schema", "usage", "whoami", "emulator")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(knouds: Callable[..., Any], command: str) -> None:
+    """Each command explains itself on stdout and ends with 0, key or no key."""
+    ended = knouds(command, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"Usage: knouds {command}")
+
+
+def test_the_help_names_every_command(knouds: Callable[..., Any]) -> None:
+    """`knouds` alone shows the commands, as --help does."""
+    ended = knouds()
+    assert ended.code == 0
+    assert all(f" {command} " in ended.out for command in COMMANDS)
+    assert ended.out == knouds("--help").out
+
+
+def test_the_version_is_the_package_s(knouds: Callable[..., Any]) -> None:
+    """`knouds --version` says the version and nothing else."""
+    assert knouds("--version").out.strip() == version("knouds-async")
+
+
+def test_whoami(service: Any) -> None:
+    """The account is shown as names and values, and as JSON."""
+    assert "tier      business" in service.knouds("whoami").out.splitlines()
+    assert json.loads(service.knouds("whoami", "--json").out)["tier"] == "business"
+
+
+def test_workflows(service: Any, in_terminal: Callable[..., Any]) -> None:
+    """A pipe gets tab-separated lines, a program JSON, a terminal a table with a heading."""
+    rows = [line.split("\t") for line in service.knouds("workflows").out.splitlines()]
+    listed = json.loads(service.knouds("workflows", "--json").out)
+    assert rows[0][:3] == [SLUG, "My thumbnail pipeline", "12"]
+    assert [row[0] for row in rows] == [one["slug"] for one in listed]
+    drawn = in_terminal("workflows", env=service.env)
+    assert "slug" in drawn.out
+    assert SLUG in drawn.out
+    assert "\t" not in drawn.out
+
+
+def test_schema(service: Any, here: Callable[..., Any]) -> None:
+    """The inputs are shown with what they take; the name and the cost are words beside them."""
+    ended = service.knouds("schema", SLUG)
+    assert ended.out.splitlines()[1] == "style\tpills\tno\tphoto\tphoto, illustration, 3d\t"
+    assert ended.out.splitlines()[2].split("\t")[4] == "1 to 4 in steps of 1"
+    assert ended.err == "My thumbnail pipeline: Thumbnails for a product: about 12 credits a run\n"
+    assert json.loads(here(service, "schema", SLUG, "--json").out)["fields"][0]["name"] == "product_name"
+    assert "takes no inputs" in here(service, "schema", "daily-picture").err
+
+
+def test_a_public_schema_needs_no_key_and_sends_none(service: Any, knouds: Callable[..., Any]) -> None:
+    """A public playground is shown without a key; one that is not public is not found."""
+    env = {name: text for name, text in service.env.items() if name != "KNOUDS_KEY"}
+    assert knouds("schema", SLUG, "--public", env=env).out.startswith("product_name\t")
+    assert knouds("schema", "daily-picture", "--public", env=env).code == 1
+
+
+def test_usage(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
+    """Rows are newest first, filtered, limited, and the rest is said to be there."""
+    service = put_up(duration=0.0)
+    for _ in range(3):
+        assert here(service, "run", "daily-picture").code == 0
+    assert here(service, "run", "suno-v5", "--model").code == 0
+    rows = [line.split("\t") for line in service.knouds("usage").out.splitlines()]
+    assert [row[1:4] for row in rows] == [["suno-v5", "completed", "12"], *[["daily-picture", "completed", "12"]] * 3]
+    few = here(service, "usage", "--limit", "1", "--workflow", "daily-picture", "--status", "completed")
+    assert len(few.out.splitlines()) == 1
+    assert few.err.startswith("1 of 3 rows")
+    every = json.loads(here(service, "usage", "--all", "--model", "suno-v5", "--json").out)
+    assert [row["source"] for row in every] == ["api-slim"]
+
+
+def test_status_and_cancel(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
+    """A run can be looked at and cancelled by its id; one that is over is shown as it ended, with its result."""
+    service = put_up(duration=60.0, cancel_delay=0.0, late_cancel="completed")
+    waited = here(service, "run", "daily-picture", "--timeout", "0.1", "--json")
+    execution_id = json.loads(waited.out)["execution_id"]
+    assert "status     processing" in service.knouds("status", execution_id).out
+    cancelled = service.knouds("cancel", execution_id)
+    assert cancelled.code == 0
+    assert "ancel" in cancelled.out
+    looked = json.loads(here(service, "status", execution_id, "--json").out)
+    assert (looked["status"], looked["cost"]) == ("cancelled", 12)
+    again = here(service, "cancel", execution_id, "--json")
+    assert (again.code, json.loads(again.out)["status"]) == (0, "cancelled")
+
+
+def test_a_run_that_is_over_shows_its_result(service: Any, here: Callable[..., Any]) -> None:
+    """The state of a completed run ends with the addresses of its files, one per line."""
+    ran = here(service, "run", "daily-picture")
+    shown = here(service, "status", service.emulator.runs[0].execution_id)
+    assert "status     completed" in shown.out
+    assert shown.out.endswith(ran.out)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["workflows"], ["workflows", "--json"], ["usage", "--help"]])
+def test_a_reader_that_leaves_early_is_no_error(service: Any, args: list[str]) -> None:
+    """When the reader of a pipe has gone, the command ends with 0 and without a word."""
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "knouds_async.cli", *args], env=service.env, stdout=-1, stderr=-1
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_without_the_extra_one_line_says_how_to_get_it() -> None:
+    """Without cyclopts one line names the extra, and the exit code is 1."""
+    done = _python("import sys; sys.modules['cyclopts'] = None; from knouds_async.cli import main; sys.exit(main())")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "knouds: the command line is an extra: pip install 'knouds-async[cli]'\n"
+
+
+def test_the_package_does_without_the_command_line() -> None:
+    """Importing the package imports neither the command line nor what only it needs."""
+    done = _python("import knouds_async, sys; print(*(name for name in sys.modules if f'{name}.'.startswith(NEEDS)))")
+    assert done.stdout.split() == []
+
+
+def test_help_imports_no_server() -> None:
+    """Showing the help, or asking the service, loads neither the emulator nor its server."""
+    done = _python(
+        "import sys; from knouds_async.cli.app import run; run(['whoami', '--help']); "
+        "print([name for name in ('uvicorn', 'starlette', 'knouds_async.testing') if name in sys.modules])"
+    )
+    assert done.stdout.rstrip().endswith("[]")
+
+
+def _python(code: str) -> "subprocess.CompletedProcess[str]":
+    needs = "NEEDS = ('knouds_async.cli.', 'cyclopts', 'uvicorn', 'starlette')\n"
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-c", needs + code], capture_output=True, encoding="utf-8", timeout=60, check=False
+    )

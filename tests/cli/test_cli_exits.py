@@ -1,0 +1,290 @@
+"""The exit codes: one test for each row, and that every error has one line and one code."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knouds_async import errors
+from knouds_async.cli.exits import MEANINGS, Exit, KeyMissingError, UsageError, exit_of
+from knouds_async.testing import faults
+
+SLUG = "my-thumbnail-pipeline"
+SUBMIT = "POST /api/workflows/:slug/run?async=true"
+RUN = ("run", SLUG, "-i", "product_name=Lamp")
+
+
+def assert_one_line(ended: Any, code: int, words: str) -> None:
+    """Check that a command failed with one clear line on stderr and nothing on stdout."""
+    assert (ended.code, ended.out) == (code, ""), ended
+    assert re.fullmatch(r"knouds: [^\n]+\n", ended.err), ended.err
+    assert words in ended.err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["rum"], 'Did you mean "run"?'),
+        (["run"], "SLUG"),
+        (["run", SLUG, "--jsn"], "--jsn"),
+        (["usage", "--limit", "many"], "many"),
+        (["usage", "--limit", "900"], "1 to 500"),
+        (["usage", "--limit", "5", "--all"], "exclude each other"),
+        (["run", "Bad_Slug"], "`knouds workflows`"),
+        (["run", SLUG, "-i", "product_name"], "write key=value"),
+        (["run", SLUG, "-i", "=x"], "write key=value"),
+        (["run", SLUG, "-i", "a=1", "-i", "a=2"], "given twice"),
+        (["run", SLUG, "--input-file", "/no/such.json"], "/no/such.json"),
+        (["run", SLUG, "--timeout", "0"], "--timeout 0"),
+        (["run", SLUG, "--timeout", "nan"], "--timeout nan"),
+        (["status", "../../whoami"], "not an execution id"),
+        (["whoami", "--base-url", "nowhere"], "nowhere"),
+        (["whoami", "--base-url", "http://example.com"], "in the clear"),
+        (["demo", "--runs", "0"], "1 to 1000"),
+        (["emulator", "--port", "70000"], "0 to 65535"),
+        (["emulator", "--host", "192.0.2.1"], "--allow-remote"),
+        (["emulator", "--failure-rate", "3"], "failure_rate"),
+        (["emulator", "--duration", "-1"], "duration"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(service: Any, here: Callable[..., Any], args: list[str], words: str) -> None:
+    """What is wrong with a command line is said in one line, and no run begins."""
+    assert_one_line(here(service, *args), 2, words)
+    assert not service.emulator.runs
+
+
+def test_a_typing_error_is_2_in_a_process_of_its_own(knouds: Callable[..., Any]) -> None:
+    """The process ends with the code that the command line gave."""
+    assert_one_line(knouds("rum"), 2, 'Did you mean "run"?')
+
+
+def test_inputs_that_the_service_refuses_are_2(service: Any) -> None:
+    """Inputs that do not fit the workflow are wrong usage, with the command that shows what fits."""
+    ended = service.knouds(*RUN, "-i", "count=9")
+    assert_one_line(ended, 2, "'count' must be at most 4")
+    assert "`knouds schema" in ended.err
+
+
+@pytest.mark.parametrize("key", [None, "", "with spaces", "x" * 600])
+def test_no_usable_key_is_3_without_a_request(service: Any, knouds: Callable[..., Any], key: str | None) -> None:
+    """Without a key in the environment one line says how to set it, and shows nothing of a malformed one."""
+    env = {name: text for name, text in service.env.items() if name != "KNOUDS_KEY"}
+    ended = knouds("whoami", env=env if key is None else env | {"KNOUDS_KEY": key})
+    assert_one_line(ended, 3, "$KNOUDS_KEY")
+    assert service.emulator.requests.count == 0
+    assert not key or key not in ended.err
+
+
+def test_a_key_that_is_refused_is_3_and_not_shown(service: Any) -> None:
+    """A key that the service does not know ends in 3, and is nowhere in what is said."""
+    ended = service.knouds("whoami", KNOUDS_KEY="knouds_live_canary")
+    assert_one_line(ended, 3, "401")
+    assert "canary" not in ended.err
+
+
+def test_a_missing_capability_is_3(put_up: Callable[..., Any]) -> None:
+    """A key that may not run workflows ends in 3, and names what it lacks."""
+    service = put_up(capabilities=("workflow:read",))
+    assert_one_line(service.knouds(*RUN), 3, "workflow:run")
+
+
+@pytest.mark.parametrize("account", [{"credits": 0}, {"grant": 0}])
+def test_an_account_that_cannot_pay_is_4(put_up: Callable[..., Any], account: dict[str, int]) -> None:
+    """No credits, or a trial grant that is used up, ends in 4 and no run begins."""
+    service = put_up(**account)
+    assert_one_line(service.knouds(*RUN), 4, "402")
+    assert not service.emulator.runs
+
+
+def test_a_submit_without_an_answer_is_5_and_sent_once(service: Any) -> None:
+    """A run whose submit was never answered may have begun: 5, the command to look with, and no second submit."""
+    service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT)
+    ended = service.knouds(*RUN)
+    assert_one_line(ended, 5, f"`knouds usage --workflow {SLUG}`")
+    assert len(service.emulator.runs) == 1
+
+
+def test_a_wait_that_fails_after_the_submit_is_5_with_the_id(service: Any) -> None:
+    """A key that may submit but not look leaves a paid run out: that is not a plain refusal."""
+    service.emulator.faults.add(faults.redirect(), route="GET /api/executions/:id")
+    ended = service.knouds(*RUN)
+    assert ended.code == 5
+    assert f"`knouds status {service.emulator.runs[0].execution_id}`" in ended.err
+    assert "othing was run" not in ended.err
+
+
+def test_a_timeout_is_6_and_the_run_goes_on(put_up: Callable[..., Any]) -> None:
+    """When --timeout passes, the id and the command to look at it are said, and the run is not cancelled."""
+    service = put_up(duration=60.0)
+    ended = service.knouds(*RUN, "--timeout", "0.3", "--base-url", service.base_url, "--json")
+    run = service.emulator.runs[0]
+    assert ended.code == 6
+    assert f"`knouds status {run.execution_id} --base-url {service.base_url}`" in ended.err
+    assert f'"execution_id": "{run.execution_id}"' in ended.out
+    assert run.cancel_requested_at is None
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """Give a port where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def test_other_errors_are_1(service: Any) -> None:
+    """An execution that is not there ends in 1."""
+    assert_one_line(service.knouds("status", "nope"), 1, "404")
+
+
+def test_a_service_that_is_not_there_is_1(service: Any, closed_port: int) -> None:
+    """No connection ends in 1, and certainly nothing was run."""
+    ended = service.knouds("whoami", "--base-url", f"http://127.0.0.1:{closed_port}")
+    assert_one_line(ended, 1, "Nothing was run")
+
+
+def test_a_run_that_fails_is_1_with_its_reason(put_up: Callable[..., Any]) -> None:
+    """A failed run ends in 1 with its reason on stderr, and with --json its state on stdout."""
+    ended = put_up(failure_rate=1.0).knouds(*RUN, "--json")
+    assert ended.code == 1
+    assert '"status": "failed"' in ended.out
+    assert "knouds: execution" in ended.err
+    assert "EXECUTION_FAILED" in ended.err
+
+
+def test_a_run_that_is_cancelled_meanwhile_is_1(service: Any, start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    """A run that somebody cancels ends the wait with 1, and says that it is charged."""
+    service.emulator.duration, service.emulator.cancel_delay = 60.0, 0.0
+    process = start(*RUN, env=service.env)
+    execution_id = wait_for(process, r"submitted execution (\S+)")
+    assert service.knouds("cancel", execution_id).code == 0
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "was cancelled; it is charged all the same" in err
+
+
+def wait_for(process: "subprocess.Popen[str]", pattern: str) -> str:
+    """Read stderr up to the line that matches, and give its first group."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if match := re.search(pattern, line):
+            return match[1] if match.re.groups else match[0]
+    raise AssertionError(f"{pattern!r} was never said")
+
+
+def test_ctrl_c_while_waiting_is_130_and_the_run_goes_on(
+    put_up: Callable[..., Any], start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    """Ctrl-C ends the wait at once with 130 and says how to look at the run, which is not cancelled."""
+    service = put_up(duration=60.0)
+    process = start(*RUN, env=service.env)
+    execution_id = wait_for(process, r"submitted execution (\S+)")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1].startswith("knouds: interrupted; the run goes on")
+    assert f"`knouds status {execution_id}`" in err
+    assert "Traceback" not in err
+    assert service.emulator.runs[0].cancel_requested_at is None
+
+
+def test_ctrl_c_in_the_middle_of_a_submit_still_says_the_id(
+    service: Any, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    """A submit that is under way at Ctrl-C is finished first, so that the id of the paid run is not lost."""
+    service.emulator.faults.add(faults.stalled(2.0, after_run=True), route=SUBMIT)
+    process = start(*RUN, env=service.env)
+    until = time.monotonic() + 30
+    while not service.emulator.runs and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert service.emulator.runs[0].execution_id in err
+    assert "Traceback" not in err
+
+
+def every_error() -> list[type[errors.KnoudsError]]:
+    """Give every class of the library's tree of errors."""
+    found = [errors.KnoudsError]
+    for kind in found:
+        found += kind.__subclasses__()
+    return found
+
+
+@pytest.mark.parametrize("kind", every_error())
+def test_an_error_that_leaves_a_run_open_never_looks_harmless(kind: type[errors.KnoudsError]) -> None:
+    """Any error of a submit that may have begun a run is 5, unless the run's end or the wait's is what it tells."""
+    error = kind.__new__(kind)
+    error.may_have_run = True
+    of_the_run = (errors.ExecutionFailedError, errors.ExecutionCancelledError, errors.WaitTimeoutError)
+    refused = (
+        errors.BadRequestError,
+        errors.AuthenticationError,
+        errors.PaymentRequiredError,
+        errors.PermissionDeniedError,
+        errors.ConfigurationError,
+        errors.InvalidArgumentError,
+        errors.BudgetExceededError,
+    )
+    assert (exit_of(error) == Exit.MAY_HAVE_RUN) == (not issubclass(kind, (*of_the_run, *refused)))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError(), 2),
+        (KeyMissingError(), 3),
+        (KeyboardInterrupt(), 130),
+        (OSError(), 1),
+        (errors.InvalidInputsError("no"), 2),
+        (errors.AsyncNotSupportedError("no"), 2),
+        (errors.ScopeDeniedError("no"), 3),
+        (errors.LegacyKeyRetiredError("no"), 3),
+        (errors.GrantExhaustedError("no"), 4),
+        (errors.BudgetExceededError("no"), 4),
+        (errors.SubmissionUnknownError(target="models/x", sent_at=datetime.now(UTC), seen="nothing"), 5),
+        (errors.ServiceError("no", may_have_run=True), 5),
+        (errors.ServiceError("no"), 1),
+        (errors.WaitTimeoutError(execution=None, execution_id="x", timeout=1), 6),
+        (errors.ExecutionFailedError("no"), 1),
+        (errors.RateLimitError("no"), 1),
+    ],
+)
+def test_the_table_gives_the_code(error: BaseException, code: int) -> None:
+    """Each error has the exit code that the help promises."""
+    assert exit_of(error) == code
+
+
+def test_every_code_is_documented(knouds: Callable[..., Any]) -> None:
+    """`knouds --help` shows every exit code with its meaning."""
+    ended = knouds("--help")
+    assert ended.code == 0
+    for code in Exit:
+        assert f"{code.value:>5}  {MEANINGS[code]}" in ended.out
+
+
+def test_a_full_disk_is_1(service: Any) -> None:
+    """A result that cannot be written is an error, in one line."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "knouds_async.cli", "whoami"],
+            env=service.env,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"knouds: ")
+    assert done.stderr.count(b"\n") == 1

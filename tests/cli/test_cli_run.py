@@ -1,0 +1,137 @@
+"""`knouds run`: what is submitted, what is waited for, what is printed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async.cli.exits import UsageError
+from knouds_async.cli.inputs import inputs_of, read_pairs, read_value
+from knouds_async.testing import faults
+
+SLUG = "my-thumbnail-pipeline"
+
+
+def test_the_result_is_addresses_on_stdout_and_words_on_stderr(service: Any) -> None:
+    """A pipe gets one address a line and nothing else; id, status and cost are on stderr."""
+    ended = service.knouds("run", SLUG, "-i", "product_name=Desk lamp", "-i", "count=2", "--input", "style=3d")
+    run = service.emulator.runs[0]
+    addresses = ended.out.splitlines()
+    assert ended.code == 0
+    assert len(addresses) == 2
+    assert all(address.startswith("https://") for address in addresses)
+    assert ended.err.splitlines()[0] == f"submitted execution {run.execution_id}"
+    assert ended.err.splitlines()[-1].startswith("completed in ")
+    assert "12 credits" in ended.err
+    assert run.inputs == {"product_name": "Desk lamp", "count": 2, "style": "3d"}
+    assert len(service.emulator.runs) == 1
+
+
+def test_json_is_the_whole_execution(service: Any) -> None:
+    """With --json stdout is one JSON object that any program can read."""
+    ended = service.knouds("run", SLUG, "-i", "product_name=Lamp", "--json")
+    given = json.loads(ended.out)
+    run = service.emulator.runs[0]
+    assert (given["execution_id"], given["status"], given["cost"]) == (run.execution_id, "completed", 12)
+    assert given["result"]["images"][0]["url"].startswith("https://")
+    assert given["created_at"].endswith("+00:00")
+    assert "raw" not in given
+
+
+@pytest.mark.parametrize("flag", [["--input-file", "-"], ["--input-file=-"]])
+def test_inputs_come_from_stdin_and_pairs_win(service: Any, flag: list[str]) -> None:
+    """A file of inputs, or stdin, is taken, and an -i with the same key wins."""
+    ended = service.knouds("run", SLUG, *flag, "-i", "count=3", stdin='{"product_name": "Näme \\u2603", "count": 1}')
+    assert ended.code == 0
+    assert service.emulator.runs[0].inputs == {"product_name": "Näme ☃", "count": 3}
+
+
+def test_a_model_is_run_by_its_name(service: Any) -> None:
+    """With --model the name is a model's."""
+    assert service.knouds("run", "suno-v5", "--model", "-i", "mood=calm").code == 0
+    assert (service.emulator.runs[0].kind, service.emulator.runs[0].is_async) == ("model", True)
+
+
+def test_what_cannot_be_submitted_is_run_in_one_request(service: Any) -> None:
+    """A provider that cannot be polled is run synchronously, once, and its result is given the same way."""
+    human = service.knouds("run", "kling-3", "--model", "-i", "prompt=x")
+    exact = service.knouds("run", "fast-sketch", "-i", "prompt=x", "--json")
+    assert human.code == exact.code == 0
+    assert human.out.startswith("https://")
+    assert "in one request" in human.err
+    assert json.loads(exact.out)["execution_id"] is None
+    assert [(run.target, run.is_async) for run in service.emulator.runs] == [("kling-3", False), ("fast-sketch", False)]
+
+
+def test_text_and_odd_results_are_shown(service: Any, knouds: Callable[..., Any]) -> None:
+    """Text is printed as text, with nothing that could steer a terminal."""
+    ended = service.knouds("run", "claude-sonnet", "--model", "-i", "prompt=x")
+    assert ended.code == 0
+    assert ended.out.strip()
+    assert not ended.out.startswith("{")
+
+
+def test_a_terminal_sees_that_it_goes_on(put_up: Callable[..., Any], in_terminal: Callable[..., Any]) -> None:
+    """At a terminal a line shows the status and the seconds while the run goes on, and is gone at the end."""
+    service = put_up(duration=1.2)
+    ended = in_terminal("run", SLUG, "-i", "product_name=Lamp", env=service.env)
+    assert ended.code == 0
+    assert "processing, 0 s" in ended.out
+    assert "\x1b[2K" in ended.out
+    assert ended.out.rstrip().splitlines()[-1].startswith("completed in ")
+
+
+def test_a_look_that_fails_for_a_moment_is_survived(service: Any) -> None:
+    """A poll that meets an error of a proxy does not end the wait."""
+    service.emulator.faults.add(faults.bad_gateway(), route="GET /api/executions/:id", nth=1)
+    assert service.knouds("run", "daily-picture").code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("-2.5", -2.5),
+        ("true", True),
+        ("null", None),
+        ('"3"', "3"),
+        ("[1, 2]", [1, 2]),
+        ('{"a": 1}', {"a": 1}),
+        ("photo", "photo"),
+        ("", ""),
+        ("a=b", "a=b"),
+        ("NaN", "NaN"),
+        ("-Infinity", "-Infinity"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_a_value_is_json_when_it_reads_as_json(text: str, value: object) -> None:
+    """Numbers, switches, lists and objects are JSON; everything else is the text as it stands."""
+    assert read_value(text) == value
+    assert read_pairs([f"key={text}"]) == {"key": value}
+
+
+@given(st.text())
+def test_no_text_is_refused_as_a_value(text: str) -> None:
+    """Whatever the text, a value comes of it that JSON can say."""
+    json.dumps(read_value(text), allow_nan=False)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "NaN", "", "\x00"])
+def test_a_file_that_holds_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    """A file of inputs must be a JSON object, and the file is named when it is not."""
+    file = tmp_path / "inputs.json"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"inputs\.json"):
+        inputs_of([], file)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """A file that an editor saved with a byte order mark is read."""
+    file = tmp_path / "inputs.json"
+    file.write_text('{"a": 1}', encoding="utf-8-sig")
+    assert inputs_of(["b=2"], file) == {"a": 1, "b": 2}
