@@ -39,7 +39,7 @@ raised it. Codes: contract 7.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 def _revive(kind: type[KnoudsError], args: tuple[Any, ...], fields: dict[str, Any]) -> KnoudsError:
     """Rebuild a pickled error without running its `__init__`, whose arguments are keywords."""
     error = kind.__new__(kind, *args)
+    error.args = args  # an OSError, which TimeoutError is, does not take them from `__new__`
     error.__dict__.update(fields)
     return error
 
@@ -129,6 +130,9 @@ class SubmissionUnknownError(KnoudsError):
         self.execution_id = execution_id
 
 
+_MAY_HAVE_RUN: Final = "It may have run and been charged: look into knouds.usage before you submit it anew"
+
+
 class APIError(KnoudsError):
     """The service refused a request.
 
@@ -150,8 +154,8 @@ class APIError(KnoudsError):
     ) -> None:
         """Compose the message: what was refused, why, and what to do next."""
         asked = " ".join(str(part) for part in (route, "answered", status, code) if part) if status else code
-        said = message.rstrip(". ")
-        super().__init__(". ".join(part for part in (f"{asked}: {said}" if asked else said, self.advice) if part))
+        said = ": ".join(part for part in (asked, message.rstrip(". ")) if part)
+        super().__init__(". ".join(part for part in (said, _MAY_HAVE_RUN if may_have_run else self.advice) if part))
         self.status = status
         self.code = code
         self.message = message
@@ -305,6 +309,8 @@ class ExecutionNotFoundError(NotFoundError):
 
 class ConflictError(APIError):
     """409: the thing is in a state that does not allow this, e.g. a run that is already over."""
+
+    advice = "Look at its present state first"
 
 
 class RateLimitError(APIError):

@@ -36,8 +36,13 @@ _FINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 class Target:
     """What a run runs: a workflow by its slug or a model by its internal name. Its text is `workflows/<slug>`."""
 
-    kind: Literal["workflows", "models"]
+    kind: Literal["workflows", "models"] = attrs.field()
     name: str
+
+    @kind.validator
+    def _check_kind(self, _: object, kind: object) -> None:
+        if kind not in ("workflows", "models"):
+            raise InvalidArgumentError(f"kind={kind!r:.80}: must be 'workflows' or 'models'")
 
     def __str__(self) -> str:
         """Give `workflows/<slug>` or `models/<name>`."""
@@ -45,7 +50,10 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read `workflows/<slug>` or `models/<name>`; anything else is an InvalidArgumentError."""
+        """Read `workflows/<slug>` or `models/<name>`; without kind and name it is an InvalidArgumentError.
+
+        The name itself is checked when a run is sent, as every name is.
+        """
         kind, _, name = text.partition("/")
         if not name or kind not in ("workflows", "models"):
             raise InvalidArgumentError(f"{text!r} is not a target: write workflows/<slug> or models/<name>")
@@ -104,10 +112,11 @@ class RunResult:
 
     @property
     def text(self) -> str | None:
-        """The text of the result; several texts are joined by newlines."""
+        """The text of the result, None when there is none; several texts are joined by newlines."""
         found = self.result.get("text") if isinstance(self.result, dict) else self.result
         if isinstance(found, list):
-            return "\n".join(part for part in found if isinstance(part, str)) if found else None
+            texts = [part for part in found if isinstance(part, str)]
+            return "\n".join(texts) if texts else None
         return found if isinstance(found, str) else None
 
 

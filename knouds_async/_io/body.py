@@ -62,12 +62,9 @@ class _Gzip(_Plain):
         if self._raw_left < 0:
             raise UnreadableBody(f"is a gzip stream of more than {self._most} bytes")
         self._has_begun = self._has_begun or bool(chunk)
-        is_drained = not chunk
-        while not is_drained:
-            piece = self._step(chunk)
-            super().feed(piece)
+        while chunk:
+            super().feed(self._step(chunk))
             chunk = self._inflate.unconsumed_tail
-            is_drained = not chunk and len(piece) < _STEP
 
     def finish(self) -> bytes:
         if self._has_begun and not self._inflate.eof:
@@ -75,8 +72,6 @@ class _Gzip(_Plain):
         return super().finish()
 
     def _step(self, chunk: bytes) -> bytes:
-        if self._inflate.eof and chunk:
-            raise UnreadableBody("goes on after the end of its gzip stream")
         try:
             piece = self._inflate.decompress(chunk, _STEP)
         except zlib.error:

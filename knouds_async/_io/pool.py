@@ -33,7 +33,7 @@ class Slots:
 
     def take_now(self) -> bool:
         """Take a slot if one is free and nobody waits for it; say whether it was taken."""
-        if self._queue or self.in_use >= self.limit:
+        if self.in_use >= self.limit:  # as long as somebody waits: a slot given back goes to them, not free
             return False
         self.in_use += 1
         return True

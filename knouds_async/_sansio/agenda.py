@@ -15,6 +15,7 @@ import attrs
 
 from knouds_async.config import Backoff
 from knouds_async.errors import (
+    APIError,
     ConnectionFailedError,
     InvalidResponseError,
     KnoudsError,
@@ -28,6 +29,7 @@ FRESH: Final = 5.0  # seconds for which a fresh id may answer 404 (contract 5, a
 PATIENCE: Final = 5  # looks that may fail in a row before a wait without a deadline ends
 
 _PASSING: Final = (ConnectionFailedError, NoAnswerError, InvalidResponseError, ServiceError, RateLimitError)
+_GAVE_UP: Final = (408, 499)  # a proxy's patience ended: that says nothing of the run
 
 
 class Fault(Enum):
@@ -45,7 +47,8 @@ def fault(error: KnoudsError, *, age: float | None) -> Fault:
     """Judge a failed look; `age`: seconds since the submit, None when it is not known."""
     if isinstance(error, NotFoundError):
         return Fault.NONE if age is not None and age <= FRESH else Fault.LASTING
-    return Fault.PASSING if isinstance(error, _PASSING) else Fault.LASTING
+    gave_up = isinstance(error, APIError) and error.status in _GAVE_UP
+    return Fault.PASSING if gave_up or isinstance(error, _PASSING) else Fault.LASTING
 
 
 @attrs.frozen
@@ -107,8 +110,10 @@ class Agenda:
 
     def _next(self, looks: Looks, roll: float) -> float:
         pace = self._schedule
-        steps = min(looks.count, 200)  # the power of a long wait must not overflow
-        pause = min(pace.longest, pace.first * pace.factor**steps)
+        try:
+            pause = min(pace.longest, pace.first * float(pace.factor) ** looks.count)
+        except OverflowError:
+            pause = pace.longest
         since = looks.last if looks.count else (looks.submitted or 0.0)
         return since + pause * (1.0 + pace.jitter * (roll - 0.5) * (looks.count > 0))
 

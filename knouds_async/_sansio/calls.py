@@ -69,16 +69,17 @@ def whoami() -> Call[types.Account]:
 
 
 def _run(target: Target, inputs: Inputs, reads: Callable[[Answer], T], *, is_async: bool) -> Call[T]:
-    names.slug(target.name, "slug" if target.kind == "workflows" else "model name")
-    placeholder = ":slug" if target.kind == "workflows" else ":internalName"
+    is_workflow = target.kind == "workflows"
+    name = names.slug(target.name, "slug" if is_workflow else "model name")
+    checked = Target("workflows" if is_workflow else "models", name)
     return Call(
         method="POST",
-        path=f"/api/{target}/run{'?async=true' if is_async else ''}",
-        route=f"POST /api/{target.kind}/{placeholder}/run",
+        path=f"/api/{checked}/run{'?async=true' if is_async else ''}",
+        route=f"POST /api/{checked.kind}/{':slug' if is_workflow else ':internalName'}/run",
         body=names.run_body(inputs),
         reads=reads,
         repeatable=False,
-        pays_for=target,
+        pays_for=checked,
         lane=Lane.SUBMIT,
         patience=Patience.SUBMIT if is_async else Patience.RUN,
     )
@@ -172,6 +173,7 @@ def cancel_execution(execution_id: str) -> Call[types.ExecutionState]:
 # Usage (contract 10).
 
 LARGEST_PAGE: Final = 500
+_LARGEST_OFFSET: Final = 2**53 - 1  # the last whole number that JavaScript counts exactly
 
 
 def list_usage(
@@ -184,16 +186,28 @@ def list_usage(
 ) -> Call[types.UsagePage]:
     """GET /api/usage: rows of the account's use of the API, newest first."""
     if limit is not None and not (_is_whole(limit) and 1 <= limit <= LARGEST_PAGE):
-        raise InvalidArgumentError(f"limit={limit!r}: must be a whole number from 1 to {LARGEST_PAGE}")
-    if offset is not None and not (_is_whole(offset) and offset >= 0):
-        raise InvalidArgumentError(f"offset={offset!r}: must be a whole number of at least 0")
-    asked = {"status": status, "modelId": model_id, "workflowSlug": workflow_slug, "limit": limit, "offset": offset}
-    for key, value in asked.items():
-        if value is not None and not isinstance(value, (str, int)):
-            raise InvalidArgumentError(f"{key}={value!r}: must be a text")
+        raise InvalidArgumentError(f"limit={names.shown(limit)}: must be a whole number from 1 to {LARGEST_PAGE}")
+    if offset is not None and not (_is_whole(offset) and 0 <= offset <= _LARGEST_OFFSET):
+        raise InvalidArgumentError(f"offset={names.shown(offset)}: must be a whole number of at least 0, below 2**53")
+    asked = {
+        "status": _filter("status", status),
+        "modelId": _filter("model_id", model_id),
+        "workflowSlug": _filter("workflow_slug", workflow_slug),
+        "limit": limit,
+        "offset": offset,
+    }
     query = urlencode({key: value for key, value in asked.items() if value is not None})
     path = f"/api/usage?{query}" if query else "/api/usage"
     return Call(method="GET", path=path, route="GET /api/usage", reads=replies.read(types.UsagePage))
+
+
+def _filter(name: str, value: object) -> str | None:
+    """Give a filter as plain text; what cannot stand in a query is refused by the argument's name."""
+    if value is None:
+        return None
+    if isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value):
+        return str.__str__(value)
+    raise InvalidArgumentError(f"{name}={names.shown(value)}: must be a text")
 
 
 def _is_whole(value: object) -> bool:

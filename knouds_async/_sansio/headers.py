@@ -25,6 +25,7 @@ READ: Final = (
 )
 """The headers that are kept of an answer; no other is ever looked at."""
 
+_FOREVER: Final = 1e9  # seconds; a body's number may be of any length
 _WHOLE: Final = re.compile(r"[0-9]{1,15}\Z")
 
 
@@ -48,12 +49,12 @@ def retry_after(answer: Answer, server_time: float | None) -> float | None:
     if _WHOLE.match(text):
         return float(text)
     until = http_date(text)
-    if until is not None:
-        since = http_date(answer.headers.get("date")) or server_time
-        return max(0.0, until - since) if since is not None else None
+    since = http_date(answer.headers.get("date")) or server_time
+    if until is not None and since is not None:
+        return max(0.0, until - since)
     asked = (replies.own_words(answer) or {}).get("retryAfter")
     if isinstance(asked, (int, float)) and not isinstance(asked, bool) and asked >= 0:
-        return min(float(asked), 1e9)
+        return float(min(asked, _FOREVER))
     return None
 
 
@@ -62,6 +63,7 @@ def quota(answer: Answer, *, server_time: float | None) -> Reply:
     is_refused = answer.status == 429
     return Reply(
         refused=is_refused,
+        succeeded=200 <= answer.status < 300,
         limit=_whole(answer, "x-ratelimit-limit"),
         remaining=_whole(answer, "x-ratelimit-remaining"),
         reset=_whole(answer, "x-ratelimit-reset"),

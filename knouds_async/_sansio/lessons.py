@@ -108,7 +108,8 @@ def _opened(
     begun = min(soonest - rules.length, sent)
     edge = max(sent, min(edge, now + rules.length))
     oldest = max(begun - TRANSIT, frame.oldest)
-    return Frame(reset=reset, shown=sent, oldest=oldest, start=begun, soonest=soonest, edge=edge)
+    start = frame.start if frame.rolled and sent >= frame.start else begun
+    return Frame(reset=reset, shown=sent, oldest=oldest, start=start, soonest=soonest, edge=edge)
 
 
 def _counted(tally: Tally, left: int, sent: float, reply: Reply) -> Tally:

@@ -22,8 +22,8 @@ _WIDEST: Final = 10_000
 def slug(name: object, what: str = "slug") -> str:
     """Give a slug or model name back if it is one; it can then stand in a path as it is."""
     if isinstance(name, str) and len(name) <= 200 and _SLUG.match(name):
-        return name
-    raise InvalidSlugError(f"{name!r:.200} is not a {what}: nothing was sent", code="INVALID_SLUG")
+        return str.__str__(name)
+    raise InvalidSlugError(f"{shown(name, 200)} is not a {what}: nothing was sent", code="INVALID_SLUG")
 
 
 def is_execution_id(text: object) -> bool:
@@ -34,14 +34,23 @@ def is_execution_id(text: object) -> bool:
 def execution_id(text: object) -> str:
     """Give an execution id back if it is one; it can then stand in a path as it is."""
     if isinstance(text, str) and is_execution_id(text):
-        return text
-    raise InvalidArgumentError(f"{text!r:.200} is not an execution id (letters, digits, - and _): nothing was sent")
+        return str.__str__(text)
+    why = f"{shown(text, 200)} is not an execution id (letters, digits, - and _)"
+    raise InvalidArgumentError(f"{why}: nothing was sent")
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Give the first `most` characters of a value's repr, for a message; what has none is named by its type."""
+    try:
+        return f"{value!r:.{most}}"
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists
+        return f"a value of type {type(value).__name__}"
 
 
 def run_body(inputs: Mapping[str, Any]) -> bytes:
     """Give the body of a run; inputs that are not a JSON object are an InvalidInputsError that names the place."""
     if not isinstance(inputs, Mapping):
-        raise _refused(f"inputs must be a mapping of names to JSON values, not {inputs!r:.200}")
+        raise _refused(f"inputs must be a mapping of names to JSON values, not {shown(inputs, 200)}")
     return json_body({"inputs": inputs}, root="inputs")
 
 
@@ -50,8 +59,11 @@ def json_body(value: Mapping[str, Any], *, root: str | None = None) -> bytes:
 
     `root`: the only key of `value`, when faults are to be named from there.
     """
-    plain = {key: _plain(item, key, ()) for key, item in value.items()} if root else _plain(value, "body", ())
-    return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
+    try:
+        plain = {key: _plain(item, key, ()) for key, item in value.items()} if root else _plain(value, "body", ())
+        return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
+    except RecursionError:
+        raise _refused(f"{root or 'body'} is nested too deeply for the stack that is left here") from None
 
 
 def _refused(why: str) -> InvalidInputsError:
@@ -69,7 +81,7 @@ def _plain(value: Any, path: str, parents: tuple[int, ...]) -> Any:
             return value
         raise _refused(f"{path} is {value!r}, which JSON cannot say")
     if not isinstance(value, (Mapping, list, tuple)):
-        raise _refused(f"{path} is {value!r:.100} of type {type(value).__name__}, which is not JSON")
+        raise _refused(f"{path} is {shown(value)} of type {type(value).__name__}, which is not JSON")
     if id(value) in parents:
         raise _refused(f"{path} contains itself")
     if len(parents) >= _DEEPEST:
@@ -84,5 +96,5 @@ def _plain_container(
         return [_plain(item, f"{path}[{index}]", parents) for index, item in enumerate(value)]
     for key in value:
         if not isinstance(key, str):
-            raise _refused(f"{path} has the key {key!r:.100}, and JSON's keys are texts")
+            raise _refused(f"{path} has the key {shown(key)}, and JSON's keys are texts")
     return {key: _plain(item, f"{path}[{key!r}]", parents) for key, item in value.items()}

@@ -110,9 +110,16 @@ class Window:
 
     @property
     def room(self) -> int:
-        """Requests that may still be sent in this window: those in flight that Remaining may not include are spent."""
-        since = max(self.frame.oldest, self.tally.left_sent - TRANSIT)
-        return self.tally.left - self.rules.reserve - sent_since(self.flight, since)
+        """Requests that may still be sent in this window.
+
+        What was left, less those in flight that Remaining may not include. Alone, our own count may tell more.
+        """
+        frame, tally, free = self.frame, self.tally, self.tally.left - self.rules.reserve
+        room = free - sent_since(self.flight, max(frame.oldest, tally.left_sent - TRANSIT))
+        if room <= 0 < free and tally.cwnd == math.inf:
+            own = tally.own + sent_since(self.flight, frame.oldest)
+            return max(room, self.rules.tokens - self.rules.reserve - own)
+        return room
 
     @property
     def foreign(self) -> int:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from knouds_async import errors
 from knouds_async._sansio import headers, replies
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.replies import Answer, UnreadableError
 from knouds_async.errors import APIError, KnoudsError
 
 BY_CODE: Final[Mapping[str, type[APIError]]] = {
@@ -38,52 +38,70 @@ _BY_STATUS: Final[Mapping[int, type[APIError]]] = {
     403: errors.PermissionDeniedError,
     404: errors.NotFoundError,
     409: errors.ConflictError,
-    429: errors.RateLimitError,
 }
 
 
 def class_of(status: int, code: str | None) -> type[APIError]:
-    """Give the class of a refusal: by its code, else by its HTTP status."""
-    by_code = BY_CODE.get(code or "")
-    if by_code is not None:
-        return by_code
+    """Give the class of a refusal: by its code, else by its HTTP status.
+
+    A code counts in a 4xx only, for its advice says that nothing was run; a 429 is a 429, whatever else it says.
+    """
     if status >= 500:
         return errors.ServiceError
     if status < 400:
         return errors.UnexpectedRedirectError
-    return _BY_STATUS.get(status, APIError)
+    if status == 429:
+        return errors.RateLimitError
+    return BY_CODE.get(code or "") or _BY_STATUS.get(status, APIError)
 
 
-def refusal(answer: Answer, route: str, *, may_have_run: bool = False) -> KnoudsError:
-    """Give the error of an answer outside 2xx."""
-    body = replies.own_words(answer)
-    code = body.get("code") if body else None
-    if body is not None and code == "EXECUTION_FAILED":
-        return errors.ExecutionFailedError(body["error"], code="EXECUTION_FAILED")
-    kind = class_of(answer.status, code if isinstance(code, str) else None)
+def refusal(answer: Answer, route: str, *, may_have_run: bool = False, server_time: float | None = None) -> KnoudsError:
+    """Give the error of an answer outside 2xx; `server_time`: the service's clock, epoch seconds, for a wait's end."""
+    body = _json_object(answer)
+    said = next((body[key] for key in ("error", "message") if isinstance(body.get(key), str)), None)
+    code = body["code"] if isinstance(body.get("code"), str) else None
+    if said is not None and code == "EXECUTION_FAILED" and answer.status != 429:
+        return errors.ExecutionFailedError(said, code=code)
+    kind = class_of(answer.status, code)
     extra: dict[str, Any] = {}
     if issubclass(kind, errors.RateLimitError):
-        extra = {"retry_after": headers.retry_after(answer, None), "limit": _limit(body)}
+        extra = {"retry_after": headers.retry_after(answer, server_time), "limit": _limit(body)}
     return kind(
-        body["error"] if body else _unworded(answer),
+        _unworded(answer) if said is None else said,
         status=answer.status,
-        code=code if isinstance(code, str) else None,
-        body=body,
+        code=code,
+        body=body or None,
         route=route,
         may_have_run=may_have_run,
         **extra,
     )
 
 
+def _json_object(answer: Answer) -> Mapping[str, Any]:
+    try:
+        body = replies.parsed(answer.body)
+    except UnreadableError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
 def _unworded(answer: Answer) -> str:
-    """Say what came instead of the service's JSON."""
+    """Say what came instead of the service's JSON, in words of bounded length."""
     if 300 <= answer.status < 400:
-        host = urlsplit(answer.headers.get("location", "")).hostname
-        return f"a redirect to {host or 'somewhere unnamed'}, which is never followed"
-    what = answer.headers.get("content-type", "").split(";")[0] or "a body of no named type"
+        return f"a redirect to {_host(answer.headers.get('location', ''))}, which is never followed"
+    what = answer.headers.get("content-type", "").split(";")[0][:100] or "a body of no named type"
     return f"no JSON of the service but {what if answer.body.strip() else 'an empty body'}"
 
 
-def _limit(body: Mapping[str, Any] | None) -> int | None:
-    limit = body.get("limit") if body else None
+def _host(location: str) -> str:
+    """Name the host of a URL and nothing else of it: the rest may hold secrets."""
+    try:
+        host = urlsplit(location).hostname
+    except ValueError:
+        host = None
+    return (host or "somewhere unnamed")[:200]
+
+
+def _limit(body: Mapping[str, Any]) -> int | None:
+    limit = body.get("limit")
     return limit if isinstance(limit, int) and not isinstance(limit, bool) else None

@@ -7,11 +7,10 @@ None when it is missing or odd, and unknown fields, statuses and tiers pass (con
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import NoneType, UnionType
-from typing import Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import attrs
 import cattrs
@@ -61,31 +60,35 @@ def own_words(answer: Answer) -> Mapping[str, Any] | None:
     return body if isinstance(body, dict) and isinstance(body.get("error"), str) else None
 
 
-# The converter: primitives are checked, never coerced; `X | None` forgives.
+# The converter: primitives are checked, never coerced; a field with a default takes it where its value is odd.
 
 
 def _text(value: Any, _: Any = None) -> str:
     if isinstance(value, str):
         return value
-    raise UnreadableError(f"{value!r:.80} is not a text")
+    raise UnreadableError(f"{names.shown(value)} is not a text")
 
 
 def _number(value: Any, _: Any = None) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if _is_number(value):
         return value
-    raise UnreadableError(f"{value!r:.80} is not a number")
+    raise UnreadableError(f"{names.shown(value)} is not a number")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _BEYOND
 
 
 def _whole(value: Any, _: Any = None) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise UnreadableError(f"{value!r:.80} is not a whole number")
+    raise UnreadableError(f"{names.shown(value)} is not a whole number")
 
 
 def _truth(value: Any, _: Any = None) -> bool:
     if isinstance(value, bool):
         return value
-    raise UnreadableError(f"{value!r:.80} is neither true nor false")
+    raise UnreadableError(f"{names.shown(value)} is neither true nor false")
 
 
 def _moment(value: Any, _: Any = None) -> datetime:
@@ -97,7 +100,7 @@ def _moment(value: Any, _: Any = None) -> datetime:
 def _object(value: Any, _: Any = None) -> Mapping[str, Any]:
     if isinstance(value, dict):
         return value
-    raise UnreadableError(f"{value!r:.80} is not an object")
+    raise UnreadableError(f"{names.shown(value)} is not an object")
 
 
 def _status(value: Any, _: Any = None) -> Status | str:
@@ -105,8 +108,13 @@ def _status(value: Any, _: Any = None) -> Status | str:
     return Status(text) if text in _STATUSES else text
 
 
+def _row_id(value: Any, _: Any = None) -> int | str:
+    return value if isinstance(value, str) else _whole(value)
+
+
 _STATUSES: Final = frozenset(Status)
 _ODD: Final = (ValueError, TypeError, KeyError, OverflowError)
+_BEYOND: Final = 1e300  # JSON knows no bounds: 1e999 is read as infinity, and 400 digits fit no float
 _RAW: Final = "\0raw"  # no JSON of the service has this key: it carries the source of a record to its `raw`
 
 
@@ -114,16 +122,23 @@ def _is_optional(kind: Any) -> bool:
     return get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
 
 
-def _forgiving(kind: Any) -> Callable[[Any, Any], Any]:
-    """Make the hook of `X | None`: what is not an X is None."""
-    (inner,) = {*get_args(kind)} - {NoneType} if len(get_args(kind)) == 2 else (types.Status | str,)
+def _optional(kind: Any) -> Callable[[Any, Any], Any]:
+    """Make the hook of `X | None`."""
+    inner: Any = Union[tuple(each for each in get_args(kind) if each is not NoneType)]  # noqa: UP007
     read = _converter.get_structure_hook(inner)
+    return lambda value, _: None if value is None else read(value, inner)
+
+
+def _forgiving(field: attrs.Attribute[Any]) -> Callable[[Any, Any], Any]:
+    """Make the hook of a field that has a default: what cannot be read gives that."""
+    read = _converter.get_structure_hook(field.type)
+    make = getattr(field.default, "factory", lambda: field.default)
 
     def structure(value: Any, _: Any) -> Any:
         try:
-            return None if value is None else read(value, inner)
+            return read(value, field.type)
         except _ODD:
-            return None
+            return make()
 
     return structure
 
@@ -152,8 +167,14 @@ def _camel(name: str) -> str:
 
 def _record(kind: Any) -> Callable[[Any, Any], Any]:
     """Make the hook of a record: snake_case fields from camelCase keys, and the source kept in `raw`."""
-    renames = {f.name: override(rename=_RAW if f.name == "raw" else _camel(f.name)) for f in attrs.fields(kind)}
-    read = make_dict_structure_fn(kind, _converter, _cattrs_detailed_validation=False, **renames)  # type: ignore[arg-type]
+    fields = {
+        field.name: override(
+            rename=_RAW if field.name == "raw" else _camel(field.name),
+            struct_hook=None if field.default is attrs.NOTHING else _forgiving(field),
+        )
+        for field in attrs.fields(attrs.resolve_types(kind))
+    }
+    read = make_dict_structure_fn(kind, _converter, _cattrs_detailed_validation=False, **fields)  # type: ignore[arg-type]
 
     def structure(value: Any, _: Any) -> Any:
         return read({**_object(value), _RAW: value}, kind)
@@ -163,11 +184,11 @@ def _record(kind: Any) -> Callable[[Any, Any], Any]:
 
 _converter: Final = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=False)
 _converter.register_structure_hook_factory(attrs.has, _record)
-_converter.register_structure_hook_factory(_is_optional, _forgiving)
+_converter.register_structure_hook_factory(_is_optional, _optional)
 _converter.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is tuple, _items)
 _converter.register_structure_hook_func(lambda kind: kind == (Status | str), _status)
 _converter.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Mapping, _object)
-_converter.register_structure_hook_func(lambda kind: kind == (int | str | None), lambda value, _: value)
+_converter.register_structure_hook_func(lambda kind: kind == (int | str), _row_id)
 for _kind, _hook in ((str, _text), (float, _number), (int, _whole), (bool, _truth), (datetime, _moment)):
     _converter.register_structure_hook(_kind, _hook)
 
@@ -203,7 +224,7 @@ def workflows(answer: Answer) -> tuple[types.WorkflowSummary, ...]:
     """Read the list of workflows: a JSON array (contract 2)."""
     rows = parsed(answer.body)
     if not isinstance(rows, list):
-        raise UnreadableError(f"{rows!r:.80} is not a list")
+        raise UnreadableError(f"{names.shown(rows)} is not a list")
     return tuple(_structured(row, types.WorkflowSummary) for row in rows)
 
 
@@ -212,7 +233,7 @@ def submitted(answer: Answer) -> types.Submitted:
     body = _object(parsed(answer.body))
     receipt = _structured({"executionId": None, **body}, types.Submitted)
     if not names.is_execution_id(receipt.execution_id):
-        raise UnreadableError(f"executionId {receipt.execution_id!r:.200} is not an id")
+        raise UnreadableError(f"executionId {names.shown(receipt.execution_id)} is not an id")
     webhook = body.get("webhookDelivery")
     return attrs.evolve(receipt, webhook_configured=isinstance(webhook, dict) and webhook.get("configured") is True)
 
@@ -232,7 +253,8 @@ def execution(execution_id: str) -> Callable[[Answer], types.ExecutionState]:
 
 def execution_state(execution_id: str, body: Mapping[str, Any]) -> types.ExecutionState:
     """Read an execution from its JSON; the id asked for is the id of the record."""
-    known = {**body, "executionId": execution_id, "ms": body.get("ms", body.get("durationMs"))}
+    ms = next((body[key] for key in ("ms", "durationMs") if _is_number(body.get(key))), None)
+    known = {**body, "executionId": execution_id, "ms": ms}
     return attrs.evolve(_structured(known, types.ExecutionState), raw=body)
 
 
@@ -240,17 +262,22 @@ def cancelled(execution_id: str) -> Callable[[Answer], types.ExecutionState]:
     """Make the reader of a cancel; a 2xx without a status means it was requested (contract 5, assumed)."""
 
     def reader(answer: Answer) -> types.ExecutionState:
-        body = parsed(answer.body) if answer.body.strip() else {}
-        return execution_state(execution_id, {"status": Status.CANCEL_REQUESTED, **_object(body)})
+        body = _object(parsed(answer.body)) if answer.body.strip() else {}
+        is_told = isinstance(body.get("status"), str)
+        told = body if is_told else {**body, "status": Status.CANCEL_REQUESTED}
+        return attrs.evolve(execution_state(execution_id, told), raw=body)
 
     return reader
 
 
 def usage_models(answer: Answer) -> tuple[str, ...]:
     """Read the distinct model ids: a list, or an object that holds one (contract 2; the shape is assumed)."""
-    body = parsed(answer.body)
-    lists = [value for value in body.values() if isinstance(value, list)] if isinstance(body, dict) else [body]
-    return tuple(item for item in (lists[0] if lists else ()) if isinstance(item, str))
+    found = parsed(answer.body)
+    if isinstance(found, dict):
+        found = next((value for value in (found.get("models"), *found.values()) if isinstance(value, list)), [])
+    if not isinstance(found, list):
+        raise UnreadableError(f"{names.shown(found)} is not a list")
+    return tuple(item for item in found if isinstance(item, str))
 
 
 def pricing(answer: Answer) -> types.Pricing:

@@ -35,7 +35,6 @@ from knouds_async.errors import (
     InvalidResponseError,
     KnoudsError,
     NoAnswerError,
-    RateLimitError,
     SubmissionUnknownError,
 )
 
@@ -127,8 +126,8 @@ def decide(
                 return _refused(call, Answer(status, seen_headers, b""), so_far, retries, roll)
             if is_cut:
                 return _unanswered(call, seen, so_far, retries, roll)
-            return _unreadable(call, status, seen, so_far, retries, roll)
-        case Answer(status):
+            return _unreadable(call, status, f"the answer was {status}; {seen}", so_far, retries, roll)
+        case _:
             return _answered(call, outcome, so_far, retries, roll)
 
 
@@ -147,7 +146,9 @@ def _answered(
 def _unanswered(call: Call[Any], seen: str, so_far: SoFar, retries: Retries, roll: float) -> Again | Fail:
     if call.pays_for is not None:
         return Fail(_unknown(call, seen, so_far))
-    error = NoAnswerError(f"{call.route}: sent, but no answer came: {seen}")
+    error = NoAnswerError(
+        f"{call.route}: sent, but no answer came: {seen}. Look whether the service acted on it before you repeat it"
+    )
     return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
 
 
@@ -180,10 +181,7 @@ def _limited(call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries) -
     asked = headers.retry_after(answer, so_far.server_time)
     if asked is None or asked <= retries.longest:
         return Requeue()
-    error = refusals.refusal(answer, call.route)
-    return Fail(
-        error if isinstance(error, RateLimitError) else RateLimitError(str(error), status=429, retry_after=asked)
-    )
+    return Fail(refusals.refusal(answer, call.route, server_time=so_far.server_time))
 
 
 def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.0) -> Again | None:
@@ -192,7 +190,8 @@ def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.
     Full jitter: uniform between nothing and an exponential bound, so that many clients do not return together
     (M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
     """
-    pause = max(at_least, roll * min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (so_far.attempts - 1)))
+    doublings = min(so_far.attempts - 1, 10)  # beyond the longest pause; the power must not overflow
+    pause = max(at_least, roll * min(LONGEST_PAUSE, FIRST_PAUSE * 2**doublings))
     is_over = so_far.attempts >= retries.attempts or pause > retries.longest
     return None if is_over or so_far.spent + pause > retries.budget else Again(pause)
 

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 import attrs
 
 from knouds_async._sansio.clock import ServerClock
-from knouds_async._sansio.inflight import join, leave, unawaited
+from knouds_async._sansio.inflight import join, leave, sent_since, unawaited
 from knouds_async._sansio.lessons import learn
 from knouds_async._sansio.quota import GUARD, SURE, TRANSIT, Frame, Reply, Rules, Tally, Window
 
@@ -33,8 +33,11 @@ __all__ = [
     "unknown",
 ]
 
-SETTLE: Final = 1.0
-"""Seconds after which an unanswered request no longer holds others back: answers can be minutes late."""
+SETTLE: Final = 0.5
+"""Seconds after which an unanswered request no longer holds others back: only a grant's answer takes long."""
+
+GROWTH: Final = 4
+"""Times as many requests that slow start lets be out after each such silence."""
 
 CAUTION: Final = 0.5
 """Part of the presumed own share that is put in flight at once where others use the quota too."""
@@ -147,23 +150,26 @@ def _ready(window: Window, now: float) -> float:
         return _started(window, now, math.inf)
     room = window.room
     if room > 0:
-        at = now if tally.cwnd == math.inf and now >= rules.shared_until else _started(window, now, room)
-    elif (frame.rolled or frame.reset is None) and not _is_out(window):
-        return _arrived(window, now)
+        is_open = tally.cwnd == math.inf and now >= rules.shared_until
+        at = now if is_open else _started(window, now, room)
+    elif _may_probe(window, now):
+        at = max(now, window.flight[-1].last + 2 * TRANSIT) if window.flight else now
     else:
         at = math.inf
     edge = frame.edge + GUARD
     return at if at < edge else _ready(_rolled(window, edge), edge)
 
 
-def _is_out(window: Window) -> bool:
-    """Tell whether a request is in flight that was sent in this window."""
-    return bool(window.flight) and window.flight[-1].first >= window.frame.start
+def _may_probe(window: Window, now: float) -> bool:
+    """Tell whether one request may go though no token is surely left, once the last should have been refused or not.
 
-
-def _arrived(window: Window, now: float) -> float:
-    """Say when the last request of the window before should have been answered: after it, a canary goes and asks."""
-    return max(now, window.flight[-1].last + 2 * TRANSIT) if window.flight else now
+    So the first of a window whose tokens those in flight may have used; and, alone, those that they probably did not.
+    """
+    rules, frame, tally = window.rules, window.frame, window.tally
+    out = sent_since(window.flight, frame.start)
+    if not out and (frame.rolled or frame.reset is None):
+        return True
+    return tally.left > 0 and now >= rules.shared_until and out + tally.own < rules.tokens - rules.reserve
 
 
 def _started(window: Window, now: float, room: float) -> float:
@@ -174,7 +180,7 @@ def _started(window: Window, now: float, room: float) -> float:
     """
     rules, frame, tally = window.rules, window.frame, window.tally
     sent = [slot for slot in window.flight if slot.first >= frame.start]
-    most = (tally.cwnd + sum(slot.requests for slot in sent)) / 2
+    most = (tally.cwnd + (GROWTH - 1) * sum(slot.requests for slot in sent)) / GROWTH
     is_shared = now < rules.shared_until
     if is_shared and room < math.inf:
         own = tally.own + 1

@@ -1,0 +1,301 @@
+"""Names and inputs from the caller: what may stand in a path or a body, and how a refusal reads."""
+
+import enum
+import json
+import math
+import re
+from collections import ChainMap, OrderedDict
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async._sansio import names
+from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
+
+
+class Word(str, enum.Enum):  # noqa: UP042  (the older spelling, whose format is not its value)
+    """A text that formats as something else."""
+
+    VALUE = "my-pipeline"
+
+
+class Sly(str):
+    """A text whose words differ from what it holds."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Lie."""
+        return "../../admin"
+
+    def __format__(self, spec: str) -> str:
+        """Lie."""
+        return "../../admin"
+
+
+class Rank(enum.IntEnum):
+    """A number of a type of its own."""
+
+    SECOND = 2
+
+
+def nested(levels: int, core: Any = 0) -> Any:
+    """Wrap a value in lists."""
+    for _ in range(levels):
+        core = [core]
+    return core
+
+
+HUGE = 10**5000
+"""A number whose repr raises."""
+
+UNSHOWABLE = [HUGE, [HUGE], {HUGE}, nested(100_000)]
+
+ARABIC, WIDE, ACCENTED = "\u0661\u0662", "\uff41", "a\u0301"
+
+NO_SLUGS = [
+    "", " ", ".", "..", "../..", "-a", "_a", "a_b", "A", "a.b", "a/b", "a%2fb", "a b", "a\n", "\na", "a\r", "a\0",
+    "x?async=false&", "x#y", "x;y", "x\\y", "\xe9", ARABIC, WIDE, ACCENTED, "a\x85", "\u202ea", "\ud800", "a" * 201,
+]  # fmt: skip
+
+NO_IDS = [
+    "", ".", "..", "../..", "a/b", "a?b", "a#b", "a%2e", "a b", "a.b", "a~b", "a\n", "a\0", "\xe9", ARABIC, WIDE,
+    ACCENTED, "\ud800", "a" * 201,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["a", "0", "my-thumbnail-pipeline", "gpt-image-2", "a--b", "a-", "a" * 200])
+def test_a_slug_is_given_back(text: str) -> None:
+    """Lowercase letters, digits and hyphens pass unchanged (contract 2)."""
+    assert names.slug(text) == text
+
+
+@pytest.mark.parametrize("text", NO_SLUGS)
+def test_what_is_no_slug_is_refused(text: str) -> None:
+    """Whatever could change the path or is malformed raises InvalidSlugError, which names the value."""
+    with pytest.raises(InvalidSlugError) as caught:
+        names.slug(text)
+    assert repr(text)[:200] in str(caught.value)
+    assert "nothing was sent" in str(caught.value)
+    assert (caught.value.status, caught.value.code, caught.value.may_have_run) == (None, "INVALID_SLUG", False)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, 1.5, True, b"my-pipeline", ["a"], ("a",), *UNSHOWABLE], ids=lambda value: type(value).__name__
+)
+@pytest.mark.parametrize(
+    ("check", "error"), [(names.slug, InvalidSlugError), (names.execution_id, InvalidArgumentError)]
+)
+def test_what_is_no_text_is_refused(check: Callable[[object], str], error: type[Exception], value: object) -> None:
+    """A name that is not a text is refused as a name, also when it cannot be shown."""
+    with pytest.raises(error, match="nothing was sent"):
+        check(value)
+
+
+def test_a_refused_slug_says_what_it_was_meant_to_be() -> None:
+    """A model's name is called a model name."""
+    with pytest.raises(InvalidSlugError, match="'A' is not a model name"):
+        names.slug("A", "model name")
+
+
+@given(st.text())
+def test_a_slug_stands_in_a_path_as_it_is(text: str) -> None:
+    """For any text: refused, or in need of no quoting and of no more than 200 characters."""
+    try:
+        passed = names.slug(text)
+    except InvalidSlugError:
+        assert not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,199}", text)
+    else:
+        assert passed == text == quote(text, safe="")
+
+
+@pytest.mark.parametrize("text", [Word.VALUE, Sly("my-pipeline")])
+@pytest.mark.parametrize("check", [names.slug, names.execution_id])
+def test_a_name_of_a_type_of_its_own_becomes_a_plain_text(check: Callable[[object], str], text: str) -> None:
+    """What is given back formats as what was checked, whatever the type of the name says of itself."""
+    passed = check(text)
+    assert type(passed) is str
+    assert f"{passed}" == "my-pipeline"
+
+
+@pytest.mark.parametrize("text", ["550e8400-e29b-41d4-a716-446655440000", "kie_xyz789", "A", "-", "_", "a" * 200])
+def test_an_execution_id_is_given_back(text: str) -> None:
+    """Letters, digits, hyphens and underscores pass unchanged."""
+    assert names.is_execution_id(text)
+    assert names.execution_id(text) == text
+
+
+@pytest.mark.parametrize("text", NO_IDS)
+def test_what_is_no_execution_id_is_refused(text: str) -> None:
+    """Whatever could change the path raises InvalidArgumentError, which names the value."""
+    assert not names.is_execution_id(text)
+    with pytest.raises(InvalidArgumentError) as caught:
+        names.execution_id(text)
+    assert repr(text)[:200] in str(caught.value)
+
+
+# Bodies.
+
+
+def json_like(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Values that JSON can say, in all the types that Python says them with."""
+    return st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.lists(inner, max_size=4).map(tuple)
+            | st.dictionaries(st.text(), inner, max_size=4)
+            | st.dictionaries(st.text(), inner, max_size=4).map(MappingProxyType)
+        ),
+        max_leaves=20,
+    )
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+
+
+def said(value: Any) -> Any:
+    """Give what JSON makes of a value: lists for tuples, dicts for mappings."""
+    if isinstance(value, Mapping):
+        return {key: said(item) for key, item in value.items()}
+    return [said(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@given(st.dictionaries(st.text(), json_like(PLAIN), max_size=4))
+def test_what_passes_is_what_arrives(inputs: dict[str, Any]) -> None:
+    """Inputs that are accepted are exactly what JSON gives back on the other side."""
+    assert json.loads(names.run_body(inputs)) == {"inputs": said(inputs)}
+    assert json.loads(names.json_body(inputs)) == said(inputs)
+
+
+@given(st.dictionaries(st.text(max_size=3), json_like(PLAIN | st.floats() | st.binary() | st.sets(st.integers()))))
+def test_inputs_of_any_shape_are_sent_whole_or_refused(inputs: dict[str, Any]) -> None:
+    """Whatever the inputs hold: the body says all of it, or InvalidInputsError is raised."""
+    try:
+        body = names.run_body(inputs)
+    except InvalidInputsError:
+        return
+    assert json.loads(body, parse_constant=_not_json) == {"inputs": said(inputs)}
+
+
+def _not_json(name: str) -> NoReturn:
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [{}, OrderedDict(a=1), ChainMap({"a": 1}, {"b": 2}), MappingProxyType({"a": ()}), {"a": "\ud800 é \0"}, {"": {}}],
+)
+def test_any_mapping_is_an_object(inputs: Mapping[str, Any]) -> None:
+    """Mappings of every type are sent as JSON objects."""
+    assert json.loads(names.run_body(inputs)) == {"inputs": said(inputs)}
+
+
+def test_types_of_their_own_are_sent_as_what_they_hold() -> None:
+    """Enumerations and subclasses of JSON's types are sent by value."""
+    inputs = {Word.VALUE: Word.VALUE, "rank": Rank.SECOND, "sly": Sly("honest"), Sly("key"): True}
+    assert names.run_body(inputs) == b'{"inputs":{"my-pipeline":"my-pipeline","rank":2,"sly":"honest","key":true}}'
+
+
+def test_one_object_may_stand_in_several_places() -> None:
+    """A shared object is not a circle."""
+    shared: dict[str, Any] = {"a": [1]}
+    assert json.loads(names.run_body({"x": shared, "y": [shared, shared]}))["inputs"]["y"] == [shared, shared]
+
+
+class Opaque:
+    """Not JSON."""
+
+    def __repr__(self) -> str:
+        """Show nothing."""
+        return "<Opaque>"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"a": math.nan}, "inputs['a'] is nan"),
+        ({"a": {"b": [1, math.inf]}}, "inputs['a']['b'][1] is inf"),
+        ({"a": (0.5, -math.inf)}, "inputs['a'][1] is -inf"),
+        ({"a": {1}}, "inputs['a'] is {1} of type set"),
+        ({"a": b"raw"}, "inputs['a'] is b'raw' of type bytes"),
+        ({"a": [Opaque()]}, "inputs['a'][0] is <Opaque> of type Opaque"),
+        ({"a": {HUGE}}, "inputs['a'] is a value of type set"),
+        ({"a": range(3)}, "inputs['a'] is range(0, 3) of type range"),
+        ({"a": {1: "x"}}, "inputs['a'] has the key 1"),
+        ({"a": [{None: "x"}]}, "inputs['a'][0] has the key None"),
+        ({b"a": 1}, "inputs has the key b'a'"),
+        ({(1, "x"): 1}, "inputs has the key (1, 'x')"),
+        ({True: 1}, "inputs has the key True"),
+        ({HUGE: 1}, "inputs has the key a value of type int"),
+        ({"a": 2**10_000}, "inputs['a'] is a whole number of more than 10000 bits"),
+        ({"a": -(2**20_000)}, "inputs['a'] is a whole number of more than 10000 bits"),
+        ({"a": nested(200)}, "more than 200 levels deep"),
+        ({"a": nested(100_000)}, "more than 200 levels deep"),
+    ],
+)
+def test_a_refusal_names_the_place_and_the_value(inputs: dict[str, Any], words: str) -> None:
+    """What JSON cannot say is refused before any request, by place and value."""
+    with pytest.raises(InvalidInputsError) as caught:
+        names.run_body(inputs)
+    assert words in str(caught.value)
+    assert "nothing was sent" in str(caught.value)
+    assert (caught.value.status, caught.value.code) == (None, "INVALID_INPUTS")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [None, "text", b"{}", 5, HUGE, [("a", 1)], {"a"}, nested(100_000)],
+    ids=lambda inputs: type(inputs).__name__,
+)
+def test_inputs_must_be_a_mapping(inputs: Any) -> None:
+    """Inputs of another type are refused, also when they cannot be shown."""
+    with pytest.raises(InvalidInputsError, match="inputs must be a mapping of names to JSON values"):
+        names.run_body(inputs)
+
+
+def test_circles_are_refused() -> None:
+    """A container that holds itself, at whatever distance, is refused by its place."""
+    ring: list[Any] = []
+    ring.append({"again": (ring,)})
+    with pytest.raises(InvalidInputsError, match=re.escape("inputs['a'][0]['again'][0] contains itself")):
+        names.run_body({"a": ring})
+    own: dict[str, Any] = {}
+    own["self"] = own
+    with pytest.raises(InvalidInputsError, match=re.escape("inputs['self'] contains itself")):
+        names.run_body(own)
+
+
+def test_the_largest_that_is_accepted_is_read_back() -> None:
+    """The deepest inputs and the largest number that pass survive JSON's own bounds."""
+    inputs = {"deep": nested(199), "wide": 2**10_000 - 1}
+    assert json.loads(names.run_body(inputs)) == {"inputs": inputs}
+
+
+def test_a_caller_deep_in_its_stack_gets_no_other_error() -> None:
+    """With little stack left, inputs are sent or refused: no RecursionError comes out."""
+
+    def from_below(frames: int) -> bytes:
+        return names.run_body({"a": nested(199)}) if frames == 0 else from_below(frames - 1)
+
+    sizes = set()
+    for frames in range(0, 850, 50):
+        try:
+            sizes.add(len(from_below(frames)))
+        except InvalidInputsError as error:
+            sizes.add(0)
+            assert "too deep" in str(error)  # noqa: PT017
+    assert 0 in sizes
+    assert len(sizes) == 2
+
+
+def test_a_body_that_is_no_run_is_named_so() -> None:
+    """Faults of other bodies are named from the body on."""
+    with pytest.raises(InvalidInputsError, match=re.escape("body['nodes'][0]['x'] is nan")):
+        names.json_body({"nodes": [{"x": math.nan}]})

@@ -1,0 +1,432 @@
+"""What follows an attempt: the table of `retry`, row by row, and its laws over every outcome there can be."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async import errors
+from knouds_async._sansio import calls, retry
+from knouds_async._sansio.calls import Call
+from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered, decide
+from knouds_async.config import Retries
+from knouds_async.errors import KnoudsError
+from knouds_async.types import Target
+
+ID = "550e8400-e29b-41d4-a716-446655440000"
+WORKFLOW, MODEL = Target("workflows", "my-pipeline"), Target("models", "gpt-image-2")
+SENT_AT = datetime(2026, 5, 8, 19, 29, 55, tzinfo=UTC)
+
+READS: dict[str, Call[Any]] = {
+    "look": calls.get_execution(ID),
+    "list": calls.list_workflows(),
+    "usage": calls.list_usage(),
+    "whoami": calls.whoami(),
+    "cancel": calls.cancel_execution(ID),
+    "put": calls.update_workflow("a", {}),
+    "move": calls.move_workflow("a", None),
+    "delete": calls.delete_workflow("a"),
+}
+CREATE: dict[str, Call[Any]] = {"create": calls.create_workflow({})}
+PAID: dict[str, Call[Any]] = {
+    "submit": calls.submit(WORKFLOW, {}),
+    "run": calls.run(WORKFLOW, {}),
+    "submit model": calls.submit(MODEL, {}),
+    "run model": calls.run(MODEL, {}),
+}
+ALL = READS | CREATE | PAID
+
+GOOD = {
+    "list": [],
+    "submit": {"executionId": ID},
+    "submit model": {"executionId": ID},
+    "run": {"result": 1},
+    "run model": {"result": 1},
+}
+
+OWN = b'{"error": "it says", "code": "WHATEVER"}'
+PAGE = b"<html>Bad Gateway</html>"
+
+
+def so_far(attempts: int = 1, spent: float = 1.0, server_time: float | None = None) -> SoFar:
+    """Say where a call stands."""
+    return SoFar(attempts=attempts, spent=spent, sent_at=SENT_AT, server_time=server_time)
+
+
+def after(
+    name: str,
+    outcome: Outcome,
+    *,
+    attempts: int = 1,
+    spent: float = 1.0,
+    retries: Retries | None = None,
+    roll: float = 0.5,
+    server_time: float | None = None,
+) -> Done[Any] | Again | Requeue | Fail:
+    """Decide what follows an attempt of a call."""
+    return decide(ALL[name], outcome, so_far(attempts, spent, server_time), retries or Retries(), roll=roll)
+
+
+def error_after(name: str, outcome: Outcome, **more: Any) -> KnoudsError:
+    """Give the error that an attempt ends in."""
+    decision = after(name, outcome, **more)
+    assert isinstance(decision, Fail), decision
+    return decision.error
+
+
+def good(name: str) -> Answer:
+    """Give an answer that the call can read."""
+    return Answer(200, {}, json.dumps(GOOD.get(name, {"status": "processing", "user": {}})).encode())
+
+
+def cut(status: int) -> Garbled:
+    """Give an answer whose body was cut short."""
+    return Garbled(status, {}, "the answer was cut short", is_cut=True)
+
+
+def refused(status: int) -> Garbled:
+    """Give an answer whose body was refused."""
+    return Garbled(status, {}, "the body of the answer is longer than 9 bytes", is_cut=False)
+
+
+# The table, row by row: the outcomes of a row, then what each column says.
+
+AGAIN, REQUEUED, DONE = "again", "requeued", "done"
+NOT_SENT: list[Outcome] = [NotSent("ConnectError: refused")]
+NO_ANSWER: list[Outcome] = [Unanswered("ReadTimeout"), cut(200), cut(202), cut(299)]
+LIMITED: list[Outcome] = [Answer(429, {}, OWN), Answer(429, {}, PAGE), Answer(429, {}, b""), cut(429), refused(429)]
+UNREADABLE: list[Outcome] = [Answer(200, {}, PAGE), Answer(200, {}, b"5"), Answer(202, {}, b"[" * 9**5), refused(200)]
+OWN_5XX: list[Outcome] = [Answer(status, {}, OWN) for status in (500, 501, 502, 503, 504, 599)]
+OTHER_5XX: list[Outcome] = [
+    *(Answer(status, {}, body) for status in (500, 502, 503, 504, 520) for body in (PAGE, b"", b'{"message": "x"}')),
+    *(garbled(status) for status in (500, 502, 503, 504) for garbled in (cut, refused)),
+]
+OPEN: list[Outcome] = [Answer(408, {}, PAGE), Answer(499, {}, b""), cut(408), refused(499)]
+OWN_OPEN: list[Outcome] = [Answer(408, {}, OWN), Answer(499, {}, OWN)]
+OTHER: list[Outcome] = [
+    *(
+        Answer(status, {}, body)
+        for status in (300, 301, 302, 307, 400, 401, 402, 403, 404, 409, 418)
+        for body in (OWN, PAGE)
+    ),
+    *(garbled(status) for status in (300, 302, 400, 404) for garbled in (cut, refused)),
+]
+
+FAULTS = [*NOT_SENT, *NO_ANSWER, *UNREADABLE, *OWN_5XX, *OTHER_5XX, *OPEN, *OWN_OPEN, *OTHER]
+
+Cell = str | type[KnoudsError]
+TABLE: list[tuple[str, list[Outcome], Cell, Cell, Cell]] = [
+    ("not sent", NOT_SENT, AGAIN, AGAIN, AGAIN),
+    ("no answer", NO_ANSWER, AGAIN, errors.NoAnswerError, errors.SubmissionUnknownError),
+    ("429", LIMITED, REQUEUED, REQUEUED, REQUEUED),
+    ("2xx, unreadable", UNREADABLE, AGAIN, errors.InvalidResponseError, errors.SubmissionUnknownError),
+    ("5xx, own", OWN_5XX, AGAIN, errors.ServiceError, errors.ServiceError),
+    ("5xx, other", OTHER_5XX, AGAIN, errors.ServiceError, errors.SubmissionUnknownError),
+    ("408, 499, own", OWN_OPEN, errors.APIError, errors.APIError, errors.APIError),
+    ("408, 499, other", OPEN, errors.APIError, errors.APIError, errors.SubmissionUnknownError),
+    ("3xx, other 4xx", OTHER, errors.APIError, errors.APIError, errors.APIError),
+]
+
+
+def column(name: str, reads: Cell, create: Cell, paid: Cell) -> Cell:
+    """Give the cell of a call."""
+    return reads if name in READS else create if name in CREATE else paid
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("row", "outcomes", "reads", "create", "paid"), TABLE, ids=[row[0] for row in TABLE])
+def test_the_table_holds(name: str, row: str, outcomes: list[Outcome], reads: Cell, create: Cell, paid: Cell) -> None:
+    """Every outcome of every row is followed by what the column of the call says."""
+    expected = column(name, reads, create, paid)
+    for outcome in outcomes:
+        if row == "2xx, unreadable" and name in ("move", "delete") and isinstance(outcome, Answer):
+            assert after(name, outcome) == Done(None)  # they take any 2xx for done
+        elif isinstance(expected, str):
+            kinds = {AGAIN: Again, REQUEUED: Requeue, DONE: Done}
+            assert isinstance(after(name, outcome), kinds[expected]), outcome
+        else:
+            error = error_after(name, outcome)
+            assert isinstance(error, expected), outcome
+            assert isinstance(error, errors.SubmissionUnknownError) is (expected is errors.SubmissionUnknownError)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_can_be_read_is_done(name: str) -> None:
+    """A 2xx that can be read ends the call with its value."""
+    decision = after(name, good(name))
+    assert isinstance(decision, Done)
+    assert decision.value == ALL[name].reads(good(name))
+
+
+@pytest.mark.parametrize("name", PAID)
+def test_each_error_of_a_paid_call_says_whether_it_may_have_run(name: str) -> None:
+    """Not sent, and refused with a 3xx or 4xx of the service's own, is certainly not run; all else may have."""
+    for outcome in FAULTS:
+        error = error_after(name, outcome, attempts=99)
+        is_certain = isinstance(outcome, NotSent) or outcome in [*OTHER, *OWN_OPEN]
+        assert error.may_have_run is not is_certain, outcome
+        if error.may_have_run:
+            assert "Try again" not in str(error)
+            assert "Nothing was run" not in str(error)
+
+
+@pytest.mark.parametrize("name", [*READS, *CREATE])
+def test_what_costs_nothing_never_may_have_run(name: str) -> None:
+    """No error of a call that pays for nothing claims that a run may have begun."""
+    for outcome in FAULTS:
+        decision = after(name, outcome, attempts=99)
+        assert isinstance(decision, Done) or (isinstance(decision, Fail) and not decision.error.may_have_run), outcome
+
+
+@pytest.mark.parametrize("name", [*READS, "create"])
+@pytest.mark.parametrize(
+    ("outcomes", "kind"),
+    [
+        (NOT_SENT, errors.ConnectionFailedError),
+        (NO_ANSWER, errors.NoAnswerError),
+        ([UNREADABLE[-1]], errors.InvalidResponseError),
+        (OWN_5XX, errors.ServiceError),
+        (OTHER_5XX, errors.ServiceError),
+    ],
+)
+def test_again_ends_in_the_error_of_the_next_column(
+    name: str, outcomes: list[Outcome], kind: type[KnoudsError]
+) -> None:
+    """When the attempts are used up, the last fault is raised."""
+    for outcome in outcomes:
+        assert type(error_after(name, outcome, attempts=4)) is kind
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_error_names_the_route_or_the_target(name: str) -> None:
+    """Whatever ends a call, its error says which call, and the status where there was a whole answer."""
+    for outcome in FAULTS:
+        decision = after(name, outcome, attempts=99)
+        if isinstance(decision, Done):
+            continue
+        assert isinstance(decision, Fail), outcome
+        text = str(decision.error)
+        assert ALL[name].route in text or str(ALL[name].pays_for) in text
+        if isinstance(outcome, Answer) or (isinstance(outcome, Garbled) and not outcome.is_cut):
+            assert str(outcome.status) in text
+
+
+def test_an_unreadable_answer_keeps_status_and_route() -> None:
+    """InvalidResponseError can be asked where the answer came from."""
+    error = error_after("look", Answer(203, {}, b"[]"), attempts=4)
+    assert isinstance(error, errors.InvalidResponseError)
+    assert (error.status, error.route) == (203, "GET /api/executions/:id")
+
+
+def test_an_unknown_submit_can_be_looked_for() -> None:
+    """The error holds what a search of the usage rows needs."""
+    error = error_after("submit", Unanswered("ReadTimeout: 60 s"))
+    assert isinstance(error, errors.SubmissionUnknownError)
+    assert (error.target, error.sent_at, error.seen) == ("workflows/my-pipeline", SENT_AT, "ReadTimeout: 60 s")
+
+
+def test_a_failed_run_is_told_as_one() -> None:
+    """EXECUTION_FAILED of a synchronous run is the run's end, and may have cost money."""
+    error = error_after("run", Answer(500, {}, b'{"error": "no GPU", "code": "EXECUTION_FAILED"}'))
+    assert isinstance(error, errors.ExecutionFailedError)
+    assert (error.message, error.may_have_run) == ("no GPU", True)
+
+
+# DELETE.
+
+
+@pytest.mark.parametrize("outcome", [Answer(404, {}, OWN), Answer(404, {}, PAGE), cut(404), refused(404)])
+def test_a_delete_that_finds_nothing_the_second_time_is_done(outcome: Outcome) -> None:
+    """The first attempt's answer may have been lost; then what it asked for is so."""
+    assert after("delete", outcome, attempts=2) == Done(None)
+    assert type(error_after("delete", outcome, attempts=1)) is errors.NotFoundError
+    for name in ("look", "put", "move", "cancel", "submit"):
+        assert type(error_after(name, outcome, attempts=2)) is errors.NotFoundError
+
+
+# Pauses.
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1, exclude_max=True))
+def test_the_jitter_is_full_and_bounded(attempts: int, roll: float) -> None:
+    """A pause lies between nothing and an exponential bound of at most eight seconds, as the roll says."""
+    retries = Retries(attempts=10**7)
+    decision = after("look", NotSent("x"), attempts=attempts, roll=roll, retries=retries)
+    bound = min(8.0, 0.5 * 2.0 ** min(attempts - 1, 20))
+    assert isinstance(decision, Again)
+    assert decision.after == pytest.approx(roll * bound)
+    assert 0 <= decision.after < 8.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "server_time", "seconds"),
+    [
+        ({"retry-after": "7"}, None, 7.0),
+        ({"retry-after": "Fri, 08 May 2026 19:30:25 GMT", "date": "Fri, 08 May 2026 19:29:55 GMT"}, None, 30.0),
+        ({"retry-after": "Fri, 08 May 2026 19:30:25 GMT"}, 1778268600.0, 25.0),
+        ({"retry-after": "0"}, None, 0.25),
+        ({"retry-after": "soon"}, None, 0.25),
+        ({}, None, 0.25),
+    ],
+)
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_wait_asked_for_is_kept(
+    status: int, headers: dict[str, str], server_time: float | None, seconds: float
+) -> None:
+    """`Retry-After` in seconds or as a date is the least pause before a read is repeated."""
+    assert after("look", Answer(status, headers, OWN), server_time=server_time) == Again(seconds)
+
+
+@pytest.mark.parametrize(("asked", "is_waited"), [("120", True), ("121", False), ("999999999999999", False)])
+def test_a_wait_that_is_too_long_is_raised(asked: str, is_waited: bool) -> None:
+    """Nobody sleeps silently for longer than `longest`: on a 5xx as on a 429."""
+    patient = Retries(longest=120.0, budget=float("inf"))
+    decision = after("look", Answer(503, {"retry-after": asked}, OWN), retries=patient)
+    assert isinstance(decision, Again if is_waited else Fail)
+    for name in ALL:
+        limited = after(name, Answer(429, {"retry-after": asked}, OWN), retries=patient)
+        if is_waited:
+            assert limited == Requeue()
+        else:
+            assert isinstance(limited, Fail)
+            assert isinstance(limited.error, errors.RateLimitError)
+            assert (limited.error.retry_after, limited.error.may_have_run) == (float(asked), False)
+            assert "longest" in str(limited.error)
+
+
+def test_a_limit_until_a_date_is_told_by_the_server_s_time() -> None:
+    """The error of a long wait until a date says how long it is, also where the answer has no `Date`."""
+    told = Answer(429, {"retry-after": "Fri, 08 May 2026 20:29:55 GMT"}, PAGE)
+    error = error_after("submit", told, server_time=1778268595.0)
+    assert isinstance(error, errors.RateLimitError)
+    assert (error.retry_after, error.status, error.route) == (3600.0, 429, "POST /api/workflows/:slug/run")
+
+
+def test_a_limit_s_wait_may_stand_in_the_body() -> None:
+    """The body's `retryAfter` counts where there is no header."""
+    told = Answer(429, {}, b'{"error": "x", "code": "RATE_LIMIT_EXCEEDED", "retryAfter": 600, "limit": 100}')
+    error = error_after("submit", told)
+    assert isinstance(error, errors.RateLimitError)
+    assert (error.retry_after, error.limit) == (600.0, 100)
+
+
+def test_longer_waits_can_be_allowed() -> None:
+    """`Retries.longest` says what is too long."""
+    told = Answer(429, {"retry-after": "3600"}, OWN)
+    assert after("submit", told, retries=Retries(longest=3600)) == Requeue()
+    assert isinstance(after("submit", told, retries=Retries(longest=3599)), Fail)
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("attempts", [1, 2, 3, 4, 5])
+def test_attempts_are_counted(name: str, attempts: int) -> None:
+    """`attempts` is the number of attempts in all."""
+    decision = after(name, NotSent("x"), attempts=attempts, retries=Retries(attempts=4))
+    assert isinstance(decision, Again if attempts < 4 else Fail)
+    assert isinstance(after(name, NotSent("x"), attempts=attempts, retries=Retries(attempts=1)), Fail)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_429_is_never_an_attempt(name: str) -> None:
+    """However many attempts were made and seconds spent, a 429 is requeued."""
+    bounds = Retries(attempts=1, budget=0.0)
+    assert after(name, Answer(429, {}, OWN), attempts=10**6, spent=10**6, retries=bounds) == Requeue()
+
+
+@given(
+    spent=st.floats(0, 200),
+    budget=st.floats(0, 200),
+    roll=st.floats(0, 1, exclude_max=True),
+    asked=st.none() | st.integers(0, 200),
+)
+def test_the_budget_is_checked_before_the_pause(spent: float, budget: float, roll: float, asked: int | None) -> None:
+    """No pause is begun that would end after the budget."""
+    headers = {} if asked is None else {"retry-after": str(asked)}
+    retries = Retries(budget=budget, longest=1000.0)
+    decision = after("look", Answer(503, headers, OWN), spent=spent, roll=roll, retries=retries)
+    pause = max(roll * 0.5, asked or 0.0)
+    if spent + pause <= budget:
+        assert decision == Again(pause)
+    else:
+        assert isinstance(decision, Fail)
+
+
+# The laws.
+
+STATUSES = st.integers(100, 999)
+BODIES = st.sampled_from([OWN, PAGE, b"", b"{}", b"[]", b"5", json.dumps({"executionId": ID}).encode(), b"\xff"]) | (
+    st.binary(max_size=20)
+)
+CODED = st.sampled_from(["EXECUTION_FAILED", "RATE_LIMIT_EXCEEDED", "INVALID_INPUTS", "grant_exhausted"]).map(
+    lambda code: json.dumps({"error": "x", "code": code, "retryAfter": 5}).encode()
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(["retry-after", "date", "location", "content-type"]),
+    st.sampled_from(["5", "500", "Fri, 08 May 2026 19:29:55 GMT", "http://[::1", "text/html"]) | st.text(max_size=10),
+)
+OUTCOMES: st.SearchStrategy[Outcome] = st.one_of(
+    st.builds(NotSent, st.text()),
+    st.builds(Unanswered, st.text()),
+    st.builds(Garbled, STATUSES, HEADERS, st.text(), is_cut=st.booleans()),
+    st.builds(Answer, STATUSES, HEADERS, BODIES | CODED),
+)
+WHERE = st.builds(
+    SoFar,
+    attempts=st.integers(1, 6),
+    spent=st.floats(0, 300),
+    sent_at=st.just(SENT_AT),
+    server_time=st.none() | st.floats(0, 2e9),
+)
+BOUNDS = st.builds(Retries, attempts=st.integers(1, 5), longest=st.floats(0, 1000), budget=st.floats(0, 1000))
+ROLL = st.floats(0, 1, exclude_max=True)
+
+
+@given(st.sampled_from(sorted(PAID)), OUTCOMES, WHERE, BOUNDS, ROLL)
+def test_a_paid_run_is_sent_again_only_when_it_certainly_did_not_run(
+    name: str, outcome: Outcome, where: SoFar, bounds: Retries, roll: float
+) -> None:
+    """The first promise: nothing but "not sent" and 429 is ever followed by another sending of a paid run."""
+    decision = decide(PAID[name], outcome, where, bounds, roll=roll)
+    status = outcome.status if isinstance(outcome, Answer | Garbled) else None
+    if isinstance(decision, Again):
+        assert isinstance(outcome, NotSent)
+    elif isinstance(decision, Requeue):
+        assert status == 429
+    elif isinstance(decision, Fail) and not decision.error.may_have_run:
+        assert isinstance(outcome, NotSent) or (status is not None and status < 500 and not 200 <= status < 300)
+    if isinstance(outcome, Unanswered):
+        assert isinstance(decision, Fail)
+        assert isinstance(decision.error, errors.SubmissionUnknownError)
+
+
+@given(st.sampled_from(sorted(ALL)), OUTCOMES, WHERE, BOUNDS, ROLL)
+def test_there_is_always_a_decision_within_bounds(
+    name: str, outcome: Outcome, where: SoFar, bounds: Retries, roll: float
+) -> None:
+    """Whatever comes: a decision, and no pause beyond what `Retries` allows."""
+    decision = decide(ALL[name], outcome, where, bounds, roll=roll)
+    assert isinstance(decision, (Done, Again, Requeue, Fail))
+    if isinstance(decision, Again):
+        assert where.attempts < bounds.attempts
+        assert 0 <= decision.after <= bounds.longest
+        assert where.spent + decision.after <= bounds.budget
+    if isinstance(decision, Done) and name != "delete":
+        assert isinstance(outcome, Answer)
+        assert 200 <= outcome.status < 300
+
+
+def test_outcomes_are_plain_values() -> None:
+    """Outcomes and decisions compare by value and cannot be changed."""
+    assert {kind.__name__ for kind in get_args(Outcome)} == {"Answer", "NotSent", "Unanswered", "Garbled"}
+    assert Again(1.0) == Again(1.0) != Again(2.0)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Again(1.0).after = 2.0  # type: ignore[misc]
+    assert retry.FIRST_PAUSE < retry.LONGEST_PAUSE

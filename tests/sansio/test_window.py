@@ -1,0 +1,693 @@
+"""The limiter's mathematics against a server that counts in fixed windows."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knouds_async._sansio.clock import ServerClock
+from knouds_async._sansio.window import (
+    Go,
+    Reply,
+    Ticket,
+    Wait,
+    Window,
+    answered,
+    left,
+    lost,
+    resets_in,
+    returned,
+    take,
+    unknown,
+)
+
+EPOCH = 1_700_000_000.0
+
+
+@attrs.define(kw_only=True)
+class Server:
+    """Counts in fixed windows; `now` is the client's monotonic clock, `offset` the server's epoch less it."""
+
+    limit: int
+    length: float = 60.0
+    phase: float = 0.0
+    offset: float = EPOCH
+    rounding: Callable[[float], int] = math.ceil
+    is_opened_by_hit: bool = False
+    opened: float = -math.inf
+    granted: int = 0
+    refusals: dict[float, int] = attrs.field(factory=dict)
+
+    def hit(self, now: float) -> Reply:
+        """Count a request or refuse it."""
+        if self.is_opened_by_hit:
+            opened = self.opened if now < self.opened + self.length else now
+        else:
+            opened = math.floor((now - self.phase) / self.length) * self.length + self.phase
+        if opened != self.opened:
+            self.opened, self.granted = opened, 0
+        refused = self.granted >= self.limit
+        if refused:
+            self.refusals[opened] = self.refusals.get(opened, 0) + 1
+        self.granted += not refused
+        edge = opened + self.length
+        return Reply(
+            refused=refused,
+            succeeded=not refused,
+            limit=self.limit,
+            remaining=self.limit - self.granted,
+            reset=self.rounding(edge + self.offset),
+            retry_after=max(1.0, math.ceil(edge - now)) if refused else None,
+        )
+
+
+@attrs.frozen
+class Trip:
+    """What becomes of one request: seconds to the server, seconds back, and its fate."""
+
+    up: float = 0.04
+    down: float = 0.04
+    fate: str = "answered"
+
+
+@attrs.define
+class Client:
+    """A backlog sent through one window; jobs arrive at given times."""
+
+    window: Window
+    trips: Iterator[Trip]
+    clock: ServerClock = ServerClock()
+    waiting: deque[int] = attrs.field(factory=deque)
+    refusals: int = 0
+    granted: int = 0
+    wakes: int = 0
+    alarm: float = math.inf
+
+
+def play(server: Server, clients: list[Client], arrivals: list[float], foreign: Sequence[float] = ()) -> float:
+    """Run until every job was granted, or is gone; give the time. Every wait's end must let a request go."""
+    events: list[tuple[float, int, str, tuple[object, ...]]] = []
+    number = 0
+    open_jobs = len(arrivals) * len(clients)
+    now = 0.0
+
+    def at(time: float, kind: str, *args: object) -> None:
+        nonlocal number
+        number += 1
+        heapq.heappush(events, (time, number, kind, args))
+
+    def dispatch(client: Client) -> None:
+        nonlocal open_jobs
+        while client.waiting:
+            client.window, turn = take(client.window, now)
+            if isinstance(turn, Wait):
+                assert now < turn.until < math.inf
+                assert isinstance(take(client.window, turn.until)[1], Go), "a wait without news ends with a turn"
+                if turn.until != client.alarm:
+                    client.alarm = turn.until
+                    at(turn.until, "wake", client)
+                return
+            client.waiting.popleft()
+            trip = next(client.trips)
+            if trip.fate == "returned":
+                client.window = returned(client.window, turn.ticket)
+                client.waiting.append(0)
+                continue
+            at(now + trip.up, "arrive", client, turn.ticket, trip)
+
+    for client in clients:
+        for time in arrivals:
+            at(time, "job", client)
+    for time in foreign:
+        at(time, "foreign")
+    while events and open_jobs:
+        now, _, kind, args = heapq.heappop(events)
+        match kind, args:
+            case "foreign", ():
+                server.hit(now)
+            case "job", (Client() as client,):
+                client.waiting.append(0)
+                dispatch(client)
+            case "wake", (Client() as client,):
+                if now >= client.alarm:
+                    client.alarm = math.inf
+                client.wakes += 1
+                dispatch(client)
+            case "arrive", (Client() as client, Ticket() as ticket, Trip() as trip):
+                reply = server.hit(now)
+                down = min(trip.down, 1.9) if reply.refused else trip.down  # only a grant's answer takes long
+                date = math.floor(now + server.offset + (down if down > 5 else 0))
+                at(now + down, "reply", client, ticket, trip, reply, date)
+            case "reply", (Client() as client, Ticket() as ticket, Trip() as trip, Reply() as reply, int() as date):
+                if reply.refused:
+                    client.refusals += 1
+                    client.waiting.appendleft(0)
+                else:
+                    client.granted += 1
+                    open_jobs -= 1
+                if trip.fate == "lost":
+                    client.window = lost(client.window, now, ticket)
+                else:
+                    client.clock = client.clock.heard(date, ticket.sent, now)
+                    client.window = answered(client.window, now, ticket, reply, client.clock)
+                dispatch(client)
+    return now
+
+
+CLOCK = ServerClock(EPOCH, EPOCH)
+NO_CLOCK = ServerClock()
+
+
+def reply(left: int, reset: float, *, limit: int = 100, refused: bool = False, after: float | None = None) -> Reply:
+    """Say what a limited route says; `reset` is the local time at which the server's window ends."""
+    return Reply(
+        refused=refused,
+        succeeded=not refused,
+        limit=limit,
+        remaining=left,
+        reset=EPOCH + reset,
+        retry_after=after,
+    )
+
+
+def burst(window: Window, now: float) -> tuple[Window, list[Ticket], float]:
+    """Take until it says wait; give the tickets, and until when to wait."""
+    tickets = []
+    while True:
+        window, turn = take(window, now)
+        if isinstance(turn, Wait):
+            return window, tickets, turn.until
+        tickets.append(turn.ticket)
+
+
+def one(window: Window, now: float) -> tuple[Window, Ticket]:
+    """Take one that must be let go."""
+    window, turn = take(window, now)
+    assert isinstance(turn, Go)
+    return window, turn.ticket
+
+
+def opened(*, limit: int | None = 100, left: int = 99, reset: float = 30.0, share: float = 1.0) -> Window:
+    """Know a window that ends at `reset`: one request was sent at 0 and answered at 0.1."""
+    window, ticket = one(unknown(limit, share=share), 0.0)
+    return answered(window, 0.1, ticket, reply(left, reset, limit=limit or 100), CLOCK)
+
+
+# --- a window, its edge, the next
+
+
+def test_one_canary_asks_and_its_answer_releases_what_is_left() -> None:
+    """The first request goes alone; then all that the window has left goes at once, and the rest waits for the edge."""
+    window, tickets, until = burst(unknown(100), 0.0)
+    assert (len(tickets), until) == (1, 1.0)
+    window = answered(window, 0.1, tickets[0], reply(99, 30.0), CLOCK)
+    window, tickets, until = burst(window, 0.1)
+    assert (len(tickets), until) == (99, pytest.approx(30.05))
+    assert left(window, 0.2) == 0
+
+
+def test_one_canary_crosses_the_edge() -> None:
+    """At the edge one request goes alone, and its answer releases the new window."""
+    window, _, until = burst(opened(), 0.2)
+    window, tickets, _ = burst(window, until)
+    assert len(tickets) == 1
+    window = answered(window, until + 0.1, tickets[0], reply(99, 90.0), CLOCK)
+    assert len(burst(window, until + 0.1)[1]) == 99
+
+
+def test_no_canary_is_needed_when_the_edge_is_surely_past() -> None:
+    """Well after the edge the whole new window is there at once."""
+    _, tickets, until = burst(opened(), 31.5)
+    assert (len(tickets), until) == (100, pytest.approx(90.05))
+
+
+def test_a_canary_that_is_not_answered_holds_the_rest_back_for_a_moment_only() -> None:
+    """With answers minutes late, the new window is released when the edge is surely past."""
+    window, _, until = burst(opened(), 0.2)
+    window, tickets, until = burst(window, until)
+    assert (len(tickets), until) == (1, pytest.approx(31.05))
+    window, tickets, until = burst(window, until)
+    assert (len(tickets), until) == (2, pytest.approx(31.25))
+    assert len(burst(window, until)[1]) == 97
+
+
+def test_the_local_clock_need_not_agree_with_the_server() -> None:
+    """The edge is Reset by the server's clock, whatever the local one says."""
+    for offset in (EPOCH - 137, EPOCH, EPOCH + 137, 0.0):
+        window, ticket = one(unknown(100), 1000.0)
+        told = Reply(limit=100, remaining=0, reset=offset + 1030)
+        window = answered(window, 1000.1, ticket, told, ServerClock(offset, offset))
+        assert take(window, 1000.2)[1] == Wait(pytest.approx(1030.05))  # type: ignore[arg-type]
+
+
+def test_without_dates_the_window_may_have_just_begun() -> None:
+    """Reset is useless without the server's clock: the edge is a window's length, or Retry-After, away."""
+    window, ticket = one(unknown(100), 0.0)
+    silent = answered(window, 0.1, ticket, reply(0, 5.0), NO_CLOCK)
+    assert take(silent, 0.2)[1] == Wait(pytest.approx(60.15))  # type: ignore[arg-type]
+    refused = answered(window, 0.1, ticket, reply(0, 5.0, refused=True, after=7.0), NO_CLOCK)
+    assert take(refused, 0.2)[1] == Wait(pytest.approx(7.15))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reset", [-EPOCH, -EPOCH + 12, -100.0, 1e7, 1e12])
+def test_a_senseless_reset_is_not_believed(reset: float) -> None:
+    """A Reset long past or days away counts as unknown: the window may have just begun."""
+    window = opened(left=0, reset=reset)
+    assert take(window, 0.2)[1] == Wait(pytest.approx(60.15))  # type: ignore[arg-type]
+
+
+def test_a_retry_after_past_reset_is_obeyed() -> None:
+    """Where Retry-After and Reset differ, the later holds, within a day."""
+    window, ticket = one(opened(left=1), 1.0)
+    later = answered(window, 1.1, ticket, reply(0, 30.0, refused=True, after=40.0), CLOCK)
+    assert take(later, 1.2)[1] == Wait(pytest.approx(40.0))  # type: ignore[arg-type]
+    absurd = answered(window, 1.1, ticket, reply(0, 30.0, refused=True, after=1e9), CLOCK)
+    assert take(absurd, 1.2)[1] == Wait(pytest.approx(86_400.0))  # type: ignore[arg-type]
+
+
+def test_late_news_of_windows_that_are_over_changes_nothing() -> None:
+    """Answers that name an earlier window are only taken out of flight."""
+    window, old = one(opened(), 1.0)
+    window, older = one(window, 1.0)
+    window, canary = one(window, 40.0)
+    assert answered(window, 40.1, old, reply(50, 30.0), CLOCK).tally == window.tally
+    window = answered(window, 40.2, canary, reply(99, 90.0), CLOCK)
+    late = answered(window, 41.0, older, reply(3, 30.0, refused=True), CLOCK)
+    assert (late.frame, late.tally) == (window.frame, window.tally)
+
+
+def test_a_server_whose_clock_was_set_back_is_followed() -> None:
+    """A newer request that shows an earlier Reset is not late news."""
+    window, ticket = one(opened(reset=50.0), 10.0)
+    window = answered(window, 10.1, ticket, reply(0, 25.0), CLOCK)
+    assert resets_in(window, 10.1) == pytest.approx(14.9)
+
+
+def test_answers_out_of_order_keep_the_lowest_remaining() -> None:
+    """A higher Remaining that comes later was shown earlier."""
+    window, one_, two = *one(opened(), 1.0), None
+    window, two = one(window, 1.0)
+    window = answered(window, 1.1, two, reply(97, 30.0), CLOCK)
+    window = answered(window, 1.2, one_, reply(98, 30.0), CLOCK)
+    assert left(window, 1.2) == 97
+
+
+def test_the_edge_is_sharpened_by_later_answers() -> None:
+    """A better bound on the server's clock brings the edge nearer; it never goes back."""
+    window, ticket = one(opened(), 1.0)
+    window, second = one(window, 1.0)
+    window = answered(window, 1.1, ticket, reply(98, 30.0), ServerClock(EPOCH + 0.5, EPOCH + 0.6))
+    assert resets_in(window, 1.1) == pytest.approx(28.4)
+    window = answered(window, 1.1, second, reply(97, 30.0), CLOCK)
+    assert resets_in(window, 1.1) == pytest.approx(28.4)
+
+
+# --- what is learned
+
+
+def test_the_limit_is_learned_from_the_headers() -> None:
+    """Until a header says more, an unknown limit is taken for the lowest there is."""
+    window, tickets, now = burst(unknown(None), 0.0)
+    sent = len(tickets)
+    while now < 60:
+        window, tickets, now = burst(window, now)
+        sent += len(tickets)
+    assert sent == 10
+    assert left(window, 1.0) is None
+    assert left(opened(limit=None), 0.2) == 99
+    window, ticket = one(opened(), 1.0)
+    window = answered(window, 1.1, ticket, reply(248, 30.0, limit=250), CLOCK)
+    assert left(window, 31.0) == 250
+
+
+@pytest.mark.parametrize("length", [5.0, 8.0, 61.0, 90.0, 3600.0])
+def test_the_length_of_the_window_is_learned(length: float) -> None:
+    """From its second edge on, a server with other windows than a minute's is foreseen."""
+    server = Server(limit=20, length=length, phase=length / 3)
+    client = Client(unknown(20), cycle([Trip()]))
+    play(server, [client], [0.0] * 20 * 6)
+    assert client.window.rules.length == pytest.approx(length, abs=1)
+    assert client.refusals <= (length == 61)
+
+
+def test_a_reset_rounded_down_is_learned_by_one_refusal() -> None:
+    """The first edge that turns out to be later than Reset teaches to wait a second more for all that follow."""
+    server = Server(limit=20, rounding=math.floor, phase=7.7)
+    client = Client(unknown(20), cycle([Trip()]))
+    play(server, [client], [0.0] * 200)
+    assert client.refusals == 1
+    assert client.window.rules.slack == 1
+
+
+def test_an_edge_that_is_early_by_more_is_learned_too() -> None:
+    """A Date that runs ahead of Reset costs a few refusals once, and the slack has a bound."""
+    window = opened(left=0, reset=30.0)
+    now, slacks = 30.05, []
+    for _ in range(20):
+        window, ticket = one(window, now)
+        window = answered(window, now + 0.05, ticket, reply(0, 30.0, refused=True, after=1.0), CLOCK)
+        slacks.append(window.rules.slack)
+        turn = take(window, now + 0.1)[1]
+        assert isinstance(turn, Wait)
+        now = turn.until
+    assert slacks[:3] == [1.0, 1.5, 2.0]
+    assert slacks[-1] == 6.0
+
+
+def test_a_request_granted_before_the_edge_steps_back_too() -> None:
+    """A canary that the old window still had a token for shows that the edge is to come, and what is left until then."""
+    window, canary = one(opened(left=40), 30.06)
+    window = answered(window, 30.1, canary, reply(39, 30.0), CLOCK)
+    assert left(window, 30.1) == 39
+    assert resets_in(window, 30.1) == pytest.approx(0.9)
+
+
+# --- refusals
+
+
+def test_a_refusal_ends_the_spending_of_the_window() -> None:
+    """After a 429 nothing more goes until the edge."""
+    window, ticket = one(opened(), 1.0)
+    window = answered(window, 1.1, ticket, reply(0, 30.0, refused=True, after=29.0), CLOCK)
+    assert left(window, 1.1) == 0
+    assert take(window, 1.1)[1] == Wait(pytest.approx(30.05))  # type: ignore[arg-type]
+
+
+def test_a_refusal_with_tokens_left_is_a_pause() -> None:
+    """A 429 that was not for the quota is obeyed for as long as it asks; without a word on that, until the edge."""
+    window, ticket = one(opened(), 1.0)
+    paused = answered(window, 1.1, ticket, reply(98, 30.0, refused=True, after=5.0), CLOCK)
+    assert take(paused, 1.1)[1] == Wait(pytest.approx(6.1))  # type: ignore[arg-type]
+    assert left(paused, 6.1) == 98
+    silent = answered(window, 1.1, ticket, reply(98, 30.0, refused=True), CLOCK)
+    assert take(silent, 1.1)[1] == Wait(pytest.approx(30.05))  # type: ignore[arg-type]
+
+
+def test_a_refusal_without_headers_is_a_pause() -> None:
+    """Retry-After alone is obeyed, or a few seconds are; then one request asks again."""
+    window, ticket = one(unknown(100), 0.0)
+    for after, until in ((12.0, 12.1), (None, 5.1)):
+        paused = answered(window, 0.1, ticket, Reply(refused=True, succeeded=False, retry_after=after), NO_CLOCK)
+        assert take(paused, 0.2)[1] == Wait(pytest.approx(until))  # type: ignore[arg-type]
+        assert len(burst(paused, until)[1]) == 1
+
+
+def test_a_pause_outlasts_the_edge() -> None:
+    """A pause that ends after the edge ends with a canary in the new window."""
+    window, ticket = one(opened(), 1.0)
+    window = answered(window, 1.1, ticket, Reply(refused=True, retry_after=60.0), CLOCK)
+    window, tickets, _ = burst(window, 61.1)
+    assert len(tickets) == 1
+    assert window.frame.rolled
+
+
+# --- unlimited routes
+
+
+def test_a_success_without_the_headers_is_from_an_unlimited_route() -> None:
+    """Nothing is held back any more, for hours, until headers come."""
+    window, ticket = one(unknown(100), 0.0)
+    window = answered(window, 0.1, ticket, Reply(), NO_CLOCK)
+    for now in (0.2, 100.0, 7200.0):
+        for _ in range(500):
+            window, ticket = one(window, now)
+    assert (left(window, 1.0), resets_in(window, 1.0)) == (None, None)
+    window = answered(window, 7200.1, ticket, reply(0, 7230.0), CLOCK)
+    assert isinstance(take(window, 7200.2)[1], Wait)
+
+
+def test_a_route_known_to_be_unlimited_needs_no_canary() -> None:
+    """With such a tier everything goes from the start."""
+    window = unknown(None, unlimited=True)
+    for _ in range(100):
+        window, ticket = one(window, 0.0)
+    before = window
+    assert answered(window, 0.1, ticket, Reply(), NO_CLOCK).rules == before.rules
+
+
+def test_an_unlimited_route_that_refuses_is_approached_with_care() -> None:
+    """After a 429 without headers, successes double what goes out instead of releasing all."""
+    window, ticket = one(unknown(None, unlimited=True), 0.0)
+    window = answered(window, 0.1, ticket, Reply(refused=True, succeeded=False, retry_after=2.0), NO_CLOCK)
+    window, tickets, _ = burst(window, 2.1)
+    assert len(tickets) == 1
+    window = answered(window, 2.2, tickets[0], Reply(), NO_CLOCK)
+    assert window.rules.unlimited
+    assert len(burst(window, 2.2)[1]) == 2
+    window = answered(window, 400.0, Ticket(0.0), Reply(), NO_CLOCK)
+    assert len([one(window, 400.0) for _ in range(50)]) == 50
+
+
+def test_an_error_without_the_headers_says_nothing() -> None:
+    """A 500 does not make a route unlimited, and its request stays spent."""
+    window, ticket = one(opened(left=2), 1.0)
+    window = answered(window, 1.1, ticket, Reply(succeeded=False), CLOCK)
+    assert not window.rules.unlimited
+    assert left(window, 1.1) == 1
+
+
+# --- others
+
+
+def test_others_on_the_quota_are_met_with_slow_start() -> None:
+    """A Remaining lower than our own requests explain means somebody else: few go at once, more with every answer."""
+    window, tickets, until = burst(opened(left=60), 0.1)
+    assert (len(tickets), until) == (1, pytest.approx(1.1))
+    sizes = []
+    for round_ in range(4):
+        now = 0.2 + round_ / 10
+        for at, ticket in enumerate(tickets):
+            remaining = left(window, now)
+            assert remaining is not None
+            window = answered(window, now, ticket, reply(remaining + len(tickets) - at - 1, 30.0), CLOCK)
+        window, tickets, _ = burst(window, now)
+        sizes.append(len(tickets))
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] < 30
+
+
+def test_others_are_remembered_for_five_minutes() -> None:
+    """After somebody else was seen, no window is released at once; later it is again."""
+    window = opened(left=60)
+    assert len(burst(window, 200.0)[1]) == 1
+    assert len(burst(window, 400.0)[1]) == 100
+
+
+def test_a_share_leaves_the_rest_of_each_window_to_others() -> None:
+    """With a share of 0.7, 30 of 100 stay unspent; however small the share, one request a window is ours."""
+    assert len(burst(opened(share=0.7), 0.1)[1]) == 69
+    assert len(burst(opened(share=0.7), 31.5)[1]) == 70
+    assert len(burst(opened(share=0.001), 31.5)[1]) == 1
+
+
+# --- tickets
+
+
+def test_a_returned_ticket_gives_its_token_back() -> None:
+    """A request that never left is as if it had not been taken."""
+    window = opened(left=1)
+    taken, ticket = one(window, 1.0)
+    assert isinstance(take(taken, 1.0)[1], Wait)
+    back = returned(taken, ticket)
+    assert back == window
+    assert isinstance(take(back, 1.0)[1], Go)
+
+
+def test_a_lost_request_counts_as_spent_until_the_server_shows_otherwise() -> None:
+    """It holds its token, but nobody back; a Remaining of a later request settles it."""
+    window, ticket = one(opened(left=50), 1.0)
+    window = lost(window, 3.0, ticket)
+    assert left(window, 3.0) == 49
+    window, ticket = one(window, 8.0)
+    window = answered(window, 8.1, ticket, reply(49, 30.0), CLOCK)
+    assert left(window, 8.1) == 49
+
+
+def test_a_lost_canary_lets_the_next_go_at_once() -> None:
+    """There is no answer to wait for."""
+    window, ticket = one(unknown(100), 0.0)
+    assert take(window, 0.3)[1] == Wait(1.0)
+    assert isinstance(take(lost(window, 0.3, ticket), 0.3)[1], Go)
+
+
+def test_requests_that_may_have_arrived_late_are_waited_for() -> None:
+    """A new window that those in flight could have used up is not asked before they should have been answered."""
+    window, ticket = one(opened(limit=1, left=0, reset=30.0), 30.5)
+    window, turn = take(window, 90.06)
+    assert isinstance(turn, Go)
+    window = unknown(1)
+    window, ticket = one(window, 0.0)
+    window = answered(window, 0.1, ticket, reply(0, 5.0, limit=1), CLOCK)
+    window, ticket = one(window, 64.0)
+    turn = take(window, 65.06)[1]
+    assert turn == Wait(pytest.approx(68.0))  # type: ignore[arg-type]
+    assert isinstance(take(window, 68.0)[1], Go)
+
+
+def test_a_timer_that_rings_a_little_early_still_gets_its_turn() -> None:
+    """Event loops ring by the resolution of their clock too soon; asking again would spin."""
+    window, _, until = burst(opened(), 0.1)
+    assert isinstance(take(window, until - 1e-9)[1], Go)
+
+
+def test_a_dashboard_sees_through_the_edge() -> None:
+    """What is left, and when it resets, is told for the moment asked about; nothing before anything was heard."""
+    assert (left(unknown(100), 0.0), resets_in(unknown(100), 0.0)) == (100, None)
+    window = opened(left=10)
+    assert (left(window, 10.0), resets_in(window, 10.0)) == (10, pytest.approx(20.0))
+    assert (left(window, 40.0), resets_in(window, 40.0)) == (100, pytest.approx(50.0))
+
+
+def test_a_limit_of_nothing_is_asked_once_a_window() -> None:
+    """Even then something is sent now and then: the limit may have been raised."""
+    window, ticket = one(unknown(0), 0.0)
+    window = answered(window, 0.1, ticket, reply(0, 30.0, limit=0, refused=True, after=30.0), CLOCK)
+    window, tickets, until = burst(window, 30.06)
+    assert (len(tickets), until) == (1, pytest.approx(90.05))
+
+
+def test_silence_does_not_block_for_ever() -> None:
+    """When no request is ever answered, each window still gets some."""
+    window, sent, now = unknown(100), 0, 0.0
+    while now < 3600:
+        window, tickets, now = burst(window, now)
+        sent += len(tickets)
+    assert sent >= 60
+
+
+# --- properties
+
+trips = st.builds(
+    Trip,
+    up=st.one_of(st.floats(0, 0.2), st.floats(0, 1.9)),
+    down=st.one_of(st.floats(0, 0.2), st.floats(0, 1.9)),
+    fate=st.sampled_from(["answered"] * 8 + ["returned"]),
+)
+late_trips = st.builds(
+    Trip,
+    up=st.one_of(st.floats(0, 0.2), st.floats(0, 1.9)),
+    down=st.one_of(st.floats(0, 0.2), st.floats(20, 50)),
+    fate=st.sampled_from(["answered"] * 8 + ["returned", "lost"]),
+)
+anchored = st.builds(
+    Server,
+    limit=st.integers(1, 30),
+    length=st.sampled_from([5.0, 8.0, 20.0, 60.0]),
+    phase=st.floats(0, 60),
+    offset=st.floats(-137, 137).map(lambda skew: EPOCH + skew),
+)
+any_server = st.builds(
+    lambda server, rounding, hit: attrs.evolve(server, rounding=rounding, is_opened_by_hit=hit),
+    anchored,
+    st.sampled_from([math.ceil, math.floor, round]),
+    st.booleans(),
+)
+bursts = st.lists(st.tuples(st.floats(0, 300), st.integers(1, 60)), min_size=1, max_size=8).map(
+    lambda some: [time for time, jobs in some for _ in range(jobs)]
+)
+
+
+def ways(some: list[Trip]) -> Iterator[Trip]:
+    """Repeat these trips for ever, with one that is answered among them."""
+    return cycle([*some, Trip()])
+
+
+@settings(max_examples=150, deadline=None)
+@given(server=anchored, hit=st.booleans(), some=st.lists(trips, max_size=20), jobs=bursts)
+def test_alone_nothing_is_ever_refused(server: Server, hit: bool, some: list[Trip], jobs: list[float]) -> None:
+    """Alone, with Reset rounded up, no request exceeds a window's limit, whatever phase, latencies and order."""
+    server.is_opened_by_hit = hit
+    client = Client(unknown(server.limit), ways(some))
+    play(server, [client], jobs)
+    assert client.granted == len(jobs)
+    assert server.refusals == {}
+
+
+@settings(max_examples=150, deadline=None)
+@given(server=anchored, some=st.lists(late_trips, max_size=20), jobs=bursts)
+def test_late_and_lost_answers_cost_a_canary_at_most(server: Server, some: list[Trip], jobs: list[float]) -> None:
+    """With answers up to 50 s late, or lost, a window refuses one request at most: the one that asks."""
+    play(server, [Client(unknown(server.limit), ways(some))], jobs)
+    assert max(server.refusals.values(), default=0) <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    server=any_server,
+    some=st.lists(late_trips, max_size=20),
+    jobs=st.lists(st.floats(0, 200), min_size=1, max_size=40),
+    processes=st.integers(1, 3),
+    foreign=st.lists(st.floats(0, 300), max_size=100),
+)
+def test_every_job_is_granted_in_the_end(
+    server: Server, some: list[Trip], jobs: list[float], processes: int, foreign: list[float]
+) -> None:
+    """Whatever the rounding, the neighbours and the losses: progress, and each wait ends with a turn."""
+    clients = [Client(unknown(server.limit), ways(some)) for _ in range(processes)]
+    ended = play(server, clients, jobs, foreign)
+    assert sum(client.granted for client in clients) == processes * len(jobs)
+    assert ended < 300 + 120 * (2 + processes * len(jobs))
+
+
+some_reply = st.builds(
+    Reply,
+    refused=st.booleans(),
+    succeeded=st.booleans(),
+    limit=st.sampled_from([None, 0, 1, 5, 100, 10**6]),
+    remaining=st.sampled_from([None, -1, 0, 1, 3, 50, 100]),
+    reset=st.sampled_from([None, 0.0, 12.0, EPOCH - 1000, *(EPOCH + at for at in (0, 1, 2, 5, 60, 3600)), 1e12]),
+    retry_after=st.sampled_from([None, 0.0, 1.0, 5.0, 60.0, 1e9]),
+)
+fate = st.sampled_from(["take", "take", "take", "answered", "answered", "lost", "returned", "sleep"])
+steps = st.lists(
+    st.tuples(fate, st.sampled_from([0.0, 1e-9, 0.01, 0.3, 1.0, 10.0, 61.0, 1e4]), some_reply), max_size=60
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    steps=steps,
+    limit=st.sampled_from([None, 0, 1, 5, 100]),
+    share=st.sampled_from([1.0, 0.7, 0.01]),
+    unlimited=st.booleans(),
+)
+def test_nothing_a_server_says_can_block_or_break_it(
+    steps: list[tuple[str, float, Reply]], limit: int | None, share: float, unlimited: bool
+) -> None:
+    """After any history a wait is finite, ends with a turn, and the state is a small value that equals its twin."""
+    windows = [unknown(limit, share=share, unlimited=unlimited)] * 2
+    out: list[Ticket] = []
+    now, clock = 0.0, NO_CLOCK
+    for step, pause, told in steps:
+        now += pause
+        if step == "take":
+            (windows[0], turn), (windows[1], _) = [take(window, now) for window in windows]
+            if isinstance(turn, Go):
+                out.append(turn.ticket)
+            else:
+                assert now < turn.until < now + 2 * 86_400
+                assert isinstance(take(windows[0], turn.until)[1], Go)
+        elif step == "answered" and out:
+            ticket = out.pop(0)
+            if told.reset is not None:
+                clock = clock.heard(math.floor(EPOCH + now), ticket.sent, now)
+            windows = [answered(window, now, ticket, told, clock) for window in windows]
+        elif step == "lost" and out:
+            ticket = out.pop()
+            windows = [lost(window, now, ticket) for window in windows]
+        elif step == "returned" and out:
+            ticket = out.pop()
+            windows = [returned(window, ticket) for window in windows]
+        assert windows[0] == windows[1]
+        assert hash(windows[0]) == hash(windows[1])
+        assert len(windows[0].flight) <= 12
+        assert (left(windows[0], now) or 0) >= 0
+        assert (resets_in(windows[0], now) or 0.0) >= 0

@@ -1,0 +1,156 @@
+"""Who may import whom: down only, and the pure core nothing that waits, looks at a clock or rolls dice."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import knouds_async
+
+ROOT = Path(knouds_async.__file__).parent
+FILES = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))}
+MODULES = {name.removesuffix(".__init__"): ast.parse(path.read_text()) for name, path in FILES.items()}
+
+CORE = {"errors", "types", "config", "_sansio"}
+PUBLIC = {"", "errors", "types", "config", "execution", "client"}  # "" is the package itself
+BELOW: dict[str, set[str]] = {
+    "errors": set(),
+    "types": {"errors"},
+    "config": {"errors"},
+    "_sansio": CORE,
+    "_io": {*CORE, "_io"},
+    "execution": {*CORE, "_io"},
+    "resources": {*CORE, "_io", "execution", "resources"},
+    "client": {*CORE, "_io", "execution", "resources"},
+    **{top: {*PUBLIC, "_sansio", top} for top in ("batch", "webhooks", "media", "testing")},
+    "cli": {*PUBLIC, "_sansio", "cli", "batch", "testing"},
+    "": {*CORE, "_io", "execution", "resources", "client", "batch", "webhooks", "media"},
+}
+FOREIGN: dict[str, set[str]] = {
+    "errors": set(),
+    "types": {"attrs"},
+    "config": {"attrs"},
+    "_sansio": {"attrs", "cattrs"},
+    "_io": {"attrs", "anyio", "httpx", "httpcore", "trio"},
+    "execution": {"attrs", "anyio"},
+    "resources": {"attrs", "anyio"},
+    "client": {"anyio", "httpx"},
+}
+IMPURE = {
+    "anyio", "asyncio", "concurrent", "httpcore", "httpx", "logging", "multiprocessing", "os", "random", "secrets",
+    "select", "selectors", "signal", "socket", "sqlite3", "subprocess", "threading", "time", "trio", "urllib.request",
+    "uuid",
+}  # fmt: skip
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Give the modules that a part of a file imports, at any depth of it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return found
+
+
+def for_types_only(tree: ast.AST) -> set[str]:
+    """Give the modules that are imported under `if TYPE_CHECKING`."""
+    guarded = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    return {name for node in guarded for name in imports(node)}
+
+
+def layer(module: str) -> str:
+    """Give the part of the package that a module belongs to; "" is the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def of(*layers: str) -> list[str]:
+    """Give the modules of some layers."""
+    return [module for module in MODULES if layer(module) in layers]
+
+
+def top(name: str) -> str:
+    """Give the package that a module comes from."""
+    return name.partition(".")[0]
+
+
+def test_every_module_has_a_layer() -> None:
+    """A new part of the package has to say whom it may import."""
+    assert {layer(module) for module in MODULES} <= set(BELOW)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module: str) -> None:
+    """No module imports from a layer beside or above its own."""
+    ours = {name for name in imports(MODULES[module]) if top(name) == "knouds_async"}
+    assert {name for name in ours if layer(name) not in BELOW[layer(module)]} == set()
+
+
+@pytest.mark.parametrize("module", of(*FOREIGN))
+def test_a_layer_uses_its_own_libraries_only(module: str) -> None:
+    """What is not of the standard library is used where the layer is for it."""
+    foreign = {top(name) for name in imports(MODULES[module])} - {"knouds_async"} - sys.stdlib_module_names
+    assert foreign <= FOREIGN[layer(module)]
+
+
+@pytest.mark.parametrize("module", of("_sansio"))
+def test_the_core_is_pure(module: str) -> None:
+    """It imports nothing that could wait, look at a clock, or roll dice, and does none of it by other means."""
+    tree = MODULES[module]
+    assert {name for name in imports(tree) if {name, top(name)} & IMPURE} == set()
+    impure = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await, ast.Global, ast.Nonlocal)
+    assert [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, impure)] == []
+    clocks = {"now", "utcnow", "today", "open", "input", "print", "environ", "getenv"}
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert [
+        call for call in calls if call in clocks or (call.startswith("date") and call.split(".")[-1] in clocks)
+    ] == []
+
+
+def test_http_stays_below() -> None:
+    """httpx and httpcore are imported in `_io` and by the emulator's transport; `client` names a type of it."""
+    users = {
+        module
+        for module, tree in MODULES.items()
+        if {top(name) for name in imports(tree)} & {"httpx", "httpcore"} and layer(module) != "_io"
+    }
+    assert users <= {"knouds_async.client", "knouds_async.testing.transport"}
+    client = MODULES["knouds_async.client"]
+    at_runtime = [node for node in client.body if not isinstance(node, ast.If)]
+    assert "httpx" in for_types_only(client)
+    assert not any("httpx" in imports(node) for node in at_runtime)
+
+
+def test_one_file_knows_asyncio_from_trio() -> None:
+    """All else is anyio; the virtual clock and the command line, which starts a loop, aside."""
+    users = {module for module, tree in MODULES.items() if {top(name) for name in imports(tree)} & {"asyncio", "trio"}}
+    users -= set(of("cli"))
+    assert users == {"knouds_async._io.backend", "knouds_async.testing.virtual_time"}
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    """`config` reads it, and the command line what a terminal can do."""
+    readers = {
+        module
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb")
+    }
+    assert readers - set(of("cli")) == {"knouds_async.config"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_of_ours_is_imported_for_types_only(module: str) -> None:
+    """An import of our own that only the type checker may see hides a cycle."""
+    assert {name for name in for_types_only(MODULES[module]) if top(name) == "knouds_async"} == set()
+
+
+def test_there_is_no_import_cycle() -> None:
+    """The modules can be put in an order in which each imports only those before it."""
+    graph = {module: imports(tree) & set(MODULES) - {module} for module, tree in MODULES.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)

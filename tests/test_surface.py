@@ -1,0 +1,155 @@
+"""The public surface: its names, its docstrings, its types, and what importing it costs."""
+
+import importlib
+import importlib.resources
+import inspect
+import logging
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+import knouds_async
+import knouds_async.testing
+
+UNWANTED = ["starlette", "uvicorn", "rich", "cyclopts", "trio", "aiohttp", "sqlite3"]
+SPELLED_OUT = {"__init__", "__await__", "__aenter__", "__aexit__", "__aiter__", "__anext__", "__iter__", "__next__"}
+
+
+def is_public(name: str) -> bool:
+    """Tell whether a dotted name has no private part."""
+    return not any(part.startswith("_") for part in name.split("."))
+
+
+def modules() -> Iterator[ModuleType]:
+    """Give every module that users may import; the command line is no module of theirs."""
+    yield knouds_async
+    for found in pkgutil.walk_packages(knouds_async.__path__, "knouds_async."):
+        if is_public(found.name) and not found.name.startswith("knouds_async.cli"):
+            yield importlib.import_module(found.name)
+
+
+def defined() -> dict[str, Any]:
+    """Give every public class and function, by the name under which it was defined."""
+    values = [value for module in modules() for value in vars(module).values() if is_public(_home(value))]
+    values += [getattr(module, name) for module in (knouds_async, knouds_async.testing) for name in module.__all__]
+    kept = [value for value in values if inspect.isclass(value) or inspect.isfunction(value)]
+    named = {f"{value.__module__}.{value.__qualname__}": value for value in kept if _home(value)}
+    return {name: value for name, value in named.items() if is_public(value.__qualname__)}
+
+
+def _home(value: Any) -> str:
+    """Give the module of ours that a value was defined in; "" for all others."""
+    home = str(getattr(value, "__module__", ""))
+    return home if home.startswith("knouds_async") else ""
+
+
+def members(kind: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Give the methods and properties that a class defines itself, unwrapped."""
+    for name, value in vars(kind).items():
+        plain = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+        plain = plain.fget if isinstance(plain, property) else getattr(plain, "func", plain)
+        if (is_public(name) or name in SPELLED_OUT) and isinstance(plain, FunctionType):
+            yield name, plain
+
+
+CALLABLES: dict[str, Callable[..., Any]] = {
+    name: value for name, value in defined().items() if inspect.isfunction(value)
+} | {
+    f"{name}.{member}": plain
+    for name, kind in defined().items()
+    if inspect.isclass(kind)
+    for member, plain in members(kind)
+}
+
+
+@pytest.mark.parametrize("module", [knouds_async, knouds_async.testing], ids=lambda module: module.__name__)
+def test_all_is_sorted_and_complete(module: ModuleType) -> None:
+    """`__all__` holds every public name, once, in order, and nothing else."""
+    names = [name for name, value in vars(module).items() if is_public(name) and not isinstance(value, ModuleType)]
+    modules_given = [name for name in module.__all__ if isinstance(getattr(module, name), ModuleType)]
+    assert module.__all__ == sorted({*names, *modules_given})
+
+
+def test_the_surface_is_not_empty() -> None:
+    """The checks below see the classes that users meet."""
+    for name in ("client.AsyncKnouds.aclose", "execution.Execution.wait", "resources.workflows.Workflows.submit"):
+        assert f"knouds_async.{name}" in CALLABLES
+    assert "knouds_async.types.RunResult.images" in CALLABLES
+    assert len(CALLABLES) > 100
+
+
+@pytest.mark.parametrize("name", [*CALLABLES, *(name for name, value in defined().items() if inspect.isclass(value))])
+def test_everything_public_has_a_docstring(name: str) -> None:
+    """Each class, function, method and property says in a sentence what it is for."""
+    value = CALLABLES[name] if name in CALLABLES else defined()[name]
+    own = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+    if not name.endswith(".__init__") or not _is_generated(value):
+        assert own
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_everything_public_is_typed(name: str) -> None:
+    """Each parameter and each return value has an annotation."""
+    signature = inspect.signature(CALLABLES[name])
+    given = [each for each in signature.parameters.values() if each.name not in ("self", "cls")]
+    assert [each.name for each in given if each.annotation is inspect.Parameter.empty] == []
+    assert signature.return_annotation is not inspect.Signature.empty
+
+
+def _is_generated(function: Callable[..., Any]) -> bool:
+    return function.__code__.co_filename.startswith("<attrs")
+
+
+def run(code: str) -> list[str]:
+    """Run code in an interpreter of its own and give the words it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    return done.stdout.split()
+
+
+def test_importing_brings_in_nothing_that_is_not_needed() -> None:
+    """Beyond what httpx imports by itself, none of the optional libraries is loaded."""
+    assert (
+        run(f"""
+import sys, httpx, httpcore, anyio, attrs, cattrs
+before = set(sys.modules)
+import knouds_async
+print(*sorted(({{name.partition(".")[0] for name in set(sys.modules) - before}}) & set({UNWANTED})))
+""")
+        == []
+    )
+
+
+def test_importing_works_without_optional_libraries() -> None:
+    """None of them needs to be installed."""
+    assert run(f"""
+import sys
+sys.modules.update(dict.fromkeys({UNWANTED}))
+import knouds_async
+print("imported")
+""") == ["imported"]
+
+
+def test_importing_changes_nothing() -> None:
+    """Importing starts no thread, sets no log level and prints no record by itself."""
+    assert run("""
+import logging, threading, knouds_async
+log = logging.getLogger("knouds_async")
+log.warning("seen by nobody")
+print(threading.active_count(), log.level, *(type(each).__name__ for each in log.handlers), *logging.root.handlers)
+""") == ["1", "0", "NullHandler"]
+
+
+def test_a_record_reaches_the_caller_s_handlers(caplog: pytest.LogCaptureFixture) -> None:
+    """The library's records go where the application sends its own."""
+    logging.getLogger("knouds_async").warning("seen")
+    assert caplog.messages == ["seen"]
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    """Type checkers read the annotations of an installed package only with this mark."""
+    assert importlib.resources.files(knouds_async).joinpath("py.typed").is_file()

@@ -1,0 +1,182 @@
+"""The records: what a result gives, which states are final, and that all are frozen values that pickle."""
+
+import copy
+import inspect
+import pickle
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async import types
+from knouds_async.errors import InvalidArgumentError
+from knouds_async.types import ExecutionState, Media, RunResult, Status, SubmissionSearch, Target, UsageRow
+
+RECORDS = [
+    kind
+    for _, kind in inspect.getmembers(types, inspect.isclass)
+    if attrs.has(kind) and kind.__module__ == types.__name__
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+def made(kind: type[Any]) -> Any:
+    """Make a record, its required fields filled."""
+    required = {
+        "kind": "workflows" if kind is Target else "image", "name": "a", "url": "https://x", "result": {"text": "x"},
+        "execution_id": "run-1", "status": Status.COMPLETED, "slug": "a", "candidates": (), "is_conclusive": True,
+    }  # fmt: skip
+    return kind(**{f.name: required[f.name] for f in attrs.fields(kind) if f.default is attrs.NOTHING})
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_records_are_frozen_values(kind: type[Any]) -> None:
+    """They compare by value, cannot be changed, and survive pickling and copying."""
+    record = made(kind)
+    for twin in (made(kind), pickle.loads(pickle.dumps(record)), copy.copy(record), copy.deepcopy(record)):  # noqa: S301
+        assert twin == record
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        setattr(record, attrs.fields(kind)[0].name, "other")
+    assert not hasattr(record, "__dict__")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RECORDS if hasattr(kind, "raw")])
+def test_the_source_is_kept_but_does_not_count(kind: type[Any]) -> None:
+    """`raw` is reachable, survives pickling, and two records with other sources are equal."""
+    record = attrs.evolve(made(kind), raw={"x": 1})
+    assert pickle.loads(pickle.dumps(record)).raw == {"x": 1}  # noqa: S301
+    assert record == attrs.evolve(record, raw={"y": 2})
+    if kind is not types.Pricing:
+        assert "raw" not in repr(record)
+
+
+def test_every_record_of_the_service_keeps_its_source() -> None:
+    """Only what this library makes up itself has no source."""
+    assert {kind.__name__ for kind in RECORDS if not hasattr(kind, "raw")} == {"Target", "SubmissionSearch"}
+
+
+# Results.
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "name"),
+    [("images", "image", "images"), ("videos", "video", "videos"), ("audios", "audio", "audios")],
+)
+def test_media_are_read_from_the_common_lists(key: str, kind: Any, name: str) -> None:
+    """Lists of `{url}` and of plain URLs give media; odd items are left out (contract 3)."""
+    items = [{"url": "https://m/1", "width": 5}, "https://m/2", {"url": None}, {}, 5, None, [], {"url": "https://m/3"}]
+    found = getattr(RunResult({key: items, "other": 1}), name)
+    assert found == (Media(kind, "https://m/1"), Media(kind, "https://m/2"), Media(kind, "https://m/3"))
+    assert [media.raw for media in found] == [items[0], items[1], items[-1]]
+
+
+@pytest.mark.parametrize(
+    "result", [None, 5, "images", [], {}, {"images": None}, {"images": {"url": "x"}}, {"images": 5}]
+)
+def test_a_result_without_media_has_none(result: Any) -> None:
+    """What is not such a list gives nothing, and never raises."""
+    run = RunResult(result)
+    assert (run.images, run.videos, run.audios) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ({"text": "x"}, "x"),
+        ({"text": ""}, ""),
+        ({"text": ["x", "y"]}, "x\ny"),
+        ({"text": ["x", 5, None, "y"]}, "x\ny"),
+        ({"text": []}, None),
+        ({"text": [5]}, None),
+        ({"text": 5}, None),
+        ({"text": {"text": "x"}}, None),
+        ({}, None),
+        ("x", "x"),
+        (["x", "y"], "x\ny"),
+        ([{"url": "https://m/1"}], None),
+        ([""], ""),
+        (None, None),
+        (5, None),
+    ],
+)
+def test_the_text_of_a_result(result: Any, text: str | None) -> None:
+    """One text as it is, several joined by newlines, none as None (contract 3)."""
+    assert RunResult(result).text == text
+
+
+@given(JSON | st.dictionaries(st.sampled_from(["images", "videos", "audios", "text", "url"]), JSON))
+def test_no_result_raises(result: Any) -> None:
+    """Whatever JSON a workflow gives, its media and text can be asked for."""
+    run = RunResult(result)
+    assert all(isinstance(media.url, str) for media in (*run.images, *run.videos, *run.audios))
+    assert run.text is None or isinstance(run.text, str)
+
+
+# States.
+
+
+@pytest.mark.parametrize(
+    ("status", "is_final"),
+    [("processing", False), ("cancel_requested", False), ("completed", True), ("failed", True), ("cancelled", True),
+     ("queued", False), ("COMPLETED", False), ("", False)],
+)  # fmt: skip
+def test_only_known_ends_are_final(status: str, is_final: bool) -> None:
+    """A state is final when it is completed, failed or cancelled; an unknown one never is (contract 5)."""
+    state = ExecutionState(execution_id="run-1", status=status)
+    assert state.is_final is is_final
+    if status in list(Status):
+        assert ExecutionState(execution_id="run-1", status=Status(status)).is_final is is_final
+
+
+def test_the_statuses_are_the_contract_s() -> None:
+    """There are five of them, and each is its text."""
+    assert [f"{status}" for status in Status] == ["processing", "completed", "failed", "cancelled", "cancel_requested"]
+
+
+# Targets.
+
+
+@pytest.mark.parametrize("text", ["workflows/my-pipeline", "models/gpt-image-2"])
+def test_a_target_is_its_text(text: str) -> None:
+    """Written and read, a target is the same; it can be looked up in a dictionary."""
+    target = Target.parse(text)
+    assert str(target) == text
+    assert {target: 1}[Target(target.kind, target.name)] == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/", "workflows", "workflows/", "/a", "workflow/a", "Models/a", "executions/a", " models/a"]
+)
+def test_what_is_no_target_says_how_to_write_one(text: str) -> None:
+    """A text without kind and name is refused by name."""
+    with pytest.raises(InvalidArgumentError, match="write workflows/<slug> or models/<name>") as caught:
+        Target.parse(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["executions", "", "../..", None, ["workflows"]])
+def test_a_target_is_a_workflow_or_a_model(kind: Any) -> None:
+    """Nothing else can be run, so nothing else gets into a path."""
+    with pytest.raises(InvalidArgumentError, match="must be 'workflows' or 'models'"):
+        Target(kind, "a")
+
+
+# Searches.
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_conclusive", "is_certainly_none"),
+    [(0, True, True), (0, False, False), (1, True, False), (1, False, False)],
+)
+def test_only_a_conclusive_search_that_found_nothing_says_so(
+    rows: int, is_conclusive: bool, is_certainly_none: bool
+) -> None:
+    """It is safe to submit anew only when enough time had passed and no row could be the run."""
+    found = (UsageRow(id=1, created_at=datetime(2026, 5, 8, tzinfo=UTC)),) * rows
+    assert SubmissionSearch(candidates=found, is_conclusive=is_conclusive).is_certainly_none is is_certainly_none

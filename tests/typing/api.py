@@ -1,0 +1,188 @@
+"""The public API as a type checker sees it: checked by mypy and pyright, never run."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, assert_type
+
+import httpx
+
+from knouds_async import (
+    Account,
+    APIError,
+    AsyncKnouds,
+    CapabilityDeniedError,
+    Execution,
+    ExecutionFailedError,
+    ExecutionState,
+    Failure,
+    Health,
+    Inputs,
+    KnoudsError,
+    Limiter,
+    LimiterStats,
+    Media,
+    Polling,
+    Pricing,
+    RateLimitError,
+    Retries,
+    RunResult,
+    SchemaField,
+    ScopeDeniedError,
+    Secret,
+    Status,
+    SubmissionSearch,
+    SubmissionUnknownError,
+    Target,
+    Timeouts,
+    UsagePage,
+    UsageRow,
+    WaitTimeoutError,
+    Workflow,
+    WorkflowSchema,
+    WorkflowSummary,
+)
+from knouds_async.config import Backoff
+
+
+def building() -> None:
+    """Build a client in every way there is."""
+    assert_type(AsyncKnouds(), AsyncKnouds)
+    assert_type(AsyncKnouds("key"), AsyncKnouds)
+    knouds = AsyncKnouds(
+        Secret("key"),
+        tier="pro",
+        base_url="https://knouds.ai",
+        polling=Polling.backoff(first=1, factor=1.5, longest=5),
+        retries=Retries(attempts=3, longest=60.0),
+        timeouts=Timeouts(run=600),
+        limiter=Limiter("pro"),
+        http_client=httpx.AsyncClient(),
+    )
+    assert_type(knouds.limiter, Limiter)
+    assert_type(knouds.limiter.stats("GET /api/usage"), LimiterStats)
+    assert_type(knouds.limiter.stats("GET /api/usage").left, int | None)
+    assert_type(Polling.every(5), Polling)
+    assert_type(Polling.every(5).schedule, Backoff)
+    assert_type(Retries().attempts, int)
+    assert_type(Timeouts().read, float)
+    assert_type(Secret("key").reveal(), str)
+    AsyncKnouds(5)  # type: ignore[arg-type]
+    AsyncKnouds("key", "pro")  # type: ignore[call-arg]
+    Retries(3)  # type: ignore[call-arg]
+
+
+async def running() -> None:
+    """Submit, wait and run."""
+    async with AsyncKnouds() as knouds:
+        assert_type(knouds, AsyncKnouds)
+        inputs: Inputs = {"product_name": "Knouds", "size": [1, 2]}
+        execution = await knouds.workflows.submit("my-pipeline", inputs)
+        assert_type(execution, Execution)
+        assert_type(await execution, RunResult)
+        assert_type(await execution.wait(timeout=5), ExecutionState)
+        assert_type(await execution.refresh(), ExecutionState)
+        assert_type(await execution.cancel(), ExecutionState)
+        async for state in execution.updates():
+            assert_type(state, ExecutionState)
+        assert_type(execution.id, str)
+        assert_type(execution.target, Target | None)
+        assert_type(execution.state, ExecutionState)
+        assert_type(await knouds.models.submit("gpt-image-2", {}), Execution)
+        assert_type(await knouds.models.run("gpt-image-2", {}, timeout=600), RunResult)
+        run = await knouds.workflows.run("my-pipeline", {})
+        assert_type(run, RunResult)
+        assert_type(run.images, tuple[Media, ...])
+        assert_type(run.images[0].url, str)
+        assert_type(run.images[0].kind, Literal["image", "video", "audio"])
+        assert_type(run.text, str | None)
+        assert_type(run.cost, float | None)
+        assert_type(run.ms, float | None)
+        assert_type(run.execution_id, str | None)
+        assert_type(run.result, Any)
+        await knouds.workflows.submit("my-pipeline", [1])  # type: ignore[arg-type]
+        await knouds.workflows.submit(5, {})  # type: ignore[arg-type]
+        run.cost = 5  # type: ignore[misc]
+    assert_type(await AsyncKnouds().aclose(), None)
+
+
+async def picking_up(knouds: AsyncKnouds) -> None:
+    """Pick runs up again by their id."""
+    assert_type(knouds.executions.attach("run-1"), Execution)
+    assert_type(knouds.executions.attach("run-1", "workflows/a"), Execution)
+    execution = knouds.executions.attach("run-1", Target("workflows", "a"))
+    assert_type(knouds.executions.attach(execution), Execution)
+    state = await knouds.executions.get("run-1")
+    assert_type(state, ExecutionState)
+    assert_type(await knouds.executions.cancel("run-1"), ExecutionState)
+    assert_type(state.status, Status | str)
+    assert_type(state.is_final, bool)
+    assert_type(state.error, Failure | None)
+    assert_type(state.model_ids, tuple[str, ...])
+    assert_type(state.created_at, datetime | None)
+    assert_type(Target.parse("models/a"), Target)
+    Target("executions", "a")  # type: ignore[arg-type]
+
+
+async def workflows(knouds: AsyncKnouds) -> None:
+    """Read and write workflows."""
+    assert_type(await knouds.workflows.list(), tuple[WorkflowSummary, ...])
+    assert_type((await knouds.workflows.list())[0].slug, str)
+    workflow = await knouds.workflows.get("a")
+    assert_type(workflow, Workflow)
+    assert_type(workflow.nodes, tuple[Mapping[str, Any], ...])
+    assert_type(await knouds.workflows.create("A", nodes=[{"id": "1"}], edges=(), tags=["x"]), Workflow)
+    assert_type(await knouds.workflows.update("a", workflow, name="B"), Workflow)
+    assert_type(await knouds.workflows.move("a", None), None)
+    assert_type(await knouds.workflows.delete("a"), None)
+    schema = await knouds.workflows.schema("a")
+    assert_type(schema, WorkflowSchema)
+    assert_type(await knouds.workflows.public_schema("a"), WorkflowSchema)
+    assert_type(schema.fields, tuple[SchemaField, ...])
+    assert_type(schema.estimated_credit_cost, float | None)
+
+
+async def account(knouds: AsyncKnouds) -> None:
+    """Ask about the account and the service."""
+    assert_type(await knouds.whoami(), Account)
+    assert_type(await knouds.pricing(), Pricing)
+    assert_type(await knouds.health(), Health)
+    page = await knouds.usage.list(status="completed", limit=50, offset=0)
+    assert_type(page, UsagePage)
+    assert_type(page.rows, tuple[UsageRow, ...])
+    assert_type(page.rows[0].id, int | str | None)
+    assert_type(page.rows[0].status, Status | str | None)
+    async for row in knouds.usage.iter(workflow_slug="a"):
+        assert_type(row, UsageRow)
+    assert_type(await knouds.usage.models(), tuple[str, ...])
+
+
+async def failing(execution: Execution, knouds: AsyncKnouds) -> None:
+    """Catch what can go wrong."""
+    try:
+        await execution.wait(timeout=1)
+    except WaitTimeoutError as late:
+        assert_type(late.timeout, float)
+        timeout: TimeoutError = late
+        raise timeout from None
+    except ExecutionFailedError as failed:
+        assert_type(failed.code, str | None)
+        assert_type(failed.message, str)
+    except SubmissionUnknownError as unknown:
+        assert_type(unknown.target, str)
+        assert_type(unknown.sent_at, datetime)
+        search = await knouds.usage.find_submission(unknown.target, unknown.sent_at)
+        assert_type(search, SubmissionSearch)
+        assert_type(search.candidates, tuple[UsageRow, ...])
+        assert_type(search.is_certainly_none, bool)
+    except RateLimitError as limited:
+        assert_type(limited.retry_after, float | None)
+        assert_type(limited.limit, int | None)
+    except (CapabilityDeniedError, ScopeDeniedError) as denied:
+        assert_type(denied.required, str | None)
+    except APIError as refused:
+        assert_type(refused.status, int | None)
+        assert_type(refused.code, str | None)
+        assert_type(refused.message, str)
+    except KnoudsError as error:
+        assert_type(error.may_have_run, bool)
+        assert_type(error.execution_id, str | None)
