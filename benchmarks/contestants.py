@@ -1,0 +1,196 @@
+"""The limiters that are compared: ours, real libraries, the usual homemade ones, and an oracle that sees the server.
+
+Rule of the file: a contestant lets one request go per `acquire()`, and may look at each answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import aiolimiter
+import limits
+import limits.storage
+import limits.strategies
+import pyrate_limiter
+from fixed_window_server import Answer, FixedWindowServer
+
+from knouds_async._sansio import window as ours
+from knouds_async._sansio.clock import ServerClock
+
+__all__ = ["CONTESTANTS", "Contestant", "Make", "Oracle", "Ours", "Shared"]
+
+
+class Shared:
+    """What the processes of one simulation have in common: the server, and how many requests are on their way to it."""
+
+    def __init__(self, server: FixedWindowServer) -> None:
+        """Begin with nothing on the way."""
+        self.server = server
+        self.on_the_way = 0
+        self.news: set[asyncio.Event] = set()
+
+
+class Contestant:
+    """No limiter at all; a refused job comes back after Retry-After."""
+
+    pauses = True
+
+    def __init__(self, shared: Shared) -> None:
+        """Know the limit, as any user of a limiter does."""
+        self.shared, self.limit, self.length = shared, shared.server.limit, shared.server.length
+
+    async def acquire(self) -> Any:
+        """Wait for the turn to send one request."""
+
+    def answered(self, ticket: Any, answer: Answer, sent: float) -> None:
+        """Look at an answer to a request that was `sent` then."""
+
+
+class Ours(Contestant):
+    """The window limiter of this library, driven as its shell drives it: one waits, any answer wakes it."""
+
+    pauses = False
+
+    def __init__(self, shared: Shared, *, share: float = 1.0, knows_limit: bool = True) -> None:
+        """Begin with a first guess."""
+        super().__init__(shared)
+        self.window = ours.unknown(self.limit if knows_limit else None, share=share)
+        self.clock = ServerClock()
+        self.news = asyncio.Event()
+
+    async def acquire(self) -> ours.Ticket:
+        """Ask, and ask again when it is time or an answer has come."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self.window, turn = ours.take(self.window, loop.time())
+            if isinstance(turn, ours.Go):
+                return turn.ticket
+            self.news.clear()
+            alarm = loop.call_at(turn.until, self.news.set) if turn.until < math.inf else None
+            await self.news.wait()
+            if alarm is not None:
+                alarm.cancel()
+
+    def answered(self, ticket: Any, answer: Answer, sent: float) -> None:
+        """Hear the clock, then learn."""
+        now = asyncio.get_running_loop().time()
+        self.clock = self.clock.heard(answer.date, sent, now)
+        reply = ours.Reply(
+            refused=answer.refused,
+            succeeded=not answer.refused,
+            limit=answer.limit,
+            remaining=answer.remaining,
+            reset=answer.reset,
+            retry_after=answer.retry_after,
+        )
+        self.window = ours.answered(self.window, now, ticket, reply, self.clock)
+        self.news.set()
+
+
+class TokenBucket(Contestant):
+    """A plain token bucket: `limit` tokens at first, refilled evenly."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Begin full."""
+        super().__init__(shared)
+        self.full_at = 0.0
+
+    async def acquire(self) -> None:
+        """Take a token; the bucket is kept as the time at which it is full."""
+        loop, each = asyncio.get_running_loop(), self.length / self.limit
+        self.full_at = max(self.full_at, loop.time()) + each
+        await asyncio.sleep(self.full_at - self.length - loop.time())
+
+
+class Aiolimiter(Contestant):
+    """`aiolimiter.AsyncLimiter`."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Use it as its documentation says."""
+        super().__init__(shared)
+        self.limiter = aiolimiter.AsyncLimiter(self.limit, self.length)
+
+    async def acquire(self) -> None:
+        """Wait in it."""
+        await self.limiter.acquire()
+
+
+class _LoopClock(pyrate_limiter.AbstractClock):
+    def now(self) -> int:
+        return round(asyncio.get_running_loop().time() * 1000)
+
+
+class _Bucket(pyrate_limiter.InMemoryBucket):
+    _clock = _LoopClock()
+
+
+class Pyrate(Contestant):
+    """`pyrate_limiter.Limiter` over its bucket in memory (a sliding log)."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Use its own loop over a bucket that reads the virtual clock."""
+        super().__init__(shared)
+        bucket = _Bucket([pyrate_limiter.Rate(self.limit, round(self.length * 1000))])
+        self.limiter = pyrate_limiter.Limiter(pyrate_limiter.SingleBucketFactory(bucket, schedule_leak=False))
+
+    async def acquire(self) -> None:
+        """Wait in it."""
+        await self.limiter.try_acquire_async("run")
+
+
+class LimitsMovingWindow(Contestant):
+    """`limits`' moving window in memory; it reads `time.time`, which the simulation turns to the virtual clock."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Use it as its documentation says."""
+        super().__init__(shared)
+        self.item = limits.RateLimitItemPerSecond(self.limit, round(self.length))
+        self.strategy = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
+
+    async def acquire(self) -> None:
+        """Hit, or wait until the window has moved on."""
+        while not self.strategy.hit(self.item, "run"):
+            moved = self.strategy.get_window_stats(self.item, "run").reset_time
+            await asyncio.sleep(max(0.001, moved + 0.001 - asyncio.get_running_loop().time()))
+
+
+class Oracle(Contestant):
+    """Sees the server's counter and every request on its way: nothing can be faster."""
+
+    pauses = False
+
+    def __init__(self, shared: Shared) -> None:
+        """Wake whenever a request arrives anywhere."""
+        super().__init__(shared)
+        self.arrival = asyncio.Event()
+        shared.news.add(self.arrival)
+
+    async def acquire(self) -> None:
+        """Go while there are tokens for all on the way; else wait for an arrival or the edge."""
+        loop, server = asyncio.get_running_loop(), self.shared.server
+        while server.left(loop.time()) - self.shared.on_the_way <= 0:
+            self.arrival.clear()
+            edge = server.begins(loop.time()) + self.length + 1e-6
+            alarm = loop.call_at(edge, self.arrival.set)
+            await self.arrival.wait()
+            alarm.cancel()
+
+
+Make = Callable[[Shared], Contestant]
+
+CONTESTANTS: dict[str, Make] = {
+    "ours": Ours,
+    "ours, limit not known": partial(Ours, knows_limit=False),
+    "ours, 99 % of each window": partial(Ours, share=0.99),
+    "ours, 98 % of each window": partial(Ours, share=0.98),
+    "ours, 95 % of each window": partial(Ours, share=0.95),
+    "no limiter": Contestant,
+    "token bucket": TokenBucket,
+    "aiolimiter": Aiolimiter,
+    "pyrate-limiter": Pyrate,
+    "limits, moving window": LimitsMovingWindow,
+}
