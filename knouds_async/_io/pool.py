@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from knouds_async._io.connection import Connection, Origin
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from knouds_async._io.connection import Connection, Origin
 
 __all__ = ["IdleConnections", "Pool", "Slots"]
 
