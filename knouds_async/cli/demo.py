@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -15,15 +14,8 @@ from knouds_async.cli.exits import UsageError
 from knouds_async.cli.prompts import read_prompts
 from knouds_async.cli.tally import Tally
 
-if TYPE_CHECKING:
-    from knouds_async.testing import Emulator
-
 _WORKFLOW = "my-thumbnail-pipeline"
-_LIMITS: Final = {"pro": 100, "business": 1000}  # requests per minute and route (contract 6)
 _MOST = 1000
-_SECONDS = 6.0  # median length of a run
-_EDGE = 12.0  # seconds until the first window of the quota ends, so that its edge is met early
-_FAILURES = 0.03
 
 Runs = Annotated[int, Parameter(help=f"How many runs, 1 to {_MOST}. Above 200 the account is of the tier business.")]
 Seed = Annotated[int, Parameter(help="The same seed gives the same durations and failures.")]
@@ -43,36 +35,23 @@ def demo(*, runs: Runs = 200, seed: Seed = 1) -> None:
 async def _demo(prompts: list[dict[str, Any]], seed: int) -> None:
     from knouds_async.cli.progress import Scene, shown
     from knouds_async.cli.serving import served
+    from knouds_async.cli.stage import LIMITS, SECONDS, demo_emulator
     from knouds_async.cli.summary import give_summary
 
-    emulator, tally = _emulator(len(prompts), seed), Tally(prompts)
+    emulator, tally = demo_emulator(len(prompts), seed), Tally(prompts)
     async with served(emulator) as base_url, AsyncKnouds(emulator.api_key, base_url=base_url) as knouds:
         output.note(
             f"{tally.total} runs of {_WORKFLOW} on an emulator at {base_url}; nothing is paid.\n"
-            f"Tier {emulator.tier}: {_LIMITS[emulator.tier]:,} submits a minute. A run takes about {_SECONDS:g} s."
+            f"Tier {emulator.tier}: {LIMITS[emulator.tier]:,} submits a minute. A run takes about {SECONDS:g} s."
         )
         scene = Scene(tally, emulator, knouds)
         async with shown(scene):
-            await _fan_out(knouds, prompts, tally)
+            await fan_out(knouds, prompts, tally)
         seconds = scene.seconds
     give_summary(tally, emulator, seconds)
 
 
-def _emulator(runs: int, seed: int) -> Emulator:
-    from knouds_async.testing import Emulator, Lognormal
-
-    return Emulator(
-        tier="pro" if runs <= 2 * _LIMITS["pro"] else "business",
-        duration=Lognormal(_SECONDS, 0.25),
-        failure_rate=_FAILURES,
-        window_phase=_EDGE,
-        polls_limited=False,  # whether the service limits them is not documented (contract 6)
-        seed=seed,
-        epoch=time.time(),
-    )
-
-
-async def _fan_out(knouds: AsyncKnouds, prompts: list[dict[str, Any]], tally: Tally) -> None:
+async def fan_out(knouds: AsyncKnouds, prompts: list[dict[str, Any]], tally: Tally) -> None:
     """Run every prompt at once; the first error that is not of a single run ends the demo."""
     try:
         async with asyncio.TaskGroup() as tasks:

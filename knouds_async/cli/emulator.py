@@ -6,16 +6,13 @@ import asyncio
 import time
 from ipaddress import ip_address
 from socket import getaddrinfo
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from knouds_async.cli import output
 from knouds_async.cli.exits import Exit, UsageError
 from knouds_async.cli.words import counted
-
-if TYPE_CHECKING:
-    from knouds_async.testing import Emulator
 
 Port = Annotated[int, Parameter(help="The port; 0 takes a free one.")]
 Host = Annotated[str, Parameter(help="The address to serve on; one that other machines reach needs --allow-remote.")]
@@ -45,6 +42,7 @@ def emulator(
         raise UsageError(f"--port {port}: must be 0 to 65535")
     if not allow_remote and not _is_loopback(host):
         raise UsageError(f"--host {host}: other machines could reach it; say --allow-remote if that is meant")
+    from knouds_async.cli.serving import serve_for_good
     from knouds_async.testing import Emulator, Lognormal
 
     try:
@@ -58,7 +56,7 @@ def emulator(
     except ValueError as error:
         raise UsageError(str(error)) from None
     try:
-        asyncio.run(_serve(served, host, port))
+        asyncio.run(serve_for_good(served, host, port))
     except KeyboardInterrupt:
         seen = f"{counted(served.requests.count, 'request')} and {counted(len(served.runs), 'run')}"
         output.note(f"\nstopped after {seen}; {counted(served.credits_spent, 'credit')} would have been paid")
@@ -71,14 +69,3 @@ def _is_loopback(host: str) -> bool:
         return all(ip_address(found[4][0]).is_loopback for found in getaddrinfo(host, None))
     except OSError:
         return True
-
-
-async def _serve(emulator: Emulator, host: str, port: int) -> None:
-    from knouds_async.cli.serving import served
-
-    async with served(emulator, host=host, port=port) as base_url:
-        output.note(f"An emulator of Knouds at {base_url} (nothing is paid); Ctrl-C ends it. In another shell:\n")
-        output.give(f"export KNOUDS_BASE_URL={base_url}")
-        output.give(f"export KNOUDS_KEY={emulator.api_key}")
-        output.finish()
-        await asyncio.Event().wait()

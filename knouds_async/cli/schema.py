@@ -29,7 +29,8 @@ def schema(slug: Slug, /, *, public: Public = False, as_json: Json = False, base
         return
     estimate = shown.estimated_credit_cost
     cost = f"about {output.cell(estimate)} credits a run" if estimate is not None else None
-    output.note(": ".join(part for part in (shown.name or slug, shown.description, cost) if part))
+    about = ": ".join(part for part in (shown.name or slug, shown.description) if part)
+    output.note("; ".join(part for part in (about, cost) if part))
     if not shown.fields:
         output.note("It takes no inputs.")
         return

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 from uvicorn import Config, Server
 
+from knouds_async.cli import output
 from knouds_async.cli.exits import ServingError
 from knouds_async.testing import Emulator
 
@@ -52,6 +53,16 @@ async def served(emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0) 
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # cutting what is under way is meant
         server.should_exit = True
         await serving
+
+
+async def serve_for_good(emulator: Emulator, host: str, port: int) -> None:
+    """Serve an emulator until the task is cancelled, and say how to reach it."""
+    async with served(emulator, host=host, port=port) as base_url:
+        output.note(f"An emulator of Knouds at {base_url} (nothing is paid); Ctrl-C ends it. In another shell:\n")
+        output.give(f"export KNOUDS_BASE_URL={base_url}")
+        output.give(f"export KNOUDS_KEY={emulator.api_key}")
+        output.finish()
+        await asyncio.Event().wait()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -47,7 +47,7 @@ class Service:
 
 def environment(**given: str) -> dict[str, str]:
     """This process's environment, without what would change how `knouds` behaves, and with what is given."""
-    noise = ("KNOUDS_KEY", "KNOUDS_BASE_URL", "FORCE_COLOR", "TTY_COMPATIBLE", "PYTHONWARNINGS")
+    noise = ("KNOUDS_KEY", "KNOUDS_BASE_URL", "FORCE_COLOR", "TTY_COMPATIBLE", "PYTHONWARNINGS", "PYTHONUNBUFFERED")
     return {name: text for name, text in os.environ.items() if name not in noise} | {"COLUMNS": "100"} | given
 
 

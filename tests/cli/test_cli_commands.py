@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from knouds_async.testing import faults
+
 SLUG = "my-thumbnail-pipeline"
 COMMANDS = ("demo", "run", "status", "cancel", "workflows", "schema", "usage", "whoami", "emulator")
 
@@ -57,7 +59,7 @@ def test_schema(service: Any, here: Callable[..., Any]) -> None:
     ended = service.knouds("schema", SLUG)
     assert ended.out.splitlines()[1] == "style\tpills\tno\tphoto\tphoto, illustration, 3d\t"
     assert ended.out.splitlines()[2].split("\t")[4] == "1 to 4 in steps of 1"
-    assert ended.err == "My thumbnail pipeline: Thumbnails for a product: about 12 credits a run\n"
+    assert ended.err == "My thumbnail pipeline: Thumbnails for a product; about 12 credits a run\n"
     assert json.loads(here(service, "schema", SLUG, "--json").out)["fields"][0]["name"] == "product_name"
     assert "takes no inputs" in here(service, "schema", "daily-picture").err
 
@@ -118,6 +120,43 @@ def test_a_reader_that_leaves_early_is_no_error(service: Any, args: list[str]) -
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_words_that_nobody_reads_stop_nothing(service: Any) -> None:
+    """A command whose stderr has been closed still gives its result and its code."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "knouds_async.cli", "run", "daily-picture"], env=service.env, stdout=-1, stderr=-1
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.stdout.read().startswith(b"https://")
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
+def test_streams_that_are_not_there_are_no_error(service: Any) -> None:
+    """A command that was started without stdout and stderr ends as it would with them."""
+    command = f"exec {sys.executable} -m knouds_async.cli whoami >&- 2>&-"
+    done = subprocess.run(["/bin/sh", "-c", command], env=service.env, timeout=60, check=False)  # noqa: S603
+    assert done.returncode == 0
+
+
+def test_a_cancel_may_take_a_moment(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
+    """A cancel that has not landed yet says how to see when it has."""
+    service = put_up(duration=600.0, cancel_delay=300.0)
+    execution_id = json.loads(here(service, "run", "daily-picture", "--timeout", "0.1", "--json").out)["execution_id"]
+    cancelled = here(service, "cancel", execution_id)
+    assert "cancel_requested" in cancelled.out
+    assert f"`knouds status {execution_id}`" in cancelled.err
+
+
+def test_a_warning_of_the_library_is_seen(service: Any, here: Callable[..., Any]) -> None:
+    """What the library logs as a warning is said on stderr, in one line."""
+    service.emulator.faults.add(faults.unknown_status("resting"), route="GET /api/executions/:id", nth=1)
+    ended = here(service, "run", "daily-picture")
+    assert ended.code == 0
+    assert any(line.startswith("knouds: execution ") and "resting" in line for line in ended.err.splitlines())
 
 
 def test_without_the_extra_one_line_says_how_to_get_it() -> None:

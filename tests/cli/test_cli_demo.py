@@ -13,10 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
-from knouds_async import AsyncKnouds
+from knouds_async import AsyncKnouds, CapabilityDeniedError
+from knouds_async.cli.demo import fan_out
 from knouds_async.cli.prompts import read_prompts
-from knouds_async.cli.tally import begun_twice, per_minute, quantile
-from knouds_async.testing import Emulator, EmulatorTransport
+from knouds_async.cli.tally import Tally, begun_twice, per_minute, quantile
+from knouds_async.testing import Emulator, EmulatorTransport, faults, virtual_backend
+
+on_asyncio = pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")])  # as the command line runs
 
 
 def test_the_demo_shows_progress_and_a_summary(knouds: Callable[..., Any]) -> None:
@@ -74,6 +77,32 @@ def test_the_emulator_says_how_to_reach_it_and_ends_at_ctrl_c(
     assert process.returncode == 0
     assert "and 1 run; 12 credits would have been paid" in err
     assert "Traceback" not in err
+
+
+@on_asyncio
+async def test_an_error_that_is_not_of_one_run_ends_the_demo() -> None:
+    """A demo whose service refuses everything ends with that error, not with a group of them."""
+    emulator = Emulator(tier="business", capabilities=())
+    async with (
+        httpx.AsyncClient(transport=EmulatorTransport(emulator)) as http,
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
+    ):
+        with pytest.raises(CapabilityDeniedError):
+            await fan_out(knouds, read_prompts()[:3], Tally(read_prompts()[:3]))
+
+
+@on_asyncio
+async def test_a_submit_without_an_answer_is_counted_as_unknown() -> None:
+    """A demo counts a submit whose answer was lost, and goes on with the others."""
+    emulator = Emulator(tier="business", duration=1.0)
+    emulator.faults.add(faults.closed(after_run=True), route="POST /api/workflows/:slug/run", nth=2)
+    tally = Tally(read_prompts()[:3])
+    async with (
+        httpx.AsyncClient(transport=EmulatorTransport(emulator)) as http,
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
+    ):
+        await fan_out(knouds, tally.asked, tally)
+    assert (tally.unknown, tally.completed, len(emulator.runs)) == (1, 2, 3)
 
 
 def test_a_port_that_is_taken_is_one_line(knouds: Callable[..., Any]) -> None:
