@@ -117,7 +117,8 @@ def decide(
     """Decide what follows an attempt; `roll` is uniform in [0, 1)."""
     match outcome:
         case NotSent(seen):
-            error = ConnectionFailedError(f"{call.route}: not sent: {seen}. Nothing was run")
+            fate = ". Nothing was run" if call.pays_for is not None else ""
+            error = ConnectionFailedError(f"{call.route}: not sent: {seen}{fate}")
             return _again(so_far, retries, roll) or Fail(error)
         case Unanswered(seen):
             return _unanswered(call, seen, so_far, retries, roll)

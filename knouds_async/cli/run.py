@@ -155,6 +155,6 @@ def _left(execution: Execution, job: _Job, error: KnoudsError | KeyboardInterrup
                 output.give_json(execution.state)
             return Exit.TIMED_OUT
         case _:
-            why = said_of(error).removesuffix(". Nothing was run")  # that look was not run; the run may well have
+            why = said_of(error)
             output.tell(f"{why}; the run may go on and is charged: {look}")
             return Exit.MAY_HAVE_RUN
