@@ -19,6 +19,9 @@ nox.options.reuse_existing_virtualenvs = True
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+BENCHMARKS = sorted(
+    path.name for path in ROOT.glob("benchmarks/*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
 DOCUMENTS = [path.name for path in ROOT.glob("*.md")]
 BESIDE_THE_PACKAGE = ("tests", "examples", "benchmarks", ".ci", "noxfile.py", "pyproject.toml", "LICENSE", *DOCUMENTS)
 
@@ -114,9 +117,8 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
-def bench(session: nox.Session) -> None:
-    """Run the benchmarks, shortened."""
+@nox.parametrize("program", BENCHMARKS, ids=BENCHMARKS)
+def bench(session: nox.Session, program: str) -> None:
+    """Run a benchmark, shortened."""
     session.install(".[cli,testing]", *group("bench"))
-    for program in sorted((ROOT / "benchmarks").glob("*.py")):
-        if '__name__ == "__main__"' in program.read_text(encoding="utf-8"):
-            session.run("python", str(program), "--quick", *session.posargs)
+    session.run("python", str(ROOT / "benchmarks" / program), "--quick", *session.posargs)

@@ -300,11 +300,12 @@ def table(scenario: Scenario, names: tuple[str, ...], seeds: range) -> bool:
         f"\n  {'':26}{'makespan':>10}{'late':>9}{'worst':>8}{'pace':>8}{'429s':>10}{'worst':>8}{'/window':>9}"
         f"{'failed':>8}{'CPU s':>7}"
     )
-    return all([row(scenario, name, seeds, oracle) for name in names])
+    reached = [row(scenario, name, seeds, oracle) for name in names]
+    return all(reached)
 
 
 def cost(spread: float, in_flight: int = 2000, pairs: int = 20_000) -> float:
-    """Measure the CPU microseconds of one `take` and one `answered`, with that many in flight, sent within `spread` s."""
+    """Measure the CPU microseconds of a `take` and an `answered`, with so many in flight, sent within `spread` s."""
     clock = ServerClock().heard(1000.0, 0.0, 0.1)
     window, turn = take(unknown(10**6), 0.0)
     assert isinstance(turn, Go)

@@ -370,7 +370,7 @@ class ExecutionCancelledError(KnoudsError):
     def __init__(self, *, execution_id: str, state: Any = None) -> None:
         """Name the run."""
         super().__init__(f"execution {execution_id} was cancelled; it is charged all the same")
-        self.execution_id = execution_id
+        self.execution_id: str | None = execution_id
         self.state = state
 
 
@@ -389,7 +389,7 @@ class WaitTimeoutError(KnoudsError, TimeoutError):
             f"or pick it up anywhere with knouds.executions.attach({execution_id!r})"
         )
         self.execution = execution
-        self.execution_id = execution_id
+        self.execution_id: str | None = execution_id
         self.timeout = timeout
 
 

@@ -32,17 +32,17 @@ class Status(StrEnum):
 _FINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 
 
+def _known_kind(_: object, attribute: attrs.Attribute[Any], kind: object) -> None:
+    if kind not in ("workflows", "models"):
+        raise InvalidArgumentError(f"{attribute.name}={kind!r:.80}: must be 'workflows' or 'models'")
+
+
 @attrs.frozen
 class Target:
     """What a run runs: a workflow by its slug or a model by its internal name. Its text is `workflows/<slug>`."""
 
-    kind: Literal["workflows", "models"] = attrs.field()
+    kind: Literal["workflows", "models"] = attrs.field(validator=_known_kind)
     name: str
-
-    @kind.validator
-    def _check_kind(self, _: object, kind: object) -> None:
-        if kind not in ("workflows", "models"):
-            raise InvalidArgumentError(f"kind={kind!r:.80}: must be 'workflows' or 'models'")
 
     def __str__(self) -> str:
         """Give `workflows/<slug>` or `models/<name>`."""

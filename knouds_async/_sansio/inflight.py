@@ -30,7 +30,7 @@ Flight: TypeAlias = tuple[Slot, ...]
 
 
 def join(flight: Flight, now: float, since: float, floor: float) -> Flight:
-    """Add a request sent `now`, in a slot that begins at `since` or later; slots that ended before `floor` are forgotten."""
+    """Add a request sent `now`, in a slot that begins at `since` or later; forget slots that ended before `floor`."""
     if flight:
         first, last, requests, awaited = flight[-1]
         if now < first + WIDTH and first >= since:

@@ -47,7 +47,7 @@ def learn(window: Window, now: float, sent: float, reply: Reply, clock: ServerCl
             frame = attrs.evolve(frame, edge=max(edge, sent))
         tally = _counted(tally, left, sent, reply)
     elif sent > frame.start:
-        rules, frame, tally = _early(rules, frame, sent, reply, left, edge)
+        rules, frame, tally = _early(rules, frame, now, sent, left, edge)
     else:
         return attrs.evolve(window, rules=rules)  # late news of the window just over
     if reply.refused:
@@ -78,7 +78,7 @@ def _rules(window: Window, now: float, limit: int, reset: float, clock: ServerCl
 
 
 def _length(window: Window, now: float, reset: float, clock: ServerClock) -> float:
-    """Learn the window's length: at least the time that it still lasts, and at most about the distance of two Resets."""
+    """Learn the window's length: at least the time it still lasts, at most about the distance of two Resets."""
     length, before = window.rules.length, window.frame.reset
     if not clock.known:
         return length
@@ -120,12 +120,12 @@ def _counted(tally: Tally, left: int, sent: float, reply: Reply) -> Tally:
     return Tally(tally.left, tally.left_sent, own, tally.cwnd)
 
 
-def _early(rules: Rules, frame: Frame, sent: float, reply: Reply, left: int, edge: float) -> tuple[Rules, Frame, Tally]:
+def _early(rules: Rules, frame: Frame, now: float, sent: float, left: int, edge: float) -> tuple[Rules, Frame, Tally]:
     """Step back: what was sent after the edge was counted before it. Wait longer, from now on.
 
     Either windows are longer than was thought, or Reset is not rounded up.
     """
-    if edge > frame.start + STEP:
+    if frame.start + STEP < edge < now + rules.length:
         rules = attrs.evolve(rules, length=float(math.ceil(edge - frame.shown)))
     else:
         slack = JITTER if rules.slack < JITTER else min(rules.slack + STEP, max(JITTER + STEP, rules.length / 10))

@@ -22,7 +22,7 @@ TRANSIT: Final = 2.0
 """Seconds within which a request reaches the server's counter; only its answer may take longer."""
 
 SURE: Final = 1.25
-"""Seconds after the predicted edge at which no canary is needed: Reset is off by less than one, whatever its rounding."""
+"""Seconds after the predicted edge at which no canary is needed: no rounding of Reset is off by more than one."""
 
 FIRST_LIMIT: Final = 10
 """Requests to send in a window of unknown limit before anything is heard: the lowest limit any tier has had."""

@@ -1,8 +1,8 @@
 """The rate limiter's mathematics: a mirror of the server's fixed window, spent as soon as it is open (contract 6).
 
 Rule of the file: whether and when to send, given what is believed; `lessons.py` draws the beliefs from the answers.
-The tokens are what is left of the server's window, less what is in flight. One canary crosses an edge alone and its
-answer releases the rest; where others use the quota, the number in flight grows by one per answer.
+The tokens are what is left of the server's window, less what is in flight. One canary crosses an edge alone, and its
+answer (or silence: refusals come at once) releases the rest, step by step where others use the quota too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 SETTLE: Final = 0.5
 """Seconds after which an unanswered request no longer holds others back: only a grant's answer takes long."""
 
-GROWTH: Final = 4
+GROWTH: Final = 8
 """Times as many requests that slow start lets be out after each such silence."""
 
 CAUTION: Final = 0.5
@@ -161,9 +161,9 @@ def _ready(window: Window, now: float) -> float:
 
 
 def _may_probe(window: Window, now: float) -> bool:
-    """Tell whether one request may go though no token is surely left, once the last should have been refused or not.
+    """Tell whether a request may go though no token is surely left, as soon as the last sent would have been refused.
 
-    So the first of a window whose tokens those in flight may have used; and, alone, those that they probably did not.
+    That is the first of a window whose tokens those in flight may have used; alone, any that they probably did not.
     """
     rules, frame, tally = window.rules, window.frame, window.tally
     out = sent_since(window.flight, frame.start)
@@ -173,10 +173,10 @@ def _may_probe(window: Window, now: float) -> bool:
 
 
 def _started(window: Window, now: float, room: float) -> float:
-    """Say when slow start lets one more go: when few enough of those in flight have been out for under a second.
+    """Say when slow start lets one more go: when few enough of those in flight have been out for a short time only.
 
-    Every answer, and every second without one, makes room for one more; so a canary's answer, or two seconds, for two.
-    Where others use the quota, no more than a part of what is presumably ours of the `room` is out at once.
+    There may be as many of these as there were answers, and seven for each that has been out for longer: a refusal
+    would have come by then. Where others use the quota, it is at most a part of our presumable share of the `room`.
     """
     rules, frame, tally = window.rules, window.frame, window.tally
     sent = [slot for slot in window.flight if slot.first >= frame.start]

@@ -263,5 +263,5 @@ def test_a_fresh_id_may_be_unknown_for_a_moment(kind: type[APIError], age: float
 
 
 def test_five_faults_in_a_row_are_too_many() -> None:
-    """A wait without a deadline outlives four faults of the way, and the whole of a fresh id's moment."""
+    """A wait without a deadline ends at the fifth fault in a row."""
     assert agenda.PATIENCE == 5

@@ -138,6 +138,14 @@ def test_no_slug_bends_a_path(build: Callable[[str], Call[Any]], slug: str) -> N
         build(slug)
 
 
+def test_a_refused_name_is_called_what_it_is() -> None:
+    """The error of a model's name speaks of a model, that of a workflow's of a slug."""
+    with pytest.raises(InvalidSlugError, match="'A' is not a model name"):
+        calls.submit(Target("models", "A"), {})
+    with pytest.raises(InvalidSlugError, match="'A' is not a slug"):
+        calls.submit(Target("workflows", "A"), {})
+
+
 @pytest.mark.parametrize("execution_id", HOSTILE)
 @pytest.mark.parametrize("build", BY_ID)
 def test_no_id_bends_a_path(build: Callable[[str], Call[Any]], execution_id: str) -> None:
@@ -228,7 +236,13 @@ def test_an_offset_is_a_whole_number(offset: Any) -> None:
         calls.list_usage(offset=offset)
 
 
-@pytest.mark.parametrize("value", [5, 1.5, True, b"x", ["completed"], "\ud800"])
+@pytest.mark.parametrize("offset", [0, 2**53 - 1])
+def test_the_bounds_of_an_offset_are_allowed(offset: int) -> None:
+    """The first row is number nought, and the last is one that JSON can count."""
+    assert calls.list_usage(offset=offset).path == f"/api/usage?offset={offset}"
+
+
+@pytest.mark.parametrize("value", [5, 1.5, True, b"x", ["completed"], "\ud800", "a\udfff"])
 @pytest.mark.parametrize("name", ["status", "model_id", "workflow_slug"])
 def test_a_filter_is_a_text(name: str, value: Any) -> None:
     """A filter of another type, or one that cannot be sent, is refused under the name the caller gave it."""

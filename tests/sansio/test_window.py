@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle
 
 import attrs
@@ -78,88 +78,102 @@ class Trip:
     fate: str = "answered"
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Client:
-    """A backlog sent through one window; jobs arrive at given times."""
+    """A backlog sent through one window; each request takes the next trip."""
 
     window: Window
     trips: Iterator[Trip]
-    clock: ServerClock = ServerClock()
-    waiting: deque[int] = attrs.field(factory=deque)
+    clock: ServerClock = attrs.field(factory=ServerClock)
+    waiting: int = 0
     refusals: int = 0
     granted: int = 0
-    wakes: int = 0
     alarm: float = math.inf
 
 
-def play(server: Server, clients: list[Client], arrivals: list[float], foreign: Sequence[float] = ()) -> float:
-    """Run until every job was granted, or is gone; give the time. Every wait's end must let a request go."""
-    events: list[tuple[float, int, str, tuple[object, ...]]] = []
-    number = 0
-    open_jobs = len(arrivals) * len(clients)
-    now = 0.0
+class Play:
+    """One server, some clients, and the order of what happens."""
 
-    def at(time: float, kind: str, *args: object) -> None:
-        nonlocal number
-        number += 1
-        heapq.heappush(events, (time, number, kind, args))
+    def __init__(self, server: Server, clients: list[Client], arrivals: list[float], foreign: Sequence[float]) -> None:
+        self.server, self.now, self.number = server, 0.0, 0
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.open_jobs = len(arrivals) * len(clients)
+        for time in arrivals:
+            for client in clients:
+                self.at(time, partial(self.job, client))
+        for time in foreign:
+            self.at(time, self.disturb)
 
-    def dispatch(client: Client) -> None:
-        nonlocal open_jobs
+    def at(self, time: float, event: Callable[[], None]) -> None:
+        """Let something happen at a time."""
+        self.number += 1
+        heapq.heappush(self.events, (time, self.number, event))
+
+    def run(self) -> float:
+        """Go on until every job was granted; give the time."""
+        while self.open_jobs:
+            self.now, _, event = heapq.heappop(self.events)
+            event()
+        return self.now
+
+    def job(self, client: Client) -> None:
+        """Add a job."""
+        client.waiting += 1
+        self.dispatch(client)
+
+    def disturb(self) -> None:
+        """Let somebody else send a request."""
+        self.server.hit(self.now)
+
+    def wake(self, client: Client, alarm: float) -> None:
+        """End a wait."""
+        if client.alarm == alarm:
+            client.alarm = math.inf
+        self.dispatch(client)
+
+    def dispatch(self, client: Client) -> None:
+        """Send what may be sent. The end of a wait, without news, must let a request go."""
         while client.waiting:
-            client.window, turn = take(client.window, now)
+            client.window, turn = take(client.window, self.now)
             if isinstance(turn, Wait):
-                assert now < turn.until < math.inf
-                assert isinstance(take(client.window, turn.until)[1], Go), "a wait without news ends with a turn"
+                assert self.now < turn.until < math.inf
+                assert isinstance(take(client.window, turn.until)[1], Go)
                 if turn.until != client.alarm:
                     client.alarm = turn.until
-                    at(turn.until, "wake", client)
+                    self.at(turn.until, partial(self.wake, client, turn.until))
                 return
-            client.waiting.popleft()
             trip = next(client.trips)
             if trip.fate == "returned":
                 client.window = returned(client.window, turn.ticket)
-                client.waiting.append(0)
-                continue
-            at(now + trip.up, "arrive", client, turn.ticket, trip)
+            else:
+                client.waiting -= 1
+                self.at(self.now + trip.up, partial(self.arrive, client, turn.ticket, trip))
 
-    for client in clients:
-        for time in arrivals:
-            at(time, "job", client)
-    for time in foreign:
-        at(time, "foreign")
-    while events and open_jobs:
-        now, _, kind, args = heapq.heappop(events)
-        match kind, args:
-            case "foreign", ():
-                server.hit(now)
-            case "job", (Client() as client,):
-                client.waiting.append(0)
-                dispatch(client)
-            case "wake", (Client() as client,):
-                if now >= client.alarm:
-                    client.alarm = math.inf
-                client.wakes += 1
-                dispatch(client)
-            case "arrive", (Client() as client, Ticket() as ticket, Trip() as trip):
-                reply = server.hit(now)
-                down = min(trip.down, 1.9) if reply.refused else trip.down  # only a grant's answer takes long
-                date = math.floor(now + server.offset + (down if down > 5 else 0))
-                at(now + down, "reply", client, ticket, trip, reply, date)
-            case "reply", (Client() as client, Ticket() as ticket, Trip() as trip, Reply() as reply, int() as date):
-                if reply.refused:
-                    client.refusals += 1
-                    client.waiting.appendleft(0)
-                else:
-                    client.granted += 1
-                    open_jobs -= 1
-                if trip.fate == "lost":
-                    client.window = lost(client.window, now, ticket)
-                else:
-                    client.clock = client.clock.heard(date, ticket.sent, now)
-                    client.window = answered(client.window, now, ticket, reply, client.clock)
-                dispatch(client)
-    return now
+    def arrive(self, client: Client, ticket: Ticket, trip: Trip) -> None:
+        """Count a request on the server; only a grant's answer takes long, or is lost."""
+        told = self.server.hit(self.now)
+        down = min(trip.down, 1.9) if told.refused else trip.down
+        date = math.floor(self.now + self.server.offset + (down if down > 5 else 0))
+        heard = None if trip.fate == "lost" and not told.refused else date
+        self.at(self.now + down, partial(self.answer, client, ticket, told, heard))
+
+    def answer(self, client: Client, ticket: Ticket, told: Reply, date: int | None) -> None:
+        """Bring the answer home, or the news that there will be none (no date)."""
+        client.refusals += told.refused
+        client.waiting += told.refused
+        client.granted += not told.refused
+        self.open_jobs -= not told.refused
+        if date is None:
+            client.window = lost(client.window, self.now, ticket)
+        else:
+            client.clock = client.clock.heard(date, ticket.sent, self.now)
+            client.window = answered(client.window, self.now, ticket, told, client.clock)
+        self.dispatch(client)
+
+
+def play(server: Server, clients: list[Client], arrivals: list[float], foreign: Sequence[float] = ()) -> float:
+    """Run until every job was granted; give the time."""
+    return Play(server, clients, arrivals, foreign).run()
 
 
 CLOCK = ServerClock(EPOCH, EPOCH)
@@ -178,9 +192,16 @@ def reply(left: int, reset: float, *, limit: int = 100, refused: bool = False, a
     )
 
 
+def waits(window: Window, now: float) -> float:
+    """Be told to wait; give until when."""
+    turn = take(window, now)[1]
+    assert isinstance(turn, Wait)
+    return turn.until
+
+
 def burst(window: Window, now: float) -> tuple[Window, list[Ticket], float]:
     """Take until it says wait; give the tickets, and until when to wait."""
-    tickets = []
+    tickets: list[Ticket] = []
     while True:
         window, turn = take(window, now)
         if isinstance(turn, Wait):
@@ -207,10 +228,12 @@ def opened(*, limit: int | None = 100, left: int = 99, reset: float = 30.0, shar
 def test_one_canary_asks_and_its_answer_releases_what_is_left() -> None:
     """The first request goes alone; then all that the window has left goes at once, and the rest waits for the edge."""
     window, tickets, until = burst(unknown(100), 0.0)
-    assert (len(tickets), until) == (1, 1.0)
+    assert len(tickets) == 1
+    assert until == 0.5
     window = answered(window, 0.1, tickets[0], reply(99, 30.0), CLOCK)
     window, tickets, until = burst(window, 0.1)
-    assert (len(tickets), until) == (99, pytest.approx(30.05))
+    assert len(tickets) == 99
+    assert until == pytest.approx(30.05)
     assert left(window, 0.2) == 0
 
 
@@ -226,17 +249,23 @@ def test_one_canary_crosses_the_edge() -> None:
 def test_no_canary_is_needed_when_the_edge_is_surely_past() -> None:
     """Well after the edge the whole new window is there at once."""
     _, tickets, until = burst(opened(), 31.5)
-    assert (len(tickets), until) == (100, pytest.approx(90.05))
+    assert len(tickets) == 100
+    assert until == pytest.approx(90.05)
 
 
 def test_a_canary_that_is_not_answered_holds_the_rest_back_for_a_moment_only() -> None:
     """With answers minutes late, the new window is released when the edge is surely past."""
     window, _, until = burst(opened(), 0.2)
     window, tickets, until = burst(window, until)
-    assert (len(tickets), until) == (1, pytest.approx(31.05))
+    assert len(tickets) == 1
+    assert until == pytest.approx(30.55)
     window, tickets, until = burst(window, until)
-    assert (len(tickets), until) == (2, pytest.approx(31.25))
-    assert len(burst(window, until)[1]) == 97
+    assert len(tickets) == 8
+    assert until == pytest.approx(31.05)
+    window, tickets, until = burst(window, until)
+    assert len(tickets) == 64
+    assert until == pytest.approx(31.25)
+    assert len(burst(window, until)[1]) == 100 - 1 - 8 - 64
 
 
 def test_the_local_clock_need_not_agree_with_the_server() -> None:
@@ -245,32 +274,42 @@ def test_the_local_clock_need_not_agree_with_the_server() -> None:
         window, ticket = one(unknown(100), 1000.0)
         told = Reply(limit=100, remaining=0, reset=offset + 1030)
         window = answered(window, 1000.1, ticket, told, ServerClock(offset, offset))
-        assert take(window, 1000.2)[1] == Wait(pytest.approx(1030.05))  # type: ignore[arg-type]
+        assert waits(window, 1000.2) == pytest.approx(1030.05)
 
 
 def test_without_dates_the_window_may_have_just_begun() -> None:
     """Reset is useless without the server's clock: the edge is a window's length, or Retry-After, away."""
     window, ticket = one(unknown(100), 0.0)
     silent = answered(window, 0.1, ticket, reply(0, 5.0), NO_CLOCK)
-    assert take(silent, 0.2)[1] == Wait(pytest.approx(60.15))  # type: ignore[arg-type]
+    assert waits(silent, 0.2) == pytest.approx(60.15)
     refused = answered(window, 0.1, ticket, reply(0, 5.0, refused=True, after=7.0), NO_CLOCK)
-    assert take(refused, 0.2)[1] == Wait(pytest.approx(7.15))  # type: ignore[arg-type]
+    assert waits(refused, 0.2) == pytest.approx(7.15)
+
+
+def test_without_dates_a_long_window_is_asked_once_a_minute() -> None:
+    """Where nothing tells how long the window lasts, one request a minute finds out when it is over."""
+    window, now = unknown(100), 0.0
+    for _ in range(30):
+        window, ticket = one(window, now)
+        window = answered(window, now + 0.1, ticket, reply(0, 3600.0, refused=True), NO_CLOCK)
+        now = waits(window, now + 0.1)
+    assert now == pytest.approx(30 * 60, rel=0.15)
 
 
 @pytest.mark.parametrize("reset", [-EPOCH, -EPOCH + 12, -100.0, 1e7, 1e12])
 def test_a_senseless_reset_is_not_believed(reset: float) -> None:
     """A Reset long past or days away counts as unknown: the window may have just begun."""
     window = opened(left=0, reset=reset)
-    assert take(window, 0.2)[1] == Wait(pytest.approx(60.15))  # type: ignore[arg-type]
+    assert waits(window, 0.2) == pytest.approx(60.15)
 
 
 def test_a_retry_after_past_reset_is_obeyed() -> None:
     """Where Retry-After and Reset differ, the later holds, within a day."""
     window, ticket = one(opened(left=1), 1.0)
     later = answered(window, 1.1, ticket, reply(0, 30.0, refused=True, after=40.0), CLOCK)
-    assert take(later, 1.2)[1] == Wait(pytest.approx(40.0))  # type: ignore[arg-type]
+    assert waits(later, 1.2) == pytest.approx(40.0)
     absurd = answered(window, 1.1, ticket, reply(0, 30.0, refused=True, after=1e9), CLOCK)
-    assert take(absurd, 1.2)[1] == Wait(pytest.approx(86_400.0))  # type: ignore[arg-type]
+    assert waits(absurd, 1.2) == pytest.approx(86_400.0)
 
 
 def test_late_news_of_windows_that_are_over_changes_nothing() -> None:
@@ -293,10 +332,10 @@ def test_a_server_whose_clock_was_set_back_is_followed() -> None:
 
 def test_answers_out_of_order_keep_the_lowest_remaining() -> None:
     """A higher Remaining that comes later was shown earlier."""
-    window, one_, two = *one(opened(), 1.0), None
-    window, two = one(window, 1.0)
-    window = answered(window, 1.1, two, reply(97, 30.0), CLOCK)
-    window = answered(window, 1.2, one_, reply(98, 30.0), CLOCK)
+    window, first = one(opened(), 1.0)
+    window, second = one(window, 1.0)
+    window = answered(window, 1.1, second, reply(97, 30.0), CLOCK)
+    window = answered(window, 1.2, first, reply(98, 30.0), CLOCK)
     assert left(window, 1.2) == 97
 
 
@@ -338,6 +377,14 @@ def test_the_length_of_the_window_is_learned(length: float) -> None:
     assert client.refusals <= (length == 61)
 
 
+def test_windows_that_open_with_their_first_request_lose_no_second_each() -> None:
+    """A window has begun when its first answer comes, so it ends a length later at most: before a rounded Reset."""
+    client = Client(unknown(20), cycle([Trip()]))
+    ended = play(Server(limit=20, is_opened_by_hit=True), [client], [0.0] * 20 * 6)
+    assert ended == pytest.approx(5 * 60, abs=5 * 0.2)
+    assert client.refusals == 0
+
+
 def test_a_reset_rounded_down_is_learned_by_one_refusal() -> None:
     """The first edge that turns out to be later than Reset teaches to wait a second more for all that follow."""
     server = Server(limit=20, rounding=math.floor, phase=7.7)
@@ -345,6 +392,7 @@ def test_a_reset_rounded_down_is_learned_by_one_refusal() -> None:
     play(server, [client], [0.0] * 200)
     assert client.refusals == 1
     assert client.window.rules.slack == 1
+    assert client.window.rules.shared_until == -math.inf
 
 
 def test_an_edge_that_is_early_by_more_is_learned_too() -> None:
@@ -363,7 +411,7 @@ def test_an_edge_that_is_early_by_more_is_learned_too() -> None:
 
 
 def test_a_request_granted_before_the_edge_steps_back_too() -> None:
-    """A canary that the old window still had a token for shows that the edge is to come, and what is left until then."""
+    """A canary that the old window had a token for shows that its edge is to come, and what is left until then."""
     window, canary = one(opened(left=40), 30.06)
     window = answered(window, 30.1, canary, reply(39, 30.0), CLOCK)
     assert left(window, 30.1) == 39
@@ -378,17 +426,17 @@ def test_a_refusal_ends_the_spending_of_the_window() -> None:
     window, ticket = one(opened(), 1.0)
     window = answered(window, 1.1, ticket, reply(0, 30.0, refused=True, after=29.0), CLOCK)
     assert left(window, 1.1) == 0
-    assert take(window, 1.1)[1] == Wait(pytest.approx(30.05))  # type: ignore[arg-type]
+    assert waits(window, 1.1) == pytest.approx(30.05)
 
 
 def test_a_refusal_with_tokens_left_is_a_pause() -> None:
     """A 429 that was not for the quota is obeyed for as long as it asks; without a word on that, until the edge."""
     window, ticket = one(opened(), 1.0)
     paused = answered(window, 1.1, ticket, reply(98, 30.0, refused=True, after=5.0), CLOCK)
-    assert take(paused, 1.1)[1] == Wait(pytest.approx(6.1))  # type: ignore[arg-type]
+    assert waits(paused, 1.1) == pytest.approx(6.1)
     assert left(paused, 6.1) == 98
     silent = answered(window, 1.1, ticket, reply(98, 30.0, refused=True), CLOCK)
-    assert take(silent, 1.1)[1] == Wait(pytest.approx(30.05))  # type: ignore[arg-type]
+    assert waits(silent, 1.1) == pytest.approx(30.05)
 
 
 def test_a_refusal_without_headers_is_a_pause() -> None:
@@ -396,7 +444,7 @@ def test_a_refusal_without_headers_is_a_pause() -> None:
     window, ticket = one(unknown(100), 0.0)
     for after, until in ((12.0, 12.1), (None, 5.1)):
         paused = answered(window, 0.1, ticket, Reply(refused=True, succeeded=False, retry_after=after), NO_CLOCK)
-        assert take(paused, 0.2)[1] == Wait(pytest.approx(until))  # type: ignore[arg-type]
+        assert waits(paused, 0.2) == pytest.approx(until)
         assert len(burst(paused, until)[1]) == 1
 
 
@@ -416,7 +464,7 @@ def test_a_success_without_the_headers_is_from_an_unlimited_route() -> None:
     """Nothing is held back any more, for hours, until headers come."""
     window, ticket = one(unknown(100), 0.0)
     window = answered(window, 0.1, ticket, Reply(), NO_CLOCK)
-    for now in (0.2, 100.0, 7200.0):
+    for now in (0.2, 60.06, 100.0, 7200.0):
         for _ in range(500):
             window, ticket = one(window, now)
     assert (left(window, 1.0), resets_in(window, 1.0)) == (None, None)
@@ -426,11 +474,10 @@ def test_a_success_without_the_headers_is_from_an_unlimited_route() -> None:
 
 def test_a_route_known_to_be_unlimited_needs_no_canary() -> None:
     """With such a tier everything goes from the start."""
-    window = unknown(None, unlimited=True)
+    window, ticket = one(unknown(None, unlimited=True), 0.0)
     for _ in range(100):
-        window, ticket = one(window, 0.0)
-    before = window
-    assert answered(window, 0.1, ticket, Reply(), NO_CLOCK).rules == before.rules
+        window, _ = one(window, 0.0)
+    assert answered(window, 0.1, ticket, Reply(), NO_CLOCK).rules == window.rules
 
 
 def test_an_unlimited_route_that_refuses_is_approached_with_care() -> None:
@@ -460,7 +507,8 @@ def test_an_error_without_the_headers_says_nothing() -> None:
 def test_others_on_the_quota_are_met_with_slow_start() -> None:
     """A Remaining lower than our own requests explain means somebody else: few go at once, more with every answer."""
     window, tickets, until = burst(opened(left=60), 0.1)
-    assert (len(tickets), until) == (1, pytest.approx(1.1))
+    assert len(tickets) == 1
+    assert until == pytest.approx(0.6)
     sizes = []
     for round_ in range(4):
         now = 0.2 + round_ / 10
@@ -514,7 +562,7 @@ def test_a_lost_request_counts_as_spent_until_the_server_shows_otherwise() -> No
 def test_a_lost_canary_lets_the_next_go_at_once() -> None:
     """There is no answer to wait for."""
     window, ticket = one(unknown(100), 0.0)
-    assert take(window, 0.3)[1] == Wait(1.0)
+    assert take(window, 0.3)[1] == Wait(0.5)
     assert isinstance(take(lost(window, 0.3, ticket), 0.3)[1], Go)
 
 
@@ -532,6 +580,61 @@ def test_requests_that_may_have_arrived_late_are_waited_for() -> None:
     assert isinstance(take(window, 68.0)[1], Go)
 
 
+def test_requests_of_the_last_seconds_count_in_the_next_window_too() -> None:
+    """Reset is rounded and requests take time: what was sent three seconds before the edge may count after it."""
+    late, _, _ = burst(opened(), 27.5)
+    assert left(late, 31.5) == 1
+    early, _, _ = burst(opened(), 26.5)
+    assert left(early, 31.5) == 100
+
+
+def test_alone_our_own_count_tells_what_is_left() -> None:
+    """An answer out of a burst does not say which of the burst it includes, but no more than the burst is spent."""
+    window, first = one(opened(), 1.0)
+    for _ in range(49):
+        window, _ = one(window, 1.0)
+    window = answered(window, 11.0, first, reply(60, 30.0), CLOCK)
+    assert left(window, 11.0) == 11
+    assert len(burst(window, 11.0)[1]) == 100 - 1 - 50
+
+
+def test_doubt_about_requests_sent_before_the_edge_costs_no_tokens() -> None:
+    """Alone, when a canary's answer leaves open whether those in flight are counted, one more asks after a while."""
+    window, _, until = burst(opened(), 29.9)
+    window, canary = one(window, until)
+    window = answered(window, until + 0.1, canary, reply(50, 90.0), CLOCK)
+    window, tickets, until = burst(window, until + 0.1)
+    assert (len(tickets), until) == (0, 33.9)
+    assert len(burst(window, until)[1]) == 1
+
+
+def test_where_others_use_the_quota_doubt_is_no_reason_to_ask() -> None:
+    """A token that one of our own in flight may have used is left alone when others are about."""
+    window, _ = one(opened(left=60), 29.9)
+    window, canary = one(window, 30.06)
+    window = answered(window, 30.1, canary, reply(1, 90.0), CLOCK)
+    assert waits(window, 30.1) == pytest.approx(90.05)
+
+
+def test_late_answers_do_not_blur_the_edge() -> None:
+    """However late an answer is, its Date is fresh: requests sent well before the edge are not counted after it."""
+    window, ticket = one(unknown(100), 0.0)
+    window = answered(window, 40.0, ticket, reply(99, 70.0), ServerClock(EPOCH, EPOCH + 40))
+    window, _, _ = burst(window, 60.0)
+    assert left(window, 71.5) == 100
+
+
+def test_tokens_that_are_probably_there_are_asked_for_one_by_one() -> None:
+    """Alone, with answers minutes late, doubt about those in flight costs no tokens; a refusal would be here."""
+    window, _, until = burst(opened(left=99, reset=5.0), 3.0)
+    window, tickets, until = burst(window, 6.5)  # the 99 could have arrived after the edge
+    assert (len(tickets), until) == (1, 10.5)
+    window, tickets, until = burst(window, until)
+    assert (len(tickets), until) == (1, 14.5)
+    window = answered(window, 10.6, tickets[0], reply(0, 65.0, refused=True, after=55.0), CLOCK)
+    assert waits(window, 14.5) == pytest.approx(65.05)
+
+
 def test_a_timer_that_rings_a_little_early_still_gets_its_turn() -> None:
     """Event loops ring by the resolution of their clock too soon; asking again would spin."""
     window, _, until = burst(opened(), 0.1)
@@ -542,8 +645,10 @@ def test_a_dashboard_sees_through_the_edge() -> None:
     """What is left, and when it resets, is told for the moment asked about; nothing before anything was heard."""
     assert (left(unknown(100), 0.0), resets_in(unknown(100), 0.0)) == (100, None)
     window = opened(left=10)
-    assert (left(window, 10.0), resets_in(window, 10.0)) == (10, pytest.approx(20.0))
-    assert (left(window, 40.0), resets_in(window, 40.0)) == (100, pytest.approx(50.0))
+    assert left(window, 10.0) == 10
+    assert resets_in(window, 10.0) == pytest.approx(20.0)
+    assert left(window, 40.0) == 100
+    assert resets_in(window, 40.0) == pytest.approx(50.0)
 
 
 def test_a_limit_of_nothing_is_asked_once_a_window() -> None:
@@ -551,7 +656,8 @@ def test_a_limit_of_nothing_is_asked_once_a_window() -> None:
     window, ticket = one(unknown(0), 0.0)
     window = answered(window, 0.1, ticket, reply(0, 30.0, limit=0, refused=True, after=30.0), CLOCK)
     window, tickets, until = burst(window, 30.06)
-    assert (len(tickets), until) == (1, pytest.approx(90.05))
+    assert len(tickets) == 1
+    assert until == pytest.approx(90.05)
 
 
 def test_silence_does_not_block_for_ever() -> None:
@@ -600,7 +706,7 @@ def ways(some: list[Trip]) -> Iterator[Trip]:
     return cycle([*some, Trip()])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(server=anchored, hit=st.booleans(), some=st.lists(trips, max_size=20), jobs=bursts)
 def test_alone_nothing_is_ever_refused(server: Server, hit: bool, some: list[Trip], jobs: list[float]) -> None:
     """Alone, with Reset rounded up, no request exceeds a window's limit, whatever phase, latencies and order."""
@@ -611,7 +717,7 @@ def test_alone_nothing_is_ever_refused(server: Server, hit: bool, some: list[Tri
     assert server.refusals == {}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(server=anchored, some=st.lists(late_trips, max_size=20), jobs=bursts)
 def test_late_and_lost_answers_cost_a_canary_at_most(server: Server, some: list[Trip], jobs: list[float]) -> None:
     """With answers up to 50 s late, or lost, a window refuses one request at most: the one that asks."""
