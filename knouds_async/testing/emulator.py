@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from knouds_async.testing._service.lifecycle import Run
 from knouds_async.testing._service.routes import UNKNOWN, Route, match
 from knouds_async.testing._service.service import Service
 from knouds_async.testing._service.wallet import Charge
+from knouds_async.testing.deliveries import Delivery
 from knouds_async.testing.journal import LoggedRequest, RequestLog
 from knouds_async.testing.messages import Broken, Fate, Fault, Later, Outcome, Request, Response
 from knouds_async.testing.settings import Settings
@@ -102,6 +103,26 @@ class Emulator(Settings):
 
         return Later(at, met)
 
+    def due_deliveries(self, now: float, *, unix_now: float | None = None) -> list[Delivery]:
+        """Give the webhook deliveries that are to be sent at `now`, each once.
+
+        `unix_now`: what their signatures are dated by; the emulated service's own clock, at `epoch`, without one.
+        """
+        self.settle(now)
+        return self._service.webhooks.due(now, unix_now)
+
+    def next_delivery_at(self) -> float:
+        """Give when the next delivery may be due, on the caller's clock; inf when no run with a webhook is out."""
+        return self._service.webhooks.next_at()
+
+    def delivery_answered(self, delivery: Delivery, status: int | None, now: float) -> None:
+        """Tell how a delivery was answered, None when nobody did: anything but 2xx and it is sent again."""
+        self._service.webhooks.answered(delivery, status, now)
+
+    def on_delivery_planned(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called whenever `next_delivery_at` may have changed; the last one given is kept."""
+        self._service.webhooks.wake = wake
+
     def resume(self, later: Later, now: float) -> Outcome:
         """Ask again for an answer that was to come later; ValueError before its time."""
         self.settle(now)
@@ -123,8 +144,9 @@ class Emulator(Settings):
         It answers with a `Date` of its own: tell a server not to add another (uvicorn: `date_header=False`).
         """
         from knouds_async.testing.app import build_app
+        from knouds_async.testing.courier import delivering
 
-        return build_app(self.handle, self.resume)
+        return build_app(self.handle, self.resume, lambda: delivering(self))
 
     @property
     def runs(self) -> Sequence[Run]:
