@@ -4,7 +4,6 @@ from knouds_async.testing import faults
 from knouds_async.testing._service.catalog import Model, Workflow
 from knouds_async.testing._service.keys import ApiKey
 from knouds_async.testing._service.lifecycle import Run
-from knouds_async.testing.courier import delivering
 from knouds_async.testing.deliveries import Deliveries, Delivery
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.laws import Lognormal
@@ -30,7 +29,6 @@ __all__ = [
     "VirtualTimeLoop",
     "Wire",
     "Workflow",
-    "delivering",
     "faults",
     "serve",
     "virtual_backend",

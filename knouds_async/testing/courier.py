@@ -15,8 +15,8 @@ import anyio
 import anyio.abc
 import h11
 
+from knouds_async.testing._service.webhooks import Webhooks
 from knouds_async.testing.deliveries import Delivery
-from knouds_async.testing.emulator import Emulator
 
 __all__ = ["delivering"]
 
@@ -26,37 +26,37 @@ _GONE: Final = (OSError, h11.ProtocolError, anyio.EndOfStream, anyio.BrokenResou
 
 
 @asynccontextmanager
-async def delivering(emulator: Emulator, post: Post | None = None) -> AsyncIterator[None]:
-    """Deliver the emulator's webhooks while the block runs, signed by this machine's clock.
+async def delivering(webhooks: Webhooks, post: Post | None = None) -> AsyncIterator[None]:
+    """Deliver webhooks while the block runs, signed by this machine's clock.
 
     `post` sends one delivery and gives the status of its answer; by default it goes to its `url`, plain http only.
     What an OSError or a time-out of ten seconds ends, or an answer other than 2xx, is sent again.
     """
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_deliver, emulator, post or _post)
+        tasks.start_soon(_deliver, webhooks, post or _post)
         yield
         tasks.cancel_scope.cancel()
 
 
-async def _deliver(emulator: Emulator, post: Post) -> None:
+async def _deliver(webhooks: Webhooks, post: Post) -> None:
     async with anyio.create_task_group() as tasks:
         while True:
             news = anyio.Event()
-            emulator.on_delivery_planned(news.set)
-            for delivery in emulator.due_deliveries(anyio.current_time(), unix_now=time.time()):
-                tasks.start_soon(_send, emulator, post, delivery)
-            with anyio.CancelScope(deadline=emulator.next_delivery_at()):
+            webhooks.wake = news.set
+            for delivery in webhooks.due(anyio.current_time(), time.time()):
+                tasks.start_soon(_send, webhooks, post, delivery)
+            with anyio.CancelScope(deadline=webhooks.next_at()):
                 await news.wait()
 
 
-async def _send(emulator: Emulator, post: Post, delivery: Delivery) -> None:
+async def _send(webhooks: Webhooks, post: Post, delivery: Delivery) -> None:
     status: int | None = None
     with anyio.move_on_after(_PATIENCE):
         try:
             status = await post(delivery)
         except _GONE:
             status = None
-    emulator.delivery_answered(delivery, status, anyio.current_time())
+    webhooks.answered(delivery, status, anyio.current_time())
 
 
 async def _post(delivery: Delivery) -> int:

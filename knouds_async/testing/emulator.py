@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -119,9 +120,15 @@ class Emulator(Settings):
         """Tell how a delivery was answered, None when nobody did: anything but 2xx and it is sent again."""
         self._service.webhooks.answered(delivery, status, now)
 
-    def on_delivery_planned(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called whenever `next_delivery_at` may have changed; the last one given is kept."""
-        self._service.webhooks.wake = wake
+    def delivering(self, post: Callable[[Delivery], Awaitable[int]] | None = None) -> AbstractAsyncContextManager[None]:
+        """Deliver the webhooks while the block runs, signed by this machine's clock.
+
+        `post` sends one delivery and gives the status of its answer; by default it goes to its `url`, plain http only.
+        What an OSError or ten seconds without an answer end, or an answer other than 2xx, is sent again.
+        """
+        from knouds_async.testing.courier import delivering
+
+        return delivering(self._service.webhooks, post)
 
     def resume(self, later: Later, now: float) -> Outcome:
         """Ask again for an answer that was to come later; ValueError before its time."""
@@ -144,9 +151,8 @@ class Emulator(Settings):
         It answers with a `Date` of its own: tell a server not to add another (uvicorn: `date_header=False`).
         """
         from knouds_async.testing.app import build_app
-        from knouds_async.testing.courier import delivering
 
-        return build_app(self.handle, self.resume, lambda: delivering(self))
+        return build_app(self.handle, self.resume, self.delivering)
 
     @property
     def runs(self) -> Sequence[Run]:

@@ -16,7 +16,6 @@ import attrs
 import h11
 from anyio.abc import SocketAttribute, SocketStream
 
-from knouds_async.testing.courier import delivering
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.messages import Broken, Later, Request, Response, Wire
 
@@ -35,7 +34,7 @@ async def serve(emulator: Emulator, *, port: int = 0) -> AsyncIterator[str]:
     OSError when the port is taken.
     """
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
-    async with listener, delivering(emulator), anyio.create_task_group() as tasks:
+    async with listener, emulator.delivering(), anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, partial(_serve_connection, emulator))
         taken: int = listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, not Django's
         yield f"http://127.0.0.1:{taken}"

@@ -18,7 +18,7 @@ from knouds_async import (
     Status,
     WrongEventLoopError,
 )
-from knouds_async.testing import Deliveries, Delivery, Emulator, delivering
+from knouds_async.testing import Deliveries, Delivery, Emulator
 from knouds_async.webhooks import WebhookReceiver
 
 HOOK = "http://app.test/webhooks/knouds"
@@ -52,7 +52,7 @@ def emulator() -> Emulator:
 async def test_a_delivery_with_the_result_ends_the_wait_without_a_look(knouds: AsyncKnouds, emulator: Emulator) -> None:
     """The run is awaited to its end 0.2 s after it, for the one request of the submit."""
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
-    async with delivering(emulator, into(receiver)):
+    async with emulator.delivering(into(receiver)):
         began = anyio.current_time()
         run = await (await knouds.workflows.submit("daily-picture", {}))
         assert anyio.current_time() - began < 46
@@ -66,7 +66,7 @@ async def test_a_delivery_without_the_result_takes_one_look(make_client: Any) ->
     emulator = hooked(deliveries=Deliveries(has_result=False))
     knouds = make_client(emulator)
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
-    async with delivering(emulator, into(receiver)):
+    async with emulator.delivering(into(receiver)):
         began = anyio.current_time()
         run = await (await knouds.workflows.submit("daily-picture", {}))
         assert anyio.current_time() - began < 46
@@ -80,7 +80,7 @@ async def test_every_end_is_told(make_client: Any, rate: float) -> None:
     emulator = hooked(failure_rate=rate)
     knouds = make_client(emulator)
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
-    async with delivering(emulator, into(receiver)):
+    async with emulator.delivering(into(receiver)):
         execution = await knouds.workflows.submit("daily-picture", {})
         if not rate:
             await execution.cancel()
@@ -121,7 +121,7 @@ async def test_a_delivery_before_the_submits_answer_is_remembered(make_client: A
     emulator = hooked(duration=0.0, deliveries=Deliveries(latency=0.0))
     knouds = make_client(emulator, latency=3.0)
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
-    async with delivering(emulator, into(receiver)):
+    async with emulator.delivering(into(receiver)):
         execution = await knouds.workflows.submit("daily-picture", {})
         assert execution.state.is_final
         await execution
@@ -245,7 +245,7 @@ async def test_requests_are_few_when_deliveries_arrive(make_client: Any, how: st
         events.append(event.execution_id)
 
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds, handler=note)
-    async with delivering(emulator, into(receiver)):
+    async with emulator.delivering(into(receiver)):
         assert len(await run_many(knouds, 300)) == 300
         await anyio.sleep(60)
     assert emulator.requests.count <= 1.2 * 300
@@ -258,7 +258,7 @@ async def test_requests_are_few_when_a_third_is_lost(make_client: Any) -> None:
     emulator = hooked(duration=lambda dice: dice.lognormvariate(3.8, 0.35), deliveries=Deliveries(dropped=0.3))
     knouds = make_client(emulator)
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
-    async with delivering(emulator, into(receiver)):
+    async with emulator.delivering(into(receiver)):
         assert len(await run_many(knouds, 300)) == 300
     looks = emulator.requests.by_route["GET /api/executions/:id"]
     assert 0.2 * 300 < looks <= 0.5 * 300
@@ -299,7 +299,7 @@ async def test_a_worker_without_the_delivery_finishes(make_client: Any) -> None:
     async def work(worker: AsyncKnouds) -> None:
         took.append(await run_many(worker, 20))
 
-    async with delivering(emulator, either), anyio.create_task_group() as tasks:
+    async with emulator.delivering(either), anyio.create_task_group() as tasks:
         for worker in workers:
             tasks.start_soon(work, worker)
     assert [len(one) for one in took] == [20, 20]
