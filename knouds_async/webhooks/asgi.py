@@ -41,20 +41,30 @@ class _Body:
         return chunk
 
 
-async def serve(take: Take, scope: Message, receive: Receive, send: Send) -> None:
-    """Answer one scope: a delivery by `take`, any other request with 405, a lifespan by its own messages."""
-    if scope["type"] == "lifespan":
-        await _live(receive, send)
-    elif scope["type"] == "http":
+class ASGIFace:
+    """An ASGI app of one receiver. A method would do, were servers not to tell apps by their `__call__`."""
+
+    def __init__(self, take: Take) -> None:
+        """Answer deliveries by `take`."""
+        self._take = take
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one scope: a delivery by `take`, any other request with 405, a lifespan by its own messages."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": f"{scope['type']}.close"})
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        found = [value for name, value in scope["headers"] if name == _SIGNATURE]
         try:
-            found = [value for name, value in scope["headers"] if name == _SIGNATURE]
-            status = await take(_Body(receive), b",".join(found) or None) if scope["method"] == "POST" else 405
+            status = await self._take(_Body(receive), b",".join(found) or None) if scope["method"] == "POST" else 405
         except _SenderGone:
             return
         await send({"type": "http.response.start", "status": int(status), "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
-    else:
-        await send({"type": f"{scope['type']}.close"})
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -18,7 +18,7 @@ from knouds_async._sansio.signature import MOST_BODY
 from knouds_async.client import AsyncKnouds
 from knouds_async.errors import ConfigurationError, WebhookFault, WebhookVerificationError
 from knouds_async.types import Status
-from knouds_async.webhooks.asgi import Message, Receive, Send, serve
+from knouds_async.webhooks.asgi import ASGIFace
 from knouds_async.webhooks.events import WebhookEvent
 from knouds_async.webhooks.seen import SeenHere, SeenStore
 from knouds_async.webhooks.verification import TOLERANCE, Secrets, signing_keys, verify
@@ -153,9 +153,10 @@ class WebhookReceiver:
         logger.info("%s of execution %s came after its end as %s: ignored", event.event, event.execution_id, end)
         return True
 
-    async def asgi(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer as an ASGI app, on whatever path: hand it to a server, or mount it in an app."""
-        await serve(self.take, scope, receive, send)
+    @property
+    def asgi(self) -> ASGIFace:
+        """The receiver as an ASGI app that takes deliveries on whatever path: hand it to a server, or mount it."""
+        return ASGIFace(self.take)
 
 
 def _verifier(keys: tuple[bytes, ...], tolerance: float) -> Callable[[bytes, str | bytes | None], WebhookEvent]:
