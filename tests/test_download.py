@@ -22,6 +22,7 @@ from knouds_async import (
     Media,
     RunResult,
 )
+from knouds_async.testing import Emulator, serve
 
 KEY = "knouds_live_test_0123456789"
 BIG = os.urandom(3 * 1024 * 1024)
@@ -419,3 +420,20 @@ async def test_odd_arguments_are_refused(knouds: AsyncKnouds, tmp_path: Path) ->
     await knouds.aclose()
     with pytest.raises(ClientClosedError):
         await knouds.download(Media("image", "https://x/a.png"), tmp_path)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_saves_from_the_emulator_on_both_backends(anyio_backend: str, tmp_path: Path) -> None:
+    """A run of an emulator on a port is saved on asyncio and on trio, without its key reaching the files."""
+    emulator = Emulator(tier="business", duration=0.05)
+    async with serve(emulator) as url, AsyncKnouds(emulator.api_key, base_url=url) as knouds:
+        emulator.media_url = f"{url}/media"
+        execution = await knouds.models.submit("gpt-image-2", {"prompt": "x"})
+        (path,) = await knouds.download_all(await execution, tmp_path)
+        assert path.name == f"{execution.id}-1.png"
+        assert path.read_bytes().startswith(b"\x89PNG")
+        missing = attrs.evolve((await execution).images[0], url=f"{url}/media/none.txt")
+        assert await fails(knouds.download(missing, tmp_path / "x.png")) is DownloadFault.REFUSED_STATUS
+        assert await fails(knouds.download((await execution).images[0], tmp_path, max_bytes=9, overwrite=True)) is (
+            DownloadFault.TOO_LARGE
+        )
