@@ -108,7 +108,7 @@ async def _fetch(http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, target: 
         why, fruitless = seen.why, 0 if wanted.got - before >= _PROGRESS else fruitless + 1
         if fruitless >= _FRUITLESS:
             raise _error(wanted, seen.fault, f"{seen.why}; {fruitless} attempts in a row brought nothing")
-        await anyio.sleep(min(8.0, 0.25 * 2**fruitless))
+        await anyio.sleep(min(8.0, 0.1 * 2**fruitless))
     raise _error(wanted, DownloadFault.DROPPED, why)
 
 
