@@ -189,12 +189,12 @@ async def test_an_announced_end_that_is_not_there_yet_is_polled(
     """When the look after a delivery still finds the run going, looks at the usual pace find its end."""
     send = sender(client=knouds)
     execution = await knouds.workflows.submit("daily-picture", {})
+    began = anyio.current_time()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(execution.wait)
         await anyio.sleep(40)
         await send(end(execution.id, result=None))
-        began = anyio.current_time()
-    assert anyio.current_time() - began < 12
+    assert anyio.current_time() - began < 52
     assert execution.state.status == Status.COMPLETED
 
 
