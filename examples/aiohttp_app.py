@@ -1,28 +1,37 @@
-"""An aiohttp app that submits runs, says how they stand, and waits for their results.
+"""An aiohttp app that submits runs, says how they stand, streams that, and waits for their results.
 
 Reads the key from $KNOUDS_KEY. Run it with `python examples/aiohttp_app.py`.
+With $KNOUDS_WEBHOOK_SECRET it takes deliveries at /webhooks/knouds, and looks at runs only where one is missing.
 
 An id is all it takes to look at a run. Before you offer this to the public, remember whose each id is and check it.
 """
 
+import asyncio
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
 from knouds_async import (
     AsyncKnouds,
+    ClientClosedError,
+    ExecutionState,
     InvalidArgumentError,
     InvalidInputsError,
     KnoudsError,
     NotFoundError,
     WaitTimeoutError,
 )
+from knouds_async.webhooks import WebhookReceiver
+from knouds_async.webhooks.aiohttp import handler as webhook_handler
 
 SLUG = "my-thumbnail-pipeline"
 TARGET = f"workflows/{SLUG}"
 KNOUDS = web.AppKey("KNOUDS", AsyncKnouds)
+RECEIVER = web.AppKey("RECEIVER", WebhookReceiver)
+HEARTBEAT = 15.0  # seconds: proxies cut a stream that is silent for long
 
 logger = logging.getLogger(__name__)
 routes = web.RouteTableDef()
@@ -32,7 +41,14 @@ async def client(app: web.Application) -> AsyncIterator[None]:
     """Keep one client for the whole app: all requests share its rate limit, its connections and its polls."""
     async with AsyncKnouds() as knouds:
         app[KNOUDS] = knouds
+        if RECEIVER in app:
+            app[RECEIVER].client = knouds
         yield
+
+
+async def let_go(app: web.Application) -> None:
+    """End the waits when the server shuts down: it does not stop before its last answer. The runs go on."""
+    await app[KNOUDS].aclose()
 
 
 @routes.post("/thumbnails")
@@ -71,6 +87,29 @@ async def result(request: web.Request) -> web.Response:
     return web.json_response({"id": execution.id, "status": "completed", "images": images, "cost": run.cost})
 
 
+@routes.get("/thumbnails/{run_id}/events")
+async def events(request: web.Request) -> web.StreamResponse:
+    """Stream each change of a run's status as a server-sent event; the run goes on when the visitor leaves."""
+    updates = request.app[KNOUDS].executions.attach(request.match_info["run_id"], TARGET).updates()
+    state: ExecutionState | None = await anext(updates)  # an unknown id is a 404 while there is a status to answer with
+    response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
+    await response.prepare(request)
+    while True:
+        await response.write(event(state) if state is not None else b": still running\n\n")
+        try:
+            state = await asyncio.wait_for(anext(updates), HEARTBEAT)
+        except TimeoutError:
+            state = None
+        except (StopAsyncIteration, ClientClosedError):
+            return response
+
+
+def event(state: ExecutionState) -> bytes:
+    """Write a state as a server-sent event."""
+    told = json.dumps({"id": state.execution_id, "status": state.status})
+    return f"event: {state.status}\ndata: {told}\n\n".encode()
+
+
 @web.middleware
 async def report(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -85,6 +124,8 @@ async def report(
                 code = 422
             case NotFoundError():
                 code = 404
+            case ClientClosedError():
+                code = 503
             case _:
                 code = 502
         body = {"error": type(error).__name__, "may_have_run": error.may_have_run, "id": error.execution_id}
@@ -95,7 +136,11 @@ def build_app() -> web.Application:
     """Make the app; the client is opened when it starts and closed when it stops."""
     app = web.Application(middlewares=[report])
     app.cleanup_ctx.append(client)
+    app.on_shutdown.append(let_go)
     app.add_routes(routes)
+    if secret := os.environ.get("KNOUDS_WEBHOOK_SECRET"):
+        app[RECEIVER] = WebhookReceiver(secret)
+        app.router.add_post("/webhooks/knouds", webhook_handler(app[RECEIVER]))
     return app
 
 

@@ -1,30 +1,39 @@
-"""A FastAPI app that submits runs, says how they stand, and waits for their results.
+"""A FastAPI app that submits runs, says how they stand, streams that, and waits for their results.
 
-Reads the key from $KNOUDS_KEY. Run it with `uvicorn fastapi_app:app --app-dir examples`.
+Reads the key from $KNOUDS_KEY. Run it with `uvicorn fastapi_app:app --app-dir examples --timeout-graceful-shutdown 10`.
+With $KNOUDS_WEBHOOK_SECRET it takes deliveries at /webhooks/knouds, and looks at runs only where one is missing.
 
 An id is all it takes to look at a run. Before you offer this to the public, remember whose each id is and check it.
 """
 
+import asyncio
+import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal, TypedDict
 
 from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
 from knouds_async import (
     AsyncKnouds,
+    ClientClosedError,
+    ExecutionState,
     InvalidArgumentError,
     InvalidInputsError,
     KnoudsError,
     NotFoundError,
     WaitTimeoutError,
 )
+from knouds_async.webhooks import WebhookReceiver
+from knouds_async.webhooks.fastapi import router
 
 SLUG = "my-thumbnail-pipeline"
 TARGET = f"workflows/{SLUG}"
+HEARTBEAT = 15.0  # seconds: proxies cut a stream that is silent for long
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +64,8 @@ class State(TypedDict):
 async def lifespan(_: FastAPI) -> AsyncIterator[State]:
     """Keep one client for the whole app: all requests share its rate limit, its connections and its polls."""
     async with AsyncKnouds() as knouds:
+        if receiver is not None:
+            receiver.client = knouds
         yield {"knouds": knouds}
 
 
@@ -66,6 +77,10 @@ async def client(request: Request) -> AsyncKnouds:
 
 Knouds = Annotated[AsyncKnouds, Depends(client)]
 app = FastAPI(lifespan=lifespan)
+secret = os.environ.get("KNOUDS_WEBHOOK_SECRET")
+receiver = WebhookReceiver(secret) if secret else None
+if receiver is not None:
+    app.include_router(router(receiver))
 
 
 @app.post("/thumbnails", status_code=202)
@@ -97,6 +112,30 @@ async def result(
     return Run(id=run_id, status="completed", images=[image.url for image in run.images], cost=run.cost)
 
 
+@app.get("/thumbnails/{run_id}/events")
+async def events(run_id: str, knouds: Knouds) -> StreamingResponse:
+    """Stream each change of a run's status as a server-sent event; the run goes on when the visitor leaves."""
+    updates = knouds.executions.attach(run_id, TARGET).updates()
+    first = await anext(updates)  # an unknown id is a 404 while there is still a status to answer with
+
+    async def stream() -> AsyncIterator[str]:
+        yield event(first)
+        while True:
+            try:
+                yield event(await asyncio.wait_for(anext(updates), HEARTBEAT))
+            except TimeoutError:
+                yield ": still running\n\n"
+            except (StopAsyncIteration, ClientClosedError):
+                return
+
+    return StreamingResponse(stream(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+def event(state: ExecutionState) -> str:
+    """Write a state as a server-sent event."""
+    return f"event: {state.status}\ndata: {json.dumps({'id': state.execution_id, 'status': state.status})}\n\n"
+
+
 @app.exception_handler(KnoudsError)
 async def report(_: Request, error: Exception) -> JSONResponse:
     """Answer with an error's kind and whether the run may have begun; its words are for the log."""
@@ -107,6 +146,8 @@ async def report(_: Request, error: Exception) -> JSONResponse:
             code = 422
         case NotFoundError():
             code = 404
+        case ClientClosedError():
+            code = 503
         case _:
             code = 502
     body = {"error": type(error).__name__, "may_have_run": error.may_have_run, "id": error.execution_id}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from knouds_async import config
+from knouds_async._io.download import Fetcher, Progress
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.http import own_client, tells_what_was_sent
 from knouds_async._io.limiter import Limiter
@@ -17,14 +21,16 @@ from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
+from knouds_async._sansio.files import Hosts
 from knouds_async.config import Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
+from knouds_async.media import MOST_BYTES, Downloads
 from knouds_async.resources.executions import Executions
 from knouds_async.resources.models import Models
 from knouds_async.resources.runs import Runs
 from knouds_async.resources.usage import Usage
 from knouds_async.resources.workflows import Workflows
-from knouds_async.types import Account, Health, Pricing
+from knouds_async.types import Account, Health, Media, Pricing, RunResult
 
 if TYPE_CHECKING:
     import httpx
@@ -40,7 +46,8 @@ class AsyncKnouds:
     `"free"`, or an old scope), None to learn it. `base_url`: else `$KNOUDS_BASE_URL`, else https://knouds.ai.
     `limiter`: share one among clients of one account (`SharedLimiter`: among processes). `http_client`: your own
     `httpx.AsyncClient`; it is used as it is and never closed here. `max_connections`: connections at once.
-    Raises ConfigurationError, before any request.
+    `media_hosts`: where files of results may be downloaded from, by default the vendor's bucket (`*.example.com` is
+    any host below). Raises ConfigurationError, before any request.
 
     Use it in `async with`, or call `aclose()`, or neither. It belongs to the event loop of its first request.
     """
@@ -58,6 +65,7 @@ class AsyncKnouds:
         http_client: httpx.AsyncClient | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_connections: int = 100,
+        media_hosts: Iterable[str] | None = None,
         allow_insecure_http: bool = False,
     ) -> None:
         """Check everything that is given; nothing is sent and no task is started."""
@@ -68,6 +76,7 @@ class AsyncKnouds:
             raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
         config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
+        self._downloads = Downloads(Hosts.of(media_hosts, url), Fetcher(http_client, ssl_context))
         self._own_http = None
         if http_client is None:
             http_client = self._own_http = own_client(url, ssl_context=ssl_context, connections=max_connections)
@@ -108,6 +117,41 @@ class AsyncKnouds:
         """Give the service's health; no key is sent."""
         return await self._pipeline.send(calls.health())
 
+    async def download(
+        self,
+        media: Media,
+        path_or_dir: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        max_bytes: int = MOST_BYTES,
+        on_progress: Progress | None = None,
+    ) -> Path:
+        """Fetch a file of a result, `run.images[0]` say, and give its path.
+
+        Into a folder (one that is there, or a path that ends in a slash) it goes as `<execution>-<n>.<ext>`; no name of
+        the server's is used. It is there whole or not at all, and nothing is overwritten unless asked for. A drop is
+        gone on from where it was. No key and no cookie is sent. `max_bytes`: 2 GiB by default. `on_progress`: told
+        after each piece the bytes that are there, and in all where that is known.
+        Raises DownloadError, with a `reason`. Cancelled: nothing is left behind. Contract 12.
+        """
+        return await self._downloads.one(
+            media, path_or_dir, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
+        )
+
+    async def download_all(
+        self,
+        run: RunResult,
+        folder: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        max_bytes: int = MOST_BYTES,
+    ) -> tuple[Path, ...]:
+        """Fetch all files of a run into a folder, which is made if need be, and give their paths in order.
+
+        See `download`. The first that fails ends it with its DownloadError; what is whole by then stays.
+        """
+        return await self._downloads.all(run, folder, overwrite=overwrite, max_bytes=max_bytes)
+
     async def aclose(self) -> None:
         """Close the client: waits end with ClientClosedError, runs go on.
 
@@ -120,6 +164,7 @@ class AsyncKnouds:
             with anyio.move_on_after(_CLOSING, shield=True):
                 await self._pipeline.drain()
         finally:
+            await self._downloads.aclose()
             if self._own_http is not None:
                 await self._own_http.aclose()
 

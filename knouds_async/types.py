@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -64,21 +66,58 @@ def _raw() -> Any:
     return attrs.field(default=None, repr=False, eq=False)
 
 
+MediaKind: TypeAlias = Literal["image", "video", "audio"]
+
+EXTENSIONS: Final[Mapping[MediaKind, tuple[str, ...]]] = {
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif"),
+    "video": (".mp4", ".webm", ".mov", ".m4v", ".mkv"),
+    "audio": (".mp3", ".wav", ".m4a", ".ogg", ".flac", ".aac", ".opus"),
+}
+"""The extensions that a file of each kind may get; the first one where nothing better is known."""
+
+
 @attrs.frozen
 class Media:
-    """One file of a result. Its host is another origin: the key is never sent there (contract 12)."""
+    """One file of a result: `await knouds.download(media, folder)` fetches it.
 
-    kind: Literal["image", "video", "audio"]
+    `execution_id`, `number`: whose file, and its place among all of them from 1. Its host is another origin: the key is
+    never sent there (contract 12).
+    """
+
+    kind: MediaKind
     url: str
     raw: Any = _raw()
+    execution_id: str | None = attrs.field(default=None, kw_only=True, eq=False)
+    number: int = attrs.field(default=1, kw_only=True, eq=False)
+
+    @property
+    def extension(self) -> str:
+        """The extension that suits the file, dot included: its address's if a file of its kind may have it."""
+        return self.url_extension or EXTENSIONS[self.kind][0]
+
+    @property
+    def url_extension(self) -> str | None:
+        """The extension of the address, None when it has none that a file of this kind may get."""
+        try:
+            found = PurePosixPath(urlsplit(self.url).path).suffix.lower()
+        except ValueError:
+            return None
+        return found if found in EXTENSIONS[self.kind] else None
 
 
-def _media(result: Any, key: str, kind: Literal["image", "video", "audio"]) -> tuple[Media, ...]:
-    """Read one of the common lists of a result; what is not a list of `{url}` or of URLs gives nothing."""
-    found = result.get(key) if isinstance(result, dict) else None
-    items = found if isinstance(found, list) else []
-    urls = [(item.get("url") if isinstance(item, dict) else item, item) for item in items]
-    return tuple(Media(kind, url, item) for url, item in urls if isinstance(url, str))
+_LISTS: Final[Mapping[str, MediaKind]] = {"images": "image", "videos": "video", "audios": "audio"}
+
+
+def _media(result: Any, execution_id: str | None) -> tuple[Media, ...]:
+    """Read the common lists of a result; what is not a list of `{url}` or of URLs gives nothing."""
+    found: list[Media] = []
+    for key, kind in _LISTS.items():
+        items = result.get(key) if isinstance(result, dict) else None
+        for item in items if isinstance(items, list) else []:
+            url = item.get("url") if isinstance(item, dict) else item
+            if isinstance(url, str):
+                found.append(Media(kind, url, item, execution_id=execution_id, number=len(found) + 1))
+    return tuple(found)
 
 
 @attrs.frozen
@@ -96,19 +135,24 @@ class RunResult:
     raw: Any = _raw()
 
     @property
+    def media(self) -> tuple[Media, ...]:
+        """All files of the result: images, then videos, then audio."""
+        return _media(self.result, self.execution_id)
+
+    @property
     def images(self) -> tuple[Media, ...]:
         """The images of the result; empty when there are none."""
-        return _media(self.result, "images", "image")
+        return tuple(one for one in self.media if one.kind == "image")
 
     @property
     def videos(self) -> tuple[Media, ...]:
         """The videos of the result; empty when there are none."""
-        return _media(self.result, "videos", "video")
+        return tuple(one for one in self.media if one.kind == "video")
 
     @property
     def audios(self) -> tuple[Media, ...]:
         """The audio files of the result; empty when there are none."""
-        return _media(self.result, "audios", "audio")
+        return tuple(one for one in self.media if one.kind == "audio")
 
     @property
     def text(self) -> str | None:

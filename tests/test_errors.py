@@ -36,6 +36,8 @@ def made(kind: type[KnoudsError], **more: Any) -> Any:
     fields: dict[type[KnoudsError], dict[str, Any]] = {
         errors.SubmissionUnknownError: {"target": "workflows/a", "sent_at": SENT_AT, "seen": "ReadTimeout"},
         errors.ExecutionCancelledError: {"execution_id": "run-1", "state": STATE},
+        errors.WebhookVerificationError: {"message": "the words", "reason": errors.WebhookFault.OUT_OF_TIME},
+        errors.DownloadError: {"message": "the words", "reason": errors.DownloadFault.EXISTS, "host": "x"},
         errors.WaitTimeoutError: {"execution": "a handle", "execution_id": "run-1", "timeout": 1.5},
     }
     if kind in fields:
@@ -204,5 +206,5 @@ def test_the_errors_are_a_leaf() -> None:
     """The module imports the standard library only, so that anything may import it."""
     tree = ast.parse(Path(inspect.getfile(errors)).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"__future__", "typing", "datetime"}
+    assert imported == {"__future__", "typing", "datetime", "enum"}
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import)]

@@ -23,8 +23,9 @@ BELOW: dict[str, set[str]] = {
     "_io": {*CORE, "_io"},
     "execution": {*CORE, "_io"},
     "resources": {*CORE, "_io", "execution", "resources"},
-    "client": {*CORE, "_io", "execution", "resources"},
-    **{top: {*PUBLIC, "_sansio", top} for top in ("batch", "webhooks", "media", "testing")},
+    "media": {*CORE, "_io"},
+    "client": {*CORE, "_io", "execution", "resources", "media"},
+    **{top: {*PUBLIC, "_sansio", top} for top in ("batch", "webhooks", "testing")},
     "cli": {*PUBLIC, "_sansio", "cli", "batch", "testing"},
     "": {*CORE, "_io", "execution", "resources", "client", "batch", "webhooks", "media"},
 }
@@ -36,6 +37,7 @@ FOREIGN: dict[str, set[str]] = {
     "_io": {"attrs", "anyio", "httpx", "httpcore", "trio"},
     "execution": {"attrs", "anyio"},
     "resources": {"attrs", "anyio"},
+    "media": {"anyio"},
     "client": {"anyio", "httpx"},
 }
 IMPURE = {

@@ -53,7 +53,8 @@ def members(kind: type[Any]) -> Iterator[tuple[str, Any]]:
     for name, value in vars(kind).items():
         plain = value.__func__ if isinstance(value, classmethod | staticmethod) else value
         plain = plain.fget if isinstance(plain, property) else getattr(plain, "func", plain)
-        if (is_public(name) or name in SPELLED_OUT) and isinstance(plain, FunctionType):
+        is_ours = isinstance(plain, FunctionType) and plain.__module__ != "typing"  # a Protocol's own `__init__`
+        if (is_public(name) or name in SPELLED_OUT) and is_ours:
             yield name, plain
 
 

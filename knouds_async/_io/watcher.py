@@ -11,29 +11,39 @@ import logging
 import math
 import random
 import weakref
+from collections import deque
+from typing import Final
 
 import anyio
 import attrs
 
-from knouds_async._io.backend import spawn
+from knouds_async._io.backend import HomeLoop, spawn
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import agenda, calls
 from knouds_async._sansio.agenda import Agenda, Fault, Looks
+from knouds_async._sansio.deliveries import Early, Net, is_whole, tells_end
 from knouds_async.config import Polling
 from knouds_async.errors import ClientClosedError, ConflictError, KnoudsError
 from knouds_async.types import ExecutionState, Status, Target
 
 logger = logging.getLogger("knouds_async")
 
+_RECENT: Final = 1000
+"""Runs that are remembered though nobody holds a handle: web apps attach to them by id, one request after another."""
+
 
 @attrs.define(eq=False, weakref_slot=True)
 class Watched:
-    """An execution and all who wait for it; every handle of one id in a client shares it."""
+    """An execution and all who wait for it; every handle of one id in a client shares it.
+
+    `is_promised`: whether the service said that it will deliver the end to a webhook.
+    """
 
     execution_id: str
     target: Target | None
     state: ExecutionState
     looks: Looks
+    is_promised: bool = False
     waiters: int = 0
     news: anyio.Event | None = None
     failures: float = 0  # looks that failed in a row; inf when no later look can do better
@@ -65,14 +75,55 @@ class Watcher:
         self._stir = anyio.Event()
         self._odd: set[str] = set()
         self._is_closed = False
+        self._home = HomeLoop()
+        self._early = Early()
+        self._net = Net()
+        self._announced: list[Watched] = []  # a delivery said that they are over, but not what they gave
+        self._recent: deque[Watched] = deque(maxlen=_RECENT)
 
-    def record(self, state: ExecutionState, target: Target | None, *, submitted: float | None = None) -> Watched:
-        """Give the record of an execution, the one there is or a new one."""
+    def record(
+        self,
+        state: ExecutionState,
+        target: Target | None,
+        *,
+        submitted: float | None = None,
+        is_promised: bool = False,
+    ) -> Watched:
+        """Give the record of an execution, the one there is or a new one; a delivery may have come before it."""
         known = self._records.get(state.execution_id)
         if known is None:
             known = self._records[state.execution_id] = Watched.of(state, target, submitted)
+            known.is_promised = is_promised
+            if self._net.is_expected:
+                self._recent.append(known)
+            if (early := self._early.get(state.execution_id)) is not None:
+                self._believe(known, early, is_first=is_promised)
         known.target = known.target or target
         return known
+
+    def expect_deliveries(self) -> None:
+        """Take note that deliveries will be handed to `delivered`: while they come, looks are few."""
+        self._net.is_expected = True
+
+    def delivered(self, state: ExecutionState) -> None:
+        """Take note of a verified delivery: one that says all ends the waits, any other end is looked up once."""
+        self._home.check()
+        if not tells_end(state):
+            return
+        is_first, watched = self._early.keep(state), self._records.get(state.execution_id)
+        if watched is not None:
+            self._believe(watched, state, is_first=is_first)
+
+    def _believe(self, watched: Watched, state: ExecutionState, *, is_first: bool) -> None:
+        if is_first:
+            since = None if watched.state.is_final else watched.looks.submitted
+            age = None if since is None else anyio.current_time() - since
+            self._net.told(str(watched.target), age=age)
+        if is_whole(state):
+            self.saw(watched, state)
+        elif watched.waiters and not watched.state.is_final:
+            self._announced.append(watched)
+            self._stir.set()
 
     async def changed(
         self, watched: Watched, seen: ExecutionState | None, *, has_deadline: bool = False
@@ -117,6 +168,8 @@ class Watcher:
             logger.warning("execution %s has the unknown status %r: still waiting", state.execution_id, state.status)
         is_change = state.status != watched.state.status
         watched.state = state
+        if state.is_final and watched.is_promised and self._early.get(state.execution_id) is None:
+            self._net.missed()
         if is_change:
             watched.wake()
 
@@ -131,20 +184,39 @@ class Watcher:
         if watched.waiters == 1:
             watched.news, watched.failures, watched.error = anyio.Event(), 0, None
             self._waited_for[watched.execution_id] = watched
-            self._agenda.watch(watched.execution_id, watched.looks, anyio.current_time(), random.random())  # noqa: S311
+            if self._early.get(watched.execution_id) is not None:
+                self._announced.append(watched)
+            if not self._hold(watched, has_looked=False):
+                self._put_on_agenda(watched)
             self._stir.set()
 
     def _leave(self, watched: Watched) -> None:
         watched.waiters -= 1
         if watched.waiters == 0:
             watched.news = None
-            watched.looks = self._agenda.forget(watched.execution_id)
+            if not self._net.let_go(watched.execution_id):
+                watched.looks = self._agenda.forget(watched.execution_id)
             del self._waited_for[watched.execution_id]
             if (look := self._looking.get(watched.execution_id)) is not None:
                 look.cancel()
             self._stir.set()
 
+    def _put_on_agenda(self, watched: Watched) -> None:
+        self._agenda.watch(watched.execution_id, watched.looks, anyio.current_time(), random.random())  # noqa: S311
+
+    def _hold(self, watched: Watched, *, has_looked: bool) -> bool:
+        """Leave a run to the deliveries and the net under them, if they can be relied on; say whether."""
+        now, since = anyio.current_time(), watched.looks.submitted
+        is_awaited = watched.is_promised and since is not None
+        if has_looked and self._early.get(watched.execution_id) is not None:
+            return False  # a delivery has told the end: it will show any moment
+        if not (self._net.is_trusted if is_awaited else has_looked and self._net.has_caught):
+            return False
+        self._net.hold(watched.execution_id, str(watched.target), since=now if since is None else since, now=now)
+        return True
+
     def _ensure_running(self) -> None:
+        self._home.enter()
         if self._task is None:
             self._task = spawn(self._run)
 
@@ -152,11 +224,16 @@ class Watcher:
         is_done = False
         try:
             async with anyio.create_task_group() as looks:
-                while len(self._agenda):
+                while self._waited_for:
+                    for execution_id in self._net.due(anyio.current_time()):
+                        self._put_on_agenda(self._waited_for[execution_id])
+                    announced, self._announced = self._announced, []
+                    for watched in announced:
+                        looks.start_soon(self._fetch, watched)
                     for execution_id in self._agenda.due(anyio.current_time()):
                         looks.start_soon(self._look, self._waited_for[execution_id])
                     self._stir = anyio.Event()
-                    with anyio.CancelScope(deadline=self._agenda.next_at()):
+                    with anyio.CancelScope(deadline=min(self._agenda.next_at(), self._net.next_at())):
                         await self._stir.wait()
                 self._task, is_done = None, True  # whoever comes from here on starts anew
                 looks.cancel_scope.cancel()
@@ -178,6 +255,25 @@ class Watcher:
                     del self._looking[watched.execution_id]
         if not watched.state.is_final:
             self._agenda.looked(watched.execution_id, anyio.current_time(), random.random())  # noqa: S311
+            if watched.waiters and not self._net.holds(watched.execution_id) and self._hold(watched, has_looked=True):
+                watched.looks = self._agenda.forget(watched.execution_id)
+            self._stir.set()
+
+    async def _fetch(self, watched: Watched) -> None:
+        """Get what a delivery said is there; should that fail, looks at the usual pace take over."""
+        with anyio.CancelScope() as scope:
+            if not watched.waiters or watched.state.is_final:
+                return
+            self._looking[watched.execution_id] = scope
+            try:
+                self.saw(watched, await self._send(calls.get_execution(watched.execution_id)))
+            except KnoudsError as error:
+                logger.debug("a look at execution %s failed: %s", watched.execution_id, error)
+            finally:
+                if self._looking.get(watched.execution_id) is scope:
+                    del self._looking[watched.execution_id]
+        if not watched.state.is_final and self._net.let_go(watched.execution_id):
+            self._put_on_agenda(watched)
             self._stir.set()
 
     def _failed(self, watched: Watched, error: KnoudsError) -> None:

@@ -21,6 +21,7 @@ from knouds_async import (
     ExecutionFailedError,
     ExecutionState,
     KnoudsError,
+    RunResult,
     Status,
     Target,
     WaitTimeoutError,
@@ -29,6 +30,8 @@ from knouds_async.cli import output
 from knouds_async.cli.exits import Exit, UsageError, exit_of
 from knouds_async.cli.inputs import inputs_of
 from knouds_async.cli.options import BaseUrl, Json
+from knouds_async.cli.saving import Save, prepared
+from knouds_async.cli.saving import save as saved
 from knouds_async.cli.service import connect
 from knouds_async.cli.shown import ended, give_result
 from knouds_async.cli.waiting import on_show, wait
@@ -64,7 +67,10 @@ class _Job:
     inputs: dict[str, Any]
     timeout: float | None
     base_url: str | None
+    folder: Path | None
     execution: Execution | None = None
+    state: ExecutionState | None = None  # of a run that is over
+    files: tuple[Path, ...] | None = None
 
 
 def run(
@@ -75,6 +81,7 @@ def run(
     input_file: InputFile = None,
     is_model: IsModel = False,
     timeout: Seconds = None,
+    save: Save = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
 ) -> int:
@@ -86,31 +93,38 @@ def run(
     if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout {timeout:g}: must be more than 0 seconds")
     target = Target("models" if is_model else "workflows", slug)
-    job = _Job(target, inputs_of(inputs or (), input_file), timeout, base_url)
+    job = _Job(target, inputs_of(inputs or (), input_file), timeout, base_url, prepared(save))
+    failure: KnoudsError | KeyboardInterrupt | None
     try:
-        state, failure = asyncio.run(_carry_out(job))
+        failure = asyncio.run(_carry_out(job))
     except (KeyboardInterrupt, KnoudsError) as error:
-        if job.execution is None:
-            raise
-        return _left(job.execution, job, error, as_json=as_json)
-    return _give(state, failure, as_json=as_json)
+        if job.state is None:
+            if job.execution is None:
+                raise
+            return _left(job.execution, job, error, as_json=as_json)
+        failure = error  # while its files were being saved
+    return _give(job, job.state, failure, as_json=as_json)
 
 
-async def _carry_out(job: _Job) -> tuple[ExecutionState, KnoudsError | None]:
-    """Submit and wait; give the final state, and the error of a run that did not complete."""
+async def _carry_out(job: _Job) -> KnoudsError | None:
+    """Submit, wait and save; give the error of a run that did not complete."""
     async with connect(job.base_url) as knouds:
         runs = knouds.models if job.target.kind == "models" else knouds.workflows
         try:
             job.execution = await runs.submit(job.target.name, job.inputs)
         except AsyncNotSupportedError:
-            return await _synchronously(knouds, job), None
-        output.note(f"submitted execution {job.execution.id}")
-        state = await wait(job.execution, timeout=job.timeout)
-        try:
-            await job.execution  # is over, so this only says how it ended
-        except (ExecutionFailedError, ExecutionCancelledError) as failure:
-            return state, failure
-        return state, None
+            job.state = await _synchronously(knouds, job)
+        else:
+            output.note(f"submitted execution {job.execution.id}")
+            job.state = await wait(job.execution, timeout=job.timeout)
+            try:
+                await job.execution  # is over, so this only says how it ended
+            except (ExecutionFailedError, ExecutionCancelledError) as failure:
+                return failure
+        if job.folder is not None:
+            run = RunResult(job.state.result, execution_id=job.state.execution_id or None)
+            job.files = await saved(knouds, run, job.folder)
+        return None
 
 
 async def _synchronously(knouds: AsyncKnouds, job: _Job) -> ExecutionState:
@@ -126,17 +140,24 @@ async def _synchronously(knouds: AsyncKnouds, job: _Job) -> ExecutionState:
     )
 
 
-def _give(state: ExecutionState, failure: KnoudsError | None, *, as_json: bool) -> int:
+def _give(
+    job: _Job, state: ExecutionState | None, failure: KnoudsError | KeyboardInterrupt | None, *, as_json: bool
+) -> int:
     """Give what a run that is over left, and say how it ended."""
+    assert state is not None  # noqa: S101  (for the type checker)
     if as_json:
         no_id = {} if state.execution_id else {"execution_id": None}
-        output.give_json(output.plain(state) | no_id)
+        files = {} if job.folder is None else {"files": [str(path) for path in job.files or ()]}
+        output.give_json(output.plain(state) | no_id | files)
     elif state.result is not None:
-        give_result(state.result)
+        give_result(state.result, files=job.files)
     output.finish()  # results first, where both go to one terminal
     if failure is None:
         output.note(ended(state))
-        return Exit.FINE
+        return Exit.FINE if job.folder is None or job.files is not None else Exit.ERROR
+    if isinstance(failure, KeyboardInterrupt):
+        output.tell("interrupted while its files were saved; the run is over")
+        return Exit.INTERRUPTED
     output.tell(said_of(failure))
     return exit_of(failure)
 

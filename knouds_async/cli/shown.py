@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from knouds_async import ExecutionState, RunResult
@@ -26,8 +28,11 @@ def give_state(state: ExecutionState) -> None:
         give_result(state.result)
 
 
-def give_result(result: Any) -> None:
-    """Give a result: its text, then the address of each file on a line of its own; any other JSON as it is."""
+def give_result(result: Any, *, files: Iterable[Path] | None = None) -> None:
+    """Give a result: its text, then the address of each file on a line of its own; any other JSON as it is.
+
+    `files`: where they were saved, to be given instead of their addresses.
+    """
     run = RunResult(result)
     media = (*run.images, *run.videos, *run.audios)
     if run.text is None and not media:
@@ -35,8 +40,8 @@ def give_result(result: Any) -> None:
         return
     if run.text is not None:
         output.give(run.text)
-    for file in media:
-        output.give(one_line(file.url))
+    for place in files if files is not None else (file.url for file in media):
+        output.give(one_line(str(place)))
 
 
 def ended(state: ExecutionState) -> str:

@@ -30,6 +30,22 @@ class Executions:
         """
         return await self.attach(execution_id).cancel()
 
+    def expect_deliveries(self) -> None:
+        """Take note that ends of runs will be handed to `delivered`: while they come, runs are looked at rarely.
+
+        A `WebhookReceiver` with a client says so by itself.
+        """
+        self._runs.expect_deliveries()
+
+    def delivered(self, state: ExecutionState) -> None:
+        """Take a state that came another way than by a look: from a verified webhook, or over a bus from one.
+
+        A final state with its result wakes every waiter of the run, without a request; one without is looked up once.
+        What comes before anybody waits, even before the submit's answer is read, is remembered: the latest thousand.
+        A final state never changes again. Call it in the client's event loop; WrongEventLoopError in another.
+        """
+        self._runs.delivered(state)
+
     def attach(self, execution: str | Execution, target: Target | str | None = None) -> Execution:
         """Give a handle of a run that was submitted before, in any process; no request is made.
 

@@ -24,7 +24,13 @@ class Runs:
     async def submit(self, target: Target, inputs: Inputs) -> Execution:
         """Submit a run and give its handle."""
         receipt = await self._send(calls.submit(target, inputs))
-        return self._handle(_first_state(receipt, target), target, submitted=anyio.current_time())
+        watched = self._watcher.record(
+            _first_state(receipt, target),
+            target,
+            submitted=anyio.current_time(),
+            is_promised=receipt.webhook_configured,
+        )
+        return Execution(watched, self._watcher, self._base_url)
 
     async def run(self, target: Target, inputs: Inputs, *, timeout: float | None) -> RunResult:
         """Run synchronously; `timeout` in seconds."""
@@ -32,12 +38,17 @@ class Runs:
             raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
         return await self._send(calls.run(target, inputs), total=timeout)
 
+    def expect_deliveries(self) -> None:
+        """Take note that ends will be delivered."""
+        self._watcher.expect_deliveries()
+
+    def delivered(self, state: ExecutionState) -> None:
+        """Take note of a verified delivery."""
+        self._watcher.delivered(state)
+
     def attach(self, state: ExecutionState, target: Target | None) -> Execution:
         """Give a handle of a run that was submitted before, anywhere."""
-        return self._handle(state, target, submitted=None)
-
-    def _handle(self, state: ExecutionState, target: Target | None, *, submitted: float | None) -> Execution:
-        return Execution(self._watcher.record(state, target, submitted=submitted), self._watcher, self._base_url)
+        return Execution(self._watcher.record(state, target), self._watcher, self._base_url)
 
 
 def _first_state(receipt: Submitted, target: Target) -> ExecutionState:

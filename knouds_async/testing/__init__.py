@@ -4,6 +4,7 @@ from knouds_async.testing import faults
 from knouds_async.testing._service.catalog import Model, Workflow
 from knouds_async.testing._service.keys import ApiKey
 from knouds_async.testing._service.lifecycle import Run
+from knouds_async.testing.deliveries import Deliveries, Delivery
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.laws import Lognormal
 from knouds_async.testing.messages import Broken, Fault, Later, Request, Response, Wire
@@ -14,6 +15,8 @@ from knouds_async.testing.virtual_time import VirtualTimeLoop, virtual_backend
 __all__ = [
     "ApiKey",
     "Broken",
+    "Deliveries",
+    "Delivery",
     "Emulator",
     "EmulatorTransport",
     "Fault",

@@ -6,7 +6,8 @@ without an answer) raises; `server.py` and `transport.py` act it out.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -27,9 +28,19 @@ _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 
 
-def build_app(handle: Callable[[Request, float], Outcome], resume: Callable[[Later, float], Outcome]) -> Starlette:
-    """Make the app of an emulator; every path goes to `handle`."""
-    return Starlette(routes=[Mount("", app=_Face(handle, resume))])
+def build_app(
+    handle: Callable[[Request, float], Outcome],
+    resume: Callable[[Later, float], Outcome],
+    delivering: Callable[[], AbstractAsyncContextManager[None]],
+) -> Starlette:
+    """Make the app of an emulator; every path goes to `handle`, and webhooks are delivered during its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with delivering():
+            yield
+
+    return Starlette(routes=[Mount("", app=_Face(handle, resume))], lifespan=lifespan)
 
 
 class _Face:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from knouds_async.testing._service.lifecycle import Run
 from knouds_async.testing._service.routes import UNKNOWN, Route, match
 from knouds_async.testing._service.service import Service
 from knouds_async.testing._service.wallet import Charge
+from knouds_async.testing.deliveries import Delivery
 from knouds_async.testing.journal import LoggedRequest, RequestLog
 from knouds_async.testing.messages import Broken, Fate, Fault, Later, Outcome, Request, Response
 from knouds_async.testing.settings import Settings
@@ -102,6 +104,32 @@ class Emulator(Settings):
 
         return Later(at, met)
 
+    def due_deliveries(self, now: float, *, unix_now: float | None = None) -> list[Delivery]:
+        """Give the webhook deliveries that are to be sent at `now`, each once.
+
+        `unix_now`: what their signatures are dated by; the emulated service's own clock, at `epoch`, without one.
+        """
+        self.settle(now)
+        return self._service.webhooks.due(now, unix_now)
+
+    def next_delivery_at(self) -> float:
+        """Give when the next delivery may be due, on the caller's clock; inf when no run with a webhook is out."""
+        return self._service.webhooks.next_at()
+
+    def delivery_answered(self, delivery: Delivery, status: int | None, now: float) -> None:
+        """Tell how a delivery was answered, None when nobody did: anything but 2xx and it is sent again."""
+        self._service.webhooks.answered(delivery, status, now)
+
+    def delivering(self, post: Callable[[Delivery], Awaitable[int]] | None = None) -> AbstractAsyncContextManager[None]:
+        """Deliver the webhooks while the block runs, signed by this machine's clock.
+
+        `post` sends one delivery and gives the status of its answer; by default it goes to its `url`, plain http only.
+        What an OSError or ten seconds without an answer end, or an answer other than 2xx, is sent again.
+        """
+        from knouds_async.testing.courier import delivering
+
+        return delivering(self._service.webhooks, post)
+
     def resume(self, later: Later, now: float) -> Outcome:
         """Ask again for an answer that was to come later; ValueError before its time."""
         self.settle(now)
@@ -124,7 +152,7 @@ class Emulator(Settings):
         """
         from knouds_async.testing.app import build_app
 
-        return build_app(self.handle, self.resume)
+        return build_app(self.handle, self.resume, self.delivering)
 
     @property
     def runs(self) -> Sequence[Run]:

@@ -17,6 +17,7 @@ from attrs import validators as must
 
 from knouds_async.testing._service.catalog import DEFAULT_MODELS, DEFAULT_WORKFLOWS, Model, Workflow
 from knouds_async.testing._service.keys import DEFAULT_KEY, ApiKey
+from knouds_async.testing.deliveries import Deliveries
 from knouds_async.testing.laws import Lognormal, Seconds
 
 __all__ = ["Settings"]
@@ -79,8 +80,9 @@ _costs = must.deep_mapping(key_validator=must.instance_of(str), value_validator=
 class Settings:
     """How the emulated service behaves; every one has a default. ValueError for an impossible value.
 
-    Account: `tier`, `role`, `generation` ("old" has scopes), `scope`, `api_key`, `capabilities`, `webhook_url`,
-    more `keys`, `credits`, and `grant` (trial credits; a trial account pays with nothing else).
+    Account: `tier`, `role`, `generation` ("old" has scopes), `scope`, `api_key`, `capabilities`, `webhook_url` and
+    `webhook_secret` with how `deliveries` arrive, more `keys`, `credits`, and `grant` (trial credits; a trial account
+    pays with nothing else).
     Runs: `duration` and per-target `durations` (seconds, a callable over `random.Random`, or `Lognormal`), `cost`
     and per-target `costs` (credits), `failure_rate`, `cancel_delay` (seconds until a cancel lands), `late_cancel`
     (how a run that ends before its cancel lands is reported), `not_found_after_submit` (seconds).
@@ -98,6 +100,8 @@ class Settings:
     api_key: str = DEFAULT_KEY
     capabilities: Sequence[str] = attrs.field(default=("*",), validator=_are_capabilities)
     webhook_url: str | None = None
+    webhook_secret: str = attrs.field(default="whsec_emulator_0123456789abcdef", validator=must.min_len(16))
+    deliveries: Deliveries = attrs.field(factory=Deliveries, validator=must.instance_of(Deliveries))
     keys: tuple[ApiKey, ...] = attrs.field(
         default=(), converter=_keys, validator=must.deep_iterable(must.instance_of(ApiKey))
     )

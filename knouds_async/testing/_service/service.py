@@ -14,6 +14,7 @@ from knouds_async.testing._service.lifecycle import Run
 from knouds_async.testing._service.replies import Refusal
 from knouds_async.testing._service.usage import Usage
 from knouds_async.testing._service.wallet import Wallet
+from knouds_async.testing._service.webhooks import Webhooks
 from knouds_async.testing._service.windows import Windows
 from knouds_async.testing._service.workflow_store import WorkflowStore
 from knouds_async.testing.laws import draw
@@ -61,6 +62,7 @@ class Service:
         self.windows = Windows(settings, self.clock)
         self.wallet = Wallet(settings)
         self.usage = Usage(settings.usage_lag)
+        self.webhooks = Webhooks(settings, self.clock, self.result)
         self.runs: list[Run] = []
         self._places: dict[str, int] = {}
         self._ids = Random(f"{settings.seed}:ids")
@@ -92,6 +94,7 @@ class Service:
         )
         self.runs.append(run)
         self._places[execution_id] = self.usage.add(run)
+        self.webhooks.add(run, caller.webhook_url)
         return run
 
     def find_run(self, execution_id: str, user: str, now: float) -> Run:
@@ -109,6 +112,7 @@ class Service:
         lands = now + draw(self.settings.cancel_delay, self._fates)
         run.request_cancel(now, lands=lands, late=self.settings.late_cancel)
         self.usage.reschedule(self._places[run.execution_id])
+        self.webhooks.moved(run)
 
     def result(self, run: Run) -> object:
         """Give what a completed run made; as many items as its input `count` asks for."""

@@ -1,0 +1,153 @@
+"""Files of results: which addresses may be fetched, what an answer means, and what a file is called. Pure.
+
+Rule of the file: everything that a server says is hostile: its names are never used, its types and sizes are checked
+(contract 12; traps, "Files").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+import attrs
+
+from knouds_async import config
+from knouds_async._sansio import names
+from knouds_async.errors import ConfigurationError, DownloadFault
+from knouds_async.types import EXTENSIONS, Media
+
+MEDIA_HOSTS: Final = ("knouds-media.s3.amazonaws.com",)
+"""Where the vendor keeps the files of results."""
+
+MOST_REDIRECTS: Final = 5
+
+_HOST: Final = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?\Z")
+_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})\Z")
+_LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
+_UNTYPED: Final = ("", "application/octet-stream", "binary/octet-stream")
+_TYPES: Final = {
+    "image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif", "image/avif": ".avif",
+    "video/mp4": ".mp4", "video/webm": ".webm", "video/quicktime": ".mov",
+    "audio/mpeg": ".mp3", "audio/mp3": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav", "audio/mp4": ".m4a",
+    "audio/ogg": ".ogg", "audio/flac": ".flac", "audio/aac": ".aac",
+}  # fmt: skip
+_PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
+
+
+@attrs.frozen
+class Hosts:
+    """The hosts that files may come from: by https at its usual port; loopback by anything where it is allowed."""
+
+    allowed: tuple[str, ...]
+    has_loopback: bool
+
+    @classmethod
+    def of(cls, given: Iterable[str] | None, base_url: str) -> Hosts:
+        """Check the hosts that a caller allows; a ConfigurationError names the one that is none."""
+        allowed = MEDIA_HOSTS if given is None else given
+        if isinstance(allowed, str) or not isinstance(allowed, Iterable):
+            raise ConfigurationError(f"media_hosts={allowed!r:.200}: must be a list of host names")
+        checked = tuple(host.lower() if isinstance(host, str) else host for host in allowed)
+        for host in checked:
+            if not isinstance(host, str) or _HOST.match(host) is None:
+                raise ConfigurationError(f"media_hosts: {host!r:.200} is not a host name like media.example.com")
+        return cls(checked, config.is_loopback(urlsplit(base_url).hostname or ""))
+
+    def refusal(self, scheme: str, host: str, port: int | None, *, has_user: bool) -> str | None:
+        """Say why an address is not to be fetched; None when it may be."""
+        if has_user:
+            return "it holds a user name or a password"
+        if self.has_loopback and config.is_loopback(host) and scheme in ("http", "https"):
+            return None
+        if scheme != "https" or port not in (None, 443):
+            return "it is not https at the usual port"
+        is_allowed = any(host == one or (one[:2] == "*." and host.endswith(one[1:])) for one in self.allowed)
+        return None if is_allowed else "its host is none of media_hosts"
+
+
+@attrs.frozen
+class Start:
+    """The file comes from `at` on; `total`: its whole length if told, `validator`: what to ask for the rest with."""
+
+    at: int
+    total: int | None
+    validator: str | None
+    extension: str | None
+
+
+@attrs.frozen
+class Elsewhere:
+    """The file lies at another address."""
+
+    location: str
+
+
+@attrs.frozen
+class Refused:
+    """The answer is not the file; `is_passing`: it may be the next time."""
+
+    fault: DownloadFault
+    why: str
+    is_passing: bool = False
+
+
+def asked(got: int, validator: str | None) -> dict[str, str]:
+    """Give the headers of a request: for the rest, where something is there that can be told to be of the same file."""
+    head = {"accept": "*/*", "accept-encoding": "identity"}
+    return {**head, "range": f"bytes={got}-", "if-range": validator} if got and validator else head
+
+
+def judge(status: int, headers: Mapping[str, str], media: Media, *, got: int, most: int) -> Start | Elsewhere | Refused:
+    """Say what an answer to `asked` means; `got`: bytes that are there, `most`: bytes that may be."""
+    if 300 <= status < 400 and status != 304:
+        location = headers.get("location")
+        return Elsewhere(location) if location else Refused(DownloadFault.REFUSED_STATUS, f"the answer was {status}")
+    if status == 416:
+        return Refused(DownloadFault.DROPPED, "the rest could not be asked for", is_passing=True)
+    if status not in (200, 206):
+        return Refused(DownloadFault.REFUSED_STATUS, f"the answer was {status}", is_passing=status in _PASSING)
+    kind = headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind not in _UNTYPED and (not kind.startswith(f"{media.kind}/") or kind == "image/svg+xml"):
+        return Refused(DownloadFault.WRONG_TYPE, f"it is no {media.kind} but {kind[:100]!r}")
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        return Refused(DownloadFault.WRONG_TYPE, "it is encoded, which was not asked for")
+    start = _start(status, headers, _TYPES.get(kind), got)
+    if start is None:
+        return Refused(DownloadFault.DROPPED, "another part came than was asked for", is_passing=True)
+    if start.total is not None and start.total > most:
+        return Refused(DownloadFault.TOO_LARGE, f"it has {start.total} bytes, more than {most}")
+    return start
+
+
+def _start(status: int, headers: Mapping[str, str], extension: str | None, got: int) -> Start | None:
+    etag = headers.get("etag", "")
+    validator = etag if etag and not etag.startswith("W/") else headers.get("last-modified")
+    if status == 200:
+        length = headers.get("content-length", "")
+        return Start(0, int(length) if _LENGTH.match(length) else None, validator, extension)
+    part = _RANGE.match(headers.get("content-range", "").strip())
+    if part is None:
+        return None
+    first, last, total = (int(number) for number in part.groups())
+    return Start(first, total, validator, extension) if first == got and last + 1 == total else None
+
+
+def is_markup(head: bytes) -> bool:
+    """Tell whether a file begins like a page or an error of the host: no image, video or audio file does."""
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<!", b"<?", b"<html", b"<Error", b"<HTML", b"<svg"))
+
+
+def default_name(media: Media, extension: str | None) -> str:
+    """Name a file `<execution>-<n><extension>`; nothing in it is the server's but what is on the list of extensions.
+
+    `extension`: by the type that came, for addresses that end in none.
+    """
+    run = media.execution_id
+    stem = (
+        run if run is not None and names.is_execution_id(run) else hashlib.sha256(media.url.encode()).hexdigest()[:16]
+    )
+    known = media.url_extension or (extension if extension in EXTENSIONS[media.kind] else None)
+    return f"{stem}-{media.number}{known or media.extension}"

@@ -1,0 +1,47 @@
+"""`--save DIR`: the files of a run, fetched into a folder once it is over.
+
+Rule of the file: whether the folder can be had is found out before anything is run; a file that cannot be fetched takes
+nothing of the result that was paid for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from knouds_async import AsyncKnouds, DownloadError, RunResult
+from knouds_async.cli import output
+from knouds_async.cli.exits import UsageError
+from knouds_async.cli.words import one_line, said_of
+
+Save = Annotated[
+    Path | None,
+    Parameter(
+        name="--save",
+        help="A folder for the files of the result, made if need be. Their paths are printed instead of their "
+        "addresses; no file that is there is overwritten.",
+    ),
+]
+
+
+def prepared(folder: Path | None) -> Path | None:
+    """Make the folder; UsageError when that cannot be done."""
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"--save {one_line(str(folder))}: {why}") from None
+    return folder
+
+
+async def save(knouds: AsyncKnouds, run: RunResult, folder: Path) -> tuple[Path, ...] | None:
+    """Fetch the files of a run and give their paths; None, and a word on stderr, when one cannot be had."""
+    try:
+        return await knouds.download_all(run, folder)
+    except DownloadError as error:
+        output.tell(f"{said_of(error)}; the run is over and its result is on stdout")
+        return None

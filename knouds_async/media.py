@@ -1,0 +1,115 @@
+"""Downloads: the files of results, fetched by a client that knows neither key nor cookies (contract 12).
+
+Rule of the file: what users call; the fetching is `_io/download`, the rules are `_sansio/files`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio import to_thread
+
+from knouds_async._io.backend import HomeLoop
+from knouds_async._io.download import Fetcher, Progress, Wanted, exists, unwritable
+from knouds_async._sansio import files
+from knouds_async._sansio.files import Hosts
+from knouds_async.errors import ClientClosedError, DownloadError, InvalidArgumentError
+from knouds_async.types import Media, RunResult
+
+MOST_BYTES: Final = 2 * 1024**3
+"""How large a file may be unless a caller allows more: 2 GiB."""
+
+_AT_ONCE: Final = 4
+
+
+class Downloads:
+    """Fetches files for one AsyncKnouds; its HTTP client is made when the first one is asked for."""
+
+    def __init__(self, hosts: Hosts, fetcher: Fetcher) -> None:
+        """Fetch from `hosts` alone, through `fetcher`."""
+        self._hosts = hosts
+        self._fetcher = fetcher
+        self._home = HomeLoop()
+        self._is_closed = False
+
+    async def one(
+        self,
+        media: Media,
+        path_or_dir: str | os.PathLike[str],
+        *,
+        overwrite: bool,
+        max_bytes: int,
+        on_progress: Progress | None,
+    ) -> Path:
+        """Fetch one file; see `AsyncKnouds.download`."""
+        _check(media, max_bytes)
+        self._check_open()
+        given = os.fspath(path_or_dir)
+        try:
+            folder, name = await to_thread.run_sync(_place, given)
+        except (OSError, ValueError) as error:
+            raise unwritable(media, error) from None
+
+        def named(extension: str | None) -> Path:
+            return folder / (name or files.default_name(media, extension))
+
+        is_known = name is not None or media.url_extension is not None
+        if is_known and not overwrite and await to_thread.run_sync(os.path.lexists, named(None)):
+            raise exists(media, named(None))
+        wanted = Wanted(media, max_bytes, on_progress, named)
+        return await self._fetcher.fetch(self._hosts, wanted, folder, overwrite=overwrite)
+
+    async def all(
+        self, run: RunResult, folder: str | os.PathLike[str], *, overwrite: bool, max_bytes: int
+    ) -> tuple[Path, ...]:
+        """Fetch all files of a run; see `AsyncKnouds.download_all`."""
+        into = os.path.join(os.fspath(folder), "")  # noqa: PTH118  (a Path would drop the slash that says: a folder)
+        paths: dict[int, Path] = {}
+        failures: list[DownloadError] = []
+        turns = anyio.Semaphore(_AT_ONCE)
+
+        async def save(media: Media) -> None:
+            async with turns:
+                try:
+                    paths[media.number] = await self.one(
+                        media, into, overwrite=overwrite, max_bytes=max_bytes, on_progress=None
+                    )
+                except DownloadError as error:
+                    failures.append(error)
+                    tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for media in run.media:
+                tasks.start_soon(save, media)
+        if failures:
+            raise failures[0]
+        return tuple(paths[media.number] for media in run.media)
+
+    async def aclose(self) -> None:
+        """Refuse further downloads and close the HTTP client that was made for them."""
+        self._is_closed = True
+        await self._fetcher.aclose()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosedError("this AsyncKnouds is closed: build a new one to download with")
+        self._home.enter()
+
+
+def _place(given: str) -> tuple[Path, str | None]:
+    """Give the folder and, where the caller has chosen one, the file's name; a folder that is not there is made."""
+    path = Path(given)
+    if given.endswith(("/", os.sep)):
+        path.mkdir(parents=True, exist_ok=True)
+        return path, None
+    return (path, None) if path.is_dir() else (path.parent, path.name)
+
+
+def _check(media: object, max_bytes: object) -> None:
+    if not isinstance(media, Media):
+        raise InvalidArgumentError(f"{type(media).__name__} is not a file of a result: pass one of run.media")
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        raise InvalidArgumentError(f"max_bytes={max_bytes!r:.80}: must be a whole number of at least 1")

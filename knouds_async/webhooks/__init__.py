@@ -1,0 +1,24 @@
+"""Webhooks: deliveries verified, taken once, and handed to those who wait. No web framework is imported here.
+
+receiver = WebhookReceiver(os.environ["KNOUDS_WEBHOOK_SECRET"], client=knouds)
+app.include_router(knouds_async.webhooks.fastapi.router(receiver))
+"""
+
+from knouds_async.errors import WebhookFault, WebhookVerificationError
+from knouds_async.webhooks.events import WebhookEvent
+from knouds_async.webhooks.receiver import Handler, WebhookReceiver
+from knouds_async.webhooks.seen import SeenHere, SeenStore
+from knouds_async.webhooks.verification import SIGNATURE_HEADER, sign, verify
+
+__all__ = [
+    "SIGNATURE_HEADER",
+    "Handler",
+    "SeenHere",
+    "SeenStore",
+    "WebhookEvent",
+    "WebhookFault",
+    "WebhookReceiver",
+    "WebhookVerificationError",
+    "sign",
+    "verify",
+]

@@ -1,0 +1,20 @@
+"""The FastAPI and Starlette face of a receiver: `app.include_router(router(receiver))`."""
+
+from __future__ import annotations
+
+from knouds_async.webhooks.receiver import WebhookReceiver
+
+try:
+    from fastapi import APIRouter
+except ImportError as error:
+    raise ImportError("knouds_async.webhooks.fastapi needs FastAPI: pip install fastapi") from error
+
+__all__ = ["router"]
+
+
+def router(receiver: WebhookReceiver, path: str = "/webhooks/knouds") -> APIRouter:
+    """Make a router that takes deliveries at `path`; in Starlette, its `routes` can be used as they are."""
+    made = APIRouter()
+    # An endpoint that is an ASGI app itself: no body is read before the receiver reads it.
+    made.add_route(path, receiver.asgi, methods=["POST"], include_in_schema=False)  # type: ignore[arg-type]
+    return made

@@ -1,0 +1,173 @@
+"""The rules of downloads: hosts, answers, parts and names, against what a hostile host may say."""
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async._sansio.files import (
+    MEDIA_HOSTS,
+    Elsewhere,
+    Hosts,
+    Refused,
+    Start,
+    asked,
+    default_name,
+    is_markup,
+    judge,
+)
+from knouds_async.errors import ConfigurationError, DownloadFault
+from knouds_async.types import EXTENSIONS, Media
+
+ID = "550e8400-e29b-41d4-a716-446655440000"
+IMAGE = Media("image", "https://knouds-media.s3.amazonaws.com/media/a.png", execution_id=ID, number=2)
+PNG = {"content-type": "image/png", "content-length": "100", "etag": '"v1"'}
+VENDOR = Hosts.of(None, "https://knouds.ai")
+LOCAL = Hosts.of(None, "http://127.0.0.1:8000")
+
+
+def refusal(hosts: Hosts, scheme: str, host: str, port: int | None = None) -> str | None:
+    """Ask whether an address may be fetched."""
+    return hosts.refusal(scheme, host, port, has_user=False)
+
+
+def test_the_vendors_bucket_by_default() -> None:
+    """By https, at its usual port, without a user, and nothing else."""
+    host = MEDIA_HOSTS[0]
+    assert refusal(VENDOR, "https", host) is None
+    assert refusal(VENDOR, "https", host, 443) is None
+    assert refusal(VENDOR, "http", host)
+    assert refusal(VENDOR, "https", host, 8443)
+    assert refusal(VENDOR, "ftp", host)
+    assert VENDOR.refusal("https", host, None, has_user=True)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", f"{MEDIA_HOSTS[0]}.evil.example", f"evil{MEDIA_HOSTS[0]}", "169.254.169.254", "", "knouds.ai"],
+)
+def test_no_other_host(host: str) -> None:
+    """Neither a name that only looks alike, nor the cloud's own addresses, nor the API itself."""
+    assert refusal(VENDOR, "https", host)
+    assert refusal(LOCAL, "https", host)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
+def test_loopback_only_beside_a_loopback_service(host: str) -> None:
+    """A service on this machine may have its files here too; one elsewhere may not reach in."""
+    assert refusal(LOCAL, "http", host, 9000) is None
+    assert refusal(VENDOR, "http", host, 9000)
+    assert refusal(VENDOR, "https", host)
+
+
+def test_hosts_of_the_callers_own() -> None:
+    """They replace the vendor's; a star stands for anything below, not for the name itself."""
+    hosts = Hosts.of(["Media.Example.com", "*.cdn.example"], "https://knouds.ai")
+    assert refusal(hosts, "https", "media.example.com") is None
+    assert refusal(hosts, "https", "a.b.cdn.example") is None
+    for host in ("cdn.example", "evilcdn.example", "x.media.example.com", MEDIA_HOSTS[0]):
+        assert refusal(hosts, "https", host)
+
+
+@pytest.mark.parametrize("given_hosts", ["media.example.com", ["https://x"], ["a b"], [""], [None], 17, ["x/y"], ["*"]])
+def test_what_is_no_list_of_hosts_is_refused(given_hosts: object) -> None:
+    """A single text, a URL or nothing at all is a ConfigurationError."""
+    with pytest.raises(ConfigurationError):
+        Hosts.of(given_hosts, "https://knouds.ai")  # type: ignore[arg-type]
+
+
+def test_asks_for_the_rest_only_of_the_same_file() -> None:
+    """Without a validator there is no telling whether the rest is of the same file, so it is asked for whole."""
+    assert asked(0, '"v1"') == asked(10, None) == {"accept": "*/*", "accept-encoding": "identity"}
+    assert asked(10, '"v1"') == {**asked(0, None), "range": "bytes=10-", "if-range": '"v1"'}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "got", "expected"),
+    [
+        (200, PNG, 0, Start(0, 100, '"v1"', ".png")),
+        (200, PNG, 50, Start(0, 100, '"v1"', ".png")),
+        (200, {"content-type": "image/x"}, 0, Start(0, None, None, None)),
+        (200, {"content-length": "-1"}, 0, Start(0, None, None, None)),
+        (200, {"etag": 'W/"v1"', "last-modified": "then"}, 0, Start(0, None, "then", None)),
+        (206, {**PNG, "content-range": "bytes 50-99/100"}, 50, Start(50, 100, '"v1"', ".png")),
+        (302, {"location": "/x"}, 0, Elsewhere("/x")),
+    ],
+)
+def test_what_is_taken(status: int, headers: dict[str, str], got: int, expected: object) -> None:
+    """A whole file, the rest of one, or a place to look."""
+    assert judge(status, headers, IMAGE, got=got, most=1000) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "got", "fault", "passing"),
+    [
+        (404, PNG, 0, DownloadFault.REFUSED_STATUS, False),
+        (403, PNG, 0, DownloadFault.REFUSED_STATUS, False),
+        (304, PNG, 0, DownloadFault.REFUSED_STATUS, False),
+        (302, {}, 0, DownloadFault.REFUSED_STATUS, False),
+        (503, {}, 0, DownloadFault.REFUSED_STATUS, True),
+        (416, {}, 50, DownloadFault.DROPPED, True),
+        (200, {"content-type": "text/html"}, 0, DownloadFault.WRONG_TYPE, False),
+        (200, {"content-type": "video/mp4"}, 0, DownloadFault.WRONG_TYPE, False),
+        (200, {"content-type": "image/svg+xml"}, 0, DownloadFault.WRONG_TYPE, False),
+        (200, {**PNG, "content-encoding": "gzip"}, 0, DownloadFault.WRONG_TYPE, False),
+        (200, {**PNG, "content-length": "1001"}, 0, DownloadFault.TOO_LARGE, False),
+        (206, {**PNG, "content-range": "bytes 0-99/100"}, 50, DownloadFault.DROPPED, True),
+        (206, {**PNG, "content-range": "bytes 50-80/100"}, 50, DownloadFault.DROPPED, True),
+        (206, {**PNG, "content-range": "odd"}, 50, DownloadFault.DROPPED, True),
+        (206, PNG, 50, DownloadFault.DROPPED, True),
+        (206, {**PNG, "content-range": "bytes 50-1000/1001"}, 50, DownloadFault.TOO_LARGE, False),
+    ],
+)
+def test_what_is_refused(status: int, headers: dict[str, str], got: int, fault: DownloadFault, passing: bool) -> None:
+    """Another type, too much of it, a part that was not asked for, or no file at all."""
+    seen = judge(status, headers, IMAGE, got=got, most=1000)
+    assert isinstance(seen, Refused)
+    assert (seen.fault, seen.is_passing) == (fault, passing)
+
+
+@pytest.mark.parametrize("head", [b"<!DOCTYPE html>", b"\n <html>", b"<?xml version", b"\xef\xbb\xbf<Error>", b"<svg "])
+def test_pages_are_no_media(head: bytes) -> None:
+    """What begins like a page is told, whatever type it claims to be."""
+    assert is_markup(head)
+
+
+@pytest.mark.parametrize("head", [b"\x89PNG", b"\xff\xd8\xff", b"ID3", b"", b"< not a page"])
+def test_media_are_no_pages(head: bytes) -> None:
+    """Files are not taken for pages."""
+    assert not is_markup(head)
+
+
+@pytest.mark.parametrize(
+    ("url", "typed", "expected"),
+    [
+        ("https://x/a.jpeg", ".png", f"{ID}-2.jpeg"),
+        ("https://x/a", ".webp", f"{ID}-2.webp"),
+        ("https://x/a", None, f"{ID}-2.png"),
+        ("https://x/a.exe", None, f"{ID}-2.png"),
+        ("https://x/a.png?x=.exe", None, f"{ID}-2.png"),
+        ("https://x/..%2f..%2fetc%2fpasswd", None, f"{ID}-2.png"),
+        ("https://x/.bashrc", None, f"{ID}-2.png"),
+        ("https://x/CON.png", None, f"{ID}-2.png"),
+        ("https://x/\u202egnp.exe", None, f"{ID}-2.png"),
+        (f"https://x/{'a' * 300}.gif", None, f"{ID}-2.gif"),
+        ("https://x/a.mp4", None, f"{ID}-2.png"),
+        ("https://[", None, f"{ID}-2.png"),
+    ],
+)
+def test_names_are_the_runs(url: str, typed: str | None, expected: str) -> None:
+    """The run's id, a number, and an extension from the list for its kind: nothing else of a hostile name survives."""
+    assert default_name(Media("image", url, execution_id=ID, number=2), typed) == expected
+
+
+@given(st.text(max_size=400), st.none() | st.text(max_size=40), st.sampled_from(sorted(EXTENSIONS)))
+def test_no_address_makes_an_odd_name(url: str, run: str | None, kind: str) -> None:
+    """Whatever the address and the id, the name is short, plain, and not hidden."""
+    media = Media(kind, url, execution_id=run)  # type: ignore[arg-type]
+    name = default_name(media, None)
+    assert len(name) < 240
+    assert set(name) <= set(string.ascii_letters + string.digits + "-_.")
+    assert not name.startswith(".")
+    assert name.endswith(EXTENSIONS[media.kind])

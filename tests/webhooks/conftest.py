@@ -1,0 +1,52 @@
+"""A receiver, the deliveries it gets, and the client whose waiters it wakes."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from knouds_async.webhooks import WebhookReceiver, sign
+
+SECRET = "whsec_emulator_0123456789abcdef"
+
+
+def payload(execution_id: str, status: str = "completed", /, **changes: Any) -> dict[str, Any]:
+    """Write the event of a run's end."""
+    result = (
+        {"images": [{"url": "https://knouds-media.s3.amazonaws.com/media/1.png"}]} if status == "completed" else None
+    )
+    error = {"code": "EXECUTION_FAILED", "message": "no"} if status == "failed" else None
+    told = {"event": f"execution.{status}", "executionId": execution_id, "status": status, "cost": 12, "ms": 45_000}
+    return {**told, "result": result, "error": error, **changes}
+
+
+async def chunks(body: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    """Give a body in parts."""
+    for place in range(0, len(body), size):
+        yield body[place : place + size]
+
+
+class Sender:
+    """Sends signed deliveries to a receiver, as the service would."""
+
+    def __init__(self, receiver: WebhookReceiver) -> None:
+        self.receiver = receiver
+
+    async def __call__(self, told: dict[str, Any], *, secret: str = SECRET, age: float = 0.0) -> int:
+        """Deliver an event and give the status of the answer."""
+        body = json.dumps(told).encode()
+        return await self.receiver.take(chunks(body), sign(body, secret, now=time.time() - age))
+
+
+@pytest.fixture
+def sender() -> Callable[..., Sender]:
+    """Give what makes a receiver with these options, and a sender to it."""
+    return lambda **options: Sender(WebhookReceiver(SECRET, **options))
+
+
+@pytest.fixture
+def end() -> Callable[..., dict[str, Any]]:
+    """Give what writes the event of a run's end."""
+    return payload

@@ -1,0 +1,355 @@
+"""Deliveries wake the waiters of a client: without a look when they bring the result, and looks are few meanwhile."""
+
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from knouds_async import (
+    AsyncKnouds,
+    ClientClosedError,
+    Execution,
+    ExecutionCancelledError,
+    ExecutionFailedError,
+    ExecutionState,
+    Status,
+    WrongEventLoopError,
+)
+from knouds_async.testing import Deliveries, Delivery, Emulator
+from knouds_async.webhooks import WebhookReceiver
+
+HOOK = "http://app.test/webhooks/knouds"
+End = Callable[..., dict[str, Any]]
+Post = Callable[[Delivery], Awaitable[int]]
+
+
+def hooked(**settings: Any) -> Emulator:
+    """Give a service whose key has a webhook, and whose runs take 45 s unless told otherwise."""
+    return Emulator(**{"tier": "enterprise", "duration": 45.0, "webhook_url": HOOK, **settings})
+
+
+def into(receiver: WebhookReceiver) -> Post:
+    """Post deliveries to a receiver, without a network."""
+
+    async def post(delivery: Delivery) -> int:
+        async def body() -> AsyncIterator[bytes]:
+            yield delivery.body
+
+        return await receiver.take(body(), delivery.headers["x-knouds-signature"])
+
+    return post
+
+
+@pytest.fixture
+def emulator() -> Emulator:
+    """Give a service whose key has a webhook."""
+    return hooked()
+
+
+async def test_a_delivery_with_the_result_ends_the_wait_without_a_look(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """The run is awaited to its end 0.2 s after it, for the one request of the submit."""
+    receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
+    async with emulator.delivering(into(receiver)):
+        began = anyio.current_time()
+        run = await (await knouds.workflows.submit("daily-picture", {}))
+        assert anyio.current_time() - began < 46
+    assert run.images
+    assert (run.cost, run.ms) == (emulator.cost, 45_000)
+    assert emulator.requests.count == 1
+
+
+async def test_a_delivery_without_the_result_takes_one_look(make_client: Any) -> None:
+    """An end whose result is not in the delivery is looked up once, at once."""
+    emulator = hooked(deliveries=Deliveries(has_result=False))
+    knouds = make_client(emulator)
+    receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
+    async with emulator.delivering(into(receiver)):
+        began = anyio.current_time()
+        run = await (await knouds.workflows.submit("daily-picture", {}))
+        assert anyio.current_time() - began < 46
+    assert run.images
+    assert emulator.requests.count == 2
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+async def test_every_end_is_told(make_client: Any, rate: float) -> None:
+    """A failed run raises its error, a cancelled one that it was cancelled, both without a look."""
+    emulator = hooked(failure_rate=rate)
+    knouds = make_client(emulator)
+    receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
+    async with emulator.delivering(into(receiver)):
+        execution = await knouds.workflows.submit("daily-picture", {})
+        if not rate:
+            await execution.cancel()
+        with pytest.raises(ExecutionFailedError if rate else ExecutionCancelledError):
+            await execution
+    assert emulator.requests.by_route["GET /api/executions/:id"] == 0
+
+
+async def test_all_waiters_of_a_run_wake(knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End) -> None:
+    """Fifty tasks that await one run, through several handles, get the same result from one delivery."""
+    send, results = sender(client=knouds), []
+    execution = await knouds.workflows.submit("daily-picture", {})
+
+    async def wait(handle: Execution) -> None:
+        results.append(await handle)
+
+    async with anyio.create_task_group() as tasks:
+        for place in range(50):
+            handle = execution if place % 2 else knouds.executions.attach(execution.id)
+            tasks.start_soon(wait, handle)
+        await anyio.sleep(1)
+        assert await send(end(execution.id)) == 200
+    assert len(results) == 50
+    assert {str(result) for result in results} == {str(results[0])}
+    assert emulator.requests.count == 1
+
+
+async def test_a_delivery_before_anybody_waits_is_remembered(knouds: AsyncKnouds, sender: Any, end: End) -> None:
+    """A run that was delivered before it was attached is over at once, without a request."""
+    send = sender(client=knouds)
+    await send(end("run-1"))
+    assert (await knouds.executions.attach("run-1")).images
+    assert (await knouds.executions.attach("run-1").wait()).status == Status.COMPLETED
+
+
+async def test_a_delivery_before_the_submits_answer_is_remembered(make_client: Any) -> None:
+    """A run that ends while its submit's answer is still on the way needs no look."""
+    emulator = hooked(duration=0.0, deliveries=Deliveries(latency=0.0))
+    knouds = make_client(emulator, latency=3.0)
+    receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
+    async with emulator.delivering(into(receiver)):
+        execution = await knouds.workflows.submit("daily-picture", {})
+        assert execution.state.is_final
+        await execution
+    assert emulator.requests.count == 1
+
+
+async def test_a_bare_end_before_anybody_waits_is_looked_up_once(
+    knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End
+) -> None:
+    """Without its result an early delivery makes the first wait look at once, and once."""
+    execution = await knouds.workflows.submit("daily-picture", {})
+    await anyio.sleep(46)
+    await sender(client=knouds)(end(execution.id, result=None))
+    began = anyio.current_time()
+    assert (await execution).images
+    assert anyio.current_time() - began < 1
+    assert emulator.requests.count == 2
+
+
+async def test_a_final_state_never_changes(knouds: AsyncKnouds, sender: Any, end: End) -> None:
+    """The first end that is delivered stays, and so does one that was looked up."""
+    execution = await knouds.workflows.submit("daily-picture", {})
+    send = sender(client=knouds)
+    await send(end(execution.id, "failed"))
+    await send(end(execution.id, "completed"))
+    assert execution.state.status == Status.FAILED
+    assert knouds.executions.attach(execution.id).state.status == Status.FAILED
+    other = await knouds.workflows.submit("daily-picture", {"count": 2})
+    await anyio.sleep(46)
+    await other.refresh()
+    knouds.executions.delivered(ExecutionState(execution_id=other.id, status=Status.CANCELLED))
+    assert other.state.status == Status.COMPLETED
+
+
+async def test_events_on_the_way_change_nothing(knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End) -> None:
+    """An event that a run goes on wakes nobody and makes no request, also one of an unknown kind."""
+    send = sender(client=knouds)
+    execution = await knouds.workflows.submit("daily-picture", {})
+    await execution.cancel()
+    await send(end(execution.id, event="execution.progress", status="processing"))
+    await send(end(execution.id, event="execution.odd", status="odd"))
+    assert execution.state.status == Status.CANCEL_REQUESTED
+    with anyio.move_on_after(0.5):
+        await execution.wait()
+    assert emulator.requests.count == 2
+
+
+async def test_contradicting_deliveries_are_looked_up(
+    knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End
+) -> None:
+    """An event that names two ends makes one look, and what that shows counts."""
+    send = sender(client=knouds)
+    execution = await knouds.workflows.submit("daily-picture", {})
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(execution.wait)
+        await anyio.sleep(46)
+        await send(end(execution.id, "completed", status="failed"))
+    assert execution.state.status == Status.COMPLETED
+    assert emulator.requests.count == 2
+
+
+async def test_an_announced_end_that_is_not_there_yet_is_polled(
+    knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End
+) -> None:
+    """When the look after a delivery still finds the run going, looks at the usual pace find its end."""
+    send = sender(client=knouds)
+    execution = await knouds.workflows.submit("daily-picture", {})
+    began = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(execution.wait)
+        await anyio.sleep(40)
+        await send(end(execution.id, result=None))
+    assert anyio.current_time() - began < 52
+    assert execution.state.status == Status.COMPLETED
+
+
+async def test_lost_deliveries_are_noticed(make_client: Any) -> None:
+    """With no delivery at all every run ends all the same, the first ones later than by looking often."""
+    emulator = hooked(deliveries=Deliveries(dropped=1.0))
+    knouds = make_client(emulator)
+    WebhookReceiver(emulator.webhook_secret, client=knouds)
+    took = []
+    for _ in range(5):
+        began = anyio.current_time()
+        await (await knouds.workflows.submit("daily-picture", {}))
+        took.append(anyio.current_time() - began)
+    assert max(took[:3]) < 100
+    assert max(took[3:]) < 51
+
+
+async def run_many(knouds: AsyncKnouds, number: int) -> list[float]:
+    """Submit and await runs all at once; give how long each took."""
+    took = []
+
+    async def one(place: int) -> None:
+        began = anyio.current_time()
+        await (await knouds.workflows.submit("daily-picture", {"seed": place})).wait()
+        took.append(anyio.current_time() - began)
+
+    async with anyio.create_task_group() as tasks:
+        for place in range(number):
+            tasks.start_soon(one, place)
+    return took
+
+
+WILD = {
+    "plain": Deliveries(),
+    "wild": Deliveries(
+        latency=lambda dice: dice.expovariate(1.0), late=0.1, repeated=0.3, forged=0.3, expired=0.2, stale=0.2
+    ),
+}
+
+
+@pytest.mark.parametrize("how", sorted(WILD))
+async def test_requests_are_few_when_deliveries_arrive(make_client: Any, how: str) -> None:
+    """120 runs of a spread duration, deliveries in and out of order: each ends once, at 1.2 requests or fewer a run."""
+    emulator = hooked(duration=lambda dice: dice.lognormvariate(3.8, 0.35), deliveries=WILD[how], tier="enterprise")
+    knouds, events = make_client(emulator), []
+
+    async def note(event: Any) -> None:
+        events.append(event.execution_id)
+
+    receiver = WebhookReceiver(emulator.webhook_secret, client=knouds, handler=note)
+    async with emulator.delivering(into(receiver)):
+        assert len(await run_many(knouds, 120)) == 120
+        await anyio.sleep(60)
+    assert emulator.requests.count <= 1.2 * 120
+    assert sorted(set(events)) == sorted({run.execution_id for run in emulator.runs})
+    emulator.assert_charged_once()
+
+
+async def test_requests_are_few_when_a_third_is_lost(make_client: Any) -> None:
+    """With 30 % of the deliveries dropped each run ends once, and only the lost ones cost a look."""
+    emulator = hooked(duration=lambda dice: dice.lognormvariate(3.8, 0.35), deliveries=Deliveries(dropped=0.3))
+    knouds = make_client(emulator)
+    receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
+    async with emulator.delivering(into(receiver)):
+        assert len(await run_many(knouds, 120)) == 120
+    looks = emulator.requests.by_route["GET /api/executions/:id"]
+    assert 0.15 * 120 < looks <= 0.55 * 120
+    emulator.assert_charged_once()
+
+
+async def test_without_a_receiver_nothing_changes(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """A key with a webhook whose deliveries go elsewhere is polled as ever."""
+    began = anyio.current_time()
+    await (await knouds.workflows.submit("daily-picture", {}))
+    assert anyio.current_time() - began < 51
+
+
+async def test_a_key_without_a_webhook_is_polled(make_client: Any) -> None:
+    """A receiver alone does not slow the looks at runs for which nothing was promised."""
+    emulator = hooked(webhook_url=None)
+    knouds = make_client(emulator)
+    WebhookReceiver(emulator.webhook_secret, client=knouds)
+    began = anyio.current_time()
+    await (await knouds.workflows.submit("daily-picture", {}))
+    assert anyio.current_time() - began < 51
+
+
+async def test_a_worker_without_the_delivery_finishes(make_client: Any) -> None:
+    """Two workers behind one address: deliveries reach either, and the runs of both end."""
+    emulator = hooked()
+    workers = [make_client(emulator), make_client(emulator)]
+    posts = [into(WebhookReceiver(emulator.webhook_secret, client=worker)) for worker in workers]
+    turn = 0
+
+    async def either(delivery: Delivery) -> int:
+        nonlocal turn
+        turn += 1
+        return await posts[turn % 2](delivery)
+
+    took: list[list[float]] = []
+
+    async def work(worker: AsyncKnouds) -> None:
+        took.append(await run_many(worker, 20))
+
+    async with emulator.delivering(either), anyio.create_task_group() as tasks:
+        for worker in workers:
+            tasks.start_soon(work, worker)
+    assert [len(one) for one in took] == [20, 20]
+    assert max(max(one) for one in took) < 100
+
+
+async def test_waiters_that_leave_hold_nothing(knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End) -> None:
+    """A wait that is cancelled while deliveries are awaited leaves no task and no hold; the next one is served."""
+    send = sender(client=knouds)
+    execution = await knouds.workflows.submit("daily-picture", {})
+    for _ in range(3):
+        with anyio.move_on_after(5):
+            await execution
+    await anyio.lowlevel.checkpoint()
+    assert knouds._watcher._net.next_at() == float("inf")
+    await send(end(execution.id))
+    assert (await execution).images
+
+
+async def test_closing_ends_the_waits_under_a_webhook(knouds: AsyncKnouds, sender: Any) -> None:
+    """A client that is closed while deliveries are awaited lets every waiter go."""
+    sender(client=knouds)
+    execution = await knouds.workflows.submit("daily-picture", {})
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_close_soon, knouds)
+        with pytest.raises(ClientClosedError):
+            await execution
+
+
+async def _close_soon(knouds: AsyncKnouds) -> None:
+    await anyio.sleep(1)
+    await knouds.aclose()
+
+
+async def test_the_client_of_another_loop_is_refused(make_client: Any, emulator: Emulator) -> None:
+    """A delivery handed to a client from another event loop raises instead of waking across threads."""
+    knouds = make_client(emulator)
+    execution = await knouds.workflows.submit("daily-picture", {})
+    with anyio.move_on_after(1):
+        await execution
+    state = ExecutionState(execution_id=execution.id, status=Status.CANCELLED)
+    caught: list[BaseException] = []
+
+    async def elsewhere() -> None:
+        try:
+            knouds.executions.delivered(state)
+        except WrongEventLoopError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=anyio.run, args=(elsewhere,))
+    thread.start()
+    thread.join()
+    assert len(caught) == 1
