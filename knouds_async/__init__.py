@@ -8,6 +8,7 @@ async with AsyncKnouds() as knouds:  # key from $KNOUDS_KEY
 
 import logging
 
+from knouds_async._io.last_resort import LastResort as _LastResort
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async.client import AsyncKnouds
@@ -78,7 +79,7 @@ from knouds_async.types import (
     WorkflowSummary,
 )
 
-logging.getLogger("knouds_async").addHandler(logging.NullHandler())
+logging.getLogger("knouds_async").addHandler(_LastResort())
 
 __all__ = [
     "APIError",

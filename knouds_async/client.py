@@ -94,7 +94,7 @@ class AsyncKnouds:
         self.workflows: Final = Workflows(self._pipeline.send, runs)
         self.models: Final = Models(runs)
         self.executions: Final = Executions(self._pipeline.send, runs, url)
-        self.usage: Final = Usage(self._pipeline.send, self._pipeline.server_now)
+        self.usage: Final = Usage(self._pipeline.send, self._pipeline)
 
     def __repr__(self) -> str:
         """Show the service, never the key."""

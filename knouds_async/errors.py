@@ -321,7 +321,7 @@ class RateLimitError(APIError):
     `retry_after`: seconds the service asks to wait, `limit`: requests per window, where told.
     """
 
-    advice = "Nothing was run; wait, or allow longer waits with Retries(longest=...)"
+    advice = "Nothing was run; wait, or allow longer waits (Retries(longest=...), Limiter(max_wait=...))"
 
     def __init__(
         self, message: str, *, retry_after: float | None = None, limit: int | None = None, **answer: Any

@@ -112,6 +112,7 @@ def test_snippets_run(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
     emulator = Emulator(tier="business", duration=45.0)
     monkeypatch.setenv("KNOUDS_KEY", emulator.api_key)
     monkeypatch.setenv("KNOUDS_BASE_URL", "https://knouds.test")
+    monkeypatch.setenv("KNOUDS_WEBHOOK_SECRET", "whsec_of_the_readme_0123456789")
     _run_in_virtual_time(section, emulator)
     emulator.assert_charged_once(allow_equal_inputs=True)
     emulator.assert_no_429()

@@ -118,6 +118,35 @@ def test_no_result_raises(result: Any) -> None:
     assert run.text is None or isinstance(run.text, str)
 
 
+@pytest.mark.parametrize(
+    ("kind", "url", "extension"),
+    [
+        ("image", "https://m/abc.png", ".png"),
+        ("image", "https://m/abc.JPEG?x=.exe#.gif", ".jpeg"),
+        ("image", "https://m/abc", ".png"),
+        ("image", "https://m/abc.exe", ".png"),
+        ("image", "https://m/abc.mp4", ".png"),
+        ("image", "https://m/a.png/b", ".png"),
+        ("video", "https://m/abc.webm", ".webm"),
+        ("video", "https://m/..%2f", ".mp4"),
+        ("audio", "https://m/abc.tar.flac", ".flac"),
+        ("audio", "", ".mp3"),
+        ("audio", "http://[::1", ".mp3"),
+    ],
+)
+def test_a_file_has_an_extension_of_its_kind(kind: Any, url: str, extension: str) -> None:
+    """The address's own extension where such a file may have it, else the usual one of the kind (traps, files)."""
+    media = Media(kind, url)
+    assert media.extension == extension
+    assert media.url_extension in (extension, None)
+
+
+@given(st.sampled_from(["image", "video", "audio"]), st.text())
+def test_no_address_gives_another_extension(kind: Any, url: str) -> None:
+    """Whatever the address, the extension is one of the kind's."""
+    assert Media(kind, url).extension in types.EXTENSIONS[kind]
+
+
 # States.
 
 

@@ -6,6 +6,7 @@ become words, and a cancellation passes with its traceback cut, so that no frame
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 
 import anyio
@@ -64,22 +65,24 @@ class Exchange:
             why = self._words(cut)
             return Garbled(response.status_code, seen, f"the answer was cut short ({why})", is_cut=True)
         finally:
-            await response.aclose()
-        if not 200 <= response.status_code < 300:  # a page that echoes the request must not carry the key into errors
-            body = body.replace(self._key.reveal().encode(), _MASK.encode())
-        return Answer(response.status_code, seen, body)
+            with contextlib.suppress(Exception):  # what was read is worth more than a tidy end
+                await response.aclose()
+        # An answer that echoes the request must not carry the key into errors.
+        return Answer(response.status_code, seen, body.replace(self._key.reveal().encode(), _MASK.encode()))
 
     def _request(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Request:
         wait = self._timeouts
-        read = max(wait.read, limit) if call.pays_for is not None else wait.read
+        is_paid = call.pays_for is not None
+        read, pool = (max(wait.read, limit), max(wait.pool, limit)) if is_paid else (wait.read, wait.pool)
         request = self._http.build_request(
             call.method,
             self._base_url + call.path,
             content=call.body,
             headers=self._headers if call.body is None else {**self._headers, "content-type": "application/json"},
-            timeout=httpx.Timeout(connect=wait.connect, read=read, write=wait.write, pool=wait.pool),
-            extensions={"trace": trace, "knouds.fresh": call.pays_for is not None},
+            timeout=httpx.Timeout(connect=wait.connect, read=read, write=wait.write, pool=pool),
+            extensions={"trace": trace, "knouds.fresh": is_paid},
         )
+        request.url = httpx.URL(self._base_url + call.path)  # a caller's client may have default parameters
         if call.keyed and _origin(request.url) == self._origin:
             request.headers["x-api-key"] = self._key.reveal()
         return request

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import logging
 import random
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from knouds_async._io.backend import HomeLoop
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.transport import SentTrace
-from knouds_async._io.uninterrupted import Finished, is_cancelled, uninterrupted
+from knouds_async._io.uninterrupted import CutShort, Finished, is_cancelled, uninterrupted
 from knouds_async._sansio import headers, retry
 from knouds_async._sansio.calls import Call, Patience
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar
+from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered
 from knouds_async._sansio.window import Ticket
 from knouds_async.config import Retries
 from knouds_async.errors import ClientClosedError
@@ -39,6 +40,18 @@ class Send(Protocol):
         ...
 
 
+class ServiceClock(Protocol):
+    """The service's clock, as far as it was heard."""
+
+    def server_now(self) -> datetime:
+        """Give the time by the service's clock where it is known."""
+        ...
+
+    def skew(self) -> timedelta:
+        """Give by how much the service's clock is ahead of the local one."""
+        ...
+
+
 class Pipeline:
     """Sends calls, each by its turn, as often as is safe."""
 
@@ -51,6 +64,7 @@ class Pipeline:
         self._is_closed = False
         self._paid_out = 0  # submits under way that nothing may cut
         self._all_in: anyio.Event | None = None
+        self._in_line: set[anyio.CancelScope] = set()
 
     async def send(self, call: Call[T], *, total: float | None = None) -> T:
         """Send a call and give its value; `total` replaces the call's own timeout, in seconds.
@@ -58,14 +72,21 @@ class Pipeline:
         Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
         submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
         """
-        attempts, spent, at_head = 0, 0.0, False
+        attempts, spent, at_head, was_sent = 0, 0.0, False, False
         while True:
-            self._check_open()
-            ticket = await self._limiter.acquire(call.route, call.lane, at_head=at_head)
+            if call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
+                await anyio.lowlevel.checkpoint_if_cancelled()
+            ticket = await self._turn(call, at_head=at_head)
             attempts, began, sent_at = attempts + 1, anyio.current_time(), self.server_now()
             finished = await self._finish(call, ticket, sent_at, total)
             spent += anyio.current_time() - began
-            so_far = SoFar(attempts=attempts, spent=spent, sent_at=sent_at, server_time=self._limiter.server_time())
+            so_far = SoFar(
+                attempts=attempts,
+                spent=spent,
+                sent_at=sent_at,
+                server_time=self._limiter.server_time(),
+                was_sent=was_sent,
+            )
             decision = retry.decide(call, finished.value, so_far, self._retries, roll=random.random())  # noqa: S311
             if finished.cancellation is not None or (call.pays_for is not None and is_cancelled()):
                 _log_cut(call, decision, sent_at)
@@ -79,9 +100,22 @@ class Pipeline:
                 case Requeue():
                     attempts, at_head = attempts - 1, True
                 case Again(after):
+                    was_sent = was_sent or not isinstance(finished.value, NotSent)
                     logger.debug("%s again in %.2f s", call.route, after)
                     await anyio.sleep(after)
                     spent += after
+
+    async def _turn(self, call: Call[Any], *, at_head: bool) -> Ticket:
+        """Wait for a turn; closing the client ends the wait."""
+        self._check_open()
+        with anyio.CancelScope() as scope:
+            self._in_line.add(scope)
+            try:
+                return await self._limiter.acquire(call.route, call.lane, at_head=at_head)
+            finally:
+                self._in_line.discard(scope)
+        self._check_open()
+        raise AssertionError("only closing cancels this scope")
 
     async def _finish(
         self, call: Call[Any], ticket: Ticket, sent_at: datetime, total: float | None
@@ -92,6 +126,8 @@ class Pipeline:
         self._paid_out += 1
         try:
             return await uninterrupted(lambda: self._attempt(call, ticket, sent_at, total))
+        except CutShort:
+            return Finished(Unanswered("the request was cancelled from elsewhere"), None)
         finally:
             self._paid_out -= 1
             if self._paid_out == 0 and self._all_in is not None:
@@ -104,7 +140,10 @@ class Pipeline:
         except BaseException:
             self._cut(call, ticket, trace, sent_at)
             raise
-        self._learn(call, ticket, outcome)
+        try:
+            self._learn(call, ticket, outcome)
+        except Exception:
+            logger.warning("the answer of %s could not be taken into account by the limiter", call.route, exc_info=True)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s %s", call.route, _described(outcome))
         return outcome
@@ -139,6 +178,10 @@ class Pipeline:
         server_time = self._limiter.server_time()
         return datetime.now(UTC) if server_time is None else datetime.fromtimestamp(server_time, UTC)
 
+    def skew(self) -> timedelta:
+        """Give by how much the service's clock is ahead of the local one; zero while it is not known."""
+        return self.server_now() - datetime.now(UTC)
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise ClientClosedError(
@@ -150,6 +193,8 @@ class Pipeline:
         """Refuse new calls; raises WrongEventLoopError in another loop than the client's."""
         self._home.check()
         self._is_closed = True
+        for scope in self._in_line:
+            scope.cancel()
 
     async def drain(self) -> None:
         """Wait for the submits under way: their ids must not be lost."""

@@ -173,19 +173,17 @@ class _Store:
             connection = self._open()
             try:
                 connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if "locked" in str(error) or "busy" in str(error):
-                    return None
-                raise
-            try:
                 mirror, lot = leases.trade(self._read(connection, name, now) or first, now, reports, want)
                 plain = json.dumps(leases.to_plain(mirror))
                 row = (name, plain, now, time.time())
                 connection.execute("INSERT OR REPLACE INTO mirror VALUES (?, ?, ?, ?)", row)
                 connection.execute("COMMIT")
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
+            except sqlite3.Error as error:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                    return None
+                raise ConfigurationError(f"the limiter's file {str(self._path)!r} cannot be used: {error}") from None
             return mirror, lot
 
     def _read(self, connection: sqlite3.Connection, name: str, now: float) -> Mirror | None:

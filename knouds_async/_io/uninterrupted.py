@@ -26,17 +26,24 @@ class Finished(Generic[T]):
     cancellation: BaseException | None
 
 
+class CutShort(Exception):  # noqa: N818  (it never leaves `_io`)
+    """The work was cancelled from elsewhere, and the caller was not."""
+
+
 async def uninterrupted(work: Callable[[], Awaitable[T]]) -> Finished[T]:
     """Run `work` to its end, whatever happens to the caller; bounded by the work's own deadline.
 
     Only the end of the event loop, or a second KeyboardInterrupt, cuts it; `work` is then cancelled itself.
     """
     values: list[T] = []
+    errors: list[Exception] = []
     over = anyio.Event()
 
     async def run() -> None:
         try:
             values.append(await work())
+        except Exception as error:  # noqa: BLE001  (raised again, in the caller)
+            errors.append(error)
         finally:
             over.set()
 
@@ -51,8 +58,10 @@ async def uninterrupted(work: Callable[[], Awaitable[T]]) -> Finished[T]:
                 raise
             cancellation = stop.with_traceback(None)
     del task  # the loop holds tasks weakly: it had to be held here until now
+    if errors:
+        raise errors[0]
     if not values:
-        raise cancellation if cancellation is not None else anyio.get_cancelled_exc_class()()
+        raise cancellation if cancellation is not None else CutShort
     return Finished(values[0], cancellation)
 
 

@@ -151,11 +151,14 @@ class Watcher:
         return watched.state
 
     async def cancel(self, watched: Watched) -> ExecutionState:
-        """Ask for the end of the run; one that is over already (409) is looked at instead."""
+        """Ask for the end of the run; one that is over already is looked at instead, for only a look has its result."""
         try:
-            self.saw(watched, await self._send(calls.cancel_execution(watched.execution_id)))
+            state = await self._send(calls.cancel_execution(watched.execution_id))
         except ConflictError:
             return await self.refresh(watched)
+        if state.is_final:
+            return await self.refresh(watched)
+        self.saw(watched, state)
         return watched.state
 
     def saw(self, watched: Watched, state: ExecutionState) -> None:
@@ -197,7 +200,7 @@ class Watcher:
             if not self._net.let_go(watched.execution_id):
                 watched.looks = self._agenda.forget(watched.execution_id)
             del self._waited_for[watched.execution_id]
-            if (look := self._looking.get(watched.execution_id)) is not None:
+            if (look := self._looking.pop(watched.execution_id, None)) is not None:
                 look.cancel()
             self._stir.set()
 
@@ -238,8 +241,10 @@ class Watcher:
                 self._task, is_done = None, True  # whoever comes from here on starts anew
                 looks.cancel_scope.cancel()
         finally:
-            if not is_done:  # the event loop ends: nobody may wait for a watcher that is gone
-                self.close()
+            if not is_done:  # cancelled from outside: whoever still waits starts it anew
+                self._task = None
+                for watched in list(self._waited_for.values()):
+                    watched.wake()
 
     async def _look(self, watched: Watched) -> None:
         with anyio.CancelScope() as scope:
@@ -248,13 +253,17 @@ class Watcher:
                 state = await self._send(calls.get_execution(watched.execution_id))
             except KnoudsError as error:
                 self._failed(watched, error)
+            except Exception as error:  # noqa: BLE001  (one look's trouble must not end the looks at all others)
+                self._failed(watched, KnoudsError(f"the look failed with {type(error).__name__}: {error}"))
             else:
                 self.saw(watched, state)
             finally:
-                if self._looking.get(watched.execution_id) is scope:
+                is_wanted = self._looking.get(watched.execution_id) is scope  # else nobody waited: that was no look
+                if is_wanted:
                     del self._looking[watched.execution_id]
-        if not watched.state.is_final:
-            self._agenda.looked(watched.execution_id, anyio.current_time(), random.random())  # noqa: S311
+                    if not watched.state.is_final:  # also when it was cut: else nobody would look again
+                        self._agenda.looked(watched.execution_id, anyio.current_time(), random.random())  # noqa: S311
+        if is_wanted and not watched.state.is_final:
             if watched.waiters and not self._net.holds(watched.execution_id) and self._hold(watched, has_looked=True):
                 watched.looks = self._agenda.forget(watched.execution_id)
             self._stir.set()
@@ -278,6 +287,8 @@ class Watcher:
 
     def _failed(self, watched: Watched, error: KnoudsError) -> None:
         """Keep a failed look for the waiters: each decides whether it ends its wait."""
+        if watched.state.is_final:
+            return
         submitted = watched.looks.submitted
         age = None if submitted is None else anyio.current_time() - submitted
         logger.debug("a look at execution %s failed: %s", watched.execution_id, error)

@@ -198,7 +198,7 @@ def list_usage(
     }
     query = urlencode({key: value for key, value in asked.items() if value is not None})
     path = f"/api/usage?{query}" if query else "/api/usage"
-    return Call(method="GET", path=path, route="GET /api/usage", reads=replies.read(types.UsagePage))
+    return Call(method="GET", path=path, route="GET /api/usage", reads=replies.usage_page)
 
 
 def _filter(name: str, value: object) -> str | None:

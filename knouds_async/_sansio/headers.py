@@ -26,6 +26,8 @@ READ: Final = (
 """The headers that are kept of an answer; no other is ever looked at."""
 
 _FOREVER: Final = 1e9  # seconds; a body's number may be of any length
+_END_OF_DATES: Final = 2.0**36  # the year 4147: what a clock that is ahead of this says is no time
+_SHORTEST_PAUSE: Final = 1.0  # seconds after a refusal, however short a pause it asks for
 _WHOLE: Final = re.compile(r"[0-9]{1,15}\Z")
 
 
@@ -35,9 +37,10 @@ def http_date(text: str | None) -> float | None:
         return None
     try:
         moment = parsedate_to_datetime(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
+    return seconds if 0 <= seconds < _END_OF_DATES else None
 
 
 def retry_after(answer: Answer, server_time: float | None) -> float | None:
@@ -61,13 +64,14 @@ def retry_after(answer: Answer, server_time: float | None) -> float | None:
 def quota(answer: Answer, *, server_time: float | None) -> Reply:
     """Give what an answer says of its route's quota; only a refusal's wait counts."""
     is_refused = answer.status == 429
+    asked = retry_after(answer, server_time) if is_refused else None
     return Reply(
         refused=is_refused,
         succeeded=200 <= answer.status < 300,
         limit=_whole(answer, "x-ratelimit-limit"),
         remaining=_whole(answer, "x-ratelimit-remaining"),
         reset=_whole(answer, "x-ratelimit-reset"),
-        retry_after=retry_after(answer, server_time) if is_refused else None,
+        retry_after=None if asked is None else max(asked, _SHORTEST_PAUSE),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Final
 import attrs
 
 from knouds_async._sansio.clock import ServerClock
-from knouds_async._sansio.quota import TRANSIT, Frame, Reply, Rules, Tally, Window
+from knouds_async._sansio.quota import MINUTE, TRANSIT, Frame, Reply, Rules, Tally, Window
 
 __all__ = ["learn"]
 
@@ -106,10 +106,11 @@ def _opened(
     server = min(clock.hi, clock.lo + 1 + TRANSIT)  # a Date is not much older than its answer, however late that is
     soonest = max(reset - JITTER - server, sent) if clock.known else sent
     begun = min(soonest - rules.length, sent)
-    edge = max(sent, min(edge, now + rules.length))
+    if rules.length <= MINUTE:  # it has begun by now; a longer length is but a guess
+        edge = min(edge, now + rules.length)
     oldest = max(begun - TRANSIT, frame.oldest)
     start = frame.start if frame.rolled and sent >= frame.start else begun
-    return Frame(reset=reset, shown=sent, oldest=oldest, start=start, soonest=soonest, edge=edge)
+    return Frame(reset=reset, shown=sent, oldest=oldest, start=start, soonest=soonest, edge=max(edge, sent))
 
 
 def _counted(tally: Tally, left: int, sent: float, reply: Reply) -> Tally:

@@ -13,7 +13,10 @@ import attrs
 
 from knouds_async._sansio.inflight import Flight, sent_since
 
-__all__ = ["GUARD", "SURE", "TRANSIT", "Frame", "Reply", "Rules", "Tally", "Window"]
+__all__ = ["GUARD", "MINUTE", "SURE", "TRANSIT", "Frame", "Reply", "Rules", "Tally", "Window"]
+
+MINUTE: Final = 60.0
+"""Seconds of a window, as documented: the first guess."""
 
 GUARD: Final = 0.05
 """Seconds after the predicted edge at which the next window counts as open."""
@@ -55,7 +58,7 @@ class Rules:
     limit: int | None
     share: float = 1.0
     unlimited: bool = False
-    length: float = 60.0
+    length: float = MINUTE
     slack: float = 0.0
     shared_until: float = -math.inf
     hold: float = -math.inf

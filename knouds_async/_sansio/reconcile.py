@@ -16,18 +16,33 @@ from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """The submit that is looked for: its target, when it left, how far times may be off, what is accounted for."""
+    """The submit that is looked for: its target, when it left, how far times may be off, what is accounted for.
+
+    `skew`: by how much the service's clock is ahead of the local one. `sent_at` may have been told by either, for the
+    first submit of a process leaves before the service's clock was heard; so both are looked at.
+    """
 
     target: Target
     sent_at: datetime
     tolerance: timedelta
     exclude: Collection[str] = ()
+    skew: timedelta = timedelta()
+
+    @property
+    def earliest(self) -> datetime:
+        """When the row can be dated at the earliest."""
+        return min(self.sent_at, self.sent_at + self.skew) - self.tolerance
+
+    @property
+    def latest(self) -> datetime:
+        """When the row can be dated at the latest."""
+        return max(self.sent_at, self.sent_at + self.skew) + self.tolerance
 
     def could_be(self, row: UsageRow) -> bool:
         """Tell whether a row could be the submit; what a row does not say does not rule it out."""
         if row.request_id is not None and row.request_id in self.exclude:
             return False
-        if row.created_at is not None and abs(row.created_at - self.sent_at) > self.tolerance:
+        if row.created_at is not None and not self.earliest <= row.created_at <= self.latest:
             return False
         if self.target.kind == "workflows":
             return row.workflow_slug in (self.target.name, None) and row.source != "api-slim"
@@ -35,7 +50,7 @@ class Wanted:
 
     def is_before(self, row: UsageRow) -> bool:
         """Tell whether a row is older than the submit can be."""
-        return row.created_at is not None and row.created_at < self.sent_at - self.tolerance
+        return row.created_at is not None and row.created_at < self.earliest
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +62,7 @@ class Search:
     found: tuple[UsageRow, ...] = ()
     oldest: datetime | None = None
     is_ordered: bool = True
+    is_whole: bool = True
 
     def take(self, page: UsagePage) -> Search:
         """Look through one page."""
@@ -59,17 +75,24 @@ class Search:
                 found.append(row)
         offset = (self.next_offset or 0) + len(page.rows)
         is_past = is_ordered and any(self.wanted.is_before(row) for row in page.rows)
-        is_last = not page.rows or is_past or (page.total is not None and offset >= page.total)
+        is_end = page.total is None or offset >= page.total
+        is_last = not page.rows or is_past or (page.total is not None and is_end)
+        is_whole = self.is_whole and _all_read(page) and (bool(page.rows) or is_end)
         return attrs.evolve(
             self,
             next_offset=None if is_last else offset,
             found=tuple(found),
             oldest=oldest,
             is_ordered=is_ordered,
+            is_whole=is_whole,
         )
 
     def result(self, server_now: datetime) -> SubmissionSearch:
-        """Give what was found; a search before the tolerance has passed cannot say that there is none."""
-        return SubmissionSearch(
-            candidates=self.found, is_conclusive=server_now >= self.wanted.sent_at + self.wanted.tolerance
-        )
+        """Give what was found; too early, or with rows unread, it cannot say that there is none."""
+        return SubmissionSearch(candidates=self.found, is_conclusive=self.is_whole and server_now >= self.wanted.latest)
+
+
+def _all_read(page: UsagePage) -> bool:
+    """Tell whether every row of the answer could be read."""
+    rows = page.raw.get("rows") if isinstance(page.raw, dict) else page.rows
+    return isinstance(rows, (list, tuple)) and len(rows) == len(page.rows)

@@ -29,7 +29,7 @@ class Answer:
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes = attrs.field(repr=False)
 
 
 class UnreadableError(ValueError):
@@ -241,6 +241,8 @@ def submitted(answer: Answer) -> types.Submitted:
 def run_result(answer: Answer) -> types.RunResult:
     """Read the result of a synchronous run (contract 3)."""
     body = _object(parsed(answer.body))
+    if body.get("success") is False:
+        raise UnreadableError("'success' is false, and no error is named")
     if "result" not in body:
         raise UnreadableError("'result' is missing")
     return _structured(body, types.RunResult)
@@ -268,6 +270,14 @@ def cancelled(execution_id: str) -> Callable[[Answer], types.ExecutionState]:
         return attrs.evolve(execution_state(execution_id, told), raw=body)
 
     return reader
+
+
+def usage_page(answer: Answer) -> types.UsagePage:
+    """Read a page of usage rows (contract 10); a page without a list of rows is not an empty one."""
+    body = _object(parsed(answer.body))
+    if not isinstance(body.get("rows"), list):
+        raise UnreadableError("'rows' is not a list")
+    return _structured(body, types.UsagePage)
 
 
 def usage_models(answer: Answer) -> tuple[str, ...]:

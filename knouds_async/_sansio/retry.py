@@ -102,13 +102,15 @@ class Fail:
 class SoFar:
     """Where a call stands: attempts made, seconds spent on them and their pauses, when the last one left.
 
-    `server_time`: the service's clock now, epoch seconds, None while unknown.
+    `server_time`: the service's clock now, epoch seconds, None while unknown. `was_sent`: an earlier attempt may have
+    left.
     """
 
     attempts: int
     spent: float
     sent_at: datetime
     server_time: float | None = None
+    was_sent: bool = False
 
 
 def decide(
@@ -118,7 +120,9 @@ def decide(
     match outcome:
         case NotSent(seen):
             fate = ". Nothing was run" if call.pays_for is not None else ""
-            error = ConnectionFailedError(f"{call.route}: not sent: {seen}{fate}")
+            error: KnoudsError = ConnectionFailedError(f"{call.route}: not sent: {seen}{fate}")
+            if so_far.was_sent and call.pays_for is None:  # what was sent before of a paid run was refused with 429
+                error = NoAnswerError(f"{call.route}: sent, but no answer came, and then no connection: {seen}")
             return _again(so_far, retries, roll) or Fail(error)
         case Unanswered(seen):
             return _unanswered(call, seen, so_far, retries, roll)
@@ -165,7 +169,7 @@ def _refused(
 ) -> Done[Any] | Again | Requeue | Fail:
     if answer.status == 429:
         return _limited(call, answer, so_far, retries)
-    if answer.status == 404 and call.method == "DELETE" and so_far.attempts > 1:
+    if answer.status == 404 and call.method == "DELETE" and so_far.was_sent:
         return Done(None)
     own = replies.own_words(answer)
     if call.pays_for is not None and own is None and (answer.status >= 500 or answer.status in _OPEN):

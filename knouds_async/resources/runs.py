@@ -9,7 +9,7 @@ from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution
-from knouds_async.types import ExecutionState, Inputs, RunResult, Submitted, Target
+from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target
 
 
 class Runs:
@@ -52,11 +52,14 @@ class Runs:
 
 
 def _first_state(receipt: Submitted, target: Target) -> ExecutionState:
-    """Give the state that a submit's receipt tells of."""
+    """Give the state that a submit's receipt tells of; a receipt holds no result, so it ends nothing."""
+    status = (
+        Status.PROCESSING if receipt.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED) else receipt.status
+    )
     return ExecutionState(
         execution_id=receipt.execution_id,
         request_id=receipt.request_id,
-        status=receipt.status,
+        status=status,
         workflow_slug=target.name if target.kind == "workflows" else None,
         raw=receipt.raw,
     )

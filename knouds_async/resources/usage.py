@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
-from knouds_async._io.pipeline import Send
+from knouds_async._io.pipeline import Send, ServiceClock
 from knouds_async._sansio import calls, names
 from knouds_async._sansio.reconcile import Search, Wanted
 from knouds_async.errors import InvalidArgumentError
@@ -16,10 +16,10 @@ from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 class Usage:
     """Usage rows, newest first."""
 
-    def __init__(self, send: Send, server_now: Callable[[], datetime]) -> None:
-        """Belong to one client; `server_now`: the service's clock."""
+    def __init__(self, send: Send, clock: ServiceClock) -> None:
+        """Belong to one client; `clock`: the service's."""
         self._send = send
-        self._server_now = server_now
+        self._clock = clock
 
     async def list(
         self,
@@ -63,15 +63,13 @@ class Usage:
         seconds that the row may be dated before or after it. `exclude`: request ids that are accounted for. Before
         `tolerance` has passed since the submit the search is not conclusive. It never picks one of several.
         """
-        wanted = Wanted(
-            target=_target(target),
-            sent_at=_moment(sent_at),
-            tolerance=timedelta(seconds=_seconds(tolerance)),
-            exclude=frozenset(exclude),
-        )
-        slug = wanted.target.name if wanted.target.kind == "workflows" else None
-        model = wanted.target.name if wanted.target.kind == "models" else None
-        search, began = Search(wanted=wanted), self._server_now()
+        known, moment, span = _target(target), _moment(sent_at), timedelta(seconds=_seconds(tolerance))
+        slug = known.name if known.kind == "workflows" else None
+        model = known.name if known.kind == "models" else None
+        page = await self.list(workflow_slug=slug, model_id=model, limit=calls.LARGEST_PAGE, offset=0)
+        began, skew = self._clock.server_now(), self._clock.skew()  # known by now, from that answer
+        wanted = Wanted(target=known, sent_at=moment, tolerance=span, exclude=frozenset(exclude), skew=skew)
+        search = Search(wanted=wanted).take(page)
         while search.next_offset is not None:
             page = await self.list(
                 workflow_slug=slug, model_id=model, limit=calls.LARGEST_PAGE, offset=search.next_offset

@@ -103,7 +103,7 @@ class Workflows:
         Whether the service keeps fields that are not sent is not documented; with `workflow` everything is sent, the
         fields this library does not know included. Repeated when its answer is lost: it sets the same again.
         """
-        whole = workflow.raw if workflow is not None and isinstance(workflow.raw, Mapping) else {}
+        whole = _whole(workflow) if workflow is not None else {}
         given = _given(
             name=name,
             description=description,
@@ -122,6 +122,21 @@ class Workflows:
     async def delete(self, slug: str) -> None:
         """Delete a workflow you own. Found gone when repeated after a lost answer: done."""
         await self._send(calls.delete_workflow(slug))
+
+
+def _whole(workflow: Workflow) -> dict[str, Any]:
+    """Give a workflow as it is written back: the fields of the record over all that came with it."""
+    known = _given(
+        slug=workflow.slug,
+        name=workflow.name,
+        description=workflow.description,
+        tags=workflow.tags,
+        nodes=workflow.nodes,
+        edges=workflow.edges,
+        viewport=workflow.viewport,
+        publicPlayground=workflow.public_playground,
+    )
+    return {**workflow.raw, **known} if isinstance(workflow.raw, Mapping) else known
 
 
 def _given(**fields: Any) -> dict[str, Any]:

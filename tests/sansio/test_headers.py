@@ -32,10 +32,11 @@ def test_a_date_is_epoch_seconds(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [None, "", " ", "now", "12", "-1", "Fri, 99 May 2026 19:29:55 GMT", "Fri, 08 May 99999 19:29:55 GMT",
-     "Fri, 08 Foo 2026 19:29:55 GMT", "Fri, 08 May 2026 19:29:55 +9999", "Fri, 08 May 2026 25:61:61 GMT", ",", "::"],
+     "Fri, 08 Foo 2026 19:29:55 GMT", "Fri, 08 May 2026 19:29:55 +9999", "Fri, 08 May 2026 25:61:61 GMT", ",", "::",
+     "Wed, 31 Dec 1969 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 GMT"],
 )  # fmt: skip
 def test_what_is_no_date_is_none(text: str | None) -> None:
-    """An odd date is no date."""
+    """An odd date is no date, and neither is one that no clock shows."""
     assert headers.http_date(text) is None
 
 
@@ -119,6 +120,12 @@ def test_a_refusal_tells_the_wait_too() -> None:
     assert headers.quota(told, server_time=None) == Reply(
         refused=True, succeeded=False, limit=100, remaining=0, reset=1778268600, retry_after=12.0
     )
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [("0", 1.0), ("1", 1.0), ("2", 2.0), ("soon", None)])
+def test_a_refusal_is_followed_by_a_pause(asked: str, seconds: float | None) -> None:
+    """A service that refuses and asks for no pause is not asked again at once."""
+    assert headers.quota(answer({"retry-after": asked}), server_time=None).retry_after == seconds
 
 
 @pytest.mark.parametrize("status", [101, 300, 302, 400, 401, 404, 408, 500, 502, 503, 504])

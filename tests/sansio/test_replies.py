@@ -484,7 +484,6 @@ UNPROMISED: list[tuple[str, list[str], list[Any]]] = [
     ("workflow", ["tags", "nodes", "edges"], NO_LIST),
     ("workflow", ["viewport"], NO_OBJECT),
     ("workflow", ["publicPlayground"], NO_TRUTH),
-    ("usage", ["rows"], NO_LIST),
     ("usage", ["page", "pageSize", "total"], NO_WHOLE),
 ]
 
@@ -496,6 +495,25 @@ def test_an_unpromised_field_is_as_good_as_missing_when_it_is_odd(name: str, key
     for key in keys:
         missing = read(name, {other: value for other, value in body.items() if other != key})
         assert [read(name, {**body, key: value}) for value in odd] == [missing] * len(odd), key
+
+
+@pytest.mark.parametrize("body", [{}, {"rows": None}, {"rows": {}}, {"data": []}, {"error": "maintenance"}])
+def test_a_usage_page_without_rows_is_unreadable(body: dict[str, Any]) -> None:
+    """A page that does not list its rows is not an empty one: money is looked for in it."""
+    with pytest.raises(UnreadableError, match="rows"):
+        read("usage", body)
+
+
+def test_an_answer_does_not_show_its_body() -> None:
+    """Results are the caller's own: they do not show in a repr, hence in no log."""
+    assert "canary" not in repr(told({"result": "canary"}))
+
+
+def test_a_run_that_says_it_failed_is_unreadable() -> None:
+    """A synchronous 2xx that denies its success is no result."""
+    with pytest.raises(UnreadableError, match="success"):
+        read("run", {"success": False, "result": None})
+    assert read("run", {"result": 5}).result == 5
 
 
 def test_odd_parts_of_rows_are_none() -> None:

@@ -43,6 +43,7 @@ ALL = READS | CREATE | PAID
 
 GOOD = {
     "list": [],
+    "usage": {"rows": []},
     "submit": {"executionId": ID},
     "submit model": {"executionId": ID},
     "run": {"result": 1},
@@ -51,11 +52,6 @@ GOOD = {
 
 OWN = b'{"error": "it says", "code": "WHATEVER"}'
 PAGE = b"<html>Bad Gateway</html>"
-
-
-def so_far(attempts: int = 1, spent: float = 1.0, server_time: float | None = None) -> SoFar:
-    """Say where a call stands."""
-    return SoFar(attempts=attempts, spent=spent, sent_at=SENT_AT, server_time=server_time)
 
 
 def after(
@@ -67,9 +63,11 @@ def after(
     retries: Retries | None = None,
     roll: float = 0.5,
     server_time: float | None = None,
+    was_sent: bool = False,
 ) -> Done[Any] | Again | Requeue | Fail:
     """Decide what follows an attempt of a call."""
-    return decide(ALL[name], outcome, so_far(attempts, spent, server_time), retries or Retries(), roll=roll)
+    where = SoFar(attempts=attempts, spent=spent, sent_at=SENT_AT, server_time=server_time, was_sent=was_sent)
+    return decide(ALL[name], outcome, where, retries or Retries(), roll=roll)
 
 
 def error_after(name: str, outcome: Outcome, **more: Any) -> KnoudsError:
@@ -243,10 +241,24 @@ def test_a_failed_run_is_told_as_one() -> None:
 @pytest.mark.parametrize("outcome", [Answer(404, {}, OWN), Answer(404, {}, PAGE), cut(404), refused(404)])
 def test_a_delete_that_finds_nothing_the_second_time_is_done(outcome: Outcome) -> None:
     """The first attempt's answer may have been lost; then what it asked for is so."""
-    assert after("delete", outcome, attempts=2) == Done(None)
+    assert after("delete", outcome, attempts=2, was_sent=True) == Done(None)
     assert type(error_after("delete", outcome, attempts=1)) is errors.NotFoundError
     for name in ("look", "put", "move", "cancel", "submit"):
-        assert type(error_after(name, outcome, attempts=2)) is errors.NotFoundError
+        assert type(error_after(name, outcome, attempts=2, was_sent=True)) is errors.NotFoundError
+
+
+def test_a_delete_that_was_never_sent_before_has_deleted_nothing() -> None:
+    """After attempts that certainly did not arrive, a 404 is a wrong name."""
+    assert type(error_after("delete", Answer(404, {}, OWN), attempts=3, was_sent=False)) is errors.NotFoundError
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_was_sent_before_is_not_said_to_be_unsent(name: str) -> None:
+    """When the last attempt finds no connection, an earlier one may still have arrived; a paid one was refused then."""
+    error = error_after(name, NotSent("ConnectError"), attempts=4, was_sent=True)
+    assert type(error) is (errors.ConnectionFailedError if name in PAID else errors.NoAnswerError)
+    assert type(error_after(name, NotSent("ConnectError"), attempts=4)) is errors.ConnectionFailedError
+    assert not error.may_have_run
 
 
 # Pauses.
@@ -384,6 +396,7 @@ WHERE = st.builds(
     spent=st.floats(0, 300),
     sent_at=st.just(SENT_AT),
     server_time=st.none() | st.floats(0, 2e9),
+    was_sent=st.booleans(),
 )
 BOUNDS = st.builds(Retries, attempts=st.integers(1, 5), longest=st.floats(0, 1000), budget=st.floats(0, 1000))
 ROLL = st.floats(0, 1, exclude_max=True)
@@ -402,6 +415,8 @@ def test_a_paid_run_is_sent_again_only_when_it_certainly_did_not_run(
         assert status == 429
     elif isinstance(decision, Fail) and not decision.error.may_have_run:
         assert isinstance(outcome, NotSent) or (status is not None and status < 500 and not 200 <= status < 300)
+    if isinstance(decision, Fail) and isinstance(outcome, NotSent):
+        assert type(decision.error) is errors.ConnectionFailedError
     if isinstance(outcome, Unanswered):
         assert isinstance(decision, Fail)
         assert isinstance(decision.error, errors.SubmissionUnknownError)
