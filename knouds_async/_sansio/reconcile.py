@@ -29,20 +29,21 @@ class Wanted:
     skew: timedelta = timedelta()
 
     @property
-    def earliest(self) -> datetime:
-        """When the row can be dated at the earliest."""
-        return min(self.sent_at, self.sent_at + self.skew) - self.tolerance
+    def moments(self) -> tuple[datetime, datetime]:
+        """When it left, by the service's clock: as told by that clock, or by the local one."""
+        return self.sent_at, self.sent_at + self.skew
 
-    @property
-    def latest(self) -> datetime:
-        """When the row can be dated at the latest."""
-        return max(self.sent_at, self.sent_at + self.skew) + self.tolerance
+    def is_conclusive_at(self, server_now: datetime) -> bool:
+        """Tell whether its row would be there by now; a moment that is still to come is not when it left."""
+        past = [moment for moment in self.moments if moment <= server_now]
+        return bool(past) and all(server_now >= moment + self.tolerance for moment in past)
 
     def could_be(self, row: UsageRow) -> bool:
         """Tell whether a row could be the submit; what a row does not say does not rule it out."""
         if row.request_id is not None and row.request_id in self.exclude:
             return False
-        if row.created_at is not None and not self.earliest <= row.created_at <= self.latest:
+        created = row.created_at
+        if created is not None and all(abs(created - moment) > self.tolerance for moment in self.moments):
             return False
         if self.target.kind == "workflows":
             return row.workflow_slug in (self.target.name, None) and row.source != "api-slim"
@@ -50,7 +51,7 @@ class Wanted:
 
     def is_before(self, row: UsageRow) -> bool:
         """Tell whether a row is older than the submit can be."""
-        return row.created_at is not None and row.created_at < self.earliest
+        return row.created_at is not None and row.created_at < min(self.moments) - self.tolerance
 
 
 @attrs.frozen(kw_only=True)
@@ -89,7 +90,8 @@ class Search:
 
     def result(self, server_now: datetime) -> SubmissionSearch:
         """Give what was found; too early, or with rows unread, it cannot say that there is none."""
-        return SubmissionSearch(candidates=self.found, is_conclusive=self.is_whole and server_now >= self.wanted.latest)
+        is_conclusive = self.is_whole and self.wanted.is_conclusive_at(server_now)
+        return SubmissionSearch(candidates=self.found, is_conclusive=is_conclusive)
 
 
 def _all_read(page: UsagePage) -> bool:

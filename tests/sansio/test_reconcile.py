@@ -98,3 +98,21 @@ def test_newest_first_nothing_is_missed(ages: list[float], size: int) -> None:
     rows = [row(number, age) for number, age in enumerate(sorted(ages, reverse=True))]
     search, _ = walk(WANTED, rows, size)
     assert {found.id for found in search.found} == {r.id for r in rows if WANTED.could_be(r)}
+
+
+def test_both_clocks_are_looked_at() -> None:
+    """A time that the local clock told is looked for at the service's time too; a time to come is not when it left."""
+    skewed = Wanted(target=WANTED.target, sent_at=SENT, tolerance=WANTED.tolerance, skew=timedelta(hours=1))
+    assert [found.id for found in walk(skewed, [row(1, 3600), row(2, 1800), row(3, 0)], 10)[0].found] == [1, 3]
+    search = Search(wanted=skewed).take(UsagePage())
+    assert search.result(SENT + timedelta(seconds=61)).is_certainly_none  # an hour on is still to come
+    assert not search.result(SENT + timedelta(hours=1, seconds=30)).is_conclusive
+    assert search.result(SENT + timedelta(hours=1, seconds=61)).is_certainly_none
+    assert not search.result(SENT - timedelta(seconds=1)).is_conclusive
+
+
+def test_rows_that_cannot_be_read_leave_it_open() -> None:
+    """A page whose JSON holds more than was read, or nothing where more is promised, is never conclusive."""
+    late = SENT + timedelta(hours=1)
+    for page in (UsagePage(raw={"rows": [7]}), UsagePage(raw={"rows": 7}), UsagePage(total=3)):
+        assert not Search(wanted=WANTED).take(page).result(late).is_conclusive
