@@ -278,8 +278,9 @@ async def test_it_may_live_in_an_async_generator_that_is_left_early(emulator: Em
 
 async def test_it_may_be_entered_under_a_scope(emulator: Emulator) -> None:
     """A cancel scope entered before and left inside the client's block does no harm."""
+    knouds = on(emulator)
     with anyio.move_on_after(100):
-        knouds = await on(emulator).__aenter__()
+        await knouds.__aenter__()
     assert await knouds.whoami()
     await knouds.aclose()
 

@@ -81,10 +81,10 @@ async def test_closing_ends_submits_that_wait_in_line(make_client: Any) -> None:
             await knouds.workflows.submit(SLUG, INPUTS)
         ended.append(anyio.current_time())
 
+    closed = anyio.current_time() + 1
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(late)
-        await anyio.sleep(1)
-        closed = anyio.current_time()
+        await anyio.sleep_until(closed)
         await knouds.aclose()
     assert ended == pytest.approx([closed], abs=0.1)
     await anyio.sleep(200)

@@ -247,6 +247,7 @@ class Watcher:
                     watched.wake()
 
     async def _look(self, watched: Watched) -> None:
+        is_wanted = False
         with anyio.CancelScope() as scope:
             self._looking[watched.execution_id] = scope
             try:

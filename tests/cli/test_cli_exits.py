@@ -146,9 +146,9 @@ def test_other_errors_are_1(service: Any) -> None:
 
 
 def test_a_service_that_is_not_there_is_1(service: Any, closed_port: int) -> None:
-    """No connection ends in 1, and certainly nothing was run."""
+    """No connection ends in 1, and says that nothing was sent."""
     ended = service.knouds("whoami", "--base-url", f"http://127.0.0.1:{closed_port}")
-    assert_one_line(ended, 1, "Nothing was run")
+    assert_one_line(ended, 1, "not sent")
 
 
 def test_a_run_that_fails_is_1_with_its_reason(put_up: Callable[..., Any]) -> None:
