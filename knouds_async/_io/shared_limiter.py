@@ -154,6 +154,12 @@ class _Store:
         with self._lock:
             self._salt: bytes = self._open().execute("SELECT salt FROM limiter").fetchone()[0]
 
+    def __del__(self) -> None:
+        """Close the connection of this process; sqlite3 warns of one that is left to the garbage collector."""
+        connection = getattr(self, "_connection", None)
+        if connection is not None and self._owner == os.getpid():
+            connection.close()
+
     def account(self, key: Secret) -> str:
         """Name the account of a key, so that the name tells nothing of it."""
         return hmac.new(self._salt, key.reveal().encode(), hashlib.sha256).hexdigest()[:32]
