@@ -265,3 +265,13 @@ def test_a_fresh_id_may_be_unknown_for_a_moment(kind: type[APIError], age: float
 def test_five_faults_in_a_row_are_too_many() -> None:
     """A wait without a deadline ends at the fifth fault in a row."""
     assert agenda.PATIENCE == 5
+
+
+def test_a_plan_that_was_replaced_gives_no_look() -> None:
+    """An execution that was forgotten and watched again is looked at by its new plan only."""
+    agenda = Agenda(Backoff(first=1.0, jitter=0.0))
+    agenda.watch("a", Looks(0.0), 0.0, 0.5)
+    agenda.forget("a")
+    agenda.watch("a", Looks(5.0), 5.0, 0.5)
+    assert agenda.due(5.5) == []
+    assert agenda.due(6.0) == ["a"]
