@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
 import anyio
+import httpx
 import pytest
+import trio
+from trio.testing import MockClock
 
 from knouds_async import AsyncKnouds, KnoudsError, SubmissionUnknownError
 from knouds_async.testing.emulator import Emulator
+from knouds_async.testing.transport import EmulatorTransport
+from knouds_async.testing.virtual_time import VirtualTimeLoop
 
 SLUG = "my-thumbnail-pipeline"
 INPUTS = {"product_name": "Knouds"}
@@ -23,6 +29,7 @@ MOMENTS = {"before it was sent": 0.0, "under way": 0.5, "as it runs": 1.0, "its 
 
 Submit = Callable[[], Coroutine[Any, Any, None]]
 Way = Callable[[AsyncKnouds, Submit, float], Awaitable[None]]
+Main = Callable[[], Coroutine[Any, Any, None]]
 
 
 class _SiblingError(Exception):
@@ -217,3 +224,55 @@ async def test_the_end_of_the_loop_reports_a_submit_it_cuts(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert "may have run" in caplog.text
+
+
+def _on_asyncio(main: Main, presses: Sequence[float]) -> None:
+    """Run `main`, and press Ctrl-C at the virtual times `presses`, as a terminal would."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        loop = runner.get_loop()
+        for at in presses:
+            loop.call_at(at, signal.raise_signal, signal.SIGINT)
+        runner.run(main())
+
+
+def _on_trio(main: Main, presses: Sequence[float]) -> None:
+    async def press(at: float) -> None:  # in a system task, which is guarded: the main task gets the interrupt
+        await trio.sleep(at)
+        signal.raise_signal(signal.SIGINT)
+
+    async def run() -> None:
+        for at in presses:
+            trio.lowlevel.spawn_system_task(press, at)
+        await main()
+
+    trio.run(run, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("run", [_on_asyncio, _on_trio])
+def test_every_run_is_known_after_ctrl_c(
+    run: Callable[[Main, Sequence[float]], None],
+    moment: str,
+    presses: int,
+    emulator: Emulator,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After Ctrl-C, pressed once or twice, runs on the server are the ids known and the unknowns reported."""
+    _warn(caplog)
+    books, at = Books(caplog), MOMENTS[moment] + 1e-3
+
+    async def main() -> None:
+        async with (
+            httpx.AsyncClient(transport=EmulatorTransport(emulator, latency=1.0)) as http,
+            AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
+        ):
+            await books.submit(knouds)
+            await anyio.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main, [at + 0.2 * press for press in range(presses)])
+    emulator.settle(60.0)
+    ran = {run.execution_id for run in emulator.runs}
+    assert books.known() <= ran
+    assert len(ran - books.known()) <= books.reported() <= presses - 1
