@@ -11,6 +11,9 @@ import logging
 from knouds_async._io.last_resort import LastResort as _LastResort
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.shared_limiter import SharedLimiter
+from knouds_async.batch.jobs import Job
+from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
+from knouds_async.batch.progress import Progress
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Polling, Retries, Secret, Timeouts
 from knouds_async.errors import (
@@ -90,9 +93,11 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "BudgetExceededError",
+    "Cancelled",
     "CapabilityAboveCeilingError",
     "CapabilityDeniedError",
     "ClientClosedError",
+    "Completed",
     "ConfigurationError",
     "ConflictError",
     "ConnectionFailedError",
@@ -103,6 +108,7 @@ __all__ = [
     "ExecutionFailedError",
     "ExecutionNotFoundError",
     "ExecutionState",
+    "Failed",
     "Failure",
     "GrantExhaustedError",
     "Health",
@@ -115,6 +121,7 @@ __all__ = [
     "InvalidResponseError",
     "InvalidScopeError",
     "InvalidSlugError",
+    "Job",
     "KnoudsError",
     "LegacyKeyRetiredError",
     "Limiter",
@@ -124,10 +131,14 @@ __all__ = [
     "ModelTierRequiredError",
     "NoAnswerError",
     "NotFoundError",
+    "NotRun",
+    "NotRunReason",
+    "Outcome",
     "PaymentRequiredError",
     "PermissionDeniedError",
     "Polling",
     "Pricing",
+    "Progress",
     "RateLimitError",
     "Retries",
     "RunResult",
@@ -142,6 +153,7 @@ __all__ = [
     "Target",
     "Timeouts",
     "UnexpectedRedirectError",
+    "Unknown",
     "UsagePage",
     "UsageRow",
     "WaitTimeoutError",
