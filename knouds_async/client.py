@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
 from collections.abc import Iterable
@@ -88,7 +89,8 @@ class AsyncKnouds:
             agent=_AGENT,
             is_known=tells_what_was_sent(http_client),
         )
-        self._pipeline = Pipeline(exchange, self._limiter, retries or Retries())
+        connections = max_connections if self._own_http is not None else math.inf
+        self._pipeline = Pipeline(exchange, self._limiter, retries or Retries(), connections=connections)
         self._watcher = Watcher(self._pipeline.send, polling or Polling())
         runs = Runs(self._pipeline.send, self._watcher, url)
         self.workflows: Final = Workflows(self._pipeline.send, runs)

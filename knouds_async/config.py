@@ -220,7 +220,7 @@ class Retries:
 
     `attempts`: the most attempts in all. `longest`: the longest single wait the service may ask for, in seconds; a
     longer `Retry-After` is raised instead of slept. `budget`: seconds that all attempts and pauses may take together.
-    A 429 is never an attempt.
+    A 429 is never an attempt. Waiting, for the rate limit or for a free connection, spends nothing of the budget.
     """
 
     attempts: int = attrs.field(default=4, validator=_above(1, inclusive=True, kinds=(int,)))
@@ -232,9 +232,10 @@ class Retries:
 class Timeouts:
     """Seconds for each phase of an exchange, and for the whole of it.
 
-    `connect`, `read`, `write`: per connection, read and write; `pool`: to get a connection when all are busy; `total`:
-    a whole exchange, `submit`: the same for a submit. `run`: the same for a synchronous run, whose answer comes when
-    the run is over (15 minutes: contract 3).
+    `connect`, `read`, `write`: per connection, read and write; `pool`: to get a connection when all are busy, before
+    the exchange begins (a paid request waits at least as long as its exchange may take); `total`: a whole exchange,
+    `submit`: the same for a submit. `run`: the same for a synchronous run, whose answer comes when the run is over
+    (15 minutes: contract 3).
     """
 
     connect: float = attrs.field(default=10.0, validator=_positive)

@@ -53,6 +53,11 @@ class Exchange:
             raise stop.with_traceback(None) from None
         return self._classify(error, trace, limit)
 
+    def longest_queue(self, call: Call[Any], total: float | None) -> float:
+        """Give the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
+        limit = total if total is not None else getattr(self._timeouts, call.patience.value)
+        return max(self._timeouts.pool, limit) if call.pays_for is not None else self._timeouts.pool
+
     async def _perform(self, call: Call[Any], trace: SentTrace, limit: float) -> Outcome:
         response = await self._http.send(self._request(call, trace, limit), stream=True, follow_redirects=False)
         found = {name: response.headers.get(name) for name in headers.READ}

@@ -7,9 +7,10 @@ hold no HTTP object.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -17,6 +18,7 @@ import anyio.lowlevel
 from knouds_async._io.backend import HomeLoop
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
+from knouds_async._io.pool import Slots
 from knouds_async._io.transport import SentTrace
 from knouds_async._io.uninterrupted import CutShort, Finished, is_cancelled, uninterrupted
 from knouds_async._sansio import headers, retry
@@ -30,6 +32,8 @@ from knouds_async.types import Submitted
 
 T = TypeVar("T")
 logger = logging.getLogger("knouds_async")
+
+_STALE: Final = 1.0  # seconds: a turn that waited longer for its connection may belong to a window that is over
 
 
 class Send(Protocol):
@@ -55,11 +59,14 @@ class ServiceClock(Protocol):
 class Pipeline:
     """Sends calls, each by its turn, as often as is safe."""
 
-    def __init__(self, exchange: Exchange, limiter: Limiter, retries: Retries) -> None:
-        """Send through `exchange`, in the order of `limiter`, again as `retries` allow."""
+    def __init__(
+        self, exchange: Exchange, limiter: Limiter, retries: Retries, *, connections: float = math.inf
+    ) -> None:
+        """Send through `exchange`, in the order of `limiter`, again as `retries` allow, over so many `connections`."""
         self._exchange = exchange
         self._limiter = limiter
         self._retries = retries
+        self._connections = Slots(connections)
         self._home = HomeLoop()
         self._is_closed = False
         self._paid_out = 0  # submits under way that nothing may cut
@@ -76,13 +83,13 @@ class Pipeline:
         while True:
             if call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
                 await anyio.lowlevel.checkpoint_if_cancelled()
-            ticket = await self._turn(call, at_head=at_head)
+            turn = await self._turn(call, total, at_head=at_head)
             attempts, began, sent_at = attempts + 1, anyio.current_time(), self.server_now()
-            finished = await self._finish(call, ticket, sent_at, total)
-            spent += anyio.current_time() - began
+            finished = await self._finish(call, turn, sent_at, total)
+            took = anyio.current_time() - began
             so_far = SoFar(
                 attempts=attempts,
-                spent=spent,
+                spent=spent + took,
                 sent_at=sent_at,
                 server_time=self._limiter.server_time(),
                 was_sent=was_sent,
@@ -97,30 +104,66 @@ class Pipeline:
                     return value
                 case Fail(error):
                     raise error
-                case Requeue():
+                case Requeue():  # nor does it spend the budget
                     attempts, at_head = attempts - 1, True
                 case Again(after):
                     was_sent = was_sent or not isinstance(finished.value, NotSent)
                     logger.debug("%s again in %.2f s", call.route, after)
                     await anyio.sleep(after)
-                    spent += after
+                    spent += took + after
 
-    async def _turn(self, call: Call[Any], *, at_head: bool) -> Ticket:
-        """Wait for a turn; closing the client ends the wait."""
+    async def _turn(self, call: Call[Any], total: float | None, *, at_head: bool) -> Ticket | NotSent:
+        """Wait for a turn, and then for one of our connections; closing the client ends the wait."""
         self._check_open()
         with anyio.CancelScope() as scope:
             self._in_line.add(scope)
             try:
-                return await self._limiter.acquire(call.route, call.lane, at_head=at_head)
+                ticket = await self._limiter.acquire(call.route, call.lane, at_head=at_head)
+                return ticket if self._connections.take_now() else await self._connection(call, ticket, total)
             finally:
                 self._in_line.discard(scope)
         self._check_open()
         raise AssertionError("only closing cancels this scope")
 
+    async def _connection(self, call: Call[Any], ticket: Ticket, total: float | None) -> Ticket | NotSent:
+        """Wait until one of our connections is free: a queue like the limiter's, that can be left at no cost.
+
+        So it is no part of the exchange, which has a time of its own and, when it is paid, cannot be cut. Turns do
+        not keep: when the wait was long, another is taken at the head of the line.
+        """
+        began, longest = anyio.current_time(), self._exchange.longest_queue(call, total)
+        try:
+            with anyio.fail_after(longest):
+                await self._connections.take()
+        except BaseException as stop:
+            self._limiter.returned(call.route, ticket)
+            if isinstance(stop, TimeoutError):
+                return NotSent(f"no connection became free within {longest:g} s")
+            raise
+        if anyio.current_time() < began + _STALE:
+            return ticket
+        self._limiter.returned(call.route, ticket)
+        try:
+            return await self._limiter.acquire(call.route, call.lane, at_head=True)
+        except BaseException:
+            self._connections.give_back()
+            raise
+
     async def _finish(
+        self, call: Call[Any], turn: Ticket | NotSent, sent_at: datetime, total: float | None
+    ) -> Finished[Outcome]:
+        """Make one attempt, and free its connection."""
+        if isinstance(turn, NotSent):
+            return Finished(turn, None)
+        try:
+            return await self._uncut(call, turn, sent_at, total)
+        finally:
+            self._connections.give_back()
+
+    async def _uncut(
         self, call: Call[Any], ticket: Ticket, sent_at: datetime, total: float | None
     ) -> Finished[Outcome]:
-        """Make one attempt; a submit in a task of its own, so that no cancellation cuts it before its id is read."""
+        """Attempt a submit in a task of its own, so that no cancellation cuts it before its id is read."""
         if call.patience is not Patience.SUBMIT:
             return Finished(await self._attempt(call, ticket, sent_at, total), None)
         self._paid_out += 1

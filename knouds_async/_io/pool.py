@@ -25,8 +25,8 @@ class Slots:
     asyncio cancellation with every release of anyio.
     """
 
-    def __init__(self, limit: int) -> None:
-        """Allow `limit` slots to be in use at once."""
+    def __init__(self, limit: float) -> None:
+        """Allow `limit` slots to be in use at once; inf: any number."""
         self.limit: Final = limit
         self.in_use = 0
         self._queue: OrderedDict[anyio.Event, None] = OrderedDict()
