@@ -97,7 +97,7 @@ def base_url(given: str | None, *, allow_insecure_http: bool = False) -> str:
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         raise ConfigurationError(f"base_url {shown!r} is not a URL") from None
-    if parts.scheme not in ("http", "https") or not _is_host(host) or _NOT_IN_A_BASE.search(url):
+    if parts.scheme not in _PORTS or not _is_host(host) or _NOT_IN_A_BASE.search(url) or not url.isprintable():
         raise ConfigurationError(f"base_url {shown!r} must be https://host with no query or fragment")
     if parts.scheme == "http" and not (allow_insecure_http or is_loopback(host)):
         raise ConfigurationError(

@@ -202,6 +202,7 @@ def test_a_base_url_is_a_text(url: Any) -> None:
 
 @given(st.text(alphabet="htps:/[]@?#.a1 \\%\n", max_size=25) | st.text())
 @example("https://a\x85b")
+@example("/\U0001b123")
 def test_any_text_is_a_base_url_or_refused(text: str) -> None:
     """Whatever the text: paths can be appended to it, or ConfigurationError is raised."""
     for url in (text, f"https://{text}", f"http://localhost{text}"):
