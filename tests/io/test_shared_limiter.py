@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,7 +108,8 @@ async def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:
         limiter.lost(ROUTE, await limiter.acquire(ROUTE))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert b"CANARY" not in path.read_bytes()
-        names.append(sqlite3.connect(path).execute("SELECT name FROM mirror").fetchone()[0])
+        with closing(sqlite3.connect(path)) as connection:
+            names.append(connection.execute("SELECT name FROM mirror").fetchone()[0])
     assert names[0] != names[1]
     assert names[0].endswith(ROUTE)
 
