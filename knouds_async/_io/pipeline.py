@@ -14,13 +14,15 @@ from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
+import attrs
 
 from knouds_async._io.backend import HomeLoop
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pool import Slots
 from knouds_async._io.transport import SentTrace
-from knouds_async._io.uninterrupted import CutShort, Finished, is_cancelled, uninterrupted
+from knouds_async._io.uninterrupted import CutShort, Finished, uninterrupted
+from knouds_async._io.witness import Witness, tell
 from knouds_async._sansio import headers, retry
 from knouds_async._sansio.calls import Call, Patience
 from knouds_async._sansio.replies import Answer
@@ -28,7 +30,6 @@ from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outc
 from knouds_async._sansio.window import Ticket
 from knouds_async.config import Retries
 from knouds_async.errors import ClientClosedError
-from knouds_async.types import Submitted
 
 T = TypeVar("T")
 logger = logging.getLogger("knouds_async")
@@ -39,9 +40,17 @@ _STALE: Final = 1.0  # seconds: a turn that waited longer for its connection may
 class Send(Protocol):
     """What the resources are handed: a call in, its value out."""
 
-    async def __call__(self, call: Call[T], /, *, total: float | None = None) -> T:
+    async def __call__(self, call: Call[T], /, *, total: float | None = None, witness: Witness | None = None) -> T:
         """Send a call."""
         ...
+
+
+@attrs.frozen
+class _Terms:
+    """What a caller asks for beside the call."""
+
+    total: float | None
+    witness: Witness | None
 
 
 class ServiceClock(Protocol):
@@ -73,19 +82,21 @@ class Pipeline:
         self._all_in: anyio.Event | None = None
         self._in_line: set[anyio.CancelScope] = set()
 
-    async def send(self, call: Call[T], *, total: float | None = None) -> T:
+    async def send(self, call: Call[T], *, total: float | None = None, witness: Witness | None = None) -> T:
         """Send a call and give its value; `total` replaces the call's own timeout, in seconds.
+
+        `witness`: told of each attempt before it leaves, and what became of it; no cancellation cuts between the two.
 
         Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
         submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
         """
-        attempts, spent, at_head, was_sent = 0, 0.0, False, False
+        attempts, spent, at_head, was_sent, terms = 0, 0.0, False, False, _Terms(total, witness)
         while True:
             if call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
                 await anyio.lowlevel.checkpoint_if_cancelled()
             turn = await self._turn(call, total, at_head=at_head)
             attempts, began, sent_at = attempts + 1, anyio.current_time(), self.server_now()
-            finished = await self._finish(call, turn, sent_at, total)
+            finished = await self._finish(call, turn, sent_at, terms)
             took = anyio.current_time() - began
             so_far = SoFar(
                 attempts=attempts,
@@ -95,10 +106,7 @@ class Pipeline:
                 was_sent=was_sent,
             )
             decision = retry.decide(call, finished.value, so_far, self._retries, roll=random.random())  # noqa: S311
-            if finished.cancellation is not None or (call.pays_for is not None and is_cancelled()):
-                _log_cut(call, decision, sent_at)
-            if finished.cancellation is not None:
-                raise finished.cancellation
+            await tell(call, decision, sent_at, witness, finished.cancellation)
             match decision:
                 case Done(value):
                     return value
@@ -150,31 +158,38 @@ class Pipeline:
             raise
 
     async def _finish(
-        self, call: Call[Any], turn: Ticket | NotSent, sent_at: datetime, total: float | None
+        self, call: Call[Any], turn: Ticket | NotSent, sent_at: datetime, terms: _Terms
     ) -> Finished[Outcome]:
         """Make one attempt, and free its connection."""
         if isinstance(turn, NotSent):
             return Finished(turn, None)
         try:
-            return await self._uncut(call, turn, sent_at, total)
+            return await self._uncut(call, turn, sent_at, terms)
         finally:
             self._connections.give_back()
 
-    async def _uncut(
-        self, call: Call[Any], ticket: Ticket, sent_at: datetime, total: float | None
-    ) -> Finished[Outcome]:
+    async def _uncut(self, call: Call[Any], ticket: Ticket, sent_at: datetime, terms: _Terms) -> Finished[Outcome]:
         """Attempt a submit in a task of its own, so that no cancellation cuts it before its id is read."""
         if call.patience is not Patience.SUBMIT:
-            return Finished(await self._attempt(call, ticket, sent_at, total), None)
+            return Finished(await self._witnessed(call, ticket, sent_at, terms), None)
         self._paid_out += 1
         try:
-            return await uninterrupted(lambda: self._attempt(call, ticket, sent_at, total))
+            return await uninterrupted(lambda: self._witnessed(call, ticket, sent_at, terms))
         except CutShort:
             return Finished(Unanswered("the request was cancelled from elsewhere"), None)
         finally:
             self._paid_out -= 1
             if self._paid_out == 0 and self._all_in is not None:
                 self._all_in.set()
+
+    async def _witnessed(self, call: Call[Any], ticket: Ticket, sent_at: datetime, terms: _Terms) -> Outcome:
+        if terms.witness is not None:
+            try:
+                await terms.witness.leaving(sent_at)
+            except BaseException:
+                self._limiter.returned(call.route, ticket)
+                raise
+        return await self._attempt(call, ticket, sent_at, terms.total)
 
     async def _attempt(self, call: Call[Any], ticket: Ticket, sent_at: datetime, total: float | None) -> Outcome:
         trace = SentTrace()
@@ -251,22 +266,3 @@ def _described(outcome: Outcome) -> str:
     if isinstance(outcome, (Answer, Garbled)):
         return f"answered {outcome.status}"
     return f"{'not sent' if isinstance(outcome, NotSent) else 'unanswered'}: {outcome.seen}"
-
-
-def _log_cut(call: Call[Any], decision: Done[Any] | Again | Requeue | Fail, sent_at: datetime) -> None:
-    """Say at WARNING what became of a submit whose caller was cancelled meanwhile: the id must not be lost."""
-    if isinstance(decision, Done) and isinstance(decision.value, Submitted):
-        logger.warning(
-            "execution %s of %s was submitted although its caller was cancelled; it runs and is charged: "
-            "knouds.executions.attach(%r) picks it up",
-            decision.value.execution_id,
-            call.pays_for,
-            decision.value.execution_id,
-        )
-    elif isinstance(decision, Fail) and decision.error.may_have_run:
-        logger.warning(
-            "a submit of %s at %s ended as unknown while its caller was cancelled: %s",
-            call.pays_for,
-            sent_at.isoformat(),
-            decision.error,
-        )

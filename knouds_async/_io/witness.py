@@ -1,0 +1,73 @@
+"""What a paid request did is told before anything follows from it: to a witness that writes it down, else to the log.
+
+Rule of the file: an id that was read must not be lost, whatever became of the caller or of the writing.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
+
+from knouds_async._io.uninterrupted import is_cancelled, uninterrupted
+from knouds_async._sansio.calls import Call
+from knouds_async._sansio.retry import Again, Done, Fail, Requeue
+from knouds_async.types import Submitted
+
+logger = logging.getLogger("knouds_async")
+
+Decision: TypeAlias = Done[Any] | Again | Requeue | Fail
+
+
+class Witness(Protocol):
+    """Who writes down what a paid request does; what it raises, `send` raises."""
+
+    async def leaving(self, sent_at: datetime) -> None:
+        """Be told of an attempt before its first byte leaves; what this raises keeps it from leaving."""
+        ...
+
+    async def ended(self, decision: Decision) -> None:
+        """Be told what became of an attempt, before the caller is and whatever happened to the caller."""
+        ...
+
+
+async def tell(
+    call: Call[Any],
+    decision: Decision,
+    sent_at: datetime,
+    witness: Witness | None,
+    cancellation: BaseException | None,
+) -> None:
+    """Tell what became of an attempt and raise the cancellation that came meanwhile, if any.
+
+    The log is told where the caller may not be: it was cancelled, or the witness could not write.
+    """
+    failure: Exception | None = None
+    if witness is not None:
+        try:
+            cancellation = (await uninterrupted(lambda: witness.ended(decision))).cancellation or cancellation
+        except Exception as error:  # noqa: BLE001  (raised again)
+            failure = error
+    if cancellation is not None or failure is not None or (call.pays_for is not None and is_cancelled()):
+        _log(call, decision, sent_at)
+    if (stop := cancellation or failure) is not None:
+        raise stop
+
+
+def _log(call: Call[Any], decision: Decision, sent_at: datetime) -> None:
+    """Say at WARNING what became of a submit that its caller may not hear of: the id must not be lost."""
+    if isinstance(decision, Done) and isinstance(decision.value, Submitted):
+        logger.warning(
+            "execution %s of %s was submitted although its caller was cancelled or failed; it runs and is charged: "
+            "knouds.executions.attach(%r) picks it up",
+            decision.value.execution_id,
+            call.pays_for,
+            decision.value.execution_id,
+        )
+    elif isinstance(decision, Fail) and decision.error.may_have_run:
+        logger.warning(
+            "a submit of %s at %s ended as unknown while its caller was cancelled or failed: %s",
+            call.pays_for,
+            sent_at.isoformat(),
+            decision.error,
+        )
