@@ -113,18 +113,24 @@ class SubmissionUnknownError(KnoudsError):
     """A submit left, and whether it began a run is not known. It was not and will not be sent again.
 
     `target`: what was submitted, e.g. `workflows/my-pipeline`. `sent_at`: when, by the service's clock where known.
-    `seen`: what came instead of the answer. `execution_id`: set when an id did come back.
-    Look it up with `await knouds.usage.find_submission(error.target, error.sent_at)` before you decide.
+    `seen`: what came instead of the answer. `execution_id`: the id, when the part of the answer that came held it; the
+    run most likely exists then, and `knouds.executions.attach(error.execution_id)` picks it up.
+    Else look it up with `await knouds.usage.find_submission(error.target, error.sent_at)` before you decide.
     """
 
     may_have_run = True
 
     def __init__(self, *, target: str, sent_at: datetime, seen: str, execution_id: str | None = None) -> None:
         """Keep what reconciliation needs."""
-        super().__init__(
-            f"{target} was submitted at {sent_at.isoformat()} and its outcome is unknown: {seen}. It may have run "
-            "and been charged, so it was not sent again. Look for it with "
+        advice = (
+            "It may have run and been charged, so it was not sent again. Look for it with "
             "knouds.usage.find_submission(error.target, error.sent_at) before you submit it anew"
+            if execution_id is None
+            else f"The part that came names execution {execution_id}, so it most likely runs and is charged: "
+            f"knouds.executions.attach({execution_id!r}) picks it up; do not submit it anew"
+        )
+        super().__init__(
+            f"{target} was submitted at {sent_at.isoformat()} and its outcome is unknown: {seen}. {advice}"
         )
         self.target = target
         self.sent_at = sent_at

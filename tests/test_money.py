@@ -117,6 +117,32 @@ async def test_a_synchronous_run_follows_the_same_rule(fault: str, make_client: 
     assert len(emulator.runs) == 1
 
 
+HELD: dict[str, Fault] = {"cut": faults.truncated(), "out of time": faults.dripping(0.015)}
+
+
+@pytest.mark.parametrize("fault", HELD)
+async def test_the_id_in_half_an_answer_is_told(fault: str, make_client: Any) -> None:
+    """A submit whose answer breaks off after the id is unknown, and its run can be attached."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    emulator.faults.add(HELD[fault], route=RUN)
+    knouds = make_client(emulator, timeouts=PATIENCE)
+    with pytest.raises(SubmissionUnknownError) as caught:
+        await knouds.workflows.submit(SLUG, {"product_name": "x"})
+    assert caught.value.execution_id == emulator.runs[0].execution_id
+    assert (await knouds.executions.attach(caught.value.execution_id)).images
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_the_id_in_half_an_answer_is_told_over_sockets(anyio_backend: str) -> None:
+    """The same where a real connection is closed in the middle of the answer."""
+    emulator = Emulator(tier="enterprise", duration=0.0)
+    emulator.faults.add(faults.truncated(), route=RUN)
+    async with serve(emulator) as url, AsyncKnouds(emulator.api_key, base_url=url) as knouds:
+        with pytest.raises(SubmissionUnknownError) as caught:
+            await knouds.workflows.submit(SLUG, {"product_name": "x"})
+        assert caught.value.execution_id == emulator.runs[0].execution_id
+
+
 async def test_an_unknown_submit_is_found_in_the_usage_rows(make_client: Any) -> None:
     """After a lost answer the search gives the run; after a reset before the run it is certain that there is none."""
     emulator = Emulator(tier="enterprise", duration=5.0)

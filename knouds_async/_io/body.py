@@ -34,10 +34,9 @@ class UnreadableBody(Exception):  # noqa: N818  (it is turned into a public erro
 class _Plain:
     """Collects a body as it comes, up to `most` bytes."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, read: io.BytesIO) -> None:
         self._most = most
-        # Its value is given out without a second copy, which joining chunks would make.
-        self._read = io.BytesIO()
+        self._read = read  # its value is given out without a second copy, which joining chunks would make
 
     def feed(self, chunk: bytes) -> None:
         if self._read.tell() + len(chunk) > self._most:
@@ -51,8 +50,8 @@ class _Plain:
 class _Gzip(_Plain):
     """Inflates a body of one gzip member in small steps."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(most)
+    def __init__(self, most: int, read: io.BytesIO) -> None:
+        super().__init__(most, read)
         self._inflate = zlib.decompressobj(_GZIP)
         self._raw_left = most + _STEP  # a gzip stream may go on for ever without inflating to anything
         self._has_begun = False
@@ -81,19 +80,20 @@ class _Gzip(_Plain):
         return piece
 
 
-async def read_body(response: httpx.Response, *, most: int = _MOST) -> bytes:
+async def read_body(response: httpx.Response, *, most: int = _MOST, into: io.BytesIO | None = None) -> bytes:
     """Read and decode the body of a streamed response, at most `most` bytes of it once decoded.
 
     Memory stays below `most` and one small step, whatever the server sends. Raises `UnreadableBody` for a longer
     body, for any content-encoding but identity and a single gzip, and for a gzip stream that is damaged, cut off
     or followed by something; the response is closed then. httpx's transport errors and cancellation pass through.
+    `into`: collects the decoded body, and still holds what came of it when the rest did not.
     The time it takes is for the caller to bound (traps, "Hostile or odd answers").
     """
     if response.is_stream_consumed:
         return _already_read(response, most)
     chunks = response.aiter_raw()
     try:
-        body = _collector(response.headers, most)
+        body = _collector(response.headers, most, into or io.BytesIO())
         async for chunk in chunks:
             body.feed(chunk)
         return body.finish()
@@ -102,12 +102,12 @@ async def read_body(response: httpx.Response, *, most: int = _MOST) -> bytes:
         raise
 
 
-def _collector(headers: httpx.Headers, most: int) -> _Plain:
+def _collector(headers: httpx.Headers, most: int, read: io.BytesIO) -> _Plain:
     encodings = [name.strip().lower() for name in headers.get_list("content-encoding", split_commas=True)]
     if encodings in ([], [""], ["identity"]):
-        return _Plain(most)
+        return _Plain(most, read)
     if encodings == ["gzip"]:
-        return _Gzip(most)
+        return _Gzip(most, read)
     raise UnreadableBody("has a content-encoding other than identity or a single gzip")
 
 

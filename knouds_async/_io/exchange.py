@@ -7,6 +7,7 @@ become words, and a cancellation passes with its traceback cut, so that no frame
 from __future__ import annotations
 
 import contextlib
+import io
 from typing import Any, Final
 
 import anyio
@@ -20,6 +21,7 @@ from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Secret, Timeouts
 
 _MASK: Final = "***"
+_PART: Final = 64 * 1024  # a receipt is far shorter
 
 
 class Exchange:
@@ -44,36 +46,38 @@ class Exchange:
         """
         limit = total if total is not None else getattr(self._timeouts, call.patience.value)
         error: Exception | None = None
+        part = io.BytesIO()
         try:
             with anyio.move_on_after(limit):
-                return await self._perform(call, trace, limit)
+                return await self._perform(call, trace, limit, part)
         except Exception as failure:  # noqa: BLE001  (a caller's own transport may raise anything)
             error = failure
         except BaseException as stop:  # noqa: BLE001  (raised again)
             raise stop.with_traceback(None) from None
-        return self._classify(error, trace, limit)
+        return self._classify(error, trace, limit, part)
 
     def longest_queue(self, call: Call[Any], total: float | None) -> float:
         """Give the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
         limit = total if total is not None else getattr(self._timeouts, call.patience.value)
         return max(self._timeouts.pool, limit) if call.pays_for is not None else self._timeouts.pool
 
-    async def _perform(self, call: Call[Any], trace: SentTrace, limit: float) -> Outcome:
+    async def _perform(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         response = await self._http.send(self._request(call, trace, limit), stream=True, follow_redirects=False)
         found = {name: response.headers.get(name) for name in headers.READ}
         seen = {name: self._masked(value) for name, value in found.items() if value is not None}
         try:
-            body = await read_body(response)
+            body = await read_body(response, into=part)
         except UnreadableBody as odd:
-            return Garbled(response.status_code, seen, f"the body of the answer {odd}", is_cut=False)
+            why = f"the body of the answer {odd}"
+            return Garbled(response.status_code, seen, why, is_cut=False, part=self._part(part))
         except httpx.TransportError as cut:
-            why = self._words(cut)
-            return Garbled(response.status_code, seen, f"the answer was cut short ({why})", is_cut=True)
+            why = f"the answer was cut short ({self._words(cut)})"
+            return Garbled(response.status_code, seen, why, is_cut=True, part=self._part(part))
         finally:
             with contextlib.suppress(Exception):  # what was read is worth more than a tidy end
                 await response.aclose()
         # An answer that echoes the request must not carry the key into errors.
-        return Answer(response.status_code, seen, body.replace(self._key.reveal().encode(), _MASK.encode()))
+        return Answer(response.status_code, seen, self._unkeyed(body))
 
     def _request(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Request:
         wait = self._timeouts
@@ -92,12 +96,12 @@ class Exchange:
             request.headers["x-api-key"] = self._key.reveal()
         return request
 
-    def _classify(self, error: Exception | None, trace: SentTrace, limit: float) -> Outcome:
+    def _classify(self, error: Exception | None, trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         """Tell from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
         known = error if isinstance(error, httpx.TransportError) else None
         may_have_left = trace.may_have_been_sent(known, transport_is_known=self._is_known)
-        return Unanswered(seen) if may_have_left else NotSent(seen)
+        return Unanswered(seen, self._part(part)) if may_have_left else NotSent(seen)
 
     def _words(self, error: Exception) -> str:
         """Name an error in words that cannot hold the key."""
@@ -106,6 +110,13 @@ class Exchange:
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key.reveal(), _MASK)
+
+    def _unkeyed(self, body: bytes) -> bytes:
+        return body.replace(self._key.reveal().encode(), _MASK.encode())
+
+    def _part(self, read: io.BytesIO) -> bytes:
+        """Give the beginning of a body that did not come whole: the id of a run may be in it."""
+        return self._unkeyed(bytes(read.getbuffer()[:_PART]))
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

@@ -26,8 +26,8 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
 
-from knouds_async._sansio import headers, refusals, replies
-from knouds_async._sansio.calls import Call
+from knouds_async._sansio import headers, receipts, refusals, replies
+from knouds_async._sansio.calls import Call, Patience
 from knouds_async._sansio.replies import Answer, UnreadableError
 from knouds_async.config import Retries
 from knouds_async.errors import (
@@ -54,19 +54,27 @@ class NotSent:
 
 @attrs.frozen
 class Unanswered:
-    """The request left, or may have left, and no answer came; `seen` says what came instead."""
+    """The request left, or may have left, and no answer came; `seen` says what came instead.
+
+    `part`: what came of a body until the time was over.
+    """
 
     seen: str
+    part: bytes = attrs.field(default=b"", repr=False)
 
 
 @attrs.frozen
 class Garbled:
-    """The answer began and its body could not be read: cut short (`is_cut`), or refused as too large or malformed."""
+    """The answer began and its body could not be read: cut short (`is_cut`), or refused as too large or malformed.
+
+    `part`: what came of the body.
+    """
 
     status: int
     headers: Mapping[str, str]
     seen: str
     is_cut: bool
+    part: bytes = attrs.field(default=b"", repr=False)
 
 
 Outcome: TypeAlias = Answer | NotSent | Unanswered | Garbled
@@ -124,14 +132,14 @@ def decide(
             if so_far.was_sent and call.pays_for is None:  # what was sent before of a paid run was refused with 429
                 error = NoAnswerError(f"{call.route}: sent, but no answer came, and then no connection: {seen}")
             return _again(so_far, retries, roll) or Fail(error)
-        case Unanswered(seen):
-            return _unanswered(call, seen, so_far, retries, roll)
-        case Garbled(status, seen_headers, seen, is_cut):
+        case Unanswered(seen, part):
+            return _unanswered(call, seen, so_far, retries, roll, part=part)
+        case Garbled(status, seen_headers, seen, is_cut, part):
             if not 200 <= status < 300:  # the status alone says what happened
                 return _refused(call, Answer(status, seen_headers, b""), so_far, retries, roll)
             if is_cut:
-                return _unanswered(call, seen, so_far, retries, roll)
-            return _unreadable(call, status, f"the answer was {status}; {seen}", so_far, retries, roll)
+                return _unanswered(call, seen, so_far, retries, roll, part=part)
+            return _unreadable(call, status, f"the answer was {status}; {seen}", so_far, retries, roll, part=part)
         case _:
             return _answered(call, outcome, so_far, retries, roll)
 
@@ -145,21 +153,25 @@ def _answered(
         return Done(call.reads(answer))
     except UnreadableError as odd:
         seen = f"the answer {answer.status} has a body that cannot be read: {odd}"
-        return _unreadable(call, answer.status, seen, so_far, retries, roll)
+        return _unreadable(call, answer.status, seen, so_far, retries, roll, part=answer.body)
 
 
-def _unanswered(call: Call[Any], seen: str, so_far: SoFar, retries: Retries, roll: float) -> Again | Fail:
+def _unanswered(
+    call: Call[Any], seen: str, so_far: SoFar, retries: Retries, roll: float, *, part: bytes
+) -> Again | Fail:
     if call.pays_for is not None:
-        return Fail(_unknown(call, seen, so_far))
+        return Fail(_unknown(call, seen, so_far, part))
     error = NoAnswerError(
         f"{call.route}: sent, but no answer came: {seen}. Look whether the service acted on it before you repeat it"
     )
     return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
 
 
-def _unreadable(call: Call[Any], status: int, seen: str, so_far: SoFar, retries: Retries, roll: float) -> Again | Fail:
+def _unreadable(
+    call: Call[Any], status: int, seen: str, so_far: SoFar, retries: Retries, roll: float, *, part: bytes
+) -> Again | Fail:
     if call.pays_for is not None:
-        return Fail(_unknown(call, seen, so_far))
+        return Fail(_unknown(call, seen, so_far, part))
     error = InvalidResponseError(f"{call.route}: {seen}", status=status, route=call.route)
     return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
 
@@ -201,5 +213,6 @@ def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.
     return None if is_over or so_far.spent + pause > retries.budget else Again(pause)
 
 
-def _unknown(call: Call[Any], seen: str, so_far: SoFar) -> SubmissionUnknownError:
-    return SubmissionUnknownError(target=str(call.pays_for), sent_at=so_far.sent_at, seen=seen)
+def _unknown(call: Call[Any], seen: str, so_far: SoFar, part: bytes = b"") -> SubmissionUnknownError:
+    found = receipts.id_in_part(part) if call.patience is Patience.SUBMIT else None
+    return SubmissionUnknownError(target=str(call.pays_for), sent_at=so_far.sent_at, seen=seen, execution_id=found)

@@ -48,8 +48,7 @@ def said_of(error: BaseException) -> str:
         case errors.SubmissionUnknownError():
             when = f"{error.sent_at:%Y-%m-%d %H:%M:%S} UTC"
             said = f"{error.target} was submitted at {when} and its outcome is unknown: {error.seen}. "
-            look = _LOOK.format(_usage_of(error.target))
-            return one_line(f"{said}It may have run and been charged, so it was not sent again. {look}")
+            return one_line(f"{said}{_fate_of(error)}")
         case errors.APIError():
             return one_line(_of_refusal(error))
         case KeyboardInterrupt():
@@ -58,6 +57,14 @@ def said_of(error: BaseException) -> str:
             return one_line(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         case _:
             return one_line(str(error))
+
+
+def _fate_of(error: errors.SubmissionUnknownError) -> str:
+    if error.execution_id is not None:
+        look = f"`knouds status {error.execution_id}` shows it; do not run it again"
+        return f"The part that came names execution {error.execution_id}, so it most likely runs and is charged: {look}"
+    look = _LOOK.format(_usage_of(error.target))
+    return f"It may have run and been charged, so it was not sent again. {look}"
 
 
 def _usage_of(target: str) -> str:

@@ -60,6 +60,13 @@ def test_the_world_s_texts_are_left_alone(capsys: pytest.CaptureFixture[str], te
             "`knouds usage --model suno-v5`",
             "find_submission",
         ),
+        (
+            errors.SubmissionUnknownError(
+                target="models/suno-v5", sent_at=datetime(2026, 5, 1, tzinfo=UTC), seen="-", execution_id="a1"
+            ),
+            "`knouds status a1`",
+            "attach",
+        ),
         (KeyboardInterrupt(), "interrupted", "Keyboard"),
     ],
 )

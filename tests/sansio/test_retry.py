@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import errors
-from knouds_async._sansio import calls, retry
+from knouds_async._sansio import calls, receipts, retry
 from knouds_async._sansio.calls import Call
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered, decide
@@ -226,6 +226,69 @@ def test_an_unknown_submit_can_be_looked_for() -> None:
     error = error_after("submit", Unanswered("ReadTimeout: 60 s"))
     assert isinstance(error, errors.SubmissionUnknownError)
     assert (error.target, error.sent_at, error.seen) == ("workflows/my-pipeline", SENT_AT, "ReadTimeout: 60 s")
+
+
+RECEIPT = (
+    b'{"_async": true, "note": "\xc3\xa9", "executionId" : "550e8400-e29b", "status": "processing", "n": {"a": [1]}}'
+)
+
+
+def test_the_id_in_the_part_that_came_is_told() -> None:
+    """A submit whose answer holds the id and is cut, late, refused or no JSON is unknown, but its id is known."""
+    part = RECEIPT[:70]
+    for outcome in (
+        Unanswered("no complete answer within 60 s", part),
+        Garbled(200, {}, "the answer was cut short", is_cut=True, part=part),
+        Garbled(200, {}, "the body of the answer is a gzip stream that is cut off", is_cut=False, part=part),
+        Answer(200, {}, part),
+    ):
+        error = error_after("submit", outcome)
+        assert isinstance(error, errors.SubmissionUnknownError)
+        assert error.execution_id == "550e8400-e29b"
+        assert "knouds.executions.attach('550e8400-e29b')" in str(error)
+
+
+def test_an_id_in_the_part_of_a_synchronous_run_is_not_its_own() -> None:
+    """A synchronous run has no id (contract 3): what looks like one belongs to its result."""
+    error = error_after("run", Answer(200, {}, RECEIPT[:70]))
+    assert isinstance(error, errors.SubmissionUnknownError)
+    assert error.execution_id is None
+
+
+@given(st.integers(0, len(RECEIPT)), st.sampled_from([b"", b"\xff", b"\x00", b'"', b"}", b"\\", b'\\u00"']))
+def test_an_id_is_told_whole_or_not_at_all(end: int, rubbish: bytes) -> None:
+    """Wherever a receipt is cut, and whatever is stuck to it, the id is never a part of one."""
+    found = receipts.id_in_part(RECEIPT[:end] + rubbish)
+    is_there = RECEIPT.index(b'b"') + 2
+    if end >= is_there:
+        assert found == "550e8400-e29b"
+    elif rubbish not in (b'"', b'\\u00"'):
+        assert found is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b'[{"executionId": "a1"',
+        b'{"result": {"executionId": "a1"}, "x',
+        b'{"result": {"executionId": "a1", "x',
+        b'{"executionId": "../a", ',
+        b'{"executionId": "a\\u0000b", ',
+        b'{"executionId": ["a1"], ',
+        b'{"executionId": 17, ',
+        b'{"executionId" "a1", ',
+        b'{"x": "a" "executionId": "a1", ',
+        b'"executionId": "a1"',
+        b"[" * 100_000,
+        b'{"x": ' + b"[" * 100_000,
+        b'{"x": ' + b"9" * 9999 + b', "executionId": "a1"',
+        b"<html>",
+    ],
+    ids=lambda part: repr(part[:30]),
+)
+def test_only_a_receipts_own_id_is_told(part: bytes) -> None:
+    """What is not the id of the receipt itself, by the contract's pattern, is none."""
+    assert receipts.id_in_part(part) is None
 
 
 def test_a_failed_run_is_told_as_one() -> None:
