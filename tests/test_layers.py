@@ -117,17 +117,18 @@ def test_the_core_is_pure(module: str) -> None:
 
 
 def test_http_stays_below() -> None:
-    """httpx and httpcore are imported in `_io` and by the emulator's transport; `client` names a type of it."""
+    """httpx and httpcore are imported in `_io` and by the emulator's transport; two more modules name a type of it."""
     users = {
         module
         for module, tree in MODULES.items()
         if {top(name) for name in imports(tree)} & {"httpx", "httpcore"} and layer(module) != "_io"
     }
-    assert users <= {"knouds_async.client", "knouds_async.testing.transport"}
-    client = MODULES["knouds_async.client"]
-    at_runtime = [node for node in client.body if not isinstance(node, ast.If)]
-    assert "httpx" in for_types_only(client)
-    assert not any("httpx" in imports(node) for node in at_runtime)
+    naming = {"knouds_async.client", "knouds_async.testing.plugin"}
+    assert users <= {"knouds_async.testing.transport", *naming}
+    for tree in (MODULES[module] for module in naming):
+        at_runtime = [node for node in tree.body if not isinstance(node, ast.If)]
+        assert "httpx" in for_types_only(tree)
+        assert not any("httpx" in imports(node) for node in at_runtime)
 
 
 def test_one_file_knows_asyncio_from_trio() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import attrs
 
-from knouds_async.testing.laws import Seconds
+from knouds_async.testing.laws import Seconds, is_law
 
 __all__ = ["Deliveries", "Delivery"]
 
@@ -18,11 +17,6 @@ Kind = Literal["genuine", "repeated", "forged", "expired", "stale"]
 def _is_share(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{attribute.name} must be between 0 and 1, not {value!r}")
-
-
-def _is_law(_: object, attribute: attrs.Attribute[Any], value: Seconds) -> None:
-    if not callable(value) and not 0 <= value < math.inf:
-        raise ValueError(f"{attribute.name} must be finite seconds, zero or more, or a callable, not {value!r}")
 
 
 @attrs.frozen(kw_only=True)
@@ -36,9 +30,9 @@ class Deliveries:
     `attempts`: how often one that is not answered with 2xx is sent in all, at growing pauses.
     """
 
-    latency: Seconds = attrs.field(default=0.2, validator=_is_law)
+    latency: Seconds = attrs.field(default=0.2, validator=is_law)
     late: float = attrs.field(default=0.0, validator=_is_share)
-    late_by: Seconds = attrs.field(default=20.0, validator=_is_law)
+    late_by: Seconds = attrs.field(default=20.0, validator=is_law)
     dropped: float = attrs.field(default=0.0, validator=_is_share)
     repeated: float = attrs.field(default=0.0, validator=_is_share)
     forged: float = attrs.field(default=0.0, validator=_is_share)

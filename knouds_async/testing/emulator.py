@@ -176,6 +176,7 @@ class Emulator(Settings):
 
     def assert_charged_once(self, *, allow_equal_inputs: bool = False) -> None:
         """Fail when a run was paid for twice, or, unless allowed, when two runs have equal target and inputs."""
+        __tracebackhide__ = True
         paid = [charge.execution_id for charge in self.charges]
         if len(paid) != len(set(paid)) or set(paid) != {run.execution_id for run in self.runs}:
             raise AssertionError("runs and charges do not match one to one")
@@ -190,6 +191,7 @@ class Emulator(Settings):
 
     def assert_no_429(self) -> None:
         """Fail when any request was refused by the rate limit."""
+        __tracebackhide__ = True
         if self.refusals:
             first = self.refusals[0]
             raise AssertionError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["Lognormal", "Seconds", "draw"]
+__all__ = ["Lognormal", "Seconds", "checked", "draw", "is_law"]
 
 
 def _is_above_zero(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
@@ -30,6 +30,18 @@ class Lognormal:
 
 
 Seconds = float | Callable[[Random], float]
+
+
+def checked(name: str, law: Seconds) -> Seconds:
+    """Give a law as it is; ValueError when it is a number that is no duration."""
+    if not callable(law) and not 0 <= law < math.inf:
+        raise ValueError(f"{name} must be finite seconds, zero or more, or a callable, not {law!r}")
+    return law
+
+
+def is_law(_: object, attribute: attrs.Attribute[Any], value: Seconds) -> None:
+    """Check an attribute that is a law, as attrs' validators do."""
+    checked(attribute.name, value)
 
 
 def draw(law: Seconds, dice: Random) -> float:

@@ -18,7 +18,7 @@ from attrs import validators as must
 from knouds_async.testing._service.catalog import DEFAULT_MODELS, DEFAULT_WORKFLOWS, Model, Workflow
 from knouds_async.testing._service.keys import DEFAULT_KEY, ApiKey
 from knouds_async.testing.deliveries import Deliveries
-from knouds_async.testing.laws import Lognormal, Seconds
+from knouds_async.testing.laws import Lognormal, Seconds, is_law
 
 __all__ = ["Settings"]
 
@@ -36,11 +36,6 @@ def _is_finite(_: object, attribute: attrs.Attribute[Any], value: float) -> None
 def _is_time_span(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
     if not 0 <= value < math.inf:
         raise ValueError(f"{attribute.name} must be finite seconds, zero or more, not {value!r}")
-
-
-def _is_law(_: object, attribute: attrs.Attribute[Any], value: Seconds) -> None:
-    if not callable(value) and not 0 <= value < math.inf:
-        raise ValueError(f"{attribute.name} must be finite seconds, zero or more, or a callable, not {value!r}")
 
 
 def _is_others_share(_: object, attribute: attrs.Attribute[Any], value: float | Callable[[Random], int]) -> None:
@@ -72,7 +67,7 @@ def _models(values: Iterable[Model]) -> tuple[Model, ...]:
     return tuple(values)
 
 
-_laws = must.deep_mapping(key_validator=must.instance_of(str), value_validator=_is_law)
+_laws = must.deep_mapping(key_validator=must.instance_of(str), value_validator=is_law)
 _costs = must.deep_mapping(key_validator=must.instance_of(str), value_validator=_is_count)
 
 
@@ -107,12 +102,12 @@ class Settings:
     )
     credits: int = attrs.field(default=1_000_000_000, validator=_is_count)
     grant: int | None = attrs.field(default=None, validator=must.optional(_is_count))
-    duration: Seconds = attrs.field(default=Lognormal(45.0, 0.35), validator=_is_law)
+    duration: Seconds = attrs.field(default=Lognormal(45.0, 0.35), validator=is_law)
     durations: Mapping[str, Seconds] = attrs.field(factory=dict[str, Seconds], validator=_laws)
     cost: int = attrs.field(default=12, validator=_is_count)
     costs: Mapping[str, int] = attrs.field(factory=dict[str, int], validator=_costs)
     failure_rate: float = attrs.field(default=0.0, validator=_is_share)
-    cancel_delay: Seconds = attrs.field(default=2.0, validator=_is_law)
+    cancel_delay: Seconds = attrs.field(default=2.0, validator=is_law)
     late_cancel: Literal["completed", "cancelled"] = attrs.field(
         default="completed", validator=must.in_(("completed", "cancelled"))
     )

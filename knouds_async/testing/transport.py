@@ -16,10 +16,11 @@ import anyio.lowlevel
 import httpx
 
 from knouds_async.testing.emulator import Emulator
-from knouds_async.testing.laws import Seconds, draw
+from knouds_async.testing.laws import Seconds, checked, draw
 from knouds_async.testing.messages import Broken, Later, Request, Response, Wire
+from knouds_async.testing.virtual_time import clock_in_use, is_virtual
 
-__all__ = ["EmulatorTransport"]
+__all__ = ["EmulatorTransport", "emulator_client"]
 
 _Trace = Callable[[str, Mapping[str, object]], Awaitable[None]]
 
@@ -34,9 +35,9 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, emulator: Emulator, *, latency: Seconds = 0.0, seed: int = 0) -> None:
-        """Take the emulator to talk to."""
+        """Take the emulator to talk to; ValueError for an impossible latency."""
         self._emulator = emulator
-        self._latency = latency
+        self._latency = checked("latency", latency)
         self._dice = Random(f"{seed}:latency")
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -86,6 +87,37 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
         if isinstance(outcome, Broken) and outcome.wire is not Wire.DRIPPING:
             await anyio.sleep(math.inf if outcome.wire is Wire.STALLED else outcome.seconds)
         return outcome
+
+
+class _VirtualTimeOnly(EmulatorTransport):
+    """Answers nothing but a refusal in real time, where a test would sit a run's minutes out."""
+
+    def __init__(self, emulator: Emulator, *, latency: Seconds, tell: Callable[[str], None]) -> None:
+        super().__init__(emulator, latency=latency)
+        self._tell = tell
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if is_virtual():
+            return await super().handle_async_request(request)
+        message = (
+            f"the test was to run in virtual time, but its clock is that of {clock_in_use()}: let the project's loop "
+            "or backend be one of knouds_async.testing (VirtualTimeLoop, virtual_backend), or say "
+            "@pytest.mark.knouds(virtual_time=False, duration=0.01) to run it in real time"
+        )
+        self._tell(message)
+        return httpx.Response(400, json={"error": message, "code": "NOT_IN_VIRTUAL_TIME"})
+
+
+def emulator_client(
+    emulator: Emulator, *, latency: Seconds = 0.0, on_real_time: Callable[[str], None] | None = None
+) -> httpx.AsyncClient:
+    """Make an httpx client on an emulator.
+
+    `on_real_time`, if given, is told when the client is used by a loop whose time is real; the request is refused then.
+    """
+    if on_real_time is None:
+        return httpx.AsyncClient(transport=EmulatorTransport(emulator, latency=latency))
+    return httpx.AsyncClient(transport=_VirtualTimeOnly(emulator, latency=latency, tell=on_real_time))
 
 
 class _Body(httpx.AsyncByteStream):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["VirtualTimeLoop", "virtual_backend"]
+__all__ = ["VirtualTimeLoop", "clock_in_use", "is_virtual", "virtual_backend"]
 
 
 class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type,misc,unused-ignore]
@@ -61,3 +62,23 @@ def virtual_backend(name: str) -> tuple[str, dict[str, Any]]:
     from trio.testing import MockClock  # here, for trio is there only for those who use it
 
     return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+def is_virtual() -> bool:
+    """Tell whether the running event loop's time is virtual."""
+    clock = _clock()
+    return isinstance(clock, VirtualTimeLoop) or type(clock).__name__ == "MockClock"
+
+
+def clock_in_use() -> str:
+    """Name what the running event loop takes its time from."""
+    kind = type(_clock())
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _clock() -> object:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        trio = sys.modules["trio"]  # no loop of asyncio's runs, so that trio does, and need not be imported
+        return trio.lowlevel.current_clock()

@@ -1,0 +1,71 @@
+"""What the pytest plugin's fixtures stand on: an emulator and a client from the settings of a test's marker.
+
+Rule of the file: nothing of pytest. TypeError or ValueError for settings that cannot be, in words that say what can.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from knouds_async.client import AsyncKnouds
+from knouds_async.testing.emulator import Emulator
+from knouds_async.testing.fault_text import add_fault
+from knouds_async.testing.messages import Fault
+from knouds_async.testing.settings import Settings
+from knouds_async.testing.transport import emulator_client
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["client_on", "emulator_with", "http_client_on"]
+
+_EMULATOR: Final = frozenset(field.name for field in attrs.fields(Settings))
+_OTHERS: Final = frozenset({"faults", "latency", "virtual_time"})
+
+
+def emulator_with(settings: Mapping[str, Any]) -> Emulator:
+    """Make an emulator from a marker's settings; `faults` are attached to it.
+
+    `faults`: one or a list of: a `Fault`, for every request; a text as the command line takes it, "closed after_run on
+    submit nth=1"; the arguments of `emulator.faults.add` as a dict.
+    """
+    if unknown := set(settings) - _EMULATOR - _OTHERS:
+        raise TypeError("; ".join(_no_such(name) for name in sorted(unknown)))
+    emulator = Emulator(**{name: value for name, value in settings.items() if name in _EMULATOR})
+    given = settings.get("faults", ())
+    for fault in given if isinstance(given, Sequence) and not isinstance(given, str) else (given,):
+        _attach(emulator, fault)
+    return emulator
+
+
+def http_client_on(
+    emulator: Emulator, settings: Mapping[str, Any], *, on_real_time: Callable[[str], None] | None
+) -> httpx.AsyncClient:
+    """Make an HTTP client on an emulator; `on_real_time` is told when its time is not virtual, None: it may be real."""
+    return emulator_client(emulator, latency=settings.get("latency", 0.0), on_real_time=on_real_time)
+
+
+def client_on(emulator: Emulator, http_client: httpx.AsyncClient) -> AsyncKnouds:
+    """Make the client that a test gets."""
+    return AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http_client)
+
+
+def _attach(emulator: Emulator, fault: object) -> None:
+    match fault:
+        case Fault():
+            emulator.faults.add(fault)
+        case str():
+            add_fault(emulator.faults, fault)
+        case Mapping():
+            emulator.faults.add(**fault)
+        case _:
+            raise TypeError(f"faults: {fault!r} is no Fault, no text such as 'reset on submit nth=1' and no dict")
+
+
+def _no_such(name: str) -> str:
+    near = difflib.get_close_matches(name, _EMULATOR | _OTHERS, n=1)
+    return f"there is no setting {name!r}{f'; did you mean {near[0]!r}?' if near else ''}"

@@ -1,0 +1,94 @@
+"""Fails a test that reaches for the real service: a run there costs money, and no test should pay by mistake.
+
+Rule of the file: nothing is patched. Python tells an audit hook of each name that is looked up, whichever library asks;
+the lookup of the service's name is refused, and the test fails at its end even if it swallows the refusal. What goes
+through an HTTP proxy is looked up by the proxy, and a child process has its own hooks: neither is seen.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from typing import Final
+
+import pytest
+
+__all__ = ["RealServiceRefusedError", "refuse_the_real_service", "report_at_the_end"]
+
+_HOST: Final = "knouds.ai"
+_MESSAGE: Final = (
+    f"the test reached for the real service at {_HOST}, where runs are paid for, and was stopped before anything was "
+    "sent. Use the fixture `knouds`, or give AsyncKnouds the fixture `knouds_http_client` or a base_url; "
+    "@pytest.mark.knouds_real or --knouds-real if the real service is meant"
+)
+
+
+class RealServiceRefusedError(Exception):
+    """The name of the real service was looked up in a test."""
+
+
+class _Guard:
+    """Whether a test is under guard, and what it has done; one a process, as audit hooks are."""
+
+    is_up = False
+    is_installed = False
+    found: list[str] = []  # noqa: RUF012
+
+
+def refuse_the_real_service() -> None:
+    """Install the hook, once a process: an audit hook cannot be taken away, only be idle."""
+    if not _Guard.is_installed:
+        _Guard.is_installed = True
+        sys.addaudithook(_hook)
+
+
+def report_at_the_end(message: str) -> None:
+    """Let the running test fail with a message, whatever it makes of the exception that it gets."""
+    if message not in _Guard.found:
+        _Guard.found.append(message)
+
+
+def _hook(event: str, args: tuple[object, ...]) -> None:
+    if event == "socket.getaddrinfo" and _Guard.is_up and _is_real(args[0]):
+        report_at_the_end(_MESSAGE)
+        raise RealServiceRefusedError(_MESSAGE)
+
+
+def _is_real(host: object) -> bool:
+    name = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+    return isinstance(name, str) and f".{name.lower().rstrip('.')}".endswith(f".{_HOST}")
+
+
+def _guarded(item: pytest.Item) -> Generator[None, object, object]:
+    """Run one phase of a test under guard."""
+    _Guard.found.clear()
+    _Guard.is_up = not (item.config.getoption("--knouds-real") or item.get_closest_marker("knouds_real"))
+    try:
+        result = yield
+    except Exception as error:
+        if _Guard.found:
+            raise pytest.fail.Exception("; ".join(_Guard.found), pytrace=False) from error
+        raise
+    finally:
+        _Guard.is_up = False
+    if _Guard.found:
+        pytest.fail("; ".join(_Guard.found), pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Guard the fixtures."""
+    return (yield from _guarded(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Guard the test."""
+    return (yield from _guarded(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Guard what comes after it."""
+    return (yield from _guarded(item))
