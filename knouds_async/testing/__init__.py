@@ -5,6 +5,7 @@ from knouds_async.testing._service.catalog import Model, Workflow
 from knouds_async.testing._service.keys import ApiKey
 from knouds_async.testing._service.lifecycle import Run
 from knouds_async.testing.deliveries import Deliveries, Delivery
+from knouds_async.testing.description import openapi
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.laws import Lognormal
 from knouds_async.testing.messages import Broken, Fault, Later, Request, Response, Wire
@@ -30,6 +31,7 @@ __all__ = [
     "Wire",
     "Workflow",
     "faults",
+    "openapi",
     "serve",
     "virtual_backend",
 ]

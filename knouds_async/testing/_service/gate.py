@@ -40,12 +40,12 @@ def _pass(service: Service, route: Route | None, subject: str, request: Request,
     if route is None:
         raise _no_route(service, request)
     if route.needs is None:
+        _check_slug(route, subject)
         return route.answer(service, Call(request, _NOBODY, subject, now, {}))
     caller = _authenticated(service, request)
     _check_access(service, route, caller)
     headers = _admitted(service, route, caller, now)
-    if ":slug" in route.label or ":internalName" in route.label:
-        _check_slug(subject)
+    _check_slug(route, subject)
     _check_right(service, route, caller, subject)
     return route.answer(service, Call(request, caller, subject, now, headers))
 
@@ -106,8 +106,9 @@ def _limit(service: Service, route: Route, caller: ApiKey) -> tuple[str, int | N
     return tier, limit if limit is None or settings.limit is None else settings.limit
 
 
-def _check_slug(subject: str) -> None:
-    if SLUG.match(subject) is None:
+def _check_slug(route: Route, subject: str) -> None:
+    has_slug = ":slug" in route.label or ":internalName" in route.label
+    if has_slug and SLUG.match(subject) is None:
         raise Refusal(400, "INVALID_SLUG", "Slugs are lower-case letters, digits and hyphens")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from knouds_async.testing._service.replies import Refusal
@@ -54,8 +55,8 @@ def _slider_fault(field: Field, value: object) -> str | None:
     if isinstance(high, int | float) and value > high:
         return f"must be at most {high}"
     if isinstance(step, int | float) and step > 0:
-        steps = (value - (low if isinstance(low, int | float) else 0)) / step
-        if abs(steps - round(steps)) > 1e-6:
+        steps = (float(value) - (low if isinstance(low, int | float) else 0)) / step
+        if not math.isfinite(steps) or abs(steps - round(steps)) > 1e-6:
             return f"must be in steps of {step}"
     return None
 

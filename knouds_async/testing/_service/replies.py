@@ -14,8 +14,8 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def encoded(body: object) -> bytes:
-    """Write JSON the way the service does: compact UTF-8."""
-    return _encode(body).encode()
+    """Write JSON the way the service does: compact UTF-8, half a surrogate pair as the escape it came as."""
+    return _encode(body).encode(errors="backslashreplace")
 
 
 def reply(status: int, body: object, headers: Mapping[str, str] | None = None) -> Response:

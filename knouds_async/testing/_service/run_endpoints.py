@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from urllib.parse import parse_qs
 
+from knouds_async.testing._service.bodies import json_object
 from knouds_async.testing._service.inputs import check_inputs
 from knouds_async.testing._service.keys import reaches_tier
 from knouds_async.testing._service.lifecycle import Run
@@ -12,20 +12,9 @@ from knouds_async.testing._service.replies import Refusal, reply
 from knouds_async.testing._service.service import Call, Order, Service
 from knouds_async.testing.messages import Later, Response
 
-__all__ = ["cancel", "json_object", "poll", "run_model", "run_workflow"]
+__all__ = ["cancel", "poll", "run_model", "run_workflow"]
 
 _FAILURE = "The provider could not complete the run"
-
-
-def json_object(body: bytes) -> dict[str, object]:
-    """Read a JSON object; 400 INVALID_BODY for anything else."""
-    try:
-        parsed: object = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "INVALID_BODY", "The body is not JSON") from None
-    if not isinstance(parsed, dict):
-        raise Refusal(400, "INVALID_BODY", "The body must be a JSON object")
-    return parsed
 
 
 def run_workflow(service: Service, call: Call) -> Response | Later:

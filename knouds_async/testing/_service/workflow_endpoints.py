@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from knouds_async.testing._service.bodies import json_object
 from knouds_async.testing._service.replies import Refusal, reply
-from knouds_async.testing._service.run_endpoints import json_object
 from knouds_async.testing._service.service import Call, Service
 from knouds_async.testing.messages import Response
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count, pairwise
-from typing import cast
 
 import attrs
 
 from knouds_async.testing._service.catalog import Workflow
 from knouds_async.testing._service.replies import Refusal, not_found
+from knouds_async.testing._service.workflow_parts import BLANK_NAME, checked_parts, is_request_input, settings_of
 
 __all__ = ["StoredWorkflow", "WorkflowStore"]
 
 JsonObject = Mapping[str, object]
 
-_BLANK_NAME = "Untitled workflow"
 _INITIAL_VIEWPORT: JsonObject = {"x": 0, "y": 0, "zoom": 1}
 
 
@@ -27,7 +26,7 @@ class StoredWorkflow:
     slug: str
     user: str
     updated_at: str
-    name: str = _BLANK_NAME
+    name: str = BLANK_NAME
     description: str = ""
     tags: Sequence[str] = ()
     nodes: Sequence[JsonObject] = ()
@@ -40,13 +39,13 @@ class StoredWorkflow:
     @property
     def fields(self) -> list[JsonObject]:
         """Give the input fields of its Request Input nodes; none without such a node."""
-        nodes = [_node_settings(node) for node in self.nodes if _is_request_input(node)]
+        nodes = [settings_of(node) for node in self.nodes if is_request_input(node)]
         return [field for node in nodes for field in _objects(node.get("fields"))]
 
     @property
     def models(self) -> tuple[str, ...]:
         """Give the models its nodes run, each once, in order."""
-        named = [_node_settings(node).get("model") for node in self.nodes]
+        named = [settings_of(node).get("model") for node in self.nodes]
         return tuple(dict.fromkeys(name for name in named if isinstance(name, str)))
 
     def summary(self, price: int) -> dict[str, object]:
@@ -88,7 +87,7 @@ class StoredWorkflow:
 
     def change(self, body: JsonObject, updated_at: str) -> None:
         """Take the given parts of a create or update body; 400 INVALID_BODY when one has the wrong shape."""
-        parts = _checked_parts(body)
+        parts = checked_parts(body)
         for name, value in parts.items():
             setattr(self, name, value)
         self.updated_at = updated_at
@@ -180,57 +179,3 @@ def _stored(workflow: Workflow, updated_at: str) -> StoredWorkflow:
 
 def _objects(value: object) -> list[JsonObject]:
     return [one for one in value if isinstance(one, Mapping)] if isinstance(value, Sequence) else []
-
-
-def _node_settings(node: JsonObject) -> JsonObject:
-    settings = node.get("data")
-    return cast("JsonObject", settings) if isinstance(settings, Mapping) else {}
-
-
-def _is_request_input(node: JsonObject) -> bool:
-    kind = str(node.get("type", ""))
-    return re.sub(r"[^a-z]", "", kind.lower()) == "requestinput"
-
-
-def _checked_parts(body: JsonObject) -> dict[str, object]:
-    """Give the parts of a body that are there, by attribute name."""
-    parts: dict[str, object] = {}
-    for key, (attribute, is_right) in _PARTS.items():
-        if key in body:
-            if not is_right(body[key]):
-                raise Refusal(400, "INVALID_BODY", f"'{key}' has the wrong shape")
-            parts[attribute] = body[key]
-    if "name" in parts:
-        parts["name"] = str(parts["name"]).strip() or _BLANK_NAME
-    return parts
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _are_nodes(value: object) -> bool:
-    return isinstance(value, list) and all(_has_texts(one, "id", "type") for one in value)
-
-
-def _are_edges(value: object) -> bool:
-    return isinstance(value, list) and all(_has_texts(one, "id", "source", "target") for one in value)
-
-
-def _has_texts(value: object, *names: str) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
-
-
-_PARTS = {
-    "name": ("name", _is_text),
-    "description": ("description", _is_text),
-    "tags": ("tags", _are_texts),
-    "nodes": ("nodes", _are_nodes),
-    "edges": ("edges", _are_edges),
-    "viewport": ("viewport", lambda value: isinstance(value, dict)),
-    "publicPlayground": ("public_playground", lambda value: isinstance(value, bool)),
-}
