@@ -11,6 +11,7 @@ import logging
 from knouds_async._io.last_resort import LastResort as _LastResort
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.shared_limiter import SharedLimiter
+from knouds_async.batch.batch import Batch
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.progress import Progress
@@ -44,6 +45,7 @@ from knouds_async.errors import (
     InvalidScopeError,
     InvalidSlugError,
     KnoudsError,
+    LedgerError,
     LegacyKeyRetiredError,
     ModelNotFoundError,
     ModelTierRequiredError,
@@ -92,6 +94,7 @@ __all__ = [
     "AsyncNotSupportedError",
     "AuthenticationError",
     "BadRequestError",
+    "Batch",
     "BudgetExceededError",
     "Cancelled",
     "CapabilityAboveCeilingError",
@@ -123,6 +126,7 @@ __all__ = [
     "InvalidSlugError",
     "Job",
     "KnoudsError",
+    "LedgerError",
     "LegacyKeyRetiredError",
     "Limiter",
     "LimiterStats",

@@ -23,6 +23,8 @@ from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
 from knouds_async._sansio.files import Hosts
+from knouds_async.batch.maps import Maps
+from knouds_async.batch.work import Service
 from knouds_async.config import Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
 from knouds_async.media import MOST_BYTES, Downloads
@@ -93,10 +95,12 @@ class AsyncKnouds:
         self._pipeline = Pipeline(exchange, self._limiter, retries or Retries(), connections=connections)
         self._watcher = Watcher(self._pipeline.send, polling or Polling())
         runs = Runs(self._pipeline.send, self._watcher, url)
-        self.workflows: Final = Workflows(self._pipeline.send, runs)
-        self.models: Final = Models(runs)
         self.executions: Final = Executions(self._pipeline.send, runs, url)
         self.usage: Final = Usage(self._pipeline.send, self._pipeline)
+        find = self.usage.find_submission
+        maps = Maps(Service(self._pipeline.send, runs.begun, self.executions.attach, find))
+        self.workflows: Final = Workflows(self._pipeline.send, runs, maps)
+        self.models: Final = Models(runs, maps)
 
     def __repr__(self) -> str:
         """Show the service, never the key."""

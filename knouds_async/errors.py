@@ -31,6 +31,7 @@
     ├── ExecutionCancelledError        the run ended as cancelled
     ├── WaitTimeoutError               the wait ended, the run goes on (also a TimeoutError)
     ├── BudgetExceededError            the credits set aside for a batch are used up
+    ├── LedgerError                    a batch's ledger cannot be used, or not any more
     ├── DownloadError                  a file of a result was not downloaded
     └── WebhookVerificationError       a delivery that is not the service's
 
@@ -403,6 +404,13 @@ class WaitTimeoutError(KnoudsError, TimeoutError):
 
 class BudgetExceededError(KnoudsError):
     """The credits set aside for a batch do not cover the next run. Nothing more was submitted."""
+
+
+class LedgerError(KnoudsError):
+    """The ledger of a batch cannot be used: another kind of file, damaged, locked for too long, or the disk is full.
+
+    The batch submits nothing more. What is on record stays; runs whose ids could not be written are logged at WARNING.
+    """
 
 
 class WebhookFault(StrEnum):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
 
-from knouds_async._sansio import names
-from knouds_async.errors import InvalidArgumentError
+from knouds_async._sansio import keys, names
+from knouds_async.errors import InvalidArgumentError, InvalidInputsError, KnoudsError
 from knouds_async.types import Inputs
 
 LONGEST_KEY: Final = 200
@@ -32,3 +33,41 @@ class Job:
 
     key: str = attrs.field(validator=_is_key)
     inputs: Inputs
+
+
+@attrs.frozen
+class Asked:
+    """A job as it was read: `number` counts from 0; `digest` of its inputs, or the `error` that is in their way."""
+
+    number: int
+    job: Job
+    digest: str = ""
+    error: KnoudsError | None = None
+    is_repeated: bool = False
+
+
+class Reader:
+    """Makes jobs of what a caller's iterable gives, and notices keys that came before."""
+
+    def __init__(self) -> None:
+        """Have read nothing."""
+        self._keys = keys.Keys()
+        self._seen = keys.Seen()
+        self.count = 0
+
+    def read(self, item: Job | Inputs) -> Asked:
+        """Read the next item; one that is neither a job nor inputs is an InvalidArgumentError."""
+        if not isinstance(item, (Job, Mapping)):
+            raise InvalidArgumentError(f"{names.shown(item)} is no job: give Job(key, inputs) or a mapping of inputs")
+        inputs = item.inputs if isinstance(item, Job) else item
+        digest, error = "", None
+        try:
+            digest = keys.digest(inputs)
+        except InvalidInputsError as refused:
+            error = refused.with_traceback(None)
+        number, self.count = self.count, self.count + 1
+        job = item if isinstance(item, Job) else Job(self._key(digest, number), inputs)
+        return Asked(number, job, digest, error, is_repeated=not self._seen.add(job.key))
+
+    def _key(self, digest: str, number: int) -> str:
+        return self._keys.of(digest) if digest else f"job {number + 1}"

@@ -100,13 +100,14 @@ class Unknown:
     `error`: what came instead of an answer. `sent_at`: when it was sent, None where that is not known.
     `execution_id`: set when it did begin and only its end could not be seen; a later batch on the same ledger looks
     again. Without one, `knouds.usage.find_submission` looks for it, and a ledger takes your decision:
-    `resolve`, `approve_resend` or `abandon`.
+    `resolve`, `approve_resend` or `abandon`. `is_abandoned`: whether it was decided to leave it at that.
     """
 
     job: Job
     error: KnoudsError
     sent_at: datetime | None = None
     execution_id: str | None = None
+    is_abandoned: bool = False
 
 
 Outcome: TypeAlias = Completed | Failed | Cancelled | NotRun | Unknown

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from knouds_async.batch.batch import Batch, Jobs, OnProgress
+from knouds_async.batch.ledger import Ledger
+from knouds_async.batch.maps import Maps
+from knouds_async.batch.outcomes import Outcome
+from knouds_async.batch.work import OnUnknown
 from knouds_async.execution import Execution
 from knouds_async.resources.runs import Runs
 from knouds_async.types import Inputs, RunResult, Target
@@ -10,9 +17,10 @@ from knouds_async.types import Inputs, RunResult, Target
 class Models:
     """Runs of single models, by their internal name."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, maps: Maps) -> None:
         """Belong to one client."""
         self._runs = runs
+        self._maps = maps
 
     async def submit(self, name: str, inputs: Inputs) -> Execution:
         """Submit a run of the model `name` and give its handle; see `Workflows.submit`.
@@ -24,3 +32,38 @@ class Models:
     async def run(self, name: str, inputs: Inputs, *, timeout: float | None = None) -> RunResult:
         """Run the model `name` synchronously and give its result; see `Workflows.run`."""
         return await self._runs.run(Target("models", name), inputs, timeout=timeout)
+
+    def map(
+        self,
+        name: str,
+        jobs: Jobs,
+        *,
+        ordered: bool = False,
+        max_in_flight: int | None = None,
+        ledger: Ledger | None = None,
+        max_credits: float | None = None,
+        on_unknown: OnUnknown = "park",
+        validate: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> Batch:
+        """Run the model `name` once for each job; see `Workflows.map`.
+
+        A model has no schema to check inputs against or to take a price from, so `validate` has nothing to do. One
+        whose provider cannot be polled is run through the synchronous endpoint: such runs have no id, so one that is
+        cut is unknown.
+        """
+        return self._maps.map(
+            Target("models", name),
+            jobs,
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            ledger=ledger,
+            max_credits=max_credits,
+            on_unknown=on_unknown,
+            validate=validate,
+            on_progress=on_progress,
+        )
+
+    async def gather(self, name: str, inputs: Sequence[Inputs]) -> list[Outcome]:
+        """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
+        return await self._maps.gather(Target("models", name), inputs, validate=False)

@@ -23,7 +23,10 @@ class Runs:
 
     async def submit(self, target: Target, inputs: Inputs) -> Execution:
         """Submit a run and give its handle."""
-        receipt = await self._send(calls.submit(target, inputs))
+        return self.begun(await self._send(calls.submit(target, inputs)), target)
+
+    def begun(self, receipt: Submitted, target: Target) -> Execution:
+        """Give the handle of a run whose receipt has just come."""
         watched = self._watcher.record(
             _first_state(receipt, target),
             target,

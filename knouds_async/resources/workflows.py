@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import calls
+from knouds_async.batch.batch import Batch, Jobs, OnProgress
+from knouds_async.batch.ledger import Ledger
+from knouds_async.batch.maps import Maps
+from knouds_async.batch.outcomes import Outcome
+from knouds_async.batch.work import OnUnknown
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution
 from knouds_async.resources.runs import Runs
@@ -18,10 +24,11 @@ JSONObject = Mapping[str, Any]
 class Workflows:
     """Workflows by their slug."""
 
-    def __init__(self, send: Send, runs: Runs) -> None:
+    def __init__(self, send: Send, runs: Runs, maps: Maps) -> None:
         """Belong to one client."""
         self._send = send
         self._runs = runs
+        self._maps = maps
 
     async def submit(self, slug: str, inputs: Inputs) -> Execution:
         """Submit a run of the workflow `slug` and give its handle: `run = await execution`.
@@ -40,6 +47,51 @@ class Workflows:
         lost and reported at WARNING; prefer `submit`, whose runs can be picked up by id. Contract 3.
         """
         return await self._runs.run(Target("workflows", slug), inputs, timeout=timeout)
+
+    def map(
+        self,
+        slug: str,
+        jobs: Jobs,
+        *,
+        ordered: bool = False,
+        max_in_flight: int | None = None,
+        ledger: Ledger | None = None,
+        max_credits: float | None = None,
+        on_unknown: OnUnknown = "park",
+        validate: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> Batch:
+        """Run the workflow `slug` once for each job: `async with ... as outcomes: async for outcome in outcomes: ...`.
+
+        `jobs`: an iterable or async iterable of `Job(key, inputs)` or of plain inputs, whose key is then made of what
+        they are; read as there is room. Outcomes come as runs end, or in the order of the jobs when `ordered`;
+        failures are outcomes too. `max_in_flight`: jobs under way at once, 2000 when None; above what the rate limit
+        sends in the time of a run it changes nothing. `max_credits`: a submit that could pass it is not made, and the
+        jobs that remain come out as NotRun. Prices are the workflow's estimate, or the mean of real costs where that is
+        more; without either one run at a time is sent until its cost is known. `on_unknown`: "park" goes on after a
+        submit whose outcome is unknown, "stop" submits nothing more. `validate`: check inputs against the schema, which
+        is fetched once, before they are sent. `on_progress`: called with a Progress at each change, in the event loop.
+        Raises InvalidArgumentError at once for an argument, and when the block is entered what the service refuses.
+        Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
+        """
+        return self._maps.map(
+            Target("workflows", slug),
+            jobs,
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            ledger=ledger,
+            max_credits=max_credits,
+            on_unknown=on_unknown,
+            validate=validate,
+            on_progress=on_progress,
+        )
+
+    async def gather(self, slug: str, inputs: Sequence[Inputs], *, validate: bool = True) -> builtins.list[Outcome]:
+        """Run the workflow `slug` once for each of a small list of inputs, and give the outcomes in their order.
+
+        None of them raises: a failure is an outcome. Cancelled: what is out goes on, its ids are logged at WARNING.
+        """
+        return await self._maps.gather(Target("workflows", slug), inputs, validate=validate)
 
     async def schema(self, slug: str) -> WorkflowSchema:
         """Give the inputs that a workflow takes, with its estimated cost in credits."""

@@ -1,0 +1,292 @@
+"""The life of a job in a ledger, as a state machine: what it is, and what may follow from what. Pure.
+
+    stage               event            next
+    ─────────────────   ──────────────   ───────────────────────────────────────────────────────────────────
+    new                 Sending          sending         the intent, on record before the first byte leaves
+    sending             Sending          sending         another attempt of the same owner: the last was refused
+                        Accepted         submitted
+                        NotSent          new             certainly not run
+                        Ended            final           a synchronous run
+                        Lost, OwnerGone  unknown
+    submitted           PickedUp         submitted       by another owner, when the last one is gone
+                        OwnerGone        submitted       with no owner
+                        Ended            final
+                        Abandoned        abandoned
+    unknown             Accepted, Ended  submitted, final: the owner was alive after all, and brings the answer
+                        NoneFound        new             certainly not run
+                        Resolved         submitted       somebody knows the id
+                        ResendApproved   resend_approved the next attempt begins as new
+                        Abandoned        abandoned
+    final               -                a final entry never changes; a retry of a failed one is another attempt
+
+Whatever else comes is an IllegalStepError, and the entry stays as it was; news that changes nothing is let pass.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, Literal, TypeAlias
+
+import attrs
+
+
+class Stage(StrEnum):
+    """Where a job stands in a ledger."""
+
+    NEW = "new"
+    """Certainly not run."""
+    SENDING = "sending"
+    """Its submit is about to leave, or has left, and there is no answer yet."""
+    SUBMITTED = "submitted"
+    """It runs, and its id is known."""
+    FINAL = "final"
+    """Its run is over."""
+    UNKNOWN = "unknown"
+    """It may have run: its submit left and no answer came. It is not sent again unasked."""
+    RESEND_APPROVED = "resend_approved"
+    """It may have run, and somebody decided to run it once more all the same: the next attempt is on record."""
+    ABANDONED = "abandoned"
+    """It may have run, and somebody decided to leave it at that."""
+
+
+OPEN: Final = frozenset({Stage.SENDING, Stage.SUBMITTED, Stage.UNKNOWN})
+"""The stages in which a run may be out."""
+
+
+class IllegalStepError(ValueError):
+    """An event that cannot follow from where the job stands."""
+
+
+@attrs.frozen(kw_only=True)
+class Ending:
+    """How a run ended: `reply` is the service's own JSON where there is one, `code` and `message` say why it failed."""
+
+    status: Literal["completed", "failed", "cancelled"]
+    cost: float | None = None
+    reply: str | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """A job's line in a ledger: one per key and attempt; only the last attempt of a key can change.
+
+    `digest`: of its inputs, which are not kept. `owner`: the batch that works on it. `reserved`: credits set aside for
+    its run, None when nobody knew the price. `sent_at`: epoch seconds. `note`: why it is unknown.
+    """
+
+    key: str
+    target: str
+    digest: str
+    attempt: int = 1
+    stage: Stage = Stage.NEW
+    owner: str | None = None
+    reserved: float | None = None
+    sent_at: float | None = None
+    execution_id: str | None = None
+    request_id: str | None = None
+    note: str | None = None
+    ending: Ending | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Sending:
+    """A submit is about to leave: `owner` sends it at `sent_at`, with `reserve` credits set aside, None: not known."""
+
+    owner: str
+    sent_at: float
+    reserve: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Accepted:
+    """The service gave its receipt to `owner`."""
+
+    owner: str
+    execution_id: str
+    request_id: str | None = None
+
+
+@attrs.frozen
+class NotSent:
+    """What `owner` sent certainly began no run."""
+
+    owner: str
+
+
+@attrs.frozen
+class Lost:
+    """What `owner` sent was not answered, or in a way that leaves open whether it runs; `note` says how."""
+
+    owner: str
+    note: str
+
+
+@attrs.frozen
+class Ended:
+    """The run is over."""
+
+    ending: Ending
+
+
+@attrs.frozen
+class OwnerGone:
+    """The owner is no more: its process ended, or it let go."""
+
+
+@attrs.frozen
+class PickedUp:
+    """`owner` waits for the run from here on."""
+
+    owner: str
+
+
+@attrs.frozen
+class NoneFound:
+    """The usage rows prove that no run began."""
+
+
+@attrs.frozen
+class Resolved:
+    """Somebody found out which run it is."""
+
+    execution_id: str
+
+
+@attrs.frozen
+class ResendApproved:
+    """Somebody decided that it may be sent once more, at the risk of paying twice."""
+
+
+@attrs.frozen
+class Abandoned:
+    """Somebody decided to leave it at that."""
+
+
+Event: TypeAlias = (
+    Sending
+    | Accepted
+    | NotSent
+    | Lost
+    | Ended
+    | OwnerGone
+    | PickedUp
+    | NoneFound
+    | Resolved
+    | ResendApproved
+    | Abandoned
+)
+
+
+def advance(entry: Entry, event: Event) -> Entry:
+    """Give the entry after an event; IllegalStepError when it cannot follow."""
+    following = _step(entry, event)
+    if following is None:
+        raise IllegalStepError(
+            f"job {entry.key!r} (attempt {entry.attempt}) is {entry.stage} and cannot take {type(event).__name__}"
+        )
+    return following
+
+
+def _step(entry: Entry, event: Event) -> Entry | None:
+    match entry.stage:
+        case Stage.NEW:
+            return _sending(entry, event) if isinstance(event, Sending) else _unmoved(entry, event, OwnerGone)
+        case Stage.SENDING:
+            return _from_sending(entry, event)
+        case Stage.SUBMITTED:
+            return _from_submitted(entry, event)
+        case Stage.UNKNOWN:
+            return _from_unknown(entry, event)
+        case Stage.RESEND_APPROVED | Stage.ABANDONED:
+            return _late(entry, event)
+        case _:
+            return _unmoved(entry, event, Accepted, Ended, OwnerGone)
+
+
+def _sending(entry: Entry, event: Sending) -> Entry:
+    return attrs.evolve(
+        entry, stage=Stage.SENDING, owner=event.owner, sent_at=event.sent_at, reserved=event.reserve, note=None
+    )
+
+
+def _from_sending(entry: Entry, event: Event) -> Entry | None:
+    match event:
+        case Sending() if event.owner == entry.owner:
+            return _sending(entry, event)
+        case Accepted() if event.owner == entry.owner:
+            return _submitted(entry, event)
+        case NotSent(owner) if owner == entry.owner:
+            return _new(entry)
+        case Lost(owner, note) if owner == entry.owner:
+            return attrs.evolve(entry, stage=Stage.UNKNOWN, note=note)
+        case OwnerGone():
+            return attrs.evolve(entry, stage=Stage.UNKNOWN, note="its process ended before the answer")
+        case Ended(ending):
+            return attrs.evolve(entry, stage=Stage.FINAL, owner=None, ending=ending)
+    return None
+
+
+def _from_submitted(entry: Entry, event: Event) -> Entry | None:
+    match event:
+        case Ended(ending):
+            return attrs.evolve(entry, stage=Stage.FINAL, owner=None, ending=ending)
+        case OwnerGone():
+            return attrs.evolve(entry, owner=None)
+        case PickedUp(owner) if entry.owner is None:
+            return attrs.evolve(entry, owner=owner)
+        case Abandoned():
+            return attrs.evolve(entry, stage=Stage.ABANDONED, owner=None)
+        case Accepted() if event.execution_id == entry.execution_id:
+            return entry
+    return None
+
+
+def _from_unknown(entry: Entry, event: Event) -> Entry | None:
+    match event:
+        case Accepted() if event.owner == entry.owner:
+            return _submitted(entry, event)
+        case Ended(ending):
+            return attrs.evolve(entry, stage=Stage.FINAL, owner=None, ending=ending)
+        case NoneFound():
+            return _new(entry)
+        case NotSent(owner) if owner == entry.owner:
+            return _new(entry)
+        case Resolved(execution_id):
+            return attrs.evolve(entry, stage=Stage.SUBMITTED, owner=None, execution_id=execution_id)
+        case ResendApproved():
+            return attrs.evolve(entry, stage=Stage.RESEND_APPROVED, owner=None)
+        case Abandoned():
+            return attrs.evolve(entry, stage=Stage.ABANDONED, owner=None)
+        case _:
+            return _unmoved(entry, event, Lost, OwnerGone)
+
+
+def _late(entry: Entry, event: Event) -> Entry | None:
+    """Keep the id that comes after somebody has decided; the decision stands."""
+    if isinstance(event, Accepted):
+        return attrs.evolve(entry, execution_id=event.execution_id, request_id=event.request_id)
+    return _unmoved(entry, event, Lost, Ended, OwnerGone)
+
+
+def _submitted(entry: Entry, event: Accepted) -> Entry:
+    return attrs.evolve(
+        entry, stage=Stage.SUBMITTED, execution_id=event.execution_id, request_id=event.request_id, note=None
+    )
+
+
+def _new(entry: Entry) -> Entry:
+    return attrs.evolve(entry, stage=Stage.NEW, owner=None, reserved=None, sent_at=None, note=None)
+
+
+def _unmoved(entry: Entry, event: Event, *passing: type) -> Entry | None:
+    return entry if isinstance(event, passing) else None
+
+
+def successor(entry: Entry) -> Entry:
+    """Give the next attempt of a job that may be run once more: approved, or ended as anything but completed."""
+    is_failed = entry.ending is not None and entry.ending.status != "completed"
+    if entry.stage is not Stage.RESEND_APPROVED and not is_failed:
+        raise IllegalStepError(f"job {entry.key!r} is {entry.stage} and must not be run once more")
+    return Entry(key=entry.key, target=entry.target, digest=entry.digest, attempt=entry.attempt + 1)

@@ -1,0 +1,81 @@
+"""Which jobs are the same: a digest of inputs, keys made of digests, and a compact memory of keys. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Mapping
+from typing import Any, Final
+
+from knouds_async._sansio import names
+
+_SHORT: Final = 20
+_FIRST_SIZE: Final = 1024
+
+
+def digest(inputs: Mapping[str, Any]) -> str:
+    """Give what tells inputs apart, whatever order their names have; InvalidInputsError when they are not JSON."""
+    plain = json.dumps(json.loads(names.run_body(inputs))["inputs"], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+class Seen:
+    """A set of texts that can only grow, in about 16 bytes each, whatever they are.
+
+    It keeps 64 bits of a hash of each; among a million texts, one in ten millions is taken for another.
+    """
+
+    def __init__(self) -> None:
+        """Have seen nothing."""
+        self._slots = array("Q", bytes(8 * _FIRST_SIZE))
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Give how many different texts were seen."""
+        return self._count
+
+    def add(self, text: str) -> bool:
+        """Take note of a text; whether it was new."""
+        mark = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) or 1  # 0 is an empty slot
+        if not _put(self._slots, mark):
+            return False
+        self._count += 1
+        if 3 * self._count > 2 * len(self._slots):
+            larger = array("Q", bytes(16 * len(self._slots)))
+            for each in self._slots:
+                if each:
+                    _put(larger, each)
+            self._slots = larger
+        return True
+
+
+def _put(slots: array[int], mark: int) -> bool:
+    """Put a mark into the first free slot from its own on; whether it was not there yet."""
+    at = mark & (len(slots) - 1)
+    while slots[at]:
+        if slots[at] == mark:
+            return False
+        at = (at + 1) & (len(slots) - 1)
+    slots[at] = mark
+    return True
+
+
+class Keys:
+    """Keys for inputs that came without one: their digest, and from the second time on a number as well.
+
+    So a key stays when other jobs are added, left out or moved.
+    """
+
+    def __init__(self) -> None:
+        """Have given none."""
+        self._seen = Seen()
+        self._repeats: dict[str, int] = {}
+
+    def of(self, digest: str) -> str:
+        """Give the next key for inputs of this digest."""
+        short = digest[:_SHORT]
+        if self._seen.add(short):
+            return short
+        self._repeats[short] = number = self._repeats.get(short, 1) + 1
+        return f"{short}-{number}"

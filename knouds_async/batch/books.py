@@ -1,0 +1,162 @@
+"""The books of one batch: what it writes into its ledger as one owner, what it may still spend, why it has stopped."""
+
+from __future__ import annotations
+
+import anyio
+import attrs
+
+from knouds_async._sansio import budget
+from knouds_async._sansio.budget import Prices, Totals, Verdict
+from knouds_async._sansio.entries import Entry, Event, IllegalStepError, PickedUp, Sending
+from knouds_async.batch.jobs import Asked
+from knouds_async.batch.ledger import Claim, Claimed, Ledger, OverBudget, Written
+from knouds_async.batch.outcomes import NotRunReason
+from knouds_async.errors import BudgetExceededError, KnoudsError, LedgerError
+
+
+@attrs.frozen
+class Halt:
+    """Why nothing more is submitted."""
+
+    reason: NotRunReason
+    error: KnoudsError
+
+
+@attrs.frozen
+class Aside:
+    """Credits that are set aside for a run, None: its price is not known."""
+
+    credits: float | None
+
+
+class Books:
+    """What one batch has on record."""
+
+    def __init__(self, ledger: Ledger, target: str, cap: float | None) -> None:
+        """Keep the books of a batch of runs of `target`, with at most `cap` credits."""
+        self.ledger = ledger
+        self.target = target
+        self.cap = cap
+        self.owner = ""
+        self.totals = Totals()
+        self.prices = Prices()
+        self.out = 0  # runs of this batch that are being sent or waited for
+        self.halt: Halt | None = None
+        self._queued = 0.0  # credits of jobs that were let through and are not on record yet
+        self._queuing = 0
+        self._purse: anyio.Lock | None = None
+        self._news: anyio.Event | None = None
+
+    async def open(self) -> None:
+        """Become an owner, and learn what was spent before."""
+        self._purse, self._news = anyio.Lock(), anyio.Event()
+        self.owner = await self.ledger.join()
+        summary = await self.ledger.summary(self.target)
+        self.totals = summary.totals
+        self.prices = attrs.evolve(self.prices, runs=summary.runs, credits=summary.credits)
+
+    async def close(self) -> None:
+        """Let go of every claim."""
+        if self.owner:
+            owner, self.owner = self.owner, ""
+            await self.ledger.leave(owner)
+
+    def expect(self, estimate: float | None) -> None:
+        """Take the workflow's own estimate of a run's cost, in credits."""
+        self.prices = attrs.evolve(self.prices, estimate=estimate)
+
+    def stop(self, reason: NotRunReason, error: KnoudsError) -> None:
+        """Submit nothing more; the first reason counts."""
+        if self.halt is None:
+            self.halt = Halt(reason, error)
+        self.stir()
+
+    def begin(self) -> None:
+        """Count a run that is out."""
+        self.out += 1
+
+    def end(self) -> None:
+        """Count it no more."""
+        self.out -= 1
+        self.stir()
+
+    def stir(self) -> None:
+        """Have those who wait for credits look again."""
+        if self._news is not None:
+            self._news.set()
+            self._news = anyio.Event()
+
+    async def claim(self, asked: Asked, sent_at: float, reserve: float | None) -> Claimed:
+        """Write the intent to send a job."""
+        claim = Claim(
+            key=asked.job.key,
+            target=self.target,
+            digest=asked.digest,
+            sending=Sending(owner=self.owner, sent_at=sent_at, reserve=reserve),
+            cap=self.cap,
+        )
+        claimed = await self.ledger.claim(claim)
+        if isinstance(claimed, (Written, OverBudget)):
+            self.totals = claimed.totals
+        return claimed
+
+    async def record(self, entry: Entry, event: Event) -> Entry:
+        """Write what has become of an entry, and learn its cost."""
+        try:
+            return await self._record(entry, event)
+        except IllegalStepError as error:
+            raise LedgerError(f"{error}: another batch has decided otherwise meanwhile") from None
+
+    async def _record(self, entry: Entry, event: Event) -> Entry:
+        written = await self.ledger.record(entry.key, entry.attempt, event)
+        self.totals = written.totals
+        if written.entry.ending is not None and entry.ending is None:
+            self.prices = self.prices.paid(written.entry.ending.cost)
+        self.stir()
+        return written.entry
+
+    async def pick_up(self, entry: Entry) -> Entry | None:
+        """Take over a run whose owner is gone; None when another batch was faster."""
+        try:
+            return await self._record(entry, PickedUp(self.owner))
+        except IllegalStepError:
+            return None
+
+    async def set_aside(self) -> Aside | None:
+        """Wait until one more run fits under the cap, and set credits aside for it; None when the batch has stopped.
+
+        It stops the batch when no further run can fit.
+
+        First come, first served. To be given back with `let_go`, when it is on record or was not sent.
+        """
+        if self.cap is None:
+            return Aside(self.prices.price)
+        assert self._purse is not None  # noqa: S101  (it is there once the books are open)
+        async with self._purse:
+            while self.halt is None:
+                price = self.prices.price
+                said = budget.verdict(self.totals, price, self.cap, queued=self._queued, is_alone=not self._queuing)
+                if said is Verdict.GO:
+                    self._queued += price or 0.0
+                    self._queuing += 1
+                    return Aside(price)
+                if said is Verdict.NEVER or not (self.out or self._queuing):
+                    self.stop(NotRunReason.BUDGET, self._spent(price))
+                    break
+                assert self._news is not None  # noqa: S101
+                await self._news.wait()
+        return None
+
+    def let_go(self, aside: Aside) -> None:
+        """Take back what was set aside."""
+        if self.cap is not None:
+            self._queued -= aside.credits or 0.0
+            self._queuing -= 1
+            self.stir()
+
+    def _spent(self, price: float | None) -> BudgetExceededError:
+        cost = "at a price that is not known" if price is None else f"of {price:g} credits"
+        return BudgetExceededError(
+            f"another run {cost} could pass max_credits={self.cap:g}: {self.totals.spent:g} credits are spent and "
+            f"{self.totals.reserved:g} are set aside for runs that are out or unknown. Nothing more was submitted"
+        )

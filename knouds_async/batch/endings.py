@@ -1,0 +1,109 @@
+"""Ends of runs, between the three forms they have here: the service's state, a ledger's ending, a job's outcome.
+
+Rule of the file: a reply is kept as the service's own JSON and read by the same reader as from the wire.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from knouds_async._sansio import replies
+from knouds_async._sansio.entries import Ending, Entry, Stage
+from knouds_async._sansio.replies import Answer
+from knouds_async.batch.jobs import Job
+from knouds_async.batch.outcomes import Cancelled, Completed, Failed, Outcome, Unknown
+from knouds_async.errors import ExecutionCancelledError, ExecutionFailedError, SubmissionUnknownError
+from knouds_async.execution import result_of
+from knouds_async.types import ExecutionState, RunResult, Status
+
+Word = Literal["completed", "failed", "cancelled"]
+_WORDS: dict[str, Word] = {
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "cancelled",
+}
+
+
+def ending_of(state: ExecutionState) -> Ending:
+    """Give the ending of a final state."""
+    failure = state.error
+    return Ending(
+        status=_WORDS[state.status],
+        cost=state.cost,
+        reply=_plain(state),
+        code=failure.code if failure else None,
+        message=failure.message if failure else None,
+    )
+
+
+def _plain(state: ExecutionState) -> str:
+    """Write a state as the body of a look: what was read from it over all that came with it (contract 5)."""
+    known: dict[str, Any] = {
+        "executionId": state.execution_id,
+        "requestId": state.request_id,
+        "status": state.status,
+        "workflowSlug": state.workflow_slug,
+        "modelIds": list(state.model_ids),
+        "result": state.result,
+        "cost": state.cost,
+        "ms": state.ms,
+        "createdAt": state.created_at.isoformat() if state.created_at else None,
+        "completedAt": state.completed_at.isoformat() if state.completed_at else None,
+    }
+    if state.error is not None:
+        known["error"] = {"code": state.error.code, "message": state.error.message}
+    extra = state.raw if isinstance(state.raw, dict) else {}
+    return json.dumps({**extra, **{name: value for name, value in known.items() if value not in (None, [])}})
+
+
+def ending_of_result(run: RunResult) -> Ending:
+    """Give the ending of a synchronous run that completed."""
+    raw = run.raw if isinstance(run.raw, dict) else {}
+    body = {**raw, "success": True, "result": run.result, "cost": run.cost, "ms": run.ms}
+    return Ending(status="completed", cost=run.cost, reply=json.dumps(body))
+
+
+def ending_of_failure(error: ExecutionFailedError) -> Ending:
+    """Give the ending of a synchronous run that failed."""
+    return Ending(status="failed", code=error.code, message=error.message)
+
+
+def outcome_of_state(job: Job, state: ExecutionState, *, from_ledger: bool = False) -> Outcome:
+    """Give the outcome of a run that is over."""
+    try:
+        return Completed(job=job, run=result_of(state), from_ledger=from_ledger)
+    except ExecutionFailedError as error:
+        failed = error.with_traceback(None)
+        return Failed(job=job, error=failed, execution_id=state.execution_id, state=state, from_ledger=from_ledger)
+    except ExecutionCancelledError:
+        return Cancelled(job=job, state=state, from_ledger=from_ledger)
+
+
+def outcome_of_entry(job: Job, entry: Entry, *, from_ledger: bool = True) -> Outcome:
+    """Give the outcome of an entry: of a job that is final, unknown or abandoned."""
+    ending = entry.ending
+    if ending is None:
+        return _unknown(job, entry)
+    if ending.reply is None:
+        error = ExecutionFailedError(ending.message or "the service gave no reason", code=ending.code)
+        return Failed(job=job, error=error, from_ledger=from_ledger)
+    answer = Answer(200, {}, ending.reply.encode())
+    if entry.execution_id is None:
+        return Completed(job=job, run=replies.run_result(answer), from_ledger=from_ledger)
+    state = replies.execution(entry.execution_id)(answer)
+    return outcome_of_state(job, state, from_ledger=from_ledger)
+
+
+def _unknown(job: Job, entry: Entry) -> Unknown:
+    is_abandoned = entry.stage is Stage.ABANDONED
+    sent_at = datetime.fromtimestamp(entry.sent_at or 0.0, UTC)
+    note = entry.note or "no answer is on record"
+    error = SubmissionUnknownError(
+        target=entry.target,
+        sent_at=sent_at,
+        seen=f"{note}; it was abandoned" if is_abandoned else note,
+        execution_id=entry.execution_id,
+    )
+    return Unknown(job=job, error=error, sent_at=sent_at, execution_id=entry.execution_id, is_abandoned=is_abandoned)

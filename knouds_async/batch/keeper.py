@@ -1,0 +1,117 @@
+"""The witness of one job's submit: its intent is on record before the first byte leaves, its id with the reply."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from knouds_async._io.witness import Decision
+from knouds_async._sansio.entries import Accepted, Ended, Entry, Event, Lost, NotSent
+from knouds_async._sansio.retry import Done, Fail
+from knouds_async.batch.books import Aside, Books
+from knouds_async.batch.endings import ending_of_failure, ending_of_result
+from knouds_async.batch.jobs import Asked
+from knouds_async.batch.ledger import Taken, Written
+from knouds_async.errors import ExecutionFailedError
+from knouds_async.types import Submitted
+
+
+class Refusal(Exception):  # noqa: N818  (it never leaves the batch)
+    """The ledger or the batch itself kept a submit from leaving; `taken`: what the ledger says of the job instead."""
+
+    def __init__(self, taken: Entry | None = None) -> None:
+        """Keep the entry."""
+        super().__init__()
+        self.taken = taken
+
+
+class _Phase(Enum):
+    """Where the submit stands."""
+
+    IDLE = "idle"
+    """Nothing of it is on its way; an attempt may have been refused."""
+    CLAIMING = "claiming"
+    """Its intent is being written."""
+    OUT = "out"
+    """It may have left."""
+    OVER = "over"
+    """What became of it is on record."""
+
+
+class Keeper:
+    """Keeps the books of one submit."""
+
+    def __init__(self, books: Books, asked: Asked, aside: Aside) -> None:
+        """Send `asked`, with the credits that are set aside for it."""
+        self._books = books
+        self._asked = asked
+        self._aside = aside
+        self._is_set_aside = True
+        self._is_out = False
+        self._phase = _Phase.IDLE
+        self.entry: Entry | None = None
+        self.sent_at: datetime | None = None
+
+    async def leaving(self, sent_at: datetime) -> None:
+        """Write the intent; Refusal when the batch has stopped, another is at the job, or the credits do not reach."""
+        if self._books.halt is not None and self.entry is None:
+            raise Refusal
+        self._phase, self.sent_at = _Phase.CLAIMING, sent_at
+        claimed = await self._books.claim(self._asked, sent_at.timestamp(), self._aside.credits)
+        if not isinstance(claimed, Written):
+            self._phase = _Phase.IDLE
+            raise Refusal(claimed.entry if isinstance(claimed, Taken) else None)
+        if self.entry is None:
+            self._books.begin()
+            self._is_out = True
+        self.entry, self._phase = claimed.entry, _Phase.OUT
+        self._let_go()
+
+    async def ended(self, decision: Decision) -> None:
+        """Write what became of an attempt; one that is to be made again is still being sent."""
+        self._phase = _Phase.IDLE
+        if isinstance(decision, (Done, Fail)) and self.entry is not None:
+            await self._write(self._event(decision))
+
+    def _event(self, decision: Done[Any] | Fail) -> Event:
+        match decision:
+            case Done(Submitted() as receipt):
+                return Accepted(
+                    owner=self._books.owner, execution_id=receipt.execution_id, request_id=receipt.request_id
+                )
+            case Done(run):
+                return Ended(ending_of_result(run))
+            case Fail(ExecutionFailedError() as failed):
+                return Ended(ending_of_failure(failed))
+            case Fail(error) if not error.may_have_run:
+                return NotSent(self._books.owner)
+            case Fail(error):
+                return Lost(self._books.owner, str(getattr(error, "seen", None) or error))
+
+    async def close(self) -> None:
+        """Account for a submit that was cut, and count the run no more; to be called shielded."""
+        self._let_go()
+        try:
+            await self._account_for_cut()
+        finally:
+            if self._is_out:
+                self._books.end()
+
+    async def _account_for_cut(self) -> None:
+        if self._phase is _Phase.CLAIMING and self.entry is None:  # the claim may be on record; nothing left after it
+            found = await self._books.ledger.look(self._asked.job.key)
+            self.entry = found if found is not None and found.owner == self._books.owner else None
+        if self.entry is not None and self._phase is not _Phase.OVER:
+            is_out, owner = self._phase is _Phase.OUT, self._books.owner
+            await self._write(Lost(owner, "it was cut before its answer") if is_out else NotSent(owner))
+
+    async def _write(self, event: Event) -> None:
+        assert self.entry is not None  # noqa: S101
+        self._phase = _Phase.OVER  # also when it cannot be written: what is not on record is unknown to the next batch
+        self.entry = await self._books.record(self.entry, event)
+
+    def _let_go(self) -> None:
+        if self._is_set_aside:
+            self._is_set_aside = False
+            self._books.let_go(self._aside)

@@ -1,0 +1,129 @@
+"""What a batch asks of a ledger: where every job stands, written down before anything follows from it.
+
+Rule of the file: what may follow from what is `_sansio/entries`; a ledger loads, lets that decide, and saves, in one
+transaction. When a call returns, what it wrote is safe; a call that is cancelled may still be carried out.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+import attrs
+
+from knouds_async._sansio import budget
+from knouds_async._sansio.budget import Totals, Verdict
+from knouds_async._sansio.entries import Entry, Event, Sending, Stage, advance
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """An owner wants to send a job now: at once its claim on the job and its intent. `cap`: the batch's credits."""
+
+    key: str
+    target: str
+    digest: str
+    sending: Sending
+    cap: float | None = None
+
+
+@attrs.frozen
+class Written:
+    """The entry as it is now on record, and the credits of the whole ledger."""
+
+    entry: Entry
+    totals: Totals
+
+
+@attrs.frozen
+class Taken:
+    """The job is not to be sent: another owner was faster, or it is over. Nothing was written."""
+
+    entry: Entry
+
+
+@attrs.frozen
+class OverBudget:
+    """The run could pass the cap. Nothing was written."""
+
+    totals: Totals
+    verdict: Verdict
+
+
+Claimed: TypeAlias = Written | Taken | OverBudget
+
+
+@attrs.frozen(kw_only=True)
+class Summary:
+    """What a ledger knows of a target's money: all credits, and how many ended runs of it cost how much together."""
+
+    totals: Totals = attrs.Factory(Totals)
+    runs: int = 0
+    credits: float = 0.0
+
+
+class Ledger(Protocol):
+    """Where jobs stand, for one process or for several that share it.
+
+    Owners are batches. One that is gone loses its claims: its submitted runs may be picked up, and what it was sending
+    becomes unknown. An owner is gone when it left, when its process is certainly no more, or, where that cannot be
+    told, when its lease ran out; since what is unknown is never sent again by itself, a lease that was judged too early
+    pays for nothing twice.
+    """
+
+    @property
+    def lease(self) -> float | None:
+        """How many seconds an owner lives without `renew`; None: as long as its process."""
+        ...
+
+    async def join(self) -> str:
+        """Open the ledger if need be and give the name of a new owner; LedgerError when it cannot be used."""
+        ...
+
+    async def renew(self, owner: str) -> None:
+        """Say that an owner lives."""
+        ...
+
+    async def leave(self, owner: str) -> None:
+        """End an owner: its claims are free, what it was sending is unknown."""
+        ...
+
+    async def look(self, key: str) -> Entry | None:
+        """Give the last attempt of a job, None when it was never sent; claims of owners that are gone are undone."""
+        ...
+
+    async def claim(self, claim: Claim) -> Claimed:
+        """Write that a job is being sent (`decide`), unless it is taken or too dear."""
+        ...
+
+    async def record(self, key: str, attempt: int, event: Event) -> Written:
+        """Write what follows from an event; IllegalStepError when nothing can."""
+        ...
+
+    async def summary(self, target: str) -> Summary:
+        """Give the credits of the ledger and the real costs of a target."""
+        ...
+
+    async def request_ids(self, target: str, since: float, until: float) -> frozenset[str]:
+        """Give the request ids of the runs of a target that were sent in a span of epoch seconds."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close it; idempotent."""
+        ...
+
+
+def decide(entry: Entry | None, claim: Claim, totals: Totals) -> Claimed:
+    """Decide about a claim on a job whose last attempt is `entry`. Pure; to be called within the transaction."""
+    fresh = Entry(key=claim.key, target=claim.target, digest=claim.digest)
+    known = entry if entry is not None else fresh
+    is_ours = known.stage is Stage.SENDING and known.owner == claim.sending.owner
+    is_same = known.target == claim.target and known.digest == claim.digest
+    if not is_same or not (known.stage is Stage.NEW or is_ours):
+        return Taken(known)
+    without = totals.moved(known, fresh)
+    if claim.cap is not None and not is_ours:
+        verdict = budget.verdict(without, claim.sending.reserve, claim.cap)
+        if verdict is not Verdict.GO:
+            return OverBudget(totals, verdict)
+    sent = advance(known, claim.sending)
+    return Written(sent, totals.moved(entry, sent))

@@ -1,0 +1,75 @@
+"""The ledger of a batch that was given none: it lives as long as the batch, and keeps only what is out."""
+
+from __future__ import annotations
+
+import logging
+
+from knouds_async._sansio.budget import Totals
+from knouds_async._sansio.entries import OPEN, Entry, Event, advance
+from knouds_async.batch.ledger import Claim, Claimed, Summary, Written, decide
+
+logger = logging.getLogger("knouds_async")
+
+
+class MemoryLedger:
+    """A ledger for one batch, in memory; jobs that are over are forgotten, so that a million of them take no room."""
+
+    lease: float | None = None
+
+    def __init__(self) -> None:
+        """Know of no job."""
+        self._open: dict[str, Entry] = {}
+        self._totals = Totals()
+
+    async def join(self) -> str:
+        """Give the name of the only owner."""
+        return "this batch"
+
+    async def renew(self, owner: str) -> None:
+        """Do nothing: the owner lives as long as this ledger."""
+
+    async def leave(self, owner: str) -> None:
+        """Log what is still out: nothing else will know of it."""
+        left = [each for each in self._open.values() if each.owner == owner]
+        if left:
+            logger.warning(
+                "a batch of %s was left with %d runs out; they go on and are charged, and there is no ledger to find "
+                "them by; knouds.executions.attach picks them up: %s",
+                left[0].target,
+                len(left),
+                ", ".join(f"{each.key}: {each.execution_id or 'unknown'}" for each in left),
+            )
+
+    async def look(self, key: str) -> Entry | None:
+        """Give a job that is out."""
+        return self._open.get(key)
+
+    async def claim(self, claim: Claim) -> Claimed:
+        """Take note that a job is being sent."""
+        decided = decide(self._open.get(claim.key), claim, self._totals)
+        if isinstance(decided, Written):
+            self._totals = decided.totals
+            self._open[claim.key] = decided.entry
+        return decided
+
+    async def record(self, key: str, attempt: int, event: Event) -> Written:  # noqa: ARG002  (a job has one attempt)
+        """Take note of an event."""
+        before = self._open[key]
+        after = advance(before, event)
+        self._totals = self._totals.moved(before, after)
+        self._open[key] = after
+        if after.stage not in OPEN:
+            del self._open[key]
+        return Written(after, self._totals)
+
+    async def summary(self, target: str) -> Summary:  # noqa: ARG002  (a batch has one target)
+        """Give the credits so far."""
+        return Summary(totals=self._totals)
+
+    async def request_ids(self, target: str, since: float, until: float) -> frozenset[str]:  # noqa: ARG002
+        """Give the request ids of what is out."""
+        sent = [each for each in self._open.values() if since <= (each.sent_at or 0.0) <= until]
+        return frozenset(each.request_id for each in sent if each.request_id is not None)
+
+    async def aclose(self) -> None:
+        """Do nothing: it goes with the batch."""

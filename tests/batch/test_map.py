@@ -1,0 +1,418 @@
+"""A batch in virtual time, without a ledger: every job has one outcome, and no failure is raised."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from knouds_async import (
+    AsyncKnouds,
+    AuthenticationError,
+    Cancelled,
+    ClientClosedError,
+    Completed,
+    Failed,
+    InvalidArgumentError,
+    Job,
+    NotFoundError,
+    NotRun,
+    Outcome,
+    Progress,
+    Unknown,
+)
+from knouds_async.testing import Emulator, faults
+
+SLUG = "my-thumbnail-pipeline"
+ROUTE = "POST /api/workflows/:slug/run"
+MODEL_ROUTE = "POST /api/models/:internalName/run"
+MakeClient = Any
+
+
+def inputs(number: int) -> dict[str, Any]:
+    """Give the inputs of a job."""
+    return {"product_name": f"Product {number}"}
+
+
+def jobs(count: int) -> list[Job]:
+    """Give jobs with keys of their own."""
+    return [Job(f"job-{number}", inputs(number)) for number in range(count)]
+
+
+def kinds(outcomes: list[Outcome]) -> Counter[str]:
+    """Count outcomes by their kind."""
+    return Counter(type(outcome).__name__ for outcome in outcomes)
+
+
+async def test_every_job_completes_once(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """A hundred jobs give a hundred results, each paid for once, and the progress adds up."""
+    async with knouds.workflows.map(SLUG, jobs(100)) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found) == {"Completed": 100}
+    assert {outcome.job.key for outcome in found} == {f"job-{number}" for number in range(100)}
+    assert all(isinstance(outcome, Completed) and outcome.run.images and outcome.execution_id for outcome in found)
+    emulator.assert_charged_once()
+    emulator.assert_no_429()
+    progress = outcomes.progress
+    assert (progress.total, progress.read, progress.submitted, progress.in_flight) == (100, 100, 100, 0)
+    assert (progress.completed, progress.credits_spent, progress.credits_reserved) == (100, 1200, 0)
+
+
+async def test_plain_inputs_will_do(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """Jobs without keys get keys of what they are: the same again on another day, and one each for equal inputs."""
+    items = [inputs(1), inputs(2), inputs(1), inputs(1)]
+    keys = []
+    for _ in range(2):
+        async with knouds.workflows.map(SLUG, items, ordered=True) as outcomes:
+            keys.append([outcome.job.key async for outcome in outcomes])
+    assert keys[0] == keys[1]
+    assert len(set(keys[0])) == 4
+    assert keys[0][2:] == [f"{keys[0][0]}-2", f"{keys[0][0]}-3"]
+    assert len(emulator.runs) == 8
+
+
+async def test_order_is_kept_when_asked_for(make_client: MakeClient) -> None:
+    """With `ordered` the outcomes come in the order of the jobs, however long each takes."""
+    emulator = Emulator(tier="business", duration=lambda dice: dice.uniform(1, 100))
+    async with make_client(emulator).workflows.map(SLUG, jobs(50), ordered=True) as outcomes:
+        assert [outcome.job.key async for outcome in outcomes] == [f"job-{number}" for number in range(50)]
+
+
+async def test_gather_gives_a_list_in_order(knouds: AsyncKnouds) -> None:
+    """A small list of inputs becomes a list of outcomes; one that is wrong is an outcome as well."""
+    found = await knouds.workflows.gather(SLUG, [inputs(1), {"colour": "red"}, inputs(2)])
+    assert [type(outcome) for outcome in found] == [Completed, NotRun, Completed]
+    assert found[2].job.inputs == inputs(2)
+    assert await knouds.workflows.gather(SLUG, []) == []
+    (one,) = await knouds.models.gather("gpt-image-2", [{"prompt": "a lighthouse"}])
+    assert isinstance(one, Completed)
+
+
+async def test_failures_are_values(make_client: MakeClient) -> None:
+    """A run that fails is an outcome with the service's reason."""
+    emulator = Emulator(tier="business", duration=5.0, failure_rate=1.0)
+    async with make_client(emulator).workflows.map(SLUG, jobs(3)) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found) == {"Failed": 3}
+    failed = found[0]
+    assert isinstance(failed, Failed)
+    assert failed.error.code
+    assert failed.error.execution_id == failed.execution_id
+    assert failed.state is not None
+
+
+async def test_a_cancelled_run_is_a_value(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """A run that somebody cancels comes out as Cancelled."""
+    async with knouds.workflows.map(SLUG, jobs(1)) as outcomes:
+        await anyio.sleep(10)
+        await knouds.executions.cancel(emulator.runs[0].execution_id)
+        (found,) = [outcome async for outcome in outcomes]
+    assert isinstance(found, Cancelled)
+    assert found.execution_id == emulator.runs[0].execution_id
+
+
+async def test_a_lost_answer_is_unknown_and_not_sent_again(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """A submit whose answer is lost is one Unknown; the others go on."""
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=3)
+    async with knouds.workflows.map(SLUG, jobs(10)) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found) == {"Completed": 9, "Unknown": 1}
+    (unknown,) = [outcome for outcome in found if isinstance(outcome, Unknown)]
+    assert unknown.sent_at is not None
+    assert unknown.error.may_have_run
+    assert len(emulator.runs) == 10
+    emulator.assert_charged_once()
+    assert outcomes.progress.credits_reserved == 12
+
+
+async def test_an_unknown_can_stop_the_batch(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """With `on_unknown="stop"` nothing is submitted after it, and what is out still comes out."""
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=3)
+    async with knouds.workflows.map(SLUG, jobs(10), max_in_flight=2, on_unknown="stop") as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found)["Unknown"] == 1
+    assert len(emulator.runs) <= 4
+    assert all(outcome.reason == "stopped" for outcome in found if isinstance(outcome, NotRun))
+
+
+async def test_wrong_inputs_are_found_before_they_are_sent(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """All faults of a job come in one message, and nothing of it is sent."""
+    wrong = {"product_name": 5, "style": "oil", "count": 9, "colour": "red"}
+    found = await knouds.workflows.gather(SLUG, [wrong, inputs(1)])
+    refused = found[0]
+    assert isinstance(refused, NotRun)
+    assert refused.reason == "invalid"
+    for name in wrong:
+        assert repr(name) in str(refused.error)
+    assert len(emulator.runs) == 1
+    assert [row.route for row in emulator.requests].count(ROUTE) == 1
+
+
+async def test_inputs_that_are_not_json_are_an_outcome(knouds: AsyncKnouds) -> None:
+    """A job that cannot be sent at all is a NotRun that names the place."""
+    async with knouds.workflows.map(SLUG, [Job("a", {"product_name": {1, 2}}), {"x": object()}]) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert [getattr(outcome, "reason", None) for outcome in found] == ["invalid", "invalid"]
+    assert "product_name" in str(getattr(found[0], "error", ""))
+
+
+async def test_inputs_the_service_refuses_are_an_outcome(knouds: AsyncKnouds) -> None:
+    """Without the check the service's own refusal is the outcome, and the batch goes on."""
+    async with knouds.workflows.map(SLUG, [{}, inputs(1)], validate=False) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found) == {"NotRun": 1, "Completed": 1}
+
+
+async def test_a_key_runs_once(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """The second job of a key is not run, whether its inputs are the same or not."""
+    async with knouds.workflows.map(SLUG, [Job("a", inputs(1)), Job("a", inputs(1)), Job("a", inputs(2))]) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found) == {"Completed": 1, "NotRun": 2}
+    assert {outcome.reason for outcome in found if isinstance(outcome, NotRun)} == {"duplicate"}
+    assert len(emulator.runs) == 1
+
+
+@pytest.mark.parametrize("target", ["fast-sketch"])
+async def test_what_cannot_be_polled_runs_in_one_go(target: str, knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """A provider that cannot be polled is run synchronously; one submit finds it out for all, for good."""
+    for _ in range(2):
+        async with knouds.workflows.map(target, [{"prompt": str(number)} for number in range(20)]) as outcomes:
+            found = [outcome async for outcome in outcomes]
+        assert kinds(found) == {"Completed": 20}
+        assert all(isinstance(outcome, Completed) and outcome.execution_id is None for outcome in found)
+    sent = [row for row in emulator.requests if row.route == ROUTE]
+    assert len(sent) == 41
+    assert outcomes.progress.submitted == 20
+
+
+async def test_a_synchronous_run_that_fails_is_a_value(make_client: MakeClient) -> None:
+    """Its failure has the service's code and no id."""
+    emulator = Emulator(tier="business", duration=5.0, failure_rate=1.0)
+    async with make_client(emulator).models.map("nano-banana-2", [{"prompt": "x"}]) as outcomes:
+        (found,) = [outcome async for outcome in outcomes]
+    assert isinstance(found, Failed)
+    assert found.execution_id is None
+    assert found.error.code == "EXECUTION_FAILED"
+
+
+async def test_a_refusal_of_the_target_is_met_once(make_client: MakeClient) -> None:
+    """When the key may not run the target, the first refusal answers for every job."""
+    emulator = Emulator(tier="business", capabilities=("workflow:read", "execution:read"))
+    async with make_client(emulator).workflows.map(SLUG, jobs(30)) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert {outcome.reason for outcome in found if isinstance(outcome, NotRun)} == {"refused"}
+    assert len(found) == 30
+    assert [row.route for row in emulator.requests].count(ROUTE) == 1
+
+
+async def test_what_the_service_refuses_at_the_start_is_raised(make_client: MakeClient, emulator: Emulator) -> None:
+    """A wrong key and an unknown workflow are raised when the block is entered."""
+    with pytest.raises(AuthenticationError):
+        async with make_client(emulator, api_key="knouds_live_wrong").workflows.map(SLUG, jobs(1)):
+            pass
+    with pytest.raises(NotFoundError):
+        async with make_client(emulator).workflows.map("no-such-workflow", jobs(1)):
+            pass
+
+
+async def test_a_key_that_cannot_read_schemas_goes_without(make_client: MakeClient) -> None:
+    """A key that may only run the workflow runs it, unchecked."""
+    emulator = Emulator(tier="business", duration=5.0, capabilities=("workflow:run", "execution:read"))
+    async with make_client(emulator).workflows.map(SLUG, jobs(2)) as outcomes:
+        assert kinds([outcome async for outcome in outcomes]) == {"Completed": 2}
+
+
+async def test_a_service_that_is_away_for_a_while_is_waited_for(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """Minutes without a connection cost no job: what was certainly not sent is sent later."""
+    await knouds.whoami()
+    emulator.faults.add(faults.refused(), route=ROUTE, nth=range(1, 40))
+    async with knouds.workflows.map(SLUG, jobs(10)) as outcomes:
+        assert kinds([outcome async for outcome in outcomes]) == {"Completed": 10}
+    emulator.assert_charged_once()
+
+
+async def test_a_service_that_stays_away_ends_the_batch(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """After ten minutes without a connection the jobs come out as not run."""
+    emulator.faults.add(faults.refused(), route=ROUTE)
+    async with knouds.workflows.map(SLUG, jobs(10)) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert {outcome.reason for outcome in found if isinstance(outcome, NotRun)} == {"unreachable"}
+    assert len(found) == 10
+    assert anyio.current_time() < 3600
+
+
+async def test_jobs_are_read_as_there_is_room(knouds: AsyncKnouds) -> None:
+    """Of a source without end only as much is read as is under way or not taken yet."""
+    read = 0
+
+    def endless() -> Iterator[dict[str, Any]]:
+        nonlocal read
+        while True:
+            read += 1
+            yield inputs(read)
+
+    async with knouds.workflows.map(SLUG, endless(), max_in_flight=10) as outcomes:
+        await anyio.sleep(300)
+        assert read <= 121
+        for _ in range(50):
+            await anext(outcomes)
+        await anyio.sleep(300)
+        assert read <= 171
+
+
+async def test_a_source_may_be_slow(knouds: AsyncKnouds) -> None:
+    """Jobs of an async source are run as they come; `stop` does not wait for the next one."""
+
+    async def slow() -> AsyncIterator[dict[str, Any]]:
+        yield inputs(1)
+        await anyio.sleep(100)
+        yield inputs(2)
+        await anyio.sleep_forever()
+
+    async with knouds.workflows.map(SLUG, slow()) as outcomes:
+        await anext(outcomes)
+        assert anyio.current_time() < 60
+        await anext(outcomes)
+        outcomes.stop()
+        assert [outcome async for outcome in outcomes] == []
+    assert anyio.current_time() < 1e6
+
+
+async def test_what_the_source_raises_comes_after_the_outcomes(knouds: AsyncKnouds) -> None:
+    """An error of the caller's source ends the reading; what was read still has its outcome."""
+
+    def broken() -> Iterator[dict[str, Any]]:
+        yield inputs(1)
+        raise OSError("the file is gone")
+
+    found = []
+    with pytest.raises(OSError, match="the file is gone"):
+        async with knouds.workflows.map(SLUG, broken()) as outcomes:
+            async for outcome in outcomes:
+                found.append(outcome)  # noqa: PERF401  (the loop raises)
+    assert kinds(found) == {"Completed": 1}
+
+
+async def test_stopping_loses_nothing(make_client: MakeClient) -> None:
+    """After `stop` what is out comes out, what is in line was not run, and the rest is not read."""
+    emulator = Emulator(tier="pro", limit=10, window_phase=0.0, duration=45.0)
+    async with make_client(emulator).workflows.map(SLUG, iter(jobs(1000)), max_in_flight=50) as outcomes:
+        await anyio.sleep(20)
+        outcomes.stop()
+        outcomes.stop()
+        found = [outcome async for outcome in outcomes]
+        assert anyio.current_time() < 100
+    out = kinds(found)
+    assert out["Completed"] == len(emulator.runs) == 10
+    assert out["Completed"] + out["NotRun"] == outcomes.progress.read <= 60
+
+
+async def test_leaving_early_leaves_the_runs_alone(
+    make_client: MakeClient, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Leaving the block waits for submits under way; every run is known by its id, in the log for want of a ledger."""
+    caplog.set_level(logging.WARNING, logger="knouds_async")
+    knouds = make_client(emulator, latency=1.0)
+    async with knouds.workflows.map(SLUG, jobs(20)):
+        await anyio.sleep(5.5)
+    assert len(emulator.runs) == 20
+    assert all(run.execution_id in caplog.text for run in emulator.runs)
+    await anyio.sleep(100)
+    assert len(emulator.runs) == 20
+
+
+async def test_a_cancelled_consumer_loses_nothing(
+    make_client: MakeClient, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same when the task that iterates is cancelled in the middle of the first submits."""
+    caplog.set_level(logging.WARNING, logger="knouds_async")
+    knouds = make_client(emulator, latency=1.0)
+    with anyio.move_on_after(5.5) as scope:
+        async with knouds.workflows.map(SLUG, jobs(20)) as outcomes:
+            async for _ in outcomes:
+                pass
+    assert scope.cancelled_caught
+    assert 1 <= len(emulator.runs) <= 20
+    assert all(run.execution_id in caplog.text for run in emulator.runs)
+
+
+async def test_an_outcome_is_not_lost_to_a_timeout(knouds: AsyncKnouds) -> None:
+    """A step that is cancelled gives its outcome to the next."""
+    async with knouds.workflows.map(SLUG, jobs(1)) as outcomes:
+        with anyio.move_on_after(5):
+            await anext(outcomes)
+        assert isinstance(await anext(outcomes), Completed)
+
+
+async def test_a_closed_client_ends_the_batch(knouds: AsyncKnouds) -> None:
+    """Closing the client ends the iteration with its error."""
+    with pytest.raises(ClientClosedError):
+        async with knouds.workflows.map(SLUG, jobs(3)) as outcomes:
+            await anyio.sleep(5)
+            await knouds.aclose()
+            async for _ in outcomes:
+                pass
+
+
+async def test_progress_is_told(knouds: AsyncKnouds) -> None:
+    """`on_progress` hears of every submit and every outcome, and ends with what `progress` says."""
+    heard: list[Progress] = []
+    async with knouds.workflows.map(SLUG, jobs(5), on_progress=heard.append) as outcomes:
+        [outcome async for outcome in outcomes]
+    assert len(heard) == 10
+    assert max(each.in_flight for each in heard) == 5
+    assert heard[-1].completed == 5
+    assert heard[-1].elapsed > 40
+    assert [each.submitted for each in heard] == sorted(each.submitted for each in heard)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_in_flight": 0},
+        {"max_in_flight": 2.5},
+        {"max_in_flight": True},
+        {"max_credits": -1},
+        {"max_credits": float("nan")},
+        {"max_credits": "5"},
+        {"on_unknown": "resend"},
+        {"jobs": 5},
+        {"jobs": "abc"},
+    ],
+)
+async def test_wrong_arguments_are_refused_at_once(options: dict[str, Any], knouds: AsyncKnouds) -> None:
+    """Each is named, before anything is sent."""
+    (name,) = options
+    with pytest.raises(InvalidArgumentError, match=name):
+        knouds.workflows.map(SLUG, **{"jobs": jobs(1), **options})
+
+
+async def test_a_wrong_slug_is_refused_at_once(knouds: AsyncKnouds) -> None:
+    """A slug that is none is refused by `map` itself."""
+    with pytest.raises(ValueError, match="slug"):
+        knouds.workflows.map("../x", jobs(1))
+
+
+async def test_something_that_is_no_job_ends_the_reading(knouds: AsyncKnouds) -> None:
+    """An item that is neither a job nor inputs is raised after the outcomes."""
+    found: list[Outcome] = []
+    with pytest.raises(InvalidArgumentError, match="no job"):
+        async with knouds.workflows.map(SLUG, [inputs(1), 5]) as outcomes:  # type: ignore[list-item]
+            async for outcome in outcomes:
+                found.append(outcome)  # noqa: PERF401  (the loop raises)
+    assert len(found) == 1
+
+
+async def test_a_batch_is_entered_before_it_is_iterated(knouds: AsyncKnouds) -> None:
+    """Outside its block a batch says how it is used, and it is entered once."""
+    batch = knouds.workflows.map(SLUG, [])
+    with pytest.raises(RuntimeError, match="async with"):
+        await anext(batch)
+    async with batch as outcomes:
+        assert [outcome async for outcome in outcomes] == []
+    with pytest.raises(RuntimeError, match="once"):
+        await batch.__aenter__()
