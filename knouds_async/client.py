@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import anyio
 
@@ -79,9 +79,13 @@ class AsyncKnouds:
         if not isinstance(max_connections, int) or max_connections < 1:
             raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
         config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
+        if limiter is not None and not isinstance(limiter, (Limiter, SharedLimiter)):
+            raise ConfigurationError(f"limiter={limiter!r:.80}: must be a Limiter or SharedLimiter; a tier is `tier=`")
+        if http_client is not None and not callable(getattr(http_client, "send", None)):
+            raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
         self._downloads = Downloads(Hosts.of(media_hosts, url), Fetcher(http_client, ssl_context))
-        timeouts, connections, direct = timeouts or Timeouts(), math.inf, None
+        timeouts, connections, direct = config.option("timeouts", timeouts, Timeouts), math.inf, None
         self._own_http = None
         if http_client is None:
             connections, context = max_connections, tls(ssl_context)
@@ -97,8 +101,9 @@ class AsyncKnouds:
             is_known=tells_what_was_sent(http_client),
             direct=direct,
         )
-        self._pipeline = Pipeline(self._exchange, self._limiter, retries or Retries(), connections=connections)
-        self._watcher = Watcher(self._pipeline.send, polling or Polling())
+        retries = config.option("retries", retries, Retries)
+        self._pipeline = Pipeline(self._exchange, self._limiter, retries, connections=connections)
+        self._watcher = Watcher(self._pipeline.send, config.option("polling", polling, Polling))
         runs = Runs(self._pipeline.send, self._watcher, url)
         self.executions: Final = Executions(self._pipeline.send, runs, url)
         self.usage: Final = Usage(self._pipeline.send, self._pipeline)
@@ -108,8 +113,15 @@ class AsyncKnouds:
         self.models: Final = Models(runs, maps)
 
     def __repr__(self) -> str:
-        """Show the service, never the key."""
-        return f"<AsyncKnouds {self._base_url}>"
+        """Show the service, never the key; also while it is being built, for tracebacks with locals ask then too."""
+        return f"<AsyncKnouds {getattr(self, '_base_url', 'unfinished')}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied."""
+        raise TypeError(
+            "an AsyncKnouds is not pickled or copied, for it holds connections and the key: build one in each process; "
+            "handles of runs can be pickled, and attached there"
+        )
 
     @property
     def limiter(self) -> Limiter:

@@ -9,7 +9,7 @@ import ipaddress
 import math
 import os
 import re
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined,unused-ignore]
 
@@ -17,10 +17,13 @@ import attrs
 
 from knouds_async.errors import ConfigurationError
 
+T = TypeVar("T")
+
 DEFAULT_BASE_URL: Final = "https://knouds.ai"
 _BEGINNING: Final = "knouds_live_"  # of every key (contract 1)
 _KEY: Final = re.compile(r"[!-~]{1,512}\Z")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+\Z")
+_AUTHORITY: Final = re.compile(r"([^\[\]:]+|\[[^\[\]]+\])(:[0-9]*)?\Z")
 _NOT_IN_A_BASE: Final = re.compile(r"[\x00-\x20\x7f\\?#]|\s")  # paths are appended, so even a bare ? would hide them
 
 _PORTS: Final = {"https": 443, "http": 80}
@@ -97,7 +100,8 @@ def base_url(given: str | None, *, allow_insecure_http: bool = False) -> str:
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         raise ConfigurationError(f"base_url {shown!r} is not a URL") from None
-    if parts.scheme not in _PORTS or not _is_host(host) or _NOT_IN_A_BASE.search(url) or not url.isprintable():
+    is_clean = url.isprintable() and not _NOT_IN_A_BASE.search(url)
+    if parts.scheme not in _PORTS or not _is_host(host) or not _AUTHORITY.match(parts.netloc) or not is_clean:
         raise ConfigurationError(f"base_url {shown!r} must be https://host with no query or fragment")
     if parts.scheme == "http" and not (allow_insecure_http or is_loopback(host)):
         raise ConfigurationError(
@@ -134,6 +138,15 @@ def proxy_for(url: str) -> str | None:
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
+def option(name: str, value: T | None, kind: type[T]) -> T:
+    """Give an option, or the default of its kind where it is None; another kind is refused by the option's name."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name}={value!r:.80}: must be {kind.__name__}(...), or None for its defaults")
+    return value
 
 
 def requests_per_minute(tier: str | None) -> float | None:

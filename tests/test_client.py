@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
-from collections.abc import AsyncIterator
+import pickle
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -121,6 +123,38 @@ async def test_models_need_a_tier(make_client: Any) -> None:
         await knouds.models.submit("gpt-image-2", {"prompt": "a cloud"})
 
 
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda w: w.create(5), "name=5"),
+        (lambda w: w.create(None), "name=None"),
+        (lambda w: w.create("x", tags="red"), "tags='red'"),
+        (lambda w: w.create("x", nodes={"id": "1"}), "nodes={'id': '1'}"),
+        (lambda w: w.create("x", edges=b"[]"), "edges=b'\\[\\]'"),
+        (lambda w: w.create("x", viewport=[0, 0, 1]), "viewport="),
+        (lambda w: w.create("x", public_playground="yes"), "publicPlayground='yes'"),
+        (lambda w: w.update("x", {"name": "y"}), "workflow={'name': 'y'}"),
+        (lambda w: w.update("x", description=5), "description=5"),
+        (lambda w: w.update("x"), "nothing to update"),
+        (lambda w: w.move("x", 5), "folder_id=5"),
+    ],
+)
+async def test_a_workflow_of_the_wrong_types_is_not_sent(
+    knouds: AsyncKnouds, emulator: Emulator, call: Callable[[Any], Any], named: str
+) -> None:
+    """Fields of types that the service cannot mean are refused by name, before any request."""
+    with pytest.raises(InvalidArgumentError, match=named):
+        await call(knouds.workflows)
+    assert not emulator.requests
+
+
+@pytest.mark.parametrize("target", [5, "my-slug", "folders/x", b"workflows/x"], ids=repr)
+def test_a_handle_is_of_a_target(emulator: Emulator, target: Any) -> None:
+    """What is no target is refused when a run is attached, not when its waiting fails."""
+    with pytest.raises(InvalidArgumentError, match="target"):
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test").executions.attach("abc", target)
+
+
 async def test_a_workflow_is_created_changed_moved_and_deleted(knouds: AsyncKnouds) -> None:
     """Workflows are written, read back and written again without loss."""
     node = {"id": "n1", "type": "requestInput", "position": {"x": 0, "y": 0}, "data": {}}
@@ -201,7 +235,20 @@ def test_a_client_without_a_key_says_how_to_set_one(monkeypatch: pytest.MonkeyPa
         AsyncKnouds()
 
 
-@pytest.mark.parametrize("options", [{"tier": "platinum"}, {"max_connections": 0}, {"base_url": "http://knouds.ai"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tier": "platinum"},
+        {"max_connections": 0},
+        {"base_url": "http://knouds.ai"},
+        {"limiter": "pro"},
+        {"http_client": "https"},
+        {"polling": 5},
+        {"retries": 3},
+        {"timeouts": 30},
+    ],
+    ids=str,
+)
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     """A bad option is named at construction."""
     value = str(next(iter(options.values())))
@@ -213,6 +260,15 @@ def test_the_repr_shows_the_service_only() -> None:
     """Neither the client nor what it is made of shows the key."""
     knouds = AsyncKnouds("knouds_live_canary", base_url="http://127.0.0.1:1")
     assert repr(knouds) == "<AsyncKnouds http://127.0.0.1:1>"
+
+
+def test_a_client_is_not_copied() -> None:
+    """Copying and pickling are refused with what to do instead, and the half-made copy can be shown in a traceback."""
+    knouds = AsyncKnouds("knouds_live_canary", base_url="http://127.0.0.1:1")
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="build one in each process"):
+            duplicate(knouds)
+    assert repr(AsyncKnouds.__new__(AsyncKnouds)) == "<AsyncKnouds unfinished>"
 
 
 # Its life.

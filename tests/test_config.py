@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+import httpx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -169,7 +170,7 @@ def test_plain_http_to_another_machine_has_to_be_asked_for(url: str) -> None:
      "https://knouds.ai:99999", "https://knouds.ai:-1", "https://knouds.ai:x", "https://[::1", "https://[zz]",
      "https://kno uds.ai", "https://knouds.ai/a b", "https://knouds.ai\n", "\x01https://knouds.ai", "https://kn\0ouds.ai",
      "https://knouds.ai\\x", "https:\\\\knouds.ai", "https://kn\u00f6uds.ai", "https://knouds\u3002ai", "https://%zz",
-     "https://a,b", "https://a;b", "https://\ud800", " https://knouds.ai"],
+     "https://a,b", "https://a;b", "https://\ud800", "https://[::1]x", "https://[::1]1", "https://x[::1]", " https://knouds.ai"],
     ids=ascii,
 )  # fmt: skip
 @pytest.mark.parametrize("allow", [False, True])
@@ -213,6 +214,7 @@ def test_any_text_is_a_base_url_or_refused(text: str) -> None:
         assert passed.isprintable()
         assert not set(passed) & set("?#@\\ ")
         assert passed.lower().startswith(("https://", "http://"))
+        assert httpx.URL(f"{passed}/api").host  # the library that sends takes it for a URL too
 
 
 # Proxies.

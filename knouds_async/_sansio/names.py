@@ -74,8 +74,10 @@ def _plain(value: Any, path: str, parents: tuple[int, ...]) -> Any:
     """Copy a value as plain JSON types, so that what is sent is what was checked."""
     if isinstance(value, int) and value.bit_length() > _WIDEST:
         raise _refused(f"{path} is a whole number of more than {_WIDEST} bits")
-    if value is None or isinstance(value, (str, int)):
+    if value is None or isinstance(value, int):
         return value
+    if isinstance(value, str):
+        return _said(value, path)
     if isinstance(value, float):
         if math.isfinite(value):
             return value
@@ -89,6 +91,15 @@ def _plain(value: Any, path: str, parents: tuple[int, ...]) -> Any:
     return _plain_container(value, path, (*parents, id(value)))
 
 
+def _said(text: str, path: str) -> str:
+    """Give a text that can be sent: half a surrogate pair is no character, and not every service survives it."""
+    try:
+        str.encode(text)
+    except UnicodeEncodeError:
+        raise _refused(f"{path} is {shown(text)}, which holds half a surrogate pair") from None
+    return text
+
+
 def _plain_container(
     value: Mapping[Any, Any] | list[Any] | tuple[Any, ...], path: str, parents: tuple[int, ...]
 ) -> Any:
@@ -97,4 +108,5 @@ def _plain_container(
     for key in value:
         if not isinstance(key, str):
             raise _refused(f"{path} has the key {shown(key)}, and JSON's keys are texts")
+        _said(key, f"a key of {path}")
     return {key: _plain(item, f"{path}[{key!r}]", parents) for key, item in value.items()}

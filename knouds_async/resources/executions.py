@@ -53,6 +53,8 @@ class Executions:
         the time such runs take can be learned. A handle of another service raises InvalidArgumentError.
         """
         known = Target.parse(target) if isinstance(target, str) else target
+        if known is not None and not isinstance(known, Target):
+            raise InvalidArgumentError(f"target={target!r:.80}: must be a Target, its text (workflows/<slug>) or None")
         if not isinstance(execution, Execution):
             return self._runs.attach(ExecutionState(execution_id=names.execution_id(execution), status=UNSEEN), known)
         if execution.base_url != self._base_url:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import calls
@@ -125,7 +125,7 @@ class Workflows:
         Not repeated when its answer is lost (NoAnswerError): look at `list` before you create it again.
         """
         if not isinstance(name, str):
-            raise InvalidArgumentError(f"name={name!r}: must be a text")
+            raise InvalidArgumentError(f"name={name!r:.80}: must be a text")
         body = _given(
             name=name,
             description=description,
@@ -155,6 +155,8 @@ class Workflows:
         Whether the service keeps fields that are not sent is not documented; with `workflow` everything is sent, the
         fields this library does not know included. Repeated when its answer is lost: it sets the same again.
         """
+        if workflow is not None and not isinstance(workflow, Workflow):
+            raise InvalidArgumentError(f"workflow={workflow!r:.80}: must be a Workflow, from `get`; fields go by name")
         whole = _whole(workflow) if workflow is not None else {}
         given = _given(
             name=name,
@@ -165,10 +167,14 @@ class Workflows:
             viewport=viewport,
             publicPlayground=public_playground,
         )
+        if not whole and not given:
+            raise InvalidArgumentError("nothing to update: give a Workflow, or the fields that change")
         return await self._send(calls.update_workflow(slug, {**whole, **given}))
 
     async def move(self, slug: str, folder_id: str | None) -> None:
         """Move a workflow you own into a folder; None is the root."""
+        if folder_id is not None and not isinstance(folder_id, str):
+            raise InvalidArgumentError(f"folder_id={folder_id!r:.80}: must be a text, or None for the root")
         await self._send(calls.move_workflow(slug, folder_id))
 
     async def delete(self, slug: str) -> None:
@@ -192,5 +198,21 @@ def _whole(workflow: Workflow) -> dict[str, Any]:
 
 
 def _given(**fields: Any) -> dict[str, Any]:
-    """Give the fields that were given, by the service's names."""
+    """Give the fields that were given, by the service's names; one of another type is refused by its name."""
+    for field, (kinds, what) in _KINDS.items():
+        value = fields.get(field)
+        is_text = isinstance(value, (str, bytes)) and str not in kinds  # a text is a sequence too
+        if value is not None and (is_text or not isinstance(value, kinds)):
+            raise InvalidArgumentError(f"{field}={value!r:.80}: must be {what}")
     return {name: value for name, value in fields.items() if value is not None}
+
+
+_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
+    "name": ((str,), "a text"),
+    "description": ((str,), "a text"),
+    "tags": ((Sequence,), "a list of texts"),
+    "nodes": ((Sequence,), "a list of objects"),
+    "edges": ((Sequence,), "a list of objects"),
+    "viewport": ((Mapping,), "an object"),
+    "publicPlayground": ((bool,), "True or False"),
+}

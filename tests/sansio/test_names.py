@@ -189,11 +189,34 @@ def _not_json(name: str) -> NoReturn:
 
 @pytest.mark.parametrize(
     "inputs",
-    [{}, OrderedDict(a=1), ChainMap({"a": 1}, {"b": 2}), MappingProxyType({"a": ()}), {"a": "\ud800 é \0"}, {"": {}}],
+    [
+        {},
+        OrderedDict(a=1),
+        ChainMap({"a": 1}, {"b": 2}),
+        MappingProxyType({"a": ()}),
+        {"a": "\U0001f468 é \0"},
+        {"": {}},
+    ],
 )
 def test_any_mapping_is_an_object(inputs: Mapping[str, Any]) -> None:
     """Mappings of every type are sent as JSON objects."""
     assert json.loads(names.run_body(inputs)) == {"inputs": said(inputs)}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "place"),
+    [
+        ({"a": "\ud800"}, "inputs['a'] is '\\ud800'"),
+        ({"a": ["x", "b\udfff\ud800"]}, "inputs['a'][1]"),
+        ({"a": {"\udc00": 1}}, "a key of inputs['a'] is '\\udc00'"),
+        ({"\udc00": 1}, "a key of inputs"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused(inputs: dict[str, Any], place: str) -> None:
+    """JSON could say it, but it is no character: a service that stores UTF-8 would fail on it, after the charge."""
+    with pytest.raises(InvalidInputsError, match="half a surrogate pair") as caught:
+        names.run_body(inputs)
+    assert place in str(caught.value)
 
 
 def test_types_of_their_own_are_sent_as_what_they_hold() -> None:
