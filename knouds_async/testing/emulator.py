@@ -7,20 +7,19 @@ a request's `now` has passed it.
 from __future__ import annotations
 
 import heapq
-import json
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from knouds_async.testing._service.gate import answer, dated
-from knouds_async.testing._service.lifecycle import Run
+from knouds_async.testing._service.lifecycle import FAILURE, Run
 from knouds_async.testing._service.routes import UNKNOWN, Route, match
 from knouds_async.testing._service.service import Service
 from knouds_async.testing._service.wallet import Charge
+from knouds_async.testing.assertions import not_charged_once, not_collected, refused
 from knouds_async.testing.deliveries import Delivery
 from knouds_async.testing.journal import LoggedRequest, RequestLog
 from knouds_async.testing.messages import Broken, Fate, Fault, Later, Outcome, Request, Response
@@ -60,6 +59,7 @@ class Emulator(Settings):
     def __attrs_post_init__(self) -> None:
         """Check the settings together and start the service."""
         self.check_together()
+        self._made_with: dict[str, Any] = {field.name: getattr(self, field.name) for field in attrs.fields(Settings)}
         self._service = Service(self)
         self._underway: list[tuple[float, int, _Arrival]] = []
         self._sent = 0
@@ -177,27 +177,45 @@ class Emulator(Settings):
     def assert_charged_once(self, *, allow_equal_inputs: bool = False) -> None:
         """Fail when a run was paid for twice, or, unless allowed, when two runs have equal target and inputs."""
         __tracebackhide__ = True
-        paid = [charge.execution_id for charge in self.charges]
-        if len(paid) != len(set(paid)) or set(paid) != {run.execution_id for run in self.runs}:
-            raise AssertionError("runs and charges do not match one to one")
-        if allow_equal_inputs:
-            return
-        alike: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
-        for run in self.runs:
-            alike[(run.kind, run.target, json.dumps(run.inputs, sort_keys=True))].append(run)
-        if repeated := [runs for runs in alike.values() if len(runs) > 1]:
-            lines = "\n".join(f"  {_described(run)}" for runs in repeated for run in runs)
-            raise AssertionError(f"{len(repeated)} job(s) were run and charged more than once:\n{lines}")
+        _fail_with(not_charged_once(self.runs, self.charges, allow_equal_inputs=allow_equal_inputs))
+
+    def assert_all_collected(self) -> None:
+        """Fail when a run has ended that nobody has seen the end of, by a look, an answer or a delivery taken."""
+        __tracebackhide__ = True
+        _fail_with(not_collected(self.runs, self._service.clock.now))
 
     def assert_no_429(self) -> None:
         """Fail when any request was refused by the rate limit."""
         __tracebackhide__ = True
-        if self.refusals:
-            first = self.refusals[0]
-            raise AssertionError(
-                f"{len(self.refusals)} request(s) were refused with 429; the first: {first.method} "
-                f"{first.route} at {first.at:.3f} s"
-            )
+        _fail_with(refused(self.refusals))
+
+    def finish(self, execution_id: str, result: object = None) -> None:
+        """End an asynchronous run now, with what its target makes or a JSON value; ValueError when it cannot be."""
+        self._end(execution_id, error=None, result=result)
+
+    def fail(self, execution_id: str, message: str = FAILURE) -> None:
+        """Let an asynchronous run fail now; ValueError when there is none or it is over."""
+        self._end(execution_id, error=message or FAILURE)
+
+    def reset(self) -> None:
+        """Begin anew, as when it was made: settings, runs, charges, requests, windows, faults, dice, clock.
+
+        Requests that are on their way never arrive.
+        """
+        for name, value in self._made_with.items():
+            setattr(self, name, value)
+        self._underway.clear()
+        self.requests.clear()
+        self.faults.restart()
+        self._service.start()
+
+    def _end(self, execution_id: str, *, error: str | None, result: object = None) -> None:
+        run, now = self._service.run(execution_id), self._service.clock.now
+        if run is None or not run.is_async:
+            raise ValueError(f"there is no asynchronous run {execution_id!r}")
+        if run.is_over_at(now):
+            raise ValueError(f"the run {execution_id} is already {run.status_at(now)}")
+        self._service.end(run, now, error=error, result=result)
 
     def _receive(self, request: Request, now: float) -> Outcome:
         route, subject = match(request.method, request.path)
@@ -239,5 +257,7 @@ def _struck(fault: Fault, outcome: Outcome) -> Outcome:
     return fault.act(outcome) if isinstance(outcome, Response) else outcome
 
 
-def _described(run: Run) -> str:
-    return f"{run.execution_id} {run.kind} {run.target} {dict(run.inputs)} started at {run.started:.3f} s"
+def _fail_with(message: str | None) -> None:
+    __tracebackhide__ = True
+    if message is not None:
+        raise AssertionError(message)

@@ -30,6 +30,10 @@ class RequestLog:
 
     def __init__(self) -> None:
         """Start empty."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all requests."""
         self.count = 0
         self.by_route: Counter[str] = Counter()
         self.refusals: list[LoggedRequest] = []

@@ -76,6 +76,12 @@ class Fault:
     act: Callable[[Response | None], Response | Broken] = attrs.field(repr=False, eq=False)
     seconds: float = 0.0
 
+    @property
+    def said(self) -> str:
+        """Put it in a few words."""
+        seconds = f" seconds={self.seconds:g}" if self.seconds else ""
+        return f"{self.name}{' (after the run)' if self.stage == 'after' else ''}{seconds}"
+
 
 @attrs.frozen
 class Fate:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
-from knouds_async.testing import Emulator, faults
+from knouds_async.testing import ApiKey, Emulator, faults
 
 SUBMIT = "POST /api/workflows/jingle/run?async=true"
 
@@ -29,9 +30,11 @@ def test_charged_twice_is_told_with_both_runs(ask: Any) -> None:
     """Two runs of equal target and inputs fail the assertion, whatever the order of keys; both are shown."""
     emulator = Emulator()
     ids = [ask(emulator).submit("workflows/jingle", inputs) for inputs in ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
-    with pytest.raises(AssertionError, match="more than once") as caught:
+    with pytest.raises(AssertionError, match=r"1 job.* more than once") as caught:
         emulator.assert_charged_once()
-    assert all(one in str(caught.value) for one in ids)
+    told = str(caught.value)
+    assert 'workflow jingle {"a": 1, "b": 2}' in told
+    assert all(f"{one} jingle started at 0.000 s, processing, not polled" in told for one in ids)
     emulator.assert_charged_once(allow_equal_inputs=True)
 
 
@@ -39,8 +42,14 @@ def test_a_charge_without_a_run_is_told(ask: Any) -> None:
     """Runs and charges that do not match are an error of their own."""
     emulator = Emulator()
     ask(emulator).submit()
-    emulator._service.wallet.charges.clear()
-    with pytest.raises(AssertionError, match="one to one"):
+    paid = emulator._service.wallet.charges.pop()
+    with pytest.raises(AssertionError, match=r"1 run\(s\) were not charged once:\n.*charged 0 times"):
+        emulator.assert_charged_once()
+    emulator._service.wallet.charges += [paid, paid]
+    with pytest.raises(AssertionError, match="charged 2 times"):
+        emulator.assert_charged_once()
+    emulator._service.wallet.charges[:] = [paid, attrs.evolve(paid, execution_id="nobody-s")]
+    with pytest.raises(AssertionError, match=r"1 charge\(s\) were for no run: nobody-s"):
         emulator.assert_charged_once()
 
 
@@ -51,8 +60,38 @@ def test_refusals_are_told(ask: Any) -> None:
     for now in (0.0, 0.25, 0.5):
         ask(emulator)(SUBMIT, {"inputs": {}}, now=now)
     assert len(emulator.refusals) == 2
-    with pytest.raises(AssertionError, match=r"2 request\(s\) were refused with 429; the first: POST .* at 0\.250 s"):
+    with pytest.raises(
+        AssertionError,
+        match=r"2 request\(s\) were refused with 429 \(2 of POST .*/run\); the first: POST .* at 0\.250 s",
+    ):
         emulator.assert_no_429()
+
+
+def test_a_flood_of_runs_is_told_in_part(ask: Any) -> None:
+    """A message shows twenty of a kind and counts the others."""
+    emulator = Emulator(tier="enterprise")
+    for _ in range(25):
+        ask(emulator).submit()
+    with pytest.raises(AssertionError, match="and 5 more") as caught:
+        emulator.assert_charged_once()
+    assert str(caught.value).count("started at") == 20
+
+
+def test_a_run_whose_end_nobody_saw_is_told(ask: Any) -> None:
+    """A run is collected by a look after its end, by the answer of a synchronous one, or by a delivery taken."""
+    emulator = Emulator(duration=10.0, keys=[ApiKey("hooked", webhook_url="http://127.0.0.1:9/hook")])
+    asker = ask(emulator)
+    polled, lost = asker.submit(), asker.submit("workflows/jingle")
+    asker("POST /api/workflows/jingle/run?async=true", {"inputs": {}}, key="hooked")
+    asker.poll(polled, now=5.0)
+    emulator.assert_all_collected()
+    asker("POST /api/workflows/jingle/run", {"inputs": {"mood": "sad"}}, now=1.0)
+    asker.poll(polled, now=11.0)
+    for delivery in emulator.due_deliveries(11.0):
+        emulator.delivery_answered(delivery, 200, 11.0)
+    with pytest.raises(AssertionError, match=r"^1 run\(s\) ended and nobody was told:\n.*jingle") as caught:
+        emulator.assert_all_collected()
+    assert lost in str(caught.value)
 
 
 def test_requests_are_counted_by_route(ask: Any) -> None:

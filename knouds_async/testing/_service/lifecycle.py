@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 
 from knouds_async.testing._service.clock import ServerClock
 
-__all__ = ["Run"]
+__all__ = ["FAILURE", "Run"]
+
+FAILURE: Final = "The provider could not complete the run"
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -17,8 +19,9 @@ class Run:
     """One run that the service began, and was paid for.
 
     Times are on the clock of the caller, in seconds. `status` is as of the last request the emulator has seen;
-    `polls` counts looks at it, `seen_ended_at` is the first look that showed its end. `cost` is what the service
-    reports (0 when a trial grant paid).
+    `polls` counts looks at it, `seen_ended_at` is when its end was first told: by a look, an answer, a delivery taken.
+    `cost` is what the service reports (0 when a trial grant paid). `error` is told when it failed; `result` None: what
+    its target makes.
     """
 
     execution_id: str
@@ -38,6 +41,8 @@ class Run:
     polls: int = 0
     seen_ended_at: float | None = None
     cancel_requested_at: float | None = None
+    error: str = FAILURE
+    result: object = None
     _clock: ServerClock = attrs.field(alias="clock", repr=False)
 
     @property
@@ -50,6 +55,17 @@ class Run:
         if now >= self.ends:
             return self.end
         return "processing" if self.cancel_requested_at is None else "cancel_requested"
+
+    def end_at(self, now: float, *, error: str | None, result: object) -> None:
+        """End now: failed with a message, or completed, with another result than its own where one is given."""
+        self.ends, self.result = now, result
+        self.end, self.has_result = ("completed", True) if error is None else ("failed", False)
+        self.error = error or FAILURE
+
+    def seen_at(self, now: float) -> None:
+        """Take note that somebody was told how the run stands."""
+        if self.seen_ended_at is None and now >= self.ends:
+            self.seen_ended_at = now
 
     def is_over_at(self, now: float) -> bool:
         """Say whether the run has ended at a time."""

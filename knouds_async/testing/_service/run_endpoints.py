@@ -14,8 +14,6 @@ from knouds_async.testing.messages import Later, Response
 
 __all__ = ["cancel", "poll", "run_model", "run_workflow"]
 
-_FAILURE = "The provider could not complete the run"
-
 
 def run_workflow(service: Service, call: Call) -> Response | Later:
     """Answer POST /api/workflows/:slug/run, with and without ?async=true."""
@@ -42,8 +40,7 @@ def poll(service: Service, call: Call) -> Response:
     """Answer GET /api/executions/:id."""
     run = service.find_run(call.subject, call.caller.user, call.now)
     run.polls += 1
-    if run.seen_ended_at is None and run.is_over_at(call.now):
-        run.seen_ended_at = call.now
+    run.seen_at(call.now)
     return reply(200, _execution(service, run, call.now), call.headers)
 
 
@@ -95,8 +92,9 @@ def _finished(service: Service, run: Run, call: Call, now: float) -> Response:
     """Answer a synchronous run when it is over."""
     if now < run.ends:
         raise ValueError(f"the run ends at {run.ends}: resume it then, not at {now}")
+    run.seen_at(now)
     if run.end != "completed":
-        refusal = Refusal(500, "EXECUTION_FAILED", _FAILURE)
+        refusal = Refusal(500, "EXECUTION_FAILED", run.error)
         return refusal.response()
     body = {"success": True, "result": service.result(run), "cost": run.cost, "ms": _milliseconds(run)}
     return reply(200, body, call.headers)
@@ -108,7 +106,7 @@ def _milliseconds(run: Run) -> int:
 
 def _execution(service: Service, run: Run, now: float) -> dict[str, object]:
     is_over, status = run.is_over_at(now), run.status_at(now)
-    error = {"code": "EXECUTION_FAILED", "message": _FAILURE} if status == "failed" else None
+    error = {"code": "EXECUTION_FAILED", "message": run.error} if status == "failed" else None
     return {
         "executionId": run.execution_id,
         "requestId": run.request_id,

@@ -55,6 +55,12 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         """Start with the settings' workflows, models and keys, and no run."""
         self.settings = settings
+        self.webhooks = Webhooks(settings, self.result)
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or begin anew: no run, no window, no charge, and the clock at its epoch."""
+        settings = self.settings
         self.clock = ServerClock(settings.epoch + settings.clock_skew)
         self.keys = settings.account_keys()
         self.models = {model.name: model for model in settings.models}
@@ -62,7 +68,7 @@ class Service:
         self.windows = Windows(settings, self.clock)
         self.wallet = Wallet(settings)
         self.usage = Usage(settings.usage_lag)
-        self.webhooks = Webhooks(settings, self.clock, self.result)
+        self.webhooks.start(self.clock)
         self.runs: list[Run] = []
         self._places: dict[str, int] = {}
         self._ids = Random(f"{settings.seed}:ids")
@@ -97,10 +103,14 @@ class Service:
         self.webhooks.add(run, caller.webhook_url)
         return run
 
+    def run(self, execution_id: str) -> Run | None:
+        """Give a run of whoever's."""
+        place = self._places.get(execution_id)
+        return None if place is None else self.runs[place]
+
     def find_run(self, execution_id: str, user: str, now: float) -> Run:
         """Give a user's asynchronous run; 404 when there is none, or not yet."""
-        place = self._places.get(execution_id)
-        run = None if place is None else self.runs[place]
+        run = self.run(execution_id)
         if run is None or run.user != user or not run.is_async:
             raise Refusal(404, "EXECUTION_NOT_FOUND", "Execution not found")
         if now < run.started + self.settings.not_found_after_submit:
@@ -111,11 +121,21 @@ class Service:
         """Ask for the end of a run."""
         lands = now + draw(self.settings.cancel_delay, self._fates)
         run.request_cancel(now, lands=lands, late=self.settings.late_cancel)
+        self._moved(run)
+
+    def end(self, run: Run, now: float, *, error: str | None = None, result: object = None) -> None:
+        """End a run now: failed with an error's message, or completed with a result, what it would make by default."""
+        run.end_at(now, error=error, result=result)
+        self._moved(run)
+
+    def _moved(self, run: Run) -> None:
         self.usage.reschedule(self._places[run.execution_id])
         self.webhooks.moved(run)
 
     def result(self, run: Run) -> object:
-        """Give what a completed run made; as many items as its input `count` asks for."""
+        """Give what a completed run made; as many items as its input `count` asks for, unless it was told."""
+        if run.result is not None:
+            return run.result
         if run.makes == "text":
             return {"text": f"{run.target} says hello"}
         count = run.inputs.get("count")

@@ -28,7 +28,6 @@ __all__ = ["Webhooks"]
 _FORGER: Final = "whsec_of_somebody_else"
 _HOUR: Final = 3600.0
 _AGAIN: Final = 5.0  # seconds to the second attempt; twice as long to each one after
-_ERROR: Final = {"code": "EXECUTION_FAILED", "message": "The provider could not complete the run"}
 
 
 @attrs.frozen
@@ -44,34 +43,32 @@ class _Planned:
 class Webhooks:
     """The deliveries of one emulated service."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        clock: ServerClock,
-        result: Callable[[Run], object],
-    ) -> None:
-        """Deliver nothing yet; `result` gives what a run made."""
+    def __init__(self, settings: Settings, result: Callable[[Run], object]) -> None:
+        """Deliver nothing before `start`; `result` gives what a run made."""
         self._all = settings
-        self._clock = clock
         self._result = result
-        self._dice = Random(f"{settings.seed}:webhooks")
+        self.wake: Callable[[], None] = lambda: None
+
+    def start(self, clock: ServerClock) -> None:
+        """Begin, or begin anew, with nothing to deliver."""
+        self._clock = clock
+        self._dice = Random(f"{self._all.seed}:webhooks")
         self._count = 0
         self._runs: list[tuple[float, int, Run, str]] = []  # those that will end, by when
+        self._urls: dict[str, str] = {}  # where those go that are not over
         self._over: dict[str, Run] = {}
         self._out: list[tuple[float, int, _Planned]] = []
-        self.wake: Callable[[], None] = lambda: None
 
     def add(self, run: Run, url: str | None) -> None:
         """Take note of a run that has begun; it is delivered when its key has a webhook."""
         if url is not None and run.is_async:
+            self._urls[run.execution_id] = url
             self._push(run, url)
 
     def moved(self, run: Run) -> None:
         """Take note that a run ends at another time than before."""
-        for _, _, one, url in self._runs:
-            if one is run:
-                self._push(run, url)
-                return
+        if (url := self._urls.get(run.execution_id)) is not None:
+            self._push(run, url)
 
     def next_at(self) -> float:
         """Give when something will be due; inf when nothing is planned."""
@@ -83,6 +80,7 @@ class Webhooks:
             _, _, run, url = heapq.heappop(self._runs)
             if run.execution_id not in self._over and run.ends <= now:
                 self._over[run.execution_id] = run
+                del self._urls[run.execution_id]
                 self._plan(run, url)
         signed_at = self._clock.epoch_of(now) if unix_now is None else unix_now
         found = []
@@ -94,6 +92,8 @@ class Webhooks:
         """Take note of an answer, None when none came: what was not taken is sent again."""
         is_taken = status is not None and 200 <= status < 300
         run = self._over.get(delivery.execution_id)
+        if is_taken and run is not None and delivery.kind in ("genuine", "repeated"):
+            run.seen_at(now)
         if is_taken or run is None or delivery.kind in ("forged", "stale"):
             return
         if delivery.attempt < self._all.deliveries.attempts:
@@ -159,7 +159,7 @@ class Webhooks:
             "modelIds": run.model_ids,
             "status": run.end,
             "result": self._result(run) if is_told else None,
-            "error": _ERROR if run.end == "failed" else None,
+            "error": {"code": "EXECUTION_FAILED", "message": run.error} if run.end == "failed" else None,
             "cost": run.cost,
             "ms": round((run.ends - run.started) * 1000),
             "createdAt": self._clock.iso(run.started),

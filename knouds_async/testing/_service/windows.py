@@ -15,7 +15,7 @@ import attrs
 from knouds_async.testing._service.clock import ServerClock
 from knouds_async.testing.settings import Settings
 
-__all__ = ["Verdict", "Windows"]
+__all__ = ["Standing", "Verdict", "Windows"]
 
 _ROUNDINGS: dict[str, Callable[[float], int]] = {"up": math.ceil, "down": math.floor, "nearest": round}
 
@@ -39,6 +39,17 @@ class Verdict:
         }
 
 
+@attrs.frozen
+class Standing:
+    """How a window stands: of a user, on a route; `resets_in` seconds."""
+
+    user: str
+    route: str
+    limit: int
+    used: int
+    resets_in: float
+
+
 @attrs.define(eq=False)
 class _Window:
     """One window of one user on one route; `others` are the times of other users' requests, latest first."""
@@ -46,8 +57,15 @@ class _Window:
     place: int
     end: float
     reset: int
+    limit: int
     others: list[float]
     used: int = 0
+
+    def settle(self, elapsed: float) -> None:
+        """Let the requests of others take their places up to a time."""
+        while self.others and self.others[-1] <= elapsed:
+            self.others.pop()
+            self.used = min(self.limit, self.used + 1)
 
 
 class Windows:
@@ -69,13 +87,21 @@ class Windows:
         window = self._open.get((user, route))
         if window is None or self._is_past(window, place, elapsed):
             window = self._open[(user, route)] = self._new(place, elapsed, limit)
-        while window.others and window.others[-1] <= elapsed:
-            window.others.pop()
-            window.used = min(limit, window.used + 1)
+        window.limit = limit
+        window.settle(elapsed)
         is_granted = window.used < limit
         window.used += is_granted
         retry_after = max(1, math.ceil(window.end - elapsed))
         return Verdict(is_granted, limit, max(0, limit - window.used), window.reset, retry_after)
+
+    def open_at(self, elapsed: float) -> list[Standing]:
+        """Tell how the windows stand that are open at a time, in the order they were first used."""
+        found = []
+        for (user, route), window in self._open.items():
+            if elapsed < window.end:
+                window.settle(elapsed)
+                found.append(Standing(user, route, window.limit, window.used, window.end - elapsed))
+        return found
 
     def _is_past(self, window: _Window, place: int, elapsed: float) -> bool:
         # By number, not by time: an end that rounding puts a hair too early must not open the window twice.
@@ -90,7 +116,7 @@ class Windows:
             start = place * length + self._phase
         end = start + length
         reset = _ROUNDINGS[self._settings.reset_rounding](self._clock.epoch_at(end))
-        return _Window(place, end, reset, self._others(start, length, limit))
+        return _Window(place, end, reset, limit, self._others(start, length, limit))
 
     def _others(self, start: float, length: float, limit: int) -> list[float]:
         others, dice = self._settings.others, self._others_dice
