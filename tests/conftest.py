@@ -5,12 +5,16 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 
 from knouds_async import AsyncKnouds
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from knouds_async.testing.virtual_time import BACKENDS, virtual_backend
+
+hypothesis.settings.register_profile("knouds", deadline=None)  # no test asserts how long something took
+hypothesis.settings.load_profile("knouds")
 
 MakeClient = Callable[..., AsyncKnouds]
 

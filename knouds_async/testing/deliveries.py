@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
-from knouds_async.testing.laws import Seconds, is_law
+from knouds_async.testing.laws import Seconds, is_law, is_number
 
 __all__ = ["Deliveries", "Delivery"]
 
@@ -15,7 +15,7 @@ Kind = Literal["genuine", "repeated", "forged", "expired", "stale"]
 
 
 def _is_share(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not 0 <= value <= 1:
+    if not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{attribute.name} must be between 0 and 1, not {value!r}")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from knouds_async.testing._console.console import Console, Hand, is_for_console
 from knouds_async.testing._service.gate import answer, dated
 from knouds_async.testing._service.lifecycle import FAILURE, Run
 from knouds_async.testing._service.routes import UNKNOWN, Route, match
@@ -48,7 +49,8 @@ def _faults(settings: Settings) -> Faults:
 class Emulator(Settings):
     """The whole service of the contract in memory; see `Settings` for what it can be told to be.
 
-    `handle` answers one request; `faults.add` makes some go wrong.
+    `handle` answers one request; `faults.add` makes some go wrong. The status page is at /, a control API for tests in
+    other languages under /__emulator__/; requests for them are not counted.
     Deterministic: the same settings, requests and times give the same answers.
     ValueError for settings that are impossible.
     """
@@ -61,6 +63,8 @@ class Emulator(Settings):
         self.check_together()
         self._made_with: dict[str, Any] = {field.name: getattr(self, field.name) for field in attrs.fields(Settings)}
         self._service = Service(self)
+        hand = Hand(finish=self.finish, fail=self.fail, reset=self.reset)
+        self._console = Console(self, self._service, self.faults, self.requests, hand)
         self._underway: list[tuple[float, int, _Arrival]] = []
         self._sent = 0
 
@@ -74,7 +78,7 @@ class Emulator(Settings):
         For those who act out connections; whoever calls only `handle` can leave it out.
         """
         self.settle(now)
-        if not self.faults:
+        if not self.faults or is_for_console(request):
             return request
         label = _label(match(request.method, request.path)[0])
         fate = self.faults.decide(label, request)
@@ -167,7 +171,7 @@ class Emulator(Settings):
     @property
     def credits_spent(self) -> int:
         """The credits all runs have cost, trial credits left out."""
-        return sum(charge.amount for charge in self.charges if charge.paid_by == "credits")
+        return self._service.wallet.spent
 
     @property
     def refusals(self) -> Sequence[LoggedRequest]:
@@ -218,6 +222,8 @@ class Emulator(Settings):
         self._service.end(run, now, error=error, result=result)
 
     def _receive(self, request: Request, now: float) -> Outcome:
+        if is_for_console(request):
+            return dated(self._service, self._console.answer(request, now), now)
         route, subject = match(request.method, request.path)
         label = _label(route)
         fault = self._fault_for(request, label)

@@ -57,10 +57,10 @@ class Attached:
     nth: tuple[int, ...] | None = None
 
 
-def add_fault(faults: Faults, text: str) -> None:
-    """Attach a fault that is given in words; ValueError when they make no sense."""
+def add_fault(faults: Faults, text: str) -> int:
+    """Attach a fault that is given in words and give its number; ValueError when they make no sense."""
     one = parse_fault(text)
-    faults.add(one.fault, route=one.route, probability=one.probability, nth=one.nth)
+    return faults.add(one.fault, route=one.route, probability=one.probability, nth=one.nth)
 
 
 def parse_fault(text: str) -> Attached:

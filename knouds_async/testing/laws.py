@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["Lognormal", "Seconds", "checked", "draw", "is_law"]
+__all__ = ["Lognormal", "Seconds", "checked", "draw", "is_law", "is_number"]
 
 
 def _is_above_zero(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
@@ -32,9 +32,14 @@ class Lognormal:
 Seconds = float | Callable[[Random], float]
 
 
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def checked(name: str, law: Seconds) -> Seconds:
     """Give a law as it is; ValueError when it is a number that is no duration."""
-    if not callable(law) and not 0 <= law < math.inf:
+    if not callable(law) and not (is_number(law) and 0 <= law < math.inf):
         raise ValueError(f"{name} must be finite seconds, zero or more, or a callable, not {law!r}")
     return law
 

@@ -18,28 +18,28 @@ from attrs import validators as must
 from knouds_async.testing._service.catalog import DEFAULT_MODELS, DEFAULT_WORKFLOWS, Model, Workflow
 from knouds_async.testing._service.keys import DEFAULT_KEY, ApiKey
 from knouds_async.testing.deliveries import Deliveries
-from knouds_async.testing.laws import Lognormal, Seconds, is_law
+from knouds_async.testing.laws import Lognormal, Seconds, is_law, is_number
 
 __all__ = ["Settings"]
 
 
 def _is_share(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not 0 <= value <= 1:
+    if not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{attribute.name} must be between 0 and 1, not {value!r}")
 
 
 def _is_finite(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not math.isfinite(value):
+    if not (is_number(value) and math.isfinite(value)):
         raise ValueError(f"{attribute.name} must be a finite number of seconds, not {value!r}")
 
 
 def _is_time_span(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not 0 <= value < math.inf:
+    if not (is_number(value) and 0 <= value < math.inf):
         raise ValueError(f"{attribute.name} must be finite seconds, zero or more, not {value!r}")
 
 
 def _is_others_share(_: object, attribute: attrs.Attribute[Any], value: float | Callable[[Random], int]) -> None:
-    if not callable(value) and not (0 <= value < 1):
+    if not callable(value) and not (is_number(value) and 0 <= value < 1):
         raise ValueError(
             f"{attribute.name} must be a share of the limit, at least 0 and below 1, or a callable, not {value!r}"
         )
@@ -88,7 +88,7 @@ class Settings:
     The rest: `seed`, `epoch`, `clock_skew`, `usage_lag` (seconds), `workflows`, `models`, `media_url`.
     """
 
-    tier: str = attrs.field(default="pro", validator=must.min_len(1))
+    tier: str = attrs.field(default="pro", validator=[must.instance_of(str), must.min_len(1)])
     role: Literal["user", "admin"] = attrs.field(default="user", validator=must.in_(("user", "admin")))
     generation: Literal["current", "old"] = attrs.field(default="current", validator=must.in_(("current", "old")))
     scope: Literal["free", "deployment", "admin", "super_admin"] = "deployment"
@@ -113,7 +113,7 @@ class Settings:
     )
     not_found_after_submit: float = attrs.field(default=0.0, validator=_is_time_span)
     limit: int | None = attrs.field(default=None, validator=must.optional([must.instance_of(int), must.ge(1)]))
-    window_length: float = attrs.field(default=60.0, validator=[must.gt(0), _is_finite])
+    window_length: float = attrs.field(default=60.0, validator=[_is_finite, must.gt(0)])
     window_phase: float | None = attrs.field(default=None, validator=must.optional(_is_finite))
     window_opens: Literal["on_the_clock", "first_request"] = attrs.field(
         default="on_the_clock", validator=must.in_(("on_the_clock", "first_request"))
@@ -121,11 +121,11 @@ class Settings:
     reset_rounding: Literal["up", "down", "nearest"] = attrs.field(
         default="up", validator=must.in_(("up", "down", "nearest"))
     )
-    polls_limited: bool = True
-    usage_limited: bool = True
+    polls_limited: bool = attrs.field(default=True, validator=must.instance_of(bool))
+    usage_limited: bool = attrs.field(default=True, validator=must.instance_of(bool))
     others: float | Callable[[Random], int] = attrs.field(default=0.0, validator=_is_others_share)
     seed: int = 0
-    epoch: float = attrs.field(default=1_780_000_000.0, validator=[must.gt(0), _is_finite])
+    epoch: float = attrs.field(default=1_780_000_000.0, validator=[_is_finite, must.gt(0)])
     clock_skew: float = attrs.field(default=0.0, validator=_is_finite)
     usage_lag: float = attrs.field(default=0.0, validator=_is_time_span)
     workflows: tuple[Workflow, ...] = attrs.field(default=DEFAULT_WORKFLOWS, converter=_workflows)

@@ -146,7 +146,7 @@ def _said(
     if fault is None:
         return f"script: {', '.join(one.name if one else 'none' for one in script or ())}{place}"
     places = (nth,) if isinstance(nth, int) else sorted(nth or ())
-    chance = "" if probability is None else f" {probability:.4g} of all"
+    chance = "" if probability is None else f" {probability * 100:g}%"
     return f"{fault.said}{place}{' nth=' + ','.join(map(str, places)) if places else ''}{chance}"
 
 

@@ -92,6 +92,6 @@ def test_a_fault_is_taken_off(ask: Any) -> None:
         emulator.faults.remove(first)
     told = [(one.number, one.said, one.met, one.struck) for one in emulator.faults.attached()]
     assert told == [
-        (second, "service_error (after the run) 1 of all", 2, 1),
+        (second, "service_error (after the run) 100%", 2, 1),
         (third, "script: none, stalled", 2, 0),
     ]

@@ -280,7 +280,7 @@ def test_unknown_things_get_404(ask: Any) -> None:
     _refused(asker("POST /api/executions/no-such/cancel"), 404, "EXECUTION_NOT_FOUND")
     _refused(asker("GET /api/nothing"), 404, None)
     _refused(asker("PATCH /api/workflows/jingle"), 404, None)
-    _refused(asker("GET /"), 404, None)
+    _refused(asker("GET /nowhere"), 404, None)
 
 
 def test_endpoints_closed_by_design_stay_closed(ask: Any) -> None:

@@ -30,6 +30,8 @@ class Wallet:
         """Start with nothing spent."""
         self._settings = settings
         self.charges: list[Charge] = []
+        self.spent = 0  # credits
+        self.granted = 0  # credits of the trial grant
 
     def price(self, target: str) -> int:
         """Give what a run of a target costs, in credits."""
@@ -42,10 +44,12 @@ class Wallet:
             if settings.grant < amount:
                 raise Refusal(402, "grant_exhausted", "Your trial credits are used up. Upgrade to continue.")
             settings.grant -= amount
+            self.granted += amount
             self.charges.append(Charge(execution_id, target, amount, now, "grant"))
             return 0
         if settings.credits < amount:
             raise Refusal(402, "INSUFFICIENT_CREDITS", "Not enough credits for this run. Top up to continue.")
         settings.credits -= amount
+        self.spent += amount
         self.charges.append(Charge(execution_id, target, amount, now, "credits"))
         return amount

@@ -1,0 +1,323 @@
+"""The control API and the status page: what they tell, what they take, and what they keep to themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from knouds_async.testing import ApiKey, Emulator, Request, Response
+
+SUBMIT = "POST /api/workflows/my-thumbnail-pipeline/run?async=true"
+JSON = {"content-type": "application/json", "host": "127.0.0.1:8000"}
+
+
+class Hand:
+    """Asks the console of an emulator, without a key."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator = emulator
+
+    def raw(self, line: str, body: object = None, *, now: float = 0.0, **headers: str) -> Response:
+        """Send e.g. "POST reset" to the control API."""
+        method, _, path = line.partition(" ")
+        path, _, query = path.partition("?")
+        content = b"" if body is None else json.dumps(body).encode()
+        given = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        full = path if path.startswith("/") else f"/__emulator__/{path}"
+        outcome = self.emulator.handle(Request(method, full, query, given, content), now)
+        assert isinstance(outcome, Response)
+        return outcome
+
+    def __call__(self, line: str, body: object = None, *, now: float = 0.0) -> Any:
+        """Send and give the JSON of a 2xx answer."""
+        answer = self.raw(line, body, now=now)
+        assert 200 <= answer.status < 300, answer
+        return answer.json()
+
+
+class Texts(HTMLParser):
+    """Checks that tags are balanced, and collects texts and attributes."""
+
+    VOID = ("meta", "link", "br")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take an opening tag."""
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        """Take a closing tag; it must close the last one."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Take a text."""
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+
+def busy(ask: Any, **settings: Any) -> tuple[Emulator, list[str]]:
+    """Give an emulator with three runs of ten seconds, looked at when the first two are over."""
+    emulator = Emulator(**{"duration": 10.0, "window_phase": 0.0, **settings})
+    asker = ask(emulator)
+    ids = [asker.submit("workflows/my-thumbnail-pipeline", {"product_name": name}, now=at)
+           for name, at in (("cup", 0.0), ("<b>lamp</b>", 1.0), ("chair", 5.0))]  # fmt: skip
+    asker.poll(ids[0], now=12.0)
+    return emulator, ids
+
+
+def test_the_state_tells_the_sums(ask: Any) -> None:
+    """Runs by status, credits, requests, windows and faults, as of the time of asking."""
+    emulator, _ = busy(ask, credits=100)
+    emulator.faults.add(script=[None])
+    state = Hand(emulator)("GET state", now=12.0)
+    assert state["runs"] == {"total": 3, "completed": 2, "processing": 1}
+    assert state["charges"] == {"total": 3, "credits": 36, "grant": 0}
+    assert (state["credits"], state["requests"], state["elapsed"]) == (64, {"total": 4, "refused": 0}, 12.0)
+    assert state["windows"][0] == {
+        "user": "u_knouds",
+        "route": "POST /api/workflows/:slug/run",
+        "limit": 100,
+        "used": 3,
+        "remaining": 97,
+        "resetsIn": 48.0,
+    }
+    assert state["faults"] == [{"number": 1, "fault": "script: none", "met": 0, "struck": 0}]
+    assert Hand(emulator)("GET state", now=70.0)["windows"] == []
+
+
+def test_asking_the_console_is_no_request(ask: Any) -> None:
+    """The console is not counted, not limited, and met by no fault."""
+    emulator, _ = busy(ask)
+    emulator.faults.add(emulator_fault())
+    before = emulator.requests.count
+    for line in ("GET state", "GET /"):
+        assert Hand(emulator).raw(line, now=12.0).status == 200
+    assert emulator.requests.count == before
+    assert emulator.faults.struck == {}
+
+
+def emulator_fault() -> Any:
+    """Give a fault that strikes everything."""
+    from knouds_async.testing import faults
+
+    return faults.refused()
+
+
+def test_runs_are_listed_newest_first(ask: Any) -> None:
+    """With inputs, times and looks; by status and target, page by page."""
+    emulator, ids = busy(ask)
+    hand = Hand(emulator)
+    rows = hand("GET runs", now=12.0)["rows"]
+    assert [row["executionId"] for row in rows] == ids[::-1]
+    first = hand(f"GET runs/{ids[0]}", now=12.0)
+    assert first == rows[2]
+    assert (first["status"], first["inputs"], first["polls"]) == ("completed", {"product_name": "cup"}, 1)
+    assert (first["startedAt"], first["endsAt"], first["endSeenAt"], first["cost"]) == (0.0, 10.0, 12.0, 12)
+    assert [row["executionId"] for row in hand("GET runs?status=processing", now=12.0)["rows"]] == [ids[2]]
+    assert hand("GET runs?target=jingle", now=12.0)["rows"] == []
+    page = hand("GET runs?limit=1&offset=1", now=12.0)
+    assert ([row["executionId"] for row in page["rows"]], page["total"]) == ([ids[1]], 3)
+
+
+def test_charges_and_requests_are_listed(ask: Any) -> None:
+    """Newest first, with times since the first request."""
+    emulator, ids = busy(ask)
+    hand = Hand(emulator)
+    charge = hand("GET charges?limit=1", now=12.0)["rows"]
+    target = "my-thumbnail-pipeline"
+    assert charge == [{"executionId": ids[2], "target": target, "amount": 12, "paidBy": "credits", "at": 5.0}]
+    (latest, *_) = hand("GET requests", now=12.0)["rows"]
+    assert latest == {"method": "GET", "route": "GET /api/executions/:id", "query": "", "status": 200, "at": 12.0}
+
+
+def test_a_run_is_ended_by_hand(ask: Any) -> None:
+    """Finished with a result or failed with a message, now; what is over already is a 400."""
+    emulator, ids = busy(ask)
+    hand = Hand(emulator)
+    assert hand(f"POST runs/{ids[2]}/finish", {"result": {"text": "hi"}}, now=12.0)["endsAt"] == 12.0
+    assert ask(emulator).poll(ids[2], now=12.0)["result"] == {"text": "hi"}
+    again = hand.raw(f"POST runs/{ids[2]}/fail", now=13.0)
+    assert (again.status, again.json()["code"]) == (400, "INVALID_BODY")  # type: ignore[index]
+    other = ask(emulator).submit(now=13.0)
+    assert hand(f"POST runs/{other}/fail", {"message": "no paint"}, now=14.0)["error"] == "no paint"
+    assert hand.raw(f"POST runs/{other}x/fail", now=14.0).status == 404
+    assert hand.raw(f"POST runs/{ask(emulator).submit(now=15.0)}/fail", {"message": 3}, now=15.0).status == 400
+
+
+def test_faults_come_and_go(ask: Any) -> None:
+    """In words, or as a script; one or all are taken off."""
+    emulator = Emulator()
+    hand = Hand(emulator)
+    assert hand("POST faults", {"fault": "not_found on GET /api/health nth=1"})["number"] == 1
+    hand("POST faults", {"script": ["service_error status=500", None], "route": "GET /api/health"})
+    assert [ask(emulator)("GET /api/health").status for _ in range(3)] == [404, 200, 200]
+    rows = hand("GET faults")["rows"]
+    assert [(row["number"], row["met"], row["struck"]) for row in rows] == [(1, 3, 1), (2, 3, 0)]
+    assert [row["number"] for row in hand("DELETE faults/1")["rows"]] == [2]
+    assert hand.raw("DELETE faults/1").status == hand.raw("DELETE faults/x").status == 404
+    assert hand("DELETE faults")["rows"] == []
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"fault": "moon"}, {"fault": 3}, {"fault": "reset", "script": []}, {"script": ["moon"]}, [1], "x"]
+)
+def test_a_fault_that_cannot_be_is_a_400(body: Any) -> None:
+    """The answer says what is wrong."""
+    answer = Hand(Emulator()).raw("POST faults", body)
+    assert answer.status == 400
+    assert answer.json()["error"]  # type: ignore[index]
+
+
+def test_settings_are_changed_together_or_not_at_all(ask: Any) -> None:
+    """What can be changed is, by its Python name; one that cannot be leaves all as they were."""
+    emulator = Emulator()
+    hand = Hand(emulator)
+    shown = hand("PATCH settings", {"tier": "business", "duration": 5, "deliveries": {"dropped": 0.5}})
+    assert (shown["tier"], shown["duration"], shown["deliveries"]["dropped"]) == ("business", 5, 0.5)
+    assert ask(emulator)("GET /api/usage").headers["x-ratelimit-limit"] == "1000"
+    for body, told in (
+        ({"tier": "pro", "duration": -1}, "duration must be finite seconds"),
+        ({"tier": "enterprise", "limit": 5}, "limit has no effect"),
+        ({"durations": {"moon": 1}}, "durations names targets that are not there"),
+        ({"teir": "pro"}, "did you mean 'tier'?"),
+        ({"seed": 3}, "seed is taken up when the emulator is made"),
+        ({"duration": "long"}, "duration must be finite seconds"),
+        ({"failure_rate": True}, "failure_rate must be between 0 and 1"),
+        ({"tier": 3}, "tier"),
+        ({"deliveries": {"moon": 1}}, "moon"),
+    ):
+        answer = hand.raw("PATCH settings", body)
+        assert answer.status == 400
+        assert told in str(answer.json())
+        assert (emulator.tier, emulator.duration, emulator.limit) == ("business", 5, None)
+
+
+def test_a_reset_begins_anew(ask: Any) -> None:
+    """All is as it was when the emulator was made, the counts as well."""
+    emulator, _ = busy(ask)
+    hand = Hand(emulator)
+    hand("GET state", now=12.0)
+    state = hand("POST reset", now=12.0)
+    assert (state["runs"], state["charges"]["total"], state["requests"]["total"]) == ({"total": 0}, 0, 0)
+    ask(emulator).submit(now=20.0)
+    assert hand("GET state", now=20.0)["runs"] == {"total": 1, "processing": 1}
+
+
+def test_no_key_and_no_secret_is_told(ask: Any) -> None:
+    """Neither the page nor any answer of the control API shows a key or the webhook secret."""
+    emulator, ids = busy(ask, keys=[ApiKey("knouds_live_second")], webhook_secret="whsec_0123456789abcdefgh")
+    hand = Hand(emulator)
+    lines = ("", "state", "runs", f"runs/{ids[0]}", "charges", "requests", "windows", "faults", "settings", "/")
+    told = b"".join(hand.raw(f"GET {line}", now=12.0).body for line in lines)
+    for secret in (emulator.api_key, "knouds_live_second", "whsec_0123456789abcdefgh"):
+        assert secret.encode() not in told
+
+
+def test_the_index_tells_what_there_is() -> None:
+    """GET /__emulator__/ lists the routes; what is not there says where to look."""
+    hand = Hand(Emulator())
+    routes = hand("GET ")["routes"]
+    assert "PATCH /__emulator__/settings" in routes
+    assert "POST /__emulator__/runs/:id/finish" in routes
+    answer = hand.raw("GET moon")
+    assert answer.status == 404
+    assert "GET /__emulator__/ tells what there is" in answer.json()["error"]  # type: ignore[index]
+    assert hand.raw("POST /").status == hand.raw("GET runs/a/b/c").status == 404
+    assert hand.raw("GET runs?limit=x").status == 400
+
+
+def test_another_sites_page_cannot_meddle() -> None:
+    """A script of another origin and a form are refused; a page of the emulator's own and a test are not."""
+    emulator = Emulator()
+    hand = Hand(emulator)
+    assert hand.raw("POST reset", origin="https://evil.example").status == 403
+    assert hand.raw("POST reset", origin="null").status == 403
+    assert hand.raw("POST reset", origin="http://127.0.0.1:8000").status == 200
+    assert hand.raw("POST faults", {"fault": "reset"}, content_type="text/plain").status == 415
+    assert hand.raw("GET state", origin="https://evil.example").status == 200
+    assert "access-control-allow-origin" not in hand.raw("GET state", origin="https://evil.example").headers
+
+
+def test_the_page_shows_the_state(ask: Any) -> None:
+    """It is whole in one answer, well-formed, and shows runs, windows, charges, requests and sums."""
+    emulator, ids = busy(ask)
+    answer = Hand(emulator).raw("GET /", now=12.0)
+    page = answer.body.decode()
+    texts = Texts(page).texts
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    for shown in ("1 processing", "2 completed", " 3 of 100", "48.0 s", "GET /api/executions/:id", "3 charges"):
+        assert shown in texts
+    assert [text for text in texts if text in {one[:8] for one in ids}][:3] == [one[:8] for one in ids[::-1]]
+    assert "<b>lamp</b>" not in page
+    assert "&lt;b&gt;lamp&lt;/b&gt;" in page
+
+
+def test_the_page_can_be_read_by_all(ask: Any) -> None:
+    """Language, title, headings, captions, header cells with scope, and a name for what scrolls and measures."""
+    emulator, _ = busy(ask)
+    seen = Texts(Hand(emulator).raw("GET /", now=12.0).body.decode()).seen
+    tags = [tag for tag, _ in seen]
+    assert (tags.count("h1"), tags.count("main"), tags.count("title")) == (1, 1, 1)
+    assert ("html", {"lang": "en"}) in seen
+    assert all("scope" in given for tag, given in seen if tag == "th")
+    assert all(given.get("aria-label") for tag, given in seen if tag in ("meter", "progress"))
+    assert all(given.get("aria-labelledby") for _, given in seen if given.get("role") == "region")
+    names = {given["id"] for _, given in seen if "id" in given}
+    assert {given["aria-labelledby"] for _, given in seen if "aria-labelledby" in given} <= names
+
+
+def test_the_page_loads_nothing(ask: Any) -> None:
+    """Style and script are in it, and its policy lets nothing else in."""
+    emulator, _ = busy(ask)
+    answer = Hand(emulator).raw("GET /", now=12.0)
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert re.findall(r'(?:src|href)="(?!/|data:,)', answer.body.decode()) == []
+
+
+def test_the_page_has_a_filter(ask: Any) -> None:
+    """`?status=` shows the runs of one status; a status that is none shows none, and is escaped."""
+    emulator, ids = busy(ask)
+    hand = Hand(emulator)
+    page = hand.raw("GET /?status=processing", now=12.0).body.decode()
+    runs = page.partition('<section id="runs"')[2].partition("</section>")[0]
+    assert [one[:8] in runs for one in ids] == [False, False, True]
+    page = hand.raw("GET /?status=%3Cb%3E", now=12.0).body.decode()
+    assert "No run with the status &lt;b&gt;" in page
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "[::1]:80"])
+def test_the_page_tells_its_address(host: str) -> None:
+    """As the browser asked for it."""
+    assert f"<code>http://{host}</code>" in Hand(Emulator()).raw("GET /", host=host).body.decode()
+
+
+def test_a_strange_host_is_not_shown() -> None:
+    """What is no host is left out."""
+    assert b"evil" not in Hand(Emulator()).raw("GET /", host='"><script>evil').body
+
+
+def test_of_many_runs_the_newest_are_shown(ask: Any) -> None:
+    """Of 3000 runs the page has a hundred, and counts all."""
+    emulator = Emulator(tier="enterprise")
+    for _ in range(3000):
+        ask(emulator).submit()
+    answer = Hand(emulator).raw("GET /", now=1.0)
+    assert "The newest 100 of 3,000" in answer.body.decode()
+    assert answer.body.count(b'<th scope="row"') == 100
+    assert len(answer.body) < 150_000
