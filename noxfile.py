@@ -1,4 +1,4 @@
-"""What a change has to pass: `nox` runs lint, types and tests; `nox -s coverage` and `nox -s bench` the rest.
+"""What a change has to pass: `nox` runs lint, types and tests; `nox -s coverage`, `docs` and `bench` the rest.
 
 The tests run against the built wheel, from a folder without the package, so that the checkout cannot shadow it.
 """
@@ -23,7 +23,17 @@ BENCHMARKS = sorted(
     path.name for path in ROOT.glob("benchmarks/*.py") if "__main__" in path.read_text(encoding="utf-8")
 )
 DOCUMENTS = [path.name for path in ROOT.glob("*.md")]
-BESIDE_THE_PACKAGE = ("tests", "examples", "benchmarks", ".ci", "noxfile.py", "pyproject.toml", "LICENSE", *DOCUMENTS)
+BESIDE_THE_PACKAGE = (
+    "tests",
+    "examples",
+    "benchmarks",
+    "docs",
+    ".ci",
+    "noxfile.py",
+    "pyproject.toml",
+    "LICENSE",
+    *DOCUMENTS,
+)
 
 
 def group(name: str) -> list[str]:
@@ -114,6 +124,14 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "combine")
     session.run("coverage", "report", "--fail-under=95")
     session.run("coverage", "report", "--include=*/knouds_async/_sansio/*", "--fail-under=100")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the docs into `docs/_build`; a warning or a name that leads nowhere is an error."""
+    session.install(".[cli,testing,fastapi,aiohttp]", *group("docs"))
+    target = ROOT / "docs" / "_build"
+    session.run("sphinx-build", "-nW", "--keep-going", "-b", "html", str(ROOT / "docs"), str(target), *session.posargs)
 
 
 @nox.session

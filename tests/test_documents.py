@@ -1,0 +1,227 @@
+"""The README and the docs are run: every Python block against the emulator, as a reader would run it."""
+
+import ast
+import asyncio
+import builtins
+import inspect
+import os
+import pydoc
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+
+import anyio
+import attrs
+import httpx
+import pytest
+
+import knouds_async
+import knouds_async.testing
+import knouds_async.webhooks
+from knouds_async import AsyncKnouds
+from knouds_async.testing import Emulator, EmulatorTransport, Fault, VirtualTimeLoop, faults, serve
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
+DOCUMENTS = {"README.md": (ROOT / "README.md").read_text(encoding="utf-8"), **PAGES}
+DIRECTIVES = ("{toctree}", "{eval-rst}", "{include}")
+UNKNOWN = "README.md: When the outcome of a submit is unknown"
+
+
+@attrs.frozen
+class Block:
+    """One fenced block: its language, the section it stands in, the line of its fence, its text."""
+
+    language: str
+    document: str
+    heading: str
+    line: int
+    source: str
+
+    @property
+    def section(self) -> str:
+        """Name the section, by document and heading."""
+        return f"{self.document}: {self.heading}"
+
+    @property
+    def place(self) -> str:
+        """Name the block, by document and line."""
+        return f"{self.document}:{self.line}"
+
+    @property
+    def is_program(self) -> bool:
+        """Whether it is run as it stands, in a process of its own."""
+        return re.search(r"^(asyncio|trio)\.run\(", self.source, re.MULTILINE) is not None
+
+    @property
+    def file_name(self) -> str:
+        """The file that it is, by its first line; a test without a name has one all the same; "" for a snippet."""
+        named = re.match(r"# (\w+\.py)\n", self.source)
+        if named:
+            return named[1]
+        return "test_shown.py" if "def test_" in self.source else ""
+
+    def compiled(self) -> CodeType:
+        """Compile it as a snippet that may await, with the document's line numbers."""
+        source = "\n" * self.line + self.source
+        code: CodeType = compile(source, self.document, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        return code
+
+
+def _blocks(document: str) -> Iterable[Block]:
+    text = DOCUMENTS[document]
+    heading_or_fence = re.compile(
+        r"^#{1,3} (?P<heading>[^\n]+)$|^```(?P<language>[^\n]*)\n(?P<source>.*?)^```$", re.M | re.S
+    )
+    heading = ""
+    for part in heading_or_fence.finditer(text):
+        if part["heading"]:
+            heading = part["heading"]
+        else:
+            yield Block(part["language"], document, heading, text.count("\n", 0, part.start()) + 1, part["source"])
+
+
+PYTHON = [block for document in DOCUMENTS for block in _blocks(document) if block.language == "python"]
+PROGRAMS = [block for block in PYTHON if block.is_program]
+FILES = [block for block in PYTHON if block.file_name and not block.is_program]
+SNIPPETS = [block for block in PYTHON if not (block.is_program or block.file_name)]
+SECTIONS = list(dict.fromkeys(block.section for block in SNIPPETS))
+PROJECTS = {
+    section: {block.file_name: block.source for block in blocks}
+    for section, blocks in groupby(FILES, key=lambda block: block.section)
+}
+
+
+def test_every_kind_of_block_is_found() -> None:
+    """There are programs, projects and snippets: a change of form cannot empty these tests."""
+    assert len([block for block in PROGRAMS if block.document == "README.md"]) == 2
+    assert len(SNIPPETS) >= 20
+    assert len([section for section in PROJECTS if section.startswith("docs/testing.md")]) >= 5
+    assert UNKNOWN in SECTIONS
+
+
+def test_no_python_block_hides() -> None:
+    """Every fence that holds Python says so in the one way that these tests look for."""
+    languages = {block.language for document in DOCUMENTS for block in _blocks(document)}
+    assert {language.partition(" ")[0] for language in languages} <= {"python", "sh", "", *DIRECTIVES}
+    indented = [name for name, text in DOCUMENTS.items() if re.search(r"^[ \t]+```|^~~~", text, re.MULTILINE)]
+    assert indented == []
+
+
+def _run_in_virtual_time(section: str, emulator: Emulator) -> None:
+    """Run a section's snippets one after the other, as a reader would: `knouds` and `asyncio` are there."""
+
+    async def read_on() -> None:
+        async with httpx.AsyncClient(transport=EmulatorTransport(emulator, latency=0.04)) as http:
+            knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
+            await knouds.whoami()  # a client that has been in use knows the service's clock
+            names = {"knouds": knouds, "asyncio": asyncio, "__name__": "readme", "__builtins__": builtins}
+            for block in SNIPPETS:
+                if block.section == section:
+                    ran = FunctionType(block.compiled(), names)()
+                    if inspect.iscoroutine(ran):
+                        await ran
+            await knouds.aclose()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(read_on())
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_snippets_run(section: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A section's snippets run as they stand, pay for each run once and provoke no 429."""
+    emulator = Emulator(tier="business", duration=45.0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KNOUDS_KEY", emulator.api_key)
+    monkeypatch.setenv("KNOUDS_BASE_URL", "https://knouds.test")
+    monkeypatch.setenv("KNOUDS_WEBHOOK_SECRET", "whsec_of_the_readme_0123456789")
+    _run_in_virtual_time(section, emulator)
+    emulator.assert_charged_once(allow_equal_inputs=True)
+    emulator.assert_no_429()
+
+
+@pytest.mark.parametrize(
+    ("fault", "rows_shown"),
+    [pytest.param(faults.closed(after_run=True), 1, id="ran"), pytest.param(faults.closed(), 0, id="not run")],
+)
+def test_unknown_submit_is_settled(fault: Fault, rows_shown: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The advice for an unknown submit leads to one run, whether or not the lost one had begun."""
+    emulator = Emulator(tier="business", duration=45.0)
+    emulator.faults.add(fault, route="POST /api/workflows/:slug/run", nth=1)
+    _run_in_virtual_time(UNKNOWN, emulator)
+    assert len(emulator.runs) == 1
+    assert len(capsys.readouterr().out.splitlines()) == rows_shown
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.place)
+async def test_programs_run_on_a_port(block: Block) -> None:
+    """A whole program runs in a process of its own, says something and pays for each run once."""
+    emulator = Emulator(duration=0.2)
+    async with serve(emulator) as url:
+        environment = {**os.environ, "KNOUDS_KEY": emulator.api_key, "KNOUDS_BASE_URL": url}
+        command = [sys.executable, "-W", "error", "-c", block.source]
+        done = await anyio.run_process(command, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"https://" in done.stdout
+    assert emulator.runs
+    emulator.assert_charged_once()
+
+
+@pytest.mark.parametrize("project", PROJECTS.values(), ids=PROJECTS)
+def test_projects_pass_their_tests(project: Mapping[str, str], tmp_path: Path) -> None:
+    """The files of a section stand together, in a project that has no settings, and pass its tests on both backends."""
+    for name, source in project.items():
+        (tmp_path / name).write_text(source, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stdout + done.stderr
+    tests = sum(len(re.findall(r"^async def test_", source, re.MULTILINE)) for source in project.values())
+    assert tests
+    (passed,) = re.findall(r"^(\d+) passed in ", done.stdout, re.MULTILINE)
+    assert int(passed) >= 2 * tests
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md"])
+def test_documents_name_only_errors_that_exist(document: str) -> None:
+    """Every error that a document names is public, of Python's own, or made by the document itself."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    own = re.findall(r"^class (\w+Error)\b", text, re.MULTILINE)
+    assert set(re.findall(r"\b[A-Z]\w+Error\b", text)) <= {*knouds_async.__all__, *vars(builtins), *own}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "examples/README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    """Every relative link of a document leads to a file or folder that is there, and to a heading if it names one."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for link, _, heading in (found.partition("#") for found in re.findall(r"\]\((?!https?:)([^)]+)\)", text)):
+        target = (ROOT / document).parent / link if link else ROOT / document
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    """No page of the docs is left out of the index, and the README points at each."""
+    index = DOCUMENTS["docs/index.md"]
+    (listed,) = re.findall(r"^```{toctree}\n(?::\w+:[^\n]*\n)*\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)
+    pages = {Path(page).stem for page in PAGES} - {"index"}
+    assert set(listed.split()) == pages
+    assert {page for page in pages if f"docs/{page}.md" not in DOCUMENTS["README.md"]} <= {"changelog"}
+
+
+@pytest.mark.parametrize("module", [knouds_async, knouds_async.testing, knouds_async.webhooks])
+def test_the_reference_has_every_public_name(module: ModuleType) -> None:
+    """Whatever can be imported can be looked up, and nothing else is there by its name."""
+    listed = re.findall(r"^\.\. auto\w+:: (\S+)$", DOCUMENTS["docs/reference.md"], re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    elsewhere = set() if module is knouds_async else {f"{module.__name__}.{name}" for name in knouds_async.__all__}
+    assert {f"{module.__name__}.{name}" for name in module.__all__} - elsewhere <= set(listed)
+    for name in listed:
+        assert pydoc.locate(name) is not None, name
