@@ -11,10 +11,13 @@ import logging
 from knouds_async._io.last_resort import LastResort as _LastResort
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.shared_limiter import SharedLimiter
+from knouds_async._sansio.entries import Entry as LedgerEntry
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.jobs import Job
+from knouds_async.batch.ledger import Ledger, LedgerCounts
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.progress import Progress
+from knouds_async.batch.sqlite import SQLiteLedger
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Polling, Retries, Secret, Timeouts
 from knouds_async.errors import (
@@ -126,6 +129,9 @@ __all__ = [
     "InvalidSlugError",
     "Job",
     "KnoudsError",
+    "Ledger",
+    "LedgerCounts",
+    "LedgerEntry",
     "LedgerError",
     "LegacyKeyRetiredError",
     "Limiter",
@@ -146,6 +152,7 @@ __all__ = [
     "RateLimitError",
     "Retries",
     "RunResult",
+    "SQLiteLedger",
     "SchemaField",
     "ScopeDeniedError",
     "Secret",

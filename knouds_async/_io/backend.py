@@ -31,6 +31,15 @@ def _in_trio() -> bool:
     return "trio" in sys.modules and sys.modules["trio"].lowlevel.in_trio_task()
 
 
+def from_thread() -> Callable[[Callable[[], object]], object]:
+    """Give what has a function called soon in the running event loop, from any thread; RuntimeError once it is over."""
+    if _in_trio():
+        import trio
+
+        return trio.lowlevel.current_trio_token().run_sync_soon
+    return asyncio.get_running_loop().call_soon_threadsafe
+
+
 def running_loop() -> object:
     """Give what identifies the running event loop: asyncio's loop, or trio's entry token."""
     if _in_trio():

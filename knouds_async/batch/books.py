@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import anyio
 import attrs
 
@@ -12,6 +14,8 @@ from knouds_async.batch.jobs import Asked
 from knouds_async.batch.ledger import Claim, Claimed, Ledger, OverBudget, Written
 from knouds_async.batch.outcomes import NotRunReason
 from knouds_async.errors import BudgetExceededError, KnoudsError, LedgerError
+
+logger = logging.getLogger("knouds_async")
 
 
 @attrs.frozen
@@ -32,8 +36,9 @@ class Aside:
 class Books:
     """What one batch has on record."""
 
-    def __init__(self, ledger: Ledger, target: str, cap: float | None) -> None:
-        """Keep the books of a batch of runs of `target`, with at most `cap` credits."""
+    def __init__(self, ledger: Ledger, target: str, cap: float | None, *, is_own: bool) -> None:
+        """Keep the books of a batch of runs of `target`, with at most `cap` credits; `is_own`: close the ledger."""
+        self._is_own = is_own
         self.ledger = ledger
         self.target = target
         self.cap = cap
@@ -56,10 +61,16 @@ class Books:
         self.prices = attrs.evolve(self.prices, runs=summary.runs, credits=summary.credits)
 
     async def close(self) -> None:
-        """Let go of every claim."""
-        if self.owner:
-            owner, self.owner = self.owner, ""
-            await self.ledger.leave(owner)
+        """Let go of every claim. What cannot be written is let go of by the end of the process."""
+        try:
+            if self.owner:
+                owner, self.owner = self.owner, ""
+                await self.ledger.leave(owner)
+        except LedgerError as error:
+            logger.warning("%s", error)
+        finally:
+            if self._is_own:
+                await self.ledger.aclose()
 
     def expect(self, estimate: float | None) -> None:
         """Take the workflow's own estimate of a run's cost, in credits."""

@@ -61,6 +61,27 @@ class Summary:
     credits: float = 0.0
 
 
+@attrs.frozen(kw_only=True)
+class LedgerCounts:
+    """How many jobs of a ledger stand where, and its credits.
+
+    `new`: certainly not run, to be sent by the next batch. `sending`, `submitted`: under way, or to be picked up.
+    `completed`, `failed`, `cancelled`: over. `unknown`: they may have run, and wait for a decision. `abandoned`:
+    somebody decided to leave it at that. `credits_spent`, `credits_reserved`: as of Progress.
+    """
+
+    new: int = 0
+    sending: int = 0
+    submitted: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    unknown: int = 0
+    abandoned: int = 0
+    credits_spent: float = 0.0
+    credits_reserved: float = 0.0
+
+
 class Ledger(Protocol):
     """Where jobs stand, for one process or for several that share it.
 

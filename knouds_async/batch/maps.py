@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterable, Iterable, Sequence
 from typing import Final
 
@@ -12,6 +13,7 @@ from knouds_async.batch.books import Books
 from knouds_async.batch.ledger import Ledger
 from knouds_async.batch.memory import MemoryLedger
 from knouds_async.batch.outcomes import Outcome
+from knouds_async.batch.sqlite import SQLiteLedger
 from knouds_async.batch.work import OnUnknown, Service, Work
 from knouds_async.errors import InvalidArgumentError, PermissionDeniedError
 from knouds_async.types import Inputs, Target
@@ -36,7 +38,7 @@ class Maps:
         *,
         ordered: bool,
         max_in_flight: int | None,
-        ledger: Ledger | None,
+        ledger: Ledger | str | os.PathLike[str] | None,
         max_credits: float | None,
         on_unknown: OnUnknown,
         validate: bool,
@@ -45,7 +47,10 @@ class Maps:
         """Make a batch; see `Workflows.map`."""
         calls.submit(target, {})  # checks the name
         _check(jobs, max_in_flight, max_credits, on_unknown)
-        books = Books(ledger or MemoryLedger(), str(target), max_credits)
+        if isinstance(ledger, (str, os.PathLike)):
+            books = Books(SQLiteLedger(ledger), str(target), max_credits, is_own=True)
+        else:
+            books = Books(ledger or MemoryLedger(), str(target), max_credits, is_own=False)
         work = Work(self._service, target, books, on_unknown)
         plan = Plan(
             jobs=jobs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from knouds_async.batch.batch import Batch, Jobs, OnProgress
@@ -40,7 +41,7 @@ class Models:
         *,
         ordered: bool = False,
         max_in_flight: int | None = None,
-        ledger: Ledger | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
         max_credits: float | None = None,
         on_unknown: OnUnknown = "park",
         validate: bool = True,

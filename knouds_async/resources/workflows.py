@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ class Workflows:
         *,
         ordered: bool = False,
         max_in_flight: int | None = None,
-        ledger: Ledger | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
         max_credits: float | None = None,
         on_unknown: OnUnknown = "park",
         validate: bool = True,
@@ -66,7 +67,12 @@ class Workflows:
         `jobs`: an iterable or async iterable of `Job(key, inputs)` or of plain inputs, whose key is then made of what
         they are; read as there is room. Outcomes come as runs end, or in the order of the jobs when `ordered`;
         failures are outcomes too. `max_in_flight`: jobs under way at once, 2000 when None; above what the rate limit
-        sends in the time of a run it changes nothing. `max_credits`: a submit that could pass it is not made, and the
+        sends in the time of a run it changes nothing.
+        `ledger`: a path of a file, or a SQLiteLedger: what was submitted, and how it ended, survives a crash there, and
+        the next batch on it goes on: a key that is final is not run again, its outcome comes out of the ledger; one
+        that is submitted is picked up by its id; one that may or may not have been sent is looked for in the usage
+        rows, and sent again only if it certainly began no run. `max_credits`: over the life of the ledger, if there is
+        one; a submit that could pass it is not made, and the
         jobs that remain come out as NotRun. Prices are the workflow's estimate, or the mean of real costs where that is
         more; without either one run at a time is sent until its cost is known. `on_unknown`: "park" goes on after a
         submit whose outcome is unknown, "stop" submits nothing more. `validate`: check inputs against the schema, which

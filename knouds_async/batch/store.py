@@ -1,0 +1,242 @@
+"""The SQLite file of a ledger: opened with care, and read and written in transactions. Blocking: for one thread alone.
+
+Rule of the file: load, have `entries` and `ledger.decide` decide, save. Nothing here knows of threads or event loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from knouds_async._sansio.budget import Totals
+from knouds_async._sansio.entries import (
+    Ending,
+    Entry,
+    Event,
+    OwnerGone,
+    ResendApproved,
+    Stage,
+    advance,
+    successor,
+)
+from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide
+from knouds_async.batch.ledger_file import opened, patiently
+from knouds_async.batch.owners import is_alive
+from knouds_async.errors import InvalidArgumentError, LedgerError
+
+_COLUMNS: Final = (
+    "key, attempt, target, digest, stage, owner, reserved, sent_at, execution_id, request_id, note, "
+    "status, cost, reply, code, message"
+)
+_IS_LAST: Final = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = jobs.key AND later.attempt > jobs.attempt)"
+
+Operation = Callable[["Store"], Any]
+
+
+class Store:
+    """One process's connection to a ledger's file."""
+
+    def __init__(self, path: Path, patience: float) -> None:
+        """Open the file, or make it; LedgerError for one that is no ledger. `patience`: seconds to wait for a lock."""
+        self._path = path
+        self._patience = patience
+        self._totals = Totals()
+        import sqlite3
+
+        try:
+            self._connection = opened(path, patience)
+        except (OSError, sqlite3.Error) as error:
+            raise _unusable(path, error) from None
+
+    def transact(self, operations: Sequence[Operation]) -> list[Any]:
+        """Carry out operations in one transaction; give the value of each, or the error that it alone met.
+
+        LedgerError when the file cannot be read or written: then none of them took place.
+        """
+        with self._transaction():
+            return [self._carried_out(operation) for operation in operations]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _carried_out(self, operation: Operation) -> Any:
+        try:
+            return operation(self)
+        except ValueError as error:  # nothing was written by it: what decides comes before what saves
+            return error
+
+    # Operations; each within a transaction.
+
+    def look(self, key: str) -> Entry | None:
+        """Give the last attempt of a job, after its owner's end has been taken note of."""
+        entry = self._load(key)
+        if entry is not None and entry.owner is not None and not is_alive(entry.owner):
+            return self._moved(entry, OwnerGone())
+        return entry
+
+    def claim(self, claim: Claim) -> Claimed:
+        """Write the intent to send a job, if it may be sent."""
+        entry = self.look(claim.key)
+        decided = decide(entry, claim, self._totals)
+        if isinstance(decided, Written):
+            self._save(decided.entry)
+            self._totals = decided.totals
+        return decided
+
+    def record(self, key: str, attempt: int, event: Event) -> Written:
+        """Write what follows from an event."""
+        entry = self._load(key, attempt)
+        if entry is None:
+            raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
+        return Written(self._moved(entry, event), self._totals)
+
+    def decision(self, key: str, event: Event) -> Entry:
+        """Write what somebody has decided about the last attempt of a job; an approved one begins anew."""
+        entry = self.look(key)
+        if entry is None:
+            raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
+        decided = self._moved(entry, event)
+        return self._begun_again(decided) if isinstance(event, ResendApproved) else decided
+
+    def retry_failed(self) -> int:
+        """Begin anew what failed or was cancelled."""
+        failed = list(self._entries(f"stage = ? AND status <> 'completed' AND {_IS_LAST}", Stage.FINAL))
+        for entry in failed:
+            self._begun_again(entry)
+        return len(failed)
+
+    def leave(self, owner: str) -> None:
+        """End an owner."""
+        for entry in list(self._entries("owner = ?", owner)):
+            self._moved(entry, OwnerGone())
+
+    def part_with_the_dead(self) -> None:
+        """End every owner whose process is no more."""
+        for (owner,) in self._connection.execute("SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL").fetchall():
+            if not is_alive(owner):
+                self.leave(owner)
+
+    def unknown(self) -> tuple[Entry, ...]:
+        """Give the jobs of which nobody knows whether they ran."""
+        self.part_with_the_dead()
+        return tuple(self._entries(f"stage = ? AND {_IS_LAST} ORDER BY sent_at", Stage.UNKNOWN))
+
+    def counts(self) -> LedgerCounts:
+        """Count the jobs by where they stand."""
+        self.part_with_the_dead()
+        rows = self._connection.execute(
+            f"SELECT stage, status, COUNT(*) FROM jobs WHERE {_IS_LAST} GROUP BY stage, status"  # noqa: S608
+        )
+        found = {status or stage: count for stage, status, count in rows}
+        return LedgerCounts(**found, credits_spent=self._totals.spent, credits_reserved=self._totals.reserved)
+
+    def summary(self, target: str) -> Summary:
+        """Give all credits, and the real costs of a target."""
+        query = "SELECT COUNT(cost), TOTAL(cost) FROM jobs WHERE target = ?"
+        runs, credits = self._connection.execute(query, (target,)).fetchone()
+        return Summary(totals=self._totals, runs=runs, credits=credits)
+
+    def request_ids(self, target: str, since: float, until: float) -> frozenset[str]:
+        """Give the request ids of runs that were sent in a span of time."""
+        query = "SELECT request_id FROM jobs WHERE sent_at BETWEEN ? AND ? AND target = ? AND request_id IS NOT NULL"
+        return frozenset(row[0] for row in self._connection.execute(query, (since, until, target)))
+
+    # Rows.
+
+    def _load(self, key: str, attempt: int | None = None) -> Entry | None:
+        if attempt is None:
+            return next(self._entries("key = ? ORDER BY attempt DESC LIMIT 1", key), None)
+        return next(self._entries("key = ? AND attempt = ?", key, attempt), None)
+
+    def _entries(self, query: str, *values: Any) -> Iterator[Entry]:
+        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE {query}", values)  # noqa: S608
+        return map(_entry, rows)
+
+    def _moved(self, entry: Entry, event: Event) -> Entry:
+        after = advance(entry, event)
+        if after != entry:
+            self._save(after)
+            self._totals = self._totals.moved(entry, after)
+        return after
+
+    def _begun_again(self, entry: Entry) -> Entry:
+        following = successor(entry)
+        self._save(following)
+        return following
+
+    def _save(self, entry: Entry) -> None:
+        marks = ", ".join("?" * 16)
+        self._connection.execute(f"INSERT OR REPLACE INTO jobs ({_COLUMNS}) VALUES ({marks})", _row(entry))  # noqa: S608
+
+    # The transaction.
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Do what is inside whole or not at all, and turn SQLite's errors into ours."""
+        import sqlite3
+
+        try:
+            patiently(self._connection, "BEGIN IMMEDIATE", self._patience)
+            row = self._connection.execute("SELECT spent, reserved, unpriced FROM credits").fetchone()
+            before = self._totals = Totals(spent=row[0], reserved=row[1], unpriced=row[2])
+            yield
+            if self._totals != before:
+                values = attrs.astuple(self._totals)
+                self._connection.execute("UPDATE credits SET spent = ?, reserved = ?, unpriced = ?", values)
+            patiently(self._connection, "COMMIT", self._patience)
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from None
+        finally:
+            with suppress(sqlite3.Error):  # what cannot be rolled back now is so when the file is opened next
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+
+def _unusable(path: Path, why: Exception) -> LedgerError:
+    return LedgerError(
+        f"the ledger {str(path)!r} cannot be used: {why}. Nothing more is submitted; what is on record stays, and the "
+        "same batch on the same ledger goes on from there"
+    )
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    ending = entry.ending
+    end = (None,) * 5 if ending is None else (ending.status, ending.cost, ending.reply, ending.code, ending.message)
+    return (
+        entry.key,
+        entry.attempt,
+        entry.target,
+        entry.digest,
+        entry.stage,
+        entry.owner,
+        entry.reserved,
+        entry.sent_at,
+        entry.execution_id,
+        entry.request_id,
+        entry.note,
+        *end,
+    )
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    status, cost, reply, code, message = row[11:]
+    ending = Ending(status=status, cost=cost, reply=reply, code=code, message=message) if status else None
+    return Entry(
+        key=row[0],
+        attempt=row[1],
+        target=row[2],
+        digest=row[3],
+        stage=Stage(row[4]),
+        owner=row[5],
+        reserved=row[6],
+        sent_at=row[7],
+        execution_id=row[8],
+        request_id=row[9],
+        note=row[10],
+        ending=ending,
+    )
