@@ -5,7 +5,7 @@ Rule of the folder: the only code that prints. What a machine reads goes to stdo
 
 import sys
 
-_EXTRA = ("cyclopts", "rich", "starlette", "uvicorn")
+_EXTRA = ("cyclopts", "rich")
 
 
 def main() -> int:

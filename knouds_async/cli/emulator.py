@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from ipaddress import ip_address
 from socket import getaddrinfo
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from knouds_async.cli import output
 from knouds_async.cli.exits import Exit, UsageError
 from knouds_async.cli.words import counted
+
+_ODD = Group("Odd circumstances")
+_FAULT = (
+    "What goes wrong: KIND [NAME=VALUE] [after_run] [on ROUTE] [nth=1,3 or 20%], such as 'closed after_run on submit "
+    "nth=2' or 'bad_gateway on poll 5%'. May be given more than once; 'help' lists kinds and routes."
+)
+_SET = "Another setting of knouds_async.testing.Emulator; VALUE is JSON or text. May be given more than once."
 
 Port = Annotated[int, Parameter(help="The port; 0 takes a free one.")]
 Host = Annotated[str, Parameter(help="The address to serve on; one that other machines reach needs --allow-remote.")]
@@ -20,7 +28,13 @@ AllowRemote = Annotated[bool, Parameter(show_default=False, help="Let --host be 
 Tier = Annotated[str, Parameter(help="The account's tier: free, pro, business, enterprise, or any other.")]
 Duration = Annotated[float, Parameter(help="Median seconds that a run takes.")]
 Seed = Annotated[int, Parameter(help="The same seed gives the same durations and failures.")]
-FailureRate = Annotated[float, Parameter(help="Share of runs that fail, 0 to 1.")]
+FailureRate = Annotated[float, Parameter(help="Share of runs that fail, 0 to 1.", group=_ODD)]
+Limit = Annotated[int | None, Parameter(help="Requests per minute and route, instead of the tier's.", group=_ODD)]
+Others = Annotated[float, Parameter(help="Share of each quota that others of the account use up, 0 to 1.", group=_ODD)]
+Faults = Annotated[Sequence[str], Parameter(name="--fault", help=_FAULT, negative=(), show_default=False, group=_ODD)]
+WebhookUrl = Annotated[str | None, Parameter(help="Where to deliver webhooks; plain http, as this is a trial.")]
+WebhookSecret = Annotated[str | None, Parameter(help="What deliveries are signed with; one is made up without it.")]
+Set = Annotated[Sequence[str], Parameter(name="--set", help=_SET, negative=(), show_default=False, group=_ODD)]
 
 
 def emulator(
@@ -31,35 +45,51 @@ def emulator(
     tier: Tier = "pro",
     duration: Duration = 45.0,
     seed: Seed = 0,
+    webhook_url: WebhookUrl = None,
+    webhook_secret: WebhookSecret = None,
     failure_rate: FailureRate = 0.0,
+    limit: Limit = None,
+    others: Others = 0.0,
+    fault: Faults = (),
+    set_: Set = (),
 ) -> int:
     """Serve an emulator of Knouds on this machine, until Ctrl-C.
 
-    It has rate limits, durations, failures and charges like the service, and nothing is paid. Prints the two lines
-    that point `knouds` and the library at it, for another shell.
+    It has rate limits, durations, failures and charges like the service, and nothing is paid. Prints the lines that
+    point `knouds` and the library at it, for another shell. Its page in a browser shows runs, limits and charges live;
+    under /__emulator__/ a test in any language can look at them, end runs, add faults and begin anew.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: must be 0 to 65535")
+    if "help" in fault:
+        return _explain_faults()
     if not allow_remote and not _is_loopback(host):
         raise UsageError(f"--host {host}: other machines could reach it; say --allow-remote if that is meant")
-    from knouds_async.cli.serving import serve_for_good
-    from knouds_async.testing import Emulator, Lognormal
+    from knouds_async.cli.serving import make_emulator, serve_for_good
+    from knouds_async.testing import Lognormal
 
-    try:
-        served = Emulator(
-            tier=tier,
-            duration=Lognormal(duration) if duration > 0 else duration,
-            seed=seed,
-            failure_rate=failure_rate,
-            epoch=time.time(),
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    law = Lognormal(duration) if duration > 0 else duration
+    given: dict[str, Any] = {"tier": tier, "duration": law, "seed": seed, "failure_rate": failure_rate}
+    given |= {"limit": limit, "others": others, "webhook_url": webhook_url, "epoch": time.time()}
+    given |= {} if webhook_secret is None else {"webhook_secret": webhook_secret}
+    served = make_emulator(given, set_, fault)
     try:
         asyncio.run(serve_for_good(served, host, port))
     except KeyboardInterrupt:
         seen = f"{counted(served.requests.count, 'request')} and {counted(len(served.runs), 'run')}"
         output.note(f"\nstopped after {seen}; {counted(served.credits_spent, 'credit')} would have been paid")
+    return Exit.FINE
+
+
+def _explain_faults() -> int:
+    from knouds_async.testing.fault_text import GRAMMAR, KINDS, PLACES, takes
+
+    output.give(f"A fault reads: {GRAMMAR}\n\nKinds:")
+    for kind, make in KINDS.items():
+        output.give(f"  {' '.join([kind, *takes(kind)])}\n      {(make.__doc__ or '').partition(chr(10))[0]}")
+    output.give("\nRoutes, or a method and a path as the contract writes it:")
+    for name, label in PLACES.items():
+        output.give(f"  {name:13} {label}")
     return Exit.FINE
 
 

@@ -1,28 +1,29 @@
-"""An emulator on a loopback port, served by uvicorn on the running loop: the signals stay the command's own."""
+"""An emulator made from a command line, and on a port until the command is over."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-
-from uvicorn import Config, Server
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from knouds_async.cli import output
-from knouds_async.cli.exits import ServingError
-from knouds_async.testing import Emulator
+from knouds_async.cli.exits import ServingError, UsageError
+from knouds_async.cli.inputs import read_value
+from knouds_async.testing import Emulator, serve
+from knouds_async.testing.fault_text import add_fault
+from knouds_async.testing.from_json import settings_from
 
 
-class _Server(Server):
-    """uvicorn without its signal handlers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
-        yield
+def make_emulator(given: dict[str, Any], pairs: Sequence[str], faults: Sequence[str]) -> Emulator:
+    """Make an emulator from options, NAME=VALUE pairs over them, and faults in words; UsageError when it cannot be."""
+    try:
+        made = Emulator(**(given | settings_from(dict(_pair(text) for text in pairs))))
+        for text in faults:
+            add_fault(made.faults, text)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    return made
 
 
 @asynccontextmanager
@@ -31,51 +32,31 @@ async def served(emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0) 
 
     ServingError when the port is taken or the host is not this machine's. Requests under way at the end are cut.
     """
-    listener = _listen(host, port)
-    server = _Server(
-        # `Date` is the emulator's own: its clock is not this machine's.
-        Config(
-            emulator.app,
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            date_header=False,
-            server_header=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{listener.getsockname()[1]}"
-    finally:
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # cutting what is under way is meant
-        server.should_exit = True
-        await serving
+    async with AsyncExitStack() as stack:
+        try:
+            base_url = await stack.enter_async_context(serve(emulator, host=host, port=port))
+        except OSError as error:
+            raise ServingError(f"cannot serve on {host} port {port}: {error.strerror or error}") from None
+        yield base_url
 
 
 async def serve_for_good(emulator: Emulator, host: str, port: int) -> None:
     """Serve an emulator until the task is cancelled, and say how to reach it."""
     async with served(emulator, host=host, port=port) as base_url:
-        output.note(f"An emulator of Knouds at {base_url} (nothing is paid); Ctrl-C ends it. In another shell:\n")
+        output.note(
+            f"An emulator of Knouds at {base_url} (nothing is paid); open it in a browser to see what it does.\n"
+            f"Ctrl-C ends it. In another shell:\n"
+        )
         output.give(f"export KNOUDS_BASE_URL={base_url}")
         output.give(f"export KNOUDS_KEY={emulator.api_key}")
+        if emulator.webhook_url is not None:
+            output.give(f"export KNOUDS_WEBHOOK_SECRET={emulator.webhook_secret}")
         output.finish()
         await asyncio.Event().wait()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(2048)  # from here on connections are taken; they wait until uvicorn is up
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ServingError(f"cannot serve on {host} port {port}: {error.strerror or error}") from None
-    return listener
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text!r}: write NAME=VALUE")
+    return name, read_value(value)

@@ -17,7 +17,7 @@ from knouds_async.testing import faults
 from knouds_async.testing.messages import Fault
 from knouds_async.testing.strikes import Faults
 
-__all__ = ["GRAMMAR", "KINDS", "PLACES", "Attached", "add_fault", "parse_fault"]
+__all__ = ["GRAMMAR", "KINDS", "PLACES", "Attached", "add_fault", "parse_fault", "takes"]
 
 GRAMMAR: Final = "KIND [NAME=VALUE ...] [after_run] [on ROUTE] [nth=1,3 | probability=0.2 | 20%]"
 
@@ -84,6 +84,15 @@ def parse_fault(text: str) -> Attached:
     if len(when) == 2:
         raise ValueError(f"fault {text!r}: give nth or a probability, not both")
     return Attached(KINDS[kind](**_complete(text, kind, options)), route, **when)
+
+
+def takes(kind: str) -> list[str]:
+    """Give what a kind of fault takes, as it is written: "seconds=...", "[after_run]"."""
+    found = []
+    for name, parameter in inspect.signature(KINDS[kind]).parameters.items():
+        written = name if parameter.annotation == "bool" else f"{name}=..."
+        found.append(written if parameter.default is inspect.Parameter.empty else f"[{written}]")
+    return found
 
 
 def _route(text: str, words: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -27,17 +27,17 @@ _READ_SIZE = 65_536
 
 
 @asynccontextmanager
-async def serve(emulator: Emulator, *, port: int = 0) -> AsyncIterator[str]:
-    """Serve an emulator on 127.0.0.1 while the block runs; gives the base URL. Needs real time.
+async def serve(emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+    """Serve an emulator while the block runs; gives the base URL. Needs real time.
 
     Webhooks are delivered meanwhile. `port` 0 takes a free one. Leaving the block closes every connection at once.
-    OSError when the port is taken.
+    OSError when the port is taken or the host is not this machine's.
     """
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
+    listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
     async with listener, emulator.delivering(), anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, partial(_serve_connection, emulator))
         taken: int = listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, not Django's
-        yield f"http://127.0.0.1:{taken}"
+        yield f"http://{f'[{host}]' if ':' in host else host}:{taken}"
         tasks.cancel_scope.cancel()
 
 

@@ -79,6 +79,36 @@ def test_the_emulator_says_how_to_reach_it_and_ends_at_ctrl_c(
     assert "Traceback" not in err
 
 
+def test_the_emulator_is_as_it_is_told(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    """Faults, limits, webhooks and other settings come from the command line; the page is where it says."""
+    options = ["--fault", "closed after_run on submit nth=1", "--limit", "7", "--set", "generation=old"]
+    process = start("emulator", "--port", "0", *options, "--webhook-url", "http://127.0.0.1:9/hook")
+    assert process.stdout is not None
+    given = dict(process.stdout.readline().strip().removeprefix("export ").split("=", 1) for _ in range(3))
+    assert given["KNOUDS_WEBHOOK_SECRET"].startswith("whsec_")
+    with httpx.Client(base_url=given["KNOUDS_BASE_URL"], headers={"x-api-key": given["KNOUDS_KEY"]}) as http:
+        with pytest.raises(httpx.RemoteProtocolError):
+            http.post("/api/workflows/daily-picture/run?async=true", json={"inputs": {}})
+        again = http.post("/api/workflows/daily-picture/run?async=true", json={"inputs": {}})
+        assert again.headers["x-ratelimit-limit"] == "7"
+        assert again.json()["webhookDelivery"]["configured"] is True
+        assert http.get("/__emulator__/state").json()["runs"]["total"] == 2
+        assert http.get("/__emulator__/settings").json()["generation"] == "old"
+        assert "<h1>Knouds emulator</h1>" in http.get("/").text
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert "open it in a browser" in err
+    assert process.returncode == 0
+
+
+def test_the_emulator_explains_faults(knouds: Callable[..., Any]) -> None:
+    """`--fault help` lists every kind with what it takes, and every short name of a route."""
+    ended = knouds("emulator", "--fault", "help")
+    assert ended.code == 0
+    for told in ("stalled [seconds=...] [after_run]", "dripping seconds=...", "poll          GET /api/executions/:id"):
+        assert told in ended.out
+
+
 @on_asyncio
 async def test_an_error_that_is_not_of_one_run_ends_the_demo() -> None:
     """A demo whose service refuses everything ends with that error, not with a group of them."""

@@ -53,6 +53,13 @@ def assert_one_line(ended: Any, code: int, words: str) -> None:
         (["emulator", "--host", "192.0.2.1"], "--allow-remote"),
         (["emulator", "--failure-rate", "3"], "failure_rate"),
         (["emulator", "--duration", "-1"], "duration"),
+        (["emulator", "--fault", "rest"], "did you mean reset?"),
+        (["emulator", "--fault", "reset on GET /moon"], "no route is called 'GET /moon'"),
+        (["emulator", "--set", "clock_skew"], "write NAME=VALUE"),
+        (["emulator", "--set", "clock_sqew=3"], "did you mean 'clock_skew'?"),
+        (["emulator", "--set", 'deliveries={"dropt": 1}'], "deliveries have no 'dropt'"),
+        (["emulator", "--tier", "enterprise", "--limit", "3"], "limit has no effect"),
+        (["emulator", "--webhook-secret", "short"], "webhook_secret"),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(service: Any, here: Callable[..., Any], args: list[str], words: str) -> None:

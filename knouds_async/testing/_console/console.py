@@ -14,12 +14,12 @@ from urllib.parse import parse_qs
 import attrs
 
 from knouds_async.testing._console.page import page
-from knouds_async.testing._console.settings_change import change_settings
 from knouds_async.testing._console.views import JsonObject, Tally, View
 from knouds_async.testing._service.lifecycle import FAILURE, Run
 from knouds_async.testing._service.replies import Refusal, not_found, reply
 from knouds_async.testing._service.service import Service
 from knouds_async.testing.fault_text import GRAMMAR, add_fault, parse_fault
+from knouds_async.testing.from_json import change_settings
 from knouds_async.testing.journal import RequestLog
 from knouds_async.testing.messages import Request, Response
 from knouds_async.testing.settings import Settings
