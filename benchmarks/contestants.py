@@ -43,8 +43,8 @@ class Contestant:
         """Know the limit, as any user of a limiter does."""
         self.shared, self.limit, self.length = shared, shared.server.limit, shared.server.length
 
-    async def acquire(self) -> Any:
-        """Wait for the turn to send one request."""
+    async def acquire(self, waiting: int) -> Any:
+        """Wait for the turn to send one request, of so many that are waiting."""
 
     def answered(self, ticket: Any, answer: Answer, sent: float) -> None:
         """Look at an answer to a request that was `sent` then."""
@@ -62,11 +62,11 @@ class Ours(Contestant):
         self.clock = ServerClock()
         self.news = asyncio.Event()
 
-    async def acquire(self) -> ours.Ticket:
+    async def acquire(self, waiting: int) -> ours.Ticket:
         """Ask, and ask again when it is time or an answer has come."""
         loop = asyncio.get_running_loop()
         while True:
-            self.window, turn = ours.take(self.window, loop.time())
+            self.window, turn = ours.take(self.window, loop.time(), waiting)
             if isinstance(turn, ours.Go):
                 return turn.ticket
             self.news.clear()
@@ -99,7 +99,7 @@ class TokenBucket(Contestant):
         super().__init__(shared)
         self.full_at = 0.0
 
-    async def acquire(self) -> None:
+    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
         """Take a token; the bucket is kept as the time at which it is full."""
         loop, each = asyncio.get_running_loop(), self.length / self.limit
         self.full_at = max(self.full_at, loop.time()) + each
@@ -114,7 +114,7 @@ class Aiolimiter(Contestant):
         super().__init__(shared)
         self.limiter = aiolimiter.AsyncLimiter(self.limit, self.length)
 
-    async def acquire(self) -> None:
+    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
         """Wait in it."""
         await self.limiter.acquire()
 
@@ -137,7 +137,7 @@ class Pyrate(Contestant):
         bucket = _Bucket([pyrate_limiter.Rate(self.limit, round(self.length * 1000))])
         self.limiter = pyrate_limiter.Limiter(pyrate_limiter.SingleBucketFactory(bucket, schedule_leak=False))
 
-    async def acquire(self) -> None:
+    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
         """Wait in it."""
         await self.limiter.try_acquire_async("run")
 
@@ -151,7 +151,7 @@ class LimitsMovingWindow(Contestant):
         self.item = limits.RateLimitItemPerSecond(self.limit, round(self.length))
         self.strategy = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
 
-    async def acquire(self) -> None:
+    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
         """Hit, or wait until the window has moved on."""
         while not self.strategy.hit(self.item, "run"):
             moved = self.strategy.get_window_stats(self.item, "run").reset_time
@@ -169,7 +169,7 @@ class Oracle(Contestant):
         self.arrival = asyncio.Event()
         shared.news.add(self.arrival)
 
-    async def acquire(self) -> None:
+    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
         """Go while there are tokens for all on the way; else wait for an arrival or the edge."""
         loop, server = asyncio.get_running_loop(), self.shared.server
         while server.left(loop.time()) - self.shared.on_the_way <= 0:

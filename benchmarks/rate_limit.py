@@ -158,7 +158,7 @@ class Process:
             while not self.waiting or self.in_flight >= CONNECTIONS:
                 self.news.clear()
                 await self.news.wait()
-            ticket = await self.contestant.acquire()
+            ticket = await self.contestant.acquire(len(self.waiting))
             self.in_flight += 1
             sim.shared.on_the_way += 1
             sim.loop.call_later(sim.trip(), self._arrive, self.waiting.popleft(), ticket, sim.loop.time())

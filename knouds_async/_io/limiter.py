@@ -55,9 +55,9 @@ class Mirror:
         known = None if limit is None or is_unlimited else int(limit)
         self._window = windows.unknown(known, share=share, unlimited=is_unlimited)
 
-    def take(self, now: float, waiting: int) -> Turn:  # noqa: ARG002  (each asks for itself)
+    def take(self, now: float, waiting: int) -> Turn:
         """Give a turn, or when to ask again."""
-        self._window, turn = windows.take(self._window, now)
+        self._window, turn = windows.take(self._window, now, waiting)
         return turn
 
     def answered(self, now: float, ticket: Ticket, reply: Reply, date: float | None, clock: ServerClock) -> None:  # noqa: ARG002

@@ -15,6 +15,12 @@ __all__ = ["ServerClock"]
 DRIFT: Final = 1e-4
 """Seconds by which two clocks can part in a second: about ten times what common crystals do."""
 
+FINE: Final = 0.2
+"""Seconds between the bounds that are near enough: about what round trips allow."""
+
+COARSE: Final = 2.0
+"""Seconds between the bounds from which on answers are too slow to tell more."""
+
 
 @attrs.frozen
 class ServerClock:
@@ -42,6 +48,14 @@ class ServerClock:
         if both_lo > both_hi:
             return ServerClock(lo, hi, answered)
         return ServerClock(both_lo, both_hi, answered)
+
+    @property
+    def turn(self) -> float | None:
+        """Give a local moment at which, by the middle of the bounds, one of the server's seconds begins.
+
+        The `Date` of a request sent then halves the bounds. None while that is not worth it, or not to be had.
+        """
+        return -(self.lo + self.hi) / 2 if FINE < self.hi - self.lo < COARSE else None
 
     def server_time(self, now: float) -> float | None:
         """Estimate the server's epoch time at the local moment `now`; None before any `Date` was heard."""

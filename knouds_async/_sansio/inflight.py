@@ -6,6 +6,7 @@ Counts since a moment are never too low: a slot that reaches over the moment cou
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple, TypeAlias
 
 __all__ = ["Flight", "Slot", "join", "leave", "sent_since", "unawaited"]
@@ -30,14 +31,14 @@ Flight: TypeAlias = tuple[Slot, ...]
 
 
 def join(flight: Flight, now: float, since: float, floor: float) -> Flight:
-    """Add a request sent `now`, in a slot that begins at `since` or later; forget slots that ended before `floor`."""
+    """Add a request sent `now`; no slot reaches over `since`, and those that ended before `floor` are forgotten."""
     if flight:
         first, last, requests, awaited = flight[-1]
         if now < first + WIDTH and first >= since:
             return (*flight[:-1], Slot(first, max(last, now), requests + 1, awaited + 1))
         flight = tuple(slot for slot in flight if slot.last >= floor)
         if len(flight) >= MOST:
-            flight = _merged(flight, now)
+            flight = _merged(flight, now, since)
     return (*flight, Slot(now, now, 1, 1))
 
 
@@ -73,11 +74,12 @@ def _change(flight: Flight, sent: float, gone: int) -> Flight:
     return (*flight[:at], Slot(first, last, requests - gone, max(0, awaited - 1)), *flight[at + 1 :])
 
 
-def _merged(flight: Flight, now: float) -> Flight:
-    """Make one of the two neighbours that are together the shortest for their age."""
+def _merged(flight: Flight, now: float, since: float) -> Flight:
+    """Make one of the two neighbours that are together the shortest for their age, on one side of `since`."""
 
     def span(at: int) -> float:
-        return (flight[at + 1].last - flight[at].first) / max(WIDTH, now - flight[at].first)
+        is_across = flight[at].last < since <= flight[at + 1].last
+        return math.inf if is_across else (flight[at + 1].last - flight[at].first) / max(WIDTH, now - flight[at].first)
 
     at = min(range(len(flight) - 1), key=span)
     (first, _, one, awaited), (_, last, two, more) = flight[at : at + 2]

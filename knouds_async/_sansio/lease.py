@@ -59,7 +59,7 @@ def trade(mirror: Mirror, now: float, reports: Iterable[Report], want: int) -> t
     window, tickets = mirror.window, list[Ticket]()
     wait = Wait(math.inf)
     while len(tickets) < min(want, LARGEST):
-        window, turn = windows.take(window, now)
+        window, turn = windows.take(window, now, want - len(tickets))
         if isinstance(turn, Wait):
             wait = turn
             break

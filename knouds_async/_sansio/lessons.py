@@ -12,7 +12,7 @@ from typing import Final
 import attrs
 
 from knouds_async._sansio.clock import ServerClock
-from knouds_async._sansio.quota import MINUTE, TRANSIT, Frame, Reply, Rules, Tally, Window
+from knouds_async._sansio.quota import MINUTE, SETTLE, TRANSIT, Frame, Reply, Rules, Tally, Window
 
 __all__ = ["learn"]
 
@@ -25,6 +25,18 @@ LONGEST: Final = 86_400.0
 REMEMBERED: Final = 300.0
 """Seconds for which care lasts after somebody else was seen using the quota."""
 
+BACK: Final = 0.5
+"""Seconds that the fastest of a few answers takes at most on its way back."""
+
+QUICK: Final = 1.5
+"""Seconds within which an answer comes that waits for no run: as quickly as a refusal would."""
+
+FORGET: Final = 0.7
+"""Part of the time that quick answers took which counts in the next window."""
+
+MOVED: Final = 0.02
+"""Seconds by which a better guess at when the server's seconds begin is worth taking over."""
+
 STEP: Final = 0.5
 """Seconds to wait more when an edge is late although Reset is taken as rounded down."""
 
@@ -36,12 +48,14 @@ def learn(window: Window, now: float, sent: float, reply: Reply, clock: ServerCl
     frame, reset, left = window.frame, reply.reset, max(0, reply.remaining)
     if frame.reset is not None and reset < frame.reset - JITTER and sent <= frame.shown + TRANSIT:
         return window  # late news of a window that is over
-    rules = _rules(window, now, reply.limit, reset, clock)
+    rules = _settled(_rules(window, now, reply.limit, reset, clock), now - sent)
     edge = _edge(rules, now, sent, reply, reset, clock)
     tally = window.tally
     if frame.reset is None or abs(reset - frame.reset) > JITTER:
         frame = _opened(frame, rules, now, sent, reset, edge, clock)
         tally = Tally(left, sent, int(not reply.refused), tally.cwnd)
+        if rules.settle > SETTLE:
+            rules = attrs.evolve(rules, settle=max(SETTLE, FORGET * rules.settle))
     elif not frame.rolled:
         if edge < frame.edge:
             frame = attrs.evolve(frame, edge=max(edge, sent))
@@ -72,9 +86,17 @@ def _without_headers(window: Window, now: float, reply: Reply) -> Window:
 
 def _rules(window: Window, now: float, limit: int, reset: float, clock: ServerClock) -> Rules:
     rules, length = window.rules, _length(window, now, reset, clock)
-    if limit == rules.limit and length == rules.length and not rules.unlimited:
-        return rules
-    return attrs.evolve(rules, limit=max(0, limit), length=length, unlimited=False)
+    if limit != rules.limit or length != rules.length or rules.unlimited:
+        rules = attrs.evolve(rules, limit=max(0, limit), length=length, unlimited=False)
+    turn = clock.turn
+    if turn != rules.turn and (turn is None or rules.turn is None or abs(turn - rules.turn) > MOVED):
+        rules = attrs.evolve(rules, turn=turn)
+    return rules
+
+
+def _settled(rules: Rules, took: float) -> Rules:
+    """Learn how long a refusal may take: twice as long as an answer that was quick."""
+    return attrs.evolve(rules, settle=2 * took) if rules.settle < 2 * took and took < QUICK else rules
 
 
 def _length(window: Window, now: float, reset: float, clock: ServerClock) -> float:
@@ -103,7 +125,7 @@ def _opened(
     frame: Frame, rules: Rules, now: float, sent: float, reset: float, edge: float, clock: ServerClock
 ) -> Frame:
     """Enter a window that had not been heard of: it was on between `sent` and `now`."""
-    server = min(clock.hi, clock.lo + 1 + TRANSIT)  # a Date is not much older than its answer, however late that is
+    server = min(clock.hi, clock.lo + 1 + BACK)  # a Date is not much older than its answer, however late that is
     soonest = max(reset - JITTER - server, sent) if clock.known else sent
     begun = min(soonest - rules.length, sent)
     if rules.length <= MINUTE:  # it has begun by now; a longer length is but a guess

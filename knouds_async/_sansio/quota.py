@@ -13,7 +13,7 @@ import attrs
 
 from knouds_async._sansio.inflight import Flight, sent_since
 
-__all__ = ["GUARD", "MINUTE", "SURE", "TRANSIT", "Frame", "Reply", "Rules", "Tally", "Window"]
+__all__ = ["GUARD", "MINUTE", "SETTLE", "SURE", "TRANSIT", "Frame", "Reply", "Rules", "Tally", "Window"]
 
 MINUTE: Final = 60.0
 """Seconds of a window, as documented: the first guess."""
@@ -23,6 +23,9 @@ GUARD: Final = 0.05
 
 TRANSIT: Final = 2.0
 """Seconds within which a request reaches the server's counter; only its answer may take longer."""
+
+SETTLE: Final = 0.5
+"""Seconds after which an unanswered request no longer holds others back, while no quick answer has taken long."""
 
 SURE: Final = 1.25
 """Seconds after the predicted edge at which no canary is needed: no rounding of Reset is off by more than one."""
@@ -52,7 +55,9 @@ class Rules:
     """What outlives a window: the limit, the window's length, the rounding of Reset, and how much care is due.
 
     `slack`: seconds by which edges have turned out later than Reset. `shared_until`: others were seen using the quota.
-    `hold`: nothing may be sent before.
+    `hold`: nothing may be sent before. `turn`: a local time at which one of the server's seconds begins, while it is
+    worth a look when exactly (`ServerClock.turn`). `settle`: seconds after which an unanswered request no longer holds
+    others back: a refusal would have come by then, only a grant's answer may take long.
     """
 
     limit: int | None
@@ -62,6 +67,8 @@ class Rules:
     slack: float = 0.0
     shared_until: float = -math.inf
     hold: float = -math.inf
+    turn: float | None = None
+    settle: float = SETTLE
 
     @property
     def tokens(self) -> int:

@@ -46,6 +46,15 @@ def test_a_slot_does_not_reach_over_the_edge_of_a_window() -> None:
     assert sent_since(flight, 10.0) == 1
 
 
+def test_slots_are_not_merged_over_the_edge_of_a_window() -> None:
+    """However many are needed after it, what was sent before a moment stays apart from what was sent later."""
+    flight = flight_of([0.0, 0.5, 1.0])
+    for at in range(200):
+        flight = join(flight, 17.0 + at / 4, 5.0, ANY)
+    assert len(flight) <= MOST
+    assert sent_since(flight, 5.0) == 200
+
+
 def test_what_was_sent_too_long_ago_is_forgotten() -> None:
     """Slots that ended before the floor are dropped, and their late answers change nothing."""
     flight = join(flight_of([1.0, 2.0]), 50.0, ANY, 10.0)

@@ -55,7 +55,7 @@ def test_a_lot_is_never_larger_than_what_is_wanted_or_left() -> None:
     mirror, first = trade(fresh(3), 5.0, [], 1)
     mirror, some = trade(mirror, 5.1, [answered(lot(first)[0], 5.1, 2, 60, 3)], 1)
     assert len(lot(some)) == 1
-    mirror, last = trade(mirror, 5.2, [], 9)
+    mirror, last = trade(mirror, 5.2, [], 1)
     assert len(lot(last)) == 1
     _, nothing = trade(mirror, 5.3, [], 9)
     assert isinstance(nothing, Wait)

@@ -254,18 +254,81 @@ def test_no_canary_is_needed_when_the_edge_is_surely_past() -> None:
 
 
 def test_a_canary_that_is_not_answered_holds_the_rest_back_for_a_moment_only() -> None:
-    """With answers minutes late, the new window is released when the edge is surely past."""
+    """With answers minutes late, a canary that is not refused, as it would be at once, releases the new window."""
     window, _, until = burst(opened(), 0.2)
     window, tickets, until = burst(window, until)
     assert len(tickets) == 1
     assert until == pytest.approx(30.55)
-    window, tickets, until = burst(window, until)
-    assert len(tickets) == 8
-    assert until == pytest.approx(31.05)
-    window, tickets, until = burst(window, until)
-    assert len(tickets) == 64
-    assert until == pytest.approx(31.25)
-    assert len(burst(window, until)[1]) == 100 - 1 - 8 - 64
+    assert len(burst(window, until)[1]) == 100 - 1
+
+
+def test_the_first_window_of_all_is_released_by_silence_step_by_step() -> None:
+    """With answers minutes late and nothing known but a guess, sixteen times as many may be out after each silence."""
+    window, sizes, until = unknown(1000), list[int](), 0.0
+    for _ in range(4):
+        window, tickets, until = burst(window, until)
+        sizes.append(len(tickets))
+    assert sizes == [1, 16, 256, 727]
+    assert until == pytest.approx(60.05)
+
+
+def test_silence_means_less_where_answers_take_longer() -> None:
+    """A refusal may take as long as quick answers do; that is learned, and forgotten when they come quicker again."""
+    window = opened(left=60)
+    window, ticket = one(window, 0.1)
+    assert waits(window, 0.1) == pytest.approx(0.6)
+    window = answered(window, 0.9, ticket, reply(58, 30.0), CLOCK)
+    window, tickets, until = burst(window, 0.9)
+    assert until == pytest.approx(0.9 + 1.6)
+    for edge, expected in ((90.0, 0.7 * 1.6), (150.0, 0.49 * 1.6), (210.0, 0.343 * 1.6), (270.0, 0.5)):
+        window, ticket = one(window, edge - 59.9)
+        window = answered(window, edge - 59.8, ticket, reply(50, edge), CLOCK)
+        window, tickets, until = burst(window, edge - 59.8)
+        assert tickets
+        assert until == pytest.approx(edge - 59.8 + expected)
+
+
+# --- the last few of a window
+
+
+def coarse(left: int) -> Window:
+    """Give a window whose edge is 30 s of the server's, on a clock of which only half a second is known."""
+    window, ticket = one(unknown(left + 1), 0.0)
+    return answered(window, 0.1, ticket, reply(left, 30.0, limit=left + 1), ServerClock(EPOCH, EPOCH + 0.5))
+
+
+def test_the_last_few_of_a_window_are_put_off_to_learn_the_servers_clock() -> None:
+    """They go where a second of the server turns by the middle of what is known, one lot at a time."""
+    window, tickets = coarse(left=5), list[Ticket]()
+    for waiting in range(20, 0, -1):
+        window, turn = take(window, 0.2, waiting)
+        if isinstance(turn, Wait):
+            break
+        tickets.append(turn.ticket)
+    assert len(tickets) == 2
+    assert turn == Wait(pytest.approx(0.75))  # type: ignore[arg-type]
+    window, turn = take(window, 0.75, 18)
+    assert isinstance(turn, Go)
+    window = answered(window, 0.8, turn.ticket, reply(2, 30.0, limit=6), ServerClock(EPOCH, EPOCH + 0.25))
+    assert take(window, 0.9, 17)[1] == Wait(pytest.approx(1.875))  # type: ignore[arg-type]
+    window = answered(window, 1.0, tickets[0], reply(2, 30.0, limit=6), ServerClock(EPOCH, EPOCH + 0.1))
+    assert isinstance(take(window, 1.0, 17)[1], Go)
+
+
+def test_nobody_waits_a_second_who_could_go() -> None:
+    """Not while there is a turn for all, nor near the edge, nor where the clock is known well or cannot be."""
+    assert isinstance(take(coarse(left=3), 0.2, 3)[1], Go)
+    assert isinstance(take(coarse(left=3), 0.2, 4)[1], Wait)
+    assert isinstance(take(coarse(left=3), 27.0, 4)[1], Go)
+    assert isinstance(take(coarse(left=4), 0.2, 9)[1], Go)
+
+
+def test_the_clock_says_when_a_second_of_the_server_turns() -> None:
+    """While the bounds are neither near enough nor hopelessly wide."""
+    assert ServerClock(100.0, 100.5).turn == -100.25
+    assert ServerClock(100.0, 100.1).turn is None
+    assert ServerClock(100.0, 140.0).turn is None
+    assert ServerClock().turn is None
 
 
 def test_the_local_clock_need_not_agree_with_the_server() -> None:
