@@ -6,9 +6,10 @@ Rule of the file: a contestant lets one request go per `acquire()`, and may look
 from __future__ import annotations
 
 import asyncio
-import math
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiolimiter
@@ -18,10 +19,13 @@ import limits.strategies
 import pyrate_limiter
 from fixed_window_server import Answer, FixedWindowServer
 
-from knouds_async._sansio import window as ours
-from knouds_async._sansio.clock import ServerClock
+from knouds_async import Limiter, Secret, SharedLimiter
+from knouds_async._sansio.window import Reply, Ticket
 
-__all__ = ["CONTESTANTS", "Contestant", "Make", "Oracle", "Ours", "Shared"]
+__all__ = ["CONTESTANTS", "Contestant", "Make", "Oracle", "Ours", "OursShared", "Shared"]
+
+ROUTE = "POST /api/workflows/:slug/run"
+GUESSES = {100: "pro", 1000: "business"}
 
 
 class Shared:
@@ -31,6 +35,7 @@ class Shared:
         """Begin with nothing on the way."""
         self.server = server
         self.on_the_way = 0
+        self.folder = tempfile.TemporaryDirectory()
         self.news: set[asyncio.Event] = set()
 
 
@@ -38,48 +43,41 @@ class Contestant:
     """No limiter at all; a refused job comes back after Retry-After."""
 
     pauses = True
+    in_line = 1
 
     def __init__(self, shared: Shared) -> None:
         """Know the limit, as any user of a limiter does."""
         self.shared, self.limit, self.length = shared, shared.server.limit, shared.server.length
 
-    async def acquire(self, waiting: int) -> Any:
-        """Wait for the turn to send one request, of so many that are waiting."""
+    async def acquire(self) -> Any:
+        """Wait for the turn to send one request."""
 
-    def answered(self, ticket: Any, answer: Answer, sent: float) -> None:
-        """Look at an answer to a request that was `sent` then."""
+    def answered(self, ticket: Any, answer: Answer) -> None:
+        """Look at an answer."""
 
 
 class Ours(Contestant):
-    """The window limiter of this library, driven as its shell drives it: one waits, any answer wakes it."""
+    """The limiter of this library: many wait in its line, as in a client, and it sees every answer."""
 
     pauses = False
+    in_line = 50
 
     def __init__(self, shared: Shared, *, share: float = 1.0, knows_limit: bool = True) -> None:
         """Begin with a first guess."""
         super().__init__(shared)
-        self.window = ours.unknown(self.limit if knows_limit else None, share=share)
-        self.clock = ServerClock()
-        self.news = asyncio.Event()
+        self.limiter = self.make(GUESSES.get(self.limit) if knows_limit else None, share)
 
-    async def acquire(self, waiting: int) -> ours.Ticket:
-        """Ask, and ask again when it is time or an answer has come."""
-        loop = asyncio.get_running_loop()
-        while True:
-            self.window, turn = ours.take(self.window, loop.time(), waiting)
-            if isinstance(turn, ours.Go):
-                return turn.ticket
-            self.news.clear()
-            alarm = loop.call_at(turn.until, self.news.set) if turn.until < math.inf else None
-            await self.news.wait()
-            if alarm is not None:
-                alarm.cancel()
+    def make(self, tier: str | None, share: float) -> Limiter:
+        """Give a limiter of this process alone."""
+        return Limiter(tier, share=share)
 
-    def answered(self, ticket: Any, answer: Answer, sent: float) -> None:
-        """Hear the clock, then learn."""
-        now = asyncio.get_running_loop().time()
-        self.clock = self.clock.heard(answer.date, sent, now)
-        reply = ours.Reply(
+    async def acquire(self) -> Ticket:
+        """Wait in line."""
+        return await self.limiter.acquire(ROUTE)
+
+    def answered(self, ticket: Any, answer: Answer) -> None:
+        """Learn."""
+        reply = Reply(
             refused=answer.refused,
             succeeded=not answer.refused,
             limit=answer.limit,
@@ -87,8 +85,17 @@ class Ours(Contestant):
             reset=answer.reset,
             retry_after=answer.retry_after,
         )
-        self.window = ours.answered(self.window, now, ticket, reply, self.clock)
-        self.news.set()
+        self.limiter.answered(ROUTE, ticket, reply, answer.date)
+
+
+class OursShared(Ours):
+    """The same with one file for all processes; each has the file open for itself."""
+
+    def make(self, tier: str | None, share: float) -> Limiter:
+        """Give the limiter of an account in the file."""
+        path = Path(self.shared.folder.name) / "quota.db"
+        clock = asyncio.get_running_loop().time
+        return SharedLimiter(path, tier, share=share, clock=clock).for_key(Secret("knouds_live_benchmark"))
 
 
 class TokenBucket(Contestant):
@@ -99,7 +106,7 @@ class TokenBucket(Contestant):
         super().__init__(shared)
         self.full_at = 0.0
 
-    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
+    async def acquire(self) -> None:
         """Take a token; the bucket is kept as the time at which it is full."""
         loop, each = asyncio.get_running_loop(), self.length / self.limit
         self.full_at = max(self.full_at, loop.time()) + each
@@ -114,7 +121,7 @@ class Aiolimiter(Contestant):
         super().__init__(shared)
         self.limiter = aiolimiter.AsyncLimiter(self.limit, self.length)
 
-    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
+    async def acquire(self) -> None:
         """Wait in it."""
         await self.limiter.acquire()
 
@@ -137,7 +144,7 @@ class Pyrate(Contestant):
         bucket = _Bucket([pyrate_limiter.Rate(self.limit, round(self.length * 1000))])
         self.limiter = pyrate_limiter.Limiter(pyrate_limiter.SingleBucketFactory(bucket, schedule_leak=False))
 
-    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
+    async def acquire(self) -> None:
         """Wait in it."""
         await self.limiter.try_acquire_async("run")
 
@@ -151,7 +158,7 @@ class LimitsMovingWindow(Contestant):
         self.item = limits.RateLimitItemPerSecond(self.limit, round(self.length))
         self.strategy = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
 
-    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
+    async def acquire(self) -> None:
         """Hit, or wait until the window has moved on."""
         while not self.strategy.hit(self.item, "run"):
             moved = self.strategy.get_window_stats(self.item, "run").reset_time
@@ -169,7 +176,7 @@ class Oracle(Contestant):
         self.arrival = asyncio.Event()
         shared.news.add(self.arrival)
 
-    async def acquire(self, waiting: int) -> None:  # noqa: ARG002
+    async def acquire(self) -> None:
         """Go while there are tokens for all on the way; else wait for an arrival or the edge."""
         loop, server = asyncio.get_running_loop(), self.shared.server
         while server.left(loop.time()) - self.shared.on_the_way <= 0:
@@ -184,6 +191,7 @@ Make = Callable[[Shared], Contestant]
 
 CONTESTANTS: dict[str, Make] = {
     "ours": Ours,
+    "ours, SharedLimiter": OursShared,
     "ours, limit not known": partial(Ours, knows_limit=False),
     "ours, 99 % of each window": partial(Ours, share=0.99),
     "ours, 98 % of each window": partial(Ours, share=0.98),

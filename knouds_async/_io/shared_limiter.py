@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -42,7 +42,8 @@ class SharedLimiter:
     `path`: the file; it is made with mode 0600, and the API key is never in it. `tier`, `share`, `max_wait`: as of
     `Limiter`. Turns are leased in small lots, so that ten requests cost about one transaction; a process that crashes
     loses its lot at most. Works across fork and spawn, threads and event loops. A file that is not one of ours
-    raises ConfigurationError and is left as it is.
+    raises ConfigurationError and is left as it is. `clock`: seconds that all of them agree on; only needed where time
+    is virtual, instead of the machine's.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class SharedLimiter:
         *,
         share: float = 1.0,
         max_wait: float | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Open the file, or make it."""
         Limiter(tier, share=share, max_wait=max_wait)  # checks
         self._tier, self._share, self._max_wait = tier, share, max_wait
-        self._store = _Store(Path(path))
+        self._store = _Store(Path(path), clock or time.monotonic, clock or time.time)
 
     def for_key(self, key: Secret) -> Limiter:
         """Give the limiter of a key's account."""
@@ -145,7 +147,9 @@ class _Leases:
 class _Store:
     """The file: a row per account and route."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self.now: Final = clock  # the time that all processes of the machine share: seconds since it started
+        self._wall: Final = wall
         self._path = path
         self._lock = threading.Lock()
         self._owner = -1
@@ -164,11 +168,6 @@ class _Store:
         """Name the account of a key, so that the name tells nothing of it."""
         return hmac.new(self._salt, key.reveal().encode(), hashlib.sha256).hexdigest()[:32]
 
-    @staticmethod
-    def now() -> float:
-        """Give the time that all processes of the machine share, in seconds since it started."""
-        return time.monotonic()
-
     def trade(
         self, name: str, first: Mirror, now: float, reports: Sequence[Report], want: int
     ) -> tuple[Mirror, Lease | Wait] | None:
@@ -181,7 +180,7 @@ class _Store:
                 connection.execute("BEGIN IMMEDIATE")
                 mirror, lot = leases.trade(self._read(connection, name, now) or first, now, reports, want)
                 plain = json.dumps(leases.to_plain(mirror))
-                row = (name, plain, now, time.time())
+                row = (name, plain, now, self._wall())
                 connection.execute("INSERT OR REPLACE INTO mirror VALUES (?, ?, ?, ?)", row)
                 connection.execute("COMMIT")
             except sqlite3.Error as error:
@@ -195,7 +194,7 @@ class _Store:
     def _read(self, connection: sqlite3.Connection, name: str, now: float) -> Mirror | None:
         """Read a mirror; one that was written before the machine restarted is of no use, its times mean nothing."""
         found = connection.execute("SELECT state, at, wall FROM mirror WHERE name = ?", (name,)).fetchone()
-        if found is None or abs((time.time() - found[2]) - (now - found[1])) > _LEAP:
+        if found is None or abs((self._wall() - found[2]) - (now - found[1])) > _LEAP:
             return None
         return leases.from_plain(json.loads(found[0]))
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -60,8 +59,6 @@ async def test_two_clients_with_one_file_provoke_no_429(
     make_client: Callable[..., AsyncKnouds], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In virtual time: two clients, each with the file open for itself, go through five windows without a 429."""
-    virtual = SimpleNamespace(monotonic=anyio.current_time, time=anyio.current_time)
-    monkeypatch.setattr(shared_limiter, "time", virtual)
     trades: list[int] = []
     trade = shared_limiter._Store.trade
 
@@ -71,7 +68,10 @@ async def test_two_clients_with_one_file_provoke_no_429(
 
     monkeypatch.setattr(shared_limiter._Store, "trade", counted)
     emulator = Emulator(tier="pro", limit=100, duration=1.0)
-    clients = [make_client(emulator, limiter=SharedLimiter(tmp_path / "q.db", "pro")) for _ in range(2)]
+    clients = [
+        make_client(emulator, limiter=SharedLimiter(tmp_path / "q.db", "pro", clock=anyio.current_time))
+        for _ in range(2)
+    ]
     began = anyio.current_time()
     async with anyio.create_task_group() as tasks:
         for number in range(500):
