@@ -9,9 +9,14 @@ import asyncio
 import contextvars
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from knouds_async.errors import WrongEventLoopError
+
+_ADVICE: Final = (
+    "its connections live there. Build one client per event loop (e.g. inside the function that asyncio.run runs). "
+    "Runs that are out can be attached in the new client: knouds.executions.attach(execution)"
+)
 
 
 def spawn(work: Callable[[], Coroutine[Any, Any, None]]) -> object:
@@ -52,9 +57,10 @@ def running_loop() -> object:
 class HomeLoop:
     """Remembers the loop of the first use and refuses any other: sockets and events cannot move between loops."""
 
-    def __init__(self) -> None:
-        """Belong to no loop yet."""
+    def __init__(self, thing: str = "AsyncKnouds", advice: str = _ADVICE) -> None:
+        """Belong to no loop yet; `thing` and `advice` are for the error."""
         self._home: object | None = None
+        self._thing, self._advice = thing, advice
 
     def enter(self) -> None:
         """Take the running loop for home, or raise WrongEventLoopError at once if home is another."""
@@ -65,8 +71,4 @@ class HomeLoop:
     def check(self) -> None:
         """Raise WrongEventLoopError if home is another loop than the running one."""
         if self._home is not None and self._home is not running_loop():
-            raise WrongEventLoopError(
-                "this AsyncKnouds was first used in another event loop; its connections live there. Build one client "
-                "per event loop (e.g. inside the function that asyncio.run runs). Runs that are out can be attached "
-                "in the new client: knouds.executions.attach(execution)"
-            )
+            raise WrongEventLoopError(f"this {self._thing} was first used in another event loop; {self._advice}")

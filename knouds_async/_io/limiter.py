@@ -14,6 +14,7 @@ import anyio
 import attrs
 
 from knouds_async import config
+from knouds_async._io.backend import HomeLoop
 from knouds_async._sansio import window as windows
 from knouds_async._sansio.calls import Lane
 from knouds_async._sansio.clock import ServerClock
@@ -137,7 +138,8 @@ class Limiter:
 
     `tier`: the first guess of the limit, None to learn it from the headers; the headers win. `share`: the part of each
     window that is ours, e.g. 0.7 leaves 30 % to others. `max_wait`: seconds after which a request that still waits for
-    its turn raises RateLimitError instead; None waits for ever. Nothing was sent then.
+    its turn raises RateLimitError instead; None waits for ever. Nothing was sent then. Clients of one event loop may
+    share it; in another, WrongEventLoopError is raised: `SharedLimiter` serves several.
     """
 
     def __init__(self, tier: str | None = None, *, share: float = 1.0, max_wait: float | None = None) -> None:
@@ -149,6 +151,9 @@ class Limiter:
         self._max_wait = math.inf if max_wait is None else max_wait
         self._lines: dict[str, _Line] = {}
         self._clock = ServerClock()
+        self._home = HomeLoop(
+            "Limiter", "its times and its line belong there. Use one per event loop, or a SharedLimiter for them all"
+        )
 
     def for_key(self, key: Secret) -> Limiter:  # noqa: ARG002  (one limiter of this kind is one account's)
         """Give the limiter of a key's account: this one."""
@@ -160,6 +165,7 @@ class Limiter:
         RateLimitError when it would take longer than `max_wait`. Cancelled while waiting: nothing was taken, and the
         next in line is woken.
         """
+        self._home.enter()
         line = self._line(route)
         now = anyio.current_time()
         if line.first() is None:

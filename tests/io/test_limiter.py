@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+import trio
 
-from knouds_async import ConfigurationError, Limiter, RateLimitError
+from knouds_async import ConfigurationError, Limiter, RateLimitError, WrongEventLoopError
 from knouds_async._sansio.calls import Lane
 from knouds_async._sansio.window import Reply, Ticket
 from knouds_async.testing.emulator import Emulator
@@ -212,6 +215,33 @@ def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     """A share or a longest wait that cannot be is named."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Limiter("pro", **options)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, trio.run], ids=["asyncio", "trio"])
+def test_a_limiter_belongs_to_one_event_loop(run: Any) -> None:
+    """Used in a second loop, in turn or in another thread, it raises at once and says what serves several."""
+    limiter, told = Limiter("enterprise"), list[str]()
+
+    async def take() -> None:
+        await limiter.acquire(ROUTE)
+
+    async def take_elsewhere() -> None:
+        await take()
+        thread = threading.Thread(target=late)
+        thread.start()
+        thread.join(30)
+
+    def run_(function: Any) -> None:
+        run(function() if run is asyncio.run else function)
+
+    def late() -> None:
+        with pytest.raises(WrongEventLoopError, match="SharedLimiter"):
+            run_(take)
+        told.append("told")
+
+    run_(take_elsewhere)
+    late()
+    assert told == ["told", "told"]
 
 
 async def test_ten_thousand_waiters_are_served_and_leave_without_a_scan() -> None:
