@@ -175,10 +175,10 @@ def test_a_forked_child_opens_the_file_for_itself(tmp_path: Path) -> None:
     code = """
 import os, sys, anyio
 from knouds_async import Secret, SharedLimiter
-limiter = SharedLimiter(sys.argv[1], "enterprise").for_key(Secret("k"))
-anyio.run(limiter.acquire, "R")
+limiter = SharedLimiter(sys.argv[1], "enterprise")
+anyio.run(limiter.for_key(Secret("k")).acquire, "R")
 child = os.fork()
-anyio.run(limiter.acquire, "R")
+anyio.run(limiter.for_key(Secret("k")).acquire, "R")
 if child == 0:
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
