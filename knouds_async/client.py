@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import anyio
 
 from knouds_async import config
-from knouds_async._io.direct import Direct
 from knouds_async._io.download import Fetcher, Progress
 from knouds_async._io.exchange import Exchange
-from knouds_async._io.http import own_client, tells_what_was_sent, tls
+from knouds_async._io.http import own_client, tells_what_was_sent
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.shared_limiter import SharedLimiter
@@ -85,24 +84,20 @@ class AsyncKnouds:
             raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
         self._downloads = Downloads(Hosts.of(media_hosts, url), Fetcher(http_client, ssl_context))
-        timeouts, connections, direct = config.option("timeouts", timeouts, Timeouts), math.inf, None
         self._own_http = None
         if http_client is None:
-            connections, context = max_connections, tls(ssl_context)
-            http_client = self._own_http = own_client(url, ssl_context=context, connections=max_connections)
-            if config.proxy_for(url) is None:
-                direct = Direct(url, key, timeouts, agent=_AGENT, ssl_context=context, connections=max_connections)
-        self._exchange = Exchange(
+            http_client = self._own_http = own_client(url, ssl_context=ssl_context, connections=max_connections)
+        exchange = Exchange(
             http_client,
             base_url=url,
             key=key,
-            timeouts=timeouts,
+            timeouts=config.option("timeouts", timeouts, Timeouts),
             agent=_AGENT,
             is_known=tells_what_was_sent(http_client),
-            direct=direct,
         )
+        connections = max_connections if self._own_http is not None else math.inf
         retries = config.option("retries", retries, Retries)
-        self._pipeline = Pipeline(self._exchange, self._limiter, retries, connections=connections)
+        self._pipeline = Pipeline(exchange, self._limiter, retries, connections=connections)
         self._watcher = Watcher(self._pipeline.send, config.option("polling", polling, Polling))
         runs = Runs(self._pipeline.send, self._watcher, url)
         self.executions: Final = Executions(self._pipeline.send, runs, url)
@@ -188,7 +183,6 @@ class AsyncKnouds:
                 await self._pipeline.drain()
         finally:
             await self._downloads.aclose()
-            self._exchange.close()
             if self._own_http is not None:
                 await self._own_http.aclose()
 

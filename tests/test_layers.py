@@ -34,7 +34,7 @@ FOREIGN: dict[str, set[str]] = {
     "errors": set(),
     "types": {"attrs"},
     "config": {"attrs"},
-    "_sansio": {"attrs", "cattrs", "h11"},
+    "_sansio": {"attrs", "cattrs"},
     "_io": {"attrs", "anyio", "httpx", "httpcore", "trio"},
     "execution": {"attrs", "anyio"},
     "batch": {"attrs", "anyio"},

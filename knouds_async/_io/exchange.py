@@ -1,20 +1,20 @@
 """One attempt of a call over HTTP: it ends as answered, garbled, not sent, or sent and unanswered; it never raises.
 
-Rule of the file: requests with the key in them exist below it only. No HTTP object and no key leaves it: foreign errors
+Rule of the file: the only place where a request with the key in it exists. No HTTP object leaves it: foreign errors
 become words, and a cancellation passes with its traceback cut, so that no frame of it shows a header.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import Any, Final
 
-import httpcore
+import anyio
 import httpx
 
-from knouds_async._io.direct import Direct
-from knouds_async._io.sent import SentTrace
-from knouds_async._io.through_httpx import ThroughHttpx
+from knouds_async._io.transport import SentTrace, UnreadableBody, read_body
+from knouds_async._sansio import headers
 from knouds_async._sansio.calls import Call
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
@@ -28,24 +28,15 @@ class Exchange:
     """Sends calls to one base URL with one key."""
 
     def __init__(
-        self,
-        http: httpx.AsyncClient,
-        *,
-        base_url: str,
-        key: Secret,
-        timeouts: Timeouts,
-        agent: str,
-        is_known: bool,
-        direct: Direct | None = None,
+        self, http: httpx.AsyncClient, *, base_url: str, key: Secret, timeouts: Timeouts, agent: str, is_known: bool
     ) -> None:
-        """Use `direct` where it is given and nobody listens in on `http`, and `http` otherwise.
-
-        `is_known`: whether the transport of `http` is one whose errors tell what was sent.
-        """
-        self._through_httpx = ThroughHttpx(http, base_url, key, timeouts, agent=agent)
-        self._direct = direct
+        """Use `http`; `is_known`: whether its transport is one whose errors tell what was sent."""
+        self._http = http
+        self._base_url = base_url
+        self._origin = _origin(httpx.URL(base_url))
         self._key = key
         self._timeouts = timeouts
+        self._headers = {"accept": "application/json", "accept-encoding": "gzip", "user-agent": agent}
         self._is_known = is_known
 
     async def attempt(self, call: Call[Any], trace: SentTrace, *, total: float | None = None) -> Outcome:
@@ -54,41 +45,63 @@ class Exchange:
         Cancelled: the connection is closed; `trace` tells whether the request may have left.
         """
         limit = total if total is not None else getattr(self._timeouts, call.patience.value)
-        way = self._through_httpx if self._direct is None or _is_replaced() else self._direct
         error: Exception | None = None
-        read = io.BytesIO()
+        part = io.BytesIO()
         try:
-            if (outcome := await way.send(call, trace, limit, read)) is not None:
-                return self._without_key(outcome, read)
+            with anyio.move_on_after(limit):
+                return await self._perform(call, trace, limit, part)
         except Exception as failure:  # noqa: BLE001  (a caller's own transport may raise anything)
             error = failure
         except BaseException as stop:  # noqa: BLE001  (raised again)
             raise stop.with_traceback(None) from None
-        return self._classify(error, trace, limit, read)
+        return self._classify(error, trace, limit, part)
 
     def longest_queue(self, call: Call[Any], total: float | None) -> float:
         """Give the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
         limit = total if total is not None else getattr(self._timeouts, call.patience.value)
         return max(self._timeouts.pool, limit) if call.pays_for is not None else self._timeouts.pool
 
-    def close(self) -> None:
-        """Close the connections of our own."""
-        if self._direct is not None:
-            self._direct.close()
+    async def _perform(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
+        response = await self._http.send(self._request(call, trace, limit), stream=True, follow_redirects=False)
+        found = {name: response.headers.get(name) for name in headers.READ}
+        seen = {name: self._masked(value) for name, value in found.items() if value is not None}
+        try:
+            body = await read_body(response, into=part)
+        except UnreadableBody as odd:
+            why = f"the body of the answer {odd}"
+            return Garbled(response.status_code, seen, why, is_cut=False, part=self._part(part))
+        except httpx.TransportError as cut:
+            why = f"the answer was cut short ({self._words(cut)})"
+            return Garbled(response.status_code, seen, why, is_cut=True, part=self._part(part))
+        finally:
+            with contextlib.suppress(Exception):  # what was read is worth more than a tidy end
+                await response.aclose()
+        # An answer that echoes the request must not carry the key into errors.
+        return Answer(response.status_code, seen, self._unkeyed(body))
 
-    def _without_key(self, outcome: Answer | Garbled, read: io.BytesIO) -> Answer | Garbled:
-        """Mask an answer that echoes the request: it must not carry the key into errors."""
-        seen = {name: self._masked(value) for name, value in outcome.headers.items()}
-        if isinstance(outcome, Answer):
-            return Answer(outcome.status, seen, self._unkeyed(outcome.body))
-        return Garbled(outcome.status, seen, self._masked(outcome.seen), outcome.is_cut, self._part(read))
+    def _request(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Request:
+        wait = self._timeouts
+        is_paid = call.pays_for is not None
+        read, pool = (max(wait.read, limit), max(wait.pool, limit)) if is_paid else (wait.read, wait.pool)
+        request = self._http.build_request(
+            call.method,
+            self._base_url + call.path,
+            content=call.body,
+            headers=self._headers if call.body is None else {**self._headers, "content-type": "application/json"},
+            timeout=httpx.Timeout(connect=wait.connect, read=read, write=wait.write, pool=pool),
+            extensions={"trace": trace, "knouds.fresh": is_paid},
+        )
+        request.url = httpx.URL(self._base_url + call.path)  # a caller's client may have default parameters
+        if call.keyed and _origin(request.url) == self._origin:
+            request.headers["x-api-key"] = self._key.reveal()
+        return request
 
-    def _classify(self, error: Exception | None, trace: SentTrace, limit: float, read: io.BytesIO) -> Outcome:
+    def _classify(self, error: Exception | None, trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         """Tell from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
         known = error if isinstance(error, httpx.TransportError) else None
         may_have_left = trace.may_have_been_sent(known, transport_is_known=self._is_known)
-        return Unanswered(seen, self._part(read)) if may_have_left else NotSent(seen)
+        return Unanswered(seen, self._part(part)) if may_have_left else NotSent(seen)
 
     def _words(self, error: Exception) -> str:
         """Name an error in words that cannot hold the key."""
@@ -106,20 +119,5 @@ class Exchange:
         return self._unkeyed(bytes(read.getbuffer()[:_PART]))
 
 
-_SENDERS: Final = (
-    (httpcore.AsyncHTTPConnection, "handle_async_request"),
-    (httpx.AsyncClient, "send"),
-    (httpx.AsyncClient, "_transport_for_url"),
-)
-
-
-def _is_replaced() -> bool:
-    """Tell whether anything of what sends httpx's requests was replaced from outside, as respx does in tests.
-
-    Whoever did so means to see every request, so none may go past them.
-    """
-    for kind, name in _SENDERS:
-        home = getattr(getattr(kind, name, None), "__globals__", {}).get("__name__", "")
-        if not home.startswith(("httpx.", "httpcore.")):
-            return True
-    return False
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port

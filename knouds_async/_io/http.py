@@ -15,7 +15,7 @@ from knouds_async._io.transport import PooledTransport
 
 def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections: int) -> httpx.AsyncClient:
     """Build the client: our pool, or httpx's own transport where the environment names a proxy (`HTTPS_PROXY`)."""
-    verify = tls(ssl_context)
+    verify = ssl_context if ssl_context is not None else httpx.create_ssl_context(trust_env=True)
     proxy = config.proxy_for(base_url)
     if proxy is None:
         transport: httpx.AsyncBaseTransport = PooledTransport(ssl_context=verify, limit=connections)
@@ -23,11 +23,6 @@ def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         transport = httpx.AsyncHTTPTransport(verify=verify, proxy=proxy, limits=limits, trust_env=False)
     return httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
-
-
-def tls(given: ssl.SSLContext | None) -> ssl.SSLContext:
-    """Give the TLS context: the caller's, or httpx's default, which takes some milliseconds to make."""
-    return given if given is not None else httpx.create_ssl_context(trust_env=True)
 
 
 def tells_what_was_sent(http: httpx.AsyncClient) -> bool:

@@ -6,45 +6,16 @@ Rule of the file: everything but the wait for a slot is synchronous, so no cance
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from knouds_async._io.connection import Origin
+from knouds_async._io.connection import Connection, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["IdleConnections", "Pool", "Pooled", "Slots"]
-
-
-class Pooled(Protocol):
-    """What a connection has to be able to do here; it is used by one request at a time.
-
-    `idle_since`: when its last answer was read, in seconds of the event loop's clock.
-    """
-
-    idle_since: float
-
-    @property
-    def origin(self) -> Origin:
-        """Where it leads to."""
-        ...
-
-    def is_idle(self) -> bool:
-        """Tell whether its last answer was read to the end and both sides would go on."""
-        ...
-
-    def is_dropped(self) -> bool:
-        """Tell whether there is something to read although nothing was asked: the server has hung up."""
-        ...
-
-    def close(self) -> None:
-        """Free the socket now, without waiting."""
-        ...
-
-
-C = TypeVar("C", bound=Pooled)
+__all__ = ["IdleConnections", "Pool", "Slots"]
 
 
 class Slots:
@@ -94,33 +65,33 @@ class Slots:
             self._queue.popitem(last=False)[0].set()
 
 
-class IdleConnections(Generic[C]):
+class IdleConnections:
     """Idle connections: a stack per origin and, over all of them, a queue by age."""
 
     def __init__(self) -> None:
         """Start empty."""
-        self._by_age: OrderedDict[C, None] = OrderedDict()
-        self._stacks: dict[Origin, deque[C]] = {}
+        self._by_age: OrderedDict[Connection, None] = OrderedDict()
+        self._stacks: dict[Origin, deque[Connection]] = {}
 
     def __len__(self) -> int:
         """Count the connections of all origins."""
         return len(self._by_age)
 
-    def put(self, connection: C) -> None:
+    def put(self, connection: Connection) -> None:
         """Add the connection that has become idle last."""
         self._by_age[connection] = None
         self._stacks.setdefault(connection.origin, deque()).append(connection)
 
-    def youngest(self, origin: Origin) -> C | None:
+    def youngest(self, origin: Origin) -> Connection | None:
         """Show the connection to `origin` that has been idle for the shortest time."""
         stack = self._stacks.get(origin)
         return stack[-1] if stack else None
 
-    def oldest(self) -> C | None:
+    def oldest(self) -> Connection | None:
         """Show the connection to anywhere that has been idle for the longest time."""
         return next(iter(self._by_age), None)
 
-    def remove(self, connection: C) -> None:
+    def remove(self, connection: Connection) -> None:
         """Take out a connection that `youngest` or `oldest` has shown."""
         del self._by_age[connection]
         stack = self._stacks[connection.origin]
@@ -132,21 +103,21 @@ class IdleConnections(Generic[C]):
             del self._stacks[connection.origin]
 
 
-class Pool(Generic[C]):
+class Pool:
     """Slots and idle connections together: never more than `limit` connections, in use and idle, are open."""
 
     def __init__(
-        self, connect: Callable[[Origin], C], *, limit: int, keepalive_expiry: float, fresh_within: float
+        self, connect: Callable[[Origin], Connection], *, limit: int, keepalive_expiry: float, fresh_within: float
     ) -> None:
         """Start empty; `connect` prepares a new connection, times are in seconds."""
         self.slots: Final = Slots(limit)
-        self.idle: Final = IdleConnections[C]()
+        self.idle: Final = IdleConnections()
         self.is_closed = False
         self._connect = connect
         self._keepalive_expiry = keepalive_expiry
         self._fresh_within = fresh_within
 
-    def connection(self, origin: Origin, *, now: float, is_fresh: bool) -> C:
+    def connection(self, origin: Origin, *, now: float, is_fresh: bool) -> Connection:
         """Give the holder of a slot a connection: the one used last, if it is still good, or a new one."""
         self._close_expired(now)
         since = now - self._fresh_within if is_fresh else -float("inf")
@@ -159,7 +130,7 @@ class Pool(Generic[C]):
             self._close(oldest)
         return self._connect(origin)
 
-    def give_back(self, connection: C, *, now: float) -> None:
+    def give_back(self, connection: Connection, *, now: float) -> None:
         """Take back a slot and its connection, to be used again if both sides agree."""
         self.slots.give_back()
         if self.is_closed or not connection.is_idle():
@@ -168,7 +139,7 @@ class Pool(Generic[C]):
         connection.idle_since = now
         self.idle.put(connection)
 
-    def discard(self, connection: C | None) -> None:
+    def discard(self, connection: Connection | None) -> None:
         """Take back a slot, and close its connection."""
         self.slots.give_back()
         if connection is not None:
@@ -185,6 +156,6 @@ class Pool(Generic[C]):
         while (oldest := self.idle.oldest()) is not None and now - oldest.idle_since > self._keepalive_expiry:
             self._close(oldest)
 
-    def _close(self, connection: C) -> None:
+    def _close(self, connection: Connection) -> None:
         self.idle.remove(connection)
         connection.close()

@@ -41,14 +41,6 @@ class SentTrace:
             # For good: a proxy's CONNECT is "sent" like any request, and connection events follow it.
             self._has_begun_sending = True
 
-    def begins(self) -> None:
-        """Note that nothing leaves before `sends` is called: so it is where httpcore has no part in it."""
-        self._last_event = _BEFORE_SENDING[0]
-
-    def sends(self) -> None:
-        """Note that from now on any byte may have left."""
-        self._has_begun_sending = True
-
     def may_have_been_sent(self, error: httpx.TransportError | None, *, transport_is_known: bool) -> bool:
         """Say whether any byte of the request may have left; False is a proof that none has.
 

@@ -114,7 +114,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
 class _HeldBody(httpx.AsyncByteStream):
     """A response's body, which holds slot and connection until it is closed or breaks."""
 
-    def __init__(self, response: httpcore.Response, connection: Connection, pool: Pool[Connection]) -> None:
+    def __init__(self, response: httpcore.Response, connection: Connection, pool: Pool) -> None:
         assert isinstance(response.stream, AsyncIterable)  # noqa: S101  (for the type checker)
         self._response = response
         self._chunks = aiter(response.stream)
