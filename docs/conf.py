@@ -24,6 +24,7 @@ html_title = "knouds_async"
 html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
+html_theme_options = {"light_css_variables": {"code-font-size": "78%"}}
 myst_heading_anchors = 3
 default_role = "code"
 nitpicky = True
@@ -61,7 +62,9 @@ def _sign(app: Any, what: str, name: str, thing: Any, options: Any, signature: s
 def _read(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Leave out the references to the service's contract: they are for those who read the source."""
     text = "\n".join(lines)
-    lines[:] = re.sub(r" *\(contract [\d, and]+\)| *\bContract [\d, and]+\.", "", text).split("\n")
+    lines[:] = re.sub(
+        r" *\(contract [\d, and]+\)|: contract [\d, and]+(?=\))| *\bContract [\d, and]+\.", "", text
+    ).split("\n")
 
 
 def setup(app: Any) -> None:

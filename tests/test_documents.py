@@ -157,6 +157,25 @@ def test_unknown_submit_is_settled(fault: Fault, rows_shown: int, capsys: pytest
     assert len(capsys.readouterr().out.splitlines()) == rows_shown
 
 
+@pytest.mark.parametrize(
+    ("fault", "runs", "said"),
+    [
+        pytest.param(faults.closed(after_run=True), 1, "kie_", id="ran"),
+        pytest.param(faults.closed(), 0, "it did not run", id="not run"),
+        pytest.param(faults.truncated(), 1, "", id="ran, and the id came through"),
+    ],
+)
+def test_unknown_submit_is_judged(fault: Fault, runs: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the docs do about an unknown submit sends nothing again, and tells what became of it."""
+    emulator = Emulator(tier="business", duration=45.0)
+    emulator.faults.add(fault, route="POST /api/workflows/:slug/run", nth=1)
+    _run_in_virtual_time("docs/how-it-works.md: Money", emulator)
+    assert len(emulator.runs) == runs
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert bool(said) is bool(printed)
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.place)
 async def test_programs_run_on_a_port(block: Block) -> None:
@@ -219,7 +238,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 @pytest.mark.parametrize("module", [knouds_async, knouds_async.testing, knouds_async.webhooks])
 def test_the_reference_has_every_public_name(module: ModuleType) -> None:
     """Whatever can be imported can be looked up, and nothing else is there by its name."""
-    listed = re.findall(r"^\.\. auto\w+:: (\S+)$", DOCUMENTS["docs/reference.md"], re.MULTILINE)
+    listed = re.findall(r"^\.\. (?:auto|py:)\w+:: (\S+)$", DOCUMENTS["docs/reference.md"], re.MULTILINE)
     assert len(listed) == len(set(listed))
     elsewhere = set() if module is knouds_async else {f"{module.__name__}.{name}" for name in knouds_async.__all__}
     assert {f"{module.__name__}.{name}" for name in module.__all__} - elsewhere <= set(listed)
