@@ -178,15 +178,19 @@ def test_unknown_submit_is_judged(fault: Fault, runs: int, said: str, capsys: py
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.place)
-async def test_programs_run_on_a_port(block: Block) -> None:
-    """A whole program runs in a process of its own, says something and pays for each run once."""
+async def test_programs_run_on_a_port(block: Block, tmp_path: Path) -> None:
+    """A whole program runs in a process of its own, says something and pays for each run once.
+
+    One with a ledger is run twice: it says the same again, for nothing.
+    """
     emulator = Emulator(duration=0.2)
     async with serve(emulator) as url:
         environment = {**os.environ, "KNOUDS_KEY": emulator.api_key, "KNOUDS_BASE_URL": url}
         command = [sys.executable, "-W", "error", "-c", block.source]
-        done = await anyio.run_process(command, env=environment, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"https://" in done.stdout
+        for _ in range(2 if "ledger=" in block.source else 1):
+            done = await anyio.run_process(command, env=environment, cwd=tmp_path, check=False)
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert b"https://" in done.stdout
     assert emulator.runs
     emulator.assert_charged_once()
 
