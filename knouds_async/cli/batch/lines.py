@@ -1,0 +1,55 @@
+"""The lines of a file of jobs, one at a time: numbered, decoded, and of bounded length.
+
+Rule of the file: what cannot be a line of text is a FaultyLineError that names the line; no more than a line is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO, Final
+
+import attrs
+
+from knouds_async.cli.exits import UsageError
+from knouds_async.cli.words import one_line
+
+LONGEST: Final = 32 * 1024**2
+"""How many bytes a line may have; a file without line ends is no file of jobs."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+class FaultyLineError(UsageError):
+    """A line that is no job; `line` counts from 1, `why` says what is wrong with it."""
+
+    def __init__(self, name: str, line: int, why: str) -> None:
+        """Name the file, the line and the fault."""
+        super().__init__(one_line(f"{name} line {line}: {why}"))
+        self.line = line
+
+
+@attrs.frozen
+class Line:
+    """A line of text with its end, and its number from 1."""
+
+    number: int
+    text: str
+
+
+def read_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
+    """Give each line of a stream of UTF-8, with or without a byte order mark."""
+    number = 0
+    while raw := stream.readline(LONGEST + 1):
+        number += 1
+        if len(raw) > LONGEST:
+            raise FaultyLineError(name, number, f"longer than {LONGEST // 1024**2} MiB")
+        if number == 1:
+            if raw.startswith(_UTF_16):
+                raise FaultyLineError(name, number, "the file is UTF-16; save it as UTF-8")
+            raw = raw.removeprefix(_BOM)
+        try:
+            yield Line(number, raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            why = f"byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8; save the file as UTF-8"
+            raise FaultyLineError(name, number, why) from None

@@ -1,0 +1,213 @@
+"""The jobs of a file, in JSON Lines and CSV: what is read, and what is refused with the number of its line."""
+
+import csv
+import io
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async.cli.batch.entries import Entry, Form, read_entries
+from knouds_async.cli.batch.lines import LONGEST, FaultyLineError
+
+JSONL, CSV = Form("jobs.jsonl"), Form("jobs.csv", is_csv=True)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+INPUTS = st.dictionaries(st.text().filter(lambda name: name not in ("key", "inputs")), VALUES, max_size=4)
+
+
+def read(data: bytes | str, form: Form = JSONL) -> list[Entry]:
+    """Read all jobs of these bytes; the first line that is none raises what is wrong with it."""
+    jobs = []
+    for entry in read_entries(io.BytesIO(data.encode() if isinstance(data, str) else data), form):
+        if isinstance(entry, FaultyLineError):
+            raise entry
+        jobs.append(entry)
+    return jobs
+
+
+def fault(data: bytes | str, form: Form = JSONL) -> str:
+    """Give what is said of the first line that is no job."""
+    with pytest.raises(FaultyLineError) as caught:
+        read(data, form)
+    return str(caught.value)
+
+
+def test_a_job_has_a_key_and_inputs_or_is_its_inputs() -> None:
+    """Both forms are read, in one file if need be; a whole number is a key by its text."""
+    text = '{"key": "a", "inputs": {"x": 1}}\n{"x": [2]}\n{"inputs": {"key": 3}, "key": 17}\n{"inputs": {}}\n{}'
+    assert read(text) == [
+        Entry(1, "a", {"x": 1}),
+        Entry(2, None, {"x": [2]}),
+        Entry(3, "17", {"key": 3}),
+        Entry(4, None, {}),
+        Entry(5, None, {}),
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_marks_line_ends_and_empty_lines_are_no_matter(end: str, mark: bytes) -> None:
+    """A byte order mark, CRLF and lines of nothing but space change neither the jobs nor the numbers of their lines."""
+    assert read(mark + f'{end}{{"x": "ü"}}{end} \t{end}{{"x": 2}}'.encode()) == [
+        Entry(2, None, {"x": "ü"}),
+        Entry(4, None, {"x": 2}),
+    ]
+    assert read(mark + f"{end}x,key{end}ü,a{end}{end}2,{end}".encode(), CSV) == [
+        Entry(3, "a", {"x": "ü"}),
+        Entry(5, None, {"x": 2}),
+    ]
+
+
+@pytest.mark.parametrize("form", [JSONL, CSV])
+def test_no_lines_are_no_jobs(form: Form) -> None:
+    """A file of nothing has no jobs, and that is no fault of a line."""
+    assert read(b"", form) == read(b"\n\n", form) == read(b"\xef\xbb\xbf", form) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "not JSON: "),
+        ('{"x": 1,}', "column 9"),
+        ('{"x": NaN}', "not JSON: NaN"),
+        ('{"x": -Infinity}', "not JSON: -Infinity"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"x": ' + "9" * 5000 + "}", "digit"),
+        ("[1]", "`jq -c '.[]'`"),
+        ("[", "`jq -c '.[]'`"),
+        ('{"x": 1e999}', "1e999 is too large"),
+        ("3", "not a JSON object"),
+        ('{"inputs": 3}', "no other names"),
+        ('{"key": "a"}', "no other names"),
+        ('{"key": "a", "x": 1}', "no other names"),
+        ('{"key": "a", "inputs": {}, "note": 1}', "'note' beside 'inputs'"),
+        ('{"key": "", "inputs": {}}', "'key' must be a text"),
+        ('{"key": true, "inputs": {}}', "not True"),
+        ('{"key": 1.5, "inputs": {}}', "not 1.5"),
+        ('{"key": "a\\u001b[2J", "inputs": {}}', "printable"),
+        ('{"key": "' + "x" * 201 + '", "inputs": {}}', "at most 200"),
+    ],
+)
+def test_a_line_that_is_no_job_is_named(line: str, words: str) -> None:
+    """What is wrong is said in one line with the file and the line's number, and nothing is passed over."""
+    said = fault('{"x": 1}\n' + line + "\n")
+    assert said.startswith("jobs.jsonl line 2: ")
+    assert words in said
+    assert len(said) < 300
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "lines"),
+    [("{}\n{\n{}\n3\n{}\n", JSONL, [2, 4]), ("a\n1\n1,2\n1\n1,2\n", CSV, [3, 5])],
+)
+def test_faults_stand_among_the_jobs(text: str, form: Form, lines: list[int]) -> None:
+    """A line that is no job does not hide those after it."""
+    found = list(read_entries(io.BytesIO(text.encode()), form))
+    assert [one.line for one in found if isinstance(one, FaultyLineError)] == lines
+    assert len(found) - len(lines) in (2, 3)
+
+
+def test_what_is_not_utf_8_is_named() -> None:
+    """A byte that is no UTF-8 is named with its place, and UTF-16 is recognised."""
+    assert "jobs.jsonl line 2: byte 8 (0xfc) is not UTF-8" in fault(b'{}\n{"x": "\xfc"}\n')
+    assert "UTF-16" in fault('{"x": 1}\n'.encode("utf-16"))
+    assert "UTF-16" in fault("x\n1\n".encode("utf-16"), CSV)
+
+
+def test_a_line_without_end_is_refused_before_it_is_held() -> None:
+    """A line is read up to a bound: what has no line ends is not taken into memory."""
+
+    class Endless(io.RawIOBase):
+        taken = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            self.taken += len(buffer)
+            buffer[:] = b"x" * len(buffer)
+            return len(buffer)
+
+    endless = Endless()
+    with pytest.raises(FaultyLineError, match="line 1: longer than 32 MiB"):
+        next(read_entries(io.BufferedReader(endless), JSONL))
+    assert endless.taken <= LONGEST + 1024**2
+
+
+def test_a_long_line_is_a_job() -> None:
+    """A job may hold a picture."""
+    assert read(json.dumps({"x": "y" * 5_000_000}))[0].inputs == {"x": "y" * 5_000_000}
+
+
+def test_cells_are_read_as_on_the_command_line() -> None:
+    """A cell that reads as JSON is JSON, any other is text, an empty one is not given; cells of texts stay text."""
+    text = 'a,b,key,c\n1,true,0017,007\n,"[1, 2]",,\n"x\ny","he said ""no""",k,1e3\n'
+    assert read(text, CSV) == [
+        Entry(2, "0017", {"a": 1, "b": True, "c": "007"}),
+        Entry(3, None, {"b": [1, 2]}),
+        Entry(4, "k", {"a": "x\ny", "b": 'he said "no"', "c": 1000.0}),
+    ]
+    assert read("a,b\n1984,1984\n", Form("x", is_csv=True, texts={"a"})) == [Entry(2, None, {"a": "1984", "b": 1984})]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_first_line_shows_the_separator(separator: str) -> None:
+    """Spreadsheets write commas, semicolons or tabs."""
+    assert read(f"a{separator}b\n1{separator}x\n", CSV) == [Entry(2, None, {"a": 1, "b": "x"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,\n1,2\n", "line 1: a column has no name"),
+        ("a,a\n1,2\n", "line 1: two columns are named 'a'"),
+        ("a,b\n1,2\n1\n", "line 3: 1 cells where the first line names 2"),
+        ("a,b\n1,2,3\n", "line 2: 3 cells where the first line names 2"),
+        ('a\n1\n"2\n3\n', "line 3: not CSV"),
+        ('a\n"1"x\n', "line 2: not CSV"),
+        ("a\n1\n\n3\rx\n", "line 4: not CSV"),
+        ("a,key\n1,\x07\n", "line 2: 'key' must be"),
+    ],
+)
+def test_a_row_that_is_no_job_is_named(text: str, words: str) -> None:
+    """What is wrong with a row is said with the number of its first line."""
+    assert f"jobs.csv {words}" in fault(text, CSV)
+
+
+def test_rows_of_empty_cells_are_no_jobs() -> None:
+    """A spreadsheet's empty rows are passed over."""
+    assert read("a,b\n,\n1,\n,\n", CSV) == [Entry(3, None, {"a": 1})]
+
+
+@given(st.lists(INPUTS))
+def test_what_json_wrote_is_read(inputs: list[dict[str, Any]]) -> None:
+    """Any inputs that JSON can say come out as they went in, with or without keys."""
+    bare = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in inputs)
+    keyed = "".join(json.dumps({"key": number, "inputs": one}) + "\n" for number, one in enumerate(inputs))
+    assert [entry.inputs for entry in read(bare)] == inputs
+    assert [(entry.key, entry.inputs) for entry in read(keyed)] == [(str(n), one) for n, one in enumerate(inputs)]
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_no_bytes_are_more_than_a_faulty_line(data: bytes, is_csv: bool) -> None:
+    """Whatever a file holds, it is read or refused with the number of a line."""
+    with suppress(FaultyLineError):
+        read(data, CSV if is_csv else JSONL)
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"]), min_size=1), min_size=1))
+def test_what_a_spreadsheet_wrote_is_read(cells: list[str]) -> None:
+    """Any text that the csv module wrote comes out as it went in."""
+    names = [f"n{number}" for number, _ in enumerate(cells)]
+    file = io.StringIO()
+    csv.writer(file).writerows([names, cells])
+    form = Form("jobs.csv", is_csv=True, texts=set(names))
+    assert [entry.inputs for entry in read(file.getvalue(), form)] == [dict(zip(names, cells, strict=True))]

@@ -1,0 +1,190 @@
+"""The file of results: whole lines, one a job, mended after any crash, and never somebody else's file."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async.cli.batch.results import Results, as_bytes
+from knouds_async.cli.exits import UsageError
+
+
+def line(key: str, status: str = "completed", **more: Any) -> dict[str, Any]:
+    """Make a line."""
+    return {"key": key, "status": status, **more}
+
+
+def final(given: Mapping[str, Any]) -> bool:
+    """Keep the lines of runs that are over."""
+    return given["status"] in ("completed", "failed", "cancelled")
+
+
+def write(path: Path, *lines: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Open a file, write lines, close it; give what is in it then."""
+    results = Results(path, final)
+    for one in lines:
+        results.write(one)
+    results.close()
+    assert path.read_bytes() == b"" or path.read_bytes().endswith(b"\n")
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Give a place for results."""
+    return tmp_path / "results.jsonl"
+
+
+def test_lines_are_appended_and_a_job_has_one(path: Path) -> None:
+    """A rerun adds what is not there and repeats nothing."""
+    assert write(path, line("a"), line("b")) == [line("a"), line("b")]
+    assert write(path, line("a"), line("c"), line("c", "failed")) == [line("a"), line("b"), line("c")]
+
+
+@given(st.text(), st.lists(st.text(), max_size=3))
+def test_no_text_makes_two_lines(tmp_path_factory: pytest.TempPathFactory, key: str, texts: list[str]) -> None:
+    """Whatever a result holds, it is one line to every reader, and comes out as it went in."""
+    path = tmp_path_factory.mktemp("any") / "results.jsonl"
+    given = line(key, result=[*texts, "\u2028\x85\r\x0b\ud800"])
+    assert write(path, given) == [given]
+    assert write(path, given) == [given]
+
+
+@pytest.mark.parametrize("cut", range(1, len(as_bytes(line("b", result="x" * 9)))))
+def test_a_torn_last_line_is_mended(path: Path, cut: int) -> None:
+    """Wherever a crash cut the last line, the others stay and its job gets a whole one."""
+    whole = [line("a"), line("b", result="x" * 9)]
+    path.write_bytes(as_bytes(whole[0]) + as_bytes(whole[1])[:cut])
+    assert write(path, *whole) == whole
+
+
+@pytest.mark.parametrize("cut", range(1, len(as_bytes(line("a")))))
+def test_a_torn_only_line_is_mended(path: Path, cut: int) -> None:
+    """The first line that a crash cut is mended too."""
+    path.write_bytes(as_bytes(line("a"))[:cut])
+    assert write(path, line("a")) == [line("a")]
+
+
+def test_holes_that_a_crash_of_the_machine_left_are_mended(path: Path) -> None:
+    """Blocks of zeros at the end or before later lines are taken out."""
+    path.write_bytes(as_bytes(line("a")) + b"\0" * 50 + as_bytes(line("b")) + as_bytes(line("c")) + b"\0" * 9)
+    assert write(path, line("b")) == [line("a"), line("c"), line("b")]
+
+
+def test_a_line_that_lacks_its_end_gets_it(path: Path) -> None:
+    """What an editor has cut is no loss, and what is to be made anew is taken out there too."""
+    path.write_bytes(as_bytes(line("a")) + as_bytes(line("b"))[:-1])
+    assert write(path) == [line("a"), line("b")]
+    path.write_bytes(as_bytes(line("a")) + as_bytes(line("b", "unknown"))[:-1])
+    assert write(path, line("b")) == [line("a"), line("b")]
+
+
+def test_what_is_not_final_is_made_anew(path: Path) -> None:
+    """The lines of jobs that were not run or are unknown make room for what has become of them."""
+    write(path, line("a"), line("b", "unknown"), line("c", "not_run"), line("d", "failed"))
+    path.chmod(0o640)
+    assert write(path, line("c"), line("d")) == [line("a"), line("d", "failed"), line("c")]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_second_line_of_a_job_goes(path: Path) -> None:
+    """A file in which a job has two lines keeps the first."""
+    path.write_bytes(as_bytes(line("a")) + as_bytes(line("a", "failed")))
+    assert write(path) == [line("a")]
+
+
+def test_a_link_is_followed(path: Path) -> None:
+    """What a link points to is written, and the link stays."""
+    real = path.with_name("real.jsonl")
+    real.write_bytes(as_bytes(line("a")) + as_bytes(line("b", "unknown")))
+    path.symlink_to(real)
+    assert write(path) == [line("a")]
+    assert path.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"key": "a", "inputs": {}}\n',
+        b"one\ntwo\n",
+        b"SQLite format 3\0\n",
+        b"\0\0\n",
+        b"no line end",
+        b"\0",
+        b'{"product_name": "x"',
+        as_bytes(line("a")) + b"three\n",
+        as_bytes(line("a")) + b'{"key": 3, "status": "completed"}\n',
+    ],
+)
+def test_what_is_no_file_of_results_is_left_as_it_is(path: Path, data: bytes) -> None:
+    """Another file that was named by mistake is refused and keeps every byte."""
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"--out .*results\.jsonl.* left as it is"):
+        Results(path, final)
+    assert path.read_bytes() == data
+
+
+def test_what_cannot_be_had_is_said(path: Path) -> None:
+    """A folder, or a folder that is not there, is wrong usage in one line."""
+    with pytest.raises(UsageError, match="Is a directory"):
+        Results(path.parent, final)
+    with pytest.raises(UsageError, match="No such file"):
+        Results(path / "results.jsonl", final)
+
+
+def test_two_processes_do_not_share_a_file(path: Path) -> None:
+    """A file that another batch writes is refused until that one has ended, also when it was rewritten."""
+    write(path, line("a"), line("b", "unknown"))
+    program = (
+        "import sys; from pathlib import Path; from knouds_async.cli.batch.results import Results\n"
+        "try: Results(Path(sys.argv[1]), bool)\n"
+        "except Exception as error: print(error)"
+    )
+    for _ in range(2):  # the first time it is rewritten when it is opened
+        results = Results(path, final)
+        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, check=True, text=True)  # noqa: S603
+        results.close()
+        assert "another `knouds batch` writes it" in done.stdout
+    assert write(path) == [line("a")]
+
+
+def test_a_pipe_gets_every_line(path: Path) -> None:
+    """What is no file, such as a pipe to a program, is written to as it is."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    results = Results(path, final)
+    results.write(line("a"))
+    results.close()
+    assert os.read(reader, 1000) == as_bytes(line("a"))
+    os.close(reader)
+
+
+def test_a_full_disk_leaves_whole_lines(path: Path) -> None:
+    """A line that the disk does not take leaves no piece, is said with the file's name, and comes in the next run."""
+    program = (
+        "import json, resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from knouds_async.cli.batch.results import Results\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "results = Results(Path(sys.argv[1]), bool)\n"
+        "results.write({'key': 'a', 'status': 'completed'})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
+        "try: results.write({'key': 'b', 'status': 'completed', 'result': 'x' * 100})\n"
+        "except OSError as error: print(error)\n"
+        "results.write({'key': 'c', 'status': 'failed'})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "results.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, check=True, text=True)  # noqa: S603
+    assert "File too large" in done.stdout
+    assert str(path) in done.stdout
+    assert write(path, line("b")) == [line("a"), line("c", "failed"), line("b")]
