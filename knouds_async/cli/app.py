@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from knouds_async import KnoudsError
 from knouds_async.cli import output
+from knouds_async.cli.batch.command import batch
 from knouds_async.cli.cancel import cancel
 from knouds_async.cli.demo import demo
 from knouds_async.cli.emulator import emulator
@@ -33,6 +34,7 @@ to stderr. `knouds demo` needs neither a key nor the network.
 _COMMANDS: Final[tuple[Callable[..., Any], ...]] = (
     demo,
     run_command,
+    batch,
     status,
     cancel,
     workflows,

@@ -38,10 +38,10 @@ class Exit(IntEnum):
 
 MEANINGS: Final = {
     Exit.FINE: "fine",
-    Exit.ERROR: "another error, or the run failed or was cancelled",
+    Exit.ERROR: "another error, or a run failed or was cancelled",
     Exit.USAGE: "wrong usage: an option, the inputs, a slug; nothing was run",
     Exit.KEY: "the key is missing or refused, or may not do this",
-    Exit.CREDITS: "the account cannot pay; nothing was run",
+    Exit.CREDITS: "the account cannot pay, or --max-credits is reached; nothing more was run",
     Exit.MAY_HAVE_RUN: "unknown: it may have run and been charged; look before you repeat it",
     Exit.TIMED_OUT: "--timeout passed; the run goes on",
     Exit.INTERRUPTED: "interrupted (Ctrl-C); a run that was submitted goes on",

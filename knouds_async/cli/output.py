@@ -62,6 +62,11 @@ def finish() -> None:
     sys.stdout.flush()
 
 
+def give_up() -> None:
+    """Give nothing more: the reader of stdout has gone, and what is left for it goes nowhere."""
+    _silence(sys.stdout)
+
+
 def _silence(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())

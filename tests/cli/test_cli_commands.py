@@ -12,7 +12,7 @@ import pytest
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"
-COMMANDS = ("demo", "run", "status", "cancel", "workflows", "schema", "usage", "whoami", "emulator")
+COMMANDS = ("demo", "run", "batch", "status", "cancel", "workflows", "schema", "usage", "whoami", "emulator")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -173,10 +173,11 @@ def test_the_package_does_without_the_command_line() -> None:
 
 
 def test_help_imports_no_server() -> None:
-    """Showing the help, or asking the service, loads neither the emulator nor its server."""
+    """Showing the help, or asking the service, loads neither the emulator nor its server, nor what runs a batch."""
     done = _python(
-        "import sys; from knouds_async.cli.app import run; run(['whoami', '--help']); "
-        "print([name for name in ('uvicorn', 'starlette', 'knouds_async.testing') if name in sys.modules])"
+        "import sys; from knouds_async.cli.app import run; run(['whoami', '--help']); run(['batch', '--help']); "
+        "unwanted = ('uvicorn', 'starlette', 'knouds_async.testing', 'knouds_async.cli.batch.running'); "
+        "print([name for name in unwanted if name in sys.modules])"
     )
     assert done.stdout.rstrip().endswith("[]")
 

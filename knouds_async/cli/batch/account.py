@@ -1,0 +1,102 @@
+"""The account of a batch: what has become of its jobs, what is said of it at the end, and the exit code. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from knouds_async import KnoudsError
+from knouds_async.batch.outcomes import Cancelled, Failed, NotRun, NotRunReason, Outcome, Unknown
+from knouds_async.batch.progress import Progress
+from knouds_async.cli.batch.display import amount
+from knouds_async.cli.batch.pace import clock
+from knouds_async.cli.exits import Exit, exit_of
+from knouds_async.cli.words import counted, said_of
+
+_NAMED: Final = 5  # how many unknown runs are named
+
+
+@attrs.define
+class Account:
+    """Takes note of each outcome, in memory that does not grow with their number."""
+
+    not_run: dict[NotRunReason, tuple[int, str, KnoudsError]] = attrs.Factory(dict)
+    unknown: list[str] = attrs.Factory(list)  # keys, the first few
+    unknowns: int = 0
+    others: int = 0  # failed or cancelled
+    unsaved: int = 0
+    is_interrupted: bool = False
+
+    def see(self, outcome: Outcome) -> None:
+        """Take note of an outcome."""
+        match outcome:
+            case NotRun(job=job, reason=reason, error=error):
+                count, key, first = self.not_run.get(reason, (0, job.key, error))
+                self.not_run[reason] = (count + 1, key, first)
+            case Unknown(job=job, is_abandoned=False):
+                self.unknowns += 1
+                if len(self.unknown) < _NAMED:
+                    self.unknown.append(job.key)
+            case Failed() | Cancelled():
+                self.others += 1
+
+    def exit(self, progress: Progress, failure: Exception | None = None) -> Exit:
+        """Give the exit code: what may have been paid for first, then what keeps the rest from being run."""
+        if self.unknowns:
+            return Exit.MAY_HAVE_RUN
+        if self.is_interrupted and not self._is_complete(progress):
+            return Exit.INTERRUPTED
+        codes = {exit_of(error) for reason, (_, _, error) in self.not_run.items() if reason != NotRunReason.STOPPED}
+        if failure is not None:
+            codes.add(exit_of(failure))
+        for code in (Exit.MAY_HAVE_RUN, Exit.KEY, Exit.CREDITS):
+            if code in codes:
+                return code
+        if codes == {Exit.USAGE} and progress.outcomes == progress.not_run:
+            return Exit.USAGE  # nothing was run
+        return Exit.ERROR if codes or self.others or self.unsaved else Exit.FINE
+
+    def _is_complete(self, progress: Progress) -> bool:
+        return progress.total is not None and progress.outcomes == progress.total and not progress.not_run
+
+    def troubles(self, ledger: str) -> Iterator[str]:
+        """Say what is wrong, a line each; `ledger` as a shell takes it."""
+        for reason, (count, key, error) in self.not_run.items():
+            if reason != NotRunReason.STOPPED:
+                first = f"{key}: " if reason not in _OF_ALL else ""
+                yield f"{counted(count, 'job')} not run ({reason}): {first}{said_of(error)}"
+        if self.unsaved:
+            yield f"the files of {counted(self.unsaved, 'run')} could not be had; the same command tries again"
+        if self.unknowns:
+            named = ", ".join(self.unknown) + (", ..." if self.unknowns > len(self.unknown) else "")
+            yield (
+                f"{counted(self.unknowns, 'run')} unknown: {named}. They may have run and been charged, so they were "
+                f"not sent again. The same command looks for them anew; `knouds batch --status {ledger}` lists them, "
+                f"`knouds batch --resolve {ledger} KEY resend|abandon` decides"
+            )
+
+
+_OF_ALL: Final = (NotRunReason.BUDGET, NotRunReason.REFUSED, NotRunReason.UNREACHABLE)
+
+
+def in_words(now: Progress) -> str:
+    """Sum up a batch in one line."""
+    kinds = ("completed", "failed", "cancelled", "not_run", "unknown")
+    ends = ", ".join(f"{getattr(now, kind):,} {kind.replace('_', ' ')}" for kind in kinds if getattr(now, kind))
+    earlier = f" ({now.from_ledger:,} in earlier runs)" if now.from_ledger else ""
+    jobs = counted(now.outcomes, "job")
+    if now.total not in (None, now.outcomes):
+        jobs = f"{now.outcomes:,} of {counted(now.total or 0, 'job')}"
+    cap = "" if now.max_credits is None else f" of {amount(now.max_credits)}"
+    credits = f"{amount(now.credits_spent)}{cap} credits spent"
+    return f"{jobs} done{f': {ends}' if ends else ''}{earlier}; {credits}; {clock(now.elapsed)}"
+
+
+def as_record(now: Progress, ledger: Path, out: Path | None, code: Exit) -> dict[str, Any]:
+    """Sum up a batch for programs."""
+    record = attrs.asdict(now) | {"seconds": round(now.elapsed, 3), "exit_code": int(code)}
+    del record["elapsed"]
+    return record | {"ledger": str(ledger), "out": None if out is None else str(out)}

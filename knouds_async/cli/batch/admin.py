@@ -1,0 +1,88 @@
+"""`knouds batch --status` and `--resolve`: what a ledger holds, and what somebody decides about an unknown run.
+
+Rule of the file: no request is made and no key is needed; a ledger that is not there is not made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from knouds_async._sansio.entries import Entry
+from knouds_async.batch.ledger import LedgerCounts
+from knouds_async.batch.sqlite import SQLiteLedger
+from knouds_async.cli import output
+from knouds_async.cli.exits import Exit, UsageError
+from knouds_async.cli.words import counted, one_line
+
+
+def show(path: Path, *, as_json: bool) -> int:
+    """Show what a ledger holds; the exit code is 5 while a run is unknown."""
+    counts, unknown = asyncio.run(_look(_there("--status", path)))
+    if as_json:
+        record = {"ledger": str(path), **attrs.asdict(counts)}
+        output.give_json(record | {"unknown_jobs": [_record(entry) for entry in unknown]})
+    else:
+        names = [field.name for field in attrs.fields(LedgerCounts)]
+        output.give_pairs(*((name.replace("_", " "), getattr(counts, name) or None) for name in names))
+        _list(path, unknown)
+    return Exit.MAY_HAVE_RUN if unknown else Exit.FINE
+
+
+def resolve(path: Path, key: str, decision: Literal["resend", "abandon"]) -> int:
+    """Write down what was decided about a run, and say what follows."""
+    left = asyncio.run(_decide(_there("--resolve", path), key, decision))
+    follows = "the next batch runs it once more" if decision == "resend" else "it is never run"
+    output.note(f"{one_line(key)}: {follows}; {counted(left, 'run')} unknown")
+    return Exit.FINE
+
+
+def _there(option: str, path: Path) -> Path:
+    if not path.is_file():
+        raise UsageError(f"{option} {one_line(str(path))}: there is no such ledger")
+    return path
+
+
+async def _look(path: Path) -> tuple[LedgerCounts, tuple[Entry, ...]]:
+    async with SQLiteLedger(path) as ledger:
+        return await ledger.counts(), await ledger.unknown()
+
+
+async def _decide(path: Path, key: str, decision: Literal["resend", "abandon"]) -> int:
+    async with SQLiteLedger(path) as ledger:
+        await (ledger.approve_resend(key) if decision == "resend" else ledger.abandon(key))
+        return (await ledger.counts()).unknown
+
+
+def _list(path: Path, unknown: tuple[Entry, ...]) -> None:
+    """List the unknown runs, and say what can be done about them."""
+    if not unknown:
+        return
+    output.give("")
+    heads = ("unknown", "sent (UTC)", "target", "why")
+    output.give_table(heads, [(entry.key, _sent(entry), entry.target, entry.note) for entry in unknown])
+    output.finish()  # results first, where both go to one terminal
+    output.note(
+        "They may have run and been charged; `knouds usage` shows what did. The next batch looks for them there. "
+        f"Decide with `knouds batch --resolve {shlex.quote(str(path))} KEY resend|abandon`."
+    )
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    sent = _sent(entry)
+    return {
+        "key": entry.key,
+        "target": entry.target,
+        "sent_at": None if sent is None else sent.isoformat(),
+        "execution_id": entry.execution_id,
+        "why": entry.note,
+    }
+
+
+def _sent(entry: Entry) -> datetime | None:
+    return None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)

@@ -1,0 +1,111 @@
+"""`knouds batch`: run a file of jobs, or look at and decide about what a ledger holds of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from knouds_async import Target
+from knouds_async.cli.batch.order import Order
+from knouds_async.cli.exits import UsageError
+from knouds_async.cli.options import BaseUrl, Json
+from knouds_async.cli.saving import Save, prepared
+
+Slug = Annotated[str | None, Parameter(help="The workflow's slug; with --model a model's internal name.")]
+Jobs = Annotated[
+    Path | None,
+    Parameter(
+        allow_leading_hyphen=True,
+        help='The jobs, - for stdin. JSON Lines: {"key": ..., "inputs": {...}}, or the inputs alone. CSV (.csv, .tsv): '
+        "a column for each input and, if you like, one named key; a cell under a text input is text, any other is read "
+        "as by `knouds run -i`, an empty one is left out. Without a key a job is known by its inputs.",
+    ),
+]
+IsModel = Annotated[
+    bool, Parameter(name="--model", show_default=False, help="Run a single model instead of a workflow.")
+]
+Ledger = Annotated[
+    Path | None,
+    Parameter(
+        help="The file that remembers every run, so that the same command goes on after Ctrl-C or a crash and pays for "
+        "nothing twice; else JOBS.ledger beside the jobs. Jobs from stdin need one."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    Parameter(
+        allow_leading_hyphen=True,
+        help="The file that results are appended to, else stdout: a JSON object a line, with key, status, "
+        "execution_id, result, cost, ms, error.",
+    ),
+]
+MaxInFlight = Annotated[int | None, Parameter(help="The most runs that are out at once.")]
+MaxCredits = Annotated[
+    float | None,
+    Parameter(help="The most credits that the ledger's runs may cost, earlier ones included; then exit code 4."),
+]
+RetryFailed = Annotated[bool, Parameter(show_default=False, help="Run once more what has failed in earlier runs.")]
+Status = Annotated[
+    Path | None, Parameter(show_default=False, help="Show what a ledger holds, and which runs are unknown.")
+]
+Resolve = Annotated[
+    tuple[Path, str, Literal["resend", "abandon"]] | None,
+    Parameter(
+        allow_leading_hyphen=True,
+        help="LEDGER KEY resend|abandon: decide about an unknown run. resend: the next batch runs it, and if it did "
+        "run it is paid for twice. abandon: it is never run.",
+    ),
+]
+
+
+def batch(
+    slug: Slug = None,
+    jobs: Jobs = None,
+    /,
+    *,
+    ledger: Ledger = None,
+    out: Out = None,
+    is_model: IsModel = False,
+    max_in_flight: MaxInFlight = None,
+    max_credits: MaxCredits = None,
+    retry_failed: RetryFailed = False,
+    save: Save = None,
+    status: Status = None,
+    resolve: Resolve = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+) -> int:
+    """Run a file of jobs, and go on where it stopped when the same command is given again.
+
+    Each job is run once: what the ledger has is not paid for again. Ctrl-C stops submitting and waits for what is out,
+    a second one leaves at once; either way the same command goes on. The exit code is 5 while a run is unknown.
+
+    With --out, --json prints how the batch ended as a JSON object on stdout.
+    """
+    from knouds_async.cli.batch import admin, running
+
+    if (slug is not None) + (status is not None) + (resolve is not None) != 1:
+        raise UsageError("give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon")
+    if status is not None:
+        return admin.show(status, as_json=as_json)
+    if resolve is not None:
+        return admin.resolve(*resolve)
+    if slug is None or jobs is None:
+        raise UsageError("give the file of jobs after the slug, or - for stdin")
+    if ledger is None and str(jobs) == "-":
+        raise UsageError("jobs from stdin need --ledger FILE: it is what keeps a rerun from paying twice")
+    order = Order(
+        target=Target("models" if is_model else "workflows", slug),
+        jobs=jobs,
+        ledger=ledger or Path(f"{jobs}.ledger"),
+        out=None if out is None or str(out) == "-" else out,
+        max_in_flight=max_in_flight,
+        max_credits=max_credits,
+        retry_failed=retry_failed,
+        save=prepared(save),
+        as_json=as_json,
+        base_url=base_url,
+    )
+    return running.run(order)

@@ -1,0 +1,108 @@
+"""The progress of a batch on stderr: lines that are redrawn at a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from knouds_async.batch.progress import Progress
+from knouds_async.cli import output
+from knouds_async.cli.batch.pace import Pace, clock
+from knouds_async.cli.ticking import ticking
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_FRAME: Final = 0.2  # seconds between two pictures at a terminal
+_BEAT: Final = 10.0  # seconds between two lines elsewhere
+_BAR: Final = 34
+
+
+@attrs.define
+class Display:
+    """What is shown: how the batch stands, and a word on what is waited for if it is not the runs alone."""
+
+    progress: Callable[[], Progress]
+    word: Callable[[], str] = str
+    _pace: Pace = attrs.Factory(Pace)
+
+    def lines(self) -> tuple[str, ...]:
+        """Say it in lines of at most 80 columns for any batch of less than a million jobs."""
+        now = self.progress()
+        self._pace.see(now)
+        return tuple(line for line in (_jobs(now), _ends(now), _money(now), self._speed(now), self.word()) if line)
+
+    def _speed(self, now: Progress) -> str:
+        left = self._pace.left(now)
+        ahead = "" if left is None or not left else f", about {clock(left)} to go"
+        return f"{clock(now.elapsed)}, {60 * self._pace.per_second(now):,.0f} jobs a minute{ahead}"
+
+
+def _jobs(now: Progress) -> str:
+    of = "" if now.total is None else f" of {now.total:,}"
+    return f"{now.outcomes:,}{of} done, {now.in_flight:,} in flight"
+
+
+def _ends(now: Progress) -> str:
+    """Say how the jobs ended; what did not occur is left out."""
+    kinds = (
+        (now.completed, "completed"),
+        (now.failed, "failed"),
+        (now.cancelled, "cancelled"),
+        (now.not_run, "not run"),
+        (now.unknown, "unknown"),
+    )
+    return ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
+
+
+def _money(now: Progress) -> str:
+    """Say what was spent, against the cap if there is one, and what is set aside for runs that are out."""
+    cap = "" if now.max_credits is None else f" of {amount(now.max_credits)}"
+    aside = f", {amount(now.credits_reserved)} set aside" if now.credits_reserved else ""
+    return f"{amount(now.credits_spent)}{cap} credits spent{aside}"
+
+
+def amount(credits: float) -> str:
+    """Say an amount of credits."""
+    return f"{round(credits, 2):,.12g}"
+
+
+@asynccontextmanager
+async def shown(display: Display) -> AsyncIterator[None]:
+    """Show the progress while the block runs."""
+    if not output.is_live():
+        async with ticking(_BEAT, lambda: output.note("; ".join(display.lines()))):
+            yield
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    # What goes to the same terminal is put above the lines; what goes elsewhere is none of its business.
+    live = Live(
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with live:
+        async with ticking(_FRAME, lambda: live.update(_drawn(display), refresh=True)):
+            yield
+
+
+def _drawn(display: Display) -> RenderableType:
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    now = display.progress()
+    lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in display.lines()]
+    if not now.total:
+        return Group(*lines)
+    first = Table.grid(padding=(0, 1))
+    first.add_row(ProgressBar(now.total, now.outcomes, width=_BAR), lines[0])
+    return Group(first, *lines[1:])

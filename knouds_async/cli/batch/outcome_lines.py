@@ -1,0 +1,81 @@
+"""What is written of an outcome: one line of the file of results. Pure.
+
+Rule of the file: every line has the same names. A run that is over keeps its line for good; a job that was not run, or
+whose end is unknown, gets a new one when the batch is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, assert_never
+
+from knouds_async import ExecutionState, KnoudsError, Status
+from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
+from knouds_async.cli.words import said_of
+
+_RETRIED = (Status.FAILED, Status.CANCELLED)
+_OVER = (Status.COMPLETED, *_RETRIED, "abandoned")
+_UNWRITTEN = (NotRunReason.DUPLICATE, NotRunReason.STOPPED)  # the line of the key is another job's, or comes later
+
+
+def line_of(outcome: Outcome, files: Iterable[Path] | None = None, *, save: bool = False) -> dict[str, Any]:
+    """Give the line of an outcome; with `save` also where its files are, None when one could not be had."""
+    line = _bare(outcome)
+    return line | {"files": None if files is None else [str(path) for path in files]} if save else line
+
+
+def is_written(outcome: Outcome) -> bool:
+    """Tell whether an outcome has a line."""
+    return not (isinstance(outcome, NotRun) and outcome.reason in _UNWRITTEN)
+
+
+def stays(line: Mapping[str, Any], *, retry_failed: bool, save: bool) -> bool:
+    """Tell whether a line of an earlier run stays in this one; it does not when its job or its files come anew."""
+    status = line["status"]
+    is_saved = not save or status != Status.COMPLETED or line.get("files") is not None
+    return status in _OVER and is_saved and not (retry_failed and status in _RETRIED)
+
+
+def _bare(outcome: Outcome) -> dict[str, Any]:
+    match outcome:
+        case Completed(job=job, run=run):
+            return _line(job.key, Status.COMPLETED, run.execution_id, result=run.result, cost=run.cost, ms=run.ms)
+        case Failed(job=job, error=error, execution_id=execution_id, state=state):
+            return _line(job.key, Status.FAILED, execution_id, state, error=_error(error, None))
+        case Cancelled(job=job, state=state):
+            return _line(job.key, Status.CANCELLED, state.execution_id, state)
+        case NotRun(job=job, reason=reason, error=error):
+            return _line(job.key, "not_run", error=_error(error, reason))
+        case Unknown(job=job, error=error, execution_id=execution_id, is_abandoned=is_abandoned):
+            return _line(job.key, "abandoned" if is_abandoned else "unknown", execution_id, error=_error(error, None))
+        case _:
+            assert_never(outcome)
+
+
+def _line(
+    key: str,
+    status: str,
+    execution_id: str | None = None,
+    state: ExecutionState | None = None,
+    *,
+    result: Any = None,
+    cost: float | None = None,
+    ms: float | None = None,
+    error: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Put a line together, from what the service last said where there is such a state."""
+    return {
+        "key": key,
+        "status": str(status),
+        "execution_id": execution_id or None,
+        "result": result if state is None else state.result,
+        "cost": cost if state is None else state.cost,
+        "ms": ms if state is None else state.ms,
+        "error": error,
+    }
+
+
+def _error(error: KnoudsError, reason: str | None) -> dict[str, Any]:
+    """Give an error: the service's code, else why the job was not run, and the service's words, else ours."""
+    return {"code": getattr(error, "code", None) or reason, "message": getattr(error, "message", "") or said_of(error)}

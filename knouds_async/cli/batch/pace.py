@@ -1,0 +1,54 @@
+"""How fast a batch goes and when it will be over, from what was seen of it. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import attrs
+
+from knouds_async.batch.progress import Progress
+
+_MEMORY: Final = 120.0  # seconds: two windows of the rate limit, which lets runs through in bursts
+_STEP: Final = 1.0  # seconds between two points that are kept
+_LEAST: Final = 2.0  # seconds before a pace is said
+
+
+@attrs.define
+class Pace:
+    """Remembers how many jobs had been done by when, over the last two minutes."""
+
+    _seen: deque[tuple[float, int]] = attrs.field(factory=lambda: deque([(0.0, 0)]))
+
+    def see(self, progress: Progress) -> None:
+        """Take note of how the batch stands."""
+        now = progress.elapsed
+        if now - self._seen[-1][0] >= _STEP:
+            self._seen.append((now, _done(progress)))
+        while len(self._seen) > 1 and now - self._seen[0][0] > _MEMORY:
+            self._seen.popleft()
+
+    def per_second(self, progress: Progress) -> float:
+        """Give how many jobs were done a second; 0 while there is too little to tell."""
+        began, done = self._seen[0]
+        seconds = progress.elapsed - began
+        return (_done(progress) - done) / seconds if seconds >= _LEAST else 0.0
+
+    def left(self, progress: Progress) -> float | None:
+        """Give the seconds until all jobs are done at this pace; None when that cannot be told."""
+        pace = self.per_second(progress)
+        if progress.total is None or not pace:
+            return None
+        return max(progress.total - progress.outcomes, 0) / pace
+
+
+def _done(progress: Progress) -> int:
+    """Count what this batch has done itself: what came out of the ledger took no time."""
+    return progress.outcomes - progress.from_ledger
+
+
+def clock(seconds: float) -> str:
+    """Say a time as it is said on a clock: 0:07, 12:34, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,274 @@
+"""`knouds batch` given again: after its end, Ctrl-C, a kill at any moment, a decision about an unknown run."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knouds_async.testing import faults
+
+SLUG = "my-thumbnail-pipeline"
+SUBMIT = "POST /api/workflows/:slug/run?async=true"
+PROGRAM = [sys.executable, "-m", "knouds_async.cli"]
+BATCH = ("batch", SLUG, "jobs.jsonl", "--out", "out.jsonl")
+PutUp = Callable[..., Any]
+Here = Callable[..., Any]
+
+
+def assert_none_ran_twice(service: Any) -> None:
+    """Check that no job was started twice."""
+    assert max(Counter(run.inputs["product_name"] for run in service.emulator.runs).values(), default=0) <= 1
+
+
+def test_a_rerun_pays_for_nothing_and_writes_nothing_twice(service: Any, here: Here, folder: Any) -> None:
+    """The same command again runs no job, leaves the results as they are, and says that they are of earlier runs."""
+    folder.write_jobs(5)
+    assert here(service, *BATCH).code == 0
+    before = Path("out.jsonl").read_bytes()
+    again = here(service, *BATCH)
+    assert again.code == 0
+    assert again.err.startswith("5 jobs done: 5 completed (5 in earlier runs); 60 credits spent")
+    assert Path("out.jsonl").read_bytes() == before
+    assert len(service.emulator.runs) == 5
+
+
+@pytest.mark.parametrize("left", [0, 1, 900, None])
+def test_results_that_were_lost_come_out_of_the_ledger(service: Any, here: Here, folder: Any, left: int | None) -> None:
+    """Whatever is left of the file of results, the rerun makes it whole, each line as it was, and runs nothing."""
+    folder.write_jobs(5)
+    here(service, *BATCH)
+    before, data = folder.results(), Path("out.jsonl").read_bytes()
+    if left is None:
+        Path("out.jsonl").unlink()
+    else:
+        Path("out.jsonl").write_bytes(data[:left])
+    assert here(service, *BATCH).code == 0
+    assert folder.results() == before
+    assert len(service.emulator.runs) == 5
+
+
+def test_lines_that_were_appended_are_run(service: Any, here: Here, folder: Any) -> None:
+    """Jobs without keys are known again by their inputs, also when others have come before and after them."""
+    Path("jobs.jsonl").write_text('{"product_name": "b"}\n{"product_name": "b"}\n')
+    here(service, *BATCH)
+    Path("jobs.jsonl").write_text('{"product_name": "a"}\n' + '{"product_name": "b"}\n' * 3)
+    assert here(service, *BATCH).code == 0
+    assert Counter(run.inputs["product_name"] for run in service.emulator.runs) == {"a": 1, "b": 3}
+    assert len(folder.results()) == 4
+
+
+def test_other_inputs_under_a_known_key_are_refused(service: Any, here: Here, folder: Any) -> None:
+    """A key that the ledger knows with other inputs is not run, and the first result stays."""
+    folder.write_jobs(1)
+    here(service, *BATCH)
+    before = folder.results()
+    folder.write_jobs(1, count=2)
+    done = here(service, *BATCH)
+    assert done.code == 2
+    assert "1 job not run (conflict): j0: the ledger knows the key 'j0' with other inputs" in done.err
+    assert folder.results() == before
+    assert len(service.emulator.runs) == 1
+
+
+def test_what_failed_is_run_once_more_when_asked(put_up: PutUp, here: Here, folder: Any) -> None:
+    """A failed job is final, until --retry-failed runs it anew and its line is replaced."""
+    broken, mended = put_up(failure_rate=1.0), put_up()
+    folder.write_jobs(3)
+    assert here(broken, *BATCH).code == 1
+    assert here(mended, *BATCH).code == 1
+    assert not mended.emulator.runs
+    assert here(mended, *BATCH, "--retry-failed").code == 0
+    assert {line["status"] for line in folder.results().values()} == {"completed"}
+    assert len(folder.results()) == len(mended.emulator.runs) == 3
+
+
+def test_the_cap_holds_over_all_runs(service: Any, here: Here, folder: Any) -> None:
+    """What earlier runs cost counts; with a higher cap the jobs that were left are run, and have one line each."""
+    folder.write_jobs(5)
+    for cap, runs, code in (("30", 2, 4), ("30", 2, 4), ("50", 4, 4), ("60", 5, 0)):
+        assert here(service, *BATCH, "--max-credits", cap).code == code
+        assert len(service.emulator.runs) == runs
+        assert len(folder.results()) == 5
+    assert {line["status"] for line in folder.results().values()} == {"completed"}
+
+
+def test_status_shows_where_the_jobs_stand(put_up: PutUp, here: Here, knouds: Here, folder: Any) -> None:
+    """Counts, credits and unknown runs are shown without a key, as words and as JSON; 5 while a run is unknown."""
+    service = put_up()
+    service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=2)
+    folder.write_jobs(3)
+    assert here(service, *BATCH).code == 5
+    env = {name: text for name, text in service.env.items() if name != "KNOUDS_KEY"}
+    shown = knouds("batch", "--status", "jobs.jsonl.ledger", env=env)
+    rows = shown.out.splitlines()
+    assert shown.code == 5
+    assert rows[0].split() == ["completed", "2"]
+    assert rows[1].split() == ["unknown", "1"]
+    assert "`knouds batch --resolve jobs.jsonl.ledger KEY resend|abandon`" in shown.err
+    lost = next(line["key"] for line in folder.lines() if line["status"] == "unknown")
+    assert rows[-1].startswith(f"{lost}\t")
+    told = json.loads(here(service, "batch", "--status", "jobs.jsonl.ledger", "--json").out)
+    assert (told["completed"], told["unknown"], told["credits_spent"]) == (2, 1, 24)
+    assert [one["key"] for one in told["unknown_jobs"]] == [lost]
+
+
+def test_a_decision_is_carried_out_by_the_next_run(put_up: PutUp, here: Here, folder: Any) -> None:
+    """An unknown run is sent again only when that was decided; one that was abandoned is over, and no longer 5."""
+    service = put_up()
+    service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=2)
+    service.emulator.faults.add(faults.closed(), route=SUBMIT, nth=3)
+    folder.write_jobs(4)
+    assert here(service, *BATCH).code == 5
+    assert here(service, *BATCH).code == 5
+    first, second = (line["key"] for line in folder.lines() if line["status"] == "unknown")
+    ran = len(service.emulator.runs)
+    resent = here(service, "batch", "--resolve", "jobs.jsonl.ledger", first, "resend")
+    assert (resent.code, resent.err) == (0, f"{first}: the next batch runs it once more; 1 run unknown\n")
+    assert here(service, "batch", "--resolve", "jobs.jsonl.ledger", second, "abandon").code == 0
+    assert here(service, "batch", "--status", "jobs.jsonl.ledger").code == 0
+    assert here(service, *BATCH).code == 0
+    assert len(service.emulator.runs) == ran + 1
+    results = folder.results()
+    assert (results[first]["status"], results[second]["status"]) == ("completed", "abandoned")
+    again = here(service, "batch", "--resolve", "jobs.jsonl.ledger", first, "resend")
+    assert again.code == 2
+    assert len(service.emulator.runs) == ran + 1
+
+
+def test_a_foreign_ledger_is_refused_and_left_as_it_is(service: Any, here: Here, folder: Any) -> None:
+    """A file that is no ledger is said so in one line, keeps every byte, and nothing is run."""
+    folder.write_jobs(1)
+    Path("notes.txt").write_text("not a ledger\n" * 100)
+    for args in ((*BATCH, "--ledger", "notes.txt"), ("batch", "--status", "notes.txt")):
+        done = here(service, *args)
+        assert done.code == 1
+        assert "notes.txt" in done.err.splitlines()[-1]
+    assert Path("notes.txt").read_text() == "not a ledger\n" * 100
+    assert not service.emulator.runs
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_results_that_find_no_room_are_in_the_ledger(service: Any, here: Here, folder: Any) -> None:
+    """A full disk stops the submitting and says so with the file's name; the results come out of the ledger later."""
+    folder.write_jobs(30)
+    done = here(service, *BATCH[:-1], "/dev/full", "--max-in-flight", "2")
+    assert done.code == 1
+    assert "knouds: stopped: No space left on device: /dev/full" in done.err
+    assert "To go on: knouds batch" in done.err
+    assert len(service.emulator.runs) < 30
+    assert here(service, *BATCH).code == 0
+    assert len(folder.results()) == len(service.emulator.runs) == 30
+
+
+def test_a_reader_that_leaves_stops_the_submitting(service: Any, folder: Any) -> None:
+    """When the reader of stdout has gone, nothing more is submitted, and how to go on is said."""
+    folder.write_jobs(30)
+    command = [*PROGRAM, *BATCH[:-2], "--max-in-flight", "2"]
+    with subprocess.Popen(command, env=service.env, stdout=-1, stderr=-1, encoding="utf-8") as process:  # noqa: S603
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1
+    assert "stopped: Broken pipe" in err
+    assert "Traceback" not in err
+    assert len(service.emulator.runs) < 30
+    assert len(service.knouds(*BATCH[:-2]).out.splitlines()) == 30
+    assert_none_ran_twice(service)
+
+
+def test_killed_again_and_again_it_comes_to_its_end(
+    put_up: PutUp, start: Callable[..., "subprocess.Popen[str]"], folder: Any
+) -> None:
+    """After any number of kills each job has a result or is unknown, none was run twice, and the files agree."""
+    service = put_up(duration=0.6)
+    folder.write_jobs(60)
+    dice = random.Random(7)
+    for _ in range(4):
+        before = len(service.emulator.runs)
+        process = start(*BATCH, "--max-in-flight", "10", env=service.env)
+        deadline = time.monotonic() + 30
+        while len(service.emulator.runs) <= before + dice.randrange(12) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(dice.random() / 50)
+        process.kill()
+        process.communicate()
+        assert_none_ran_twice(service)
+    ended = service.knouds(*BATCH)
+    results = folder.results()
+    kinds = Counter(line["status"] for line in results.values())
+    assert_none_ran_twice(service)
+    assert len(results) == 60
+    assert set(kinds) <= {"completed", "unknown"}
+    assert ended.code == (5 if kinds["unknown"] else 0), ended
+    told = json.loads(service.knouds("batch", "--status", "jobs.jsonl.ledger", "--json").out)
+    assert (told["completed"], told["unknown"]) == (kinds["completed"], kinds["unknown"])
+    ran = {run.execution_id for run in service.emulator.runs}
+    assert {line["execution_id"] for line in results.values() if line["status"] == "completed"} <= ran
+
+
+def test_ctrl_c_waits_for_what_is_out(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
+    """The first Ctrl-C submits nothing more, waits for the runs that are out, and says the command that goes on."""
+    service = put_up(duration=3.0)
+    folder.write_jobs(30)
+    batch = terminal(*BATCH, "--max-in-flight", "4", env=service.env)
+    batch.wait_for("4 in flight")
+    batch.press_ctrl_c()
+    assert batch.end() == 130, batch.said
+    assert "nothing more is submitted; waiting for 4 runs" in batch.said
+    command = f"knouds batch {SLUG} jobs.jsonl --ledger jobs.jsonl.ledger --out out.jsonl --max-in-flight 4"
+    assert f"knouds: To go on: {command}" in " ".join(batch.said.replace("\r\n", " ").split())
+    out = len(service.emulator.runs)
+    assert 4 <= out <= 5  # one may have been on its way
+    assert [line["status"] for line in folder.lines()] == ["completed"] * out
+    ended = service.knouds(*BATCH)
+    assert ended.code == 0
+    assert_none_ran_twice(service)
+    assert len(folder.results()) == len(service.emulator.runs) == 30
+
+
+def test_a_second_ctrl_c_leaves_at_once(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
+    """The second Ctrl-C ends it with 130 although runs are out; the same command picks them up and none is unknown."""
+    service = put_up(duration=5.0)
+    folder.write_jobs(8)
+    batch = terminal(*BATCH, "--max-in-flight", "4", env=service.env)
+    batch.wait_for("4 in flight")
+    batch.press_ctrl_c()
+    batch.wait_for("Ctrl-C again")
+    batch.press_ctrl_c()
+    assert batch.end() == 130, batch.said
+    assert "left at once; 4 runs still out" in " ".join(batch.said.split())
+    assert batch.said.count("\x1b[?25l") == batch.said.count("\x1b[?25h")  # the cursor is there again
+    ended = service.knouds(*BATCH)
+    assert ended.code == 0, ended
+    assert_none_ran_twice(service)
+    assert len(folder.results()) == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_what_asks_it_to_end_is_like_two(
+    put_up: PutUp, start: Callable[..., "subprocess.Popen[str]"], folder: Any, number: signal.Signals
+) -> None:
+    """SIGTERM leaves at once as well, with each id in the ledger."""
+    service = put_up(duration=20.0)
+    folder.write_jobs(8)
+    process = start(*BATCH, "--max-in-flight", "4", env=service.env)
+    deadline = time.monotonic() + 30
+    while len(service.emulator.runs) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "left at once" in err
+    told = json.loads(service.knouds("batch", "--status", "jobs.jsonl.ledger", "--json").out)
+    assert (told["submitted"], told["unknown"]) == (len(service.emulator.runs), 0)

@@ -1,0 +1,168 @@
+"""What is written and shown of a batch: its lines, its pace, its progress."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async import ExecutionFailedError, ExecutionState, InvalidInputsError, RunResult, errors
+from knouds_async.batch.jobs import Job
+from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
+from knouds_async.batch.progress import Progress
+from knouds_async.cli.batch.display import Display
+from knouds_async.cli.batch.outcome_lines import is_written, line_of, stays
+from knouds_async.cli.batch.pace import Pace, clock
+
+NAMES = ["key", "status", "execution_id", "result", "cost", "ms", "error"]
+JOB = Job("a", {"x": 1})
+STATE = ExecutionState(execution_id="e", status="cancelled", result=[1], cost=3, ms=50)
+BROKE = ExecutionFailedError("it broke", code="BAD", execution_id="e")
+NO_ANSWER = errors.NoAnswerError("no answer came")
+OUTCOMES: list[tuple[Outcome, list[Any]]] = [
+    (Completed(job=JOB, run=RunResult([1], 12, 40, "e")), ["a", "completed", "e", [1], 12, 40, None]),
+    (Completed(job=JOB, run=RunResult(None)), ["a", "completed", None, None, None, None, None]),
+    (
+        Failed(job=JOB, error=BROKE, execution_id="e", state=STATE),
+        ["a", "failed", "e", [1], 3, 50, {"code": "BAD", "message": "it broke"}],
+    ),
+    (Cancelled(job=JOB, state=STATE), ["a", "cancelled", "e", [1], 3, 50, None]),
+    (
+        NotRun(job=JOB, reason=NotRunReason.BUDGET, error=errors.BudgetExceededError("12 of 10")),
+        ["a", "not_run", None, None, None, None, {"code": "budget", "message": "12 of 10"}],
+    ),
+    (
+        Unknown(job=JOB, error=NO_ANSWER, execution_id="e"),
+        ["a", "unknown", "e", None, None, None, {"code": None, "message": "no answer came"}],
+    ),
+    (
+        Unknown(job=JOB, error=NO_ANSWER, is_abandoned=True),
+        ["a", "abandoned", None, None, None, None, {"code": None, "message": "no answer came"}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("outcome", "values"), OUTCOMES)
+def test_every_outcome_is_a_line_with_the_same_names(outcome: Outcome, values: list[Any]) -> None:
+    """A line says key, status, id, result, cost, time and error, null where there is none, and is JSON."""
+    assert line_of(outcome) == dict(zip(NAMES, values, strict=True))
+    assert list(json.loads(json.dumps(line_of(outcome)))) == NAMES
+    assert is_written(outcome)
+
+
+def test_files_stand_in_the_line() -> None:
+    """Where files were to be saved, their paths are in the line, or null when one could not be had."""
+    assert line_of(OUTCOMES[0][0], (Path("x/e-1.png"),), save=True)["files"] == [str(Path("x/e-1.png"))]
+    assert line_of(OUTCOMES[0][0], save=True)["files"] is None
+    assert "files" not in line_of(OUTCOMES[0][0])
+
+
+def test_the_line_of_a_key_is_that_of_the_job_that_runs() -> None:
+    """A second job of a key, and a job that was stopped before its turn, have no line."""
+    invalid = NotRun(job=JOB, reason=NotRunReason.INVALID, error=InvalidInputsError("no"))
+    assert is_written(invalid)
+    assert not is_written(attrs.evolve(invalid, reason=NotRunReason.DUPLICATE))
+    assert not is_written(attrs.evolve(invalid, reason=NotRunReason.STOPPED))
+
+
+@pytest.mark.parametrize(
+    ("line", "plain", "retrying", "saving"),
+    [
+        ({"status": "completed"}, True, True, False),
+        ({"status": "completed", "files": None}, True, True, False),
+        ({"status": "completed", "files": []}, True, True, True),
+        ({"status": "failed"}, True, False, True),
+        ({"status": "cancelled"}, True, False, True),
+        ({"status": "abandoned"}, True, True, True),
+        ({"status": "not_run"}, False, False, False),
+        ({"status": "unknown"}, False, False, False),
+        ({"status": "of another version"}, False, False, False),
+    ],
+)
+def test_what_comes_anew_makes_room(line: dict[str, Any], plain: bool, retrying: bool, saving: bool) -> None:
+    """Lines of runs that are over stay, unless they are run again or their files are still to be saved."""
+    assert stays(line, retry_failed=False, save=False) is plain
+    assert stays(line, retry_failed=True, save=False) is retrying
+    assert stays(line, retry_failed=False, save=True) is saving
+
+
+def at(elapsed: float, completed: int, **more: Any) -> Progress:
+    """Give the progress at a moment."""
+    return Progress(elapsed=elapsed, completed=completed, **more)
+
+
+def test_the_pace_is_that_of_the_last_two_minutes() -> None:
+    """A batch that has become faster is soon said to be, and what came out of the ledger took no time."""
+    pace = Pace()
+    for second in range(600):
+        now = at(float(second), 1000 + second + 9 * max(0, second - 400), from_ledger=1000, total=5000)
+        pace.see(now)
+    assert pace.per_second(now) == pytest.approx(10)
+    assert pace.left(now) == pytest.approx((5000 - now.outcomes) / 10)
+
+
+def test_no_pace_is_said_of_nothing() -> None:
+    """Without a pace or a number of jobs there is no time left to be said."""
+    pace = Pace()
+    assert pace.per_second(at(5, 0)) == 0
+    pace.see(at(0, 0))
+    assert pace.per_second(at(1, 5)) == 0
+    assert pace.left(at(60, 0, total=9)) is None
+    assert pace.left(at(60, 5)) is None
+    assert pace.left(at(60, 6, total=6)) == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.integers(0, 50)), min_size=1))
+def test_no_course_of_events_breaks_the_pace(steps: list[tuple[float, int]]) -> None:
+    """However a batch goes, its pace is not negative, the time left is finite, and memory stays bounded."""
+    pace, elapsed, done = Pace(), 0.0, 0
+    for seconds, more in steps:
+        elapsed, done = elapsed + seconds, done + more
+        now = at(elapsed, done, total=2000)
+        pace.see(now)
+        assert pace.per_second(now) >= 0
+        left = pace.left(now)
+        assert left is None or 0 <= left < float("inf")
+    assert len(pace._seen) <= 122
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03")]
+)
+def test_times_are_said_as_on_a_clock(seconds: float, said: str) -> None:
+    """Minutes and seconds, and hours where there are some."""
+    assert clock(seconds) == said
+
+
+def test_the_progress_fits_a_terminal() -> None:
+    """Every line has at most 80 columns, whatever the batch, and says what the batch is for."""
+    now = Progress(
+        elapsed=359_999.0,
+        total=999_999,
+        in_flight=1_000,
+        completed=812_345,
+        failed=12_345,
+        cancelled=9,
+        not_run=0,
+        unknown=99,
+        credits_spent=9_999_999.25,
+        credits_reserved=12_000.5,
+        max_credits=11_000_000.0,
+    )
+    display = Display(lambda: now)
+    assert display.lines() == (
+        "824,798 of 999,999 done, 1,000 in flight",
+        "812,345 completed, 12,345 failed, 9 cancelled, 99 unknown",
+        "9,999,999.25 of 11,000,000 credits spent, 12,000.5 set aside",
+        "99:59:59, 0 jobs a minute",
+    )
+    assert len(display.lines()[0]) + len(" ") + 34 <= 80
+
+
+def test_what_did_not_occur_is_not_said() -> None:
+    """A batch without a known number of jobs, a cap and odd outcomes says none of them."""
+    display = Display(lambda: Progress(elapsed=3.0, completed=3, in_flight=2, credits_spent=36.0))
+    assert display.lines() == ("3 done, 2 in flight", "3 completed", "36 credits spent", "0:03, 60 jobs a minute")
