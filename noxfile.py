@@ -137,6 +137,6 @@ def docs(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("program", BENCHMARKS, ids=BENCHMARKS)
 def bench(session: nox.Session, program: str) -> None:
-    """Run a benchmark, shortened."""
+    """Run a benchmark; `nox -s bench -- --quick` shortens them all."""
     session.install(".[cli,testing]", *group("bench"))
-    session.run("python", str(ROOT / "benchmarks" / program), "--quick", *session.posargs)
+    session.run("python", str(ROOT / "benchmarks" / program), *session.posargs)

@@ -159,21 +159,25 @@ class Limiter:
         """Give the limiter of a key's account: this one."""
         return self
 
+    def take_now(self, route: str) -> Ticket | None:
+        """Take a turn if there is one and nobody waits for it."""
+        self._home.enter()
+        line = self._line(route)
+        if line.first() is not None:
+            return None
+        turn = line.bucket.take(anyio.current_time(), 1)
+        return turn.ticket if isinstance(turn, Go) else None
+
     async def acquire(self, route: str, lane: Lane = Lane.SUBMIT, *, at_head: bool = False) -> Ticket:
         """Wait for a turn; give the ticket that `answered`, `returned` or `lost` takes back.
 
         RateLimitError when it would take longer than `max_wait`. Cancelled while waiting: nothing was taken, and the
         next in line is woken.
         """
-        self._home.enter()
-        line = self._line(route)
-        now = anyio.current_time()
-        if line.first() is None:
-            turn = line.bucket.take(now, 1)
-            if isinstance(turn, Go):
-                return turn.ticket
-        with anyio.CancelScope(deadline=now + self._max_wait):
-            return await _wait(line, lane, at_head=at_head)
+        if (ticket := self.take_now(route)) is not None:
+            return ticket
+        with anyio.CancelScope(deadline=anyio.current_time() + self._max_wait):
+            return await _wait(self._line(route), lane, at_head=at_head)
         raise self._too_long(route)
 
     def answered(self, route: str, ticket: Ticket, reply: Reply, date: float | None) -> None:
@@ -197,9 +201,9 @@ class Limiter:
         line.bucket.lost(anyio.current_time(), ticket)
         line.wake()
 
-    def server_time(self) -> float | None:
-        """Give the service's clock, epoch seconds; None until it was heard."""
-        return self._clock.server_time(anyio.current_time())
+    def server_time(self, now: float) -> float | None:
+        """Give the service's clock at the local moment `now`, epoch seconds; None until it was heard."""
+        return self._clock.server_time(now)
 
     def stats(self, route: str) -> LimiterStats:
         """Give a route's quota for a dashboard."""

@@ -95,14 +95,16 @@ class Pipeline:
             if call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
                 await anyio.lowlevel.checkpoint_if_cancelled()
             turn = await self._turn(call, total, at_head=at_head)
-            attempts, began, sent_at = attempts + 1, anyio.current_time(), self.server_now()
+            attempts, began = attempts + 1, anyio.current_time()
+            sent_at = self._server_now(began)
             finished = await self._finish(call, turn, sent_at, terms)
-            took = anyio.current_time() - began
+            ended = anyio.current_time()
+            took = ended - began
             so_far = SoFar(
                 attempts=attempts,
                 spent=spent + took,
                 sent_at=sent_at,
-                server_time=self._limiter.server_time(),
+                server_time=self._limiter.server_time(ended),
                 was_sent=was_sent,
             )
             decision = retry.decide(call, finished.value, so_far, self._retries, roll=random.random())  # noqa: S311
@@ -123,10 +125,13 @@ class Pipeline:
     async def _turn(self, call: Call[Any], total: float | None, *, at_head: bool) -> Ticket | NotSent:
         """Wait for a turn, and then for one of our connections; closing the client ends the wait."""
         self._check_open()
+        ticket = self._limiter.take_now(call.route)
+        if ticket is not None and self._connections.take_now():
+            return ticket
         with anyio.CancelScope() as scope:
             self._in_line.add(scope)
             try:
-                ticket = await self._limiter.acquire(call.route, call.lane, at_head=at_head)
+                ticket = ticket or await self._limiter.acquire(call.route, call.lane, at_head=at_head)
                 return ticket if self._connections.take_now() else await self._connection(call, ticket, total)
             finally:
                 self._in_line.discard(scope)
@@ -224,16 +229,19 @@ class Pipeline:
         if isinstance(outcome, NotSent):
             self._limiter.returned(call.route, ticket)
         elif isinstance(outcome, (Answer, Garbled)):
-            body = outcome.body if isinstance(outcome, Answer) else b""
-            answer = Answer(outcome.status, outcome.headers, body)
-            reply = headers.quota(answer, server_time=self._limiter.server_time())
+            answer = outcome if isinstance(outcome, Answer) else Answer(outcome.status, outcome.headers, b"")
+            server_time = self._limiter.server_time(anyio.current_time()) if answer.status == headers.REFUSED else None
+            reply = headers.quota(answer, server_time=server_time)
             self._limiter.answered(call.route, ticket, reply, headers.http_date(outcome.headers.get("date")))
         else:
             self._limiter.lost(call.route, ticket)
 
     def server_now(self) -> datetime:
         """Give the time by the service's clock where it is known, for usage rows are dated by it."""
-        server_time = self._limiter.server_time()
+        return self._server_now(anyio.current_time())
+
+    def _server_now(self, now: float) -> datetime:
+        server_time = self._limiter.server_time(now)
         return datetime.now(UTC) if server_time is None else datetime.fromtimestamp(server_time, UTC)
 
     def skew(self) -> timedelta:

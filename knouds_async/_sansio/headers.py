@@ -5,6 +5,7 @@ Rule of the file: an odd value is as good as none; nothing here raises.
 
 from __future__ import annotations
 
+import functools
 import re
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -25,12 +26,15 @@ READ: Final = (
 )
 """The headers that are kept of an answer; no other is ever looked at."""
 
+REFUSED: Final = 429
+
 _FOREVER: Final = 1e9  # seconds; a body's number may be of any length
 _END_OF_DATES: Final = 2.0**36  # the year 4147: what a clock that is ahead of this says is no time
 _SHORTEST_PAUSE: Final = 1.0  # seconds after a refusal, however short a pause it asks for
 _WHOLE: Final = re.compile(r"[0-9]{1,15}\Z")
 
 
+@functools.lru_cache(maxsize=8)  # answers of the same second carry the same
 def http_date(text: str | None) -> float | None:
     """Give an HTTP date as epoch seconds; what is none gives None."""
     if not text:
@@ -63,7 +67,7 @@ def retry_after(answer: Answer, server_time: float | None) -> float | None:
 
 def quota(answer: Answer, *, server_time: float | None) -> Reply:
     """Give what an answer says of its route's quota; only a refusal's wait counts."""
-    is_refused = answer.status == 429
+    is_refused = answer.status == REFUSED
     asked = retry_after(answer, server_time) if is_refused else None
     return Reply(
         refused=is_refused,

@@ -177,9 +177,19 @@ def _record(kind: Any) -> Callable[[Any, Any], Any]:
     read = make_dict_structure_fn(kind, _converter, _cattrs_detailed_validation=False, **fields)  # type: ignore[arg-type]
 
     def structure(value: Any, _: Any) -> Any:
-        return read({**_object(value), _RAW: value}, kind)
+        return read({**_object(value), _RAW: value.body if isinstance(value, _Told) else value}, kind)
 
     return structure
+
+
+class _Told(dict[str, Any]):
+    """The body of an answer, and what is known besides; a record's `raw` is the body alone."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: Mapping[str, Any], **known: Any) -> None:
+        super().__init__(body, **known)
+        self.body = body
 
 
 _converter: Final = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=False)
@@ -256,8 +266,7 @@ def execution(execution_id: str) -> Callable[[Answer], types.ExecutionState]:
 def execution_state(execution_id: str, body: Mapping[str, Any]) -> types.ExecutionState:
     """Read an execution from its JSON; the id asked for is the id of the record."""
     ms = next((body[key] for key in ("ms", "durationMs") if _is_number(body.get(key))), None)
-    known = {**body, "executionId": execution_id, "ms": ms}
-    return attrs.evolve(_structured(known, types.ExecutionState), raw=body)
+    return _structured(_Told(body, executionId=execution_id, ms=ms), types.ExecutionState)
 
 
 def cancelled(execution_id: str) -> Callable[[Answer], types.ExecutionState]:
