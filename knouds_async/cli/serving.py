@@ -13,6 +13,7 @@ from knouds_async.cli.inputs import read_value
 from knouds_async.testing import Emulator, serve
 from knouds_async.testing.fault_text import add_fault
 from knouds_async.testing.from_json import settings_from
+from knouds_async.testing.settings import DEFAULT_MEDIA_URL
 
 
 def make_emulator(given: dict[str, Any], pairs: Sequence[str], faults: Sequence[str]) -> Emulator:
@@ -32,9 +33,10 @@ async def served(emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0) 
 
     ServingError when the port is taken or the host is not this machine's. Requests under way at the end are cut.
     """
+    is_here = emulator.media_url == DEFAULT_MEDIA_URL  # else somebody has said where they are
     async with AsyncExitStack() as stack:
         try:
-            base_url = await stack.enter_async_context(serve(emulator, host=host, port=port))
+            base_url = await stack.enter_async_context(serve(emulator, host=host, port=port, serves_media=is_here))
         except OSError as error:
             raise ServingError(f"cannot serve on {host} port {port}: {error.strerror or error}") from None
         yield base_url

@@ -11,7 +11,7 @@ from knouds_async.testing.laws import Seconds, is_law, is_number
 
 __all__ = ["Deliveries", "Delivery"]
 
-Kind = Literal["genuine", "repeated", "forged", "expired", "stale"]
+Kind = Literal["genuine", "repeated", "forged", "expired", "stale", "test"]
 
 
 def _is_share(_: object, attribute: attrs.Attribute[Any], value: float) -> None:

@@ -16,6 +16,7 @@ import attrs
 
 from knouds_async.testing._console.console import Console, Hand, is_for_console
 from knouds_async.testing._service.gate import answer, dated
+from knouds_async.testing._service.keys import DEFAULT_USER
 from knouds_async.testing._service.lifecycle import FAILURE, Run
 from knouds_async.testing._service.routes import UNKNOWN, Route, match
 from knouds_async.testing._service.service import Service
@@ -63,7 +64,7 @@ class Emulator(Settings):
         self.check_together()
         self._made_with: dict[str, Any] = {field.name: getattr(self, field.name) for field in attrs.fields(Settings)}
         self._service = Service(self)
-        hand = Hand(finish=self.finish, fail=self.fail, reset=self.reset)
+        hand = Hand(finish=self.finish, fail=self.fail, reset=self.reset, send_test_webhook=self.send_test_webhook)
         self._console = Console(self, self._service, self.faults, self.requests, hand)
         self._underway: list[tuple[float, int, _Arrival]] = []
         self._sent = 0
@@ -201,13 +202,20 @@ class Emulator(Settings):
         """Let an asynchronous run fail now; ValueError when there is none or it is over."""
         self._end(execution_id, error=message or FAILURE)
 
+    def send_test_webhook(self) -> None:
+        """Send `webhook.test` to the webhook, as the dashboard does; ValueError when there is no `webhook_url`."""
+        if self.webhook_url is None:
+            raise ValueError("the emulator has no webhook_url to test")
+        self._service.webhooks.test(self.webhook_url, DEFAULT_USER, self._service.clock.now)
+
     def reset(self) -> None:
         """Begin anew, as when it was made: settings, runs, charges, requests, windows, faults, dice, clock.
 
-        Requests that are on their way never arrive.
+        Requests that are on their way never arrive. `media_url` stays, for it is where the files are served.
         """
         for name, value in self._made_with.items():
-            setattr(self, name, value)
+            if name != "media_url":
+                setattr(self, name, value)
         self._underway.clear()
         self.requests.clear()
         self.faults.restart()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import anyio
 import attrs
 import h11
 from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.stapled import MultiListener
 
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.messages import Broken, Later, Request, Response, Wire
@@ -27,24 +28,36 @@ _READ_SIZE = 65_536
 
 
 @asynccontextmanager
-async def serve(emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+async def serve(
+    emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0, serves_media: bool = False
+) -> AsyncIterator[str]:
     """Serve an emulator while the block runs; gives the base URL. Needs real time.
 
-    Webhooks are delivered meanwhile. `port` 0 takes a free one. Leaving the block closes every connection at once.
+    Webhooks are delivered meanwhile. `port` 0 takes a free one. `serves_media`: the files of results as well, on a port
+    of their own, for they are of another origin (contract 12); the emulator's `media_url` is set to it. Leaving the
+    block closes every connection at once.
     OSError when the port is taken or the host is not this machine's.
     """
     listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
-    async with listener, emulator.delivering(), anyio.create_task_group() as tasks:
+    async with listener, emulator.delivering(), AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, partial(_serve_connection, emulator))
-        taken: int = listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, not Django's
-        yield f"http://{f'[{host}]' if ':' in host else host}:{taken}"
+        if serves_media:
+            files = await stack.enter_async_context(await anyio.create_tcp_listener(local_host=host))
+            tasks.start_soon(files.serve, partial(_serve_connection, emulator, only="/media/"))
+            emulator.media_url = f"{_url(host, files)}/media"
+        yield _url(host, listener)
         tasks.cancel_scope.cancel()
 
 
-async def _serve_connection(emulator: Emulator, stream: SocketStream) -> None:
+def _url(host: str, listener: MultiListener[SocketStream]) -> str:
+    port: int = listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, not Django's
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def _serve_connection(emulator: Emulator, stream: SocketStream, *, only: str = "/") -> None:
     connection = _Connection(stream)
     try:
-        while await _serve_request(emulator, connection):
+        while await _serve_request(emulator, connection, only):
             connection.wire.start_next_cycle()
     except _GONE:
         pass
@@ -52,11 +65,14 @@ async def _serve_connection(emulator: Emulator, stream: SocketStream) -> None:
         await anyio.aclose_forcefully(stream)
 
 
-async def _serve_request(emulator: Emulator, connection: _Connection) -> bool:
-    """Read one request and answer it; say whether the connection can be used again."""
+async def _serve_request(emulator: Emulator, connection: _Connection, only: str) -> bool:
+    """Read one request and answer it; say whether the connection can be used again. Other paths than `only`: 404."""
     head = await connection.read_head()
     if head is None:
         return False
+    if not head.path.startswith(only):
+        await connection.read_body()
+        return await connection.answer(Response(404, {"content-type": "text/plain"}, b"Not found"))
     met = emulator.connect(head, anyio.current_time())
     if isinstance(met, Broken):
         return await connection.act_out(met)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import attrs
 from attrs import validators as must
@@ -20,7 +20,10 @@ from knouds_async.testing._service.keys import DEFAULT_KEY, ApiKey
 from knouds_async.testing.deliveries import Deliveries
 from knouds_async.testing.laws import Lognormal, Seconds, is_law, is_number
 
-__all__ = ["Settings"]
+__all__ = ["DEFAULT_MEDIA_URL", "Settings"]
+
+
+DEFAULT_MEDIA_URL: Final = "https://knouds-media.s3.amazonaws.com/media"
 
 
 def _is_share(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
@@ -130,7 +133,7 @@ class Settings:
     usage_lag: float = attrs.field(default=0.0, validator=_is_time_span)
     workflows: tuple[Workflow, ...] = attrs.field(default=DEFAULT_WORKFLOWS, converter=_workflows)
     models: tuple[Model, ...] = attrs.field(default=DEFAULT_MODELS, converter=_models)
-    media_url: str = attrs.field(default="https://knouds-media.s3.amazonaws.com/media")
+    media_url: str = DEFAULT_MEDIA_URL
 
     def check_together(self) -> None:
         """Raise ValueError for settings that are possible one by one but not together."""

@@ -38,6 +38,7 @@ class Hand:
     finish: Callable[[str, object], None]
     fail: Callable[[str, str], None]
     reset: Callable[[], None]
+    send_test_webhook: Callable[[], None]
 
 
 @attrs.frozen
@@ -127,6 +128,7 @@ class Console:
             "DELETE faults/:id": self._remove_fault,
             "GET settings": lambda asked: reply(200, asked.view.shown_settings()),
             "PATCH settings": self._change,
+            "POST test-webhook": self._test_webhook,
             "POST reset": self._reset,
         }
 
@@ -172,6 +174,10 @@ class Console:
     def _change(self, asked: _Asked) -> Response:
         change_settings(self._settings, asked.body())
         return reply(200, asked.view.shown_settings())
+
+    def _test_webhook(self, _: _Asked) -> Response:
+        self._hand.send_test_webhook()
+        return reply(202, {})
 
     def _reset(self, asked: _Asked) -> Response:
         self._hand.reset()

@@ -13,7 +13,7 @@ from knouds_async.testing.messages import Later, Outcome, Request, Response
 
 __all__ = ["answer", "dated"]
 
-_BY_DESIGN_CLOSED: Final = ("/api/me", "/api/credits", "/api/api-keys", "/api/business/admin")
+_BY_DESIGN_CLOSED: Final = ("/api/me/", "/api/credits/", "/api/api-keys/", "/api/business/admin/")
 _NOBODY: Final = ApiKey("nobody", capabilities=(), user="nobody")
 
 
@@ -51,7 +51,8 @@ def _pass(service: Service, route: Route | None, subject: str, request: Request,
 
 
 def _no_route(service: Service, request: Request) -> Refusal:
-    if request.path.startswith(_BY_DESIGN_CLOSED) and request.headers.get("x-api-key") in service.keys:
+    is_closed = f"{request.path}/".startswith(_BY_DESIGN_CLOSED)
+    if is_closed and request.headers.get("x-api-key") in service.keys:
         return Refusal(403, "API_KEY_ACCESS_DENIED", "This endpoint cannot be used with an API key")
     return not_found("Endpoint")
 

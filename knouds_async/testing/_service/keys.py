@@ -9,6 +9,7 @@ import attrs
 
 __all__ = [
     "DEFAULT_KEY",
+    "DEFAULT_USER",
     "SCOPE_LIMITS",
     "TIER_LIMITS",
     "ApiKey",
@@ -17,6 +18,7 @@ __all__ = [
     "reaches_tier",
 ]
 
+DEFAULT_USER: Final = "u_knouds"
 DEFAULT_KEY: Final = "knouds_live_emulator_0123456789abcdef"
 
 # None is unlimited; a custom tier gets the limit of pro unless the emulator is given another (contract 6).
@@ -54,7 +56,7 @@ class ApiKey:
         default="live", kw_only=True, validator=attrs.validators.in_(("live", "revoked", "legacy"))
     )
     is_approved: bool = attrs.field(default=True, kw_only=True)
-    user: str = attrs.field(default="u_knouds", kw_only=True, validator=attrs.validators.min_len(1))
+    user: str = attrs.field(default=DEFAULT_USER, kw_only=True, validator=attrs.validators.min_len(1))
     tier: str | None = attrs.field(default=None, kw_only=True)
     role: Literal["user", "admin"] | None = attrs.field(default=None, kw_only=True)
     webhook_url: str | None = attrs.field(default=None, kw_only=True)

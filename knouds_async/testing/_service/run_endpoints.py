@@ -73,7 +73,7 @@ def _run(service: Service, call: Call, order: Order) -> Response | Later:
         message = f"{unpolled[0]} cannot run asynchronously; use the synchronous run"
         raise Refusal(400, "ASYNC_NOT_SUPPORTED", message)
     run = service.begin(order, call.caller, call.now)
-    return reply(200, _submitted(run, call.caller.webhook_url), call.headers)
+    return reply(200, _submitted(run, service.webhook_of(call.caller)), call.headers)
 
 
 def _submitted(run: Run, webhook_url: str | None) -> dict[str, object]:

@@ -9,7 +9,7 @@ from uuid import UUID
 import attrs
 
 from knouds_async.testing._service.clock import ServerClock
-from knouds_async.testing._service.keys import ApiKey
+from knouds_async.testing._service.keys import ApiKey, allows
 from knouds_async.testing._service.lifecycle import Run
 from knouds_async.testing._service.replies import Refusal
 from knouds_async.testing._service.usage import Usage
@@ -100,8 +100,13 @@ class Service:
         )
         self.runs.append(run)
         self._places[execution_id] = self.usage.add(run)
-        self.webhooks.add(run, caller.webhook_url)
+        self.webhooks.add(run, self.webhook_of(caller))
         return run
+
+    def webhook_of(self, caller: ApiKey) -> str | None:
+        """Give where the runs of a key are delivered; nowhere when it may not receive webhooks (contract 2)."""
+        may_receive = self.settings.generation == "old" or allows(caller.capabilities, "webhook:receive")
+        return caller.webhook_url if may_receive else None
 
     def run(self, execution_id: str) -> Run | None:
         """Give a run of whoever's."""

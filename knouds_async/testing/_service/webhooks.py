@@ -34,10 +34,11 @@ _AGAIN: Final = 5.0  # seconds to the second attempt; twice as long to each one 
 class _Planned:
     """A delivery before it is written and signed."""
 
-    run: Run
+    run: Run | None  # None: the event of a test
     url: str
     kind: Kind
     attempt: int = 1
+    user: str = ""
 
 
 class Webhooks:
@@ -100,6 +101,10 @@ class Webhooks:
             again = _Planned(run, delivery.url, "repeated", delivery.attempt + 1)
             self._push_out(now + _AGAIN * 2 ** (delivery.attempt - 1), again)
 
+    def test(self, url: str, user: str, now: float) -> None:
+        """Send the event that the dashboard sends to try a webhook out; it is of no run."""
+        self._push_out(now, _Planned(None, url, "test", user=user))
+
     def _push(self, run: Run, url: str) -> None:
         self._count += 1
         heapq.heappush(self._runs, (run.ends, self._count, run, url))
@@ -129,7 +134,10 @@ class Webhooks:
 
     def _written(self, planned: _Planned, signed_at: float) -> Delivery:
         run, kind = planned.run, planned.kind
-        payload = self._payload(run)
+        if run is None:
+            payload: dict[str, object] = {"event": "webhook.test", "userId": planned.user, "status": "completed"}
+        else:
+            payload = self._payload(run)
         if kind == "forged":
             payload["result"] = {"images": [{"url": "https://forged.example/malware.exe"}]}
         elif kind == "stale":
@@ -141,7 +149,7 @@ class Webhooks:
         headers = {"content-type": "application/json", "x-knouds-signature": f"t={moment},v1={signature}"}
         return Delivery(
             url=planned.url,
-            execution_id=run.execution_id,
+            execution_id="" if run is None else run.execution_id,
             kind=kind,
             headers=headers,
             body=body,
