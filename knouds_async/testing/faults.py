@@ -20,6 +20,7 @@ __all__ = [
     "Fault",
     "bad_gateway",
     "closed",
+    "deep_json",
     "dripping",
     "dropped_keep_alive",
     "empty_body",
@@ -27,6 +28,8 @@ __all__ = [
     "half_headers",
     "huge_body",
     "invalid_json",
+    "login_page",
+    "new_fields",
     "not_found",
     "rate_limited",
     "redirect",
@@ -36,12 +39,15 @@ __all__ = [
     "service_error",
     "stalled",
     "truncated",
+    "unknown_error",
     "unknown_status",
     "unreachable",
     "wrong_types",
 ]
 
 _HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>"
+
+_LOGIN = b"<!doctype html><html><head><title>Sign in</title></head><body><form></form></body></html>"
 
 
 def refused() -> Fault:
@@ -92,6 +98,11 @@ def service_error(status: int = 503, *, after_run: bool = False) -> Fault:
     return _instead("service_error", reply(status, body), after_run=after_run)
 
 
+def unknown_error(status: int = 400, code: str = "SOMETHING_NEW") -> Fault:
+    """The service refuses with a code that nobody has documented; the request is not carried out."""
+    return _instead("unknown_error", reply(status, {"error": "Something new", "code": code, "hint": ["new"]}))
+
+
 def not_found() -> Fault:
     """The service answers 404, as for an execution that it does not know yet."""
     return _instead("not_found", reply(404, {"error": "Execution not found", "code": "EXECUTION_NOT_FOUND"}))
@@ -105,6 +116,11 @@ def rate_limited() -> Fault:
 def redirect(location: str = "https://elsewhere.example/", status: int = 307) -> Fault:
     """Something in front of the service sends the client to another origin; the request is not carried out."""
     return _instead("redirect", Response(status, {"location": location}, b""))
+
+
+def login_page(*, after_run: bool = False) -> Fault:
+    """Something in front answers 200 with HTML, before or after the request is carried out."""
+    return _instead("login_page", Response(200, {"content-type": "text/html"}, _LOGIN), after_run=after_run)
 
 
 def truncated() -> Fault:
@@ -155,6 +171,16 @@ def unknown_status(status: str = "awaiting_review") -> Fault:
 def wrong_types() -> Fault:
     """Every value at the top of the answer has another type than it should."""
     return _rewritten("wrong_types", lambda body: {name: _mistyped(value) for name, value in body.items()})
+
+
+def new_fields() -> Fault:
+    """The answer has more in it than the contract knows, as any day it may (contract 1)."""
+    return _rewritten("new_fields", lambda body: body | {"newField": {"any": ["thing", 1, None]}, "priority": "high"})
+
+
+def deep_json(depth: int = 100_000) -> Fault:
+    """The answer is JSON, nested so many levels deep."""
+    return _changed("deep_json", lambda answer: attrs.evolve(answer, body=b"[" * depth + b"]" * depth))
 
 
 def half_headers() -> Fault:

@@ -34,7 +34,7 @@ class _Rule:
     struck: int = 0
 
     def next_for(self, label: str, query: str) -> Fault | None:
-        if self.route is not None and self.route not in (label, f"{label}?{query}"):
+        if self.route not in (None, label) and not (self.route == label + _SUBMIT and _is_submit(query)):
             return None
         self.met += 1
         return self.strikes(self.met)
@@ -132,6 +132,10 @@ class Faults:
         if any(place < 1 for place in places):
             raise ValueError("nth counts from 1")
         return lambda place: fault if place in places else None
+
+
+def _is_submit(query: str) -> bool:
+    return _SUBMIT[1:] in query.split("&")
 
 
 def _said(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from http import HTTPStatus
 from random import Random
+from typing import Final
 
 import anyio
 import anyio.lowlevel
@@ -22,6 +23,7 @@ from knouds_async.testing.virtual_time import clock_in_use, is_virtual
 
 __all__ = ["EmulatorTransport", "emulator_client"]
 
+_UNTRACED: Final = nullcontext()
 _Trace = Callable[[str, Mapping[str, object]], Awaitable[None]]
 
 
@@ -174,12 +176,14 @@ def _reason(status: int) -> bytes:
         return b""
 
 
+def _traced(trace: _Trace | None, step: str) -> AbstractAsyncContextManager[None]:
+    """Fire httpcore's events round a step, if anybody listens."""
+    return _UNTRACED if trace is None else _fired(trace, step)
+
+
 @asynccontextmanager
-async def _traced(trace: _Trace | None, step: str) -> AsyncIterator[None]:
-    """Fire httpcore's events round a step, as its own `Trace` does."""
-    if trace is None:
-        yield
-        return
+async def _fired(trace: _Trace, step: str) -> AsyncIterator[None]:
+    """Fire the events as httpcore's own `Trace` does."""
     await trace(f"{step}.started", {})
     try:
         yield

@@ -72,6 +72,13 @@ def test_a_fault_strikes_its_route_only() -> None:
     assert [_send(emulator, query=query).status for query in ("", "async=true")] == [502, 502]
 
 
+def test_what_a_submit_is_does_not_hang_on_the_rest_of_the_query() -> None:
+    """`?async=true` among other parameters is a submit as well."""
+    emulator = Emulator()
+    emulator.faults.add(faults.bad_gateway(), route=SUBMIT)
+    assert _send(emulator, query="trace=1&async=true").status == 502
+
+
 def test_the_fault_added_first_wins_and_all_count() -> None:
     """When two would strike, the first added does; the other has counted the request all the same."""
     emulator = Emulator()
@@ -268,3 +275,27 @@ def test_delivery_does_not_depend_on_the_sender() -> None:
     assert isinstance(emulator.resume(first, 1.5), Response)
     assert isinstance(emulator.resume(second, 2.0), Response)
     assert [run.started for run in emulator.runs] == [1.0, 2.0]
+
+
+def test_a_page_and_a_code_that_nobody_expected() -> None:
+    """HTML with 200 comes before or after the run; an unknown code only before."""
+    for fault, status, kind, runs in (
+        (faults.login_page(), 200, "text/html", 0),
+        (faults.login_page(after_run=True), 200, "text/html", 1),
+        (faults.unknown_error(418), 418, "application/json", 0),
+    ):
+        emulator = Emulator()
+        emulator.faults.add(fault)
+        answer = _send(emulator)
+        assert (answer.status, answer.headers["content-type"], len(emulator.runs)) == (status, kind, runs)
+    assert answer.json()["code"] == "SOMETHING_NEW"
+
+
+def test_more_than_the_contract_knows_and_deeper_than_anybody_reads() -> None:
+    """What was there stays beside new fields; deep JSON takes its place."""
+    emulator = Emulator()
+    emulator.faults.add(script=[faults.new_fields(), faults.deep_json(3)])
+    body = _send(emulator).json()
+    assert body["executionId"]
+    assert body["newField"]
+    assert _send(emulator).body == b"[[[]]]"
