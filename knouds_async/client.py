@@ -73,7 +73,8 @@ class AsyncKnouds:
     ) -> None:
         """Check everything that is given; nothing is sent and no task is started."""
         given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
-        self._base_url = url = config.base_url(base_url, allow_insecure_http=allow_insecure_http)
+        address, base_url = Secret.of(base_url), None  # a key may have got into it
+        self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
         key = config.api_key(given)
         if not isinstance(max_connections, int) or max_connections < 1:
             raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
