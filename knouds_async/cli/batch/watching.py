@@ -39,13 +39,13 @@ async def watched(run: Run, batch: Batch, knouds: AsyncKnouds, stream: Stream | 
     def word() -> str:
         if run.account.is_interrupted:
             return "stopping: waiting for what is out; Ctrl-C again leaves at once"
-        return _quota(knouds.limiter.stats(calls.submit(run.order.target, {}).route))
+        return quota(knouds.limiter.stats(calls.submit(run.order.target, {}).route))
 
     async with taken(stop, leave), shown(Display(lambda: batch.progress, word)):
         yield
 
 
-def _quota(stats: LimiterStats) -> str:
+def quota(stats: LimiterStats) -> str:
     """Say how the quota stands while jobs wait for it."""
     if not stats.waiting or stats.resets_in is None:
         return ""
