@@ -6,7 +6,7 @@ alone; what the fixtures stand on, `knouds_async.testing.plugin`, is imported by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +35,7 @@ __all__ = [
     "knouds",
     "knouds_emulator",
     "knouds_http_client",
+    "knouds_url",
     "pytest_addoption",
     "pytest_collection_modifyitems",
     "pytest_configure",
@@ -65,6 +66,20 @@ def pytest_configure(config: pytest.Config) -> None:
     refuse_the_real_service()
 
 
+@pytest.fixture
+def knouds_url(knouds_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Give the URL of the emulator on a port of this machine, for an application that nobody can hand a client.
+
+    `$KNOUDS_BASE_URL` and `$KNOUDS_KEY` point at it during the test, for child processes as well. Time is real.
+    """
+    from knouds_async.testing.plugin import serving
+
+    with serving(knouds_emulator) as url:
+        monkeypatch.setenv("KNOUDS_BASE_URL", url)
+        monkeypatch.setenv("KNOUDS_KEY", knouds_emulator.api_key)
+        yield url
+
+
 def _settings(request: pytest.FixtureRequest) -> Mapping[str, Any]:
     """Merge the markers of a test, its own over its class's and its module's."""
     merged: dict[str, Any] = {}
@@ -79,12 +94,16 @@ def _settings(request: pytest.FixtureRequest) -> Mapping[str, Any]:
 def knouds_emulator(request: pytest.FixtureRequest) -> Emulator:
     """Give the service in memory, as `@pytest.mark.knouds(tier="pro", duration=45, faults=...)` says.
 
-    The test runs in virtual time, unless the marker says `virtual_time=False`.
+    The test runs in virtual time, unless the marker says `virtual_time=False` or it asks for `knouds_url`; its runs
+    take 0.05 s then, if the marker gives no `duration`.
     """
     from knouds_async.testing.plugin import emulator_with
 
+    settings = _settings(request)
+    if not is_in_virtual_time(request.node):
+        settings = {"duration": 0.05, **settings}
     try:
-        return emulator_with(_settings(request))
+        return emulator_with(settings)
     except (TypeError, ValueError) as error:
         message = f"@pytest.mark.knouds: {error}"
     pytest.fail(message, pytrace=False)

@@ -16,6 +16,7 @@ import pytest
 __all__ = ["is_in_virtual_time"]
 
 _FIXTURE: Final = "knouds_emulator"
+_PORT: Final = "knouds_url"
 _HIDDEN: Final[Any] = getattr(pytest, "HIDDEN_PARAM", "virtual_time")
 _LOOP_HOOK: Final = "pytest_asyncio_loop_factories"
 
@@ -39,13 +40,17 @@ class _LoopFactories:
 
 
 def is_in_virtual_time(node: pytest.Item) -> bool:
-    """Tell whether a test is to run in virtual time: the marker's word, the test's own before its module's."""
+    """Tell whether a test is to run in virtual time: not with a socket, else by the marker's word, its own first."""
+    if _PORT in getattr(node, "fixturenames", ()):
+        return False
     said = [mark.kwargs["virtual_time"] for mark in node.iter_markers("knouds") if "virtual_time" in mark.kwargs]
     return bool(said[0]) if said else True
 
 
 def _is_wanted(node: pytest.Item, fixtures: object) -> bool:
-    return isinstance(fixtures, list) and _FIXTURE in fixtures and is_in_virtual_time(node)
+    if not isinstance(fixtures, list) or _FIXTURE not in fixtures or _PORT in fixtures:
+        return False
+    return is_in_virtual_time(node)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

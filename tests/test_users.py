@@ -17,7 +17,7 @@ LEFT_OUT = {"plugin_anyio": ["no:asyncio"], "plugin_trio": ["no:asyncio"]}
 def run_pytest(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run pytest in a process of its own."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.stem)

@@ -6,22 +6,25 @@ Rule of the file: nothing of pytest. TypeError or ValueError for settings that c
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+from anyio.from_thread import start_blocking_portal
 
 from knouds_async.client import AsyncKnouds
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.fault_text import add_fault
 from knouds_async.testing.messages import Fault
+from knouds_async.testing.server import serve
 from knouds_async.testing.settings import Settings
 from knouds_async.testing.transport import emulator_client
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["client_on", "emulator_with", "http_client_on"]
+__all__ = ["client_on", "emulator_with", "http_client_on", "serving"]
 
 _EMULATOR: Final = frozenset(field.name for field in attrs.fields(Settings))
 _OTHERS: Final = frozenset({"faults", "latency", "virtual_time"})
@@ -52,6 +55,16 @@ def http_client_on(
 def client_on(emulator: Emulator, http_client: httpx.AsyncClient) -> AsyncKnouds:
     """Make the client that a test gets."""
     return AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http_client)
+
+
+@contextmanager
+def serving(emulator: Emulator) -> Iterator[str]:
+    """Serve an emulator from a thread while the block runs, and give its URL."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serve(emulator, serves_media=True)) as url,
+    ):
+        yield url
 
 
 def _attach(emulator: Emulator, fault: object) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -60,6 +63,31 @@ async def test_faults_in_words(knouds: AsyncKnouds, knouds_emulator: Emulator) -
     """Faults can be words, and what `faults.add` takes."""
     await (await knouds.workflows.submit(SLUG, {"product_name": "x"}))
     assert set(knouds_emulator.faults.struck) == {"stalled", "not_found"}
+
+
+async def an_application_that_nobody_can_hand_a_client() -> str:
+    """Make a thumbnail as the environment says."""
+    async with AsyncKnouds() as knouds:
+        return (await (await knouds.workflows.submit(SLUG, {"product_name": "x"}))).images[0].url
+
+
+@pytest.mark.knouds(duration=0.02)
+async def test_an_application_is_pointed_at_a_port(knouds_url: str, knouds_emulator: Emulator) -> None:
+    """What reads the environment talks to the emulator, in real time."""
+    assert not isinstance(asyncio.get_running_loop(), VirtualTimeLoop)
+    assert knouds_url.startswith("http://127.0.0.1:")
+    assert (await an_application_that_nobody_can_hand_a_client()).startswith("http://127.0.0.1:")
+    knouds_emulator.assert_charged_once()
+
+
+@pytest.mark.knouds(duration=0.02)
+def test_a_child_process_is_pointed_at_it_too(knouds_url: str, knouds_emulator: Emulator) -> None:
+    """And so is what the test starts."""
+    code = "import asyncio, suite; print(asyncio.run(suite.an_application_that_nobody_can_hand_a_client()))"
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.startswith("http")
+    assert [run.status for run in knouds_emulator.runs] == ["completed"]
 
 
 class TestClass:
