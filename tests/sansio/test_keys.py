@@ -1,0 +1,49 @@
+"""Which jobs are the same: digests, keys made of them, and a compact memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async._sansio.keys import Keys, Seen, digest
+from knouds_async.errors import InvalidInputsError
+
+
+def test_a_digest_is_of_what_is_sent() -> None:
+    """The order of names does not matter; values and their types do."""
+    assert digest({"a": 1, "b": [1, {"c": 2, "d": 3}]}) == digest({"b": (1, {"d": 3, "c": 2}), "a": 1})
+    different: list[dict[str, Any]] = [{"a": 1}, {"a": "1"}, {"a": True}, {"a": None}, {"b": 1}, {}]
+    assert len({digest(each) for each in different}) == len(different)
+    with pytest.raises(InvalidInputsError):
+        digest({"a": {1}})
+
+
+@given(st.lists(st.text(max_size=3), max_size=300))
+def test_what_was_seen_is_remembered(texts: list[str]) -> None:
+    """It answers as a set would."""
+    seen, plain = Seen(), set[str]()
+    for text in texts:
+        assert seen.add(text) is (text not in plain)
+        plain.add(text)
+    assert len(seen) == len(plain)
+
+
+def test_a_hundred_thousand_texts_take_little_room() -> None:
+    """It grows to hold them, and holds each in some 16 bytes."""
+    seen = Seen()
+    assert all(seen.add(str(number)) for number in range(100_000))
+    assert not any(seen.add(str(number)) for number in range(0, 100_000, 7))
+    assert seen._slots.itemsize * len(seen._slots) <= 24 * 100_000
+
+
+def test_a_key_stays_when_other_jobs_come_or_go() -> None:
+    """A key tells what its inputs are and how many alike came before, not where they stand."""
+    one, other = digest({"a": 1}), digest({"a": 2})
+    keys, moved = Keys(), Keys()
+    first = [keys.of(each) for each in (one, other, one, one)]
+    assert sorted(moved.of(each) for each in (other, one, one, one)) == sorted(first)
+    assert len(set(first)) == 4
+    assert first[3] == f"{first[0]}-3"
