@@ -24,7 +24,7 @@ from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
 from knouds_async._sansio.files import Hosts
 from knouds_async.batch.maps import Maps
-from knouds_async.batch.work import Service
+from knouds_async.batch.service import Service
 from knouds_async.config import Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
 from knouds_async.media import MOST_BYTES, Downloads
@@ -105,8 +105,8 @@ class AsyncKnouds:
         runs = Runs(self._pipeline.send, self._watcher, url)
         self.executions: Final = Executions(self._pipeline.send, runs, url)
         self.usage: Final = Usage(self._pipeline.send, self._pipeline)
-        find = self.usage.find_submission
-        maps = Maps(Service(self._pipeline.send, runs.begun, self.executions.attach, find))
+        find, now = self.usage.find_submission, self._pipeline.server_now
+        maps = Maps(Service(self._pipeline.send, runs.begun, self.executions.attach, find, now))
         self.workflows: Final = Workflows(self._pipeline.send, runs, maps)
         self.models: Final = Models(runs, maps)
 

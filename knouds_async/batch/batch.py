@@ -22,14 +22,17 @@ from knouds_async.batch.books import Books
 from knouds_async.batch.jobs import Asked, Job, Reader
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.progress import Progress
+from knouds_async.batch.sender import Sender
 from knouds_async.batch.work import Work
 from knouds_async.errors import KnoudsError
 from knouds_async.types import Inputs
 
 Jobs = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
 OnProgress = Callable[[Progress], object]
+Prepare = Callable[[], Awaitable[None]]
 
 _LEAST_AHEAD: Final = 100
+_A_FEW: Final = 10  # jobs to be read before other tasks have their turn
 _KINDS: Final = {
     Completed: "completed",
     Failed: "failed",
@@ -66,13 +69,16 @@ class Batch:
     outcomes that are there come first.
     """
 
-    def __init__(self, plan: Plan, work: Work, books: Books, prepare: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, plan: Plan, work: Work, sender: Sender, books: Books, prepare: Callable[[], Awaitable[None]]
+    ) -> None:
         """Made by `map`; `prepare` is awaited when the block is entered."""
         self._plan = plan
         self._work = work
+        self._sender = sender
         self._books = books
         self._prepare = prepare
-        work.on_submitted = self._tell
+        sender.on_change = self._changed
         self._reader = Reader()
         self._counts = dict.fromkeys([*_KINDS.values(), "from_ledger"], 0)
         self._ready: deque[Outcome] = deque()
@@ -94,7 +100,7 @@ class Batch:
             elapsed=0.0 if self._began is None else anyio.current_time() - self._began,
             total=len(self._plan.jobs) if isinstance(self._plan.jobs, Sized) else None,
             read=self._reader.count,
-            submitted=self._work.submitted,
+            submitted=self._sender.submitted,
             in_flight=books.out,
             credits_spent=books.totals.spent,
             credits_reserved=books.totals.reserved,
@@ -107,7 +113,7 @@ class Batch:
 
         Jobs that were read and are still in line come out as NotRun, what is out comes out when it ends.
         """
-        self._work.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
+        self._sender.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
         self._stir()
 
     async def __aenter__(self) -> Batch:
@@ -163,8 +169,11 @@ class Batch:
         try:
             assert self._scope is not None  # noqa: S101  (it was made when the block was entered)
             with self._scope:
-                async with anyio.create_task_group() as tasks:
-                    await self._read(tasks)
+                async with anyio.create_task_group() as heart:
+                    heart.start_soon(self._beat)
+                    async with anyio.create_task_group() as tasks:
+                        await self._read(tasks)
+                    heart.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001  (raised again, by `__anext__`)
             self._failed(error)
         finally:
@@ -172,24 +181,30 @@ class Batch:
             self._outcome_news.set()
             self._ended.set()
 
+    async def _beat(self) -> None:
+        try:
+            await self._books.keep_alive()
+        except Exception as error:  # noqa: BLE001  (raised again, by `__anext__`)
+            self._failed(error)
+
     async def _read(self, tasks: TaskGroup) -> None:
         """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""
-        source = _Source(self._plan.jobs)
+        source = _Source(self._plan.jobs, self._sender)
         while await self._has_room():
             try:
-                with self._work.reading():
-                    asked = self._reader.read(await source.next())
-                    self._active += 1
-                    tasks.start_soon(self._work_on, asked)
+                asked = self._reader.read(await source.next())
             except StopAsyncIteration:
                 return
             except Exception as error:  # noqa: BLE001  (raised again, by `__anext__`)
                 self._failure = error
                 return
+            self._active += 1
+            tasks.start_soon(self._work_on, asked)
 
     async def _has_room(self) -> bool:
         """Wait until another job may be read; False when none is to be read any more."""
-        await checkpoint()
+        if self._reader.count % _A_FEW == 0:
+            await checkpoint()
         while True:
             halt = self._books.halt
             if halt is not None and halt.reason is NotRunReason.STOPPED:
@@ -223,6 +238,10 @@ class Batch:
             self._outcome_news = anyio.Event()
         self._tell()
 
+    def _changed(self) -> None:
+        self._stir()
+        self._tell()
+
     def _tell(self) -> None:
         if self._plan.on_progress is not None:
             self._plan.on_progress(self.progress)
@@ -236,21 +255,25 @@ class Batch:
 
     def _stir(self) -> None:
         """Have the reader look for room again."""
-        self._room_news.set()
-        self._room_news = anyio.Event()
+        if self._began is not None:
+            self._room_news.set()
+            self._room_news = anyio.Event()
 
 
 class _Source:
     """Where the jobs come from: an iterable, or an async one."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, sender: Sender) -> None:
         self._jobs: AsyncIterator[Job | Inputs] | Iterator[Job | Inputs]
         self._jobs = aiter(jobs) if isinstance(jobs, AsyncIterable) else iter(jobs)
+        self._sender = sender
 
     async def next(self) -> Job | Inputs:
-        """Give the next one, or raise StopAsyncIteration."""
+        """Give the next one, or raise StopAsyncIteration, also when the batch is stopped meanwhile."""
         if isinstance(self._jobs, AsyncIterator):
-            return await anext(self._jobs)
+            with self._sender.reading():
+                return await anext(self._jobs)
+            raise StopAsyncIteration
         for item in self._jobs:
             return item
         raise StopAsyncIteration

@@ -9,7 +9,7 @@ import attrs
 
 from knouds_async._sansio import budget
 from knouds_async._sansio.budget import Prices, Totals, Verdict
-from knouds_async._sansio.entries import Entry, Event, IllegalStepError, PickedUp, Sending
+from knouds_async._sansio.entries import Entry, Event, IllegalStepError, Sending
 from knouds_async.batch.jobs import Asked
 from knouds_async.batch.ledger import Claim, Claimed, Ledger, OverBudget, Written
 from knouds_async.batch.outcomes import NotRunReason
@@ -59,6 +59,12 @@ class Books:
         summary = await self.ledger.summary(self.target)
         self.totals = summary.totals
         self.prices = attrs.evolve(self.prices, runs=summary.runs, credits=summary.credits)
+
+    async def keep_alive(self) -> None:
+        """Renew the lease for as long as this runs; at once when the ledger needs none."""
+        while (lease := self.ledger.lease) is not None:
+            await anyio.sleep(lease / 3)
+            await self.ledger.renew(self.owner)
 
     async def close(self) -> None:
         """Let go of every claim. What cannot be written is let go of by the end of the process."""
@@ -126,10 +132,10 @@ class Books:
         self.stir()
         return written.entry
 
-    async def pick_up(self, entry: Entry) -> Entry | None:
-        """Take over a run whose owner is gone; None when another batch was faster."""
+    async def try_to_record(self, entry: Entry, event: Event) -> Entry | None:
+        """Write what has become of an entry; None when another batch, or a person, was faster."""
         try:
-            return await self._record(entry, PickedUp(self.owner))
+            return await self._record(entry, event)
         except IllegalStepError:
             return None
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from knouds_async._sansio import replies
 from knouds_async._sansio.entries import Ending, Entry, Stage
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.replies import Answer, UnreadableError
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, Outcome, Unknown
 from knouds_async.errors import ExecutionCancelledError, ExecutionFailedError, SubmissionUnknownError
@@ -39,7 +39,10 @@ def ending_of(state: ExecutionState) -> Ending:
 
 
 def _plain(state: ExecutionState) -> str:
-    """Write a state as the body of a look: what was read from it over all that came with it (contract 5)."""
+    """Write a state as the body of a look (contract 5): as it came, if that is what it was read from."""
+    extra = state.raw if isinstance(state.raw, dict) else {}
+    if _reads_as(extra, state):
+        return json.dumps(extra)
     known: dict[str, Any] = {
         "executionId": state.execution_id,
         "requestId": state.request_id,
@@ -54,8 +57,14 @@ def _plain(state: ExecutionState) -> str:
     }
     if state.error is not None:
         known["error"] = {"code": state.error.code, "message": state.error.message}
-    extra = state.raw if isinstance(state.raw, dict) else {}
     return json.dumps({**extra, **{name: value for name, value in known.items() if value not in (None, [])}})
+
+
+def _reads_as(body: dict[str, Any], state: ExecutionState) -> bool:
+    try:
+        return replies.execution_state(state.execution_id, body) == state
+    except UnreadableError:
+        return False
 
 
 def ending_of_result(run: RunResult) -> Ending:

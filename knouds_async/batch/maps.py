@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import Final
 
 from knouds_async._sansio import calls
@@ -13,8 +13,10 @@ from knouds_async.batch.books import Books
 from knouds_async.batch.ledger import Ledger
 from knouds_async.batch.memory import MemoryLedger
 from knouds_async.batch.outcomes import Outcome
+from knouds_async.batch.sender import OnUnknown, Sender
+from knouds_async.batch.service import Service
 from knouds_async.batch.sqlite import SQLiteLedger
-from knouds_async.batch.work import OnUnknown, Service, Work
+from knouds_async.batch.work import Work
 from knouds_async.errors import InvalidArgumentError, PermissionDeniedError
 from knouds_async.types import Inputs, Target
 
@@ -51,7 +53,8 @@ class Maps:
             books = Books(SQLiteLedger(ledger), str(target), max_credits, is_own=True)
         else:
             books = Books(ledger or MemoryLedger(), str(target), max_credits, is_own=False)
-        work = Work(self._service, target, books, on_unknown)
+        sender = Sender(self._service, target, books, on_unknown)
+        work = Work(self._service, target, books, sender)
         plan = Plan(
             jobs=jobs,
             is_ordered=ordered,
@@ -62,9 +65,9 @@ class Maps:
         async def prepare() -> None:
             await books.open()
             if target.kind == "workflows" and (validate or max_credits is not None):
-                await self._fetch_schema(target, work, books, validate=validate)
+                await self._fetch_schema(target, sender, books, validate=validate)
 
-        return Batch(plan, work, books, prepare)
+        return Batch(plan, work, sender, books, prepare)
 
     async def gather(self, target: Target, inputs: Sequence[Inputs], *, validate: bool) -> list[Outcome]:
         """Run a small list and give its outcomes in order; see `Workflows.gather`."""
@@ -82,7 +85,7 @@ class Maps:
         async with batch as outcomes:
             return [outcome async for outcome in outcomes]
 
-    async def _fetch_schema(self, target: Target, work: Work, books: Books, *, validate: bool) -> None:
+    async def _fetch_schema(self, target: Target, sender: Sender, books: Books, *, validate: bool) -> None:
         """Fetch the schema once; a key that may run the workflow but not read it goes without."""
         try:
             schema = await self._service.send(calls.workflow_schema(target.name))
@@ -91,12 +94,12 @@ class Maps:
                 "the schema of %s cannot be read, so inputs are not checked before they are sent: %s", target, error
             )
             return
-        work.schema = schema if validate else None
+        sender.schema = schema if validate else None
         books.expect(schema.estimated_credit_cost)
 
 
 def _check(jobs: object, max_in_flight: object, max_credits: object, on_unknown: object) -> None:
-    if isinstance(jobs, (str, bytes)) or not isinstance(jobs, (Iterable, AsyncIterable)):
+    if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(jobs, (Iterable, AsyncIterable)):
         raise InvalidArgumentError(f"jobs={jobs!r:.80}: must be an iterable or an async iterable of jobs")
     is_number = isinstance(max_in_flight, int) and not isinstance(max_in_flight, bool)
     if max_in_flight is not None and not (is_number and max_in_flight >= 1):  # type: ignore[operator]

@@ -13,6 +13,7 @@ from typing import Final
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _UNKNOWN: Final = "-"
+_ended: Final[set[str]] = set()
 
 
 def new_owner() -> str:
@@ -20,9 +21,16 @@ def new_owner() -> str:
     return " ".join((_boot(), str(os.getpid()), _started(os.getpid()) or _UNKNOWN, uuid.uuid4().hex[:12]))
 
 
+def end(owner: str) -> None:
+    """Take note that an owner of this process is no more, though no ledger could be told."""
+    _ended.add(owner)
+
+
 def is_alive(owner: str) -> bool:
     """Tell whether the process of an owner may still be there."""
     boot, process, started = owner.split(" ")[:3]
+    if owner in _ended:
+        return False
     if boot != _boot() or not process.isdecimal():
         return False
     if started != _UNKNOWN:

@@ -28,7 +28,7 @@ from knouds_async._sansio.entries import (
 )
 from knouds_async._sansio.names import execution_id as checked_id
 from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written
-from knouds_async.batch.owners import new_owner
+from knouds_async.batch.owners import end, new_owner
 from knouds_async.batch.store import Operation, Store
 from knouds_async.errors import InvalidArgumentError, LedgerError
 
@@ -148,7 +148,11 @@ class SQLiteLedger:
 
     async def leave(self, owner: str) -> None:
         """End an owner."""
-        await self._do(lambda store: store.leave(owner))
+        try:
+            await self._do(lambda store: store.leave(owner))
+        except LedgerError:
+            end(owner)
+            raise
 
     async def look(self, key: str) -> Entry | None:
         """Give the last attempt of a job."""

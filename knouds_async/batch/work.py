@@ -1,95 +1,44 @@
-"""A job's way from its reading to its outcome: what the ledger says of it, its submit, the wait for its run.
+"""A job's way from its reading to its outcome: what the ledger says of it decides where it begins.
 
-Rule of the file: whatever is on record decides; what is sent goes through a keeper; a failure is an outcome. Only a
-ledger that fails and a client that was closed end the batch.
+Rule of the file: what is on record decides, and nothing is on record of a job that may be sent; a failure is an
+outcome. Only a ledger that fails and a client that was closed end the batch.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Final
 
 import anyio
-import attrs
 
 from knouds_async import errors
-from knouds_async._io.pipeline import Send
-from knouds_async._sansio import calls, validation
-from knouds_async._sansio.entries import Ended, Entry, IllegalStepError, NoneFound, Stage
+from knouds_async._sansio.entries import Entry, NoneFound, PickedUp, Stage
 from knouds_async.batch.books import Books
-from knouds_async.batch.endings import ending_of, outcome_of_entry, outcome_of_state
+from knouds_async.batch.endings import outcome_of_entry
 from knouds_async.batch.jobs import Asked
-from knouds_async.batch.keeper import Keeper, Refusal
-from knouds_async.batch.outcomes import Failed, NotRun, NotRunReason, Outcome, Unknown
-from knouds_async.execution import Execution
-from knouds_async.types import RunResult, SubmissionSearch, Submitted, Target, WorkflowSchema
-
-OnUnknown = Literal["park", "stop"]
-
-_TARGET_WIDE: Final = (
-    errors.AuthenticationError,
-    errors.PermissionDeniedError,
-    errors.NotFoundError,
-    errors.InvalidSlugError,
-    errors.UnexpectedRedirectError,
-)
-"""Refusals that every further job would meet as well."""
+from knouds_async.batch.outcomes import NotRun, NotRunReason, Outcome
+from knouds_async.batch.sender import Sender
+from knouds_async.batch.service import Service
+from knouds_async.types import Target
 
 _TOLERANCE: Final = 120.0
-_UNREACHABLE: Final = 600.0
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 15.0
-
-
-@attrs.frozen
-class Service:
-    """What a batch does with a client: send a call, get the handle of a run, search the usage rows.
-
-    `one_go`: the targets whose provider cannot be polled, as far as this client has learned.
-    """
-
-    send: Send
-    begun: Callable[[Submitted, Target], Execution]
-    attach: Callable[[str, Target], Execution]
-    find_submission: Callable[..., Awaitable[SubmissionSearch]]
-    one_go: set[Target] = attrs.field(factory=set)
 
 
 class Work:
     """Sees each job of a batch through."""
 
-    def __init__(self, service: Service, target: Target, books: Books, on_unknown: OnUnknown) -> None:
-        """Run jobs of `target` through `service`, with `books`."""
+    def __init__(self, service: Service, target: Target, books: Books, sender: Sender) -> None:
+        """Run jobs of `target`; those that are new go through `sender`."""
         self._service = service
         self._target = target
         self._books = books
-        self._on_unknown = on_unknown
-        self._first = anyio.Lock()
-        self._has_answered = False
-        self._in_line: set[anyio.CancelScope] = set()
-        self._reading: anyio.CancelScope | None = None
-        self.on_submitted: Callable[[], None] = lambda: None
-        self.schema: WorkflowSchema | None = None
-        self.submitted = 0
-        self.aside = 0  # jobs that another batch is at
-
-    def stop(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
-        """Submit nothing more: what is in line leaves it, what is out goes on."""
-        self._books.stop(reason, error)
-        for scope in self._in_line:
-            scope.cancel()
-        if reason is NotRunReason.STOPPED and self._reading is not None:
-            self._reading.cancel()
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let the end of the submitting end the wait for another job."""
-        with anyio.CancelScope() as self._reading:
-            yield
-        self._reading = None
+        self._sender = sender
+        self._searching = anyio.Lock()
+        self.aside = 0  # jobs that only wait: for another batch, or for a search
 
     async def outcome(self, asked: Asked) -> Outcome:
         """Give how a job ended. Cancelled: its run goes on, and is on record if there is a ledger."""
@@ -100,13 +49,11 @@ class Work:
             return NotRun(job=asked.job, reason=NotRunReason.INVALID, error=asked.error)
         found: Outcome | Entry | None = await self._books.ledger.look(asked.job.key)
         while found is None or isinstance(found, Entry):
-            is_new = found is None or found.stage is Stage.NEW
             if found is not None and (found.digest, found.target) != (asked.digest, self._books.target):
                 return _conflict(asked, found)
-            found = await (self._send(asked) if found is None or is_new else self._go_on(asked, found))
+            is_new = found is None or found.stage is Stage.NEW
+            found = await (self._sender.send(asked) if found is None or is_new else self._go_on(asked, found))
         return found
-
-    # What is on record already.
 
     async def _go_on(self, asked: Asked, entry: Entry) -> Outcome | Entry | None:
         match entry.stage:
@@ -120,19 +67,19 @@ class Work:
                 return outcome_of_entry(asked.job, entry)
 
     async def _pick_up(self, asked: Asked, entry: Entry) -> Outcome | Entry | None:
-        picked = await self._books.pick_up(entry)
+        picked = await self._books.try_to_record(entry, PickedUp(self._books.owner))
         if picked is None or picked.execution_id is None:
             return await self._books.ledger.look(asked.job.key)
         self._books.begin()
         try:
-            return await self._await(asked, picked, self._service.attach(picked.execution_id, self._target))
+            return await self._sender.wait(asked, picked, self._service.attach(picked.execution_id, self._target))
         finally:
             self._books.end()
 
     async def _leave_to_its_owner(self, asked: Asked) -> Entry | None:
         """Wait until another batch is done with the job, or no more."""
-        pause, self.aside = _FIRST_PAUSE, self.aside + 1
-        try:
+        pause = _FIRST_PAUSE
+        with self._put_aside():
             while True:
                 await anyio.sleep(pause)
                 entry = await self._books.ledger.look(asked.job.key)
@@ -140,23 +87,31 @@ class Work:
                 if entry is None or not is_theirs or entry.owner is None:
                     return entry
                 pause = min(_LONGEST_PAUSE, pause * 1.5)
+
+    @contextmanager
+    def _put_aside(self) -> Iterator[None]:
+        """Make room for another job while this one only waits."""
+        self.aside += 1
+        self._sender.on_change()
+        try:
+            yield
         finally:
             self.aside -= 1
 
     async def _search(self, asked: Asked, entry: Entry) -> Outcome | Entry:
         """Look whether an unknown submit certainly began no run; it never picks one of several that could be it."""
         sent_at = datetime.fromtimestamp(entry.sent_at or 0.0, UTC)
-        if await self._is_certainly_none(sent_at):
-            try:
-                return (await self._books.ledger.record(entry.key, entry.attempt, NoneFound())).entry
-            except IllegalStepError:  # its owner, or a person, was faster
-                return await self._books.ledger.look(asked.job.key) or entry
-        if self._on_unknown == "stop":
-            self._stop_at_unknown(asked)
+        with self._put_aside():
+            async with self._searching:  # each may read many pages of rows
+                is_none = await self._is_certainly_none(sent_at)
+        if is_none:
+            new = await self._books.try_to_record(entry, NoneFound())
+            return new or await self._books.ledger.look(asked.job.key) or entry
+        self._sender.met_unknown(asked)
         return outcome_of_entry(asked.job, entry)
 
     async def _is_certainly_none(self, sent_at: datetime) -> bool:
-        if datetime.now(UTC) - sent_at < timedelta(seconds=_TOLERANCE):
+        if self._service.now() - sent_at < timedelta(seconds=_TOLERANCE):
             return False
         moment, span = sent_at.timestamp(), 10 * _TOLERANCE
         known = await self._books.ledger.request_ids(self._books.target, moment - span, moment + span)
@@ -167,168 +122,6 @@ class Work:
         except errors.KnoudsError:
             return False
         return search.is_certainly_none
-
-    # What is to be sent.
-
-    async def _send(self, asked: Asked) -> Outcome | Entry | None:
-        """Send a job that never ran, unless it cannot be."""
-        wrong = validation.faults(self.schema, asked.job.inputs) if self.schema is not None else ()
-        if wrong:
-            said = f"{self._target}: {'; '.join(wrong)}"
-            refused = errors.InvalidInputsError(said, code="INVALID_INPUTS")
-            return NotRun(job=asked.job, reason=NotRunReason.INVALID, error=refused)
-        trouble = _Trouble()
-        while (halt := self._books.halt) is None:
-            aside = await self._books.set_aside()
-            found = await self._try(asked, Keeper(self._books, asked, aside), trouble) if aside else _AGAIN
-            if not isinstance(found, _Again):
-                return found
-        return NotRun(job=asked.job, reason=halt.reason, error=halt.error)
-
-    async def _try(self, asked: Asked, keeper: Keeper, trouble: _Trouble) -> Outcome | Entry | _Again | None:
-        """Submit once and, when that began a run, see it to its end."""
-        try:
-            value = await self._submit(asked, keeper)
-            if isinstance(value, RunResult) and keeper.entry is not None:
-                self._count()
-                return outcome_of_entry(asked.job, keeper.entry, from_ledger=False)
-            if isinstance(value, Submitted) and keeper.entry is not None:
-                self._count()
-                return await self._await(asked, keeper.entry, self._service.begun(value, self._target))
-        except Refusal as refusal:
-            return refusal.taken or _AGAIN
-        except errors.KnoudsError as error:
-            return await self._refused(asked, keeper, error.with_traceback(None), trouble)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await keeper.close()
-        return _AGAIN
-
-    def _count(self) -> None:
-        self.submitted += 1
-        self.on_submitted()
-
-    async def _submit(self, asked: Asked, keeper: Keeper) -> Submitted | RunResult | None:
-        """Submit, the first job alone: should the target refuse it, no turn of the others is wasted."""
-        value = None
-        with self._leaving_line():
-            if not self._has_answered:
-                async with self._first:
-                    if not self._has_answered:
-                        value = await self._send_once(asked, keeper)
-            if value is None:
-                value = await self._send_once(asked, keeper)
-        return value
-
-    async def _send_once(self, asked: Asked, keeper: Keeper) -> Submitted | RunResult:
-        is_one_go = self._target in self._service.one_go
-        call: calls.Call[Any] = (calls.run if is_one_go else calls.submit)(self._target, asked.job.inputs)
-        try:
-            value: Submitted | RunResult = await self._service.send(call, witness=keeper)
-        except (errors.APIError, errors.SubmissionUnknownError, errors.ExecutionFailedError):
-            self._has_answered = True
-            raise
-        self._has_answered = True
-        return value
-
-    @contextmanager
-    def _leaving_line(self) -> Iterator[None]:
-        """Let `stop` end what is done inside, unless it is too late for that."""
-        with anyio.CancelScope() as scope:
-            self._in_line.add(scope)
-            try:
-                yield
-            finally:
-                self._in_line.discard(scope)
-
-    async def _await(self, asked: Asked, entry: Entry, execution: Execution) -> Outcome:
-        """Wait for the end of a run and write it down; looks that fail are made again for as long as they may help."""
-        try:
-            state = await execution.wait(timeout=math.inf)
-        except errors.ClientClosedError:
-            raise
-        except errors.KnoudsError as error:
-            sent_at = None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
-            return Unknown(job=asked.job, error=error.with_traceback(None), sent_at=sent_at, execution_id=execution.id)
-        await self._books.record(entry, Ended(ending_of(state)))
-        return outcome_of_state(asked.job, state)
-
-    async def _refused(
-        self, asked: Asked, keeper: Keeper, error: errors.KnoudsError, trouble: _Trouble
-    ) -> Outcome | _Again:
-        """Decide what follows from a submit that began no run for certain, or perhaps did."""
-        match error:
-            case errors.LedgerError() | errors.ClientClosedError() | errors.WrongEventLoopError():
-                raise error
-            case errors.ExecutionFailedError():
-                self._count()
-                return Failed(job=asked.job, error=error)
-            case errors.AsyncNotSupportedError() if self._target not in self._service.one_go:
-                self._service.one_go.add(self._target)
-                return _AGAIN
-            case errors.RateLimitError():
-                return await self._pause(60.0 if error.retry_after is None else error.retry_after)
-            case errors.ConnectionFailedError() if not trouble.is_too_long(anyio.current_time()):
-                return await self._pause(trouble.pause())
-            case _ if error.may_have_run:
-                if self._on_unknown == "stop":
-                    self._stop_at_unknown(asked)
-                sent_at = getattr(error, "sent_at", keeper.sent_at)
-                return Unknown(job=asked.job, error=error, sent_at=sent_at)
-        reason, is_for_all = _reason(error)
-        if is_for_all:
-            self.stop(reason, error)
-        return NotRun(job=asked.job, reason=reason, error=error)
-
-    async def _pause(self, seconds: float) -> _Again:
-        with self._leaving_line():
-            await anyio.sleep(seconds)
-        return _AGAIN
-
-    def _stop_at_unknown(self, asked: Asked) -> None:
-        error = errors.KnoudsError(
-            f"whether the job {asked.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing more "
-            "was submitted"
-        )
-        self.stop(NotRunReason.STOPPED, error)
-
-
-class _Again:
-    """The job is to be looked at anew."""
-
-
-_AGAIN: Final = _Again()
-
-
-class _Trouble:
-    """A service that cannot be reached: since when, and how long to pause."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._pause = _FIRST_PAUSE
-
-    def is_too_long(self, now: float) -> bool:
-        """Tell whether it has lasted for so long that there is no hope."""
-        self._since = now if self._since is None else self._since
-        return now - self._since > _UNREACHABLE
-
-    def pause(self) -> float:
-        """Give the next pause, each longer than the last."""
-        now, self._pause = self._pause, min(60.0, self._pause * 2)
-        return now
-
-
-def _reason(error: errors.KnoudsError) -> tuple[NotRunReason, bool]:
-    """Give why a job was not run, and whether every other job would meet the same."""
-    match error:
-        case errors.PaymentRequiredError():
-            return NotRunReason.BUDGET, True
-        case errors.ConnectionFailedError():
-            return NotRunReason.UNREACHABLE, True
-        case errors.InvalidInputsError():
-            return NotRunReason.INVALID, False
-        case _:
-            return NotRunReason.REFUSED, isinstance(error, _TARGET_WIDE)
 
 
 def _conflict(asked: Asked, entry: Entry) -> NotRun:

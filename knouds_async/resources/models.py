@@ -9,7 +9,7 @@ from knouds_async.batch.batch import Batch, Jobs, OnProgress
 from knouds_async.batch.ledger import Ledger
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.outcomes import Outcome
-from knouds_async.batch.work import OnUnknown
+from knouds_async.batch.sender import OnUnknown
 from knouds_async.execution import Execution
 from knouds_async.resources.runs import Runs
 from knouds_async.types import Inputs, RunResult, Target

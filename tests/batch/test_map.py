@@ -382,6 +382,7 @@ async def test_progress_is_told(knouds: AsyncKnouds) -> None:
         {"on_unknown": "resend"},
         {"jobs": 5},
         {"jobs": "abc"},
+        {"jobs": {"product_name": "one job's inputs, not a list of them"}},
     ],
 )
 async def test_wrong_arguments_are_refused_at_once(options: dict[str, Any], knouds: AsyncKnouds) -> None:

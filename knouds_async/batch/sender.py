@@ -1,0 +1,235 @@
+"""Sends the jobs of a batch, each at most once: in line, by a keeper, again only when it certainly was not sent.
+
+Rule of the file: a job leaves the line only as an outcome, or with what the ledger says of it instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import anyio
+
+from knouds_async import errors
+from knouds_async._sansio import calls, validation
+from knouds_async._sansio.entries import Ended, Entry
+from knouds_async.batch.books import Books
+from knouds_async.batch.endings import ending_of, outcome_of_entry, outcome_of_state
+from knouds_async.batch.jobs import Asked
+from knouds_async.batch.keeper import Keeper, Refusal
+from knouds_async.batch.outcomes import Failed, NotRun, NotRunReason, Outcome, Unknown
+from knouds_async.batch.service import Service
+from knouds_async.execution import Execution
+from knouds_async.types import RunResult, Submitted, Target, WorkflowSchema
+
+OnUnknown = Literal["park", "stop"]
+
+_TARGET_WIDE: Final = (
+    errors.AuthenticationError,
+    errors.PermissionDeniedError,
+    errors.NotFoundError,
+    errors.InvalidSlugError,
+    errors.UnexpectedRedirectError,
+)
+"""Refusals that every further job would meet as well."""
+
+_UNREACHABLE: Final = 600.0
+_FIRST_PAUSE: Final = 1.0
+
+
+class Sender:
+    """Sends jobs, and waits for their runs."""
+
+    def __init__(self, service: Service, target: Target, books: Books, on_unknown: OnUnknown) -> None:
+        """Send jobs of `target` through `service`, with `books`."""
+        self._service = service
+        self._target = target
+        self._books = books
+        self._on_unknown = on_unknown
+        self._first = anyio.Lock()
+        self._has_answered = False
+        self._in_line: set[anyio.CancelScope] = set()
+        self._reading: anyio.CancelScope | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        self.schema: WorkflowSchema | None = None
+        self.submitted = 0
+
+    def stop(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
+        """Submit nothing more: what is in line leaves it, what is out goes on."""
+        self._books.stop(reason, error)
+        for scope in self._in_line:
+            scope.cancel()
+        if reason is NotRunReason.STOPPED and self._reading is not None:
+            self._reading.cancel()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let the end of the submitting end the wait for another job."""
+        with anyio.CancelScope() as self._reading:
+            yield
+        self._reading = None
+
+    async def send(self, asked: Asked) -> Outcome | Entry | None:
+        """Send a job that never ran, unless it cannot be."""
+        wrong = validation.faults(self.schema, asked.job.inputs) if self.schema is not None else ()
+        if wrong:
+            said = f"{self._target}: {'; '.join(wrong)}"
+            refused = errors.InvalidInputsError(said, code="INVALID_INPUTS")
+            return NotRun(job=asked.job, reason=NotRunReason.INVALID, error=refused)
+        trouble = _Trouble()
+        while (halt := self._books.halt) is None:
+            aside = await self._books.set_aside()
+            found = await self._try(asked, Keeper(self._books, asked, aside), trouble) if aside else _AGAIN
+            if not isinstance(found, _Again):
+                return found
+        return NotRun(job=asked.job, reason=halt.reason, error=halt.error)
+
+    async def _try(self, asked: Asked, keeper: Keeper, trouble: _Trouble) -> Outcome | Entry | _Again | None:
+        """Submit once and, when that began a run, see it to its end."""
+        try:
+            value = await self._submit(asked, keeper)
+            if isinstance(value, RunResult) and keeper.entry is not None:
+                self._count()
+                return outcome_of_entry(asked.job, keeper.entry, from_ledger=False)
+            if isinstance(value, Submitted) and keeper.entry is not None:
+                self._count()
+                return await self.wait(asked, keeper.entry, self._service.begun(value, self._target))
+        except Refusal as refusal:
+            return refusal.taken or _AGAIN
+        except errors.KnoudsError as error:
+            return await self._refused(asked, keeper, error.with_traceback(None), trouble)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await keeper.close()
+        return _AGAIN
+
+    def _count(self) -> None:
+        self.submitted += 1
+        self.on_change()
+
+    async def _submit(self, asked: Asked, keeper: Keeper) -> Submitted | RunResult | None:
+        """Submit, the first job alone: should the target refuse it, no turn of the others is wasted."""
+        value = None
+        with self._leaving_line():
+            if not self._has_answered:
+                async with self._first:
+                    if not self._has_answered:
+                        value = await self._send_once(asked, keeper)
+            if value is None:
+                value = await self._send_once(asked, keeper)
+        return value
+
+    async def _send_once(self, asked: Asked, keeper: Keeper) -> Submitted | RunResult:
+        is_one_go = self._target in self._service.one_go
+        call: calls.Call[Any] = (calls.run if is_one_go else calls.submit)(self._target, asked.job.inputs)
+        try:
+            value: Submitted | RunResult = await self._service.send(call, witness=keeper)
+        except (errors.APIError, errors.SubmissionUnknownError, errors.ExecutionFailedError):
+            self._has_answered = True
+            raise
+        self._has_answered = True
+        return value
+
+    @contextmanager
+    def _leaving_line(self) -> Iterator[None]:
+        """Let `stop` end what is done inside, unless it is too late for that."""
+        with anyio.CancelScope() as scope:
+            self._in_line.add(scope)
+            try:
+                yield
+            finally:
+                self._in_line.discard(scope)
+
+    async def wait(self, asked: Asked, entry: Entry, execution: Execution) -> Outcome:
+        """Wait for the end of a run and write it down; looks that fail are made again for as long as they may help."""
+        try:
+            state = await execution.wait(timeout=math.inf)
+        except errors.ClientClosedError:
+            raise
+        except errors.KnoudsError as error:
+            sent_at = None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
+            return Unknown(job=asked.job, error=error.with_traceback(None), sent_at=sent_at, execution_id=execution.id)
+        await self._books.record(entry, Ended(ending_of(state)))
+        return outcome_of_state(asked.job, state)
+
+    async def _refused(
+        self, asked: Asked, keeper: Keeper, error: errors.KnoudsError, trouble: _Trouble
+    ) -> Outcome | _Again:
+        """Decide what follows from a submit that began no run for certain, or perhaps did."""
+        match error:
+            case errors.LedgerError() | errors.ClientClosedError() | errors.WrongEventLoopError():
+                raise error
+            case errors.ExecutionFailedError():
+                self._count()
+                return Failed(job=asked.job, error=error)
+            case errors.AsyncNotSupportedError() if self._target not in self._service.one_go:
+                self._service.one_go.add(self._target)
+                return _AGAIN
+            case errors.RateLimitError():
+                return await self._pause(60.0 if error.retry_after is None else error.retry_after)
+            case errors.ConnectionFailedError() if not trouble.is_too_long(anyio.current_time()):
+                return await self._pause(trouble.pause())
+            case _ if error.may_have_run:
+                self.met_unknown(asked)
+                sent_at = getattr(error, "sent_at", keeper.sent_at)
+                return Unknown(job=asked.job, error=error, sent_at=sent_at)
+        reason, is_for_all = _reason(error)
+        if is_for_all:
+            self.stop(reason, error)
+        return NotRun(job=asked.job, reason=reason, error=error)
+
+    async def _pause(self, seconds: float) -> _Again:
+        with self._leaving_line():
+            await anyio.sleep(seconds)
+        return _AGAIN
+
+    def met_unknown(self, asked: Asked) -> None:
+        """Take note of a job of which nobody knows whether it ran: stop, if that was asked for."""
+        if self._on_unknown != "stop":
+            return
+        error = errors.KnoudsError(
+            f"whether the job {asked.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing more "
+            "was submitted"
+        )
+        self.stop(NotRunReason.STOPPED, error)
+
+
+class _Again:
+    """The job is to be looked at anew."""
+
+
+_AGAIN: Final = _Again()
+
+
+class _Trouble:
+    """A service that cannot be reached: since when, and how long to pause."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._pause = _FIRST_PAUSE
+
+    def is_too_long(self, now: float) -> bool:
+        """Tell whether it has lasted for so long that there is no hope."""
+        self._since = now if self._since is None else self._since
+        return now - self._since > _UNREACHABLE
+
+    def pause(self) -> float:
+        """Give the next pause, each longer than the last."""
+        now, self._pause = self._pause, min(60.0, self._pause * 2)
+        return now
+
+
+def _reason(error: errors.KnoudsError) -> tuple[NotRunReason, bool]:
+    """Give why a job was not run, and whether every other job would meet the same."""
+    match error:
+        case errors.PaymentRequiredError():
+            return NotRunReason.BUDGET, True
+        case errors.ConnectionFailedError():
+            return NotRunReason.UNREACHABLE, True
+        case errors.InvalidInputsError():
+            return NotRunReason.INVALID, False
+        case _:
+            return NotRunReason.REFUSED, isinstance(error, _TARGET_WIDE)

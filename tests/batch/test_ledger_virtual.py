@@ -1,0 +1,293 @@
+"""A batch on a ledger over hours: searches, budgets, several owners; in virtual time, with the ledger in the loop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, LedgerError, NotRun, Outcome, Unknown
+from knouds_async._sansio.entries import Ended, Ending, Sending, Stage
+from knouds_async.batch.ledger import Claim
+from knouds_async.testing import Emulator, faults
+from tests.batch.in_loop import InLoopLedger
+
+SLUG = "my-thumbnail-pipeline"
+ROUTE = "POST /api/workflows/:slug/run"
+
+
+def jobs(count: int) -> list[Job]:
+    """Give jobs with keys of their own."""
+    return [Job(f"job-{number}", {"product_name": f"job-{number}"}) for number in range(count)]
+
+
+async def run(knouds: AsyncKnouds, ledger: Any, count: int, **options: Any) -> list[Outcome]:
+    """Run a batch to its end."""
+    async with knouds.workflows.map(SLUG, jobs(count), ledger=ledger, **options) as outcomes:
+        return [outcome async for outcome in outcomes]
+
+
+def kinds(outcomes: list[Outcome]) -> Counter[str]:
+    """Count outcomes by their kind and reason."""
+    return Counter(str(getattr(outcome, "reason", type(outcome).__name__)) for outcome in outcomes)
+
+
+@pytest.fixture
+def ledger(path: Path) -> Any:
+    """Give a ledger in the loop."""
+    made = InLoopLedger(path)
+    yield made
+    if made._store is not None:
+        made._store.close()
+
+
+# Unknown submits.
+
+
+async def test_an_unknown_that_surely_began_no_run_is_sent(knouds: Any, emulator: Emulator, ledger: Any) -> None:
+    """When the usage rows prove that there was none, the next batch sends it; before that can be known it stays."""
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=(2, 3))
+    assert kinds(await run(knouds, ledger, 5)) == {"Completed": 3, "Unknown": 2}
+    await anyio.sleep(10)
+    assert kinds(await run(knouds, ledger, 5)) == {"Completed": 3, "Unknown": 2}
+    await anyio.sleep(180)
+    assert kinds(await run(knouds, ledger, 5)) == {"Completed": 5}
+    emulator.assert_charged_once()
+
+
+async def test_an_unknown_that_may_have_begun_one_stays(knouds: Any, emulator: Emulator, ledger: Any) -> None:
+    """A usage row that could be it keeps it unknown for ever; rows of runs that are accounted for do not."""
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=2)
+    for _ in range(3):
+        found = await run(knouds, ledger, 5)
+        assert kinds(found) == {"Completed": 4, "Unknown": 1}
+        await anyio.sleep(400)
+    assert len(emulator.runs) == 5
+
+
+async def test_a_search_that_fails_leaves_it_unknown(knouds: Any, emulator: Emulator, ledger: Any) -> None:
+    """When usage cannot be read the job stays unknown, and the batch goes on."""
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=1)
+    await run(knouds, ledger, 2)
+    await anyio.sleep(400)
+    emulator.faults.add(faults.bad_gateway(), route="GET /api/usage")
+    assert kinds(await run(knouds, ledger, 3)) == {"Completed": 2, "Unknown": 1}
+
+
+async def test_a_parked_unknown_can_stop_the_next_batch(knouds: Any, emulator: Emulator, ledger: Any) -> None:
+    """With `on_unknown="stop"` one that is found on record stops the submitting as well."""
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
+    await run(knouds, ledger, 1)
+    found = await run(knouds, ledger, 20, on_unknown="stop", max_in_flight=1)
+    assert kinds(found)["Unknown"] == 1
+    assert len(emulator.runs) == 1
+
+
+# The budget.
+
+
+async def test_the_cap_holds_over_the_life_of_a_ledger(make_client: Any, ledger: Any) -> None:
+    """What earlier batches have spent counts: with room for five runs five are sent, in however many batches."""
+    emulator = Emulator(tier="business", duration=5.0, cost=12)
+    knouds = make_client(emulator)
+    assert kinds(await run(knouds, ledger, 3, max_credits=60)) == {"Completed": 3}
+    found = await run(knouds, ledger, 10, max_credits=60)
+    assert kinds(found) == {"Completed": 5, "budget": 5}
+    assert kinds(await run(knouds, ledger, 10, max_credits=60)) == {"Completed": 5, "budget": 5}
+    assert emulator.credits_spent == 60
+    assert kinds(await run(knouds, ledger, 10, max_credits=72)) == {"Completed": 6, "budget": 4}
+
+
+async def test_an_unknown_counts_against_the_cap(make_client: Any, ledger: Any) -> None:
+    """What may have run is set aside for good."""
+    emulator = Emulator(tier="business", duration=5.0, cost=12)
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=2)
+    found = await run(make_client(emulator), ledger, 10, max_credits=60)
+    assert kinds(found) == {"Completed": 4, "Unknown": 1, "budget": 5}
+    assert emulator.credits_spent == 60
+
+
+async def test_cheaper_runs_make_room(make_client: Any) -> None:
+    """Credits that were set aside and not spent are used for further runs."""
+    emulator = Emulator(tier="business", duration=5.0, cost=12)
+    real = {"workflows": emulator.workflows}
+    knouds = make_client(emulator)
+    emulator.costs = {SLUG: 12}
+    async with knouds.workflows.map(SLUG, jobs(30), max_credits=100) as outcomes:
+        await anyio.sleep(2)
+        emulator.costs = {SLUG: 5}
+        found = [outcome async for outcome in outcomes]
+    assert real
+    assert kinds(found)["Completed"] >= 8
+    assert emulator.credits_spent <= 100
+
+
+async def test_without_a_price_one_run_at_a_time_is_sent(make_client: Any) -> None:
+    """A model has no estimate: the first run is alone until its cost is known, then the cap holds."""
+    emulator = Emulator(tier="business", duration=30.0, costs={"gpt-image-2": 7})
+    wanted = [{"prompt": str(number)} for number in range(30)]
+    async with make_client(emulator).models.map("gpt-image-2", wanted, max_credits=50) as outcomes:
+        await anyio.sleep(20)
+        assert len(emulator.runs) == 1
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found) == {"Completed": 7, "budget": 23}
+    assert emulator.credits_spent == 49
+
+
+async def test_an_account_that_cannot_pay_stops_the_batch(make_client: Any) -> None:
+    """402 stops the submitting as the cap does, and the error is the service's."""
+    emulator = Emulator(tier="business", duration=5.0, cost=12, credits=40)
+    async with make_client(emulator).workflows.map(SLUG, jobs(50)) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found) == {"Completed": 3, "budget": 47}
+    assert all(isinstance(outcome.error, InsufficientCreditsError) for outcome in found if isinstance(outcome, NotRun))
+
+
+async def test_no_credits_at_all_sends_nothing(knouds: Any, emulator: Emulator) -> None:
+    """With `max_credits=0` nothing is sent."""
+    async with knouds.workflows.map(SLUG, jobs(5), max_credits=0) as outcomes:
+        assert kinds([outcome async for outcome in outcomes]) == {"budget": 5}
+    assert not emulator.runs
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cap=st.integers(0, 130), in_flight=st.integers(1, 12), lost=st.sets(st.integers(1, 10), max_size=3))
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_the_cap_is_never_passed(make_client: Any, cap: int, in_flight: int, lost: set[int]) -> None:
+    """Whatever the cap, the number in flight and the answers that are lost: exactly the runs that fit are sent."""
+    emulator = Emulator(tier="business", duration=5.0, cost=12)
+    if lost:
+        emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=lost)
+    async with make_client(emulator).workflows.map(
+        SLUG, jobs(15), max_credits=cap, max_in_flight=in_flight
+    ) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert emulator.credits_spent <= cap
+    assert len(emulator.runs) == min(15, cap // 12)
+    assert len(found) == 15
+
+
+# Several owners.
+
+
+async def test_a_job_of_another_batch_is_left_to_it(knouds: Any, emulator: Emulator, ledger: Any) -> None:
+    """What another owner is sending is waited for and comes out of the ledger when it is over."""
+    other = await ledger.join()
+    digest = await _digest_of_first()
+    sending = Sending(owner=other, sent_at=1.0, reserve=12)
+    await ledger.claim(Claim(key="job-0", target=f"workflows/{SLUG}", digest=digest, sending=sending))
+    found: list[Outcome] = []
+
+    async def consume() -> None:
+        found.extend(await run(knouds, ledger, 3, max_in_flight=1))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        await anyio.sleep(500)
+        assert not found
+        assert len(emulator.runs) == 2
+        await ledger.record("job-0", 1, Ended(Ending(status="failed", code="X", message="said so")))
+    assert kinds(found) == {"Completed": 2, "Failed": 1}
+    assert len(emulator.runs) == 2
+
+
+async def test_a_job_whose_owner_has_gone_is_taken_over(knouds: Any, emulator: Emulator, ledger: Any) -> None:
+    """When the other batch is left, what it was sending is unknown."""
+    other = await ledger.join()
+    sending = Sending(owner=other, sent_at=1.0, reserve=12)
+    digest = await _digest_of_first()
+    await ledger.claim(Claim(key="job-0", target=f"workflows/{SLUG}", digest=digest, sending=sending))
+    async with anyio.create_task_group() as tasks:
+
+        async def leave() -> None:
+            await anyio.sleep(100)
+            await ledger.leave(other)
+
+        tasks.start_soon(leave)
+        found = await run(knouds, ledger, 2)
+    assert kinds(found)["Completed"] >= 1
+    assert len(emulator.runs) <= 2
+
+
+async def _digest_of_first() -> str:
+    from knouds_async._sansio.keys import digest
+
+    return digest(jobs(1)[0].inputs)
+
+
+async def test_a_lease_is_renewed(knouds: Any, ledger: Any) -> None:
+    """A ledger whose owners live by a lease is told again and again that this one lives; when it fails, so does it."""
+    beats: list[float] = []
+    ledger.lease = 30.0
+
+    async def renew(owner: str) -> None:
+        assert owner
+        beats.append(anyio.current_time())
+        if len(beats) == 8:
+            raise LedgerError("the lease is lost")
+
+    ledger.renew = renew
+    await run(knouds, ledger, 1, max_in_flight=1)
+    assert len(beats) >= 3
+    with pytest.raises(LedgerError, match="lease is lost"):
+        await run(knouds, ledger, 9)
+
+
+async def test_a_run_that_is_cut_in_one_go_is_unknown(make_client: Any, ledger: Any) -> None:
+    """Leaving the block cuts a synchronous run: it has no id, so it stays unknown in the ledger and is not repeated."""
+    emulator = Emulator(tier="business", duration=45.0)
+    knouds = make_client(emulator)
+    wanted = [Job(str(number), {"prompt": str(number)}) for number in range(3)]
+    async with knouds.workflows.map("fast-sketch", wanted, ledger=ledger):
+        await anyio.sleep(20)
+    entries = [await ledger.find(job.key) for job in wanted]
+    assert [entry.stage for entry in entries] == [Stage.UNKNOWN] * 3
+    async with knouds.workflows.map("fast-sketch", wanted, ledger=ledger) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert all(isinstance(outcome, Unknown) for outcome in found)
+    assert len(emulator.runs) == 3
+
+
+@pytest.mark.parametrize("at", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 60.0])
+async def test_leaving_at_any_moment_leaves_true_books(at: float, make_client: Any, ledger: Any) -> None:
+    """Whenever the block is left, each run is in the ledger by its id, and each job that was not sent is as new."""
+    emulator = Emulator(tier="business", duration=45.0)
+    knouds = make_client(emulator, latency=1.0)
+    with anyio.move_on_after(at):
+        async with knouds.workflows.map(SLUG, jobs(10), ledger=ledger) as outcomes:
+            async for _ in outcomes:
+                pass
+    counts = await ledger.counts()
+    assert counts.sending == counts.unknown == 0
+    assert counts.submitted + counts.completed == len(emulator.runs)
+    for sent in emulator.runs:
+        entry = await ledger.find(sent.inputs["product_name"])
+        assert entry.execution_id == sent.execution_id
+        assert entry.owner is None
+    assert kinds(await run(knouds, ledger, 10)) == {"Completed": 10}
+    emulator.assert_charged_once()
+
+
+async def test_an_outcome_from_the_ledger_is_as_it_was(make_client: Any, ledger: Any) -> None:
+    """Results, failures and cancellations come out of the ledger equal to what they were."""
+    emulator = Emulator(tier="business", duration=20.0, failure_rate=0.5, seed=5)
+    knouds = make_client(emulator)
+    async with knouds.workflows.map(SLUG, jobs(10), ledger=ledger, ordered=True) as outcomes:
+        await anyio.sleep(5)
+        await knouds.executions.cancel(emulator.runs[0].execution_id)
+        first = [outcome async for outcome in outcomes]
+    second = await run(knouds, ledger, 10, ordered=True)
+    assert len(kinds(first)) == 3
+    for one, other in zip(first, second, strict=True):
+        assert type(one) is type(other)
+        assert str(getattr(one, "error", "")) == str(getattr(other, "error", ""))
+        assert getattr(one, "state", None) == getattr(other, "state", None)
+        if isinstance(one, Completed) and isinstance(other, Completed):
+            assert attrs.evolve(other, from_ledger=False) == one
+            assert other.run.raw == one.run.raw

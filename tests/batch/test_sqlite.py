@@ -1,0 +1,332 @@
+"""The ledger's file: refused when it is something else, waited for when it is locked, and never in the loop's way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from knouds_async import (
+    AsyncKnouds,
+    Completed,
+    Job,
+    LedgerError,
+    Outcome,
+    SQLiteLedger,
+)
+from knouds_async._sansio.entries import Accepted, Ended, Ending, NotSent, Sending, Stage
+from knouds_async.batch.ledger import Claim, Taken, Written
+from knouds_async.batch.owners import is_alive, new_owner
+from knouds_async.batch.store import Store
+from knouds_async.testing import Emulator
+
+REAL_TIME = True
+SLUG = "my-thumbnail-pipeline"
+
+
+def claim(key: str, owner: str, **options: Any) -> Claim:
+    """Give a claim on a job."""
+    sending = Sending(owner=owner, sent_at=1.0, reserve=options.pop("reserve", 12))
+    return Claim(key=key, target="workflows/x", digest="d", sending=sending, **options)
+
+
+def jobs(count: int) -> list[Job]:
+    """Give jobs with keys of their own."""
+    return [Job(f"job-{number}", {"product_name": f"job-{number}"}) for number in range(count)]
+
+
+def _words(path: Path) -> None:
+    path.write_text("key,prompt\n1,hello\n")
+
+
+def _noise(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 40)
+
+
+def _foreign(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE songs (name TEXT)")
+    connection.commit()
+    connection.close()
+
+
+def _other_form(path: Path) -> None:
+    Store(path, 1.0).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.commit()
+    connection.close()
+
+
+def _damaged(path: Path) -> None:
+    store = Store(path, 1.0)
+    owner = new_owner()
+    for number in range(200):
+        store.transact([partial(Store.claim, claim=claim(f"job-{number}", owner))])
+    store.close()
+    with path.open("r+b") as file:
+        file.seek(4096 * 3)
+        file.write(b"\xff" * 8192)
+
+
+def _cut_short(path: Path) -> None:
+    _damaged(path)
+    os.truncate(path, 5000)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_words, "not a database"),
+        (_noise, "not a database"),
+        (_foreign, "something else"),
+        (_other_form, "another version"),
+        (_damaged, "damaged|malformed"),
+        (_cut_short, "damaged|malformed"),
+    ],
+)
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_what_is_no_ledger_is_refused_and_left_as_it_is(make: Any, said: str, path: Path, knouds: Any) -> None:
+    """A foreign or damaged file is named in the error, and not a byte of it changes."""
+    make(path)
+    before = await anyio.Path(path).read_bytes()
+    files = {each.name async for each in anyio.Path(path.parent).iterdir()}
+    with pytest.raises(LedgerError, match=said) as caught:
+        async with SQLiteLedger(path):
+            pass
+    assert str(path) in str(caught.value)
+    with pytest.raises(LedgerError):
+        async with knouds.workflows.map(SLUG, jobs(1), ledger=path):
+            pass
+    assert await anyio.Path(path).read_bytes() == before
+    assert {each.name async for each in anyio.Path(path.parent).iterdir()} == files
+
+
+@pytest.mark.parametrize("where", ["missing/renders.db", "."])
+async def test_where_no_file_can_be_made_it_says_so(where: str, tmp_path: Path) -> None:
+    """A folder that is not there, or a folder in the file's place, is a LedgerError."""
+    with pytest.raises(LedgerError, match="cannot be used"):
+        async with SQLiteLedger(tmp_path / where):
+            pass
+
+
+async def test_a_locked_file_is_waited_for(path: Path) -> None:
+    """While another process has it locked nothing is lost and the event loop goes on; then all is written."""
+    code = (
+        "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); "
+        "print('locked', flush=True); time.sleep(1.2); c.execute('COMMIT')"
+    )
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        async with await anyio.open_process([sys.executable, "-c", code, str(path)]) as other:
+            assert other.stdout is not None
+            await other.stdout.receive()
+            written: list[object] = []
+
+            async def write() -> None:
+                written.append(await ledger.claim(claim("a", owner)))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(write)
+                steps = 0
+                while not written:
+                    await anyio.sleep(0.01)
+                    steps += 1
+        assert steps > 10
+        assert isinstance(written[0], Written)
+
+
+async def test_a_reader_does_not_undo_a_commit(path: Path) -> None:
+    """A commit that has to wait for somebody who reads is made when they have read."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM jobs").fetchall()
+        timer = threading.Timer(1.0, lambda: reader.execute("COMMIT"))
+        timer.start()
+        assert isinstance(await ledger.claim(claim("a", owner)), Written)
+        await anyio.to_thread.run_sync(timer.join)
+        assert reader.execute("SELECT key FROM jobs").fetchall() == [("a",)]
+        reader.close()
+
+
+class _Tight(SQLiteLedger):
+    """A ledger on a disk that is about to be full."""
+
+    async def join(self) -> str:
+        owner = await super().join()
+        await self._do(lambda store: store._connection.execute("PRAGMA max_page_count = 20").fetchall())
+        return owner
+
+
+async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """When the ledger cannot be written nothing more is sent, the error says so, and no run is lost or repeated."""
+    caplog.set_level(logging.WARNING, logger="knouds_async")
+    emulator = Emulator(tier="enterprise", duration=0.01)
+    knouds: AsyncKnouds = make_client(emulator, latency=0.001)
+    found: list[Outcome] = []
+    ledger = _Tight(path)
+    with pytest.raises(LedgerError, match="full"):
+        async with ledger, knouds.workflows.map(SLUG, jobs(500), ledger=ledger, max_in_flight=20) as outcomes:
+            async for outcome in outcomes:
+                found.append(outcome)  # noqa: PERF401  (the loop raises)
+    assert 0 < len(emulator.runs) < 500
+    assert all(isinstance(outcome, Completed) for outcome in found)
+    sent = len(emulator.runs)
+    await anyio.sleep(0.1)
+    assert len(emulator.runs) == sent
+    async with SQLiteLedger(path) as mended:
+        unknown = await mended.unknown()
+        lost = [run for run in emulator.runs if not await _is_on_record(mended, run)]
+        assert all(run.execution_id in caplog.text for run in lost)
+        assert {str(run.inputs["product_name"]) for run in lost} <= {entry.key for entry in unknown}
+    async with knouds.workflows.map(SLUG, jobs(500), ledger=path) as outcomes:
+        kinds = Counter([type(outcome).__name__ async for outcome in outcomes])
+    assert kinds == Counter(Completed=500 - len(unknown), **({"Unknown": len(unknown)} if unknown else {}))
+    emulator.assert_charged_once()
+
+
+async def _is_on_record(ledger: SQLiteLedger, run: Any) -> bool:
+    entry = await ledger.find(str(run.inputs["product_name"]))
+    return entry is not None and entry.execution_id == run.execution_id
+
+
+async def test_many_jobs_share_a_transaction(path: Path) -> None:
+    """What a thousand tasks ask for at once takes a few transactions, in one thread that is not the event loop's."""
+    threads: set[int] = set()
+    transactions = 0
+
+    async with SQLiteLedger(path) as ledger:
+
+        def count(store: Store) -> None:
+            nonlocal transactions
+            original = store.transact
+
+            def transact(operations: Any) -> Any:
+                nonlocal transactions
+                transactions += 1
+                threads.add(threading.get_ident())
+                return original(operations)
+
+            store.transact = transact  # type: ignore[method-assign]
+
+        await ledger._do(count)
+        owner = await ledger.join()
+        async with anyio.create_task_group() as tasks:
+            for number in range(1000):
+                tasks.start_soon(ledger.claim, claim(f"job-{number}", owner))
+        assert (await ledger.counts()).sending == 1000
+    assert transactions < 50
+    assert threads.isdisjoint({threading.get_ident()})
+    assert len(threads) == 1
+
+
+async def test_what_was_asked_for_is_written_though_nobody_waits(path: Path) -> None:
+    """A call that is cancelled is carried out all the same."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await ledger.claim(claim("a", owner))
+        entry = await ledger.find("a")
+    assert entry is not None
+    assert entry.stage is Stage.SENDING
+
+
+async def test_a_job_is_claimed_once(path: Path) -> None:
+    """Of two owners one may send a job, and what is over is sent by none; the cap holds for both together."""
+    async with SQLiteLedger(path) as ledger, SQLiteLedger(path) as other:
+        one, two = await ledger.join(), await other.join()
+        assert isinstance(await ledger.claim(claim("a", one, cap=20)), Written)
+        taken = await other.claim(claim("a", two, cap=20))
+        assert isinstance(taken, Taken)
+        assert taken.entry.owner == one
+        assert type(await other.claim(claim("b", two, cap=20))).__name__ == "OverBudget"
+        await ledger.record("a", 1, Accepted(owner=one, execution_id="run-1", request_id="r-1"))
+        await ledger.record("a", 1, Ended(Ending(status="completed", cost=5, reply="{}")))
+        assert isinstance(await other.claim(claim("a", two)), Taken)
+        assert isinstance(await other.claim(claim("b", two, cap=20)), Written)
+        assert isinstance(await other.claim(claim("a", two)), Taken)
+        assert await other.request_ids("workflows/x", 0, 2) == {"r-1"}
+        summary = await other.summary("workflows/x")
+        assert (summary.runs, summary.credits, summary.totals.reserved) == (1, 5, 12)
+        await other.record("b", 1, NotSent(two))
+        assert (await ledger.counts()).new == 1
+
+
+async def test_only_the_dead_lose_their_claims(path: Path) -> None:
+    """A job of a process that lives is left to it; of one that is gone it is unknown, or to be picked up."""
+    done = subprocess.run(  # noqa: ASYNC221
+        [sys.executable, "-c", "from knouds_async.batch.owners import new_owner; print(new_owner())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    dead = done.stdout.strip()
+    assert not is_alive(dead)
+    assert is_alive(new_owner())
+    async with SQLiteLedger(path) as ledger:
+        mine = await ledger.join()
+        for owner in (dead, mine):
+            await ledger._do(lambda store, owner=owner: store._save(_sending(owner)))  # type: ignore[misc]
+        assert (await ledger.look(dead[-5:])).stage is Stage.UNKNOWN  # type: ignore[union-attr]
+        assert (await ledger.look(mine[-5:])).stage is Stage.SENDING  # type: ignore[union-attr]
+        await ledger.leave(mine)
+        assert [entry.key for entry in await ledger.unknown()] == [dead[-5:], mine[-5:]]
+
+
+def _sending(owner: str) -> Any:
+    from knouds_async import LedgerEntry
+
+    return LedgerEntry(
+        key=owner[-5:], target="workflows/x", digest="d", stage=Stage.SENDING, owner=owner, sent_at=1.0, reserved=1
+    )
+
+
+async def test_a_closed_ledger_says_so(path: Path) -> None:
+    """It is closed once, as often as one likes, and then refuses."""
+    ledger = SQLiteLedger(path)
+    await ledger.aclose()
+    await ledger.aclose()
+    with pytest.raises(LedgerError, match="closed"):
+        await ledger.look("a")
+    assert not await anyio.Path(path).exists()
+
+
+def test_a_program_that_forgets_to_close_it_ends_all_the_same(path: Path) -> None:
+    """What was asked for is written before the interpreter ends, and nothing keeps it from ending."""
+    code = f"""
+import asyncio
+from knouds_async import SQLiteLedger
+from tests_claim import claim
+
+async def main():
+    ledger = SQLiteLedger({str(path)!r})
+    owner = await ledger.join()
+    asyncio.get_running_loop().create_task(ledger.claim(claim(owner)))
+    await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+    helper = """
+from knouds_async._sansio.entries import Sending
+from knouds_async.batch.ledger import Claim
+def claim(owner):
+    return Claim(key="a", target="workflows/x", digest="d", sending=Sending(owner=owner, sent_at=1.0))
+"""
+    (path.parent / "tests_claim.py").write_text(helper)
+    subprocess.run([sys.executable, "-c", code], cwd=path.parent, check=True, timeout=30)  # noqa: S603
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT key, stage FROM jobs").fetchall() == [("a", "sending")]
+    connection.close()
