@@ -154,7 +154,9 @@ async def test_wrong_inputs_are_found_before_they_are_sent(knouds: AsyncKnouds, 
 
 async def test_inputs_that_are_not_json_are_an_outcome(knouds: AsyncKnouds) -> None:
     """A job that cannot be sent at all is a NotRun that names the place."""
-    async with knouds.workflows.map(SLUG, [Job("a", {"product_name": {1, 2}}), {"x": object()}]) as outcomes:
+    async with knouds.workflows.map(
+        SLUG, [Job("a", {"product_name": {1, 2}}), {"x": object()}], ordered=True
+    ) as outcomes:
         found = [outcome async for outcome in outcomes]
     assert [getattr(outcome, "reason", None) for outcome in found] == ["invalid", "invalid"]
     assert "product_name" in str(getattr(found[0], "error", ""))
