@@ -19,7 +19,8 @@ from werkzeug.datastructures import Headers, ImmutableMultiDict
 
 from knouds_async import AsyncKnouds, Target
 from knouds_async._sansio import calls
-from knouds_async.testing import Deliveries, Emulator, EmulatorTransport, Request, openapi
+from knouds_async.testing import Deliveries, Emulator, EmulatorTransport, Request, openapi, serve
+from knouds_async.testing.messages import Outcome
 
 BASE = "https://knouds.ai"
 DOCUMENT = openapi()
@@ -33,7 +34,7 @@ EVERY_ROW = {
 }
 
 
-@attrs.define(kw_only=True)
+@attrs.define
 class Sent:
     """One request that left, as the validator wants to see it; `name` is that of a webhook."""
 
@@ -79,20 +80,21 @@ def _resolved(value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-class Recorder(httpx.AsyncBaseTransport):
-    """Hands requests to an emulator and keeps them."""
+@attrs.define(kw_only=True, eq=False, repr=False, slots=False)
+class Witness(Emulator):
+    """An emulator that keeps every request as it came in."""
 
-    def __init__(self, emulator: Emulator) -> None:
-        self._inner = EmulatorTransport(emulator)
-        self.sent: list[Sent] = []
+    seen: list[Sent] = attrs.field(init=False, factory=list[Sent])
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Keep the request and send it on."""
-        path, _, query = request.url.raw_path.decode().partition("?")
-        body = await request.aread()
-        headers = dict(request.headers)
-        self.sent.append(Sent(method=request.method.lower(), path=path, query=query, headers=headers, body=body))
-        return await self._inner.handle_async_request(request)
+    def handle(self, request: Request, now: float) -> Outcome:
+        """Keep the request and answer it."""
+        parts = (request.method.lower(), request.path, request.query, request.headers, request.body)
+        self.seen.append(Sent(*parts))
+        return super().handle(request, now)
+
+    def rows(self) -> set[tuple[str, str]]:
+        """Check all that came in, and give the rows of the endpoints it was for."""
+        return {check(sent) for sent in self.seen}
 
 
 async def _use_everything(knouds: AsyncKnouds) -> None:
@@ -129,6 +131,7 @@ async def _use_workflows(knouds: AsyncKnouds) -> None:
     await knouds.workflows.create("Mine")
     assert created.slug == "mine"
     await knouds.workflows.update(created.slug, name="Ours", nodes=[], edges=[], description="", tags=[], viewport={})
+    await knouds.workflows.get(created.slug)
     await knouds.workflows.schema(created.slug)
     await knouds.workflows.public_schema(created.slug)
     await knouds.workflows.move(created.slug, "folder")
@@ -139,16 +142,31 @@ async def _use_workflows(knouds: AsyncKnouds) -> None:
 
 async def test_every_request_of_the_client_is_as_described() -> None:
     """Each method sends what the description has: path, query, body and key; together they use every endpoint."""
-    recorder = Recorder(Emulator(tier="business", duration=10.0))
+    witness = Witness(tier="business", duration=10.0)
     async with (
-        httpx.AsyncClient(transport=recorder) as http,
-        AsyncKnouds("knouds_live_emulator_0123456789abcdef", http_client=http) as knouds,
+        httpx.AsyncClient(transport=EmulatorTransport(witness)) as http,
+        AsyncKnouds(witness.api_key, base_url=BASE, http_client=http) as knouds,
     ):
         await _use_everything(knouds)
-        whole = await knouds.workflows.get("my-thumbnail-pipeline")
-        assert {check(sent) for sent in recorder.sent} == EVERY_ROW
-        await knouds.workflows.update("my-thumbnail-pipeline", whole)
-        DESCRIPTION.validate_apicall_request(recorder.sent[-1])  # whole, as it was read: the slug comes along
+    assert witness.rows() == EVERY_ROW
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_so_it_is_on_the_wire() -> None:
+    """The client's own way of sending says the same."""
+    witness = Witness(tier="business", duration=0.05)
+    async with serve(witness) as url, AsyncKnouds(witness.api_key, base_url=url) as knouds:
+        await _use_everything(knouds)
+    assert witness.rows() == EVERY_ROW
+
+
+async def test_a_workflow_is_written_back_as_described(knouds: AsyncKnouds) -> None:
+    """One that was read can be written back whole, its slug and whatever else came along."""
+    whole = await knouds.workflows.get("my-thumbnail-pipeline")
+    body = json.dumps(whole.raw).encode()
+    sent = Sent("put", "/api/workflows/my-thumbnail-pipeline", headers=KEYED, body=body)
+    DESCRIPTION.validate_apicall_request(sent)
+    assert await knouds.workflows.update("my-thumbnail-pipeline", whole) == whole
 
 
 JSON = st.recursive(

@@ -40,8 +40,7 @@ async def tell(
 ) -> None:
     """Tell what became of an attempt and raise the cancellation that came meanwhile, if any.
 
-    Where there is no witness, the log is told of what the caller may not hear: it was cancelled. Where there is one, only
-    of what it could not write.
+    The log is told where the caller may not be: it was cancelled, or the witness could not write.
     """
     failure: Exception | None = None
     if witness is not None:
@@ -49,8 +48,7 @@ async def tell(
             cancellation = (await uninterrupted(lambda: witness.ended(decision))).cancellation or cancellation
         except Exception as error:  # noqa: BLE001  (raised again)
             failure = error
-    is_cut = cancellation is not None or (call.pays_for is not None and is_cancelled())
-    if failure is not None or (witness is None and is_cut):
+    if cancellation is not None or failure is not None or (call.pays_for is not None and is_cancelled()):
         _log(call, decision, sent_at)
     if (stop := cancellation or failure) is not None:
         raise stop
