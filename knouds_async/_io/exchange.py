@@ -105,7 +105,7 @@ class Exchange:
 
     def _words(self, error: Exception) -> str:
         """Name an error in words that cannot hold the key."""
-        text = self._masked(str(error))
+        text = self._masked(str(error)).rstrip(". ")  # the sentence goes on
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
     def _masked(self, text: str) -> str:

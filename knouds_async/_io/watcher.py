@@ -118,7 +118,8 @@ class Watcher:
         if is_first:
             since = None if watched.state.is_final else watched.looks.submitted
             age = None if since is None else anyio.current_time() - since
-            self._net.told(str(watched.target), age=age)
+            # Only completed runs say how long runs take: many fail at once.
+            self._net.told(str(watched.target), age=age if state.status == Status.COMPLETED else None)
         if is_whole(state):
             self.saw(watched, state)
         elif watched.waiters and not watched.state.is_final:

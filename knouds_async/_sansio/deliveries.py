@@ -11,6 +11,8 @@ import math
 from collections import OrderedDict, deque
 from typing import Final
 
+import attrs
+
 from knouds_async.types import ExecutionState, Status
 
 FIRST: Final = 90.0
@@ -23,6 +25,7 @@ _LATELY: Final = 32  # ends that are remembered of each target
 _JUDGED: Final = 50  # ends over which the deliveries are judged, and the fewest that make a judgement
 _FEWEST: Final = 3
 _TRUSTED: Final = 0.4  # the part of them that deliveries must have told
+_ENOUGH: Final = 8  # ends of a target by which runs are judged that were out before any was known
 _MOST_TARGETS: Final = 1000
 _MOST_EARLY: Final = 1000
 
@@ -75,6 +78,15 @@ class Early:
         return state.is_final and (known is None or not known.is_final)
 
 
+@attrs.frozen
+class _Held:
+    """A run that is held back, until `at`; `since`: when it was submitted, None once it has been overdue."""
+
+    at: float
+    target: str
+    since: float | None
+
+
 class Net:
     """When runs are looked at whose ends deliveries are expected to tell, and whether to expect that at all."""
 
@@ -83,7 +95,7 @@ class Net:
         self.is_expected = False
         self._told: deque[bool] = deque(maxlen=_JUDGED)  # of each end: whether a delivery told it
         self._ages: OrderedDict[str, deque[float]] = OrderedDict()
-        self._held: dict[str, float] = {}  # when each is overdue
+        self._held: dict[str, _Held] = {}
         self._heap: list[tuple[float, str]] = []
 
     @property
@@ -99,12 +111,18 @@ class Net:
 
     def hold(self, execution_id: str, target: str, *, since: float, now: float) -> None:
         """Hold a run back until it is overdue; `since`: when it was submitted, or first seen."""
-        ages = self._ages.get(target)
-        usual = FIRST if ages is None else max(_SHORTEST, _OVERDUE * max(ages))
-        age = now - since
+        age, usual = now - since, self._usual(target)
         at = since + usual if age < usual else now + max(_SHORTEST, (_OVERDUE - 1) * age)
-        self._held[execution_id] = at = min(at, now + _LONGEST)
-        heapq.heappush(self._heap, (at, execution_id))
+        self._put(execution_id, _Held(min(at, now + _LONGEST), target, since if age < usual else None))
+
+    def _usual(self, target: str) -> float:
+        """Give the seconds after which a run of a target is overdue, by the ends seen lately."""
+        ages = self._ages.get(target)
+        return FIRST if ages is None else max(_SHORTEST, _OVERDUE * max(ages))
+
+    def _put(self, execution_id: str, held: _Held) -> None:
+        self._held[execution_id] = held
+        heapq.heappush(self._heap, (held.at, execution_id))
 
     def holds(self, execution_id: str) -> bool:
         """Tell whether a run is held back."""
@@ -123,25 +141,42 @@ class Net:
         found = []
         while self.next_at() <= now:
             _, execution_id = heapq.heappop(self._heap)
-            del self._held[execution_id]
-            found.append(execution_id)
+            held = self._held.pop(execution_id)
+            if held.since is not None and (at := held.since + self._usual(held.target)) > now:
+                self._put(execution_id, attrs.evolve(held, at=min(at, now + _LONGEST)))  # ends came later meanwhile
+            else:
+                found.append(execution_id)
         return found
 
     def next_at(self) -> float:
         """Give when the next run is overdue; inf when none is held."""
-        while self._heap and self._held.get(self._heap[0][1]) != self._heap[0][0]:
+        while self._heap:
+            at, execution_id = self._heap[0]
+            held = self._held.get(execution_id)
+            if held is not None and held.at == at:
+                return at
             heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else math.inf
+        return math.inf
 
     def told(self, target: str, *, age: float | None) -> None:
-        """Take note that a delivery told an end; `age`: seconds since the submit, where that is known."""
+        """Take note that a delivery told an end; `age`: how many seconds such runs take, where it says that."""
         self._told.append(True)
         if age is None:
             return
-        self._ages.setdefault(target, deque(maxlen=_LATELY)).append(age)
+        ages = self._ages.setdefault(target, deque(maxlen=_LATELY))
+        ages.append(age)
         self._ages.move_to_end(target)
+        if len(ages) == _ENOUGH:
+            self._judge_anew(target)
         if len(self._ages) > _MOST_TARGETS:
             self._ages.popitem(last=False)
+
+    def _judge_anew(self, target: str) -> None:
+        """Hold runs no longer than such runs take that were held before it was known how long that is."""
+        usual = self._usual(target)
+        for execution_id, held in list(self._held.items()):
+            if held.target == target and held.since is not None and held.since + usual < held.at:
+                self._put(execution_id, attrs.evolve(held, at=held.since + usual))
 
     def missed(self) -> None:
         """Take note that a look found an end which no delivery had told."""

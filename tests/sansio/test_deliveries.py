@@ -111,6 +111,47 @@ def test_a_run_is_held_until_it_is_overdue() -> None:
     assert net.next_at() == 160.0
 
 
+def test_runs_that_were_out_before_any_ended_are_judged_by_those_that_end() -> None:
+    """Of runs submitted at once a lost end is noticed soon after the others', not after the minute and a half."""
+    net = expecting()
+    for name in "ab":
+        net.hold(name, "t", since=0.0, now=0.0)
+    net.hold("c", "other", since=0.0, now=0.0)
+    net.let_go("b")
+    for _ in range(7):
+        net.told("t", age=12.0)
+    assert net.next_at() == FIRST
+    net.told("t", age=12.0)
+    assert net.next_at() == 18.0
+    assert net.due(18.0) == ["a"]
+    assert net.next_at() == FIRST
+
+
+def test_a_run_is_not_overdue_while_others_of_its_kind_end_ever_later() -> None:
+    """The longest of the ends seen lately counts when a run comes to be looked at, not when it was held."""
+    net = expecting()
+    net.hold("a", "t", since=0.0, now=0.0)
+    for age in range(1, 9):
+        net.told("t", age=float(age))
+    assert net.next_at() == 12.0
+    net.told("t", age=11.0)
+    assert net.due(12.0) == []
+    assert net.holds("a")
+    assert net.next_at() == 16.5
+    assert net.due(16.5) == ["a"]
+
+
+def test_a_longer_hold_is_not_shortened_by_what_takes_longer_still() -> None:
+    """Eight ends that come late do not move a look to a later time than it had."""
+    net = expecting()
+    net.hold("a", "t", since=0.0, now=0.0)
+    for _ in range(8):
+        net.told("t", age=80.0)
+    assert net.next_at() == FIRST
+    assert net.due(FIRST) == []
+    assert net.next_at() == 120.0
+
+
 def test_an_overdue_run_is_held_for_ever_longer_steps() -> None:
     """A run that a look finds alive is left alone for half its age, so that a long one costs few looks."""
     net, now, looks = expecting(), 0.0, 0

@@ -253,6 +253,24 @@ async def test_requests_are_few_when_deliveries_arrive(make_client: Any, how: st
     emulator.assert_charged_once()
 
 
+@pytest.mark.parametrize(("ends", "looks"), [("failed", 0), ("completed", 1)])
+async def test_only_completed_runs_say_how_long_runs_take(
+    knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End, ends: str, looks: int
+) -> None:
+    """Of runs submitted at once: when eight end at 3 s, the ninth is looked at soon, but not when those had failed."""
+    send = sender(client=knouds)
+    runs = [await knouds.workflows.submit("daily-picture", {"n": number}) for number in range(9)]
+    async with anyio.create_task_group() as tasks:
+        for run in runs:
+            tasks.start_soon(run.wait)
+        await anyio.sleep(3)
+        for run in runs[:8]:
+            assert await send(end(run.id, ends)) == 200
+        await anyio.sleep(15)
+        assert emulator.requests.by_route["GET /api/executions/:id"] == looks
+        assert await send(end(runs[8].id)) == 200
+
+
 async def test_requests_are_few_when_a_third_is_lost(make_client: Any) -> None:
     """With 30 % of the deliveries dropped each run ends once, and only the lost ones cost a look."""
     emulator = hooked(duration=lambda dice: dice.lognormvariate(3.8, 0.35), deliveries=Deliveries(dropped=0.3))
