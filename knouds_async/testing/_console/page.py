@@ -72,7 +72,7 @@ def page(view: View, *, host: str, status: str | None) -> Response:
 
 @cache
 def _part(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files("knouds_async.testing._console").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache

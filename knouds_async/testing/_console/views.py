@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -21,7 +21,7 @@ from knouds_async.testing.strikes import Faults
 
 __all__ = ["Tally", "View"]
 
-JsonObject = dict[str, object]
+JsonObject = dict[str, Any]
 _HIDDEN: Final = frozenset({"api_key", "webhook_secret", "keys", "workflows", "models"})
 
 
