@@ -28,15 +28,16 @@ def make_emulator(given: dict[str, Any], pairs: Sequence[str], faults: Sequence[
 
 
 @asynccontextmanager
-async def served(emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+async def served(
+    emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0, serves_media: bool = False
+) -> AsyncIterator[str]:
     """Serve an emulator while the block runs and give its base URL; port 0 takes a free one.
 
     ServingError when the port is taken or the host is not this machine's. Requests under way at the end are cut.
     """
-    is_here = emulator.media_url == DEFAULT_MEDIA_URL  # else somebody has said where they are
     async with AsyncExitStack() as stack:
         try:
-            base_url = await stack.enter_async_context(serve(emulator, host=host, port=port, serves_media=is_here))
+            base_url = await stack.enter_async_context(serve(emulator, host=host, port=port, serves_media=serves_media))
         except OSError as error:
             raise ServingError(f"cannot serve on {host} port {port}: {error.strerror or error}") from None
         yield base_url
@@ -44,7 +45,8 @@ async def served(emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0) 
 
 async def serve_for_good(emulator: Emulator, host: str, port: int) -> None:
     """Serve an emulator until the task is cancelled, and say how to reach it."""
-    async with served(emulator, host=host, port=port) as base_url:
+    is_media_here = emulator.media_url == DEFAULT_MEDIA_URL  # else somebody has said where it is
+    async with served(emulator, host=host, port=port, serves_media=is_media_here) as base_url:
         output.note(
             f"An emulator of Knouds at {base_url} (nothing is paid); open it in a browser to see what it does.\n"
             f"Ctrl-C ends it. In another shell:\n"

@@ -71,7 +71,7 @@ def test_the_emulator_says_how_to_reach_it_and_ends_at_ctrl_c(
     assert set(given) == {"KNOUDS_BASE_URL", "KNOUDS_KEY"}
     ended = knouds("run", "daily-picture", env=_without_knouds() | given)
     assert ended.code == 0
-    assert ended.out.startswith("https://")
+    assert ended.out.startswith("http://127.0.0.1:")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0
