@@ -1,6 +1,6 @@
 """An aiohttp app that submits runs, says how they stand, streams that, and waits for their results.
 
-Reads the key from $KNOUDS_KEY. Run it with `python examples/aiohttp_app.py`.
+Reads the key from $KNOUDS_KEY and the port from $PORT (8080). Run it with `python examples/aiohttp_app.py`.
 With $KNOUDS_WEBHOOK_SECRET it takes deliveries at /webhooks/knouds, and looks at runs only where one is missing.
 
 An id is all it takes to look at a run. Before you offer this to the public, remember whose each id is and check it.
@@ -95,12 +95,16 @@ async def events(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
     await response.prepare(request)
     while True:
-        await response.write(event(state) if state is not None else b": still running\n\n")
         try:
+            await response.write(event(state) if state is not None else b": still running\n\n")
             state = await asyncio.wait_for(anext(updates), HEARTBEAT)
         except TimeoutError:
             state = None
-        except (StopAsyncIteration, ClientClosedError):
+        except (
+            StopAsyncIteration,
+            ClientClosedError,
+            ConnectionResetError,
+        ):  # over, shutting down, or the visitor left
             return response
 
 
@@ -145,4 +149,4 @@ def build_app() -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(build_app())
+    web.run_app(build_app(), port=int(os.environ.get("PORT", "8080")))

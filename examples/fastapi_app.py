@@ -10,8 +10,11 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 from typing import Annotated, Literal, TypedDict
 
 from fastapi import Depends, FastAPI, Query, Request, Response
@@ -66,7 +69,30 @@ async def lifespan(_: FastAPI) -> AsyncIterator[State]:
     async with AsyncKnouds() as knouds:
         if receiver is not None:
             receiver.client = knouds
-        yield {"knouds": knouds}
+        with let_go_by_signal(knouds):
+            yield {"knouds": knouds}
+
+
+@contextmanager
+def let_go_by_signal(knouds: AsyncKnouds) -> Iterator[None]:
+    """End the waits at SIGTERM and Ctrl-C: the server ends the lifespan only after its last answer. The runs go on."""
+    loop, closing = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if is_main}
+
+    def let_go(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(lambda: closing.add(loop.create_task(knouds.aclose())))
+        if callable(server := found[signal.Signals(number)]):
+            server(number, frame)
+
+    for number, server in found.items():
+        if callable(server):
+            signal.signal(number, let_go)
+    try:
+        yield
+    finally:
+        for number, server in found.items():
+            signal.signal(number, server)
 
 
 async def client(request: Request) -> AsyncKnouds:

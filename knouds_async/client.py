@@ -16,7 +16,7 @@ import anyio
 from knouds_async import config
 from knouds_async._io.download import Fetcher, Progress
 from knouds_async._io.exchange import Exchange
-from knouds_async._io.http import own_client, tells_what_was_sent
+from knouds_async._io.http import own_client, pool_of, tells_what_was_sent
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.shared_limiter import SharedLimiter
@@ -73,7 +73,8 @@ class AsyncKnouds:
     ) -> None:
         """Check everything that is given; nothing is sent and no task is started."""
         given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
-        self._base_url = url = config.base_url(base_url, allow_insecure_http=allow_insecure_http)
+        address, base_url = Secret.of(base_url), None  # a key may have got into it
+        self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
         key = config.api_key(given)
         if not isinstance(max_connections, int) or max_connections < 1:
             raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
@@ -84,9 +85,10 @@ class AsyncKnouds:
             raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
         self._downloads = Downloads(Hosts.of(media_hosts, url), Fetcher(http_client, ssl_context))
-        self._own_http = None
+        self._own_http = pool = None
         if http_client is None:
             http_client = self._own_http = own_client(url, ssl_context=ssl_context, connections=max_connections)
+            pool = pool_of(http_client)
         exchange = Exchange(
             http_client,
             base_url=url,
@@ -94,6 +96,7 @@ class AsyncKnouds:
             timeouts=config.option("timeouts", timeouts, Timeouts),
             agent=_AGENT,
             is_known=tells_what_was_sent(http_client),
+            pool=pool,
         )
         connections = max_connections if self._own_http is not None else math.inf
         retries = config.option("retries", retries, Retries)

@@ -84,15 +84,17 @@ def api_key(given: Secret | None) -> Secret:
     return key
 
 
-def base_url(given: str | None, *, allow_insecure_http: bool = False) -> str:
+def base_url(given: str | Secret | None, *, allow_insecure_http: bool = False) -> str:
     """Give the base URL: the argument, else `$KNOUDS_BASE_URL`, else the vendor's; without a trailing slash.
 
     Plain http is refused except to loopback, or when asked for: the key would travel in the clear.
     """
-    url = given if given is not None else os.environ.get("KNOUDS_BASE_URL") or DEFAULT_BASE_URL
+    text = given.reveal() if isinstance(given, Secret) else given
+    url = text if text is not None else os.environ.get("KNOUDS_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(url, str):
         raise ConfigurationError(f"base_url must be a text, not {type(url).__name__}")
     if "@" in url or _BEGINNING in url:
+        text = url = ""  # so that no frame of ours shows it in a traceback with locals
         raise ConfigurationError("base_url must not hold a user name, a password or a key (it is not shown here)")
     shown = re.split("[?#]", url)[0]
     try:

@@ -150,6 +150,7 @@ class APIError(KnoudsError):
     """
 
     advice: ClassVar[str] = ""
+    named: ClassVar[tuple[str, ...]] = ()  # words of the body that belong into the message
 
     def __init__(
         self,
@@ -162,13 +163,14 @@ class APIError(KnoudsError):
         may_have_run: bool = False,
     ) -> None:
         """Compose the message: what was refused, why, and what to do next."""
+        self.body = body
         asked = " ".join(str(part) for part in (route, "answered", status, code) if part) if status else code
-        said = ": ".join(part for part in (asked, message.rstrip(". ")) if part)
+        words = ", ".join(f"{key}: {word:.100}" for key in self.named if (word := self._word(key)) is not None)
+        said = ": ".join(part for part in (asked, message.rstrip(". ")) if part) + (f" ({words})" if words else "")
         super().__init__(". ".join(part for part in (said, _MAY_HAVE_RUN if may_have_run else self.advice) if part))
         self.status = status
         self.code = code
         self.message = message
-        self.body = body
         self.route = route
         self.may_have_run = may_have_run
 
@@ -253,6 +255,7 @@ class PermissionDeniedError(APIError):
 class CapabilityDeniedError(PermissionDeniedError):
     """The key lacks a capability; `required` names it."""
 
+    named = ("required",)
     advice = "Nothing was run; make a key with the capability the service named"
 
     @property
@@ -264,6 +267,8 @@ class CapabilityDeniedError(PermissionDeniedError):
 class CapabilityAboveCeilingError(PermissionDeniedError):
     """A key was asked to give more than its owner has; `attempted` names it."""
 
+    named = ("attempted",)
+
     @property
     def attempted(self) -> str | None:
         """The capability that was attempted."""
@@ -273,6 +278,7 @@ class CapabilityAboveCeilingError(PermissionDeniedError):
 class ScopeDeniedError(PermissionDeniedError):
     """The key's scope is too small (older generation); `required` and `actual` name both."""
 
+    named = ("required", "actual")
     advice = "Nothing was run; make a key with the scope the service named"
 
     @property

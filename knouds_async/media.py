@@ -47,7 +47,7 @@ class Downloads:
         """Fetch one file; see `AsyncKnouds.download`."""
         _check(media, max_bytes)
         self._check_open()
-        given = os.fspath(path_or_dir)
+        given = _text(path_or_dir)
         try:
             folder, name = await to_thread.run_sync(_place, given)
         except (OSError, ValueError) as error:
@@ -66,7 +66,7 @@ class Downloads:
         self, run: RunResult, folder: str | os.PathLike[str], *, overwrite: bool, max_bytes: int
     ) -> tuple[Path, ...]:
         """Fetch all files of a run; see `AsyncKnouds.download_all`."""
-        into = os.path.join(os.fspath(folder), "")  # noqa: PTH118  (a Path would drop the slash that says: a folder)
+        into = os.path.join(_text(folder), "")  # noqa: PTH118  (a Path would drop the slash that says: a folder)
         paths: dict[int, Path] = {}
         failures: list[DownloadError] = []
         turns = anyio.Semaphore(_AT_ONCE)
@@ -99,8 +99,17 @@ class Downloads:
         self._home.enter()
 
 
+def _text(path: object) -> str:
+    try:
+        return os.fsdecode(path)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidArgumentError(f"{path!r:.200} is no path: give a text or a pathlib.Path") from None
+
+
 def _place(given: str) -> tuple[Path, str | None]:
     """Give the folder and, where the caller has chosen one, the file's name; a folder that is not there is made."""
+    if "\0" in given:
+        raise ValueError("a path holds no null character")
     path = Path(given)
     if given.endswith(("/", os.sep)):
         path.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,7 @@ class Host:
     asked: list[web.Request] = attrs.field(factory=list)
     statuses: list[int] = attrs.field(factory=list)
     has_ranges: bool = True
+    minds_if_range: bool = True
     url: str = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -62,7 +63,8 @@ class Host:
         whole, start = self.files[name], 0
         headers = {**self.headers, "Set-Cookie": "tracker=1; Path=/"}
         asked_for = request.headers.get("Range")
-        if asked_for and self.has_ranges and request.headers.get("If-Range") == headers.get("ETag"):
+        is_same = request.headers.get("If-Range") == headers.get("ETag") or not self.minds_if_range
+        if asked_for and self.has_ranges and is_same:
             start = int(asked_for.removeprefix("bytes=").removesuffix("-"))
             headers["Content-Range"] = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
         body = whole[start:]
@@ -188,6 +190,21 @@ async def test_begins_anew_when_the_file_has_changed(
     assert path.read_bytes() == changed
 
 
+@pytest.mark.parametrize("etag", ['"v1"', '"v2"'])
+async def test_the_rest_of_another_file_is_not_taken(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, etag: str
+) -> None:
+    """A host that sends the rest of what it has now, whatever was asked for, is asked anew: by its ETag or its size."""
+    host = await start_host(files={"a.png": BIG}, drops_after=[1_000_000], minds_if_range=False)
+    changed = BIG[:0:-1] if etag == '"v1"' else BIG[::-1]
+
+    def change(got: int, total: int | None) -> None:
+        host.files["a.png"], host.headers["ETag"] = changed, etag
+
+    path = await knouds.download(image(host), tmp_path, on_progress=change)
+    assert path.read_bytes() == changed
+
+
 @pytest.mark.parametrize("options", [{"headers": {"Content-Type": "image/png"}}, {"has_ranges": False}])
 async def test_begins_anew_where_the_rest_cannot_be_had(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, options: dict[str, Any]
@@ -294,7 +311,14 @@ async def test_works_without_hard_links(
 
 @pytest.mark.parametrize(
     "target",
-    ["https://evil.example/a.png", "http://10.0.0.1/a.png", "file:///etc/passwd", "http://[", "//evil.example/x"],
+    [
+        "https://evil.example/a.png",
+        "http://10.0.0.1/a.png",
+        "file:///etc/passwd",
+        "http://[",
+        "//evil.example/x",
+        "js:1",
+    ],
 )
 async def test_redirects_are_checked(start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, target: str) -> None:
     """A redirect to any other host, scheme or nonsense is refused before anything is sent there."""
@@ -364,7 +388,9 @@ async def test_what_cannot_be_written_is_told(start_host: StartHost, knouds: Asy
     assert await fails(knouds.download(image(host), tmp_path / "no" / "a.png")) is DownloadFault.NOT_WRITTEN
     (tmp_path / "file").write_bytes(b"")
     assert await fails(knouds.download(image(host), f"{tmp_path}/file/")) is DownloadFault.NOT_WRITTEN
-    assert await fails(knouds.download(image(host), f"{tmp_path}/\0/")) is DownloadFault.NOT_WRITTEN
+    for name in ("\0/", "a\0b", "a\0b/c"):
+        assert await fails(knouds.download(image(host), f"{tmp_path}/{name}")) is DownloadFault.NOT_WRITTEN
+    assert not host.asked or names(tmp_path) == ["file"]
 
 
 async def test_a_cancelled_download_leaves_nothing(start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path) -> None:
@@ -414,6 +440,11 @@ async def test_odd_arguments_are_refused(knouds: AsyncKnouds, tmp_path: Path) ->
     """What is no file of a result, or no size, is an argument error; a closed client downloads nothing."""
     with pytest.raises(InvalidArgumentError):
         await knouds.download("https://x/a.png", tmp_path)  # type: ignore[arg-type]
+    for place in (5, None, ["a"]):
+        with pytest.raises(InvalidArgumentError, match="is no path"):
+            await knouds.download(Media("image", "https://x/a.png"), place)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentError, match="is no path"):
+            await knouds.download_all(RunResult({}), place)  # type: ignore[arg-type]
     for size in (0, -1, 1.5, True):
         with pytest.raises(InvalidArgumentError):
             await knouds.download(Media("image", "https://x/a.png"), tmp_path, max_bytes=size)  # type: ignore[arg-type]

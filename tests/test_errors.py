@@ -155,6 +155,8 @@ def test_words_of_the_body_are_texts_or_none() -> None:
     denied = errors.ScopeDeniedError("x", body={"required": "admin", "actual": 5})
     assert (denied.required, denied.actual) == ("admin", None)
     assert errors.CapabilityDeniedError("x", body={"required": "workflow:run"}).required == "workflow:run"
+    assert "x (required: admin). Nothing was run" in str(denied)
+    assert "x (attempted: *)" in str(errors.CapabilityAboveCeilingError("x", body={"attempted": "*"}))
     assert errors.CapabilityAboveCeilingError("x", body=None).attempted is None
     assert errors.CapabilityAboveCeilingError("x", body=["attempted"]).attempted is None
 

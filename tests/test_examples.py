@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,6 +82,53 @@ def run_example(service: str, tmp_path: Path) -> RunExample:
         )
 
     return run
+
+
+@pytest.mark.parametrize(
+    "command", [("-m", "uvicorn", "fastapi_app:app", "--app-dir", str(EXAMPLES)), (str(EXAMPLES / "aiohttp_app.py"),)]
+)
+async def test_a_signal_ends_the_waits_and_no_run(
+    command: tuple[str, ...], service: str, emulator: Emulator, tmp_path: Path
+) -> None:
+    """SIGTERM answers who waits with 503, ends streams, and ends the server; the runs go on; the log is clean."""
+    emulator.duration = 600.0
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    if "uvicorn" in command:
+        command = (*command, "--port", port)
+    environment = {**os.environ, "PORT": port}
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        server = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment, stdout=out, stderr=out)
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as visitor:
+                run_id = await _first_order(visitor)
+                wait = asyncio.ensure_future(visitor.get(f"/thumbnails/{run_id}/result"))
+                async with visitor.stream("GET", f"/thumbnails/{run_id}/events") as stream:
+                    lines = stream.aiter_lines()
+                    assert await anext(lines) == "event: processing"
+                    server.terminate()
+                    assert (await wait).status_code == 503
+                    assert [line async for line in lines if line.startswith("event")] == []
+            await asyncio.wait_for(server.wait(), 60)
+        finally:
+            with suppress(ProcessLookupError):
+                server.kill()
+    assert "Traceback" not in log.read_text()
+    assert [run.status for run in emulator.runs] == ["processing"]
+
+
+async def _first_order(visitor: httpx.AsyncClient) -> str:
+    """Order a thumbnail as soon as the app answers."""
+    for _ in range(600):
+        try:
+            answer = await visitor.post("/thumbnails", json={"product_name": "A coffee mug"})
+        except httpx.ConnectError:
+            await asyncio.sleep(0.1)
+        else:
+            assert answer.status_code == 202
+            return str(answer.json()["id"])
+    raise AssertionError("the app does not answer")
 
 
 def test_every_example_is_run_here() -> None:

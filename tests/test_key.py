@@ -151,6 +151,18 @@ def test_a_malformed_key_is_refused_and_not_shown(key: str) -> None:
     assert not key or repr(key) not in repr(ours)
 
 
+@pytest.mark.parametrize("url", ["https://{}.example", "https://user:{}@knouds.ai", "https://knouds.ai/?key={}"])
+def test_a_key_in_a_base_url_is_refused_and_not_shown(url: str) -> None:
+    """Nor does a key that got into the base URL stand in the locals of our frames."""
+    with pytest.raises(ConfigurationError) as caught:
+        AsyncKnouds("k", base_url=url.format("knouds_live_CANARY"))
+    frames = traceback.walk_tb(caught.value.__traceback__)
+    ours = [frame.f_locals for frame, _ in frames if "knouds_async" in frame.f_code.co_filename]
+    assert ours
+    assert "CANARY" not in repr(ours)
+    assert "CANARY" not in str(caught.value)
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects_are_errors_that_name_the_host_only(status: int) -> None:
     """The API never redirects: the key and the body go nowhere else, and no query is repeated."""

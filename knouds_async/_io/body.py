@@ -15,7 +15,7 @@ import httpx
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["UnreadableBody", "read_body"]
+__all__ = ["UnreadableBody", "collector", "read_body"]
 
 _MOST: Final = 32 * 1024 * 1024
 _STEP: Final = 64 * 1024
@@ -93,7 +93,7 @@ async def read_body(response: httpx.Response, *, most: int = _MOST, into: io.Byt
         return _already_read(response, most)
     chunks = response.aiter_raw()
     try:
-        body = _collector(response.headers, most, into or io.BytesIO())
+        body = collector(response.headers.get("content-encoding", ""), into or io.BytesIO(), most=most)
         async for chunk in chunks:
             body.feed(chunk)
         return body.finish()
@@ -102,12 +102,13 @@ async def read_body(response: httpx.Response, *, most: int = _MOST, into: io.Byt
         raise
 
 
-def _collector(headers: httpx.Headers, most: int, read: io.BytesIO) -> _Plain:
-    encodings = [name.strip().lower() for name in headers.get_list("content-encoding", split_commas=True)]
-    if encodings in ([], [""], ["identity"]):
-        return _Plain(most, read)
+def collector(encoding: str, into: io.BytesIO, *, most: int = _MOST) -> _Plain:
+    """Give what collects a body of this content-encoding (several headers joined by commas), piece by piece."""
+    encodings = [name.strip().lower() for name in encoding.split(",")]
+    if encodings in ([""], ["identity"]):
+        return _Plain(most, into)
     if encodings == ["gzip"]:
-        return _Gzip(most, read)
+        return _Gzip(most, into)
     raise UnreadableBody("has a content-encoding other than identity or a single gzip")
 
 

@@ -116,9 +116,19 @@ async def _attempt(http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, target
     """Ask for the file, or for the rest of it, wherever redirects lead; None when it is whole."""
     url = _checked(hosts, wanted, None, wanted.media.url)
     for _ in range(files.MOST_REDIRECTS + 1):
-        response = await http.send(_request(url, wanted), stream=True, auth=None, follow_redirects=False)
+        try:
+            response = await http.send(_request(url, wanted), stream=True, auth=None, follow_redirects=False)
+        except httpx.InvalidURL:  # httpx reads where a redirect leads also when it does not follow
+            raise _error(wanted, DownloadFault.REFUSED_ADDRESS, "a redirect leads to what is not a URL") from None
         async with _closing(response) as chunks:
-            seen = files.judge(response.status_code, response.headers, wanted.media, got=wanted.got, most=wanted.most)
+            seen = files.judge(
+                response.status_code,
+                response.headers,
+                wanted.media,
+                got=wanted.got,
+                most=wanted.most,
+                begun=wanted.start,
+            )
             match seen:
                 case Start():
                     return await _take(chunks, seen, wanted, target)

@@ -1,7 +1,8 @@
 """One attempt of a call over HTTP: it ends as answered, garbled, not sent, or sent and unanswered; it never raises.
 
-Rule of the file: the only place where a request with the key in it exists. No HTTP object leaves it: foreign errors
-become words, and a cancellation passes with its traceback cut, so that no frame of it shows a header.
+Rule of the file: requests with the key in them exist below it only, in `direct` and `through_httpx`. No HTTP object
+leaves it: foreign errors become words, and a cancellation passes with its traceback cut, so that no frame of it shows
+a header.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any, Final
 import anyio
 import httpx
 
-from knouds_async._io.transport import SentTrace, UnreadableBody, read_body
-from knouds_async._sansio import headers
+from knouds_async._io.body import UnreadableBody
+from knouds_async._io.direct import Direct
+from knouds_async._io.sent import SentTrace
+from knouds_async._io.through_httpx import ThroughHttpx
+from knouds_async._io.transport import PooledTransport
 from knouds_async._sansio.calls import Call
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
@@ -28,15 +32,27 @@ class Exchange:
     """Sends calls to one base URL with one key."""
 
     def __init__(
-        self, http: httpx.AsyncClient, *, base_url: str, key: Secret, timeouts: Timeouts, agent: str, is_known: bool
+        self,
+        http: httpx.AsyncClient,
+        *,
+        base_url: str,
+        key: Secret,
+        timeouts: Timeouts,
+        agent: str,
+        is_known: bool,
+        pool: PooledTransport | None = None,
     ) -> None:
-        """Use `http`; `is_known`: whether its transport is one whose errors tell what was sent."""
-        self._http = http
-        self._base_url = base_url
-        self._origin = _origin(httpx.URL(base_url))
+        """Use `http`, or the `pool` below it without what `http` would do to each request.
+
+        `is_known`: whether the transport is one whose errors tell what was sent.
+        """
+        self._way = (
+            Direct(pool, base_url, key, timeouts, agent=agent)
+            if pool is not None
+            else ThroughHttpx(http, base_url, key, timeouts, agent=agent)
+        )
         self._key = key
         self._timeouts = timeouts
-        self._headers = {"accept": "application/json", "accept-encoding": "gzip", "user-agent": agent}
         self._is_known = is_known
 
     async def attempt(self, call: Call[Any], trace: SentTrace, *, total: float | None = None) -> Outcome:
@@ -62,39 +78,21 @@ class Exchange:
         return max(self._timeouts.pool, limit) if call.pays_for is not None else self._timeouts.pool
 
     async def _perform(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
-        response = await self._http.send(self._request(call, trace, limit), stream=True, follow_redirects=False)
-        found = {name: response.headers.get(name) for name in headers.READ}
-        seen = {name: self._masked(value) for name, value in found.items() if value is not None}
+        reply = await self._way.send(call, trace, limit)
+        seen = {name: self._masked(value) for name, value in reply.headers().items()}
         try:
-            body = await read_body(response, into=part)
+            body = await reply.read(part)
         except UnreadableBody as odd:
             why = f"the body of the answer {odd}"
-            return Garbled(response.status_code, seen, why, is_cut=False, part=self._part(part))
+            return Garbled(reply.status, seen, why, is_cut=False, part=self._part(part))
         except httpx.TransportError as cut:
             why = f"the answer was cut short ({self._words(cut)})"
-            return Garbled(response.status_code, seen, why, is_cut=True, part=self._part(part))
+            return Garbled(reply.status, seen, why, is_cut=True, part=self._part(part))
         finally:
             with contextlib.suppress(Exception):  # what was read is worth more than a tidy end
-                await response.aclose()
+                await reply.aclose()
         # An answer that echoes the request must not carry the key into errors.
-        return Answer(response.status_code, seen, self._unkeyed(body))
-
-    def _request(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Request:
-        wait = self._timeouts
-        is_paid = call.pays_for is not None
-        read, pool = (max(wait.read, limit), max(wait.pool, limit)) if is_paid else (wait.read, wait.pool)
-        request = self._http.build_request(
-            call.method,
-            self._base_url + call.path,
-            content=call.body,
-            headers=self._headers if call.body is None else {**self._headers, "content-type": "application/json"},
-            timeout=httpx.Timeout(connect=wait.connect, read=read, write=wait.write, pool=pool),
-            extensions={"trace": trace, "knouds.fresh": is_paid},
-        )
-        request.url = httpx.URL(self._base_url + call.path)  # a caller's client may have default parameters
-        if call.keyed and _origin(request.url) == self._origin:
-            request.headers["x-api-key"] = self._key.reveal()
-        return request
+        return Answer(reply.status, seen, self._unkeyed(body))
 
     def _classify(self, error: Exception | None, trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         """Tell from the trace, not from the error's class, whether the request may have left."""
@@ -117,7 +115,3 @@ class Exchange:
     def _part(self, read: io.BytesIO) -> bytes:
         """Give the beginning of a body that did not come whole: the id of a run may be in it."""
         return self._unkeyed(bytes(read.getbuffer()[:_PART]))
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port

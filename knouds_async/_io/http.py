@@ -25,6 +25,12 @@ def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections
     return httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
 
 
+def pool_of(http: httpx.AsyncClient) -> PooledTransport | None:
+    """Give the pool below a client of our own; None where a proxy is in between."""
+    transport = getattr(http, "_transport", None)
+    return transport if isinstance(transport, PooledTransport) else None
+
+
 def tells_what_was_sent(http: httpx.AsyncClient) -> bool:
     """Tell whether the errors of a client's transport can be trusted: ours, or exactly httpx's own without mounts."""
     transport = getattr(http, "_transport", None)

@@ -36,6 +36,8 @@ class SentTrace:
 
     async def __call__(self, event: str, details: object) -> None:  # noqa: ARG002  (httpcore gives both)
         """Note an event; never waits."""
+        if self._has_begun_sending:
+            return
         self._last_event = event
         if event.startswith(_SENDING):
             # For good: a proxy's CONNECT is "sent" like any request, and connection events follow it.

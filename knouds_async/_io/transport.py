@@ -24,7 +24,7 @@ from knouds_async._io.sent import SentTrace
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["PooledTransport", "SentTrace", "UnreadableBody", "read_body"]
+__all__ = ["HeldBody", "PooledTransport", "SentTrace", "UnreadableBody", "Whole", "origin_of", "read_body"]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -58,9 +58,17 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
         Raises `httpx.TransportError`s as httpx's own transport does, and `httpx.ConnectError` when closed.
         """
-        origin = _origin(request.url)
+        response, body = await self.send(_core_request(request), origin_of(request.url))
+        return httpx.Response(
+            status_code=response.status, headers=response.headers, stream=body, extensions=response.extensions
+        )
+
+    async def send(self, request: httpcore.Request, origin: Origin) -> tuple[httpcore.Response, HeldBody]:
+        """Send httpcore's request, and give its response and what reads and closes its body; errors are httpx's."""
         self._refuse_if_closed()
-        has_waited = await self._take_slot(request)
+        has_waited = not self._pool.slots.take_now()
+        if has_waited:
+            await self._wait_for_slot(request)
         connection: Connection | None = None
         try:
             if has_waited:
@@ -69,16 +77,11 @@ class PooledTransport(httpx.AsyncBaseTransport):
             is_fresh = bool(request.extensions.get("knouds.fresh"))
             connection = self._pool.connection(origin, now=anyio.current_time(), is_fresh=is_fresh)
             with httpx_errors():
-                response = await connection.send(_core_request(request))
+                response = await connection.send(request)
         except BaseException:
             self._pool.discard(connection)
             raise
-        return httpx.Response(
-            status_code=response.status,
-            headers=response.headers,
-            stream=_HeldBody(response, connection, self._pool),
-            extensions=response.extensions,
-        )
+        return response, HeldBody(response, connection, self._pool)
 
     async def aclose(self) -> None:
         """Close the idle connections at once and the others when their responses are closed; idempotent.
@@ -88,10 +91,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._pool.close()
         await anyio.lowlevel.checkpoint()  # asyncio lets go of its sockets one turn later
 
-    async def _take_slot(self, request: httpx.Request) -> bool:
-        """Take a slot; say whether that took waiting."""
-        if self._pool.slots.take_now():
-            return False
+    async def _wait_for_slot(self, request: httpcore.Request) -> None:
         await _trace(request, "pool.wait.started")
         timeout = request.extensions.get("timeout", {}).get("pool")
         try:
@@ -99,7 +99,6 @@ class PooledTransport(httpx.AsyncBaseTransport):
                 await self._pool.slots.take()
         except TimeoutError:
             raise httpx.PoolTimeout(f"no connection became free within {timeout} s") from None
-        return True
 
     def _refuse_if_closed(self) -> None:
         if self._pool.is_closed:
@@ -111,7 +110,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         return Connection(origin, self._ssl_context)
 
 
-class _HeldBody(httpx.AsyncByteStream):
+class HeldBody(httpx.AsyncByteStream):
     """A response's body, which holds slot and connection until it is closed or breaks."""
 
     def __init__(self, response: httpcore.Response, connection: Connection, pool: Pool) -> None:
@@ -166,25 +165,29 @@ class _HeldBody(httpx.AsyncByteStream):
             self._pool.discard(self._connection)
 
 
-class _Whole:
+class Whole:
     """A request's body in one piece.
 
     httpx's own is a generator; left half way by a connection that breaks, it would end in a ResourceWarning on trio.
     """
 
     def __init__(self, content: bytes) -> None:
+        """Hold the bytes."""
         self._left = [content] if content else []
 
     def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterate over itself."""
         return self
 
     async def __anext__(self) -> bytes:
+        """Give it once."""
         if not self._left:
             raise StopAsyncIteration
         return self._left.pop()
 
 
-def _origin(url: httpx.URL) -> Origin:
+def origin_of(url: httpx.URL) -> Origin:
+    """Give where a URL leads to; httpx.UnsupportedProtocol for anything but http and https."""
     if url.scheme not in _DEFAULT_PORTS:
         raise httpx.UnsupportedProtocol(f"only http and https are spoken here, not {url.scheme!r}")
     return Origin(url.raw_scheme, url.raw_host, url.port or _DEFAULT_PORTS[url.scheme])
@@ -198,11 +201,11 @@ def _core_request(request: httpx.Request) -> httpcore.Request:
         request.method,
         httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
         headers=request.headers.raw,
-        content=_Whole(request.content) if is_whole else request.stream,
+        content=Whole(request.content) if is_whole else request.stream,
         extensions=request.extensions,
     )
 
 
-async def _trace(request: httpx.Request, event: str) -> None:
+async def _trace(request: httpcore.Request, event: str) -> None:
     if (trace := request.extensions.get("trace")) is not None:
         await trace(event, {})

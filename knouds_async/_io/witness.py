@@ -40,7 +40,8 @@ async def tell(
 ) -> None:
     """Tell what became of an attempt and raise the cancellation that came meanwhile, if any.
 
-    The log is told where the caller may not be: it was cancelled, or the witness could not write.
+    Where there is no witness, the log is told of what the caller may not hear: it was cancelled. Where there is one, only
+    of what it could not write.
     """
     failure: Exception | None = None
     if witness is not None:
@@ -48,7 +49,8 @@ async def tell(
             cancellation = (await uninterrupted(lambda: witness.ended(decision))).cancellation or cancellation
         except Exception as error:  # noqa: BLE001  (raised again)
             failure = error
-    if cancellation is not None or failure is not None or (call.pays_for is not None and is_cancelled()):
+    is_cut = cancellation is not None or (call.pays_for is not None and is_cancelled())
+    if failure is not None or (witness is None and is_cut):
         _log(call, decision, sent_at)
     if (stop := cancellation or failure) is not None:
         raise stop

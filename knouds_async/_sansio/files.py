@@ -100,8 +100,13 @@ def asked(got: int, validator: str | None) -> dict[str, str]:
     return {**head, "range": f"bytes={got}-", "if-range": validator} if got and validator else head
 
 
-def judge(status: int, headers: Mapping[str, str], media: Media, *, got: int, most: int) -> Start | Elsewhere | Refused:
-    """Say what an answer to `asked` means; `got`: bytes that are there, `most`: bytes that may be."""
+def judge(
+    status: int, headers: Mapping[str, str], media: Media, *, got: int, most: int, begun: Start | None = None
+) -> Start | Elsewhere | Refused:
+    """Say what an answer to `asked` means.
+
+    `got`: bytes that are there, and `begun`: as what they came; `most`: bytes that may be.
+    """
     if 300 <= status < 400 and status != 304:
         location = headers.get("location")
         return Elsewhere(location) if location else Refused(DownloadFault.REFUSED_STATUS, f"the answer was {status}")
@@ -115,6 +120,8 @@ def judge(status: int, headers: Mapping[str, str], media: Media, *, got: int, mo
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         return Refused(DownloadFault.WRONG_TYPE, "it is encoded, which was not asked for")
     start = _start(status, headers, _TYPES.get(kind), got)
+    if start is not None and status == 206 and begun is not None:
+        start = _continued(begun, start, headers)
     if start is None:
         return Refused(DownloadFault.DROPPED, "another part came than was asked for", is_passing=True)
     if start.total is not None and start.total > most:
@@ -133,6 +140,14 @@ def _start(status: int, headers: Mapping[str, str], extension: str | None, got: 
         return None
     first, last, total = (int(number) for number in part.groups())
     return Start(first, total, validator, extension) if first == got and last + 1 == total else None
+
+
+def _continued(begun: Start, rest: Start, headers: Mapping[str, str]) -> Start | None:
+    """Give the rest of a file, None if it is of another: not every host minds what the request was bound to."""
+    told = headers.get("etag" if (begun.validator or "").startswith('"') else "last-modified")
+    if told not in (None, begun.validator) or begun.total not in (None, rest.total):
+        return None
+    return attrs.evolve(rest, validator=begun.validator)
 
 
 def is_markup(head: bytes) -> bool:

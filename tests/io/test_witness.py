@@ -113,6 +113,17 @@ async def test_an_id_that_cannot_be_noted_is_logged(emulator: Emulator, caplog: 
     assert emulator.runs[0].execution_id in caplog.text
 
 
+@pytest.mark.parametrize("is_noted", [True, False])
+async def test_what_is_noted_is_not_logged(
+    is_noted: bool, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The id of a submit whose caller was cancelled stands in the log only when nobody else has written it down."""
+    caplog.set_level(logging.WARNING, logger="knouds_async")
+    with anyio.move_on_after(1.5):
+        await pipeline(emulator).send(CALL, witness=Notes(emulator) if is_noted else None)
+    assert (emulator.runs[0].execution_id in caplog.text) is not is_noted
+
+
 async def test_every_attempt_is_told(emulator: Emulator) -> None:
     """A refused attempt and the one after it are both told, and so is an open outcome."""
     notes: Any = Notes(emulator)

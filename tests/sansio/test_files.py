@@ -128,6 +128,31 @@ def test_what_is_refused(status: int, headers: dict[str, str], got: int, fault: 
     assert (seen.fault, seen.is_passing) == (fault, passing)
 
 
+REST = {**PNG, "content-range": "bytes 50-99/100"}
+
+
+@pytest.mark.parametrize(
+    ("begun", "headers", "expected"),
+    [
+        (Start(0, 100, '"v1"', ".png"), REST, Start(50, 100, '"v1"', ".png")),
+        (Start(0, None, '"v1"', ".png"), REST, Start(50, 100, '"v1"', ".png")),
+        (Start(0, 100, '"v1"', None), {"content-range": "bytes 50-99/100"}, Start(50, 100, '"v1"', None)),
+        (Start(0, 100, "then", ".png"), {**REST, "last-modified": "then"}, Start(50, 100, "then", ".png")),
+        (Start(0, 100, '"v0"', ".png"), REST, None),
+        (Start(0, 100, "then", ".png"), {**REST, "last-modified": "now"}, None),
+        (Start(0, 101, '"v1"', ".png"), REST, None),
+    ],
+)
+def test_the_rest_is_of_what_was_begun(begun: Start, headers: dict[str, str], expected: Start | None) -> None:
+    """Where the rest is told to be of another version or length, it is not taken, and all is fetched anew."""
+    seen = judge(206, headers, IMAGE, got=50, most=1000, begun=begun)
+    if expected is None:
+        assert isinstance(seen, Refused)
+        assert (seen.fault, seen.is_passing) == (DownloadFault.DROPPED, True)
+    else:
+        assert seen == expected
+
+
 @pytest.mark.parametrize("head", [b"<!DOCTYPE html>", b"\n <html>", b"<?xml version", b"\xef\xbb\xbf<Error>", b"<svg "])
 def test_pages_are_no_media(head: bytes) -> None:
     """What begins like a page is told, whatever type it claims to be."""

@@ -71,7 +71,7 @@ class Account:
         if self.unsaved:
             yield f"the files of {counted(self.unsaved, 'run')} could not be had; the same command tries again"
         if self.unknowns:
-            named = ", ".join(self.unknown) + (", ..." if self.unknowns > len(self.unknown) else "")
+            named = ", ".join(self.unknown) + (" and others" if self.unknowns > len(self.unknown) else "")
             yield (
                 f"{counted(self.unknowns, 'run')} unknown: {named}. They may have run and been charged, so they were "
                 f"not sent again. The same command looks for them anew; `knouds batch --status {ledger}` lists them, "

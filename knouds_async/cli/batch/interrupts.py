@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from knouds_async.cli import output
 from knouds_async.cli.exits import Exit
 
 GRACE: Final = 3.0
@@ -64,7 +63,8 @@ async def _listen(news: asyncio.Queue[int], stop: Callable[[], None], leave: Cal
 
 def _end() -> None:
     """End the process, whatever it is waiting for: the ledger holds all that is needed."""
-    if output.is_live():
-        sys.stderr.write(_SHOW_CURSOR)  # which the progress had hidden
-        sys.stderr.flush()
+    screen = sys.__stderr__  # the progress may have put something of its own in the place of `sys.stderr`
+    if screen is not None and screen.isatty():
+        screen.write(_SHOW_CURSOR)  # which the progress has hidden
+        screen.flush()
     os._exit(Exit.INTERRUPTED)

@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final
 
+import attrs
+
 from knouds_async._sansio.keys import Seen
 from knouds_async.batch.jobs import Job
 from knouds_async.cli.batch.entries import Entry, Form, read_entries
@@ -114,3 +116,20 @@ def _summed_up(faults: list[FaultyLineError]) -> UsageError:
         return first
     numbers = ", ".join(str(fault.line) for fault in others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
     return UsageError(f"{first}; {counted(len(others), 'more faulty line')}: {numbers}")
+
+
+@attrs.frozen
+class CountedJobs:
+    """The jobs of a file that was looked through: their number is known, and they are read as they are wanted."""
+
+    source: Source
+    texts: Collection[str]
+    total: int
+
+    def __len__(self) -> int:
+        """Give their number."""
+        return self.total
+
+    def __iter__(self) -> Iterator[Job | Inputs]:
+        """Read them."""
+        return self.source.jobs(self.texts, self.total)

@@ -168,6 +168,30 @@ def test_results_that_find_no_room_are_in_the_ledger(service: Any, here: Here, f
     assert len(folder.results()) == len(service.emulator.runs) == 30
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no bound on the size of files")
+def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: Any) -> None:
+    """When the ledger cannot be written nothing more is submitted; with room again no job is run twice."""
+    import resource
+
+    folder.write_jobs(120)
+    done = subprocess.run(  # noqa: S603
+        [*PROGRAM, *BATCH, "--max-in-flight", "8"],
+        env=service.env,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    ran = len(service.emulator.runs)
+    assert done.returncode == 1, done
+    assert 0 < ran < 120
+    assert "knouds: stopped: the ledger 'jobs.jsonl.ledger' cannot be used" in done.stderr
+    assert "To go on: knouds batch" in done.stderr
+    assert service.knouds(*BATCH).code in (0, 5)
+    assert_none_ran_twice(service)
+    assert len(folder.results()) == 120
+
+
 def test_a_reader_that_leaves_stops_the_submitting(service: Any, folder: Any) -> None:
     """When the reader of stdout has gone, nothing more is submitted, and how to go on is said."""
     folder.write_jobs(30)
@@ -247,16 +271,55 @@ def test_a_second_ctrl_c_leaves_at_once(put_up: PutUp, terminal: Callable[..., A
     batch.press_ctrl_c()
     assert batch.end() == 130, batch.said
     assert "left at once; 4 runs still out" in " ".join(batch.said.split())
-    assert batch.said.count("\x1b[?25l") == batch.said.count("\x1b[?25h")  # the cursor is there again
+    assert batch.said.count("\x1b[?25l") <= batch.said.count("\x1b[?25h")  # the cursor is there again
     ended = service.knouds(*BATCH)
     assert ended.code == 0, ended
     assert_none_ran_twice(service)
     assert len(folder.results()) == 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
+@pytest.mark.parametrize("presses", [2, 3])
+def test_a_service_that_hangs_holds_nobody_up(
+    put_up: PutUp, terminal: Callable[..., Any], folder: Any, presses: int
+) -> None:
+    """Two Ctrl-C leave although a submit is not answered, three even sooner; it is unknown then and not sent again."""
+    service = put_up()
+    service.emulator.faults.add(faults.stalled(), route=SUBMIT, nth=1)
+    folder.write_jobs(3)
+    batch = terminal(*BATCH, env=service.env)
+    batch.wait_for("1 in flight")
+    for words in ("nothing more is submitted", "left at once", "")[:presses]:
+        batch.press_ctrl_c()
+        batch.wait_for(words)
+    assert batch.end() == 130, batch.said
+    assert batch.said.count("\x1b[?25l") <= batch.said.count("\x1b[?25h")  # the cursor is there again
+    ended = service.knouds(*BATCH)
+    assert ended.code == 5, ended
+    assert_none_ran_twice(service)
+    assert sorted(line["status"] for line in folder.lines()) == ["completed", "completed", "unknown"]
+
+
+def test_ctrl_c_while_a_pipe_says_nothing(service: Any, folder: Any) -> None:
+    """A batch whose next job does not come can be stopped, and what came before is written."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
+    command = [*PROGRAM, "batch", SLUG, "-", "--ledger", "l.db"]
+    with subprocess.Popen(  # noqa: S603
+        command, env=service.env, stdin=-1, stdout=-1, stderr=-1, encoding="utf-8"
+    ) as process:
+        signal.signal(signal.SIGINT, before)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write('{"product_name": "Mug"}\n')
+        process.stdin.flush()
+        line = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert line["status"] == "completed"
+    assert len(service.emulator.runs) == 1
+
+
 def test_what_asks_it_to_end_is_like_two(
-    put_up: PutUp, start: Callable[..., "subprocess.Popen[str]"], folder: Any, number: signal.Signals
+    put_up: PutUp, start: Callable[..., "subprocess.Popen[str]"], folder: Any
 ) -> None:
     """SIGTERM leaves at once as well, with each id in the ledger."""
     service = put_up(duration=20.0)
@@ -266,7 +329,7 @@ def test_what_asks_it_to_end_is_like_two(
     while len(service.emulator.runs) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "left at once" in err

@@ -42,6 +42,24 @@ def test_without_out_the_lines_are_on_stdout(service: Any, here: Here, folder: A
     assert sorted(lines) == ["j0", "j1", "j2"]
 
 
+def test_a_terminal_gets_short_lines_and_sees_how_it_goes(
+    put_up: PutUp, terminal: Callable[..., Any], folder: Any
+) -> None:
+    """Without --out a terminal gets a line for each job, above a picture of the whole that is gone at the end."""
+    service = put_up(duration=1.0, failure_rate=0.3, seed=3)
+    folder.write_jobs(12)
+    batch = terminal("batch", SLUG, "jobs.jsonl", "--max-credits", "1000", env=service.env)
+    assert batch.end() == 1, batch.said
+    assert "of 12 done, " in batch.said
+    assert "of 1,000 credits spent" in batch.said
+    words = " ".join(batch.said.split())
+    for run in service.emulator.runs:
+        key = f"j{run.inputs['product_name'].split()[-1]}"
+        assert f"{key} completed 12 credits https://" in words or f"{key} failed " in words
+    assert "{" not in batch.said
+    assert "\x1b[2K12 jobs done: " in batch.said.rstrip().splitlines()[-1]
+
+
 def test_json_sums_it_up_for_programs(service: Any, here: Here, folder: Any) -> None:
     """With --out and --json stdout is one JSON object that counts the jobs by how they ended."""
     folder.write_jobs(4)

@@ -9,13 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async import ExecutionFailedError, ExecutionState, InvalidInputsError, RunResult, errors
+from knouds_async import (
+    ExecutionFailedError,
+    ExecutionState,
+    InvalidInputsError,
+    LimiterStats,
+    RunResult,
+    errors,
+)
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.progress import Progress
 from knouds_async.cli.batch.display import Display
 from knouds_async.cli.batch.outcome_lines import is_written, line_of, stays
 from knouds_async.cli.batch.pace import Pace, clock
+from knouds_async.cli.batch.watching import quota
 
 NAMES = ["key", "status", "execution_id", "result", "cost", "ms", "error"]
 JOB = Job("a", {"x": 1})
@@ -96,7 +104,7 @@ def at(elapsed: float, completed: int, **more: Any) -> Progress:
 
 def test_the_pace_is_that_of_the_last_two_minutes() -> None:
     """A batch that has become faster is soon said to be, and what came out of the ledger took no time."""
-    pace = Pace()
+    pace, now = Pace(), at(0, 0)
     for second in range(600):
         now = at(float(second), 1000 + second + 9 * max(0, second - 400), from_ledger=1000, total=5000)
         pace.see(now)
@@ -160,6 +168,13 @@ def test_the_progress_fits_a_terminal() -> None:
         "99:59:59, 0 jobs a minute",
     )
     assert len(display.lines()[0]) + len(" ") + 34 <= 80
+
+
+def test_a_wait_for_the_rate_limit_is_said() -> None:
+    """While jobs wait for a turn, how many do and when the next window opens is said, and nothing otherwise."""
+    stats = LimiterStats(limit=100, left=0, resets_in=31.6, waiting=1_234, refusals=0)
+    assert quota(stats) == "1,234 wait for their turn; the next window opens in 32 s"
+    assert quota(attrs.evolve(stats, waiting=0)) == quota(attrs.evolve(stats, resets_in=None)) == ""
 
 
 def test_what_did_not_occur_is_not_said() -> None:

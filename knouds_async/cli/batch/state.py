@@ -1,0 +1,25 @@
+"""A batch under way, as the parts of the command share it."""
+
+from __future__ import annotations
+
+import attrs
+
+from knouds_async.batch.progress import Progress
+from knouds_async.cli.batch.account import Account
+from knouds_async.cli.batch.order import Order
+from knouds_async.cli.batch.results import Results
+from knouds_async.cli.batch.sinks import Stdout
+from knouds_async.cli.batch.source import Source
+
+
+@attrs.define
+class Run:
+    """A batch under way."""
+
+    order: Order
+    source: Source
+    total: int | None
+    sink: Results | Stdout
+    account: Account = attrs.Factory(Account)
+    progress: Progress = attrs.Factory(Progress)
+    failure: Exception | None = None

@@ -1,0 +1,439 @@
+"""Calls over our own pool without httpx above it, against a scripted HTTP/1.1 server on a real port, in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import gzip
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import httpx
+import pytest
+import respx
+import trustme
+from anyio.streams.tls import TLSListener
+
+from knouds_async._io.exchange import Exchange
+from knouds_async._io.sent import SentTrace
+from knouds_async._io.transport import PooledTransport
+from knouds_async._sansio import calls
+from knouds_async._sansio.calls import Call
+from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
+from knouds_async.config import Secret, Timeouts
+from knouds_async.types import Target
+
+HURRIED = Timeouts(connect=0.05)
+KEY = "knouds_live_CANARY0123456789"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+HALF = b"HTTP/1.1 200 OK\r\nDate: now\r\nContent-Length: 9\r\n\r\nhalf"
+ECHO = f"the key {KEY}".encode()
+ZIPPED = gzip.compress(b"z" * 100_000)
+PARTS = {
+    "big": (b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n" + b"x" * 900_000, "go on"),
+    "chunked": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "go on"),
+    "zipped": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(ZIPPED) + ZIPPED,
+        "go on",
+    ),
+    "stacked": (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: 1\r\n\r\nx", "go on"),
+    "echo": (b"HTTP/1.1 502 X\r\nLocation: %b\r\nContent-Length: %d\r\n\r\n%b" % (ECHO, len(ECHO), ECHO), "go on"),
+    "echo-rubbish": (ECHO + b"\r\n\r\n", "hang up"),
+    "then-close": (OK, "hang up"),
+    "close": (OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), "hang up"),
+    "reset": (b"", "hang up"),
+    "stall": (b"", "stall"),
+    "stall-in-body": (HALF, "stall"),
+    "truncated": (HALF, "hang up"),
+    "nonsense": (b"nonsense\r\n\r\n", "hang up"),
+}
+
+
+class Server:
+    """Plays the part that a request's path ends in; `served` lists (number of the connection, head) as they came."""
+
+    def __init__(self, port: int, scheme: str) -> None:
+        self.url = f"{scheme}://localhost:{port}"
+        self.opened = self.open = 0
+        self.served: list[tuple[int, str]] = []
+        self.bodies: list[bytes] = []
+
+    async def connection(self, stream: anyio.abc.ByteStream) -> None:
+        """Play one connection to its end."""
+        self.opened += 1
+        self.open += 1
+        number = self.opened
+        gone = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError)
+        try:
+            async with stream:
+                with contextlib.suppress(*gone):
+                    while await self._exchange(stream, number):
+                        pass
+        except gone:
+            pass
+        finally:
+            self.open -= 1
+
+    async def _exchange(self, stream: anyio.abc.ByteStream, number: int) -> bool:
+        seen = b""
+        while b"\r\n\r\n" not in seen:
+            seen += await stream.receive()
+        head, _, body = seen.partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        length = next((int(line[15:]) for line in lines if line.lower().startswith("content-length:")), 0)
+        while len(body) < length:
+            body += await stream.receive()
+        self.served.append((number, head.decode()))
+        self.bodies.append(body)
+        part = lines[0].split()[1].split("?")[0].split("/")[-1 if lines[0].startswith("GET") else 3]
+        answer, then = PARTS.get(part, (OK, "go on"))
+        if answer:
+            await stream.send(answer)
+        while then == "stall":
+            await stream.receive()  # until the client hangs up
+        return then == "go on"
+
+
+AUTHORITY = trustme.CA()
+
+
+@contextlib.asynccontextmanager
+async def serving(scheme: str = "http") -> AsyncGenerator[Server]:
+    """Serve on a free port of the loopback until the block ends."""
+    listener: Any = await anyio.create_tcp_listener(local_host="localhost", family=socket.AF_INET)
+    server = Server(listener.extra(anyio.abc.SocketAttribute.local_port), scheme)  # noqa: S610  (not Django's)
+    if scheme == "https":
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        AUTHORITY.issue_cert("localhost").configure_cert(context)
+        listener = TLSListener(listener, context, standard_compatible=False)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, server.connection)
+        yield server
+        tasks.cancel_scope.cancel()
+
+
+class Client:
+    """An exchange over connections of our own, and what its pool holds."""
+
+    def __init__(self, http: httpx.AsyncClient, url: str, timeouts: Timeouts, limit: int, *, is_trusting: bool) -> None:
+        context = ssl.create_default_context()
+        if is_trusting:
+            AUTHORITY.configure_trust(context)
+        self.pool = PooledTransport(ssl_context=context, limit=limit)
+        self.exchange = Exchange(
+            http, base_url=url, key=Secret(KEY), timeouts=timeouts, agent="test", is_known=True, pool=self.pool
+        )
+
+    async def get(self, part: str, total: float | None = None) -> Outcome:
+        """Look at an execution, by whose id the server knows its part."""
+        return await self.attempt(calls.get_execution(part), total=total)
+
+    async def attempt(self, call: Call[Any], total: float | None = None) -> Outcome:
+        """Send a call once."""
+        return await self.exchange.attempt(call, SentTrace(), total=total)
+
+    @property
+    def books(self) -> tuple[int, int]:
+        """Slots in use, and idle connections."""
+        return self.pool._pool.slots.in_use, len(self.pool._pool.idle)
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    url: str, *, timeouts: Timeouts | None = None, limit: int = 10, is_trusting: bool = True
+) -> AsyncGenerator[Client]:
+    """Give a client, closed after the block."""
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(verify=False)) as http:
+        client = Client(http, url, timeouts or Timeouts(), limit, is_trusting=is_trusting)
+        try:
+            yield client
+        finally:
+            await client.pool.aclose()
+
+
+async def eventually(is_true: Callable[[], bool]) -> None:
+    """Wait until something that is on its way has happened."""
+    with anyio.fail_after(20):
+        while not is_true():  # noqa: ASYNC110  (nothing sets an event for what the other end sees)
+            await anyio.sleep(0.001)
+
+
+def body_of(outcome: Outcome) -> bytes:
+    """Give the body of an answer."""
+    assert isinstance(outcome, Answer)
+    return outcome.body
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Run on both backends in real time: sockets know no other."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Collect what a test has dropped while it is still the one to blame for a ResourceWarning."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_calls_in_a_row_share_one_connection(scheme: str) -> None:
+    """Over TLS as without; a body arrives whole whatever its size, in chunks and zipped."""
+    async with serving(scheme) as server, connected(server.url) as client:
+        assert body_of(await client.get("a")) == b"{}"
+        assert body_of(await client.get("big")) == b"x" * 900_000
+        assert body_of(await client.get("chunked")) == b"{}"
+        assert body_of(await client.get("zipped")) == b"z" * 100_000
+        assert (server.opened, client.books) == (1, (0, 1))
+
+
+async def test_what_is_sent() -> None:
+    """A read sends host, key and what it accepts; a submit its body too; no key goes where none is due."""
+    async with serving() as server, connected(server.url) as client:
+        await client.get("a")
+        await client.attempt(calls.submit(Target("workflows", "a"), {"n": 1}))
+        await client.attempt(calls.cancel_execution("a"))
+        await client.attempt(calls.health())
+    heads = [head.split("\r\n") for _, head in server.served]
+    assert [lines[0] for lines in heads] == [
+        "GET /api/executions/a HTTP/1.1",
+        "POST /api/workflows/a/run?async=true HTTP/1.1",
+        "POST /api/executions/a/cancel HTTP/1.1",
+        "GET /api/health HTTP/1.1",
+    ]
+    always = {f"Host: {server.url[7:]}", "Accept: application/json", "Accept-Encoding: gzip", "User-Agent: test"}
+    assert all(always <= set(lines) for lines in heads)
+    assert [f"x-api-key: {KEY}" in lines for lines in heads] == [True, True, True, False]
+    assert "Content-Type: application/json" in heads[1]
+    assert "Content-Length: 0" in heads[2]
+    assert server.bodies == [b"", b'{"inputs":{"n":1}}', b"", b""]
+
+
+async def test_a_certificate_that_is_not_trusted_gets_no_request() -> None:
+    """The handshake fails, nothing was sent, and the socket is closed."""
+    async with serving("https") as server, connected(server.url, is_trusting=False) as client:
+        outcome = await client.get("a")
+        assert isinstance(outcome, NotSent)
+        assert "CERTIFICATE_VERIFY_FAILED" in outcome.seen
+        assert server.served == []
+        await eventually(lambda: server.open == 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected", "seen"),
+    [
+        ("reset", Unanswered, "RemoteProtocolError: Server disconnected without sending a response"),
+        ("stall", Unanswered, "ReadTimeout"),
+        ("nonsense", Unanswered, "RemoteProtocolError: illegal status line"),
+        ("truncated", Garbled, "cut short"),
+        ("stall-in-body", Garbled, "cut short .ReadTimeout"),
+        ("stacked", Garbled, "content-encoding"),
+    ],
+)
+async def test_what_goes_wrong_after_sending(part: str, expected: type[Outcome], seen: str) -> None:
+    """It counts as sent, says what was seen, and frees slot and socket for the next call."""
+    async with serving() as server, connected(server.url, timeouts=Timeouts(read=0.05)) as client:
+        outcome = await client.get(part)
+        assert type(outcome) is expected
+        assert not isinstance(outcome, (Answer, NotSent))
+        assert seen.partition(" .*")[0] in outcome.seen.replace("(", ".")
+        assert client.books == (0, 0)
+        await eventually(lambda: server.open == 0)
+        assert body_of(await client.get("a")) == b"{}"
+
+
+async def test_a_garbled_answer_keeps_what_was_read() -> None:
+    """Status and headers are there, and whether it was cut short or refused."""
+    async with serving() as server, connected(server.url) as client:
+        cut, refused = await client.get("truncated"), await client.get("stacked")
+    assert isinstance(cut, Garbled)
+    assert isinstance(refused, Garbled)
+    assert (cut.status, cut.headers, cut.is_cut, refused.is_cut) == (200, {"date": "now"}, True, False)
+    assert (cut.part, refused.part) == (b"half", b"")
+
+
+@pytest.mark.parametrize("part", ["stall", "stall-in-body"])
+async def test_the_whole_exchange_is_bounded(part: str) -> None:
+    """The call's own time ends it wherever it stands, and the connection with it."""
+    async with serving() as server, connected(server.url) as client:
+        outcome = await client.get(part, total=0.05)
+        assert isinstance(outcome, Unanswered)
+        assert "within 0.05 s" in outcome.seen
+        assert outcome.part == (b"half" if part == "stall-in-body" else b"")
+        assert client.books == (0, 0)
+        await eventually(lambda: server.open == 0)
+
+
+async def test_a_paid_call_may_be_silent_for_as_long_as_it_may_take() -> None:
+    """The time of a single read does not cut a run that is still going on."""
+    async with serving() as server, connected(server.url, timeouts=Timeouts(read=0.01, run=0.1)) as client:
+        outcome = await client.attempt(calls.run(Target("workflows", "stall"), {}))
+        assert isinstance(outcome, Unanswered)
+        assert "within 0.1 s" in outcome.seen
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_where_nobody_listens_nothing_was_sent(scheme: str) -> None:
+    """A refused connection is certainly not sent, and costs no slot."""
+    async with serving() as gone:
+        url = gone.url.replace("http:", f"{scheme}:")
+    async with connected(url) as client:
+        outcome = await client.get("a")
+        assert isinstance(outcome, NotSent)
+        assert "ConnectError" in outcome.seen
+        assert client.books == (0, 0)
+
+
+async def test_a_stalled_handshake_was_certainly_not_sent() -> None:
+    """The time for connecting ends it, and the socket is closed."""
+    async with serving() as server, connected(server.url.replace("http:", "https:"), timeouts=HURRIED) as client:
+        outcome = await client.get("a")
+        assert isinstance(outcome, NotSent)
+        assert "ConnectTimeout" in outcome.seen
+        assert client.books == (0, 0)
+        await eventually(lambda: server.open == 0)
+
+
+@pytest.mark.parametrize("part", ["then-close", "close"])
+async def test_a_connection_that_is_over_is_never_used(part: str) -> None:
+    """Closed by the server, or announced to be: the next call opens another."""
+    async with serving() as server, connected(server.url) as client:
+        for number in range(1, 4):
+            assert body_of(await client.get(part)) == b"{}"
+            await eventually(lambda: server.open == 0)
+            await anyio.sleep(0.01)  # for the news to cross the loopback
+            assert server.opened == number
+
+
+async def test_a_paid_call_trusts_only_a_connection_just_used() -> None:
+    """One that has been idle for a while may be dead, and then nobody would know whether the run had begun."""
+    submit = calls.submit(Target("workflows", "a"), {})
+    async with serving() as server, connected(server.url) as client:
+        await client.get("a")
+        await client.attempt(submit)
+        assert server.opened == 1
+        idle = client.pool._pool.idle.oldest()
+        assert idle is not None
+        idle.idle_since -= 3.0
+        await client.attempt(submit)
+        assert server.opened == 2
+
+
+async def test_the_key_is_masked_wherever_it_is_echoed() -> None:
+    """In a body, in a header and in words about a malformed answer."""
+    async with serving() as server, connected(server.url) as client:
+        echo, rubbish = await client.get("echo"), await client.get("echo-rubbish")
+    assert isinstance(echo, Answer)
+    assert isinstance(rubbish, Unanswered)
+    assert (echo.body, echo.headers) == (b"the key ***", {"location": "the key ***"})
+    assert KEY not in repr(rubbish)
+
+
+async def test_closing_ends_idle_connections_now_and_the_others_later() -> None:
+    """A call after that is certainly not sent."""
+    async with serving() as server, connected(server.url) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.get, "stall", 0.1)
+            await eventually(lambda: len(server.served) == 1)
+            await client.get("a")
+            await client.pool.aclose()
+            assert client.books == (1, 0)
+        assert client.books == (0, 0)
+        outcome = await client.get("a")
+        assert isinstance(outcome, NotSent)
+        await eventually(lambda: server.open == 0)
+
+
+async def test_the_line_for_a_connection_is_bounded_too() -> None:
+    """Should the pipeline let too many calls begin, they wait, and give up as certainly not sent."""
+    async with serving() as server, connected(server.url, timeouts=Timeouts(pool=0.01), limit=1) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.get, "stall", 0.2)
+            await eventually(lambda: len(server.served) == 1)
+            outcome = await client.get("a")
+            assert isinstance(outcome, NotSent)
+            assert "PoolTimeout" in outcome.seen
+        assert client.books == (0, 0)
+
+
+async def test_mocks_of_respx_see_every_call() -> None:
+    """Also those that are put in place while connections are open."""
+    async with serving() as server, connected(server.url) as client:
+        await client.get("a")
+        with respx.mock as router:
+            route = router.get(f"{server.url}/api/executions/a").respond(200, text="mocked")
+            assert body_of(await client.get("a")) == b"mocked"
+            assert route.calls.last.request.headers["x-api-key"] == KEY
+        assert body_of(await client.get("a")) == b"{}"
+        assert len(server.served) == 2
+
+
+# Cancellation: at every turn of the event loop that a call takes, in every way it can be cancelled.
+
+Get = Callable[[], Coroutine[Any, Any, object]]
+WAVE = 10
+
+
+async def cancel_with_a_scope(get: Get, turns: int) -> None:
+    """Cancel a wave of calls through anyio after some turns of the loop."""
+    async with anyio.create_task_group() as tasks:
+        for _ in range(WAVE):
+            tasks.start_soon(get)
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+
+
+async def cancel_natively(get: Get, turns: int, *, times: int) -> None:
+    """Cancel a wave of calls with task.cancel(), once or again while they are still cleaning up."""
+    tasks = [asyncio.ensure_future(get()) for _ in range(WAVE)]
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
+    for _ in range(times):
+        for task in tasks:
+            task.cancel()
+        await anyio.lowlevel.checkpoint()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []
+
+
+async def _cancel_thousands(cancel: Callable[[Get, int], Awaitable[None]]) -> None:
+    async with (
+        serving() as server,
+        serving("https") as secure,
+        connected(server.url) as plain,
+        connected(secure.url) as safe,
+        connected(server.url.replace("http:", "https:")) as stalled,
+    ):
+        clients = [plain, safe, stalled]
+        for turns in range(60):
+            for client in clients:
+                for part in ("a", "stall", "stall-in-body"):
+                    await cancel(functools.partial(client.get, part), turns % 30)
+                    assert client.books[0] == 0
+        gc.collect()
+        await eventually(lambda: server.open + secure.open == sum(client.books[1] for client in clients))
+        assert body_of(await clients[0].get("a")) == body_of(await clients[1].get("a")) == b"{}"
+        assert any("executions/a " in head for _, head in server.served)
+
+
+async def test_thousands_of_calls_cancelled_by_scope_leave_nothing_behind() -> None:
+    """Cancelled while connecting, shaking hands, sending or reading, every slot and every socket comes back."""
+    await _cancel_thousands(cancel_with_a_scope)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("times", [1, 3])
+async def test_thousands_of_calls_cancelled_natively_leave_nothing_behind(times: int) -> None:
+    """The same holds for task.cancel(), and when it comes again during the clean-up."""
+    await _cancel_thousands(functools.partial(cancel_natively, times=times))
