@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -18,7 +20,8 @@ import anyio
 import pytest
 
 from knouds_async import AsyncKnouds, ConfigurationError, Secret, SharedLimiter
-from knouds_async._io import shared_limiter
+from knouds_async._io.limiter_store import Store
+from knouds_async._sansio import lease as leases
 from knouds_async.testing import Emulator, serve
 
 SLUG = "my-thumbnail-pipeline"
@@ -60,13 +63,13 @@ async def test_two_clients_with_one_file_provoke_no_429(
 ) -> None:
     """In virtual time: two clients, each with the file open for itself, go through five windows without a 429."""
     trades: list[int] = []
-    trade = shared_limiter._Store.trade
+    trade = Store.trade
 
     def counted(*args: Any, **options: Any) -> Any:
         trades.append(1)
         return trade(*args, **options)
 
-    monkeypatch.setattr(shared_limiter._Store, "trade", counted)
+    monkeypatch.setattr(Store, "trade", counted)
     emulator = Emulator(tier="pro", limit=100, duration=1.0)
     clients = [
         make_client(emulator, limiter=SharedLimiter(tmp_path / "q.db", "pro", clock=anyio.current_time))
@@ -97,6 +100,151 @@ async def test_turns_are_given_back_and_lost_ones_are_spent(tmp_path: Path) -> N
     assert mine.stats(ROUTE).limit == 10
     ticket = await mine.acquire(ROUTE)
     assert mine.stats(ROUTE).left == 8
+
+
+async def test_accounts_do_not_touch_each_other(tmp_path: Path) -> None:
+    """Two keys in one file, each with its own quota on one route."""
+    shared = SharedLimiter(tmp_path / "q.db", "free")
+    mine, other = shared.for_key(KEY), shared.for_key(Secret("knouds_live_OTHER"))
+    mine.lost(ROUTE, await mine.acquire(ROUTE))
+    other.returned(ROUTE, await other.acquire(ROUTE))
+    assert (mine.stats(ROUTE).left, other.stats(ROUTE).left) == (9, 10)
+
+
+async def test_a_file_that_is_removed_is_made_anew(tmp_path: Path) -> None:
+    """Who has it open notices at once, and all meet in the new file; what was believed goes into it."""
+    path = tmp_path / "q.db"
+    mine, other = (SharedLimiter(path, "free").for_key(KEY) for _ in range(2))
+    mine.lost(ROUTE, await mine.acquire(ROUTE))
+    path.unlink()
+    for number in range(1, 4):
+        mine.lost(ROUTE, await mine.acquire(ROUTE))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        other.returned(ROUTE, await other.acquire(ROUTE))
+        assert other.stats(ROUTE).left == 9 - number
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_trouble_with_the_file_never_stops_a_request(
+    tmp_path: Path, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that turns into something else, or vanishes with its folder, is done without, and said once."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "q.db"
+    limiter = SharedLimiter(path, "enterprise", clock=anyio.current_time).for_key(KEY)
+    limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+    path.unlink()
+    path.write_bytes(b"a letter to a friend" * 100)
+    for _ in range(50):
+        limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+    assert path.read_bytes().startswith(b"a letter")
+    shutil.rmtree(folder)
+    for _ in range(50):
+        limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+    assert len([record for record in caplog.records if "going on without it" in record.message]) == 1
+    assert "CANARY" not in caplog.text
+
+
+async def test_a_file_that_can_be_used_again_is_used_again(tmp_path: Path) -> None:
+    """In virtual time: what held it has gone, and after ten seconds it is back; the next trouble is told again."""
+    path = tmp_path / "q.db"
+    mine, other = (SharedLimiter(path, "free", clock=anyio.current_time).for_key(KEY) for _ in range(2))
+    mine.lost(ROUTE, await mine.acquire(ROUTE))
+    path.rename(tmp_path / "aside")
+    path.mkdir()
+    for _ in range(3):
+        mine.lost(ROUTE, await mine.acquire(ROUTE))
+    path.rmdir()
+    (tmp_path / "aside").rename(path)
+    await anyio.sleep(10.1)
+    mine.lost(ROUTE, await mine.acquire(ROUTE))
+    other.returned(ROUTE, await other.acquire(ROUTE))
+    assert other.stats(ROUTE).left == mine.stats(ROUTE).left == 8  # three were counted in memory only
+
+
+async def test_a_process_that_hangs_with_the_file_in_hand_stops_nobody_for_long(tmp_path: Path) -> None:
+    """In virtual time: after three seconds the others go on without the file."""
+    path = tmp_path / "q.db"
+    limiter = SharedLimiter(path, "pro", clock=anyio.current_time).for_key(KEY)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    began = anyio.current_time()
+    await limiter.acquire(ROUTE)
+    assert anyio.current_time() - began == pytest.approx(3.0, abs=0.1)
+    holder.close()
+
+
+@pytest.mark.parametrize("place", ["missing/q.db", "."])
+def test_a_place_without_a_file_is_refused(tmp_path: Path, place: str) -> None:
+    """A folder that is not there, or that stands in the file's place, is named."""
+    with pytest.raises(ConfigurationError, match="cannot be used as a limiter's file"):
+        SharedLimiter(tmp_path / place)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits here")
+def test_a_full_disk_stops_no_request(tmp_path: Path) -> None:
+    """Where nothing can be written any more, turns are given all the same."""
+    code = """
+import resource, signal, sys, anyio
+from knouds_async import Secret, SharedLimiter
+
+async def main():
+    limiter = SharedLimiter(sys.argv[1], "enterprise").for_key(Secret("k"))
+    limiter.lost("R", await limiter.acquire("R"))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    for _ in range(20):
+        limiter.lost("R", await limiter.acquire("R"))
+    print("all went")
+
+anyio.run(main)
+"""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code, tmp_path / "q.db"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "all went" in done.stdout
+    assert "going on without it" in done.stderr
+
+
+async def test_a_crash_costs_its_lot_and_no_more(tmp_path: Path) -> None:
+    """A process that dies with turns in hand loses those of one lot to the others, until the window is over."""
+    code = """
+import os, sys, anyio
+from knouds_async import Secret, SharedLimiter
+from knouds_async._sansio.window import Reply
+
+async def main():
+    limiter = SharedLimiter(sys.argv[1], "pro").for_key(Secret("knouds_live_CANARY"))
+    first = await limiter.acquire(sys.argv[2])
+    limiter.answered(sys.argv[2], first, Reply(limit=100, remaining=99, reset=1e9 + 60), 1e9)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(30):
+            tasks.start_soon(limiter.acquire, sys.argv[2])
+        await anyio.sleep(0)
+        os._exit(9)
+
+anyio.run(main)
+"""
+    argv = [sys.executable, "-c", code, str(tmp_path / "q.db"), ROUTE]
+    assert subprocess.run(argv, timeout=60, check=False).returncode == 9  # noqa: S603, ASYNC221
+    limiter = SharedLimiter(tmp_path / "q.db", "pro").for_key(KEY)
+    limiter.returned(ROUTE, await limiter.acquire(ROUTE))
+    assert 99 - 30 - leases.LARGEST <= (limiter.stats(ROUTE).left or 0) <= 99
+
+
+def test_it_is_handed_to_a_spawned_process_as_it_is(tmp_path: Path) -> None:
+    """Pickled, as multiprocessing does for an argument, it opens the same file with the same options."""
+    shared = SharedLimiter(tmp_path / "q.db", "free", share=0.5)
+    twin = pickle.loads(pickle.dumps(shared))  # noqa: S301
+    limiters = [one.for_key(KEY) for one in (shared, twin)]
+
+    async def take() -> None:
+        limiters[0].lost(ROUTE, await limiters[0].acquire(ROUTE))
+        limiters[1].returned(ROUTE, await limiters[1].acquire(ROUTE))
+
+    anyio.run(take)
+    assert limiters[1]._share == 0.5
 
 
 async def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:
