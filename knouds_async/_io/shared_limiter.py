@@ -23,7 +23,8 @@ from knouds_async._sansio.window import Go, Reply, Ticket, Turn, Wait
 from knouds_async.config import Secret
 
 _PATIENT: Final = 0.003  # seconds until a file that is held by another process is asked again
-_MOST_PENDING: Final = 10
+_MOST_PENDING: Final = 20
+_QUICK: Final = 2.0  # seconds within which an answer comes that others may be waiting for
 
 
 class SharedLimiter:
@@ -90,6 +91,7 @@ class _Leases:
         self._lot: deque[Ticket] = deque()
         self._until = -math.inf
         self._is_awaited = True
+        self._look = -math.inf  # nothing can have changed before, unless we are told of it
         self._reports: list[Report] = []
         self._seen = Mirror(windows.unknown(known, share=share, unlimited=is_unlimited))
 
@@ -99,7 +101,7 @@ class _Leases:
         if self._lot and here >= self._until:
             self._report_unused(here)
         if not self._lot:
-            traded = self._trade(here, waiting)
+            traded = self._trade(here, waiting) if here >= self._look else Wait(self._look)
             if isinstance(traded, Wait):
                 return Wait(now + (traded.until - here))
             self._lot.extend(traded.tickets)
@@ -107,10 +109,11 @@ class _Leases:
         return Go(self._lot.popleft())
 
     def answered(self, now: float, ticket: Ticket, reply: Reply, date: float | None, clock: ServerClock) -> None:  # noqa: ARG002
-        """Report an answer: at once when others wait for it, with the next lot otherwise."""
+        """Report an answer: at once when others wait for it, with the next lot or the next look otherwise."""
         at = self._store.now()
         self._reports.append(Report(ending="answered", ticket=ticket, at=at, reply=reply, date=date))
-        if reply.refused or self._is_awaited or len(self._reports) >= _MOST_PENDING:
+        is_awaited = self._is_awaited and at < ticket.sent + _QUICK or self._seen.window.frame.reset is None
+        if reply.refused or is_awaited or len(self._reports) >= _MOST_PENDING:
             self._trade(at, 0)
 
     def returned(self, now: float, ticket: Ticket) -> None:  # noqa: ARG002
@@ -143,4 +146,5 @@ class _Leases:
             return Wait(at + _PATIENT)
         self._reports = []
         self._seen, lot = traded
+        self._look = lot.until if isinstance(lot, Wait) else at
         return lot

@@ -20,8 +20,9 @@ from knouds_async._sansio.window import Reply, Ticket, Wait, Window
 
 FRESH: Final = 0.5
 LARGEST: Final = 10
-GLANCE: Final = 0.05  # seconds between two looks for another process's answer
-STROLL: Final = 1.0  # seconds between two looks while the window's edge is waited for
+GLANCE: Final = 0.05  # seconds between two looks for another process's answer, at first
+STROLL: Final = 1.0  # seconds between two looks for anything else, at least
+PATIENCE: Final = 5.0  # seconds between two looks for an answer that is late, at most
 
 
 @attrs.frozen(kw_only=True)
@@ -53,23 +54,36 @@ class Lease:
 
 
 def trade(mirror: Mirror, now: float, reports: Iterable[Report], want: int) -> tuple[Mirror, Lease | Wait]:
-    """Take in the reports, then give up to `want` turns, or say when to ask again."""
+    """Take in the reports, then give up to `want` turns, or say when to ask again; 0: only say when."""
     for report in reports:
         mirror = _told(mirror, report)
     window, tickets = mirror.window, list[Ticket]()
-    wait = Wait(math.inf)
+    until = math.inf
     while len(tickets) < min(want, LARGEST):
         window, turn = windows.take(window, now, want - len(tickets))
         if isinstance(turn, Wait):
-            wait = turn
+            until = turn.until
             break
         tickets.append(turn.ticket)
+    if want == 0:
+        _, turn = windows.take(window, now)
+        until = turn.until if isinstance(turn, Wait) else now
     is_awaited = window.tally.cwnd < math.inf or window.frame.rolled or window.frame.reset is None
     mirror = attrs.evolve(mirror, window=window)
     if tickets:
-        until = min(now + FRESH, max(now, window.frame.edge))
-        return mirror, Lease(tickets=tuple(tickets), until=until, is_awaited=is_awaited)
-    return mirror, Wait(min(wait.until, now + (GLANCE if is_awaited else STROLL)))
+        fresh = min(now + FRESH, max(now, window.frame.edge))
+        return mirror, Lease(tickets=tuple(tickets), until=fresh, is_awaited=is_awaited)
+    return mirror, Wait(min(until, now + _pause(window, now, until, is_awaited=is_awaited)))
+
+
+def _pause(window: Window, now: float, until: float, *, is_awaited: bool) -> float:
+    """Say in how many seconds to look again what the others have done, if nothing is to be expected before.
+
+    The longer the answer that is awaited has been out, or the further away the edge is, the later.
+    """
+    if is_awaited and window.flight:
+        return min(PATIENCE, max(GLANCE, (now - window.flight[-1].last) / 2))
+    return max(STROLL, min(until - now, windows.MINUTE) / 2)
 
 
 def _told(mirror: Mirror, report: Report) -> Mirror:

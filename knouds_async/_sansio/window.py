@@ -15,9 +15,10 @@ import attrs
 from knouds_async._sansio.clock import ServerClock
 from knouds_async._sansio.inflight import join, leave, sent_since, unawaited
 from knouds_async._sansio.lessons import learn
-from knouds_async._sansio.quota import GUARD, SETTLE, SURE, TRANSIT, Frame, Reply, Rules, Tally, Window
+from knouds_async._sansio.quota import GUARD, MINUTE, SETTLE, SURE, TRANSIT, Frame, Reply, Rules, Tally, Window
 
 __all__ = [
+    "MINUTE",
     "Go",
     "Reply",
     "Ticket",
