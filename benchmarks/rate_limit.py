@@ -34,6 +34,7 @@ from knouds_async.testing.virtual_time import VirtualTimeLoop
 EPOCH: Final = 1.7e9
 CONNECTIONS: Final = 4000
 GIVE_UP: Final = 1e6
+STEP_AT: Final = 200.0
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +47,7 @@ class Scenario:
     length: float = 60.0
     processes: int = 1
     skew: float = 0.0
+    step: float = 0.0
     rounding: str = "up"
     is_opened_by_hit: bool = False
     answer_after: float = 0.0
@@ -111,6 +113,8 @@ class Simulation:
         tasks = [asyncio.create_task(one.work(at)) for one, at in zip(processes, self.starts, strict=True)]
         if self.scenario.neighbour:
             self._disturb()
+        if self.scenario.step:
+            self.loop.call_later(STEP_AT, self._set_clock)
         async with asyncio.timeout(GIVE_UP):
             await self.done.wait()
         for task in tasks:
@@ -144,6 +148,9 @@ class Simulation:
         """Draw the seconds that an accepted request takes to be answered."""
         after = self.scenario.answer_after
         return self.network.lognormvariate(math.log(after), 0.35) if after else 0.0
+
+    def _set_clock(self) -> None:
+        self.server.epoch += self.scenario.step
 
     def _disturb(self) -> None:
         if self.loop.time() > 0:
@@ -233,6 +240,8 @@ SCENARIOS: Final = (
     one_process("Pro, Reset rounded to nearest", rounding="nearest", refused=3),
     one_process("Pro, clock 137 s behind", skew=137.0),
     one_process("Pro, clock 137 s ahead", skew=-137.0),
+    one_process("Pro, the server's clock is set 5 s ahead", step=5.0),
+    one_process("Pro, the server's clock is set 137 s back", step=-137.0),
     one_process("Pro, latency heavy-tailed", sigma=1.2),
     Scenario(name="Pro, answers 45 s late", answer_after=45, rivals=RIVALS, pace=0.99, refused=30),
     Scenario(name="Business, answers 45 s late", jobs=10_000, limit=1000, answer_after=45, pace=0.99, refused=300),

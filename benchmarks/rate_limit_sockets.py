@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from email.utils import formatdate
 from multiprocessing.synchronize import Event
 from typing import Any, Final
@@ -186,12 +187,15 @@ def main() -> int:
         results = [client.recv() for client in clients]
     here.send("end")
     accepted, refused = here.recv()
+    filled = Counter(math.floor((at - phase) / args.length) for at in accepted)
     seconds = sorted(second for _, times in results for second in times)
     late = max(accepted) - oracle(began, jobs * args.processes, args.limit, args.length, phase)
     took = max(accepted) - began
     print(
-        f"{args.processes} processes, windows of {args.length:g} s, clock {args.skew:+g} s: {len(accepted)} jobs in"
-        f" {took:.1f} s, {late:+.2f} s after the oracle ({1 - late / took:.4f} of its throughput), 429s: {len(refused)}"
+        f"{args.processes} processes, windows of {args.length:g} s, clock {args.skew:+g} s: {len(accepted)} jobs"
+        f" in {took:.1f} s, {late:+.2f} s after the oracle ({1 - late / took:.4f} of its pace), 429s: {len(refused)}\n"
+        f"  windows: {' '.join(str(filled[window]) for window in range(min(filled), max(filled) + 1))}; the first was"
+        f" on for {(phase - began) % args.length:.1f} s"
     )
     if seconds:
         middle, most = statistics.median(seconds), seconds[math.ceil(len(seconds) * 0.99) - 1]

@@ -112,7 +112,7 @@ class _Leases:
         """Report an answer: at once when others wait for it, with the next lot or the next look otherwise."""
         at = self._store.now()
         self._reports.append(Report(ending="answered", ticket=ticket, at=at, reply=reply, date=date))
-        is_awaited = self._is_awaited and at < ticket.sent + _QUICK or self._seen.window.frame.reset is None
+        is_awaited = (self._is_awaited and at < ticket.sent + _QUICK) or self._seen.window.frame.reset is None
         if reply.refused or is_awaited or len(self._reports) >= _MOST_PENDING:
             self._trade(at, 0)
 

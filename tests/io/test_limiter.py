@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from typing import Any
 
@@ -264,3 +265,38 @@ async def test_ten_thousand_waiters_are_served_and_leave_without_a_scan() -> Non
         for number in range(10_000):
             tasks.start_soon(request, number)
     assert sorted(got) == list(range(1, 10_000, 2))
+
+
+async def test_what_a_turn_costs_does_not_grow_with_the_line() -> None:
+    """Counted in function calls: a turn costs as much with ten thousand in line as with five hundred."""
+
+    async def cost(line: int) -> float:
+        limiter, left = Limiter("enterprise"), line
+        first = await limiter.acquire(ROUTE)
+        limiter.answered(ROUTE, first, Reply(limit=line + 1, remaining=line, reset=60.0), 0.0)
+        hold = Reply(refused=True, succeeded=False, retry_after=30.0)
+        limiter.answered(ROUTE, first, hold, None)
+
+        async def request() -> None:
+            nonlocal left
+            ticket = await limiter.acquire(ROUTE)
+            left -= 1
+            limiter.answered(ROUTE, ticket, Reply(limit=line + 1, remaining=left, reset=60.0), 0.0)
+
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(line):
+                tasks.start_soon(request)
+            while limiter.stats(ROUTE).waiting < line:
+                await anyio.lowlevel.checkpoint()
+            sys.setprofile(count)
+        sys.setprofile(None)
+        assert left == 0
+        return calls / line
+
+    assert await cost(10_000) < 1.1 * await cost(500)

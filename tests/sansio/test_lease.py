@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -79,6 +80,31 @@ def test_nothing_wanted_is_only_a_report() -> None:
     mirror, nothing = trade(mirror, 5.1, [answered(lot(first)[0], 5.1, 99, 60)], 0)
     assert isinstance(nothing, Wait)
     assert mirror.clock.known
+
+
+def test_who_waits_looks_the_less_often_the_longer_it_takes() -> None:
+    """At once when a turn is free, soon for a canary's answer, and half way to an edge that is far away."""
+    mirror, _ = trade(fresh(1), 5.0, [], 1)
+    looks = [5.1]
+    for _ in range(25):
+        mirror, again = trade(mirror, looks[-1], [], 0)
+        assert isinstance(again, Wait)
+        looks.append(again.until)
+    pauses = [late - soon for soon, late in pairwise(looks)]
+    assert pauses[0] == pytest.approx(GLANCE)
+    assert max(pauses) <= leases.PATIENCE
+    assert looks[-1] > 60
+    mirror, second = trade(fresh(), 5.0, [], 1)
+    mirror, free = trade(mirror, 5.1, [answered(lot(second)[0], 5.1, 99, 60)], 0)
+    assert free == Wait(5.1)
+    for _ in range(10):
+        mirror, _ = trade(mirror, 5.1, [], 50)
+    looks = [5.1]
+    for _ in range(9):
+        mirror, full = trade(mirror, looks[-1], [], 9)
+        looks.append(full.until)
+    assert looks == sorted(set(looks))
+    assert looks[-1] > 57
 
 
 def test_a_mirror_goes_through_json() -> None:
