@@ -138,6 +138,7 @@ class _Leases:
     def _report_unused(self, at: float) -> None:
         self._reports += [Report(ending="returned", ticket=ticket, at=at) for ticket in self._lot]
         self._lot.clear()
+        self._look = at
 
     def _trade(self, at: float, want: int) -> Lease | Wait:
         """Hand the reports in and lease a lot; a file that is held just now keeps them for the next time."""

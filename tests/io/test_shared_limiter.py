@@ -22,6 +22,7 @@ import pytest
 from knouds_async import AsyncKnouds, ConfigurationError, Secret, SharedLimiter
 from knouds_async._io.limiter_store import Store
 from knouds_async._sansio import lease as leases
+from knouds_async._sansio.window import Go, Reply
 from knouds_async.testing import Emulator, serve
 
 SLUG = "my-thumbnail-pipeline"
@@ -245,6 +246,21 @@ def test_it_is_handed_to_a_spawned_process_as_it_is(tmp_path: Path) -> None:
 
     anyio.run(take)
     assert limiters[1]._share == 0.5
+
+
+async def test_turns_that_were_not_used_in_time_are_given_back_at_once(tmp_path: Path) -> None:
+    """In virtual time: a lot that a busy process could not use goes back, though the window is spent."""
+    limiter = SharedLimiter(tmp_path / "q.db", "pro", clock=anyio.current_time).for_key(KEY)
+    reply = Reply(limit=11, remaining=10, reset=60.0)
+    limiter.answered(ROUTE, await limiter.acquire(ROUTE), reply, 0.0)
+    bucket = limiter._line(ROUTE).bucket
+    now = anyio.current_time()
+    used = bucket.take(now, 10)
+    assert isinstance(used, Go)
+    bucket.lost(now, used.ticket)  # it looks into the file, where nothing is left before the edge
+    await anyio.sleep(1.0)
+    left = [bucket.take(anyio.current_time(), 9) for _ in range(9)]
+    assert all(isinstance(turn, Go) for turn in left)
 
 
 async def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:
