@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +272,50 @@ async def test_leaving_at_any_moment_leaves_true_books(at: float, make_client: A
         entry = await ledger.find(sent.inputs["product_name"])
         assert entry.execution_id == sent.execution_id
         assert entry.owner is None
+    assert kinds(await run(knouds, ledger, 10)) == {"Completed": 10}
+    emulator.assert_charged_once()
+
+
+async def _by_timeout(consume: Any, at: float) -> None:
+    async with asyncio.timeout(at):
+        await consume()
+
+
+async def _by_two_cancels(consume: Any, at: float) -> None:
+    task = asyncio.create_task(consume())
+    await asyncio.sleep(at)
+    task.cancel()
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await task
+
+
+async def _by_a_sibling(consume: Any, at: float) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(at)
+        raise OSError("a sibling fails")
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(consume())
+        tasks.create_task(fail())
+
+
+@pytest.mark.parametrize("way", [_by_timeout, _by_two_cancels, _by_a_sibling])
+@pytest.mark.parametrize("at", [0.5, 2.5, 3.5, 4.5, 5.5, 60.0])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_asyncios_own_cancellation_leaves_true_books(at: float, way: Any, make_client: Any, ledger: Any) -> None:
+    """The same under timeouts, repeated `Task.cancel` and a failing sibling: each run is in the ledger by its id."""
+    emulator = Emulator(tier="business", duration=45.0)
+    knouds = make_client(emulator, latency=1.0)
+
+    async def consume() -> None:
+        await run(knouds, ledger, 10)
+
+    with suppress(TimeoutError, asyncio.CancelledError, BaseExceptionGroup):
+        await way(consume, at)
+    counts = await ledger.counts()
+    assert counts.sending == counts.unknown == 0
+    assert counts.submitted + counts.completed == len(emulator.runs)
     assert kinds(await run(knouds, ledger, 10)) == {"Completed": 10}
     emulator.assert_charged_once()
 

@@ -1,8 +1,8 @@
 """The public API as a type checker sees it: checked by mypy and pyright, never run."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
-from typing import Any, Literal, assert_type
+from typing import Any, Literal, assert_never, assert_type
 
 import httpx
 
@@ -10,30 +10,44 @@ from knouds_async import (
     Account,
     APIError,
     AsyncKnouds,
+    Batch,
+    Cancelled,
     CapabilityDeniedError,
+    Completed,
     Execution,
     ExecutionFailedError,
     ExecutionState,
+    Failed,
     Failure,
     Health,
     Inputs,
+    Job,
     KnoudsError,
+    Ledger,
+    LedgerCounts,
+    LedgerEntry,
     Limiter,
     LimiterStats,
     Media,
+    NotRun,
+    NotRunReason,
+    Outcome,
     Polling,
     Pricing,
+    Progress,
     RateLimitError,
     Retries,
     RunResult,
     SchemaField,
     ScopeDeniedError,
     Secret,
+    SQLiteLedger,
     Status,
     SubmissionSearch,
     SubmissionUnknownError,
     Target,
     Timeouts,
+    Unknown,
     UsagePage,
     UsageRow,
     WaitTimeoutError,
@@ -154,6 +168,48 @@ async def account(knouds: AsyncKnouds) -> None:
     async for row in knouds.usage.iter(workflow_slug="a"):
         assert_type(row, UsageRow)
     assert_type(await knouds.usage.models(), tuple[str, ...])
+
+
+async def batches(knouds: AsyncKnouds) -> None:
+    """Run many jobs."""
+
+    async def source() -> AsyncIterator[Job]:
+        yield Job("a", {"product_name": "x"})
+
+    batch = knouds.workflows.map("a", [{"product_name": "x"}], ordered=True, max_in_flight=5, max_credits=100)
+    assert_type(batch, Batch)
+    async with batch as outcomes:
+        assert_type(outcomes, Batch)
+        async for outcome in outcomes:
+            assert_type(outcome, Completed | Failed | Cancelled | NotRun | Unknown)
+            assert_type(outcome.job, Job)
+            match outcome:
+                case Completed():
+                    assert_type(outcome.run, RunResult)
+                case Failed():
+                    assert_type(outcome.error, ExecutionFailedError)
+                case Cancelled():
+                    assert_type(outcome.state, ExecutionState)
+                case NotRun():
+                    assert_type(outcome.reason, NotRunReason)
+                case Unknown():
+                    assert_type(outcome.sent_at, datetime | None)
+                case _:
+                    assert_never(outcome)
+        assert_type(outcomes.progress, Progress)
+        assert_type(outcomes.stop(), None)
+    knouds.models.map("gpt-image-2", source(), ledger="renders.db", on_unknown="stop", on_progress=print)
+    knouds.workflows.map("a", (Job("a", {}) for _ in range(3)), ledger=SQLiteLedger("renders.db"), validate=False)
+    assert_type(await knouds.workflows.gather("a", [{}]), list[Outcome])
+    assert_type(await knouds.models.gather("a", [{}]), list[Outcome])
+    knouds.workflows.map("a", [], on_unknown="resend")  # type: ignore[arg-type]
+    async with SQLiteLedger("renders.db") as ledger:
+        kept: Ledger = ledger
+        assert_type(await kept.look("a"), LedgerEntry | None)
+        assert_type(await ledger.counts(), LedgerCounts)
+        assert_type(await ledger.unknown(), tuple[LedgerEntry, ...])
+        assert_type(await ledger.resolve("a", "run-1"), LedgerEntry)
+        assert_type(await ledger.retry_failed(), int)
 
 
 async def failing(execution: Execution, knouds: AsyncKnouds) -> None:
