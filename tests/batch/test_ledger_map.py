@@ -157,6 +157,7 @@ async def test_synchronous_runs_are_on_record(make_client: Any, path: Path) -> N
     emulator = Emulator(tier="enterprise", duration=0.02)
     knouds = make_client(emulator, latency=0.001)
     wanted = [Job(str(number), {"prompt": str(number)}) for number in range(5)]
+    found: list[Outcome] = []
     for _ in range(2):
         async with knouds.workflows.map("fast-sketch", wanted, ledger=path) as outcomes:
             found = [outcome async for outcome in outcomes]

@@ -203,7 +203,7 @@ async def test_a_job_whose_owner_has_gone_is_taken_over(knouds: Any, emulator: E
     """When the other batch is left, what it was sending is unknown."""
     other = await ledger.join()
     sending = Sending(owner=other, sent_at=1.0, reserve=12)
-    digest = await _digest_of_first()
+    digest, found = await _digest_of_first(), list[Outcome]()
     await ledger.claim(Claim(key="job-0", target=f"workflows/{SLUG}", digest=digest, sending=sending))
     async with anyio.create_task_group() as tasks:
 

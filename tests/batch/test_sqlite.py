@@ -132,13 +132,13 @@ async def test_a_locked_file_is_waited_for(path: Path) -> None:
             assert other.stdout is not None
             await other.stdout.receive()
             written: list[object] = []
+            steps = 0
 
             async def write() -> None:
                 written.append(await ledger.claim(claim("a", owner)))
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(write)
-                steps = 0
                 while not written:
                     await anyio.sleep(0.01)
                     steps += 1
