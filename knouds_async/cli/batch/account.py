@@ -43,6 +43,11 @@ class Account:
             case Failed() | Cancelled():
                 self.others += 1
 
+    def without_stopped(self, progress: Progress) -> Progress:
+        """Give a progress in which jobs that were only left for the next run do not count as done."""
+        stopped, _, _ = self.not_run.get(NotRunReason.STOPPED, (0, "", None))
+        return attrs.evolve(progress, not_run=max(progress.not_run - stopped, 0))
+
     def exit(self, progress: Progress, failure: Exception | None = None) -> Exit:
         """Give the exit code: what may have been paid for first, then what keeps the rest from being run."""
         if self.unknowns:

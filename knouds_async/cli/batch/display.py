@@ -28,6 +28,7 @@ class Display:
 
     progress: Callable[[], Progress]
     word: Callable[[], str] = str
+    is_stopping: bool = False
     _pace: Pace = attrs.Factory(Pace)
 
     def lines(self) -> tuple[str, ...]:
@@ -37,8 +38,8 @@ class Display:
         return tuple(line for line in (_jobs(now), _ends(now), _money(now), self._speed(now), self.word()) if line)
 
     def _speed(self, now: Progress) -> str:
-        left = self._pace.left(now)
-        ahead = "" if left is None or not left else f", about {clock(left)} to go"
+        left = None if self.is_stopping else self._pace.left(now)
+        ahead = f", about {clock(left)} to go" if left else ""
         return f"{clock(now.elapsed)}, {60 * self._pace.per_second(now):,.0f} jobs a minute{ahead}"
 
 

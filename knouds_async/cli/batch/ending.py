@@ -13,7 +13,8 @@ from knouds_async.cli.words import said_of
 
 def ended(run: Run) -> int:
     """Say how a batch ended, what is wrong and how to go on."""
-    now, order, account = run.progress, run.order, run.account
+    order, account = run.order, run.account
+    now = account.without_stopped(run.progress)
     code = account.exit(now, run.failure)
     if order.as_json and order.out is not None:
         output.give_json(as_record(now, order.ledger, order.out, code))

@@ -36,14 +36,15 @@ class Source:
         self.is_stdin = str(path) == "-"
         self.name = "stdin" if self.is_stdin else one_line(str(path))
         self._path = path
+        self._begin: int | None = None  # where a file begins: its first lines may have been read by somebody else
         try:
             mode = os.fstat(_STDIN).st_mode if self.is_stdin else path.stat().st_mode
             self.is_file = stat.S_ISREG(mode)
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(21, "Is a directory")
             if self.is_file:
-                with self._opened():
-                    pass
+                with self._opened() as stream:
+                    self._begin = stream.tell()
         except OSError as error:
             raise UsageError(f"{self.name}: {error.strerror}") from None
 
@@ -99,8 +100,8 @@ class Source:
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
         with open(_STDIN if self.is_stdin else self._path, "rb", closefd=not self.is_stdin) as stream:
-            if self.is_stdin and self.is_file:
-                stream.seek(0)
+            if self._begin is not None:
+                stream.seek(self._begin)
             yield stream
 
 

@@ -24,6 +24,7 @@ async def watched(run: Run, batch: Batch, knouds: AsyncKnouds, stream: Stream | 
     assert task is not None  # noqa: S101  (for the type checker)
 
     def stop() -> None:
+        display.is_stopping = True
         run.account.is_interrupted = True
         batch.stop()
         if stream is not None:
@@ -41,7 +42,8 @@ async def watched(run: Run, batch: Batch, knouds: AsyncKnouds, stream: Stream | 
             return "stopping: waiting for what is out; Ctrl-C again leaves at once"
         return quota(knouds.limiter.stats(calls.submit(run.order.target, {}).route))
 
-    async with taken(stop, leave), shown(Display(lambda: batch.progress, word)):
+    display = Display(lambda: run.account.without_stopped(batch.progress), word)
+    async with taken(stop, leave), shown(display):
         yield
 
 

@@ -242,8 +242,8 @@ def test_killed_again_and_again_it_comes_to_its_end(
 
 def test_ctrl_c_waits_for_what_is_out(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
     """The first Ctrl-C submits nothing more, waits for the runs that are out, and says the command that goes on."""
-    service = put_up(duration=3.0)
-    folder.write_jobs(30)
+    service = put_up(duration=2.0)
+    folder.write_jobs(15)
     batch = terminal(*BATCH, "--max-in-flight", "4", env=service.env)
     batch.wait_for("4 in flight")
     batch.press_ctrl_c()
@@ -257,7 +257,7 @@ def test_ctrl_c_waits_for_what_is_out(put_up: PutUp, terminal: Callable[..., Any
     ended = service.knouds(*BATCH)
     assert ended.code == 0
     assert_none_ran_twice(service)
-    assert len(folder.results()) == len(service.emulator.runs) == 30
+    assert len(folder.results()) == len(service.emulator.runs) == 15
 
 
 def test_a_second_ctrl_c_leaves_at_once(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:

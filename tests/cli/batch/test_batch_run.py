@@ -1,6 +1,7 @@
 """`knouds batch`: a file of jobs in, a file of results out, each job once, in one run or in several."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +97,16 @@ def test_a_faulty_line_of_a_pipe_ends_what_was_begun(service: Any, folder: Any) 
     assert [line["status"] for line in folder.lines("o")] == ["completed"]
     assert "stopped: stdin line 2: not a JSON object" in ended.err
     assert f"To go on: knouds batch {SLUG} - --ledger l.db --out o" in ended.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell reads the first line")
+def test_stdin_is_read_from_where_it_stands(service: Any, folder: Any) -> None:
+    """Lines of a file on stdin that another command has taken are not jobs."""
+    Path("jobs.jsonl").write_text('a note\n{"product_name": "Mug"}\n')
+    command = f"(read line; exec {shlex.join(PROGRAM)} batch {SLUG} - --ledger l.db) < jobs.jsonl"
+    done = subprocess.run(["/bin/sh", "-c", command], env=service.env, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done
+    assert len(service.emulator.runs) == 1
 
 
 @pytest.mark.parametrize(("text", "code"), [('{"product_name": "x"}\n3\n', 2), ('{"product_name": "x"}\n', 0)])

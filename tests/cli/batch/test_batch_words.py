@@ -13,6 +13,7 @@ from knouds_async import (
     ExecutionFailedError,
     ExecutionState,
     InvalidInputsError,
+    KnoudsError,
     LimiterStats,
     RunResult,
     errors,
@@ -20,6 +21,7 @@ from knouds_async import (
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.progress import Progress
+from knouds_async.cli.batch.account import Account, in_words
 from knouds_async.cli.batch.display import Display
 from knouds_async.cli.batch.outcome_lines import is_written, line_of, stays
 from knouds_async.cli.batch.pace import Pace, clock
@@ -175,6 +177,19 @@ def test_a_wait_for_the_rate_limit_is_said() -> None:
     stats = LimiterStats(limit=100, left=0, resets_in=31.6, waiting=1_234, refusals=0)
     assert quota(stats) == "1,234 wait for their turn; the next window opens in 32 s"
     assert quota(attrs.evolve(stats, waiting=0)) == quota(attrs.evolve(stats, resets_in=None)) == ""
+
+
+def test_jobs_that_wait_for_the_next_run_are_not_done() -> None:
+    """After Ctrl-C the jobs that were read and not submitted count as left, in the progress and at the end."""
+    account = Account()
+    for reason in (NotRunReason.STOPPED, NotRunReason.STOPPED, NotRunReason.INVALID):
+        account.see(NotRun(job=JOB, reason=reason, error=KnoudsError("no")))
+    now = account.without_stopped(Progress(elapsed=9.0, total=10, completed=4, not_run=3))
+    assert in_words(now) == "5 of 10 jobs done: 4 completed, 1 not run; 0 credits spent; 0:09"
+    display = Display(lambda: now, is_stopping=True)
+    assert display.lines()[0] == "5 of 10 done, 0 in flight"
+    assert "to go" not in "".join(display.lines())
+    assert [line.split(":")[0] for line in account.troubles("l")] == ["1 job not run (invalid)"]
 
 
 def test_what_did_not_occur_is_not_said() -> None:
