@@ -39,7 +39,7 @@ class Deliveries:
     expired: float = attrs.field(default=0.0, validator=_is_share)
     stale: float = attrs.field(default=0.0, validator=_is_share)
     has_result: bool = True
-    attempts: int = attrs.field(default=3, validator=attrs.validators.ge(1))
+    attempts: int = attrs.field(default=3, validator=[attrs.validators.instance_of(int), attrs.validators.ge(1)])
 
 
 @attrs.frozen(kw_only=True)

@@ -1,6 +1,6 @@
-"""Settings from JSON: for an emulator that is to be made, and for one that runs already.
+"""Settings and keys from JSON: for an emulator that is to be made, and for one that runs already.
 
-Rule of the file: ValueError, and nothing is done, for what cannot be. Keys, workflows and models are Python's alone.
+Rule of the file: ValueError, and nothing is done, for what cannot be. Workflows and models are Python's alone.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any, Final
 
 import attrs
 
+from knouds_async.testing._service.keys import ApiKey
 from knouds_async.testing.deliveries import Deliveries
+from knouds_async.testing.laws import Lognormal, is_number
 from knouds_async.testing.settings import Settings
 
-__all__ = ["change_settings", "settings_from"]
+__all__ = ["change_settings", "key_from", "settings_from"]
 
 _NAMES: Final = frozenset(
     field.name for field in attrs.fields(Settings) if field.name not in ("api_key", "keys", "workflows", "models")
@@ -45,13 +47,43 @@ def change_settings(settings: Settings, given: Mapping[str, object]) -> None:
         raise ValueError(str(error)) from None
 
 
+def key_from(given: Mapping[str, Any], text: str) -> ApiKey:
+    """Give a key with what is given, by its Python names; its text is `text` unless it has one."""
+    names = {field.name for field in attrs.fields(ApiKey)}
+    if unknown := set(given) - names:
+        raise ValueError(f"a key has no {min(unknown)!r}; there are: {', '.join(sorted(names))}")
+    rights = given.get("capabilities", ())
+    if isinstance(rights, str) or not all(isinstance(right, str) for right in rights):
+        raise ValueError(f"capabilities must be a list of texts, not {rights!r}")
+    return ApiKey(**{"text": text, **given})
+
+
 def _read(name: str, value: object) -> Any:
     if name not in _NAMES:
         near = difflib.get_close_matches(name, _NAMES, n=1)
         raise ValueError(f"there is no setting {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-    if name != "deliveries" or not isinstance(value, Mapping):
-        return value
+    match name, value:
+        case (("duration" | "cancel_delay"), Mapping()):
+            return _lognormal(name, value)
+        case "durations", Mapping():
+            return {target: _lognormal(name, law) if isinstance(law, Mapping) else law for target, law in value.items()}
+        case "deliveries", Mapping():
+            return _deliveries(value)
+        case _:
+            return value
+
+
+def _lognormal(name: str, given: Mapping[str, Any]) -> Lognormal:
+    if not {"median"} <= set(given) <= {"median", "sigma"} or not all(map(is_number, given.values())):
+        raise ValueError(f'{name} is seconds, or {{"median": ..., "sigma": ...}}, not {dict(given)!r}')
+    return Lognormal(**given)
+
+
+def _deliveries(given: Mapping[str, Any]) -> Deliveries:
     known = {field.name for field in attrs.fields(Deliveries)}
-    if unknown := set(value) - known:
+    if unknown := set(given) - known:
         raise ValueError(f"deliveries have no {min(unknown)!r}; there are: {', '.join(sorted(known))}")
-    return Deliveries(**value)
+    laws: dict[str, Any] = {
+        name: _lognormal(name, law) if isinstance(law, Mapping) else law for name, law in given.items()
+    }
+    return Deliveries(**laws)

@@ -19,6 +19,7 @@ class LoggedRequest:
     """One answered request: its route as the contract writes it, the status (None: no answer came), when it arrived."""
 
     method: str
+    path: str
     route: str
     query: str
     status: int | None
@@ -56,7 +57,7 @@ class RequestLog:
         """Note how a request was answered."""
         response = outcome.response if isinstance(outcome, Broken) else outcome
         status = None if response is None else response.status
-        entry = LoggedRequest(request.method, route, request.query, status, at)
+        entry = LoggedRequest(request.method, request.path, route, request.query, status, at)
         self._latest.append(entry)
         if status == 429:
             self.refusals.append(entry)

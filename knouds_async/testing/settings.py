@@ -97,8 +97,10 @@ class Settings:
     scope: Literal["free", "deployment", "admin", "super_admin"] = "deployment"
     api_key: str = DEFAULT_KEY
     capabilities: Sequence[str] = attrs.field(default=("*",), validator=_are_capabilities)
-    webhook_url: str | None = None
-    webhook_secret: str = attrs.field(default="whsec_emulator_0123456789abcdef", validator=must.min_len(16))
+    webhook_url: str | None = attrs.field(default=None, validator=must.optional(must.instance_of(str)))
+    webhook_secret: str = attrs.field(
+        default="whsec_emulator_0123456789abcdef", validator=[must.instance_of(str), must.min_len(16)]
+    )
     deliveries: Deliveries = attrs.field(factory=Deliveries, validator=must.instance_of(Deliveries))
     keys: tuple[ApiKey, ...] = attrs.field(
         default=(), converter=_keys, validator=must.deep_iterable(must.instance_of(ApiKey))
@@ -133,7 +135,7 @@ class Settings:
     usage_lag: float = attrs.field(default=0.0, validator=_is_time_span)
     workflows: tuple[Workflow, ...] = attrs.field(default=DEFAULT_WORKFLOWS, converter=_workflows)
     models: tuple[Model, ...] = attrs.field(default=DEFAULT_MODELS, converter=_models)
-    media_url: str = DEFAULT_MEDIA_URL
+    media_url: str = attrs.field(default=DEFAULT_MEDIA_URL, validator=must.instance_of(str))
 
     def check_together(self) -> None:
         """Raise ValueError for settings that are possible one by one but not together."""

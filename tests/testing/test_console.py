@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from knouds_async.testing import ApiKey, Emulator, Request, Response
 
@@ -141,7 +143,14 @@ def test_charges_and_requests_are_listed(ask: Any) -> None:
     target = "my-thumbnail-pipeline"
     assert charge == [{"executionId": ids[2], "target": target, "amount": 12, "paidBy": "credits", "at": 5.0}]
     (latest, *_) = hand("GET requests", now=12.0)["rows"]
-    assert latest == {"method": "GET", "route": "GET /api/executions/:id", "query": "", "status": 200, "at": 12.0}
+    assert latest == {
+        "method": "GET",
+        "path": f"/api/executions/{ids[0]}",
+        "route": "GET /api/executions/:id",
+        "query": "",
+        "status": 200,
+        "at": 12.0,
+    }
 
 
 def test_a_run_is_ended_by_hand(ask: Any) -> None:
@@ -199,11 +208,88 @@ def test_settings_are_changed_together_or_not_at_all(ask: Any) -> None:
         ({"failure_rate": True}, "failure_rate must be between 0 and 1"),
         ({"tier": 3}, "tier"),
         ({"deliveries": {"moon": 1}}, "moon"),
+        ({"deliveries": {"attempts": "many"}}, "attempts"),
+        ({"duration": {"mean": 3}}, "duration is seconds, or"),
+        ({"durations": {"jingle": {"median": "long"}}}, "durations is seconds, or"),
     ):
         answer = hand.raw("PATCH settings", body)
         assert answer.status == 400
         assert told in str(answer.json())
         assert (emulator.tier, emulator.duration, emulator.limit) == ("business", 5, None)
+
+
+def test_laws_can_be_json(ask: Any) -> None:
+    """A median and a spread are a log-normal law, for durations and deliveries."""
+    emulator = Emulator()
+    law = {"median": 3.0, "sigma": 0.0}
+    hand = Hand(emulator)
+    hand("PATCH settings", {"duration": law, "durations": {"jingle": law}, "deliveries": {"latency": law}})
+    ask(emulator).submit()
+    ask(emulator).submit("workflows/jingle")
+    assert [run.ends for run in emulator.runs] == [3.0, 3.0]
+
+
+def test_keys_are_made(ask: Any) -> None:
+    """With what they may do, whose they are, and a text of their own; a reset takes them away."""
+    emulator = Emulator()
+    hand = Hand(emulator)
+    key = hand("POST keys", {"capabilities": ["workflow:read"], "user": "u_2", "tier": "free", "role": "admin"})["key"]
+    assert ask(emulator)("GET /api/workflows", key=key).status == 200
+    assert ask(emulator)("POST /api/workflows", {"name": "x"}, key=key).status == 403
+    assert ask(emulator).json("GET /api/whoami", key=key)["user"]["id"] == "u_2"
+    assert hand("POST keys", {"text": "knouds_live_mine"})["key"] == "knouds_live_mine"
+    for body, status in (
+        ({"text": "knouds_live_mine"}, 409),
+        ({"text": "two words"}, 400),
+        ({"scope": "moon"}, 400),
+        ({"capabilities": "*"}, 400),
+        ({"capabilities": [3]}, 400),
+        ({"capabilities": 3}, 400),
+        ({"moon": 1}, 400),
+    ):
+        assert hand.raw("POST keys", body).status == status
+    hand("POST reset")
+    assert ask(emulator)("GET /api/workflows", key=key).status == 401
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2000) | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    ["tier", "duration", "durations", "limit", "deliveries", "costs", "credits", "grant", "others", "polls_limited",
+     "fault", "script", "route", "result", "message", "capabilities", "user", "text", "webhook_secret", "media_url"]
+)  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(
+    line=st.sampled_from(
+        ["PATCH settings", "POST faults", "POST keys", "POST reset", "POST runs/RUN/finish", "POST runs/RUN/fail",
+         "DELETE faults/x", "GET runs?limit=-1", "POST test-webhook", "PUT moon"]
+    ),
+    body=st.dictionaries(NAMES, JSON_VALUES, max_size=3) | JSON_VALUES,
+)  # fmt: skip
+def test_whatever_comes_is_answered(line: str, body: Any) -> None:
+    """No body makes the console fail, and what it takes leaves a service and a page that answer."""
+    emulator = Emulator(duration=5.0)
+    headers = {"x-api-key": emulator.api_key}
+    submitted = Request("POST", "/api/workflows/jingle/run", "async=true", headers, b'{"inputs": {}}')
+    emulator.handle(submitted, 0.0)
+    hand = Hand(emulator)
+    answer = hand.raw(line.replace("RUN", emulator.runs[0].execution_id), body)
+    assert answer.status in (200, 201, 202, 400, 404, 409)
+    assert answer.status < 300 or answer.json()["error"]  # type: ignore[index]
+    emulator.faults.clear()
+    again = emulator.handle(submitted, 1.0)
+    assert isinstance(again, Response)
+    for run in emulator.runs:
+        polled = emulator.handle(Request("GET", f"/api/executions/{run.execution_id}", "", headers), 1e6)
+        assert isinstance(polled, Response)
+    emulator.due_deliveries(1e6)
+    for path in ("GET /", "GET state", "GET settings", "GET runs"):
+        assert hand.raw(path, now=2.0).status == 200
 
 
 def test_a_reset_begins_anew(ask: Any) -> None:

@@ -6,7 +6,6 @@ something must be JSON and come from no other site's page, so that a page open i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import parse_qs
@@ -15,11 +14,12 @@ import attrs
 
 from knouds_async.testing._console.page import page
 from knouds_async.testing._console.views import JsonObject, Tally, View
+from knouds_async.testing._service.bodies import json_object
 from knouds_async.testing._service.lifecycle import FAILURE, Run
 from knouds_async.testing._service.replies import Refusal, not_found, reply
 from knouds_async.testing._service.service import Service
 from knouds_async.testing.fault_text import GRAMMAR, add_fault, parse_fault
-from knouds_async.testing.from_json import change_settings
+from knouds_async.testing.from_json import change_settings, key_from
 from knouds_async.testing.journal import RequestLog
 from knouds_async.testing.messages import Request, Response
 from knouds_async.testing.settings import Settings
@@ -51,13 +51,7 @@ class _Asked:
 
     def body(self) -> JsonObject:
         """Read the body, {} for none; 400 when it is no JSON object."""
-        try:
-            parsed = json.loads(self.request.body or b"{}")
-        except (ValueError, RecursionError):
-            parsed = None
-        if not isinstance(parsed, dict):
-            raise Refusal(400, "INVALID_BODY", "The body must be a JSON object")
-        return parsed
+        return json_object(self.request.body or b"{}")
 
     def query(self, name: str) -> str | None:
         """Give a parameter of the query."""
@@ -98,7 +92,7 @@ class Console:
             return handler(_Asked(view, request, subject))
         except Refusal as refusal:
             return refusal.response()
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             return reply(400, {"error": str(error), "code": "INVALID_BODY"})
 
     def _route(self, request: Request) -> tuple[Callable[[_Asked], Response], str]:
@@ -128,6 +122,7 @@ class Console:
             "DELETE faults/:id": self._remove_fault,
             "GET settings": lambda asked: reply(200, asked.view.shown_settings()),
             "PATCH settings": self._change,
+            "POST keys": self._add_key,
             "POST test-webhook": self._test_webhook,
             "POST reset": self._reset,
         }
@@ -174,6 +169,15 @@ class Console:
     def _change(self, asked: _Asked) -> Response:
         change_settings(self._settings, asked.body())
         return reply(200, asked.view.shown_settings())
+
+    def _add_key(self, asked: _Asked) -> Response:
+        """Make a key; the only answer that shows one, and only the one that it made."""
+        keys = asked.view.service.keys
+        made = key_from(asked.body(), f"knouds_live_emulator_{len(keys)}")
+        if made.text in keys:
+            raise Refusal(409, None, "There is a key with this text already")
+        keys[made.text] = made
+        return reply(201, {"key": made.text, "user": made.user, "capabilities": made.capabilities})
 
     def _test_webhook(self, _: _Asked) -> Response:
         self._hand.send_test_webhook()

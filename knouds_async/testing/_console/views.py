@@ -155,6 +155,7 @@ class View:
     def _request(self, request: LoggedRequest) -> JsonObject:
         return {
             "method": request.method,
+            "path": request.path,
             "route": request.route,
             "query": request.query,
             "status": request.status,

@@ -35,8 +35,11 @@ _CUSTOM_RANK: Final = 2
 
 
 def _is_sendable(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
-    if not value or not value.isascii() or not value.isprintable() or " " in value:
+    if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(f"{attribute.name} must be printable ASCII without spaces (the value is not shown)")
+
+
+_is_text_or_none: Final = attrs.validators.optional(attrs.validators.instance_of(str))
 
 
 def _texts(values: Iterable[str]) -> tuple[str, ...]:
@@ -55,11 +58,15 @@ class ApiKey:
     state: Literal["live", "revoked", "legacy"] = attrs.field(
         default="live", kw_only=True, validator=attrs.validators.in_(("live", "revoked", "legacy"))
     )
-    is_approved: bool = attrs.field(default=True, kw_only=True)
-    user: str = attrs.field(default=DEFAULT_USER, kw_only=True, validator=attrs.validators.min_len(1))
-    tier: str | None = attrs.field(default=None, kw_only=True)
-    role: Literal["user", "admin"] | None = attrs.field(default=None, kw_only=True)
-    webhook_url: str | None = attrs.field(default=None, kw_only=True)
+    is_approved: bool = attrs.field(default=True, kw_only=True, validator=attrs.validators.instance_of(bool))
+    user: str = attrs.field(
+        default=DEFAULT_USER, kw_only=True, validator=[attrs.validators.instance_of(str), attrs.validators.min_len(1)]
+    )
+    tier: str | None = attrs.field(default=None, kw_only=True, validator=_is_text_or_none)
+    role: Literal["user", "admin"] | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.in_(("user", "admin", None))
+    )
+    webhook_url: str | None = attrs.field(default=None, kw_only=True, validator=_is_text_or_none)
 
 
 def _covers(granted: str, required: str) -> bool:
