@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
 from knouds_async._sansio.files import Hosts
+from knouds_async._sansio.learned import Learned
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.service import Service
 from knouds_async.config import Polling, Retries, Secret, Timeouts
@@ -50,7 +51,8 @@ class AsyncKnouds:
     `limiter`: share one among clients of one account (`SharedLimiter`: among processes). `http_client`: your own
     `httpx.AsyncClient`; it is used as it is and never closed here. `max_connections`: connections at once.
     `media_hosts`: where files of results may be downloaded from, by default the vendor's bucket (`*.example.com` is
-    any host below). Raises ConfigurationError, before any request.
+    any host below). `durations`: what another client had learned (its `durations`), so that this one starts warm.
+    Raises ConfigurationError, before any request.
 
     Use it in `async with`, or call `aclose()`, or neither. It belongs to the event loop of its first request.
     """
@@ -69,6 +71,7 @@ class AsyncKnouds:
         ssl_context: ssl.SSLContext | None = None,
         max_connections: int = 100,
         media_hosts: Iterable[str] | None = None,
+        durations: Mapping[str, object] | None = None,
         allow_insecure_http: bool = False,
     ) -> None:
         """Check everything that is given; nothing is sent and no task is started."""
@@ -84,6 +87,7 @@ class AsyncKnouds:
         if http_client is not None and not callable(getattr(http_client, "send", None)):
             raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
+        self._learned = _learned(durations)
         self._downloads = Downloads(Hosts.of(media_hosts, url), Fetcher(http_client, ssl_context))
         self._own_http = pool = None
         if http_client is None:
@@ -101,7 +105,9 @@ class AsyncKnouds:
         connections = max_connections if self._own_http is not None else math.inf
         retries = config.option("retries", retries, Retries)
         self._pipeline = Pipeline(exchange, self._limiter, retries, connections=connections)
-        self._watcher = Watcher(self._pipeline.send, config.option("polling", polling, Polling))
+        polling = config.option("polling", polling, Polling)
+        stats, server_time = self._limiter.stats, self._limiter.server_time
+        self._watcher = Watcher(self._pipeline.send, polling, self._learned, stats, server_time)
         runs = Runs(self._pipeline.send, self._watcher, url)
         self.executions: Final = Executions(self._pipeline.send, runs, url)
         self.usage: Final = Usage(self._pipeline.send, self._pipeline)
@@ -120,6 +126,11 @@ class AsyncKnouds:
             "an AsyncKnouds is not pickled or copied, for it holds connections and the key: build one in each process; "
             "handles of runs can be pickled, and attached there"
         )
+
+    @property
+    def durations(self) -> dict[str, object]:
+        """How long runs were seen to last, by target, as plain JSON: `AsyncKnouds(durations=...)` takes it up again."""
+        return self._learned.to_dict()
 
     @property
     def limiter(self) -> Limiter:
@@ -198,3 +209,14 @@ class AsyncKnouds:
     ) -> None:
         """Close the client."""
         await self.aclose()
+
+
+def _learned(saved: Mapping[str, object] | None) -> Learned:
+    """Begin with the durations that were saved."""
+    learned = Learned()
+    if saved is not None:
+        try:
+            learned.load(saved)
+        except ValueError as fault:
+            raise ConfigurationError(f"durations: {fault}") from None
+    return learned

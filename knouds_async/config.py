@@ -191,6 +191,11 @@ _MOST: Final = 1e300
 _positive = _above(0)
 
 
+def _finite(owner: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if value == math.inf:
+        raise ConfigurationError(f"{type(owner).__name__}({attribute.name}={value!r}): must be finite")
+
+
 def _at_most_one(owner: object, attribute: attrs.Attribute[Any], value: float) -> None:
     if value > 1:  # a pause that varied by more than itself could end before it began
         raise ConfigurationError(f"{type(owner).__name__}({attribute.name}={value!r}): must be a number of at most 1")
@@ -209,14 +214,23 @@ class Backoff:
     jitter: float = attrs.field(default=0.1, validator=[_above(0, inclusive=True), _at_most_one])
 
 
+def _truth(owner: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{type(owner).__name__}({attribute.name}={value!r:.80}): must be True or False")
+
+
 @attrs.frozen(kw_only=True)
 class Polling:
-    """How the ends of runs are looked for.
+    """How the ends of runs are noticed: by what was learned of how long such runs last, or on a plain schedule.
 
-    `schedule`: a plain schedule (make one with `Polling.backoff` or `Polling.every`).
+    `cost_of_request`: what a request is worth, in seconds of notice: 1 makes fewer requests, 0.05 notices sooner.
+    `sweeps`: whether listings of `GET /api/usage` may stand for many looks when three or more runs are out.
+    `schedule`: a plain schedule instead, without sweeps (make one with `Polling.backoff` or `Polling.every`).
     """
 
-    schedule: Backoff = attrs.field(factory=Backoff)
+    cost_of_request: float = attrs.field(default=0.25, validator=[_positive, _finite])
+    sweeps: bool = attrs.field(default=True, validator=_truth)
+    schedule: Backoff | None = attrs.field(default=None)
 
     @classmethod
     def backoff(cls, first: float = 1.0, factor: float = 1.5, longest: float = 5.0) -> Polling:
@@ -234,7 +248,7 @@ class Retries:
     """How often and how long a request that is safe to repeat is repeated.
 
     `attempts`: the most attempts in all. `longest`: the longest single wait the service may ask for, in seconds; a
-    longer `Retry-After` is raised instead of slept. `budget`: seconds that all attempts and pauses may take together.
+    longer `Retry-After` is raised instead of slept. `spending`: seconds that all attempts and pauses may take together.
     A 429 is never an attempt. Waiting, for the rate limit or for a free connection, spends nothing of the budget.
     """
 

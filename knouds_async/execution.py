@@ -11,7 +11,8 @@ from typing import Any
 
 import anyio
 
-from knouds_async._io.watcher import Watched, Watcher
+from knouds_async._io.records import Watched
+from knouds_async._io.watcher import Watcher
 from knouds_async.errors import (
     ClientClosedError,
     ExecutionCancelledError,
@@ -86,12 +87,18 @@ class Execution:
         """
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
             raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds of at least 0, or None")
-        with anyio.CancelScope(deadline=math.inf if timeout is None else anyio.current_time() + timeout):
-            state = self.state
-            while not state.is_final:
-                state = await self._live().changed(self._watched, state, has_deadline=timeout is not None)
-            return state
-        raise WaitTimeoutError(execution=self, execution_id=self.id, timeout=timeout or 0.0)
+        if timeout is None:
+            return await self._end(math.inf)
+        deadline = anyio.current_time() + timeout
+        with anyio.CancelScope(deadline=deadline):
+            return await self._end(deadline)
+        raise WaitTimeoutError(execution=self, execution_id=self.id, timeout=timeout)
+
+    async def _end(self, deadline: float) -> ExecutionState:
+        state = self.state
+        while not state.is_final:
+            state = await self._live().changed(self._watched, state, deadline=deadline)
+        return state
 
     async def refresh(self) -> ExecutionState:
         """Look once, now, and give the state. Raises what any read raises."""

@@ -1,29 +1,32 @@
-"""The one place that polls: looks at every execution somebody waits for, and wakes the waiters.
+"""The watcher: the records of the runs that are out, who waits for them, and what is told of them.
 
-Rule of the file: what is due is decided in `agenda`. One look serves every waiter; a waiter that is cancelled or times
-out disturbs no other; the watcher's task lives only while somebody waits.
+Rule of the file: all news of a run comes through `saw`, whoever brings it. One look serves every waiter; a waiter
+that is cancelled or times out disturbs no other. The looks themselves are in `looking`.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import random
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import anyio
-import attrs
 
-from knouds_async._io.backend import HomeLoop, spawn
+from knouds_async._io.backend import HomeLoop
+from knouds_async._io.looking import Looking, Reports, Stats
 from knouds_async._io.pipeline import Send
-from knouds_async._sansio import agenda, calls
-from knouds_async._sansio.agenda import Agenda, Fault, Looks
+from knouds_async._io.records import Watched
+from knouds_async._sansio import calls, faults
+from knouds_async._sansio.agenda import Agenda
 from knouds_async._sansio.deliveries import Early, Net, is_whole, tells_end
+from knouds_async._sansio.faults import Fault
+from knouds_async._sansio.learned import Learned
 from knouds_async.config import Polling
-from knouds_async.errors import ClientClosedError, ConflictError, KnoudsError
+from knouds_async.errors import ConflictError, KnoudsError
 from knouds_async.types import ExecutionState, Status, Target
 
 logger = logging.getLogger("knouds_async")
@@ -31,55 +34,36 @@ logger = logging.getLogger("knouds_async")
 _RECENT: Final = 1000
 """Runs that are remembered though nobody holds a handle: web apps attach to them by id, one request after another."""
 
+_OLDEST: Final = 600.0
+"""Seconds of age that the date of a run is believed for: its date and the clock may be of different machines."""
 
-@attrs.define(eq=False, weakref_slot=True)
-class Watched:
-    """An execution and all who wait for it; every handle of one id in a client shares it.
-
-    `is_promised`: whether the service said that it will deliver the end to a webhook.
-    """
-
-    execution_id: str
-    target: Target | None
-    state: ExecutionState
-    looks: Looks
-    is_promised: bool = False
-    waiters: int = 0
-    news: anyio.Event | None = None
-    failures: float = 0  # looks that failed in a row; inf when no later look can do better
-    error: KnoudsError | None = None
-
-    @classmethod
-    def of(cls, state: ExecutionState, target: Target | None, submitted: float | None = None) -> Watched:
-        """Begin a record from a state; `submitted`: when, in local monotonic seconds, None when not known."""
-        return cls(state.execution_id, target, state, Looks(submitted))
-
-    def wake(self) -> None:
-        """Tell every waiter to look at `state` and `error` again."""
-        if self.news is not None:
-            self.news.set()
-            self.news = anyio.Event()
+_SKEW: Final = 2.0
 
 
 class Watcher:
-    """Watches executions through `send`, at the pace of `polling`."""
+    """Watches executions through `send`, at the pace of `polling`, and learns how long they take into `learned`.
 
-    def __init__(self, send: Send, polling: Polling) -> None:
+    `stats`: of a route's quota. `server_time`: the service's clock at a moment, in epoch seconds, None when not known.
+    """
+
+    def __init__(
+        self, send: Send, polling: Polling, learned: Learned, stats: Stats, server_time: Callable[[float], float | None]
+    ) -> None:
         """Watch nothing yet; no task is started before somebody waits."""
         self._send = send
-        self._agenda = Agenda(polling.schedule)
+        self._learned = learned
+        self._server_time = server_time
+        self._agenda = Agenda(polling, learned)
         self._records: weakref.WeakValueDictionary[str, Watched] = weakref.WeakValueDictionary()
         self._waited_for: dict[str, Watched] = {}
-        self._looking: dict[str, anyio.CancelScope] = {}
-        self._task: object | None = None
-        self._stir = anyio.Event()
         self._odd: set[str] = set()
         self._is_closed = False
         self._home = HomeLoop()
         self._early = Early()
         self._net = Net()
-        self._announced: list[Watched] = []  # a delivery said that they are over, but not what they gave
         self._recent: deque[Watched] = deque(maxlen=_RECENT)
+        reports = Reports(self.saw, self._failed, self._goes_on)
+        self._looking = Looking(send, stats, self._agenda, self._net, self._waited_for, reports)
 
     def record(
         self,
@@ -87,12 +71,13 @@ class Watcher:
         target: Target | None,
         *,
         submitted: float | None = None,
+        expected: float | None = None,
         is_promised: bool = False,
     ) -> Watched:
         """Give the record of an execution, the one there is or a new one; a delivery may have come before it."""
         known = self._records.get(state.execution_id)
         if known is None:
-            known = self._records[state.execution_id] = Watched.of(state, target, submitted)
+            known = self._records[state.execution_id] = Watched.of(state, target, submitted, expected)
             known.is_promised = is_promised
             if self._net.is_expected:
                 self._recent.append(known)
@@ -116,32 +101,36 @@ class Watcher:
 
     def _believe(self, watched: Watched, state: ExecutionState, *, is_first: bool) -> None:
         if is_first:
-            since = None if watched.state.is_final else watched.looks.submitted
+            since = None if watched.state.is_final else watched.course.submitted
             age = None if since is None else anyio.current_time() - since
             # Only completed runs say how long runs take: many fail at once.
             self._net.told(str(watched.target), age=age if state.status == Status.COMPLETED else None)
+            if age is not None and watched.execution_id not in self._agenda:
+                self._learned.ended(watched.course.law, age, age)
+            self._looking.stir()  # other runs may be overdue sooner
         if is_whole(state):
             self.saw(watched, state)
         elif watched.waiters and not watched.state.is_final:
-            self._announced.append(watched)
-            self._stir.set()
+            self._announce(watched)
 
     async def changed(
-        self, watched: Watched, seen: ExecutionState | None, *, has_deadline: bool = False
+        self, watched: Watched, seen: ExecutionState | None, *, deadline: float = math.inf
     ) -> ExecutionState:
         """Wait until the execution is over or its status is not the one of `seen`; give the new state.
 
-        Raises the fault that ends the wait (`agenda.fault`), with the id in it. Cancelled: only this wait ends.
+        `deadline`: when this wait will be cut, by the clock of the loop. Raises the fault that ends the wait
+        (`faults.fault`), with the id in it. Cancelled: only this wait ends.
         """
-        self._join(watched)
+        self._join(watched, deadline)
         try:
             while not watched.state.is_final and (seen is None or watched.state.status == seen.status):
                 if self._is_closed:
-                    raise _closed(watched)
-                self._ensure_running()
+                    raise watched.closed()
+                self._home.enter()
+                self._looking.ensure_running()
                 assert watched.news is not None  # noqa: S101  (it is there while somebody waits)
                 await watched.news.wait()
-                _raise_if_over(watched, has_deadline=has_deadline)
+                watched.raise_if_over(has_deadline=deadline < math.inf)
             return watched.state
         finally:
             self._leave(watched)
@@ -172,10 +161,25 @@ class Watcher:
             logger.warning("execution %s has the unknown status %r: still waiting", state.execution_id, state.status)
         is_change = state.status != watched.state.status
         watched.state = state
+        self._tell_agenda(watched, state, is_change=is_change)
         if state.is_final and watched.is_promised and self._early.get(state.execution_id) is None:
             self._net.missed()
         if is_change:
             watched.wake()
+
+    def _tell_agenda(self, watched: Watched, state: ExecutionState, *, is_change: bool) -> None:
+        now, course = anyio.current_time(), watched.course
+        if state.request_id is not None:
+            self._agenda.identify(course, state.request_id)
+        if course.submitted is None and state.created_at is not None and (server := self._server_time(now)) is not None:
+            age = server - state.created_at.timestamp()
+            if -_SKEW <= age <= _OLDEST:
+                self._agenda.date(course, now - max(0.0, age))
+        if state.is_final:
+            self._agenda.over(watched.execution_id, now, lasted=None if state.ms is None else state.ms / 1000)
+        elif is_change and state.status == Status.CANCEL_REQUESTED:
+            self._agenda.cancelling(course, now, random.random())  # noqa: S311
+            self._looking.stir()
 
     def close(self) -> None:
         """End every wait with ClientClosedError; the runs go on."""
@@ -183,34 +187,43 @@ class Watcher:
         for watched in list(self._waited_for.values()):
             watched.wake()
 
-    def _join(self, watched: Watched) -> None:
+    def _join(self, watched: Watched, deadline: float) -> None:
         watched.waiters += 1
         if watched.waiters == 1:
             watched.news, watched.failures, watched.error = anyio.Event(), 0, None
             self._waited_for[watched.execution_id] = watched
-            if self._early.get(watched.execution_id) is not None:
-                self._announced.append(watched)
             if not self._hold(watched, has_looked=False):
-                self._put_on_agenda(watched)
-            self._stir.set()
+                self._watch(watched)
+            if self._early.get(watched.execution_id) is not None:
+                self._announce(watched)
+            self._looking.stir()
+        if deadline < math.inf and watched.execution_id in self._agenda:
+            self._agenda.hurry(watched.execution_id, deadline, anyio.current_time(), random.random())  # noqa: S311
+            self._looking.stir()
 
     def _leave(self, watched: Watched) -> None:
         watched.waiters -= 1
         if watched.waiters == 0:
             watched.news = None
-            if not self._net.let_go(watched.execution_id):
-                watched.looks = self._agenda.forget(watched.execution_id)
+            self._net.let_go(watched.execution_id)
+            self._agenda.forget(watched.execution_id)
             del self._waited_for[watched.execution_id]
-            if (look := self._looking.pop(watched.execution_id, None)) is not None:
-                look.cancel()
-            self._stir.set()
+            if not self._waited_for:
+                self._looking.stir()
 
-    def _put_on_agenda(self, watched: Watched) -> None:
-        self._agenda.watch(watched.execution_id, watched.looks, anyio.current_time(), random.random())  # noqa: S311
+    def _watch(self, watched: Watched) -> None:
+        self._agenda.watch(watched.course, anyio.current_time(), random.random())  # noqa: S311
+
+    def _announce(self, watched: Watched) -> None:
+        """Have a run looked at now that is said to be over; should that fail, looks at the usual pace take over."""
+        if self._net.let_go(watched.execution_id):
+            self._watch(watched)
+        self._agenda.hint(watched.execution_id)
+        self._looking.stir()
 
     def _hold(self, watched: Watched, *, has_looked: bool) -> bool:
         """Leave a run to the deliveries and the net under them, if they can be relied on; say whether."""
-        now, since = anyio.current_time(), watched.looks.submitted
+        now, since = anyio.current_time(), watched.course.submitted
         is_awaited = watched.is_promised and since is not None
         if has_looked and self._early.get(watched.execution_id) is not None:
             return False  # a delivery has told the end: it will show any moment
@@ -219,104 +232,25 @@ class Watcher:
         self._net.hold(watched.execution_id, str(watched.target), since=now if since is None else since, now=now)
         return True
 
-    def _ensure_running(self) -> None:
-        self._home.enter()
-        if self._task is None:
-            self._task = spawn(self._run)
+    def _goes_on(self, watched: Watched) -> None:
+        """Leave a run that a look found going to the deliveries, if they can be relied on."""
+        if watched.waiters and not self._net.holds(watched.execution_id) and self._hold(watched, has_looked=True):
+            self._agenda.forget(watched.execution_id)
 
-    async def _run(self) -> None:
-        is_done = False
-        try:
-            async with anyio.create_task_group() as looks:
-                while self._waited_for:
-                    for execution_id in self._net.due(anyio.current_time()):
-                        self._put_on_agenda(self._waited_for[execution_id])
-                    announced, self._announced = self._announced, []
-                    for watched in announced:
-                        looks.start_soon(self._fetch, watched)
-                    for execution_id in self._agenda.due(anyio.current_time()):
-                        looks.start_soon(self._look, self._waited_for[execution_id])
-                    self._stir = anyio.Event()
-                    with anyio.CancelScope(deadline=min(self._agenda.next_at(), self._net.next_at())):
-                        await self._stir.wait()
-                self._task, is_done = None, True  # whoever comes from here on starts anew
-                looks.cancel_scope.cancel()
-        finally:
-            if not is_done:  # cancelled from outside: whoever still waits starts it anew
-                self._task = None
-                for watched in list(self._waited_for.values()):
-                    watched.wake()
-
-    async def _look(self, watched: Watched) -> None:
-        is_wanted = False
-        with anyio.CancelScope() as scope:
-            self._looking[watched.execution_id] = scope
-            try:
-                state = await self._send(calls.get_execution(watched.execution_id))
-            except KnoudsError as error:
-                self._failed(watched, error)
-            except Exception as error:  # noqa: BLE001  (one look's trouble must not end the looks at all others)
-                self._failed(watched, KnoudsError(f"the look failed with {type(error).__name__}: {error}"))
-            else:
-                self.saw(watched, state)
-            finally:
-                is_wanted = self._looking.get(watched.execution_id) is scope  # else nobody waited: that was no look
-                if is_wanted:
-                    del self._looking[watched.execution_id]
-                    if not watched.state.is_final:  # also when it was cut: else nobody would look again
-                        self._agenda.looked(watched.execution_id, anyio.current_time(), random.random())  # noqa: S311
-        if is_wanted and not watched.state.is_final:
-            if watched.waiters and not self._net.holds(watched.execution_id) and self._hold(watched, has_looked=True):
-                watched.looks = self._agenda.forget(watched.execution_id)
-            self._stir.set()
-
-    async def _fetch(self, watched: Watched) -> None:
-        """Get what a delivery said is there; should that fail, looks at the usual pace take over."""
-        with anyio.CancelScope() as scope:
-            if not watched.waiters or watched.state.is_final:
-                return
-            self._looking[watched.execution_id] = scope
-            try:
-                self.saw(watched, await self._send(calls.get_execution(watched.execution_id)))
-            except KnoudsError as error:
-                logger.debug("a look at execution %s failed: %s", watched.execution_id, error)
-            finally:
-                if self._looking.get(watched.execution_id) is scope:
-                    del self._looking[watched.execution_id]
-        if not watched.state.is_final and self._net.let_go(watched.execution_id):
-            self._put_on_agenda(watched)
-            self._stir.set()
-
-    def _failed(self, watched: Watched, error: KnoudsError) -> None:
-        """Keep a failed look for the waiters: each decides whether it ends its wait."""
+    def _failed(self, watched: Watched, error: KnoudsError) -> bool:
+        """Keep a failed look for the waiters, each decides whether it ends its wait; say if it is as good as one."""
         if watched.state.is_final:
-            return
-        submitted = watched.looks.submitted
+            return True
+        submitted = watched.course.submitted
         age = None if submitted is None else anyio.current_time() - submitted
         logger.debug("a look at execution %s failed: %s", watched.execution_id, error)
-        match agenda.fault(error, age=age):
+        match faults.fault(error, age=age):
             case Fault.NONE:
-                return
+                return True
             case Fault.PASSING:
                 watched.failures += 1
             case Fault.LASTING:
                 watched.failures = math.inf
         watched.error = error.with_traceback(None)
         watched.wake()
-
-
-def _raise_if_over(watched: Watched, *, has_deadline: bool) -> None:
-    """Raise the fault that ends this wait; each waiter its own copy, or their tracebacks would grow into each other."""
-    if watched.error is not None and watched.failures >= (math.inf if has_deadline else agenda.PATIENCE):
-        error = copy.copy(watched.error)
-        error.execution_id = watched.execution_id
-        raise error
-
-
-def _closed(watched: Watched) -> ClientClosedError:
-    error = ClientClosedError(
-        f"the client was closed while execution {watched.execution_id} was awaited; it runs on: "
-        f"attach it in another client with knouds.executions.attach({watched.execution_id!r})"
-    )
-    error.execution_id = watched.execution_id
-    return error
+        return False

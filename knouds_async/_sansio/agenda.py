@@ -1,122 +1,391 @@
-"""Which executions to look at now, and when to look next: the one place where that is decided. Pure.
+"""Which executions to look at now, when to sweep, and when to ask again: the one place where that is decided. Pure.
 
-Rule of the file: `now` is local monotonic seconds, `roll` is uniform in [0, 1); nothing here waits or sends.
-O(log n) per event.
+Rule of the file: `now` is local monotonic seconds, `roll` is uniform in [0, 1); nothing here waits or sends. What a
+run wants for itself is in `pace`, when listings pay in `sweeps`, how far they are believed in `trust`, who gets the
+requests in `grants`. O(log n) per event; what goes over all runs does so at a pace that falls with their number.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from enum import Enum
 from typing import Final
 
 import attrs
 
-from knouds_async.config import Backoff
-from knouds_async.errors import (
-    APIError,
-    ConnectionFailedError,
-    InvalidResponseError,
-    KnoudsError,
-    NoAnswerError,
-    NotFoundError,
-    RateLimitError,
-    ServiceError,
-)
+from knouds_async._sansio import pace
+from knouds_async._sansio.course import Course, Stage
+from knouds_async._sansio.crowd import Outlook
+from knouds_async._sansio.grants import Grants, Unseen
+from knouds_async._sansio.learned import CANCELLED, Learned
+from knouds_async._sansio.listing import Listing
+from knouds_async._sansio.roster import Roster
+from knouds_async._sansio.spending import Quota, price
+from knouds_async._sansio.sweeps import FEWEST, Page, Sweeps
+from knouds_async._sansio.trust import Trust
+from knouds_async.config import Polling
 
-FRESH: Final = 5.0  # seconds for which a fresh id may answer 404 (contract 5, assumed)
-PATIENCE: Final = 5  # looks that may fail in a row before a wait without a deadline ends
-
-_PASSING: Final = (ConnectionFailedError, NoAnswerError, InvalidResponseError, ServiceError, RateLimitError)
-_GAVE_UP: Final = (408, 499)  # a proxy's patience ended: that says nothing of the run
-
-
-class Fault(Enum):
-    """What a failed look means for those who wait."""
-
-    NONE = "none"
-    """As good as a look that found the run alive."""
-    PASSING = "passing"
-    """Of the way there, not of the run: `PATIENCE` in a row end a wait that has no deadline."""
-    LASTING = "lasting"
-    """No later look can do better: every wait ends."""
-
-
-def fault(error: KnoudsError, *, age: float | None) -> Fault:
-    """Judge a failed look; `age`: seconds since the submit, None when it is not known."""
-    if isinstance(error, NotFoundError):
-        return Fault.NONE if age is not None and age <= FRESH else Fault.LASTING
-    gave_up = isinstance(error, APIError) and error.status in _GAVE_UP
-    return Fault.PASSING if gave_up or isinstance(error, _PASSING) else Fault.LASTING
+_TICK: Final = 0.25  # seconds for which an outlook holds
+_PER_RUN: Final = 0.002  # seconds between two counts of all runs, for each of them
+_WAKE: Final = 1.0  # seconds after which what sweeps will find is looked at again
+_PROVEN: Final = 2  # runs that have to be out for a sweep to pay once listings have proven themselves
+_PLENTY: Final = 5  # looks for each run that have to be left, or listings are preferred
+_SCARCE: Final = 4.0  # times the doubt that listings meet then
+_SPECULATIVE: Final = 0.1  # the part of scarce requests that goes to runs which listings do not vouch for
+_SETTLED: Final = 3.0  # seconds after its submit from which a run should be listed
+_LATE: Final = 5.0  # seconds by which a listing may lag
+_FIRST_PAUSE: Final = 2.0  # seconds after a look that failed
+_LONGEST_PAUSE: Final = 10.0
+_FEW: Final = 10  # runs that may be looked at before the quota is known
+_UNHEARD: Final = 2.0  # seconds for which that is waited for
+_NO_QUOTA: Final = Quota()
 
 
 @attrs.frozen
-class Looks:
-    """What is remembered of the looks at one execution, also while nobody waits for it."""
+class Plan:
+    """What to do now, and when to ask again (inf: when there is news)."""
 
-    submitted: float | None = None
-    count: int = 0
-    last: float = -math.inf
+    looks: list[str]
+    page: Page | None
+    at: float
 
 
 class Agenda:
-    """The looks that are due, for all executions that somebody waits for."""
+    """The looks and sweeps for all executions that somebody waits for."""
 
-    def __init__(self, schedule: Backoff) -> None:
+    def __init__(self, polling: Polling, learned: Learned) -> None:
         """Start with nothing to look at."""
-        self._schedule = schedule
-        self._watched: dict[str, Looks] = {}
-        self._at: dict[str, float] = {}  # when the next look is due; absent while one is under way
-        self._heap: list[tuple[float, str]] = []
+        self._polling = polling
+        self._learned = learned
+        self._cost = polling.cost_of_request
+        self._roster = Roster()
+        self._grants = Grants()
+        self._under_way: set[str] = set()  # also runs that were forgotten meanwhile
+        self._hints: dict[str, str | None] = {}  # the status by which a listing said that a run is over
+        self._sweeps = Sweeps(polling.cost_of_request)
+        self._trust = Trust()
+        self._scouts: set[str] = set()
+        self._marks: dict[str, str] = {}
+        self._outlook = Outlook()
+        self._outlook_until = self._count_at = -math.inf
+        self._first_look_at = math.inf
+        self._is_heard = self._is_scarce = self._was_sweeping = False
 
     def __len__(self) -> int:
         """Count the executions that are watched."""
-        return len(self._watched)
+        return len(self._roster)
 
-    def watch(self, execution_id: str, looks: Looks, now: float, roll: float) -> None:
-        """Begin to watch an execution, where its schedule stands; one of unknown age is looked at at once."""
-        self._watched[execution_id] = looks
-        is_new = looks.submitted is None and looks.count == 0
-        self._plan(execution_id, now if is_new else max(now, self._next(looks, roll)))
+    def __contains__(self, execution_id: str) -> bool:
+        """Tell whether an execution is watched."""
+        return self._roster.get(execution_id) is not None
 
-    def forget(self, execution_id: str) -> Looks:
-        """Stop watching an execution; give back what `watch` takes."""
-        self._at.pop(execution_id, None)
-        return self._watched.pop(execution_id)
+    # What is watched.
 
-    def due(self, now: float) -> list[str]:
-        """Give the executions to look at now; each is then under way until `looked`."""
-        found = []
-        while self._heap and self._heap[0][0] <= now:
-            at, execution_id = heapq.heappop(self._heap)
-            if self._at.get(execution_id) == at:
-                del self._at[execution_id]
-                found.append(execution_id)
-        return found
+    def watch(self, course: Course, now: float, roll: float) -> None:
+        """Begin to watch a run, where its course stands; one of unknown age is looked at at once."""
+        course.begin(now)
+        self._learned.law(course.law, course.expected)  # begins it, if it is new
+        self._roster.add(course)
+        if course.execution_id in self._under_way:  # a look that was begun for an earlier wait serves this one
+            course.stage = Stage.UNDER_WAY
+        else:
+            self._plan(course, now, roll)
 
-    def next_at(self) -> float:
-        """Give when the next look is due; inf when none is planned."""
-        while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else math.inf
+    def forget(self, execution_id: str) -> None:
+        """Stop watching a run; it can be watched again."""
+        course = self._roster.remove(execution_id)
+        if course is not None:
+            self._grants.drop(course)
+            self._hints.pop(execution_id, None)
+            self._scouts.discard(execution_id)
 
-    def looked(self, execution_id: str, now: float, roll: float) -> None:
-        """Take note of a look that did not find the end, and plan the next."""
-        looks = self._watched.get(execution_id)
-        if looks is not None:
-            self._watched[execution_id] = looks = attrs.evolve(looks, count=looks.count + 1, last=now)
-            self._plan(execution_id, self._next(looks, roll))
+    def hurry(self, execution_id: str, deadline: float, now: float, roll: float) -> None:
+        """Take note that somebody waits until `deadline` only."""
+        course = self._roster.get(execution_id)
+        if course is not None:
+            course.hurry(deadline)
+            if course.stage is Stage.PLANNED:
+                self._plan(course, now, roll)
 
-    def _next(self, looks: Looks, roll: float) -> float:
-        pace = self._schedule
-        try:
-            pause = min(pace.longest, pace.first * float(pace.factor) ** looks.count)
-        except OverflowError:
-            pause = pace.longest
-        since = looks.last if looks.count else (looks.submitted or 0.0)
-        return since + pause * (1.0 + pace.jitter * (roll - 0.5) * (looks.count > 0))
+    def hint(self, execution_id: str) -> None:
+        """Take note that a run is said to be over: a look at it goes before all others."""
+        course = self._roster.get(execution_id)
+        if course is not None and not course.is_hinted and course.stage is not Stage.UNDER_WAY:
+            self._hint(course, None)
+            self._grants.add_known(course)
 
-    def _plan(self, execution_id: str, at: float) -> None:
-        self._at[execution_id] = at
-        heapq.heappush(self._heap, (at, execution_id))
+    def identify(self, course: Course, request_id: str) -> None:
+        """Take note of the request that a run is listed by."""
+        self._roster.identify(course, request_id)
+
+    def date(self, course: Course, submitted: float) -> None:
+        """Take note of when a run was submitted whose age was not known."""
+        self._roster.relabel(course, course.law, submitted)
+
+    def cancelling(self, course: Course, now: float, roll: float) -> None:
+        """Take note that a run was asked to end: it will soon."""
+        if course.law != CANCELLED:
+            self._roster.relabel(course, CANCELLED, now)
+            course.alive = now
+            if course.stage is Stage.PLANNED:
+                self._plan(course, now, roll)
+
+    # What is to be done.
+
+    def plan(self, now: float, roll: float, *, polls: Quota = _NO_QUOTA, usage: Quota = _NO_QUOTA) -> Plan:
+        """Say what to do now; the looks given are under way until `looked`, a page until `listed` or `not_listed`."""
+        self._is_scarce = polls.room <= _PLENTY * len(self._roster)
+        is_sweeping = self._is_sweeping(now)
+        self._look_ahead(now, polls, is_sweeping=is_sweeping)
+        if self._was_sweeping and not is_sweeping:
+            for course in self._roster:
+                if course.stage is Stage.PLANNED:
+                    course.at = max(now, self._at(course, now, roll))
+            self._roster.rebuild()
+        self._was_sweeping = is_sweeping
+        self._count_time(now)
+        unheard_until = self._unheard_until(now, polls)
+        while not (now < unheard_until and self._has_begun()) and (due := self._roster.due(now)) is not None:
+            self._think_of(due, now, roll)
+        page, sweep_at = self._sweep(now, polls, usage) if is_sweeping else (None, math.inf)
+        looks, more_at = self._grant(now, polls, is_sweeping=is_sweeping)
+        return Plan(looks, page, min(max(self._roster.next_at(), unheard_until), more_at, sweep_at))
+
+    def _is_sweeping(self, now: float) -> bool:
+        if not self._polling.sweeps or self._polling.schedule is not None or not self._trust.is_on(now):
+            return False
+        fewest = FEWEST
+        if self._trust.is_proven:
+            fewest = 1 if self._is_scarce else _PROVEN
+        return len(self._roster) >= max(fewest, 2 * self._sweeps.pages - 1)
+
+    def _look_ahead(self, now: float, polls: Quota, *, is_sweeping: bool) -> None:
+        """Keep the outlook: what sweeps will find, and what a request is worth when requests are scarce."""
+        if is_sweeping:
+            self._sweeps.advance(now)
+        else:
+            self._sweeps.rest()
+        is_priced = not is_sweeping and polls.limit is not None and len(self._roster) > 1
+        if now < self._outlook_until or not (is_sweeping or is_priced) or self._polling.schedule is not None:
+            return
+        crowd = self._roster.crowd
+        self._outlook = crowd.outlook(self._learned, now)
+        self._outlook_until = now + max(_TICK, _PER_RUN / 20 * crowd.laws)
+        self._sweeps.expect(self._outlook.ends)
+        self._cost = self._polling.cost_of_request
+        if is_priced:
+            self._cost = price(self._cost, self._outlook.looks, polls.limit)
+
+    def _unheard_until(self, now: float, polls: Quota) -> float:
+        """Say until when one look goes ahead alone: its answer tells what there is to spend on many."""
+        if self._is_heard or polls.limit is not None or len(self._roster) <= _FEW:
+            return -math.inf
+        if self._first_look_at == math.inf and self._roster.next_at() <= now:
+            self._first_look_at = now
+        return now if self._first_look_at == math.inf else self._first_look_at + _UNHEARD
+
+    def _has_begun(self) -> bool:
+        return bool(self._under_way) or self._grants.has_ready
+
+    def _think_of(self, course: Course, now: float, roll: float) -> None:
+        is_plain = self._polling.schedule is not None  # its dice were rolled before
+        if not is_plain and (at := self._at(course, now, roll)) > now:
+            self._roster.put(course, at)
+        elif course.is_hinted:
+            course.stage = Stage.HINTED
+            self._grants.add_known(course)
+        else:
+            self._grants.add_ready(course)
+
+    def _grant(self, now: float, polls: Quota, *, is_sweeping: bool) -> tuple[list[str], float]:
+        """Give the looks that may be made now, and when there will be more."""
+        room = polls.room if self._under_way else max(1, polls.room)  # one may always wait in line
+        granted = self._grants.known(room)
+        room -= len(granted)
+        more_at = polls.next_at(now) if self._grants.has_known else math.inf
+        if self._grants.has_ready:
+            speculative, at = self._speculate(now, room, polls, is_sweeping=is_sweeping)
+            granted, more_at = granted + speculative, min(more_at, at)
+        looks = [course.execution_id for course in granted]
+        self._under_way.update(looks)
+        return looks, more_at
+
+    def _speculate(self, now: float, room: float, polls: Quota, *, is_sweeping: bool) -> tuple[list[Course], float]:
+        """Give the looks at runs that may be over, and when there will be more."""
+        grants = self._grants
+        if self._polling.schedule is not None:
+            return grants.all_ready(room), polls.next_at(now) if grants.has_ready else math.inf
+        if is_sweeping and self._trust.is_proven and self._sweeps.is_expected(now):
+            return [], self._sweeps.expected_until()
+        if room <= 0:
+            return [], polls.next_at(now)
+        free = max(_SPECULATIVE * room, room - len(self._roster)) if is_sweeping else room
+        if grants.count <= free and len(self._roster) <= room:
+            return grants.all_ready(), math.inf
+        looks = grants.likeliest(now, free, polls, self._unseen(now))
+        return looks, grants.next_at(now, free, polls) if grants.has_ready else math.inf
+
+    def _sweep(self, now: float, polls: Quota, usage: Quota) -> tuple[Page | None, float]:
+        """Give the page to ask for now, or when to think of it again."""
+        if self._grants.has_known and polls.room <= 0:
+            return None, math.inf  # what is known to be over waits already
+        at = self._sweeps.due_at(usage)
+        if at > now:
+            return None, min(at, now + _WAKE)
+        return self._sweeps.begin(now, self._listable()), math.inf
+
+    def _listable(self) -> int:
+        return self._roster.listable() - len(self._hints)
+
+    # When a run wants a look.
+
+    def _plan(self, course: Course, now: float, roll: float) -> None:
+        self._roster.put(course, max(now, self._at(course, now, roll)))
+
+    def _at(self, course: Course, now: float, roll: float) -> float:
+        """Say when a run is to be looked at, or to be thought of again."""
+        schedule = self._polling.schedule
+        if schedule is not None:
+            return max(course.not_before, pace.plain(course, schedule, roll))
+        if course.is_hinted:
+            return course.not_before
+        seen = course.seen
+        at = self._swept_at(course, now) if self._is_sweeping(now) else self._single_at(course, seen)
+        if course.deadlines:
+            at = pace.hurried(course, self._learned.law(course.law), now, at, seen)
+        return max(course.not_before, at)
+
+    def _single_at(self, course: Course, seen: float) -> float:
+        return pace.single(course, self._learned, self._cost, seen)
+
+    def _swept_at(self, course: Course, now: float) -> float:
+        """Say when a run is looked at although there are sweeps: when none vouches for it, or out of doubt."""
+        is_listed = self._sweeps.last_good >= course.born + _SETTLED
+        is_doubtful = is_listed and self._trust.is_doubtful
+        if is_doubtful or not self._roster.can_be_listed(course) or self._is_scout(course):
+            return self._single_at(course, course.alive)
+        seen = course.seen
+        if not is_listed:
+            seen = max(seen, course.born + _SETTLED)
+        elif not self._trust.shows_running:
+            seen = self._sweeps.last_good
+        vouched_until = seen + pace.bound(course.age(seen))
+        if vouched_until > now:
+            doubt = self._trust.doubt * (_SCARCE if self._is_scarce else 1.0)
+            return min(vouched_until, pace.doubted(course, self._learned, doubt))
+        return self._single_at(course, course.seen)
+
+    def _is_scout(self, course: Course) -> bool:
+        """Tell whether a run is one of the few that are looked at until listings have proven themselves."""
+        if self._trust.is_proven:
+            self._scouts.clear()
+            return False
+        if len(self._scouts) < FEWEST:
+            self._scouts.add(course.execution_id)
+        return course.execution_id in self._scouts
+
+    def _unseen(self, now: float) -> Unseen:
+        def unseen(course: Course) -> float:
+            return self._learned.law(course.law).unseen_wait(course.age(course.seen), course.age(now))[0]
+
+        return unseen
+
+    # What was seen.
+
+    def looked(self, execution_id: str, now: float, roll: float, *, is_alive: bool = True) -> None:
+        """Take note that a look has come back: of a run that is not `over` by now, it found it going or it failed."""
+        self._under_way.discard(execution_id)
+        self._is_heard = True
+        course = self._roster.get(execution_id)
+        if course is None or course.stage is not Stage.UNDER_WAY:
+            return
+        course.count, course.last = course.count + 1, now
+        if is_alive:
+            self._found_going(course, now)
+        else:
+            course.failures += 1
+            course.not_before = now + min(_LONGEST_PAUSE, _FIRST_PAUSE * course.failures)
+        self._plan(course, now, roll)
+
+    def _found_going(self, course: Course, now: float) -> None:
+        course.alive, course.not_before, course.failures = now, now, 0
+        if course.is_hinted:
+            self._roster.unhint(course)
+            status = self._hints.pop(course.execution_id)
+            if status is not None and self._trust.refuted(now, status):
+                course.deaf_until = now + pace.bound(course.age(now))
+        if len(self._roster) <= _FEW:
+            self._learned.alive_all([course])
+
+    def over(self, execution_id: str, now: float, *, lasted: float | None = None) -> None:
+        """Take note that a run is over, and learn from it; `lasted`: seconds, by the service's word, if it gave it."""
+        course = self._roster.get(execution_id)
+        if course is None:
+            return
+        self._learned.over(course, now, lasted)
+        if self._hints.get(execution_id) is not None:
+            is_late = lasted is not None and course.age(course.shown) - lasted > max(_LATE, lasted / 8)
+            self._trust.confirmed(now, is_late=is_late)
+        elif course.request_id is not None and self._was_sweeping and not course.is_hinted:
+            self._trust.found_alone(course.request_id, now, was_shown=course.shown > -math.inf)
+        self.forget(execution_id)
+
+    def _count_time(self, now: float) -> None:
+        """Count the time of all runs that go on, lest the fast ones of a batch make their law look fast."""
+        if now >= self._count_at:
+            self._learned.alive_all(self._roster)
+            self._count_at = now + max(_WAKE, _PER_RUN * len(self._roster))
+
+    # Listings.
+
+    def listed(self, page: Page, listing: Listing, now: float) -> Page | None:
+        """Take in a page; give the next one of the sweep, None when it is over."""
+        shown, deepest, hinted = page.shown, 0, []
+        for row, (request, status) in enumerate(listing.marks, 1):
+            course = self._roster.listed_as(request)
+            if course is None:
+                continue
+            deepest = row
+            if course.is_hinted:
+                continue
+            is_going = self._trust.says_going(status)
+            self._trust.matched(is_going=is_going)
+            if is_going:
+                shown += course.shown != page.began
+                course.shown = page.began
+                if course.stage is Stage.READY:  # it waits for a request, and may need none any more
+                    self._grants.drop(course)
+                    self._roster.put(course, now)
+            elif course.deaf_until > now or course.stage is Stage.UNDER_WAY:
+                shown += 1
+            else:
+                hinted.append(course)
+                self._hint(course, status)
+        for course in sorted(hinted, key=lambda course: course.born):
+            self._grants.add_known(course)
+        self._marks |= self._trust.awaits(listing.marks)
+        following = self._sweeps.next_page(attrs.evolve(page, shown=shown), listing, self._listable(), deepest)
+        if following is None:
+            self._trust.judge(page.began, now, self._marks, is_whole=listing.rows < page.limit)
+            self._marks = {}
+        return following
+
+    def _hint(self, course: Course, status: str | None) -> None:
+        self._grants.drop(course)
+        self._roster.hint(course)
+        self._hints[course.execution_id] = status
+
+    def not_listed(self, now: float, *, is_lasting: bool) -> None:
+        """Take note of a page that failed: sweeps wait, or rest for long when no later page can do better."""
+        self._sweeps.failed(now)
+        self._marks = {}
+        if is_lasting:
+            self._trust.lost(now)
+
+    def dropped(self, now: float, roll: float) -> None:
+        """Take note that the looks and the sweep under way were cut."""
+        self._sweeps.dropped()
+        self._marks = {}
+        self._under_way.clear()
+        for course in self._roster:
+            if course.stage is Stage.UNDER_WAY:
+                self._plan(course, now, roll)

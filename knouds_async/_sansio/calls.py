@@ -14,6 +14,7 @@ import attrs
 
 from knouds_async import types
 from knouds_async._sansio import names, replies
+from knouds_async._sansio.listing import Listing, listing
 from knouds_async._sansio.replies import Answer
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Inputs, Target
@@ -199,6 +200,12 @@ def list_usage(
     query = urlencode({key: value for key, value in asked.items() if value is not None})
     path = f"/api/usage?{query}" if query else "/api/usage"
     return Call(method="GET", path=path, route="GET /api/usage", reads=replies.usage_page)
+
+
+def sweep_usage(*, limit: int, offset: int) -> Call[Listing]:
+    """GET /api/usage, read for no more than which requests are over."""
+    page = list_usage(limit=limit, offset=offset)
+    return Call(method=page.method, path=page.path, route=page.route, reads=listing)
 
 
 def _filter(name: str, value: object) -> str | None:

@@ -46,19 +46,23 @@ class Executions:
         """
         self._runs.delivered(state)
 
-    def attach(self, execution: str | Execution, target: Target | str | None = None) -> Execution:
+    def attach(
+        self, execution: str | Execution, target: Target | str | None = None, *, expected: float | None = None
+    ) -> Execution:
         """Give a handle of a run that was submitted before, in any process; no request is made.
 
         `execution`: an id, or a handle that was pickled. `target`: what runs, if known (`workflows/<slug>`), so that
-        the time such runs take can be learned. A handle of another service raises InvalidArgumentError.
+        the time such runs take can be learned. `expected`: seconds that it should take in all, if you know better.
+        A handle of another service raises InvalidArgumentError.
         """
         known = Target.parse(target) if isinstance(target, str) else target
         if known is not None and not isinstance(known, Target):
             raise InvalidArgumentError(f"target={target!r:.80}: must be a Target, its text (workflows/<slug>) or None")
         if not isinstance(execution, Execution):
-            return self._runs.attach(ExecutionState(execution_id=names.execution_id(execution), status=UNSEEN), known)
+            unseen = ExecutionState(execution_id=names.execution_id(execution), status=UNSEEN)
+            return self._runs.attach(unseen, known, expected=expected)
         if execution.base_url != self._base_url:
             raise InvalidArgumentError(
                 f"execution {execution.id} runs on {execution.base_url}, and this client is for {self._base_url}"
             )
-        return self._runs.attach(execution.state, known or execution.target)
+        return self._runs.attach(execution.state, known or execution.target, expected=expected)

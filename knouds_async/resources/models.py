@@ -23,12 +23,12 @@ class Models:
         self._runs = runs
         self._maps = maps
 
-    async def submit(self, name: str, inputs: Inputs) -> Execution:
+    async def submit(self, name: str, inputs: Inputs, *, expected: float | None = None) -> Execution:
         """Submit a run of the model `name` and give its handle; see `Workflows.submit`.
 
         Only models whose provider can be polled take it: others raise AsyncNotSupportedError, uncharged; `run` them.
         """
-        return await self._runs.submit(Target("models", name), inputs)
+        return await self._runs.submit(Target("models", name), inputs, expected=expected)
 
     async def run(self, name: str, inputs: Inputs, *, timeout: float | None = None) -> RunResult:
         """Run the model `name` synchronously and give its result; see `Workflows.run`."""

@@ -7,6 +7,7 @@ import anyio
 from knouds_async._io.pipeline import Send
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
+from knouds_async._sansio.learned import is_duration
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution
 from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target
@@ -21,16 +22,18 @@ class Runs:
         self._watcher = watcher
         self._base_url = base_url
 
-    async def submit(self, target: Target, inputs: Inputs) -> Execution:
-        """Submit a run and give its handle."""
-        return self.begun(await self._send(calls.submit(target, inputs)), target)
+    async def submit(self, target: Target, inputs: Inputs, *, expected: float | None = None) -> Execution:
+        """Submit a run and give its handle; `expected`: seconds that it should take."""
+        _check_expected(expected)
+        return self.begun(await self._send(calls.submit(target, inputs)), target, expected)
 
-    def begun(self, receipt: Submitted, target: Target) -> Execution:
+    def begun(self, receipt: Submitted, target: Target, expected: float | None = None) -> Execution:
         """Give the handle of a run whose receipt has just come."""
         watched = self._watcher.record(
             _first_state(receipt, target),
             target,
             submitted=anyio.current_time(),
+            expected=expected,
             is_promised=receipt.webhook_configured,
         )
         return Execution(watched, self._watcher, self._base_url)
@@ -49,9 +52,15 @@ class Runs:
         """Take note of a verified delivery."""
         self._watcher.delivered(state)
 
-    def attach(self, state: ExecutionState, target: Target | None) -> Execution:
+    def attach(self, state: ExecutionState, target: Target | None, *, expected: float | None = None) -> Execution:
         """Give a handle of a run that was submitted before, anywhere."""
-        return Execution(self._watcher.record(state, target), self._watcher, self._base_url)
+        _check_expected(expected)
+        return Execution(self._watcher.record(state, target, expected=expected), self._watcher, self._base_url)
+
+
+def _check_expected(expected: float | None) -> None:
+    if expected is not None and not is_duration(expected):
+        raise InvalidArgumentError(f"expected={expected!r:.80}: must be a finite number of seconds above 0, or None")
 
 
 def _first_state(receipt: Submitted, target: Target) -> ExecutionState:

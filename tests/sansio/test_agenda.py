@@ -1,26 +1,66 @@
-"""The agenda: which executions are looked at when, and what a failed look means."""
+"""The agenda on plain schedules: which executions are looked at when."""
 
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from knouds_async import errors
-from knouds_async._sansio import agenda
-from knouds_async._sansio.agenda import Agenda, Fault, Looks, fault
-from knouds_async.config import Backoff
-from knouds_async.errors import APIError, KnoudsError
+from knouds_async._sansio.agenda import Agenda
+from knouds_async._sansio.course import Course
+from knouds_async._sansio.learned import Learned
+from knouds_async.config import Backoff, Polling
 
 EVEN = Backoff(first=1.0, factor=2.0, longest=5.0, jitter=0.0)
 
 
+class Plain:
+    """An agenda on a plain schedule, whose requests are not limited."""
+
+    def __init__(self, schedule: Backoff) -> None:
+        self.agenda = Agenda(Polling(schedule=schedule), Learned())
+        self.courses: dict[str, Course] = {}
+        self.now, self.roll = 0.0, 0.5
+
+    def __len__(self) -> int:
+        """Count the runs."""
+        return len(self.agenda)
+
+    def watch(self, course: Course, now: float, roll: float) -> None:
+        """Begin to watch a run."""
+        self.now, self.roll = max(self.now, now), roll
+        self.courses[course.execution_id] = course
+        self.agenda.watch(course, now, roll)
+
+    def forget(self, name: str) -> Course:
+        """Stop watching a run."""
+        self.agenda.forget(name)
+        return self.courses.pop(name)
+
+    def due(self, now: float) -> list[str]:
+        """Give the runs to look at now."""
+        self.now = max(self.now, now)
+        return self.agenda.plan(now, self.roll).looks
+
+    def next_at(self) -> float:
+        """Give when the next look is due."""
+        return self.agenda._roster.next_at()
+
+    def looked(self, name: str, now: float, roll: float) -> None:
+        """Take note of a look that did not find the end."""
+        self.agenda.looked(name, now, roll)
+
+
+def course(name: str, submitted: float | None = None, count: int = 0, last: float = -math.inf) -> Course:
+    """Give what is known of a run."""
+    return Course(name, submitted=submitted, count=count, last=last)
+
+
 def looks_at(schedule: Backoff, number: int, *, roll: float = 0.5, submitted: float = 0.0) -> list[float]:
     """Give when an execution is looked at if each look is over at once."""
-    plan, times = Agenda(schedule), []
-    plan.watch("a", Looks(submitted), submitted, roll)
+    plan, times = Plain(schedule), []
+    plan.watch(course("a", submitted), submitted, roll)
     for _ in range(number):
         times.append(plan.next_at())
         assert plan.due(times[-1]) == ["a"]
@@ -30,7 +70,7 @@ def looks_at(schedule: Backoff, number: int, *, roll: float = 0.5, submitted: fl
 
 def test_an_empty_agenda_plans_nothing() -> None:
     """With nobody waiting there is nothing to do, ever."""
-    plan = Agenda(EVEN)
+    plan = Plain(EVEN)
     assert (len(plan), plan.due(1e9), plan.next_at()) == (0, [], math.inf)
 
 
@@ -62,8 +102,9 @@ def test_the_next_look_is_always_ahead(
     first: float, factor: float, longest: float, jitter: float, count: int, roll: float
 ) -> None:
     """After any number of looks at any pace, the next comes later, by no more than the jitter beyond `longest`."""
-    plan = Agenda(Backoff(first=first, factor=factor, longest=longest, jitter=jitter))
-    plan.watch("a", Looks(0.0, count, 50.0), 50.0, roll)
+    plan = Plain(Backoff(first=first, factor=factor, longest=longest, jitter=jitter))
+    plan.watch(course("a", 0.0, count, 50.0), 50.0, roll)
+    assert plan.due(math.inf) == ["a"]
     plan.looked("a", 100.0, roll)
     assert 100.0 < plan.next_at() <= 100.0 + longest * (1 + jitter / 2)
 
@@ -79,8 +120,8 @@ def test_the_jitter_spreads_a_step_about_its_middle(jitter: float, roll: float) 
 
 def test_a_run_of_unknown_age_is_looked_at_at_once() -> None:
     """An attached run may be over long since."""
-    plan = Agenda(EVEN)
-    plan.watch("a", Looks(), 50.0, 0.5)
+    plan = Plain(EVEN)
+    plan.watch(course("a"), 50.0, 0.5)
     assert plan.next_at() == 50.0
     assert plan.due(50.0) == ["a"]
     plan.looked("a", 50.5, 0.5)
@@ -89,22 +130,22 @@ def test_a_run_of_unknown_age_is_looked_at_at_once() -> None:
 
 def test_a_run_that_was_submitted_long_ago_is_looked_at_now() -> None:
     """A look that would have been due is due now, not in the past."""
-    plan = Agenda(EVEN)
-    plan.watch("a", Looks(0.0), 500.0, 0.5)
+    plan = Plain(EVEN)
+    plan.watch(course("a", 0.0), 500.0, 0.5)
     assert plan.next_at() == 500.0
 
 
 def test_the_schedule_goes_on_where_it_stood() -> None:
     """A wait that ends and begins again neither starts the steps anew nor looks more often."""
-    plan = Agenda(EVEN)
-    plan.watch("a", Looks(0.0), 0.0, 0.5)
+    plan = Plain(EVEN)
+    plan.watch(course("a", 0.0), 0.0, 0.5)
     for now in (1.0, 3.0):
         assert plan.due(now) == ["a"]
         plan.looked("a", now, 0.5)
     looks = plan.forget("a")
-    assert looks == Looks(0.0, 2, 3.0)
+    assert (looks.submitted, looks.count, looks.last) == (0.0, 2, 3.0)
     assert (len(plan), plan.next_at()) == (0, math.inf)
-    plan.watch("a", looks, 4.0, 0.5)
+    plan.watch(looks, 4.0, 0.5)
     assert plan.next_at() == 7.0
     assert plan.due(7.0) == ["a"]
     assert plan.due(math.inf) == []
@@ -112,8 +153,8 @@ def test_the_schedule_goes_on_where_it_stood() -> None:
 
 def test_an_execution_under_way_is_not_due() -> None:
     """One look at a time: the next is planned when the last is over."""
-    plan = Agenda(EVEN)
-    plan.watch("a", Looks(0.0), 0.0, 0.5)
+    plan = Plain(EVEN)
+    plan.watch(course("a", 0.0), 0.0, 0.5)
     assert plan.due(1.0) == ["a"]
     assert (plan.due(1e9), plan.next_at(), len(plan)) == ([], math.inf, 1)
     plan.looked("a", 9.0, 0.5)
@@ -122,8 +163,8 @@ def test_an_execution_under_way_is_not_due() -> None:
 
 def test_a_look_that_nobody_waits_for_any_more_is_of_no_account() -> None:
     """News of an execution that was forgotten meanwhile plans nothing."""
-    plan = Agenda(EVEN)
-    plan.watch("a", Looks(0.0), 0.0, 0.5)
+    plan = Plain(EVEN)
+    plan.watch(course("a", 0.0), 0.0, 0.5)
     assert plan.due(1.0) == ["a"]
     plan.forget("a")
     plan.looked("a", 2.0, 0.5)
@@ -132,9 +173,9 @@ def test_a_look_that_nobody_waits_for_any_more_is_of_no_account() -> None:
 
 def test_due_executions_come_in_the_order_of_their_times() -> None:
     """Who is due first is looked at first; who is not due is not looked at."""
-    plan = Agenda(EVEN)
+    plan = Plain(EVEN)
     for number, name in enumerate(["c", "a", "b", "late"]):
-        plan.watch(name, Looks(float(number)), 0.0, 0.5)
+        plan.watch(course(name, float(number)), 0.0, 0.5)
     assert plan.due(3.5) == ["c", "a", "b"]
     assert plan.next_at() == 4.0
 
@@ -147,30 +188,34 @@ class Watching(RuleBasedStateMachine):
         self.now = 0.0
         self.due_at: dict[str, float] = {}
         self.under_way: set[str] = set()
-        self.kept: dict[str, Looks] = {}
+        self.left: set[str] = set()
+        self.kept: dict[str, Course] = {}
 
     @initialize(jitter=st.sampled_from([0.0, 0.1, 1.0]))
     def begin(self, jitter: float) -> None:
         """Start with an empty agenda."""
-        self.plan = Agenda(Backoff(first=1.0, factor=2.0, longest=5.0, jitter=jitter))
+        self.plan = Plain(Backoff(first=1.0, factor=2.0, longest=5.0, jitter=jitter))
 
     @property
     def watched(self) -> set[str]:
         """Everything that is watched."""
-        return {*self.due_at, *self.under_way}
+        return {*self.due_at, *self.under_way} - self.left
 
     @rule(name=st.sampled_from("abcd"), is_known=st.booleans(), roll=st.floats(0, 0.99))
     def watch(self, name: str, is_known: bool, roll: float) -> None:
         """Begin to watch, with what is remembered."""
         if name not in self.watched:
-            looks = self.kept.pop(name, Looks(self.now if is_known else None))
-            self.plan.watch(name, looks, self.now, roll)
+            looks = self.kept.pop(name, None) or course(name, self.now if is_known else None)
+            self.plan.watch(looks, self.now, roll)
+            if name in self.left:  # the look that is under way serves this wait too
+                self.left.remove(name)
+                return
             if looks.submitted is None and looks.count == 0:
                 self.due_at[name] = self.now
             else:
                 since = looks.last if looks.count else self.now if looks.submitted is None else looks.submitted
                 assert self.plan.next_at() <= max(self.now, since + 7.5)
-                self.due_at[name] = self.plan._at[name]
+                self.due_at[name] = self.plan.courses[name].at
 
     @rule(seconds=st.floats(0, 9))
     def wait(self, seconds: float) -> None:
@@ -191,7 +236,10 @@ class Watching(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.under_way)))
         self.plan.looked(name, self.now, roll)
         self.under_way.remove(name)
-        self.due_at[name] = self.plan._at[name]
+        if name in self.left:
+            self.left.remove(name)
+            return
+        self.due_at[name] = self.plan.courses[name].at
         assert self.now < self.due_at[name] <= self.now + 7.5
 
     @precondition(lambda self: self.watched)
@@ -201,7 +249,8 @@ class Watching(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.watched)))
         self.kept[name] = self.plan.forget(name)
         self.due_at.pop(name, None)
-        self.under_way.discard(name)
+        if name in self.under_way:
+            self.left.add(name)
 
     @invariant()
     def knows_what_comes_next(self) -> None:
@@ -215,63 +264,11 @@ Watching.TestCase.settings = settings(max_examples=60, stateful_step_count=30, d
 TestWatching = Watching.TestCase
 
 
-# Faults.
-
-
-def refused(status: int) -> APIError:
-    """Give a refusal of a look by its status."""
-    return APIError("x", status=status)
-
-
-@pytest.mark.parametrize(
-    ("error", "meaning"),
-    [
-        (errors.ConnectionFailedError("x"), Fault.PASSING),
-        (errors.NoAnswerError("x"), Fault.PASSING),
-        (errors.InvalidResponseError("x"), Fault.PASSING),
-        (errors.ServiceError("x", status=502), Fault.PASSING),
-        (errors.RateLimitError("x", status=429), Fault.PASSING),
-        (refused(408), Fault.PASSING),
-        (refused(499), Fault.PASSING),
-        (refused(418), Fault.LASTING),
-        (errors.AuthenticationError("x", status=401), Fault.LASTING),
-        (errors.CapabilityDeniedError("x", status=403), Fault.LASTING),
-        (errors.UnexpectedRedirectError("x", status=302), Fault.LASTING),
-        (errors.BadRequestError("x", status=400), Fault.LASTING),
-        (errors.ClientClosedError("x"), Fault.LASTING),
-        (errors.WrongEventLoopError("x"), Fault.LASTING),
-    ],
-    ids=lambda value: repr(value)[:30],
-)
-@pytest.mark.parametrize("age", [None, 0.0, 4.0, 1e6])
-def test_a_fault_of_the_way_passes_and_a_refusal_lasts(error: KnoudsError, meaning: Fault, age: float | None) -> None:
-    """What went wrong on the way says nothing of the run; a refusal would come again."""
-    assert fault(error, age=age) is meaning
-
-
-@pytest.mark.parametrize("kind", [errors.NotFoundError, errors.ExecutionNotFoundError])
-@pytest.mark.parametrize(
-    ("age", "meaning"),
-    [(0.0, Fault.NONE), (3.0, Fault.NONE), (agenda.FRESH, Fault.NONE), (agenda.FRESH + 0.01, Fault.LASTING),
-     (None, Fault.LASTING)],
-)  # fmt: skip
-def test_a_fresh_id_may_be_unknown_for_a_moment(kind: type[APIError], age: float | None, meaning: Fault) -> None:
-    """A 404 shortly after the submit is replication (contract 5); later, or of unknown age, it is final."""
-    error: Any = kind("x", status=404)
-    assert fault(error, age=age) is meaning
-    assert 3.0 <= agenda.FRESH <= 5.0
-
-
-def test_five_faults_in_a_row_are_too_many() -> None:
-    """A wait without a deadline ends at the fifth fault in a row."""
-    assert agenda.PATIENCE == 5
-
-
 def test_a_plan_that_was_replaced_gives_no_look() -> None:
     """An execution that was forgotten and watched again is looked at by its new plan only."""
-    agenda = Agenda(Backoff(first=1.0, jitter=0.0))
-    agenda.watch("a", Looks(0.0), 0.0, 0.5)
+    agenda = Plain(Backoff(first=1.0, jitter=0.0))
+    agenda.watch(course("a", 0.0), 0.0, 0.5)
     agenda.forget("a")
-    agenda.watch("a", Looks(5.0), 5.0, 0.5)
+    agenda.watch(course("a", 5.0), 5.0, 0.5)
     assert agenda.due(5.5) == []
     assert agenda.due(6.0) == ["a"]

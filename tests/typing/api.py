@@ -76,7 +76,7 @@ def building() -> None:
     assert_type(knouds.limiter.stats("GET /api/usage"), LimiterStats)
     assert_type(knouds.limiter.stats("GET /api/usage").left, int | None)
     assert_type(Polling.every(5), Polling)
-    assert_type(Polling.every(5).schedule, Backoff)
+    assert_type(Polling.every(5).schedule, Backoff | None)
     assert_type(Retries().attempts, int)
     assert_type(Timeouts().read, float)
     assert_type(Secret("key").reveal(), str)

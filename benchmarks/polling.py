@@ -1,0 +1,347 @@
+"""How soon the ends of runs are noticed, and with how many requests: ours and the schedules of well-known clients.
+
+    python benchmarks/polling.py [--quick] [--seeds N] [--first-seed N] [--only WORDS] [--ours]
+
+Everything runs in virtual time and is seeded: the real client against the emulated service, 40 ms each way. All
+contestants get the same runs. Exits with 1 when ours misses a figure it must reach.
+
+requests: looks and listings per run. mean, p95: seconds from the end of a run until its waiter knew. 429s: per seed.
+speed: the time until all runs were over, against the time until all were known to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import anyio
+import attrs
+import httpx
+from pollers import SCHEDULES, Schedule, poll
+
+from knouds_async import AsyncKnouds, Limiter, Polling
+from knouds_async.testing import Emulator, EmulatorTransport
+from knouds_async.testing.virtual_time import VirtualTimeLoop
+
+Law: TypeAlias = Callable[[random.Random], float]
+
+SLUG: Final = "daily-picture"
+URL: Final = "https://knouds.test"
+ONE_WAY: Final = 0.04
+LOOKS: Final = ("GET /api/executions/:id", "GET /api/usage")
+
+
+def lognormal(median: float, sigma: float) -> Law:
+    """Make a law of durations."""
+    return lambda dice: dice.lognormvariate(math.log(median), sigma)
+
+
+def bimodal(dice: random.Random) -> float:
+    """Draw from 60 % of runs around 25 s and 40 % around 80 s."""
+    return dice.lognormvariate(math.log(25 if dice.random() < 0.6 else 80), 0.15)
+
+
+USUAL: Final = lognormal(45, 0.35)
+SHORT: Final = lognormal(6, 0.35)
+LONG: Final = lognormal(240, 0.4)
+
+
+def even(dice: random.Random) -> float:
+    """Draw from 5 to 120 s."""
+    return dice.uniform(5, 120)
+
+
+def memoryless(dice: random.Random) -> float:
+    """Draw 3 s and an exponential wait of 40 s."""
+    return 3 + dice.expovariate(1 / 40)
+
+
+def heavy(dice: random.Random) -> float:
+    """Draw 20 s and more, with a tail in which the mean is three times the least."""
+    return 20 * dice.paretovariate(1.5)
+
+
+OTHERS: Final[dict[str, Law]] = {
+    "25/80 s": bimodal,
+    "6 s": SHORT,
+    "240 s": LONG,
+    "5 to 120 s": even,
+    "exponential": memoryless,
+    "a heavy tail": heavy,
+}
+
+
+@attrs.frozen(kw_only=True)
+class Scenario:
+    """Runs and a service, and the figures that ours must reach; `limit` None: no route is limited.
+
+    `alone`: one run after another. `trained`: runs of the same law that were seen before. `drift`: the factor by which
+    durations have grown at the last run. `pause`: seconds within which all are submitted.
+    """
+
+    name: str
+    law: Law = USUAL
+    runs: int = 1
+    limit: int | None = 100
+    alone: bool = False
+    trained: int = 0
+    drift: float = 1.0
+    is_pipeline: bool = False
+    usage_lag: float = 0.0
+    are_polls_limited: bool = True
+    sweeps: bool = True
+    seeds: int = 4
+    rivals: bool = False
+    requests: float = math.inf
+    mean: float = math.inf
+    p95: float = math.inf
+    above_oracle: float = math.inf
+    speed: float = 0.0
+    refused: float = math.inf
+
+
+@attrs.frozen
+class Outcome:
+    """What one seed gave.
+
+    `latencies`: seconds from each end until it was known. `ended`: when the last run was over, `known`: known to be.
+    `oracle`: the mean latency of one look at each run as soon as it is over and the quota allows it.
+    """
+
+    requests: int
+    latencies: Sequence[float]
+    refused: int
+    ended: float
+    known: float
+    oracle: float
+
+
+def service(scenario: Scenario, seed: int) -> Emulator:
+    """Make the emulated service of a scenario."""
+    dice, drawn = random.Random(f"{seed}:durations"), 0
+
+    def duration(_: random.Random) -> float:
+        nonlocal drawn
+        drawn += 1
+        return scenario.law(dice) * math.pow(scenario.drift, drawn / scenario.runs)
+
+    return Emulator(
+        tier="enterprise" if scenario.limit is None else "business",
+        duration=duration,
+        seed=seed,
+        usage_lag=scenario.usage_lag,
+        polls_limited=scenario.are_polls_limited,
+        usage_limited=scenario.are_polls_limited,
+        limit=scenario.limit,
+    )
+
+
+def trained(law: Law, runs: int) -> dict[str, object] | None:
+    """Give the durations that a client has learned from so many runs of a law."""
+    if not runs:
+        return None
+    from knouds_async._sansio.learned import Learned
+
+    learned, dice = Learned(), random.Random(77)
+    for _ in range(runs):
+        age = law(dice)
+        learned.ended(f"workflows/{SLUG}", age, age)
+    return learned.to_dict()
+
+
+class Simulation:
+    """One seed of one scenario, with our way of noticing ends or another's."""
+
+    def __init__(self, scenario: Scenario, schedule: Schedule | None, seed: int) -> None:
+        """Prepare the service; the client is made in the loop."""
+        self.scenario, self.schedule, self.seed = scenario, schedule, seed
+        self.emulator = service(scenario, seed)
+        self.dice = random.Random(f"{seed}:pauses")
+        self.known: dict[str, float] = {}
+
+    async def run(self) -> Outcome:
+        """Submit all runs and wait for all."""
+        scenario = self.scenario
+        transport = EmulatorTransport(self.emulator, latency=ONE_WAY, seed=self.seed)
+        headers = {"x-api-key": self.emulator.api_key}
+        async with httpx.AsyncClient(transport=transport, headers=headers, base_url=URL) as self.http:
+            client = self._client()
+            if scenario.alone:
+                for number in range(scenario.runs):
+                    await self._one(client, number)
+            else:
+                spread = 0.0 if scenario.is_pipeline else min(2.0, scenario.runs / 10)
+                async with anyio.create_task_group() as tasks:
+                    for number in range(scenario.runs):
+                        tasks.start_soon(self._one, client, number, self.dice.uniform(0, spread))
+            await client.aclose()
+        return self._outcome()
+
+    def _client(self) -> AsyncKnouds:
+        scenario = self.scenario
+        return AsyncKnouds(
+            self.emulator.api_key,
+            base_url=URL,
+            http_client=self.http,
+            limiter=Limiter("enterprise") if scenario.limit is None else Limiter(),
+            polling=Polling(sweeps=scenario.sweeps),
+            durations=trained(scenario.law, scenario.trained),
+        )
+
+    async def _one(self, client: AsyncKnouds, number: int, after: float = 0.0) -> None:
+        await anyio.sleep(after)
+        execution = await client.workflows.submit(SLUG, {"seed": number})
+        if self.schedule is None:
+            await execution.wait()
+        else:
+            await poll(self.http, f"/api/executions/{execution.id}", self.schedule, self.dice)
+        self.known[execution.id] = anyio.current_time()
+
+    def _outcome(self) -> Outcome:
+        emulator = self.emulator
+        ends = [run.ends for run in emulator.runs]
+        return Outcome(
+            sum(emulator.requests.by_route[route] for route in LOOKS),
+            [self.known[run.execution_id] - run.ends for run in emulator.runs],
+            len(emulator.refusals),
+            max(ends),
+            max(self.known.values()),
+            oracle(self.scenario, ends, self._edge()),
+        )
+
+    def _edge(self) -> float:
+        """Give the time of an edge of the windows, by the answers' headers."""
+        return self.emulator._service.windows._phase  # noqa: SLF001  (the oracle sees everything)
+
+
+def oracle(scenario: Scenario, ends: Sequence[float], edge: float) -> float:
+    """Give the mean latency of one look at each run as soon as it is over and the quota allows it."""
+    late, now, window, used = 0.0, 0.0, -2, 0
+    for end in sorted(ends):
+        now = max(now, end)
+        limit = scenario.limit if scenario.are_polls_limited else None
+        if limit is not None:
+            place = math.floor((now - edge) / 60)
+            if place > window:
+                window, used = place, 0
+            if used >= limit:
+                now = edge + 60 * (window + 1)
+                window, used = window + 1, 0
+            used += 1
+        late += now - end + ONE_WAY
+    return late / len(ends)
+
+
+def simulate(scenario: Scenario, schedule: Schedule | None, seed: int) -> Outcome:
+    """Run one simulation on a virtual clock of its own."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(Simulation(scenario, schedule, seed).run())
+
+
+ALONE: Final = Scenario(name="", alone=True, limit=None, p95=4.5)
+PRO: Final = Scenario(name="", runs=1000, is_pipeline=True, refused=0, requests=1.5)
+
+
+def other(name: str, runs: int, *, sweeps: bool) -> Scenario:
+    """Make a scenario of runs of another law."""
+    return Scenario(
+        name=f"{runs} runs of {name}{'' if sweeps else ', no sweeps'}",
+        law=OTHERS[name],
+        runs=runs,
+        limit=1000 if runs > 100 else 100,
+        seeds=1 if runs > 100 else 10,
+        sweeps=sweeps,
+    )
+
+
+SCENARIOS: Final = (
+    attrs.evolve(ALONE, name="one run, learned", runs=100, trained=200, rivals=True, requests=8, mean=2.1),
+    attrs.evolve(ALONE, name="one run, cold", seeds=400, requests=10, mean=2.8),
+    Scenario(name="20 runs, 100/min", runs=20, seeds=20, rivals=True, requests=4, mean=1.1, p95=2.5, refused=0),
+    Scenario(name="100 runs, 100/min", runs=100, seeds=5, rivals=True, requests=2.2, mean=0.7, p95=1.5, refused=0),
+    Scenario(name="500 runs, 1000/min", runs=500, limit=1000, seeds=2, requests=1.3, mean=0.7, p95=1.2, refused=0),
+    attrs.evolve(PRO, name="pipeline, 100/min", rivals=True, above_oracle=1.5, speed=0.98),
+    attrs.evolve(PRO, name="pipeline, rows never match", usage_lag=1e8, speed=0.95),
+    attrs.evolve(PRO, name="pipeline, rows 3 s late", usage_lag=3.0, speed=0.98),
+    attrs.evolve(PRO, name="pipeline, looks not limited", are_polls_limited=False, mean=1.0, requests=2, speed=0.98),
+    attrs.evolve(PRO, name="pipeline, no sweeps", sweeps=False, speed=0.95),
+    *(other(name, runs, sweeps=sweeps) for name in OTHERS for runs in (20, 500) for sweeps in (True, False)),
+    *(
+        Scenario(name=f"one run of {name}, learning", law=OTHERS[name], runs=40, alone=True, limit=None)
+        for name in OTHERS
+    ),
+    Scenario(name="one run, drifting 45 to 135 s", runs=300, alone=True, limit=None, drift=3.0, seeds=2),
+    Scenario(name="3 runs", runs=3, seeds=40),
+    Scenario(name="5 runs", runs=5, seeds=40),
+    *(
+        Scenario(name=f"{runs} runs, rows {lag} s late", runs=runs, usage_lag=lag)
+        for runs in (20, 100)
+        for lag in (2, 5, 20)
+    ),
+    *(Scenario(name=f"{runs} runs, rows never match", runs=runs, usage_lag=1e8, seeds=10) for runs in (20, 100)),
+    *(Scenario(name=f"{runs} runs, no sweeps", runs=runs, sweeps=False, seeds=5) for runs in (20, 100)),
+    Scenario(name="500 runs, no sweeps", runs=500, limit=1000, sweeps=False, seeds=2),
+    Scenario(name="100 runs, no limit", runs=100, limit=None),
+    Scenario(name="100 runs, no limit, rows never match", runs=100, usage_lag=1e8, limit=None),
+)
+
+
+def row(scenario: Scenario, name: str, seeds: range) -> bool:
+    """Simulate all seeds and print the figures; tell whether they are what ours must reach."""
+    schedule = SCHEDULES.get(name)
+    began = time.process_time()
+    outcomes = [simulate(scenario, schedule, seed) for seed in seeds]
+    spent = time.process_time() - began
+    latencies = sorted(latency for outcome in outcomes for latency in outcome.latencies)
+    requests = statistics.mean(outcome.requests / scenario.runs for outcome in outcomes)
+    mean, p95 = statistics.mean(latencies), latencies[math.ceil(0.95 * len(latencies)) - 1]
+    refused = statistics.mean(outcome.refused for outcome in outcomes)
+    speed = statistics.mean(outcome.ended / outcome.known for outcome in outcomes)
+    best = statistics.mean(outcome.oracle for outcome in outcomes)
+    is_reached = (
+        requests <= scenario.requests
+        and mean <= min(scenario.mean, best + scenario.above_oracle)
+        and p95 <= scenario.p95
+        and refused <= scenario.refused
+        and speed >= scenario.speed
+    )
+    mark = "" if schedule is not None else "  reached" if is_reached else "  MISSED"
+    print(
+        f"  {name:28}{requests:9.2f}{mean:8.2f}{p95:8.2f}{latencies[-1]:8.1f}{refused:8.0f}{speed:8.3f}{best:8.2f}"
+        f"{spent:7.1f}{mark}",
+        flush=True,
+    )
+    return is_reached or schedule is not None
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, or a quarter of them where runs are few")
+    parser.add_argument("--seeds", type=int, default=0, help="seeds of each scenario, instead of its own number")
+    parser.add_argument("--first-seed", type=int, default=1000)
+    parser.add_argument("--only", default="", help="only scenarios whose name contains this")
+    parser.add_argument("--ours", action="store_true", help="without the rivals")
+    args = parser.parse_args()
+    print(f"  {'':28}{'requests':>9}{'mean':>8}{'p95':>8}{'worst':>8}{'429s':>8}{'speed':>8}{'oracle':>8}{'CPU s':>7}")
+    reached = []
+    for scenario in SCENARIOS:
+        if args.only not in scenario.name:
+            continue
+        number = args.seeds or (max(1, scenario.seeds // 4) if args.quick else scenario.seeds)
+        seeds = range(args.first_seed, args.first_seed + number)
+        print(f"{scenario.name}")
+        names = ["ours", *(SCHEDULES if scenario.rivals and not args.ours else ())]
+        reached += [row(scenario, name, seeds) for name in names]
+    return 0 if all(reached) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
