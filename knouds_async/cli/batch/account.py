@@ -52,7 +52,7 @@ class Account:
         """Give the exit code: what may have been paid for first, then what keeps the rest from being run."""
         if self.unknowns:
             return Exit.MAY_HAVE_RUN
-        if self.is_interrupted and not self._is_complete(progress):
+        if self.is_interrupted and not self.is_complete(progress):
             return Exit.INTERRUPTED
         codes = {exit_of(error) for reason, (_, _, error) in self.not_run.items() if reason != NotRunReason.STOPPED}
         if failure is not None:
@@ -64,7 +64,8 @@ class Account:
             return Exit.USAGE  # nothing was run
         return Exit.ERROR if codes or self.others or self.unsaved else Exit.FINE
 
-    def _is_complete(self, progress: Progress) -> bool:
+    def is_complete(self, progress: Progress) -> bool:
+        """Tell whether nothing is left for another run."""
         return progress.total is not None and progress.outcomes == progress.total and not progress.not_run
 
     def troubles(self, ledger: str) -> Iterator[str]:

@@ -7,7 +7,6 @@ import shlex
 from knouds_async.cli import output
 from knouds_async.cli.batch.account import as_record, in_words
 from knouds_async.cli.batch.state import Run
-from knouds_async.cli.exits import Exit
 from knouds_async.cli.words import said_of
 
 
@@ -24,6 +23,6 @@ def ended(run: Run) -> int:
         output.tell(trouble)
     if run.failure is not None:
         output.tell(f"stopped: {said_of(run.failure)}")
-    if run.failure is not None or code is Exit.INTERRUPTED:
+    if run.failure is not None or (account.is_interrupted and not account.is_complete(now)):
         output.tell(f"To go on: {order.command}")
     return code

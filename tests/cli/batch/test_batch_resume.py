@@ -318,10 +318,11 @@ def test_ctrl_c_while_a_pipe_says_nothing(service: Any, folder: Any) -> None:
     assert len(service.emulator.runs) == 1
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_what_asks_it_to_end_is_like_two(
-    put_up: PutUp, start: Callable[..., "subprocess.Popen[str]"], folder: Any
+    put_up: PutUp, start: Callable[..., "subprocess.Popen[str]"], folder: Any, name: str
 ) -> None:
-    """SIGTERM leaves at once as well, with each id in the ledger."""
+    """Asked to end, or left by its terminal, a batch leaves at once as well, with each id in the ledger."""
     service = put_up(duration=20.0)
     folder.write_jobs(8)
     process = start(*BATCH, "--max-in-flight", "4", env=service.env)
@@ -329,7 +330,7 @@ def test_what_asks_it_to_end_is_like_two(
     while len(service.emulator.runs) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "left at once" in err
