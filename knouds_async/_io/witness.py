@@ -40,8 +40,8 @@ async def tell(
 ) -> None:
     """Tell what became of an attempt and raise the cancellation that came meanwhile, if any.
 
-    Where there is no witness, the log is told of what the caller may not hear: it was cancelled. Where there is one, only
-    of what it could not write.
+    Where there is no witness, the log is told of what the caller may not hear: it was cancelled. Where there is one,
+    only of what it could not write.
     """
     failure: Exception | None = None
     if witness is not None:

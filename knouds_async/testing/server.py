@@ -91,12 +91,14 @@ class _Connection:
     def __init__(self, stream: SocketStream) -> None:
         self.wire = h11.Connection(h11.SERVER)
         self._stream = stream
+        self._is_head = False
 
     async def read_head(self) -> Request | None:
         """Read a request up to its body; None when the client has closed."""
         event = await self._next_event()
         if not isinstance(event, h11.Request):
             return None
+        self._is_head = event.method == b"HEAD"  # then the answer has no body
         path, _, query = event.target.decode("ascii").partition("?")
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
         return Request(event.method.decode("ascii"), path, query, headers)
@@ -111,7 +113,8 @@ class _Connection:
     async def answer(self, response: Response) -> bool:
         """Write a whole answer; say whether the connection can be used again."""
         await self._send_head(response)
-        await self._send(h11.Data(data=response.body))
+        if not self._is_head:
+            await self._send(h11.Data(data=response.body))
         await self._send(h11.EndOfMessage())
         return self.wire.our_state is h11.DONE and self.wire.their_state is h11.DONE
 

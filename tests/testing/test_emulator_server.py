@@ -125,6 +125,15 @@ async def test_synchronous_runs_wait(anyio_backend: str) -> None:
     assert answers == ["/api/whoami", RUN]
 
 
+async def test_a_head_request_gets_a_head_only(anyio_backend: str) -> None:
+    """The page and the service answer HEAD without a body, and the connection goes on."""
+    async with serve(Emulator()) as url, httpx.AsyncClient(base_url=url) as client:
+        for path, status in (("/", 200), ("/api/whoami", 404), ("/__emulator__/state", 200)):
+            answer = await client.head(path)
+            assert (answer.status_code, answer.content) == (status, b"")
+            assert int(answer.headers["content-length"]) > 0
+
+
 async def test_nonsense_closes_the_connection_only(anyio_backend: str) -> None:
     """Bytes that are no HTTP close their own connection; a client that goes away does no harm."""
     emulator = Emulator()

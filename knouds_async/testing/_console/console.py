@@ -86,7 +86,9 @@ class Console:
         """Answer one request to the console."""
         try:
             view = View(*self._parts, self._tally, now)
-            if request.method not in ("GET", "HEAD"):
+            if request.method == "HEAD":
+                request = attrs.evolve(request, method="GET")
+            elif request.method != "GET":
                 _check_origin(request)
             handler, subject = self._route(request)
             return handler(_Asked(view, request, subject))
