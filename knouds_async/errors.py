@@ -36,7 +36,7 @@
     └── WebhookVerificationError       a delivery that is not the service's
 
 Each says in `may_have_run` whether a run may have begun, so whether money may have been spent by the call that
-raised it. Codes: contract 7.
+raised it; what ends a wait says yes, whatever it is, for the run exists. Codes: contract 7.
 """
 
 from __future__ import annotations

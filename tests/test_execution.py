@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -252,11 +253,22 @@ async def test_faults_of_the_way_do_not_end_a_wait(fault: httpx.Response | Excep
 
 
 async def test_without_a_deadline_lasting_faults_end_the_wait_with_the_id() -> None:
-    """Five failed looks in a row end a wait that has no deadline; the error carries the id."""
+    """Five failed looks in a row end a wait that has no deadline; the error carries the id, and says that it ran."""
     knouds = scripted(polls(httpx.Response(500, json={"error": "oops"})))
     with pytest.raises(ServiceError) as caught:
         await knouds.executions.attach("run-1")
     assert caught.value.execution_id == "run-1"
+    assert caught.value.may_have_run
+    told = "".join(traceback.format_exception(pickle.loads(pickle.dumps(caught.value))))  # noqa: S301
+    assert "knouds.executions.attach('run-1')" in told
+
+
+async def test_an_id_that_is_none_is_not_called_a_run() -> None:
+    """A wait for an attached id that the service does not know says nothing of money."""
+    knouds = scripted(polls(httpx.Response(404, json={"error": "Not found"})))
+    with pytest.raises(NotFoundError) as caught:
+        await knouds.executions.attach("run-1")
+    assert not caught.value.may_have_run
 
 
 async def test_with_a_deadline_lasting_faults_are_waited_through() -> None:
@@ -301,8 +313,9 @@ async def test_a_client_that_is_closed_ends_the_waits(knouds: AsyncKnouds, emula
     async with anyio.create_task_group() as tasks:
 
         async def waiter() -> None:
-            with pytest.raises(ClientClosedError, match=execution.id):
+            with pytest.raises(ClientClosedError, match=execution.id) as caught:
                 await execution
+            assert caught.value.may_have_run
 
         tasks.start_soon(waiter)
         await anyio.sleep(3)

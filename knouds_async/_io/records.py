@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import TypeVar
 
 import anyio
 import attrs
@@ -11,8 +12,10 @@ import attrs
 from knouds_async._sansio.course import Course
 from knouds_async._sansio.faults import PATIENCE
 from knouds_async._sansio.learned import law_of
-from knouds_async.errors import ClientClosedError, KnoudsError
+from knouds_async.errors import ClientClosedError, KnoudsError, NotFoundError
 from knouds_async.types import ExecutionState, Target
+
+T = TypeVar("T", bound=KnoudsError)
 
 
 @attrs.define(eq=False, weakref_slot=True)
@@ -59,9 +62,7 @@ class Watched:
     def raise_if_over(self, *, has_deadline: bool) -> None:
         """Raise the fault that ends a wait; each waiter its own copy, or their tracebacks would grow together."""
         if self.error is not None and self.failures >= (math.inf if has_deadline else PATIENCE):
-            error = copy.copy(self.error)
-            error.execution_id = self.execution_id
-            raise error
+            raise self._named_in(copy.copy(self.error))
 
     def closed(self) -> ClientClosedError:
         """Make the error that ends a wait when the client is closed."""
@@ -69,5 +70,16 @@ class Watched:
             f"the client was closed while execution {self.execution_id} was awaited; it runs on: "
             f"attach it in another client with knouds.executions.attach({self.execution_id!r})"
         )
+        return self._named_in(error)
+
+    def _named_in(self, error: T) -> T:
+        """Say of an error that ends a wait which run was waited for, and that it exists: none may submit it again."""
         error.execution_id = self.execution_id
+        if isinstance(error, NotFoundError) and self.course.submitted is None:
+            return error  # attached by an id that may be none
+        error.may_have_run = True
+        error.add_note(
+            f"execution {self.execution_id} was submitted and is charged; only the wait for it has ended: wait again, "
+            f"or pick it up with knouds.executions.attach({self.execution_id!r})"
+        )
         return error
