@@ -30,7 +30,6 @@ from knouds_async.errors import ConflictError, KnoudsError
 from knouds_async.types import ExecutionState, Status, Target
 
 logger = logging.getLogger("knouds_async")
-T = TypeVar("T", bound=KnoudsError)
 
 _RECENT: Final = 1000
 """Runs that are remembered though nobody holds a handle: web apps attach to them by id, one request after another."""
