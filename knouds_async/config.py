@@ -248,7 +248,7 @@ class Retries:
     """How often and how long a request that is safe to repeat is repeated.
 
     `attempts`: the most attempts in all. `longest`: the longest single wait the service may ask for, in seconds; a
-    longer `Retry-After` is raised instead of slept. `spending`: seconds that all attempts and pauses may take together.
+    longer `Retry-After` is raised instead of slept. `budget`: seconds that all attempts and pauses may take together.
     A 429 is never an attempt. Waiting, for the rate limit or for a free connection, spends nothing of the budget.
     """
 

@@ -1,10 +1,12 @@
 """The public surface: its names, its docstrings, its types, and what importing it costs."""
 
+import contextlib
 import importlib
 import importlib.resources
 import inspect
 import logging
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -100,6 +102,18 @@ def test_everything_public_is_typed(name: str) -> None:
     given = [each for each in signature.parameters.values() if each.name not in ("self", "cls")]
     assert [each.name for each in given if each.annotation is inspect.Parameter.empty] == []
     assert signature.return_annotation is not inspect.Signature.empty
+
+
+@pytest.mark.parametrize("name", [*CALLABLES, *(name for name, value in defined().items() if inspect.isclass(value))])
+def test_docstrings_explain_what_there_is(name: str) -> None:
+    """What a docstring explains by name, as in "`timeout`: seconds", is a parameter or an attribute."""
+    value = CALLABLES[name] if name in CALLABLES else defined()[name]
+    text = vars(value).get("__doc__") or "" if inspect.isclass(value) else value.__doc__ or ""
+    explained = re.findall(r"(?:^|\. |\n\s*)((?:`\w+`(?:, | and )?)+):", text)
+    named = {word for words in explained for word in re.findall(r"`(\w+)`", words)}
+    with contextlib.suppress(ValueError, TypeError):  # not every class has a signature
+        named -= set(inspect.signature(value).parameters)
+    assert [word for word in named if not hasattr(value, word)] == []
 
 
 def _is_generated(function: Callable[..., Any]) -> bool:

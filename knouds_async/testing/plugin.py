@@ -33,7 +33,7 @@ _OTHERS: Final = frozenset({"faults", "latency", "virtual_time"})
 def emulator_with(settings: Mapping[str, Any]) -> Emulator:
     """Make an emulator from a marker's settings; `faults` are attached to it.
 
-    `faults`: one or a list of: a `Fault`, for every request; a text as the command line takes it, "closed after_run on
+    Its `faults` are one or a list of: a `Fault`, for every request; a text as the command line takes it, "closed after_run on
     submit nth=1"; the arguments of `emulator.faults.add` as a dict.
     """
     if unknown := set(settings) - _EMULATOR - _OTHERS:
