@@ -34,6 +34,8 @@ def join(flight: Flight, now: float, since: float, floor: float) -> Flight:
     """Add a request sent `now`; no slot reaches over `since`, and those that ended before `floor` are forgotten."""
     if flight:
         first, last, requests, awaited = flight[-1]
+        if now < first:
+            return _inserted(flight, now, since)
         if now < first + WIDTH and first >= since:
             return (*flight[:-1], Slot(first, max(last, now), requests + 1, awaited + 1))
         flight = tuple(slot for slot in flight if slot.last >= floor)
@@ -60,6 +62,18 @@ def sent_since(flight: Flight, time: float) -> int:
             break
         total += requests
     return total
+
+
+def _inserted(flight: Flight, now: float, since: float) -> Flight:
+    """Add a request that is told of late, where `leave` will look for it."""
+    at = len(flight) - 1
+    while at >= 0 and flight[at].first > now:
+        at -= 1
+    if at < 0 or flight[at].first < since <= now:
+        flight = (*flight[: at + 1], Slot(now, now, 1, 1), *flight[at + 1 :])
+        return flight if len(flight) <= MOST else _merged(flight, flight[-1].last, since)
+    first, last, requests, awaited = flight[at]
+    return (*flight[:at], Slot(first, max(last, now), requests + 1, awaited + 1), *flight[at + 1 :])
 
 
 def _change(flight: Flight, sent: float, gone: int) -> Flight:

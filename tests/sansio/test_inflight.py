@@ -70,6 +70,18 @@ def test_a_request_that_will_not_be_answered_stays_counted() -> None:
     assert sent_since(flight, ANY) == 2
 
 
+@given(times=st.lists(st.floats(0, 20), min_size=1, max_size=60), since=st.floats(0, 20))
+def test_what_is_told_out_of_order_is_found_again(times: list[float], since: float) -> None:
+    """Processes that share a flight tell of their requests a little late: each still leaves it."""
+    flight: Flight = ()
+    for time in times:
+        flight = join(flight, time, since, ANY)
+        assert len(flight) <= MOST
+    for time in times:
+        flight = leave(flight, time)
+    assert flight == ()
+
+
 def test_a_clock_that_steps_back_does_no_harm() -> None:
     """Times out of order are counted all the same."""
     flight = flight_of([5.0 + at for at in range(2 * MOST)] + [3.0, 3.1, 2.0])
