@@ -31,7 +31,7 @@ def ending_of(state: ExecutionState) -> Ending:
     failure = state.error
     return Ending(
         status=_WORDS[state.status],
-        cost=state.cost,
+        cost=_credits(state.cost),
         reply=_plain(state),
         code=failure.code if failure else None,
         message=failure.message if failure else None,
@@ -57,7 +57,8 @@ def _plain(state: ExecutionState) -> str:
     }
     if state.error is not None:
         known["error"] = {"code": state.error.code, "message": state.error.message}
-    return json.dumps({**extra, **{name: value for name, value in known.items() if value not in (None, [])}})
+    others = {name: value for name, value in extra.items() if name not in ("error", "durationMs")}
+    return json.dumps({**others, **known})
 
 
 def _reads_as(body: dict[str, Any], state: ExecutionState) -> bool:
@@ -71,7 +72,12 @@ def ending_of_result(run: RunResult) -> Ending:
     """Give the ending of a synchronous run that completed."""
     raw = run.raw if isinstance(run.raw, dict) else {}
     body = {**raw, "success": True, "result": run.result, "cost": run.cost, "ms": run.ms}
-    return Ending(status="completed", cost=run.cost, reply=json.dumps(body))
+    return Ending(status="completed", cost=_credits(run.cost), reply=json.dumps(body))
+
+
+def _credits(cost: float | None) -> float | None:
+    """Give a cost as it counts against a cap: a negative one, which nobody has documented, as nothing."""
+    return None if cost is None else max(0.0, float(cost))
 
 
 def ending_of_failure(error: ExecutionFailedError) -> Ending:

@@ -28,7 +28,7 @@ def end(owner: str) -> None:
 
 def is_alive(owner: str) -> bool:
     """Tell whether the process of an owner may still be there."""
-    boot, process, started = owner.split(" ")[:3]
+    boot, process, started, *_ = [*owner.split(" "), "", ""]
     if owner in _ended:
         return False
     if boot != _boot() or not process.isdecimal():

@@ -207,7 +207,7 @@ def _unusable(path: Path, why: Exception) -> LedgerError:
 def _row(entry: Entry) -> tuple[Any, ...]:
     ending = entry.ending
     end = (None,) * 5 if ending is None else (ending.status, ending.cost, ending.reply, ending.code, ending.message)
-    return (
+    values = (
         entry.key,
         entry.attempt,
         entry.target,
@@ -221,6 +221,12 @@ def _row(entry: Entry) -> tuple[Any, ...]:
         entry.note,
         *end,
     )
+    return tuple(_storable(value) if isinstance(value, str) else value for value in values)
+
+
+def _storable(text: str) -> str:
+    """Give a text as UTF-8 can say it: the service's words may hold half a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

@@ -17,6 +17,7 @@ class InLoopLedger(SQLiteLedger):
     async def _do(self, operation: Callable[[Store], T]) -> T:
         if self._store is None:
             self._store = Store(self._path, 1.0)
+            self._store._connection.execute("PRAGMA synchronous = OFF")  # nothing here outlives its process
         (value,) = self._store.transact([operation])
         if isinstance(value, Exception):
             raise value

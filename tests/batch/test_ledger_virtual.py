@@ -118,14 +118,12 @@ async def test_an_unknown_counts_against_the_cap(make_client: Any, ledger: Any) 
 async def test_cheaper_runs_make_room(make_client: Any) -> None:
     """Credits that were set aside and not spent are used for further runs."""
     emulator = Emulator(tier="business", duration=5.0, cost=12)
-    real = {"workflows": emulator.workflows}
     knouds = make_client(emulator)
     emulator.costs = {SLUG: 12}
     async with knouds.workflows.map(SLUG, jobs(30), max_credits=100) as outcomes:
         await anyio.sleep(2)
         emulator.costs = {SLUG: 5}
         found = [outcome async for outcome in outcomes]
-    assert real
     assert kinds(found)["Completed"] >= 8
     assert emulator.credits_spent <= 100
 
@@ -254,6 +252,31 @@ async def test_a_run_that_is_cut_in_one_go_is_unknown(make_client: Any, ledger: 
         found = [outcome async for outcome in outcomes]
     assert all(isinstance(outcome, Unknown) for outcome in found)
     assert len(emulator.runs) == 3
+
+
+@pytest.mark.parametrize("slug", [SLUG, "fast-sketch"])
+async def test_a_claim_that_is_cut_is_undone(slug: str, make_client: Any, ledger: Any) -> None:
+    """When the block is left while the intent is being written, the job is as new, or its run is on record."""
+    emulator = Emulator(tier="business", duration=45.0)
+    knouds = make_client(emulator)
+    await knouds.workflows.gather("fast-sketch", [{"prompt": "it is known then that this cannot be polled"}])
+    claim = ledger.claim
+
+    async def slow(wanted: Claim) -> Any:
+        written = await claim(wanted)
+        await anyio.sleep(1.0)
+        return written
+
+    ledger.claim = slow
+    wanted = [Job("a", {"product_name": "x"} if slug == SLUG else {"prompt": "x"})]
+    with anyio.move_on_after(0.6):
+        async with knouds.workflows.map(slug, wanted, ledger=ledger) as outcomes:
+            async for _ in outcomes:
+                pass
+    entry = await ledger.find("a")
+    assert entry.stage is (Stage.SUBMITTED if slug == SLUG else Stage.NEW)
+    assert len(emulator.runs) == (2 if slug == SLUG else 1)
+    assert (await ledger.counts()).credits_reserved == (12 if slug == SLUG else 0)
 
 
 @pytest.mark.parametrize("at", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 60.0])

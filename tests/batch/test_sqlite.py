@@ -166,7 +166,7 @@ class _Tight(SQLiteLedger):
 
     async def join(self) -> str:
         owner = await super().join()
-        await self._do(lambda store: store._connection.execute("PRAGMA max_page_count = 20").fetchall())
+        await self._do(lambda store: store._connection.execute("PRAGMA max_page_count = 12").fetchall())
         return owner
 
 
@@ -178,10 +178,10 @@ async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, ca
     found: list[Outcome] = []
     ledger = _Tight(path)
     with pytest.raises(LedgerError, match="full"):
-        async with ledger, knouds.workflows.map(SLUG, jobs(500), ledger=ledger, max_in_flight=20) as outcomes:
+        async with ledger, knouds.workflows.map(SLUG, jobs(200), ledger=ledger, max_in_flight=20) as outcomes:
             async for outcome in outcomes:
                 found.append(outcome)  # noqa: PERF401  (the loop raises)
-    assert 0 < len(emulator.runs) < 500
+    assert 0 < len(emulator.runs) < 200
     assert all(isinstance(outcome, Completed) for outcome in found)
     sent = len(emulator.runs)
     await anyio.sleep(0.1)
@@ -191,15 +191,37 @@ async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, ca
         lost = [run for run in emulator.runs if not await _is_on_record(mended, run)]
         assert all(run.execution_id in caplog.text for run in lost)
         assert {str(run.inputs["product_name"]) for run in lost} <= {entry.key for entry in unknown}
-    async with knouds.workflows.map(SLUG, jobs(500), ledger=path) as outcomes:
+    async with knouds.workflows.map(SLUG, jobs(200), ledger=path) as outcomes:
         kinds = Counter([type(outcome).__name__ async for outcome in outcomes])
-    assert kinds == Counter(Completed=500 - len(unknown), **({"Unknown": len(unknown)} if unknown else {}))
+    assert kinds == Counter(Completed=200 - len(unknown), **({"Unknown": len(unknown)} if unknown else {}))
     emulator.assert_charged_once()
 
 
 async def _is_on_record(ledger: SQLiteLedger, run: Any) -> bool:
     entry = await ledger.find(str(run.inputs["product_name"]))
     return entry is not None and entry.execution_id == run.execution_id
+
+
+async def test_a_crash_in_the_middle_of_a_write_leaves_what_was_before_it(path: Path, tmp_path: Path) -> None:
+    """A transaction of which half is in the file is undone when the ledger is opened next."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        for number in range(50):
+            await ledger.claim(claim(f"job-{number}", owner))
+    crashed = tmp_path / "crashed.db"
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA journal_mode = TRUNCATE")
+    writer.execute("PRAGMA cache_size = 1")
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE jobs SET stage = 'final', note = hex(randomblob(2000))")
+    await anyio.Path(crashed).write_bytes(await anyio.Path(path).read_bytes())
+    journal = await anyio.Path(f"{path}-journal").read_bytes()
+    await anyio.Path(f"{crashed}-journal").write_bytes(journal)
+    writer.execute("ROLLBACK")
+    writer.close()
+    assert len(journal) > 4096
+    async with SQLiteLedger(crashed) as ledger:
+        assert (await ledger.counts()).sending == 50
 
 
 async def test_many_jobs_share_a_transaction(path: Path) -> None:
@@ -265,6 +287,20 @@ async def test_a_job_is_claimed_once(path: Path) -> None:
         assert (await ledger.counts()).new == 1
 
 
+async def test_odd_words_of_the_service_are_kept(path: Path) -> None:
+    """A message that is no proper text, and a cost beyond all bounds, are on record like any other."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        await ledger.claim(claim("a", owner))
+        ending = Ending(status="failed", code="\ud800", message="half \ud83d", cost=float(10**300))
+        written = await ledger.record("a", 1, Ended(ending))
+        assert written.entry.stage is Stage.FINAL
+        found = await ledger.find("a")
+        assert found is not None
+        assert found.ending is not None
+        assert found.ending.message == "half \\ud83d"
+
+
 async def test_only_the_dead_lose_their_claims(path: Path) -> None:
     """A job of a process that lives is left to it; of one that is gone it is unknown, or to be picked up."""
     done = subprocess.run(  # noqa: ASYNC221
@@ -275,6 +311,8 @@ async def test_only_the_dead_lose_their_claims(path: Path) -> None:
     )
     dead = done.stdout.strip()
     assert not is_alive(dead)
+    assert not is_alive(f"another-boot {dead.partition(' ')[2]}")
+    assert not is_alive("nobody")
     assert is_alive(new_owner())
     async with SQLiteLedger(path) as ledger:
         mine = await ledger.join()
@@ -292,6 +330,16 @@ def _sending(owner: str) -> Any:
     return LedgerEntry(
         key=owner[-5:], target="workflows/x", digest="d", stage=Stage.SENDING, owner=owner, sent_at=1.0, reserved=1
     )
+
+
+async def test_its_thread_ends_when_there_is_nothing_to_do(path: Path) -> None:
+    """A ledger that is not used holds no thread, and takes another when it is."""
+    async with SQLiteLedger(path) as ledger:
+        thread = ledger._thread
+        assert thread is not None
+        await anyio.to_thread.run_sync(thread.join)
+        owner = await ledger.join()
+        assert isinstance(await ledger.claim(claim("a", owner)), Written)
 
 
 async def test_a_closed_ledger_says_so(path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Ends of runs come out of a ledger as they went in."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knouds_async import Completed, ExecutionState, Failed, Failure, Job, LedgerEntry, RunResult, Status
+from knouds_async._sansio.entries import Stage
+from knouds_async.batch.endings import ending_of, ending_of_result, outcome_of_entry, outcome_of_state
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+_texts = st.none() | st.text("abc", min_size=1, max_size=5)
+_moments = st.none() | st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+_states = st.builds(
+    ExecutionState,
+    execution_id=st.just("run-1"),
+    status=st.sampled_from([Status.COMPLETED, Status.FAILED, Status.CANCELLED]),
+    request_id=_texts,
+    workflow_slug=_texts,
+    model_ids=st.lists(st.text("abc", min_size=1, max_size=5), max_size=2).map(tuple),
+    result=_json,
+    error=st.none() | st.builds(Failure, code=_texts, message=_texts),
+    cost=st.none() | st.integers(0, 100).map(float),
+    ms=st.none() | st.integers(0, 100).map(float),
+    created_at=_moments,
+    completed_at=_moments,
+    raw=_json,
+)
+JOB = Job("a", {})
+ENTRY = LedgerEntry(key="a", target="workflows/x", digest="d", stage=Stage.FINAL, execution_id="run-1")
+
+
+@settings(max_examples=50)
+@given(_states)
+def test_a_state_comes_out_as_it_went_in(state: ExecutionState) -> None:
+    """Whatever way a state was learned, by a look or by a delivery: its outcome is the same after the ledger."""
+    before: Any = outcome_of_state(JOB, state)
+    after: Any = outcome_of_entry(JOB, attrs.evolve(ENTRY, ending=ending_of(state)))
+    assert type(after) is type(before)
+    assert after.from_ledger
+    assert getattr(after, "run", None) == getattr(before, "run", None)
+    assert str(getattr(after, "error", "")) == str(getattr(before, "error", ""))
+    if isinstance(before, Failed):
+        assert after.state == before.state
+
+
+@given(_json, st.none() | st.integers(0, 100).map(float), st.none() | st.just({"success": True, "more": 1}))
+def test_a_synchronous_result_comes_out_as_it_went_in(result: Any, cost: float | None, raw: Any) -> None:
+    """A result without an id keeps its value, its cost and what came with it."""
+    run = RunResult(result, cost, 5.0, None, raw)
+    after = outcome_of_entry(JOB, attrs.evolve(ENTRY, execution_id=None, ending=ending_of_result(run)))
+    assert isinstance(after, Completed)
+    assert after.run == run
+    assert after.run.raw["success"] is True
