@@ -19,16 +19,16 @@ _ADVICE: Final = (
 )
 
 
-def spawn(work: Callable[[], Coroutine[Any, Any, None]]) -> object:
-    """Start `work` in a task of its own, with an empty context; hold on to what is given back while it runs.
+def spawn(work: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Context | None = None) -> object:
+    """Start `work` in a task of its own; hold on to what is given back while it runs. `context`: else an empty one.
 
     An asyncio task or a trio system task: both outlive the caller and end with the loop. `work` must not raise.
     """
     if _in_trio():
         import trio
 
-        return trio.lowlevel.spawn_system_task(work)
-    return asyncio.get_running_loop().create_task(work(), context=contextvars.Context())
+        return trio.lowlevel.spawn_system_task(work, context=context)
+    return asyncio.get_running_loop().create_task(work(), context=context or contextvars.Context())
 
 
 def _in_trio() -> bool:

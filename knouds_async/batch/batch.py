@@ -6,6 +6,8 @@ it begins when the block is entered and is over when the block is left.
 
 from __future__ import annotations
 
+import contextvars
+import logging
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
 from types import TracebackType
@@ -20,12 +22,15 @@ from knouds_async._io.backend import spawn
 from knouds_async._io.uninterrupted import uninterrupted
 from knouds_async.batch.books import Books
 from knouds_async.batch.jobs import Asked, Job, Reader
+from knouds_async.batch.memory import MemoryLedger
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.progress import Progress
 from knouds_async.batch.sender import Sender
 from knouds_async.batch.work import Work
 from knouds_async.errors import KnoudsError
 from knouds_async.types import Inputs
+
+logger = logging.getLogger("knouds_async")
 
 Jobs = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
 OnProgress = Callable[[Progress], object]
@@ -128,7 +133,7 @@ class Batch:
             with anyio.CancelScope(shield=True):
                 await self._books.close()
             raise
-        self._task = spawn(self._run)
+        self._task = spawn(self._run, contextvars.copy_context())  # for the source of the jobs is the caller's
         return self
 
     async def __aexit__(
@@ -144,6 +149,10 @@ class Batch:
             self._scope.cancel()
         await self._ended.wait()
         await self._books.close()
+        untaken = [outcome for outcome in (*self._ready, *self._waiting.values()) if _id_of(outcome) is not None]
+        if untaken and isinstance(self._books.ledger, MemoryLedger):
+            ids = ", ".join(f"{outcome.job.key}: {_id_of(outcome)}" for outcome in untaken)
+            logger.warning("a batch without a ledger was left before the outcomes of these runs were taken: %s", ids)
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
         """Iterate over itself; several tasks may, and each outcome goes to one of them."""
@@ -258,6 +267,10 @@ class Batch:
         if self._began is not None:
             self._room_news.set()
             self._room_news = anyio.Event()
+
+
+def _id_of(outcome: Outcome) -> str | None:
+    return None if isinstance(outcome, NotRun) else outcome.execution_id
 
 
 class _Source:

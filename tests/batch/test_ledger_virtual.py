@@ -73,6 +73,35 @@ async def test_an_unknown_that_may_have_begun_one_stays(knouds: Any, emulator: E
     assert len(emulator.runs) == 5
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_whatever_goes_wrong_no_job_runs_twice(seed: int, make_client: Any, ledger: Any) -> None:
+    """Lost answers, resets, 5xx and stalls on every route: each job ends or is unknown, and is paid for once."""
+    emulator = Emulator(tier="business", duration=20.0, seed=seed)
+    for fault in (
+        faults.reset(after_run=True),
+        faults.closed(),
+        faults.bad_gateway(),
+        faults.stalled(),
+        faults.refused(),
+    ):
+        emulator.faults.add(fault, probability=0.03)
+    emulator.faults.add(faults.service_error(), route=ROUTE, probability=0.05)
+    emulator.faults.add(faults.rate_limited(), route=ROUTE, probability=0.05)
+    emulator.faults.add(faults.truncated(), route=ROUTE, probability=0.05)
+    knouds, found = make_client(emulator), list[Outcome]()
+    for _ in range(4):
+        with anyio.move_on_after(60.0):
+            await run(knouds, ledger, 60, validate=False, max_in_flight=25)
+        await anyio.sleep(200)
+    found = await run(knouds, ledger, 60, validate=False)
+    counted = kinds(found)
+    assert counted["Completed"] + counted["Unknown"] == 60
+    assert counted["Completed"] > 40
+    counts = await ledger.counts()
+    assert (counts.completed, counts.unknown, counts.sending) == (counted["Completed"], counted["Unknown"], 0)
+    emulator.assert_charged_once()
+
+
 async def test_a_search_that_fails_leaves_it_unknown(knouds: Any, emulator: Emulator, ledger: Any) -> None:
     """When usage cannot be read the job stays unknown, and the batch goes on."""
     emulator.faults.add(faults.closed(), route=ROUTE, nth=1)

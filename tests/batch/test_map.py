@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -342,6 +343,31 @@ async def test_a_cancelled_consumer_loses_nothing(
     assert scope.cancelled_caught
     assert 1 <= len(emulator.runs) <= 20
     assert all(run.execution_id in caplog.text for run in emulator.runs)
+
+
+async def test_outcomes_that_nobody_took_are_known(
+    knouds: AsyncKnouds, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a ledger the runs that are over and whose outcomes were left behind stand in the log."""
+    caplog.set_level(logging.WARNING, logger="knouds_async")
+    async with knouds.workflows.map(SLUG, jobs(5)) as outcomes:
+        taken = await anext(outcomes)
+        await anyio.sleep(100)
+    left = {run.execution_id for run in emulator.runs} - {getattr(taken, "execution_id", None)}
+    assert len(left) == 4
+    assert all(execution_id in caplog.text for execution_id in left)
+
+
+async def test_the_source_sees_the_caller_s_context(knouds: AsyncKnouds) -> None:
+    """A context variable that is set where the block is entered is there when jobs are read."""
+    tenant = contextvars.ContextVar("tenant", default="nobody")
+    tenant.set("Knouds")
+
+    def source() -> Iterator[dict[str, Any]]:
+        yield {"product_name": tenant.get()}
+
+    async with knouds.workflows.map(SLUG, source()) as outcomes:
+        assert [outcome.job.inputs["product_name"] async for outcome in outcomes] == ["Knouds"]
 
 
 async def test_an_outcome_is_not_lost_to_a_timeout(knouds: AsyncKnouds) -> None:
