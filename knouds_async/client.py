@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import ssl
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -14,21 +12,17 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import anyio
 
 from knouds_async import config
-from knouds_async._io.download import Fetcher, Progress
 from knouds_async._io.exchange import Exchange
-from knouds_async._io.http import own_client, pool_of, tells_what_was_sent
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
-from knouds_async._sansio.files import Hosts
 from knouds_async._sansio.learned import Learned
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.service import Service
-from knouds_async.config import Polling, Retries, Secret, Timeouts
+from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
-from knouds_async.media import MOST_BYTES, Downloads
 from knouds_async.resources.executions import Executions
 from knouds_async.resources.models import Models
 from knouds_async.resources.runs import Runs
@@ -37,10 +31,11 @@ from knouds_async.resources.workflows import Workflows
 from knouds_async.types import Account, Health, Media, Pricing, RunResult
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 _CLOSING: Final = 5.0  # seconds that closing waits for submits under way
-_AGENT: Final = f"knouds-async/{version('knouds-async')}"
 
 
 class AsyncKnouds:
@@ -75,6 +70,14 @@ class AsyncKnouds:
         allow_insecure_http: bool = False,
     ) -> None:
         """Check everything that is given; nothing is sent and no task is started."""
+        # HTTP is loaded with the first client, not with the package.
+        from importlib.metadata import version
+
+        from knouds_async._io.download import Fetcher
+        from knouds_async._io.http import own_client, pool_of, tells_what_was_sent
+        from knouds_async._sansio.files import Hosts
+        from knouds_async.media import Downloads
+
         given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
         address, base_url = Secret.of(base_url), None  # a key may have got into it
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
@@ -98,7 +101,7 @@ class AsyncKnouds:
             base_url=url,
             key=key,
             timeouts=config.option("timeouts", timeouts, Timeouts),
-            agent=_AGENT,
+            agent=f"knouds-async/{version('knouds-async')}",
             is_known=tells_what_was_sent(http_client),
             pool=pool,
         )
@@ -156,7 +159,7 @@ class AsyncKnouds:
         *,
         overwrite: bool = False,
         max_bytes: int = MOST_BYTES,
-        on_progress: Progress | None = None,
+        on_progress: OnBytes | None = None,
     ) -> Path:
         """Fetch a file of a result, `run.images[0]` say, and give its path.
 

@@ -9,9 +9,9 @@ import ipaddress
 import math
 import os
 import re
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined,unused-ignore]
 
 import attrs
 
@@ -38,6 +38,12 @@ TIERS: Final[dict[str, float | None]] = {
     "super_admin": math.inf,
 }
 """Requests per minute and route of each tier, and of each scope of the older generation (contract 6)."""
+
+MOST_BYTES: Final = 2 * 1024**3
+"""How large a file may be unless a caller allows more: 2 GiB."""
+
+OnBytes: TypeAlias = Callable[[int, int | None], None]
+"""Told after each piece; the bytes that are there, and the bytes in all where the host has said."""
 
 
 class Secret:
@@ -133,6 +139,11 @@ def is_loopback(host: str) -> bool:
 
 def proxy_for(url: str) -> str | None:
     """Give the proxy that the environment names for a URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), if any."""
+    from urllib.request import (  # type: ignore[attr-defined,unused-ignore]  # loaded with the first client
+        getproxies_environment,
+        proxy_bypass_environment,
+    )
+
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
     proxies = getproxies_environment()

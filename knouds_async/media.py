@@ -13,14 +13,12 @@ import anyio
 from anyio import to_thread
 
 from knouds_async._io.backend import HomeLoop
-from knouds_async._io.download import Fetcher, Progress, Wanted, exists, unwritable
+from knouds_async._io.download import Fetcher, Wanted, exists, unwritable
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts
+from knouds_async.config import OnBytes
 from knouds_async.errors import ClientClosedError, DownloadError, InvalidArgumentError
 from knouds_async.types import Media, RunResult
-
-MOST_BYTES: Final = 2 * 1024**3
-"""How large a file may be unless a caller allows more: 2 GiB."""
 
 _AT_ONCE: Final = 4
 
@@ -42,7 +40,7 @@ class Downloads:
         *,
         overwrite: bool,
         max_bytes: int,
-        on_progress: Progress | None,
+        on_progress: OnBytes | None,
     ) -> Path:
         """Fetch one file; see `AsyncKnouds.download`."""
         _check(media, max_bytes)

@@ -5,7 +5,6 @@ Rule of the file: as small as can be; everything else in `_io` is anyio.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import sys
 from collections.abc import Callable, Coroutine
@@ -28,6 +27,8 @@ def spawn(work: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Co
         import trio
 
         return trio.lowlevel.spawn_system_task(work, context=context)
+    import asyncio  # whoever has a loop has loaded it
+
     return asyncio.get_running_loop().create_task(work(), context=context or contextvars.Context())
 
 
@@ -42,6 +43,8 @@ def from_thread() -> Callable[[Callable[[], object]], object]:
         import trio
 
         return trio.lowlevel.current_trio_token().run_sync_soon
+    import asyncio  # as above
+
     return asyncio.get_running_loop().call_soon_threadsafe
 
 
@@ -51,6 +54,8 @@ def running_loop() -> object:
         import trio
 
         return trio.lowlevel.current_trio_token()
+    import asyncio  # as above
+
     return asyncio.get_running_loop()
 
 

@@ -10,12 +10,12 @@ import io
 import zlib
 from typing import TYPE_CHECKING, Final
 
-import httpx
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["UnreadableBody", "collector", "read_body"]
+    import httpx
+
+__all__ = ["CutBody", "UnreadableBody", "collector", "read_body"]
 
 _MOST: Final = 32 * 1024 * 1024
 _STEP: Final = 64 * 1024
@@ -29,6 +29,15 @@ class UnreadableBody(Exception):  # noqa: N818  (it is turned into a public erro
         """Keep the reason."""
         super().__init__(reason)
         self.reason: Final = reason
+
+
+class CutBody(Exception):  # noqa: N818  (likewise)
+    """The body broke off; `error` is the transport's."""
+
+    def __init__(self, error: Exception) -> None:
+        """Keep the error."""
+        super().__init__()
+        self.error: Final = error
 
 
 class _Plain:
@@ -114,6 +123,8 @@ def collector(encoding: str, into: io.BytesIO, *, most: int = _MOST) -> _Plain:
 
 def _already_read(response: httpx.Response, most: int) -> bytes:
     """Give what an event hook or a mock has read before us."""
+    import httpx  # it is loaded with the first client, not with the package
+
     try:
         content = response.content
     except httpx.ResponseNotRead:
@@ -128,6 +139,8 @@ async def _abandon(response: httpx.Response, chunks: AsyncIterator[bytes]) -> No
 
     Left to the garbage collector they would end in a ResourceWarning on trio.
     """
+    import httpx  # as above
+
     await response.aclose()
     with contextlib.suppress(httpx.TransportError, httpx.StreamError):
         await anext(chunks, None)

@@ -12,7 +12,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from knouds_async._io.body import collector
+from knouds_async._io.body import CutBody, collector
 from knouds_async._io.sent import SentTrace
 from knouds_async._io.transport import HeldBody, PooledTransport, Whole, origin_of
 from knouds_async._sansio import headers
@@ -42,10 +42,13 @@ class CoreReply:
         return {name: value for name, value in found.items() if value is not None}
 
     async def read(self, into: io.BytesIO) -> bytes:
-        """Read the body; UnreadableBody and httpx.TransportError for what goes wrong. `into` holds what came."""
+        """Read the body; UnreadableBody or CutBody for what goes wrong. `into` holds what came."""
         body = collector(self._header("content-encoding") or "", into)
-        async for chunk in self._body:
-            body.feed(chunk)
+        try:
+            async for chunk in self._body:
+                body.feed(chunk)
+        except httpx.TransportError as cut:
+            raise CutBody(cut) from None
         return body.finish()
 
     async def aclose(self) -> None:

@@ -23,6 +23,7 @@ from knouds_async._io.http import own_client
 from knouds_async._io.target_file import TargetFile
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Elsewhere, Hosts, Refused, Start
+from knouds_async.config import OnBytes
 from knouds_async.errors import DownloadError, DownloadFault
 from knouds_async.types import Media
 
@@ -35,9 +36,6 @@ _MOST_ATTEMPTS: Final = 100
 _CONNECTIONS: Final = 16
 _TIMEOUT: Final = httpx.Timeout(30.0, pool=120.0)
 
-Progress = Callable[[int, int | None], None]
-"""Told after each piece: the bytes that are there, and the bytes in all where the host has said."""
-
 
 @attrs.define
 class Wanted:
@@ -45,7 +43,7 @@ class Wanted:
 
     media: Media
     most: int
-    on_progress: Progress | None
+    on_progress: OnBytes | None
     name: Callable[[str | None], Path]
     got: int = 0
     start: Start | None = None

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-import httpx
 
-from knouds_async._io.body import UnreadableBody
-from knouds_async._io.direct import Direct
+from knouds_async._io.body import CutBody, UnreadableBody
 from knouds_async._io.sent import SentTrace
-from knouds_async._io.through_httpx import ThroughHttpx
-from knouds_async._io.transport import PooledTransport
 from knouds_async._sansio.calls import Call
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Secret, Timeouts
+
+if TYPE_CHECKING:
+    import httpx
 
 _MASK: Final = "***"
 _PART: Final = 64 * 1024  # a receipt is far shorter
@@ -40,15 +39,20 @@ class Exchange:
         timeouts: Timeouts,
         agent: str,
         is_known: bool,
-        pool: PooledTransport | None = None,
+        pool: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Use `http`, or the `pool` below it without what `http` would do to each request.
+        """Use `http`, or its transport, where it is a `pool` of ours, without what `http` would do to each request.
 
         `is_known`: whether the transport is one whose errors tell what was sent.
         """
+        # HTTP is loaded with the first client, not with the package.
+        from knouds_async._io.direct import Direct
+        from knouds_async._io.through_httpx import ThroughHttpx
+        from knouds_async._io.transport import PooledTransport
+
         self._way = (
             Direct(pool, base_url, key, timeouts, agent=agent)
-            if pool is not None
+            if isinstance(pool, PooledTransport)
             else ThroughHttpx(http, base_url, key, timeouts, agent=agent)
         )
         self._key = key
@@ -85,8 +89,8 @@ class Exchange:
         except UnreadableBody as odd:
             why = f"the body of the answer {odd}"
             return Garbled(reply.status, seen, why, is_cut=False, part=self._part(part))
-        except httpx.TransportError as cut:
-            why = f"the answer was cut short ({self._words(cut)})"
+        except CutBody as cut:
+            why = f"the answer was cut short ({self._words(cut.error)})"
             return Garbled(reply.status, seen, why, is_cut=True, part=self._part(part))
         finally:
             with contextlib.suppress(Exception):  # what was read is worth more than a tidy end
@@ -97,8 +101,7 @@ class Exchange:
     def _classify(self, error: Exception | None, trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         """Tell from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
-        known = error if isinstance(error, httpx.TransportError) else None
-        may_have_left = trace.may_have_been_sent(known, transport_is_known=self._is_known)
+        may_have_left = trace.may_have_been_sent(error, transport_is_known=self._is_known)
         return Unanswered(seen, self._part(part)) if may_have_left else NotSent(seen)
 
     def _words(self, error: Exception) -> str:

@@ -19,8 +19,8 @@ import attrs
 from knouds_async._io.backend import HomeLoop
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
-from knouds_async._io.pool import Slots
-from knouds_async._io.transport import SentTrace
+from knouds_async._io.sent import SentTrace
+from knouds_async._io.slots import Slots
 from knouds_async._io.uninterrupted import CutShort, Finished, uninterrupted
 from knouds_async._io.witness import Witness, tell
 from knouds_async._sansio import headers, retry

@@ -5,23 +5,28 @@ Rule of the file: in doubt it was sent. Only that keeps a paid run from being su
 
 from __future__ import annotations
 
+import functools
 from typing import Final
-
-import httpx
 
 __all__ = ["SentTrace"]
 
 _SENDING: Final = ("http11.", "http2.")
 _BEFORE_SENDING: Final = ("pool.wait.started", "connection.")
-_FAILED_BEFORE_SENDING: Final = frozenset(
-    {
-        httpx.ConnectError,
-        httpx.ConnectTimeout,
-        httpx.PoolTimeout,
-        httpx.UnsupportedProtocol,
-        httpx.LocalProtocolError,
-    }
-)
+
+
+@functools.cache
+def _failed_before_sending() -> frozenset[type[Exception]]:
+    import httpx  # it is loaded with the first client, not with the package
+
+    return frozenset(
+        {
+            httpx.ConnectError,
+            httpx.ConnectTimeout,
+            httpx.PoolTimeout,
+            httpx.UnsupportedProtocol,
+            httpx.LocalProtocolError,
+        }
+    )
 
 
 class SentTrace:
@@ -43,7 +48,7 @@ class SentTrace:
             # For good: a proxy's CONNECT is "sent" like any request, and connection events follow it.
             self._has_begun_sending = True
 
-    def may_have_been_sent(self, error: httpx.TransportError | None, *, transport_is_known: bool) -> bool:
+    def may_have_been_sent(self, error: Exception | None, *, transport_is_known: bool) -> bool:
         """Say whether any byte of the request may have left; False is a proof that none has.
 
         `transport_is_known` means one of ours or exactly `httpx.AsyncHTTPTransport`: only those raise, say,
@@ -54,4 +59,4 @@ class SentTrace:
             return True
         if self._last_event.startswith(_BEFORE_SENDING):
             return False
-        return not (transport_is_known and type(error) in _FAILED_BEFORE_SENDING)
+        return not (transport_is_known and error is not None and type(error) in _failed_before_sending())

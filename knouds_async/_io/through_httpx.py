@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from knouds_async._io.body import read_body
+from knouds_async._io.body import CutBody, read_body
 from knouds_async._io.sent import SentTrace
 from knouds_async._sansio import headers
 from knouds_async._sansio.calls import Call
@@ -33,8 +33,11 @@ class HttpxReply:
         return {name: value for name, value in found.items() if value is not None}
 
     async def read(self, into: io.BytesIO) -> bytes:
-        """Read the body; UnreadableBody and httpx.TransportError for what goes wrong. `into` holds what came."""
-        return await read_body(self._response, into=into)
+        """Read the body; UnreadableBody or CutBody for what goes wrong. `into` holds what came."""
+        try:
+            return await read_body(self._response, into=into)
+        except httpx.TransportError as cut:
+            raise CutBody(cut) from None
 
     async def aclose(self) -> None:
         """Let go of the connection."""

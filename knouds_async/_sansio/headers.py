@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import re
 from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 from knouds_async._sansio import replies
@@ -39,6 +38,8 @@ def http_date(text: str | None) -> float | None:
     """Give an HTTP date as epoch seconds; what is none gives None."""
     if not text:
         return None
+    from email.utils import parsedate_to_datetime  # loaded with the first answer, not with the package
+
     try:
         moment = parsedate_to_datetime(text)
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -7,7 +7,6 @@ and the boot of the machine it names one process for ever. Nothing is judged by 
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,7 @@ _ended: Final[set[str]] = set()
 
 def new_owner() -> str:
     """Name a new owner in this process: boot, process, start of the process, and a name of its own."""
-    return " ".join((_boot(), str(os.getpid()), _started(os.getpid()) or _UNKNOWN, uuid.uuid4().hex[:12]))
+    return " ".join((_boot(), str(os.getpid()), _started(os.getpid()) or _UNKNOWN, os.urandom(6).hex()))
 
 
 def end(owner: str) -> None:
@@ -43,6 +42,8 @@ def _boot() -> str:
     try:
         return _BOOT.read_text().strip()
     except OSError:
+        import uuid  # it is slow to load, and rarely needed
+
         return f"{uuid.getnode():x}"
 
 
