@@ -33,8 +33,8 @@ _OTHERS: Final = frozenset({"faults", "latency", "virtual_time"})
 def emulator_with(settings: Mapping[str, Any]) -> Emulator:
     """Make an emulator from a marker's settings; `faults` are attached to it.
 
-    Its `faults` are one or a list of: a `Fault`, for every request; a text as the command line takes it, "closed after_run on
-    submit nth=1"; the arguments of `emulator.faults.add` as a dict.
+    Its `faults` are one or a list of: a `Fault`, for every request; a text as the command line takes it, "closed
+    after_run on submit nth=1"; the arguments of `emulator.faults.add` as a dict.
     """
     if unknown := set(settings) - _EMULATOR - _OTHERS:
         raise TypeError("; ".join(_no_such(name) for name in sorted(unknown)))
