@@ -56,13 +56,13 @@ async def test_markers_add_up(knouds: AsyncKnouds, knouds_emulator: Emulator) ->
 @pytest.mark.knouds(
     faults=[
         "stalled seconds=3 after_run on submit nth=1",
-        {"script": [faults.not_found()], "route": "GET /api/executions/:id"},
+        {"script": [faults.bad_gateway()], "route": "GET /api/executions/:id"},
     ]
 )
 async def test_faults_in_words(knouds: AsyncKnouds, knouds_emulator: Emulator) -> None:
     """Faults can be words, and what `faults.add` takes."""
     await (await knouds.workflows.submit(SLUG, {"product_name": "x"}))
-    assert set(knouds_emulator.faults.struck) == {"stalled", "not_found"}
+    assert set(knouds_emulator.faults.struck) == {"stalled", "bad_gateway"}
 
 
 async def an_application_that_nobody_can_hand_a_client() -> str:
