@@ -12,12 +12,12 @@ from typing import Final
 
 import attrs
 
-from knouds_async._sansio import pace
 from knouds_async._sansio.course import Course, Stage
 from knouds_async._sansio.crowd import Outlook
 from knouds_async._sansio.grants import Grants, Unseen
 from knouds_async._sansio.learned import CANCELLED, Learned
 from knouds_async._sansio.listing import Listing
+from knouds_async._sansio.pace import Pace, bound
 from knouds_async._sansio.roster import Roster
 from knouds_async._sansio.spending import Quota, price
 from knouds_async._sansio.sweeps import FEWEST, Page, Sweeps
@@ -29,12 +29,11 @@ _PER_RUN: Final = 0.002  # seconds between two counts of all runs, for each of t
 _WAKE: Final = 1.0  # seconds after which what sweeps will find is looked at again
 _PROVEN: Final = 2  # runs that have to be out for a sweep to pay once listings have proven themselves
 _PLENTY: Final = 5  # looks for each run that have to be left, or listings are preferred
-_SCARCE: Final = 4.0  # times the doubt that listings meet then
 _SPECULATIVE: Final = 0.1  # the part of scarce requests that goes to runs which listings do not vouch for
-_SETTLED: Final = 3.0  # seconds after its submit from which a run should be listed
 _LATE: Final = 5.0  # seconds by which a listing may lag
 _FIRST_PAUSE: Final = 2.0  # seconds after a look that failed
 _LONGEST_PAUSE: Final = 10.0
+_SOON: Final = 2.0  # seconds within which a look that was begun should come back
 _FEW: Final = 10  # runs that may be looked at before the quota is known
 _UNHEARD: Final = 2.0  # seconds for which that is waited for
 _NO_QUOTA: Final = Quota()
@@ -56,19 +55,18 @@ class Agenda:
         """Start with nothing to look at."""
         self._polling = polling
         self._learned = learned
-        self._cost = polling.cost_of_request
         self._roster = Roster()
         self._grants = Grants()
-        self._under_way: set[str] = set()  # also runs that were forgotten meanwhile
+        self._under_way: dict[str, float] = {}  # since when; also runs that were forgotten meanwhile
         self._hints: dict[str, str | None] = {}  # the status by which a listing said that a run is over
         self._sweeps = Sweeps(polling.cost_of_request)
         self._trust = Trust()
-        self._scouts: set[str] = set()
+        self._pace = Pace(polling, learned, self._roster, self._sweeps, self._trust)
         self._marks: dict[str, str] = {}
         self._outlook = Outlook()
         self._outlook_until = self._count_at = -math.inf
         self._first_look_at = math.inf
-        self._is_heard = self._is_scarce = self._was_sweeping = False
+        self._is_heard = False
 
     def __len__(self) -> int:
         """Count the executions that are watched."""
@@ -85,7 +83,7 @@ class Agenda:
         course.begin(now)
         self._learned.law(course.law, course.expected)  # begins it, if it is new
         self._roster.add(course)
-        if course.execution_id in self._under_way:  # a look that was begun for an earlier wait serves this one
+        if self._under_way.get(course.execution_id, -math.inf) > now - _SOON:  # an earlier wait began it
             course.stage = Stage.UNDER_WAY
         else:
             self._plan(course, now, roll)
@@ -96,7 +94,7 @@ class Agenda:
         if course is not None:
             self._grants.drop(course)
             self._hints.pop(execution_id, None)
-            self._scouts.discard(execution_id)
+            self._pace.forget(execution_id)
 
     def hurry(self, execution_id: str, deadline: float, now: float, roll: float) -> None:
         """Take note that somebody waits until `deadline` only."""
@@ -133,15 +131,15 @@ class Agenda:
 
     def plan(self, now: float, roll: float, *, polls: Quota = _NO_QUOTA, usage: Quota = _NO_QUOTA) -> Plan:
         """Say what to do now; the looks given are under way until `looked`, a page until `listed` or `not_listed`."""
-        self._is_scarce = polls.room <= _PLENTY * len(self._roster)
-        is_sweeping = self._is_sweeping(now)
+        self._pace.is_scarce = polls.room <= _PLENTY * len(self._roster)
+        was_sweeping, is_sweeping = self._pace.is_sweeping, self._is_sweeping(now)
+        self._pace.is_sweeping = is_sweeping
         self._look_ahead(now, polls, is_sweeping=is_sweeping)
-        if self._was_sweeping and not is_sweeping:
+        if was_sweeping and not is_sweeping:
             for course in self._roster:
                 if course.stage is Stage.PLANNED:
-                    course.at = max(now, self._at(course, now, roll))
+                    course.at = max(now, self._pace.at(course, now, roll))
             self._roster.rebuild()
-        self._was_sweeping = is_sweeping
         self._count_time(now)
         unheard_until = self._unheard_until(now, polls)
         while not (now < unheard_until and self._has_begun()) and (due := self._roster.due(now)) is not None:
@@ -155,7 +153,7 @@ class Agenda:
             return False
         fewest = FEWEST
         if self._trust.is_proven:
-            fewest = 1 if self._is_scarce else _PROVEN
+            fewest = 1 if self._pace.is_scarce else _PROVEN
         return len(self._roster) >= max(fewest, 2 * self._sweeps.pages - 1)
 
     def _look_ahead(self, now: float, polls: Quota, *, is_sweeping: bool) -> None:
@@ -171,9 +169,9 @@ class Agenda:
         self._outlook = crowd.outlook(self._learned, now)
         self._outlook_until = now + max(_TICK, _PER_RUN / 20 * crowd.laws)
         self._sweeps.expect(self._outlook.ends)
-        self._cost = self._polling.cost_of_request
+        self._pace.cost = self._polling.cost_of_request
         if is_priced:
-            self._cost = price(self._cost, self._outlook.looks, polls.limit)
+            self._pace.cost = price(self._pace.cost, self._outlook.looks, polls.limit)
 
     def _unheard_until(self, now: float, polls: Quota) -> float:
         """Say until when one look goes ahead alone: its answer tells what there is to spend on many."""
@@ -188,7 +186,7 @@ class Agenda:
 
     def _think_of(self, course: Course, now: float, roll: float) -> None:
         is_plain = self._polling.schedule is not None  # its dice were rolled before
-        if not is_plain and (at := self._at(course, now, roll)) > now:
+        if not is_plain and (at := self._pace.at(course, now, roll)) > now:
             self._roster.put(course, at)
         elif course.is_hinted:
             course.stage = Stage.HINTED
@@ -206,7 +204,7 @@ class Agenda:
             speculative, at = self._speculate(now, room, polls, is_sweeping=is_sweeping)
             granted, more_at = granted + speculative, min(more_at, at)
         looks = [course.execution_id for course in granted]
-        self._under_way.update(looks)
+        self._under_way.update(dict.fromkeys(looks, now))
         return looks, more_at
 
     def _speculate(self, now: float, room: float, polls: Quota, *, is_sweeping: bool) -> tuple[list[Course], float]:
@@ -236,52 +234,8 @@ class Agenda:
     def _listable(self) -> int:
         return self._roster.listable() - len(self._hints)
 
-    # When a run wants a look.
-
     def _plan(self, course: Course, now: float, roll: float) -> None:
-        self._roster.put(course, max(now, self._at(course, now, roll)))
-
-    def _at(self, course: Course, now: float, roll: float) -> float:
-        """Say when a run is to be looked at, or to be thought of again."""
-        schedule = self._polling.schedule
-        if schedule is not None:
-            return max(course.not_before, pace.plain(course, schedule, roll))
-        if course.is_hinted:
-            return course.not_before
-        seen = course.seen
-        at = self._swept_at(course, now) if self._is_sweeping(now) else self._single_at(course, seen)
-        if course.deadlines:
-            at = pace.hurried(course, self._learned.law(course.law), now, at, seen)
-        return max(course.not_before, at)
-
-    def _single_at(self, course: Course, seen: float) -> float:
-        return pace.single(course, self._learned, self._cost, seen)
-
-    def _swept_at(self, course: Course, now: float) -> float:
-        """Say when a run is looked at although there are sweeps: when none vouches for it, or out of doubt."""
-        is_listed = self._sweeps.last_good >= course.born + _SETTLED
-        is_doubtful = is_listed and self._trust.is_doubtful
-        if is_doubtful or not self._roster.can_be_listed(course) or self._is_scout(course):
-            return self._single_at(course, course.alive)
-        seen = course.seen
-        if not is_listed:
-            seen = max(seen, course.born + _SETTLED)
-        elif not self._trust.shows_running:
-            seen = self._sweeps.last_good
-        vouched_until = seen + pace.bound(course.age(seen))
-        if vouched_until > now:
-            doubt = self._trust.doubt * (_SCARCE if self._is_scarce else 1.0)
-            return min(vouched_until, pace.doubted(course, self._learned, doubt))
-        return self._single_at(course, course.seen)
-
-    def _is_scout(self, course: Course) -> bool:
-        """Tell whether a run is one of the few that are looked at until listings have proven themselves."""
-        if self._trust.is_proven:
-            self._scouts.clear()
-            return False
-        if len(self._scouts) < FEWEST:
-            self._scouts.add(course.execution_id)
-        return course.execution_id in self._scouts
+        self._roster.put(course, max(now, self._pace.at(course, now, roll)))
 
     def _unseen(self, now: float) -> Unseen:
         def unseen(course: Course) -> float:
@@ -293,7 +247,7 @@ class Agenda:
 
     def looked(self, execution_id: str, now: float, roll: float, *, is_alive: bool = True) -> None:
         """Take note that a look has come back: of a run that is not `over` by now, it found it going or it failed."""
-        self._under_way.discard(execution_id)
+        self._under_way.pop(execution_id, None)
         self._is_heard = True
         course = self._roster.get(execution_id)
         if course is None or course.stage is not Stage.UNDER_WAY:
@@ -312,7 +266,7 @@ class Agenda:
             self._roster.unhint(course)
             status = self._hints.pop(course.execution_id)
             if status is not None and self._trust.refuted(now, status):
-                course.deaf_until = now + pace.bound(course.age(now))
+                course.deaf_until = now + bound(course.age(now))
         if len(self._roster) <= _FEW:
             self._learned.alive_all([course])
 
@@ -325,7 +279,7 @@ class Agenda:
         if self._hints.get(execution_id) is not None:
             is_late = lasted is not None and course.age(course.shown) - lasted > max(_LATE, lasted / 8)
             self._trust.confirmed(now, is_late=is_late)
-        elif course.request_id is not None and self._was_sweeping and not course.is_hinted:
+        elif course.request_id is not None and self._pace.is_sweeping and not course.is_hinted:
             self._trust.found_alone(course.request_id, now, was_shown=course.shown > -math.inf)
         self.forget(execution_id)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_right, insort
 from enum import Enum
 from typing import Final
 
@@ -78,8 +78,8 @@ class Course:
             self.deadlines = []
         insort(self.deadlines, deadline)
 
-    def next_deadline(self, after: float) -> float:
-        """Give the next deadline after a time; inf without one."""
-        while self.deadlines and self.deadlines[0] <= after:
-            del self.deadlines[0]
-        return self.deadlines[0] if self.deadlines else math.inf
+    def deadlines_after(self, now: float) -> list[float]:
+        """Give the deadlines that are still to come."""
+        if self.deadlines:
+            del self.deadlines[: bisect_right(self.deadlines, now)]
+        return self.deadlines or []

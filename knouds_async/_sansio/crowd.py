@@ -69,11 +69,10 @@ def _by_hazard(durations: Durations, times: list[float], now: float) -> Iterator
         for born in times:
             yield 1, durations.hazard(now - born)
         return
-    older, oldest = len(times), now - times[0]
-    for k in range(bisect_right(EDGES, max(0.0, now - times[-1])) - 1, len(EDGES)):
-        above = bisect_right(times, now - EDGES[k + 1]) if k + 1 < len(EDGES) else 0
+    youngest, oldest = (bisect_right(EDGES, max(0.0, now - born)) - 1 for born in (times[-1], times[0]))
+    older = len(times)
+    for k in range(youngest, oldest + 1):
+        above = bisect_right(times, now - (EDGES[k + 1] if k < oldest else math.inf))
         if older > above:
             yield older - above, durations.hazard(EDGES[k])
         older = above
-        if not above or (k + 1 < len(EDGES) and EDGES[k + 1] > oldest):
-            return

@@ -5,7 +5,6 @@ Rule of the file: a law is one target's `Durations`, or those of its runs of abo
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -20,10 +19,10 @@ CANCELLED: Final = "(a cancel)"
 
 _CANCEL: Final = 3.0  # seconds that one is expected to take
 _MOST: Final = 1000
+_LIFE: Final = 1e9  # seconds
 _VAGUE: Final = 30.0  # seconds within which an end has to be known
 _LONGEST: Final = 60.0
 _FEW: Final = 3
-_CAUTION: Final = 0.8
 
 
 def law_of(target: Target | None, expected: float | None) -> str:
@@ -57,19 +56,20 @@ class Learned:
             self._keep(name, known)
         return known
 
-    def next_look(self, name: str, age: float, cost: float) -> float:
-        """Give the age at which to look at a run of a law that was last seen going at `age`, 0: not yet.
+    def is_new(self, name: str) -> bool:
+        """Tell whether hardly any run of a law was seen to end."""
+        return sum(self.law(name).ends) < _FEW
 
-        While few ends were seen, looks are a little more frequent than is best if the law were known.
-        """
+    def next_look(self, name: str, age: float, cost: float) -> float:
+        """Give the age at which to look at a run of a law that was last seen going at `age`, 0: not yet."""
         law = self.law(name)
         if age > 0:
-            return law.next_look(age, _cautious(law, cost), longest=min(_LONGEST, max(10.0, age / 4)))
+            return law.next_look(age, cost, longest=min(_LONGEST, max(10.0, age / 4)))
         known = self._first_looks.get((name, cost))
         if known is None or known[0] is not law:  # many runs ask for the same
             if len(self._first_looks) >= self._most:
                 self._first_looks.clear()
-            known = self._first_looks[name, cost] = law, law.next_look(0.0, _cautious(law, cost))
+            known = self._first_looks[name, cost] = law, law.next_look(0.0, cost)
         return known[1]
 
     def alive_all(self, courses: Iterable[Course]) -> None:
@@ -120,10 +120,6 @@ class Learned:
                 raise ValueError(f"{name!r:.80}: {fault}") from None
 
 
-def _cautious(law: Durations, cost: float) -> float:
-    return cost if sum(law.ends) >= _FEW else cost * _CAUTION
-
-
 def _items(saved: object) -> Iterator[tuple[str, object]]:
     match saved:
         case {**laws}:
@@ -137,5 +133,5 @@ def _items(saved: object) -> Iterator[tuple[str, object]]:
 
 
 def is_duration(value: object) -> bool:
-    """Tell whether a value can be an expected duration: a finite number of seconds above 0."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    """Tell whether a value can be an expected duration: a number of seconds above 0, and below a life's."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _LIFE

@@ -54,15 +54,11 @@ class Trust:
         """Seconds that an end may be expected to have gone unseen before listings that show a run going are doubted."""
         if self._misses >= 0.5:
             return 10.0
-        return 20.0 if not self.is_proven else 30.0 if self._hits < _MANY else 120.0
+        return 30.0 + 0.3 * self._hits if self.is_proven else 20.0
 
     def is_on(self, now: float) -> bool:
         """Tell whether listings are worth asking for."""
         return now >= self._off_until
-
-    def off_until(self) -> float:
-        """Say when they are tried again."""
-        return self._off_until
 
     def says_going(self, status: str) -> bool:
         """Tell whether a row with that status is of a run that goes on."""
@@ -108,9 +104,9 @@ class Trust:
         """Give the marks that matter for `judge`."""
         return {request: status for request, status in marks if request in self._awaited} if self._awaited else {}
 
-    def lost(self, now: float, pause: float | None = None) -> None:
+    def lost(self, now: float) -> None:
         """Ask for no listing for a while, longer each time, and begin to earn trust anew after that."""
-        self._off_until = now + (self._pause if pause is None else pause)
+        self._off_until = now + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self._hits = self._misses = 0.0
         self._has_matched = self.shows_running = False

@@ -60,7 +60,9 @@ class Runs:
 
 def _check_expected(expected: float | None) -> None:
     if expected is not None and not is_duration(expected):
-        raise InvalidArgumentError(f"expected={expected!r:.80}: must be a finite number of seconds above 0, or None")
+        raise InvalidArgumentError(
+            f"expected={expected!r:.80}: must be a number of seconds above 0 and below 1e9, or None"
+        )
 
 
 def _first_state(receipt: Submitted, target: Target) -> ExecutionState:

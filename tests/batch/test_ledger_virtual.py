@@ -372,17 +372,6 @@ async def test_asyncios_own_cancellation_leaves_true_books(at: float, way: Any, 
     emulator.assert_charged_once()
 
 
-async def test_a_result_is_on_record_before_anybody_sees_it(knouds: Any, ledger: Any) -> None:
-    """When an outcome is given its job is final in the ledger, and the next batch asks nobody for it."""
-    async with knouds.workflows.map(SLUG, jobs(5), ledger=ledger) as outcomes:
-        async for outcome in outcomes:
-            entry = await ledger.find(outcome.job.key)
-            assert entry.stage is Stage.FINAL
-            assert entry.execution_id == outcome.execution_id
-    again = await run(knouds, ledger, 5)
-    assert all(isinstance(outcome, Completed) and outcome.from_ledger for outcome in again)
-
-
 async def test_an_outcome_from_the_ledger_is_as_it_was(make_client: Any, ledger: Any) -> None:
     """Results, failures and cancellations come out of the ledger equal to what they were."""
     emulator = Emulator(tier="business", duration=20.0, failure_rate=0.5, seed=5)

@@ -187,7 +187,7 @@ class Watching(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.due_at: dict[str, float] = {}
-        self.under_way: set[str] = set()
+        self.under_way: dict[str, float] = {}
         self.left: set[str] = set()
         self.kept: dict[str, Course] = {}
 
@@ -207,9 +207,11 @@ class Watching(RuleBasedStateMachine):
         if name not in self.watched:
             looks = self.kept.pop(name, None) or course(name, self.now if is_known else None)
             self.plan.watch(looks, self.now, roll)
-            if name in self.left:  # the look that is under way serves this wait too
-                self.left.remove(name)
+            is_left = name in self.left
+            self.left.discard(name)
+            if is_left and self.under_way[name] > self.now - 2.0:  # the look that is under way serves this wait too
                 return
+            self.under_way.pop(name, None)  # else it is as good as lost
             if looks.submitted is None and looks.count == 0:
                 self.due_at[name] = self.now
             else:
@@ -227,7 +229,7 @@ class Watching(RuleBasedStateMachine):
         assert found == sorted(found, key=lambda name: (self.due_at[name], name))
         for name in found:
             del self.due_at[name]
-            self.under_way.add(name)
+            self.under_way[name] = self.now
 
     @precondition(lambda self: self.under_way)
     @rule(data=st.data(), roll=st.floats(0, 0.99))
@@ -235,7 +237,7 @@ class Watching(RuleBasedStateMachine):
         """Finish a look."""
         name = data.draw(st.sampled_from(sorted(self.under_way)))
         self.plan.looked(name, self.now, roll)
-        self.under_way.remove(name)
+        del self.under_way[name]
         if name in self.left:
             self.left.remove(name)
             return
