@@ -75,7 +75,7 @@ def test_no_lines_are_no_jobs(form: Form) -> None:
     ("line", "words"),
     [
         ("{", "not JSON: "),
-        ('{"x": 1,}', "column 9"),
+        ('{"x": 1,}', "at column "),  # 9, or from Python 3.13 on 8
         ('{"x": NaN}', "not JSON: NaN"),
         ('{"x": -Infinity}', "not JSON: -Infinity"),
         ("[" * 100_000, "nested too deeply"),
