@@ -1,8 +1,8 @@
 """Which executions to look at now, when to sweep, and when to ask again: the one place where that is decided. Pure.
 
 Rule of the file: `now` is local monotonic seconds, `roll` is uniform in [0, 1); nothing here waits or sends. What a
-run wants for itself is in `pace`, when listings pay in `sweeps`, how far they are believed in `trust`, who gets the
-requests in `grants`. O(log n) per event; what goes over all runs does so at a pace that falls with their number.
+run wants for itself is in `pace`, when listings pay in `sweeps`, how far they are believed in `trust`, what they say is
+over in `hints`, who gets the requests in `grants`. O(log n) per event; what goes over all runs does so rarely.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import attrs
 from knouds_async._sansio.course import Course, Stage
 from knouds_async._sansio.crowd import Outlook
 from knouds_async._sansio.grants import Grants, Unseen
+from knouds_async._sansio.hints import Hints
 from knouds_async._sansio.learned import CANCELLED, Learned
 from knouds_async._sansio.listing import Listing
-from knouds_async._sansio.pace import Pace, bound
+from knouds_async._sansio.pace import Pace
 from knouds_async._sansio.roster import Roster
 from knouds_async._sansio.spending import Quota, price
 from knouds_async._sansio.sweeps import FEWEST, Page, Sweeps
@@ -58,11 +59,10 @@ class Agenda:
         self._roster = Roster()
         self._grants = Grants()
         self._under_way: dict[str, float] = {}  # since when; also runs that were forgotten meanwhile
-        self._hints: dict[str, str | None] = {}  # the status by which a listing said that a run is over
         self._sweeps = Sweeps(polling.cost_of_request)
         self._trust = Trust()
         self._pace = Pace(polling, learned, self._roster, self._sweeps, self._trust)
-        self._marks: dict[str, str] = {}
+        self._hints = Hints(self._roster, self._grants, self._sweeps, self._trust)
         self._outlook = Outlook()
         self._outlook_until = self._count_at = -math.inf
         self._first_look_at = math.inf
@@ -75,8 +75,6 @@ class Agenda:
     def __contains__(self, execution_id: str) -> bool:
         """Tell whether an execution is watched."""
         return self._roster.get(execution_id) is not None
-
-    # What is watched.
 
     def watch(self, course: Course, now: float, roll: float) -> None:
         """Begin to watch a run, where its course stands; one of unknown age is looked at at once."""
@@ -93,7 +91,7 @@ class Agenda:
         course = self._roster.remove(execution_id)
         if course is not None:
             self._grants.drop(course)
-            self._hints.pop(execution_id, None)
+            self._hints.drop(execution_id)
             self._pace.forget(execution_id)
 
     def hurry(self, execution_id: str, deadline: float, now: float, roll: float) -> None:
@@ -108,8 +106,7 @@ class Agenda:
         """Take note that a run is said to be over: a look at it goes before all others."""
         course = self._roster.get(execution_id)
         if course is not None and not course.is_hinted and course.stage is not Stage.UNDER_WAY:
-            self._hint(course, None)
-            self._grants.add_known(course)
+            self._hints.add(course)
 
     def identify(self, course: Course, request_id: str) -> None:
         """Take note of the request that a run is listed by."""
@@ -127,8 +124,6 @@ class Agenda:
             if course.stage is Stage.PLANNED:
                 self._plan(course, now, roll)
 
-    # What is to be done.
-
     def plan(self, now: float, roll: float, *, polls: Quota = _NO_QUOTA, usage: Quota = _NO_QUOTA) -> Plan:
         """Say what to do now; the looks given are under way until `looked`, a page until `listed` or `not_listed`."""
         self._pace.is_scarce = polls.room <= _PLENTY * len(self._roster)
@@ -142,7 +137,7 @@ class Agenda:
             self._roster.rebuild()
         self._count_time(now)
         unheard_until = self._unheard_until(now, polls)
-        while not (now < unheard_until and self._has_begun()) and (due := self._roster.due(now)) is not None:
+        while (now >= unheard_until or not self._has_begun()) and (due := self._roster.due(now)) is not None:
             self._think_of(due, now, roll)
         page, sweep_at = self._sweep(now, polls, usage) if is_sweeping else (None, math.inf)
         looks, more_at = self._grant(now, polls, is_sweeping=is_sweeping)
@@ -203,9 +198,8 @@ class Agenda:
         if self._grants.has_ready:
             speculative, at = self._speculate(now, room, polls, is_sweeping=is_sweeping)
             granted, more_at = granted + speculative, min(more_at, at)
-        looks = [course.execution_id for course in granted]
-        self._under_way.update(dict.fromkeys(looks, now))
-        return looks, more_at
+        self._under_way |= {course.execution_id: now for course in granted}
+        return [course.execution_id for course in granted], more_at
 
     def _speculate(self, now: float, room: float, polls: Quota, *, is_sweeping: bool) -> tuple[list[Course], float]:
         """Give the looks at runs that may be over, and when there will be more."""
@@ -229,10 +223,7 @@ class Agenda:
         at = self._sweeps.due_at(usage)
         if at > now:
             return None, min(at, now + _WAKE)
-        return self._sweeps.begin(now, self._listable()), math.inf
-
-    def _listable(self) -> int:
-        return self._roster.listable() - len(self._hints)
+        return self._sweeps.begin(now, self._hints.listable()), math.inf
 
     def _plan(self, course: Course, now: float, roll: float) -> None:
         self._roster.put(course, max(now, self._pace.at(course, now, roll)))
@@ -242,8 +233,6 @@ class Agenda:
             return self._learned.law(course.law).unseen_wait(course.age(course.seen), course.age(now))[0]
 
         return unseen
-
-    # What was seen.
 
     def looked(self, execution_id: str, now: float, roll: float, *, is_alive: bool = True) -> None:
         """Take note that a look has come back: of a run that is not `over` by now, it found it going or it failed."""
@@ -263,10 +252,7 @@ class Agenda:
     def _found_going(self, course: Course, now: float) -> None:
         course.alive, course.not_before, course.failures = now, now, 0
         if course.is_hinted:
-            self._roster.unhint(course)
-            status = self._hints.pop(course.execution_id)
-            if status is not None and self._trust.refuted(now, status):
-                course.deaf_until = now + bound(course.age(now))
+            self._hints.refuted(course, now)
         if len(self._roster) <= _FEW:
             self._learned.alive_all([course])
 
@@ -276,7 +262,7 @@ class Agenda:
         if course is None:
             return
         self._learned.over(course, now, lasted)
-        if self._hints.get(execution_id) is not None:
+        if self._hints.is_listed(course):
             is_late = lasted is not None and course.age(course.shown) - lasted > max(_LATE, lasted / 8)
             self._trust.confirmed(now, is_late=is_late)
         elif course.request_id is not None and self._pace.is_sweeping and not course.is_hinted:
@@ -289,56 +275,21 @@ class Agenda:
             self._learned.alive_all(self._roster)
             self._count_at = now + max(_WAKE, _PER_RUN * len(self._roster))
 
-    # Listings.
-
     def listed(self, page: Page, listing: Listing, now: float) -> Page | None:
         """Take in a page; give the next one of the sweep, None when it is over."""
-        shown, deepest, hinted = page.shown, 0, []
-        for row, (request, status) in enumerate(listing.marks, 1):
-            course = self._roster.listed_as(request)
-            if course is None:
-                continue
-            deepest = row
-            if course.is_hinted:
-                continue
-            is_going = self._trust.says_going(status)
-            self._trust.matched(is_going=is_going)
-            if is_going:
-                shown += course.shown != page.began
-                course.shown = page.began
-                if course.stage is Stage.READY:  # it waits for a request, and may need none any more
-                    self._grants.drop(course)
-                    self._roster.put(course, now)
-            elif course.deaf_until > now or course.stage is Stage.UNDER_WAY:
-                shown += 1
-            else:
-                hinted.append(course)
-                self._hint(course, status)
-        for course in sorted(hinted, key=lambda course: course.born):
-            self._grants.add_known(course)
-        self._marks |= self._trust.awaits(listing.marks)
-        following = self._sweeps.next_page(attrs.evolve(page, shown=shown), listing, self._listable(), deepest)
-        if following is None:
-            self._trust.judge(page.began, now, self._marks, is_whole=listing.rows < page.limit)
-            self._marks = {}
-        return following
-
-    def _hint(self, course: Course, status: str | None) -> None:
-        self._grants.drop(course)
-        self._roster.hint(course)
-        self._hints[course.execution_id] = status
+        return self._hints.listed(page, listing, now)
 
     def not_listed(self, now: float, *, is_lasting: bool) -> None:
         """Take note of a page that failed: sweeps wait, or rest for long when no later page can do better."""
         self._sweeps.failed(now)
-        self._marks = {}
+        self._hints.cut()
         if is_lasting:
             self._trust.lost(now)
 
     def dropped(self, now: float, roll: float) -> None:
         """Take note that the looks and the sweep under way were cut."""
         self._sweeps.dropped()
-        self._marks = {}
+        self._hints.cut()
         self._under_way.clear()
         for course in self._roster:
             if course.stage is Stage.UNDER_WAY:

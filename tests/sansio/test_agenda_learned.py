@@ -393,7 +393,7 @@ def test_a_hinted_run_may_leave() -> None:
     assert "x0" not in looks
     for number in range(1, 4):
         agenda.forget(f"x{number}")
-    assert (len(agenda), len(agenda._roster.crowd), agenda._listable()) == (0, 0, 0)
+    assert (len(agenda), len(agenda._roster.crowd), agenda._hints.listable()) == (0, 0, 0)
 
 
 def test_a_sweep_goes_on_to_the_next_page_while_runs_are_missing() -> None:
