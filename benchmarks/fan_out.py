@@ -20,7 +20,7 @@ from measure import OURS, Options, apart, in_turns, most_resident, ratio, reques
 
 __all__ = ["run"]
 
-SHORTEST, LONGEST = 3.0, 9.0  # seconds that a run takes
+SHORTEST, LONGEST = 2.0, 5.0  # seconds that a run takes
 SOONEST = 0.2  # seconds between looks, at least: nobody would look more often
 
 
@@ -80,7 +80,7 @@ def _compared(measured: Mapping[str, Sequence[Turn]], runs: int) -> dict[str, An
 
 def run(url: str, options: Options) -> dict[str, Any]:
     """Let everyone fan out, print the table, and give the figures."""
-    runs, rounds = options.pick(2000, 50), options.pick(3, 1)
+    runs, rounds = options.pick(2000, 50), options.pick(2, 1)
     measured: dict[str, list[Turn]] = {name: [] for name in contestants()}
     for number in range(rounds):
         dice = random.Random(number)

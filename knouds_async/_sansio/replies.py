@@ -129,8 +129,15 @@ def _optional(kind: Any) -> Callable[[Any, Any], Any]:
     return lambda value, _: None if value is None else read(value, inner)
 
 
+_AS_THEY_ARE: Final[dict[Any, type]] = {str | None: str, bool | None: bool}
+"""Fields that JSON gives as they are to be, or nothing: what these take is what a page of 500 rows takes."""
+
+
 def _forgiving(field: attrs.Attribute[Any]) -> Callable[[Any, Any], Any]:
     """Make the hook of a field that has a default: what cannot be read gives that."""
+    if field.default is None and field.type in _AS_THEY_ARE:
+        kind = _AS_THEY_ARE[field.type]
+        return lambda value, _: value if type(value) is kind else None
     read = _converter.get_structure_hook(field.type)
     make = getattr(field.default, "factory", lambda: field.default)
 
