@@ -72,7 +72,7 @@ def run(url: str, options: Options) -> dict[str, Any]:
     requests, found = options.pick(600, 60), dict[str, Any]()
     for what in ("poll", "submit"):
         for concurrent in CONCURRENT[:3] if options.quick else CONCURRENT:
-            rounds = options.pick(3 if concurrent < 1000 else 2, 1)
+            rounds = options.pick(3 if concurrent < 1000 else 1, 1)
             title = f"{what}, {concurrent} at once"
             measured = _turns(CLIENTS, url, what, concurrent, max(1, requests // concurrent), rounds)
             found[title] = _compared(title, measured)

@@ -39,8 +39,7 @@ def plot(results: dict[str, Any]) -> str:
             (f"CPU of a {title}", results["per_call"][title]) for title in ("poll, 100 at once", "poll, 1000 at once")
         ]
     if "fan_out" in results:
-        fan_out = results["fan_out"]
-        groups.append((f"CPU of {fan_out['runs']} runs, submitted and awaited", fan_out["contestants"]))
+        groups += [(f"CPU of {runs}, submitted and awaited", each) for runs, each in results["fan_out"].items()]
     drawn, top = [], 0
     for title, contestants in groups:
         more, top = _bars(title, _multiples(contestants), top)
