@@ -36,7 +36,7 @@ def join(flight: Flight, now: float, since: float, floor: float) -> Flight:
         first, last, requests, awaited = flight[-1]
         if now < first:
             return _inserted(flight, now, since)
-        if now < first + WIDTH and first >= since:
+        if now <= last or (now < first + WIDTH and first >= since):  # slots never overlap: `leave` looks in one
             return (*flight[:-1], Slot(first, max(last, now), requests + 1, awaited + 1))
         flight = tuple(slot for slot in flight if slot.last >= floor)
         if len(flight) >= MOST:
@@ -69,7 +69,7 @@ def _inserted(flight: Flight, now: float, since: float) -> Flight:
     at = len(flight) - 1
     while at >= 0 and flight[at].first > now:
         at -= 1
-    if at < 0 or flight[at].first < since <= now:
+    if at < 0 or (flight[at].last < now and flight[at].first < since <= now):
         flight = (*flight[: at + 1], Slot(now, now, 1, 1), *flight[at + 1 :])
         return flight if len(flight) <= MOST else _merged(flight, flight[-1].last, since)
     first, last, requests, awaited = flight[at]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from knouds_async._sansio.inflight import MOST, WIDTH, Flight, join, leave, sent_since, unawaited
@@ -71,6 +71,8 @@ def test_a_request_that_will_not_be_answered_stays_counted() -> None:
 
 
 @given(times=st.lists(st.floats(0, 20), min_size=1, max_size=60), since=st.floats(0, 20))
+@example(times=[0.0, 0.0, 1.0, 0.5], since=1.0)
+@example(times=[0.0, 0.0, 2.0, 1.0], since=2.0)
 def test_what_is_told_out_of_order_is_found_again(times: list[float], since: float) -> None:
     """Processes that share a flight tell of their requests a little late: each still leaves it."""
     flight: Flight = ()
