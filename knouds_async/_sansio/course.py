@@ -80,6 +80,6 @@ class Course:
 
     def deadlines_after(self, now: float) -> list[float]:
         """Give the deadlines that are still to come."""
-        if self.deadlines:
-            del self.deadlines[: bisect_right(self.deadlines, now)]
-        return self.deadlines or []
+        deadlines = self.deadlines or []
+        del deadlines[: bisect_right(deadlines, now)]
+        return deadlines

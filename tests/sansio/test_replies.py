@@ -581,3 +581,11 @@ def test_the_service_s_own_words_are_told_from_a_proxy_s(body: bytes, is_own: bo
     """Only an object with a text under `error` is the service's own (contract 1)."""
     words = replies.own_words(Answer(500, {}, body))
     assert words == (json.loads(body) if is_own else None)
+
+
+@pytest.mark.parametrize("other", [True, False, "yes", None])
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_webhook_is_told_of_by_its_delivery_alone(configured: bool, other: Any) -> None:
+    """Whether deliveries are to be expected stands under `webhookDelivery`, whatever else a receipt holds."""
+    receipt = {**RECEIPT, "webhookConfigured": other, "webhookDelivery": {"configured": configured}}
+    assert replies.submitted(Answer(200, {}, json.dumps(receipt).encode())).webhook_configured is configured
