@@ -16,6 +16,7 @@ import aiohttp
 import anyio
 import attrs
 import fal_client
+import fal_client.client
 import httpx
 import openai
 from replicate.client import Client as Replicate

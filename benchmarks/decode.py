@@ -85,7 +85,9 @@ def run(url: str, options: Options) -> dict[str, Any]:
         httpx.post(f"{url}/api/workflows/bench/run?async=true", json={"inputs": {"seconds": FOREVER}})
     found: dict[str, Any] = {}
     for what in PATHS:
-        turns = {name: partial(anyio.run, _turn, make, url, what, 5) for name, make in CONTESTANTS.items()}
+        turns: dict[str, Callable[[], Any]] = {
+            name: partial(anyio.run, partial(_turn, make, url, what, 5)) for name, make in CONTESTANTS.items()
+        }
         measured = in_turns(turns, options.pick(15, 2))
         found[what] = {
             name: {"cpu_ms": statistics.median(each) * 1e3, "times_ours": ratio(each, measured[OURS])}

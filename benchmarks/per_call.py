@@ -27,7 +27,10 @@ async def _turn(make: Open, url: str, what: str, concurrent: int, each: int) -> 
 
 
 def _turns(contestants: Mapping[str, Open], url: str, what: str, concurrent: int, each: int, rounds: int) -> Any:
-    turns = {name: partial(anyio.run, _turn, make, url, what, concurrent, each) for name, make in contestants.items()}
+    turns: dict[str, Callable[[], Any]] = {
+        name: partial(anyio.run, partial(_turn, make, url, what, concurrent, each))
+        for name, make in contestants.items()
+    }
     return in_turns(turns, rounds)
 
 

@@ -40,6 +40,7 @@ async def _wait(url: str, count: int, seconds: float, *, is_ours: bool) -> Turn:
     async def wait(execution: Any) -> None:
         await (execution.wait() if is_ours else never.wait())
 
+    memory, busy, requests = 0.0, 0.0, 0.0
     async with AsyncKnouds(PLAIN_KEY, base_url=url, timeouts=patience) as knouds:
         await submit(knouds, 100)  # whatever is made once is there now
         executions.clear()

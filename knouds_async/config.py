@@ -139,10 +139,8 @@ def is_loopback(host: str) -> bool:
 
 def proxy_for(url: str) -> str | None:
     """Give the proxy that the environment names for a URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), if any."""
-    from urllib.request import (  # type: ignore[attr-defined,unused-ignore]  # loaded with the first client
-        getproxies_environment,
-        proxy_bypass_environment,
-    )
+    # Loaded with the first client.
+    from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined,unused-ignore]
 
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)

@@ -194,6 +194,7 @@ async def traced(runs: Sequence[Any], wait: Callable[[Any], Coroutine[Any, Any, 
     """Give the bytes that a task takes which waits for one of the `runs`."""
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()
+    now = before
     async with anyio.create_task_group() as tasks:
         for run in runs:
             tasks.start_soon(wait, run)
@@ -216,6 +217,7 @@ async def test_an_awaited_execution_is_small(knouds: AsyncKnouds) -> None:
         for _ in range(count):
             tasks.start_soon(submit)
     assert [handle.state.is_final for handle in handles] == [False] * count
+    alone = ours = 0.0
     tracemalloc.start()
     try:
         for _ in range(2):  # whatever is made once is there the second time
