@@ -103,6 +103,15 @@ def test_three_runs_are_swept_and_what_a_listing_shows_as_over_is_looked_at() ->
     assert ("x1" in agenda, len(agenda)) == (False, 4)
 
 
+def test_a_row_that_slips_to_the_next_page_makes_no_second_look() -> None:
+    """New rows push older ones down, so a page may show again what the one before it has shown as over."""
+    agenda = watching(5)
+    page = page_after(agenda, 0.0)
+    for _ in range(2):
+        agenda.listed(page, listing({1: "completed"}), page.began)
+    assert agenda.plan(page.began, 0.5).looks == ["x1"]
+
+
 def test_two_runs_are_not_swept_and_no_run_is_without_sweeps() -> None:
     """Two runs are looked at singly; so are many when listings are not wanted."""
     for agenda in (watching(2), watching(20, sweeps=False)):
