@@ -144,7 +144,9 @@ class PickedUp:
 
 @attrs.frozen
 class NoneFound:
-    """The usage rows prove that no run began."""
+    """The usage rows prove that the submit of `sent_at` began no run; of a later one they prove nothing."""
+
+    sent_at: float | None
 
 
 @attrs.frozen
@@ -249,7 +251,7 @@ def _from_unknown(entry: Entry, event: Event) -> Entry | None:
             return _submitted(entry, event)
         case Ended(ending):
             return attrs.evolve(entry, stage=Stage.FINAL, owner=None, ending=ending)
-        case NoneFound():
+        case NoneFound(sent_at) if sent_at == entry.sent_at:
             return _new(entry)
         case NotSent(owner) if owner == entry.owner:
             return _new(entry)

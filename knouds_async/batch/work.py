@@ -105,7 +105,7 @@ class Work:
             async with self._searching:  # each may read many pages of rows
                 is_none = await self._is_certainly_none(sent_at)
         if is_none:
-            new = await self._books.try_to_record(entry, NoneFound())
+            new = await self._books.try_to_record(entry, NoneFound(entry.sent_at))
             return new or await self._books.ledger.look(asked.job.key) or entry
         self._sender.met_unknown(asked)
         return outcome_of_entry(asked.job, entry)

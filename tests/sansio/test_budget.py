@@ -53,7 +53,7 @@ LOST = Lost("me", "closed")
         ([sending(), ACCEPTED], Totals(reserved=12)),
         ([sending(), NotSent("me")], Totals()),
         ([sending(), LOST], Totals(reserved=12)),
-        ([sending(), LOST, NoneFound()], Totals()),
+        ([sending(), LOST, NoneFound(1.0)], Totals()),
         ([sending(), LOST, Abandoned()], Totals(reserved=12)),
         ([sending(), LOST, ResendApproved()], Totals(reserved=12)),
         ([sending(), Ended(Ending(status="completed", cost=20))], Totals(spent=20)),

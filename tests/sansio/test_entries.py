@@ -49,7 +49,7 @@ EVENTS: list[Event] = [
     OwnerGone(),
     PickedUp("me"),
     PickedUp("other"),
-    NoneFound(),
+    NoneFound(1.0),
     Resolved("run-3"),
     ResendApproved(),
     Abandoned(),
@@ -94,7 +94,7 @@ STAGES: dict[str, Entry] = {
         ("unknown", ACCEPTED, "submitted"),
         ("unknown", COMPLETED, "final"),
         ("unknown", NotSent("me"), "new"),
-        ("unknown", NoneFound(), "new"),
+        ("unknown", NoneFound(1.0), "new"),
         ("unknown", Resolved("run-3"), "submitted"),
         ("unknown", ResendApproved(), "resend_approved"),
         ("unknown", Abandoned(), "abandoned"),
@@ -122,7 +122,7 @@ def test_what_follows(stage: str, event: Event, following: str) -> None:
         ("sending", attrs.evolve(SENDING, owner="other")),
         ("sending", Accepted(owner="other", execution_id="run-2")),
         ("sending", NotSent("other")),
-        ("sending", NoneFound()),
+        ("sending", NoneFound(1.0)),
         ("sending", ResendApproved()),
         ("sending", Abandoned()),
         ("submitted", SENDING),
@@ -133,6 +133,7 @@ def test_what_follows(stage: str, event: Event, following: str) -> None:
         ("unknown", SENDING),
         ("unknown", Accepted(owner="other", execution_id="run-2")),
         ("unknown", NotSent("other")),
+        ("unknown", NoneFound(0.5)),
         ("final", SENDING),
         ("final", ResendApproved()),
         ("final", Abandoned()),
@@ -157,7 +158,7 @@ def test_a_run_without_an_owner_is_picked_up_once() -> None:
 def test_what_certainly_did_not_run_is_as_new() -> None:
     """Nothing stays set aside for it, and it can be sent by anybody."""
     assert after(SENDING, NotSent("me")) == NEW
-    assert after(SENDING, OwnerGone(), NoneFound()) == NEW
+    assert after(SENDING, OwnerGone(), NoneFound(1.0)) == NEW
 
 
 def test_an_id_that_comes_late_is_kept() -> None:
