@@ -75,12 +75,20 @@ class Connection:
         return await self._http.handle_async_request(request)
 
     def is_idle(self) -> bool:
-        """Whether its last response was read to the end and both sides would go on."""
-        return self._http.is_available()
+        """Whether its last response was read to the end, nothing came after it, and both sides would go on."""
+        return self._http.is_available() and not self._has_more()
 
     def is_dropped(self) -> bool:
         """Whether there is something to read although nothing was asked: the server has hung up."""
         return self._http.has_expired()
+
+    def _has_more(self) -> bool:
+        """Whether more came than was asked for: the next request would take it for its own answer.
+
+        A stray 429 would have a paid run sent twice. httpcore does not look, and shows nothing to look at.
+        """
+        reader = getattr(getattr(self._http, "_connection", None), "_h11_state", None)
+        return reader is not None and reader.trailing_data != (b"", False)
 
     def close(self) -> None:
         """Free the socket now."""

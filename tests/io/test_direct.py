@@ -47,6 +47,7 @@ PARTS = {
     "stacked": (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: 1\r\n\r\nx", "go on"),
     "echo": (b"HTTP/1.1 502 X\r\nLocation: %b\r\nContent-Length: %d\r\n\r\n%b" % (ECHO, len(ECHO), ECHO), "go on"),
     "echo-rubbish": (ECHO + b"\r\n\r\n", "hang up"),
+    "twice": (OK + b"HTTP/1.1 429 X\r\nContent-Length: 0\r\n\r\n", "go on"),
     "then-close": (OK, "hang up"),
     "close": (OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), "hang up"),
     "reset": (b"", "hang up"),
@@ -313,6 +314,17 @@ async def test_a_connection_that_is_over_is_never_used(part: str) -> None:
             await eventually(lambda: server.open == 0)
             await anyio.sleep(0.01)  # for the news to cross the loopback
             assert server.opened == number
+
+
+async def test_an_answer_nobody_asked_for_is_no_answer_to_what_comes_next() -> None:
+    """What a server sends behind an answer ends the connection: a stray 429 would have a paid run sent twice."""
+    submit = calls.submit(Target("workflows", "a"), {})
+    async with serving() as server, connected(server.url) as client:
+        assert body_of(await client.get("twice")) == b"{}"
+        assert client.books == (0, 0)
+        outcome = await client.attempt(submit)
+        assert isinstance(outcome, Answer)
+        assert (outcome.status, server.opened) == (200, 2)
 
 
 async def test_a_paid_call_trusts_only_a_connection_just_used() -> None:
