@@ -43,11 +43,11 @@ async def tell(
     Where there is no witness, the log is told of what the caller may not hear: it was cancelled. Where there is one,
     only of what it could not write.
     """
-    failure: Exception | None = None
+    failure: BaseException | None = None
     if witness is not None:
         try:
             cancellation = (await uninterrupted(lambda: witness.ended(decision))).cancellation or cancellation
-        except Exception as error:  # noqa: BLE001  (raised again)
+        except BaseException as error:  # noqa: BLE001  (raised again; a cancellation: the end of the loop cut it)
             failure = error
     is_cut = cancellation is not None or (call.pays_for is not None and is_cancelled())
     if failure is not None or (witness is None and is_cut):

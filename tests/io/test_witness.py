@@ -113,6 +113,22 @@ async def test_an_id_that_cannot_be_noted_is_logged(emulator: Emulator, caplog: 
     assert emulator.runs[0].execution_id in caplog.text
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_an_id_whose_noting_the_end_of_the_loop_cuts_is_logged(
+    emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the loop ends while the receipt is being written down, the id stands in the log."""
+    caplog.set_level(logging.WARNING, logger="knouds_async")
+    sending = asyncio.create_task(pipeline(emulator).send(CALL, witness=Notes(emulator, slow=1.0)))
+    before = asyncio.all_tasks() - {sending}
+    await asyncio.sleep(3.5)  # noted, sent and answered by 3, noted again by 4
+    for task in asyncio.all_tasks() - before:  # as asyncio.Runner does when it closes
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert emulator.runs[0].execution_id in caplog.text
+
+
 @pytest.mark.parametrize("is_noted", [True, False])
 async def test_what_is_noted_is_not_logged(
     is_noted: bool, emulator: Emulator, caplog: pytest.LogCaptureFixture
