@@ -18,10 +18,16 @@ _ADVICE: Final = (
 )
 
 
-def spawn(work: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Context | None = None) -> object:
+def spawn(
+    work: Callable[[], Coroutine[Any, Any, None]],
+    context: contextvars.Context | None = None,
+    *,
+    ended: Callable[[], object] | None = None,
+) -> object:
     """Start `work` in a task of its own; hold on to what is given back while it runs. `context`: else an empty one.
 
     An asyncio task or a trio system task: both outlive the caller and end with the loop. `work` must not raise.
+    `ended` is called once an asyncio task is over: the end of the loop may keep it from its very first step.
     """
     if _in_trio():
         import trio
@@ -29,7 +35,10 @@ def spawn(work: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Co
         return trio.lowlevel.spawn_system_task(work, context=context)
     import asyncio  # whoever has a loop has loaded it
 
-    return asyncio.get_running_loop().create_task(work(), context=context or contextvars.Context())
+    task = asyncio.get_running_loop().create_task(work(), context=context or contextvars.Context())
+    if ended is not None:
+        task.add_done_callback(lambda _: ended())
+    return task
 
 
 def _in_trio() -> bool:

@@ -47,7 +47,7 @@ async def uninterrupted(work: Callable[[], Awaitable[T]]) -> Finished[T]:
         finally:
             over.set()
 
-    task = spawn(run)
+    task = spawn(run, ended=over.set)
     cancellation: BaseException | None = None
     while not over.is_set():
         try:

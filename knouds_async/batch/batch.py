@@ -133,7 +133,8 @@ class Batch:
             with anyio.CancelScope(shield=True):
                 await self._books.close()
             raise
-        self._task = spawn(self._run, contextvars.copy_context())  # for the source of the jobs is the caller's
+        context = contextvars.copy_context()  # for the source of the jobs is the caller's
+        self._task = spawn(self._run, context, ended=self._ended.set)
         return self
 
     async def __aexit__(

@@ -17,6 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from knouds_async import AsyncKnouds, KnoudsError, SubmissionUnknownError
+from knouds_async._io.uninterrupted import uninterrupted
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from knouds_async.testing.virtual_time import VirtualTimeLoop
@@ -224,6 +225,32 @@ async def test_the_end_of_the_loop_reports_a_submit_it_cuts(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert "may have run" in caplog.text
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_the_end_of_the_loop_waits_for_nothing_that_never_began(turns: int) -> None:
+    """A loop may end before the task of a submit takes its first step: then its caller ends too."""
+    ended: list[int] = []
+
+    async def work() -> None:
+        await anyio.sleep(1.0)
+
+    async def caller() -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        try:
+            await uninterrupted(work)
+        finally:
+            ended.append(turns)
+
+    async def main() -> None:
+        tasks.append(asyncio.create_task(caller()))
+        await asyncio.sleep(0)
+
+    tasks: list[object] = []
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
+    assert ended == [turns]
 
 
 def _on_asyncio(main: Main, presses: Sequence[float]) -> None:
