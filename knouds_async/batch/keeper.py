@@ -13,7 +13,7 @@ from knouds_async.batch.books import Aside, Books
 from knouds_async.batch.endings import ending_of_failure, ending_of_result
 from knouds_async.batch.jobs import Asked
 from knouds_async.batch.ledger import Taken, Written
-from knouds_async.errors import ExecutionFailedError
+from knouds_async.errors import ExecutionFailedError, SubmissionUnknownError
 from knouds_async.types import Submitted
 
 
@@ -84,6 +84,8 @@ class Keeper:
                 return Ended(ending_of_result(run))
             case Fail(ExecutionFailedError() as failed):
                 return Ended(ending_of_failure(failed))
+            case Fail(SubmissionUnknownError(execution_id=str() as found)):  # of the receipt, that much came
+                return Accepted(owner=self._books.owner, execution_id=found)
             case Fail(error) if not error.may_have_run:
                 return NotSent(self._books.owner)
             case Fail(error):

@@ -172,6 +172,10 @@ class Sender:
                 return await self._pause(60.0 if error.retry_after is None else error.retry_after)
             case errors.ConnectionFailedError() if not trouble.is_too_long(anyio.current_time()):
                 return await self._pause(trouble.pause())
+            case errors.SubmissionUnknownError(execution_id=str() as found) if keeper.entry is not None:
+                self._count()
+                known = self._service.begun(Submitted(execution_id=found), self._target)
+                return await self.wait(asked, keeper.entry, known)
             case _ if error.may_have_run:
                 self.met_unknown(asked)
                 sent_at = getattr(error, "sent_at", keeper.sent_at)

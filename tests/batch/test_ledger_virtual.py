@@ -102,6 +102,42 @@ async def test_whatever_goes_wrong_no_job_runs_twice(seed: int, make_client: Any
     emulator.assert_charged_once()
 
 
+async def test_a_run_whose_id_came_in_half_an_answer_is_waited_for(
+    knouds: Any, emulator: Emulator, ledger: Any
+) -> None:
+    """The id is on record though the rest of the receipt did not come, and the run is picked up like any other."""
+    emulator.faults.add(faults.truncated(), route=ROUTE, nth=(1, 3))
+    with anyio.move_on_after(5.0):
+        await run(knouds, ledger, 4)
+    assert {run.execution_id for run in emulator.runs} == {
+        entry.execution_id for number in range(4) if (entry := await ledger.find(f"job-{number}"))
+    }
+    assert kinds(await run(knouds, ledger, 4)) == {"Completed": 4}
+    emulator.assert_charged_once()
+
+
+async def test_a_search_proves_nothing_of_a_later_submit(make_client: Any, emulator: Emulator, ledger: Any) -> None:
+    """Two batches search for one unknown; the first sends it, it is lost again, and the second leaves it unknown."""
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=1)
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=2)
+    quick, slow = make_client(emulator, latency=0.01), make_client(emulator, latency=5.0)
+    for knouds in (quick, slow):
+        await knouds.health()  # tells the service's clock
+    assert kinds(await run(quick, ledger, 1, validate=False)) == {"Unknown": 1}
+    await anyio.sleep(300)
+    found: list[Outcome] = []
+
+    async def search(knouds: AsyncKnouds) -> None:
+        found.extend(await run(knouds, ledger, 1, validate=False))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(search, slow)
+        await anyio.sleep(1)
+        tasks.start_soon(search, quick)
+    assert kinds(found) == {"Unknown": 2}
+    assert len(emulator.runs) == 1
+
+
 async def test_a_search_that_fails_leaves_it_unknown(knouds: Any, emulator: Emulator, ledger: Any) -> None:
     """When usage cannot be read the job stays unknown, and the batch goes on."""
     emulator.faults.add(faults.closed(), route=ROUTE, nth=1)
