@@ -82,13 +82,7 @@ class AsyncKnouds:
         address, base_url = Secret.of(base_url), None  # a key may have got into it
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
         key = config.api_key(given)
-        if not isinstance(max_connections, int) or max_connections < 1:
-            raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
-        config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
-        if limiter is not None and not isinstance(limiter, (Limiter, SharedLimiter)):
-            raise ConfigurationError(f"limiter={limiter!r:.80}: must be a Limiter or SharedLimiter; a tier is `tier=`")
-        if http_client is not None and not callable(getattr(http_client, "send", None)):
-            raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
+        _check(tier, limiter, http_client, max_connections)
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
         self._learned = _learned(durations)
         self._downloads = Downloads(Hosts.of(media_hosts, url), Fetcher(http_client, ssl_context))
@@ -212,6 +206,17 @@ class AsyncKnouds:
     ) -> None:
         """Close the client."""
         await self.aclose()
+
+
+def _check(tier: str | None, limiter: object, http_client: object, max_connections: int) -> None:
+    """Raise ConfigurationError for an argument that is none."""
+    if not isinstance(max_connections, int) or max_connections < 1:
+        raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
+    config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
+    if limiter is not None and not isinstance(limiter, (Limiter, SharedLimiter)):
+        raise ConfigurationError(f"limiter={limiter!r:.80}: must be a Limiter or SharedLimiter; a tier is `tier=`")
+    if http_client is not None and not callable(getattr(http_client, "send", None)):
+        raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
 
 
 def _learned(saved: Mapping[str, object] | None) -> Learned:

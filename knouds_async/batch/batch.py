@@ -34,7 +34,6 @@ logger = logging.getLogger("knouds_async")
 
 Jobs = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
 OnProgress = Callable[[Progress], object]
-Prepare = Callable[[], Awaitable[None]]
 
 _LEAST_AHEAD: Final = 100
 _A_FEW: Final = 10  # jobs to be read before other tasks have their turn

@@ -74,8 +74,8 @@ class Workflows:
         `ledger`: a path of a file, or a SQLiteLedger: what was submitted, and how it ended, survives a crash there, and
         the next batch on it goes on: a key that is final is not run again, its outcome comes out of the ledger; one
         that is submitted is picked up by its id; one that may or may not have been sent is looked for in the usage
-        rows, and sent again only if it certainly began no run. `max_credits`: over the life of the ledger, if there is
-        one; a submit that could pass it is not made, and the
+        rows, and sent again only if it certainly began no run.
+        `max_credits`: over the life of the ledger, if there is one; a submit that could pass it is not made, and the
         jobs that remain come out as NotRun. Prices are the workflow's estimate, or the mean of real costs where that is
         more; without either one run at a time is sent until its cost is known. `on_unknown`: "park" goes on after a
         submit whose outcome is unknown, "stop" submits nothing more. `validate`: check inputs against the schema, which

@@ -46,7 +46,12 @@ def page(view: View, *, host: str, status: str | None) -> Response:
         ]
     )
     style, script = _part("page.css"), _part("page.js")
-    text = (
+    return Response(200, _headers(style, script), _document(body, style, script).encode())
+
+
+def _document(body: str, style: str, script: str) -> str:
+    """Give the document around the page's body."""
+    return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<title>Knouds emulator</title>\n<link rel="icon" href="data:,">\n'
@@ -56,21 +61,23 @@ def page(view: View, *, host: str, status: str | None) -> Response:
         'under <a href="/__emulator__/">/__emulator__/</a>.</p></footer>\n'
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def _headers(style: str, script: str) -> dict[str, str]:
+    """Let the page's own style and script run, and nothing else."""
     policy = (
         f"default-src 'none'; connect-src 'self'; img-src data:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    headers = {
+    return {
         "content-type": "text/html; charset=utf-8",
         "content-security-policy": policy,
         "cache-control": "no-store",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
     }
-    return Response(200, headers, text.encode())
 
 
-@cache
 def _part(name: str) -> str:
     return resources.files("knouds_async.testing._console").joinpath(name).read_text(encoding="utf-8")
 
