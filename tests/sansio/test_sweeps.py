@@ -5,8 +5,9 @@ import math
 import pytest
 
 from knouds_async._sansio.listing import Listing, listing
-from knouds_async._sansio.replies import Answer, UnreadableError
+from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.spending import DEAREST, Quota, Spread, price
+from knouds_async._sansio.structure import UnreadableError
 from knouds_async._sansio.sweeps import LARGEST, Page, Sweeps
 from knouds_async._sansio.trust import Trust
 
