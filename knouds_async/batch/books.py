@@ -80,7 +80,7 @@ class Books:
 
     def expect(self, estimate: float | None) -> None:
         """Take the workflow's own estimate of a run's cost, in credits."""
-        self.prices = attrs.evolve(self.prices, estimate=None if estimate is None else max(0.0, estimate))
+        self.prices = attrs.evolve(self.prices, estimate=None if estimate is None else max(0.0, float(estimate)))
 
     def stop(self, reason: NotRunReason, error: KnoudsError) -> None:
         """Submit nothing more; the first reason counts."""

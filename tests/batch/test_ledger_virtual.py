@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, LedgerError, NotRun, Outcome, Unknown
 from knouds_async._sansio.entries import Ended, Ending, Sending, Stage
-from knouds_async.batch.ledger import Claim
+from knouds_async.batch.books import Books
+from knouds_async.batch.jobs import Reader
+from knouds_async.batch.ledger import Claim, Written
 from knouds_async.testing import Emulator, faults
 from tests.batch.in_loop import InLoopLedger
 
@@ -169,6 +171,18 @@ async def test_the_cap_holds_over_the_life_of_a_ledger(make_client: Any, ledger:
     assert kinds(await run(knouds, ledger, 10, max_credits=60)) == {"Completed": 5, "budget": 5}
     assert emulator.credits_spent == 60
     assert kinds(await run(knouds, ledger, 10, max_credits=72)) == {"Completed": 6, "budget": 4}
+
+
+async def test_an_estimate_beyond_all_measure_is_written_down(ledger: Any) -> None:
+    """A whole number that no column takes would undo the transaction, and with it the receipts of other jobs."""
+    books = Books(ledger, f"workflows/{SLUG}", None, is_own=False)
+    await books.open()
+    books.expect(10**20)
+    aside = await books.set_aside()
+    assert aside is not None
+    claimed = await books.claim(Reader().read(jobs(1)[0]), 1.0, aside.credits)
+    assert isinstance(claimed, Written)
+    assert claimed.entry.reserved == 1e20
 
 
 async def test_an_unknown_counts_against_the_cap(make_client: Any, ledger: Any) -> None:
