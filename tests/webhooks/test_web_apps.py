@@ -57,7 +57,7 @@ class Running:
 @contextmanager
 def uvicorn_in_a_thread(app: Any, listener: socket.socket) -> Iterator[Callable[[], None]]:
     """Serve an ASGI app, and give what stops it and waits for its end."""
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=3))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
 
@@ -90,9 +90,10 @@ async def served(name: str, emulator: Emulator, listener: socket.socket) -> Asyn
     crowd = PooledTransport(limit=600, keepalive_expiry=1.0)  # httpx's own pool would be the slowest of all here
     module = load(name)
     async with AsyncExitStack() as stack:
-        visitor = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=40, transport=crowd))
+        visitor = httpx.AsyncClient(base_url=url, timeout=40, transport=crowd)
         if name == "fastapi_app":
             stop = stack.enter_context(uvicorn_in_a_thread(module.app, listener))
+            await stack.enter_async_context(visitor)  # so that it leaves first
             yield Running(emulator, visitor, lambda: module.receiver.client, lambda: asyncio.to_thread(stop))
             return
         app = module.build_app()
@@ -100,6 +101,7 @@ async def served(name: str, emulator: Emulator, listener: socket.socket) -> Asyn
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, listener, backlog=2048).start()
+        await stack.enter_async_context(visitor)
         yield Running(emulator, visitor, lambda: app[module.KNOUDS], runner.cleanup)
 
 
