@@ -128,8 +128,9 @@ def decide(
     """Decide what follows an attempt; `roll` is uniform in [0, 1)."""
     match outcome:
         case NotSent(seen):
-            fate = ". Nothing was run" if call.pays_for is not None else ""
-            error: KnoudsError = ConnectionFailedError(f"{call.route}: not sent: {seen}{fate}")
+            fate = "Nothing was run; check" if call.pays_for is not None else "Check"
+            advice = f"{fate} the network and the base URL, then try again"
+            error: KnoudsError = ConnectionFailedError(f"{call.route}: not sent: {seen}. {advice}")
             if so_far.was_sent and call.pays_for is None:  # what was sent before of a paid run was refused with 429
                 error = NoAnswerError(f"{call.route}: sent, but no answer came, and then no connection: {seen}")
             return _again(so_far, retries, roll) or Fail(error)

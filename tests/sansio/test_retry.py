@@ -316,6 +316,14 @@ def test_a_delete_that_was_never_sent_before_has_deleted_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_request_that_found_no_connection_says_what_to_do(name: str) -> None:
+    """It says what to check, and of a paid one that nothing was run."""
+    text = str(error_after(name, NotSent("ConnectError"), attempts=4))
+    assert text.endswith("heck the network and the base URL, then try again")
+    assert ("Nothing was run" in text) is (name in PAID)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_what_was_sent_before_is_not_said_to_be_unsent(name: str) -> None:
     """When the last attempt finds no connection, an earlier one may still have arrived; a paid one was refused then."""
     error = error_after(name, NotSent("ConnectError"), attempts=4, was_sent=True)
