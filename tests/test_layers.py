@@ -16,7 +16,7 @@ MODULES = {name.removesuffix(".__init__"): ast.parse(path.read_text()) for name,
 CORE = {"errors", "types", "config", "_sansio"}
 PUBLIC = {"", "errors", "types", "config", "execution", "client"}  # "" is the package itself
 BELOW: dict[str, set[str]] = {
-    "errors": set(),
+    "errors": {"errors"},
     "types": {"errors"},
     "config": {"errors"},
     "_sansio": CORE,
