@@ -17,7 +17,7 @@ CORE = {"errors", "types", "config", "_sansio"}
 PUBLIC = {"", "errors", "types", "config", "execution", "client"}  # "" is the package itself
 BELOW: dict[str, set[str]] = {
     "errors": {"errors"},
-    "types": {"errors"},
+    "types": {"errors", "types"},
     "config": {"errors"},
     "_sansio": CORE,
     "_io": {*CORE, "_io"},
