@@ -70,7 +70,8 @@ class AsyncKnouds:
         allow_insecure_http: bool = False,
     ) -> None:
         """Check everything that is given; nothing is sent and no task is started."""
-        # HTTP is loaded with the first client, not with the package.
+        # HTTP and what reads answers are loaded with the first client, not with the package.
+        from importlib import import_module
         from importlib.metadata import version
 
         from knouds_async._io.download import Fetcher
@@ -78,6 +79,7 @@ class AsyncKnouds:
         from knouds_async._sansio.files import Hosts
         from knouds_async.media import Downloads
 
+        import_module("knouds_async._sansio.structure")
         given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
         address, base_url = Secret.of(base_url), None  # a key may have got into it
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)

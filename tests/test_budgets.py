@@ -265,7 +265,7 @@ def loaded_by(program: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stderr.split()}
 
 
-SLOW = {"httpx", "httpcore", "trio", "sqlite3", "starlette", "uvicorn", "fastapi", "aiohttp", "pytest"}
+SLOW = {"httpx", "httpcore", "cattrs", "trio", "sqlite3", "starlette", "uvicorn", "fastapi", "aiohttp", "pytest"}
 
 
 def test_the_package_loads_what_it_needs_at_once() -> None:

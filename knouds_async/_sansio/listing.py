@@ -8,7 +8,7 @@ from typing import TypeAlias
 import attrs
 
 from knouds_async._sansio.replies import Answer, parsed
-from knouds_async._sansio.structure import UnreadableError
+from knouds_async._sansio.values import UnreadableError
 
 Mark: TypeAlias = tuple[str, str]
 """A request id and what a row says of its status."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from knouds_async import errors
 from knouds_async._sansio import headers, replies
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.structure import UnreadableError
+from knouds_async._sansio.values import UnreadableError
 from knouds_async.errors import APIError, KnoudsError
 
 BY_CODE: Final[Mapping[str, type[APIError]]] = {

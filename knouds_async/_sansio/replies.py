@@ -10,7 +10,7 @@ import attrs
 
 from knouds_async import types
 from knouds_async._sansio import names
-from knouds_async._sansio.structure import Told, UnreadableError, an_object, is_number, structured
+from knouds_async._sansio.values import Told, UnreadableError, an_object, is_number
 from knouds_async.types import Status
 
 T = TypeVar("T")
@@ -47,6 +47,13 @@ def own_words(answer: Answer) -> Mapping[str, Any] | None:
     except UnreadableError:
         return None
     return body if isinstance(body, dict) and isinstance(body.get("error"), str) else None
+
+
+def structured(value: Any, kind: type[T]) -> T:
+    """Give the record that a value holds, or say why it holds none."""
+    from knouds_async._sansio import structure  # cattrs is loaded with the first client, not with the package
+
+    return structure.structured(value, kind)
 
 
 # One reader per kind of reply.

@@ -29,7 +29,7 @@ import attrs
 from knouds_async._sansio import headers, receipts, refusals, replies
 from knouds_async._sansio.calls import Call, Patience
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.structure import UnreadableError
+from knouds_async._sansio.values import UnreadableError
 from knouds_async.config import Retries
 from knouds_async.errors import (
     ConnectionFailedError,

@@ -1,85 +1,38 @@
 """From JSON to the records of `types`: strict in what the contract promises, forgiving in all else. Pure.
 
-Rule of the file: it owns the one cattrs converter. Primitives are checked, never coerced. Names the contract promises
-must be there; everything else is None when it is missing or odd, and unknown fields, statuses and tiers pass
-(contract 1).
+Rule of the file: it owns the one cattrs converter, and is loaded with the first client, not with the package. Names the
+contract promises must be there; everything else is None when it is missing or odd, and unknown fields, statuses and
+tiers pass (contract 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from types import NoneType, UnionType
-from typing import Any, Final, TypeGuard, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
 import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from knouds_async._sansio import names
+from knouds_async._sansio.values import Told, UnreadableError, an_object, moment, number, text, truth, whole
 from knouds_async.types import Status
 
 T = TypeVar("T")
 
 
-class UnreadableError(ValueError):
-    """A body that is not what the contract promises; its text says how. Never leaves `_sansio`."""
-
-
-def _text(value: Any, _: Any = None) -> str:
-    if isinstance(value, str):
-        return value
-    raise UnreadableError(f"{names.shown(value)} is not a text")
-
-
-def _number(value: Any, _: Any = None) -> float:
-    if is_number(value):
-        return value
-    raise UnreadableError(f"{names.shown(value)} is not a number")
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number that a float can hold."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _BEYOND
-
-
-def _whole(value: Any, _: Any = None) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise UnreadableError(f"{names.shown(value)} is not a whole number")
-
-
-def _truth(value: Any, _: Any = None) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise UnreadableError(f"{names.shown(value)} is neither true nor false")
-
-
-def _moment(value: Any, _: Any = None) -> datetime:
-    """Read ISO 8601; a time without a zone is taken as UTC, as the service means it."""
-    moment = datetime.fromisoformat(_text(value))
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def an_object(value: Any, _: Any = None) -> Mapping[str, Any]:
-    """Give a value that is a JSON object; another is unreadable."""
-    if isinstance(value, dict):
-        return value
-    raise UnreadableError(f"{names.shown(value)} is not an object")
-
-
 def _status(value: Any, _: Any = None) -> Status | str:
-    text = _text(value)
-    return Status(text) if text in _STATUSES else text
+    given = text(value)
+    return Status(given) if given in _STATUSES else given
 
 
 def _row_id(value: Any, _: Any = None) -> int | str:
-    return value if isinstance(value, str) else _whole(value)
+    return value if isinstance(value, str) else whole(value)
 
 
 _STATUSES: Final = frozenset(Status)
 _ODD: Final = (ValueError, TypeError, KeyError, OverflowError)
-_BEYOND: Final = 1e300  # JSON knows no bounds: 1e999 is read as infinity, and 400 digits fit no float
 _RAW: Final = "\0raw"  # no JSON of the service has this key: it carries the source of a record to its `raw`
 
 
@@ -154,16 +107,6 @@ def _record(kind: Any) -> Callable[[Any, Any], Any]:
     return structure
 
 
-class Told(dict[str, Any]):
-    """The body of an answer, and what is known besides; a record's `raw` is the body alone."""
-
-    __slots__ = ("body",)
-
-    def __init__(self, body: Mapping[str, Any], **known: Any) -> None:
-        super().__init__(body, **known)
-        self.body = body
-
-
 _converter: Final = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=False)
 _converter.register_structure_hook_factory(attrs.has, _record)
 _converter.register_structure_hook_factory(_is_optional, _optional)
@@ -171,7 +114,7 @@ _converter.register_structure_hook_factory(lambda kind: getattr(kind, "__origin_
 _converter.register_structure_hook_func(lambda kind: kind == (Status | str), _status)
 _converter.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Mapping, an_object)
 _converter.register_structure_hook_func(lambda kind: kind == (int | str), _row_id)
-for _kind, _hook in ((str, _text), (float, _number), (int, _whole), (bool, _truth), (datetime, _moment)):
+for _kind, _hook in ((str, text), (float, number), (int, whole), (bool, truth), (datetime, moment)):
     _converter.register_structure_hook(_kind, _hook)
 
 

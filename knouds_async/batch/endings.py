@@ -12,7 +12,7 @@ from typing import Any, Literal
 from knouds_async._sansio import replies
 from knouds_async._sansio.entries import Ending, Entry, Stage
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.structure import UnreadableError
+from knouds_async._sansio.values import UnreadableError
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, Outcome, Unknown
 from knouds_async.errors import ExecutionCancelledError, ExecutionFailedError, SubmissionUnknownError

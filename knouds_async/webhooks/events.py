@@ -13,7 +13,7 @@ import attrs
 
 from knouds_async._sansio import names, replies
 from knouds_async._sansio.deliveries import CONTRADICTORY
-from knouds_async._sansio.structure import UnreadableError
+from knouds_async._sansio.values import UnreadableError
 from knouds_async.types import ExecutionState, Status
 
 TEST: Final = "webhook.test"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from knouds_async import types
 from knouds_async._sansio import calls, replies
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.structure import UnreadableError
+from knouds_async._sansio.values import UnreadableError
 from knouds_async.types import Status, Target
 
 ID = "550e8400-e29b-41d4-a716-446655440000"

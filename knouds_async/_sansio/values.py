@@ -1,0 +1,71 @@
+"""The values of JSON, checked and never coerced: each comes back as it is, or is said to be unreadable. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, TypeGuard
+
+from knouds_async._sansio import names
+
+_BEYOND: Final = 1e300  # JSON knows no bounds: 1e999 is read as infinity, and 400 digits fit no float
+
+
+class UnreadableError(ValueError):
+    """A body that is not what the contract promises; its text says how. Never leaves `_sansio`."""
+
+
+def text(value: Any, _: Any = None) -> str:
+    """Give a value that is a text; another is unreadable."""
+    if isinstance(value, str):
+        return value
+    raise UnreadableError(f"{names.shown(value)} is not a text")
+
+
+def number(value: Any, _: Any = None) -> float:
+    """Give a value that is a number that a float can hold; another is unreadable."""
+    if is_number(value):
+        return value
+    raise UnreadableError(f"{names.shown(value)} is not a number")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _BEYOND
+
+
+def whole(value: Any, _: Any = None) -> int:
+    """Give a value that is a whole number; another is unreadable."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise UnreadableError(f"{names.shown(value)} is not a whole number")
+
+
+def truth(value: Any, _: Any = None) -> bool:
+    """Give a value that is true or false; another is unreadable."""
+    if isinstance(value, bool):
+        return value
+    raise UnreadableError(f"{names.shown(value)} is neither true nor false")
+
+
+def moment(value: Any, _: Any = None) -> datetime:
+    """Read ISO 8601; a time without a zone is taken as UTC, as the service means it."""
+    given = datetime.fromisoformat(text(value))
+    return given if given.tzinfo else given.replace(tzinfo=UTC)
+
+
+def an_object(value: Any, _: Any = None) -> Mapping[str, Any]:
+    """Give a value that is a JSON object; another is unreadable."""
+    if isinstance(value, dict):
+        return value
+    raise UnreadableError(f"{names.shown(value)} is not an object")
+
+
+class Told(dict[str, Any]):
+    """The body of an answer, and what is known besides; a record's `raw` is the body alone."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: Mapping[str, Any], **known: Any) -> None:
+        super().__init__(body, **known)
+        self.body = body
