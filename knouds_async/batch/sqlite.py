@@ -45,7 +45,7 @@ class _Request:
 
     operation: Operation
     call_in_loop: Callable[[Callable[[], object]], object]
-    done: anyio.Event = attrs.field(factory=anyio.Event)
+    done: anyio.Event
     value: Any = None
     error: BaseException | None = None
 
@@ -92,7 +92,7 @@ class SQLiteLedger:
         with anyio.CancelScope(shield=True):
             if not self._is_closed:
                 self._is_closed = True
-                await self._ask(_Request(Store.close, from_thread()))
+                await self._ask(_Request(Store.close, from_thread(), anyio.Event()))
 
     # What somebody may want to know and decide.
 
@@ -180,7 +180,7 @@ class SQLiteLedger:
         """Have an operation carried out. Cancelled: it is carried out all the same."""
         if self._is_closed:
             raise LedgerError(f"the ledger {str(self._path)!r} is closed")
-        value: T = await self._ask(_Request(operation, from_thread()))
+        value: T = await self._ask(_Request(operation, from_thread(), anyio.Event()))
         return value
 
     async def _ask(self, request: _Request) -> Any:
