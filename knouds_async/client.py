@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import anyio
 
 from knouds_async import config
-from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.shared_limiter import SharedLimiter
@@ -70,49 +68,34 @@ class AsyncKnouds:
         allow_insecure_http: bool = False,
     ) -> None:
         """Check everything that is given; nothing is sent and no task is started."""
-        # HTTP and what reads answers are loaded with the first client, not with the package.
-        from importlib import import_module
-        from importlib.metadata import version
-
-        from knouds_async._io.download import Fetcher
-        from knouds_async._io.http import own_client, pool_of, tells_what_was_sent
-        from knouds_async._sansio.files import Hosts
-        from knouds_async.media import Downloads
-
-        import_module("knouds_async._sansio.structure")
         given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
         address, base_url = Secret.of(base_url), None  # a key may have got into it
+        # HTTP and what reads answers are loaded with the first client, not with the package.
+        from knouds_async._io.download import Fetcher
+        from knouds_async._io.http import Http
+        from knouds_async.media import Downloads
+
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
         key = config.api_key(given)
         _check(tier, limiter, http_client, max_connections)
+        timeouts = config.option("timeouts", timeouts, Timeouts)
+        retries = config.option("retries", retries, Retries)
+        polling = config.option("polling", polling, Polling)
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
         self._learned = _learned(durations)
-        self._downloads = Downloads(Hosts.of(media_hosts, url), Fetcher(http_client, ssl_context))
-        self._own_http = pool = None
-        if http_client is None:
-            http_client = self._own_http = own_client(url, ssl_context=ssl_context, connections=max_connections)
-            pool = pool_of(http_client)
-        exchange = Exchange(
-            http_client,
-            base_url=url,
-            key=key,
-            timeouts=config.option("timeouts", timeouts, Timeouts),
-            agent=f"knouds-async/{version('knouds-async')}",
-            is_known=tells_what_was_sent(http_client),
-            pool=pool,
-        )
-        connections = max_connections if self._own_http is not None else math.inf
-        retries = config.option("retries", retries, Retries)
-        self._pipeline = Pipeline(exchange, self._limiter, retries, connections=connections)
-        polling = config.option("polling", polling, Polling)
-        stats, server_time = self._limiter.stats, self._limiter.server_time
-        self._watcher = Watcher(self._pipeline.send, polling, self._learned, stats, server_time)
-        runs = Runs(self._pipeline.send, self._watcher, url)
-        self.executions: Final = Executions(self._pipeline.send, runs, url)
-        self.usage: Final = Usage(self._pipeline.send, self._pipeline)
-        find, now = self.usage.find_submission, self._pipeline.server_now
-        maps = Maps(Service(self._pipeline.send, runs.begun, self.executions.attach, find, now))
-        self.workflows: Final = Workflows(self._pipeline.send, runs, maps)
+
+        self._downloads = Downloads(media_hosts, url, Fetcher(http_client, ssl_context))
+        self._http = Http(http_client, url, ssl_context, max_connections)
+        exchange = self._http.exchange(url, key, timeouts)
+        self._pipeline = Pipeline(exchange, self._limiter, retries, connections=self._http.connections)
+        send, stats, server_time = self._pipeline.send, self._limiter.stats, self._limiter.server_time
+        self._watcher = Watcher(send, polling, self._learned, stats, server_time)
+
+        runs = Runs(send, self._watcher, url)
+        self.executions: Final = Executions(send, runs, url)
+        self.usage: Final = Usage(send, self._pipeline)
+        maps = _maps(self._pipeline, runs, self.executions, self.usage)
+        self.workflows: Final = Workflows(send, runs, maps)
         self.models: Final = Models(runs, maps)
 
     def __repr__(self) -> str:
@@ -196,8 +179,7 @@ class AsyncKnouds:
                 await self._pipeline.drain()
         finally:
             await self._downloads.aclose()
-            if self._own_http is not None:
-                await self._own_http.aclose()
+            await self._http.aclose()
 
     async def __aenter__(self) -> AsyncKnouds:
         """Enter nothing that outlives a call: no task, no cancel scope."""
@@ -219,6 +201,19 @@ def _check(tier: str | None, limiter: object, http_client: object, max_connectio
         raise ConfigurationError(f"limiter={limiter!r:.80}: must be a Limiter or SharedLimiter; a tier is `tier=`")
     if http_client is not None and not callable(getattr(http_client, "send", None)):
         raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
+
+
+def _maps(pipeline: Pipeline, runs: Runs, executions: Executions, usage: Usage) -> Maps:
+    """Give batches what they need of the client, and no more."""
+    return Maps(
+        Service(
+            send=pipeline.send,
+            begun=runs.begun,
+            attach=executions.attach,
+            find_submission=usage.find_submission,
+            now=pipeline.server_now,
+        )
+    )
 
 
 def _learned(saved: Mapping[str, object] | None) -> Learned:

@@ -6,6 +6,7 @@ Rule of the file: what users call; the fetching is `_io/download`, the rules are
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +27,9 @@ _AT_ONCE: Final = 4
 class Downloads:
     """Fetches files for one AsyncKnouds; its HTTP client is made when the first one is asked for."""
 
-    def __init__(self, hosts: Hosts, fetcher: Fetcher) -> None:
-        """Fetch from `hosts` alone, through `fetcher`."""
-        self._hosts = hosts
+    def __init__(self, hosts: Iterable[str] | None, base_url: str, fetcher: Fetcher) -> None:
+        """Fetch through `fetcher`, from `hosts` alone, None for the vendor's, and from a service on this machine."""
+        self._hosts = Hosts.of(hosts, base_url)
         self._fetcher = fetcher
         self._home = HomeLoop()
         self._is_closed = False

@@ -5,12 +5,49 @@ Rule of the file: redirects are never followed, HTTP/2 is off, no cookie or key 
 
 from __future__ import annotations
 
+import math
 import ssl
+from importlib.metadata import version
 
 import httpx
 
+import knouds_async._sansio.structure  # noqa: F401  (what reads answers is loaded before there are any)
 from knouds_async import config
+from knouds_async._io.exchange import Exchange
 from knouds_async._io.transport import PooledTransport
+from knouds_async.config import Secret, Timeouts
+
+
+class Http:
+    """What the calls of one AsyncKnouds go through: an HTTP client of our own, or the caller's.
+
+    `connections`: how many calls may be on the way at once; what a caller's client does with more is its own affair.
+    """
+
+    def __init__(
+        self, lent: httpx.AsyncClient | None, base_url: str, ssl_context: ssl.SSLContext | None, connections: int
+    ) -> None:
+        """Use the client that is `lent`, or build one that suits."""
+        self._is_lent = lent is not None
+        self._client = own_client(base_url, ssl_context=ssl_context, connections=connections) if lent is None else lent
+        self.connections = connections if lent is None else math.inf
+
+    def exchange(self, base_url: str, key: Secret, timeouts: Timeouts) -> Exchange:
+        """Make what sends calls through it, one attempt at a time."""
+        return Exchange(
+            self._client,
+            base_url=base_url,
+            key=key,
+            timeouts=timeouts,
+            agent=f"knouds-async/{version('knouds-async')}",
+            is_known=tells_what_was_sent(self._client),
+            pool=None if self._is_lent else pool_of(self._client),
+        )
+
+    async def aclose(self) -> None:
+        """Close the client, unless it is the caller's."""
+        if not self._is_lent:
+            await self._client.aclose()
 
 
 def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections: int) -> httpx.AsyncClient:
