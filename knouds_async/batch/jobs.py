@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterable, Iterable, Mapping
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -33,6 +33,10 @@ class Job:
 
     key: str = attrs.field(validator=_is_key)
     inputs: Inputs
+
+
+Jobs: TypeAlias = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
+"""Where the jobs of a batch come from; plain inputs get a key made of them."""
 
 
 @attrs.frozen

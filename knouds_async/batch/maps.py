@@ -8,11 +8,14 @@ from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import Final
 
 from knouds_async._sansio import calls
-from knouds_async.batch.batch import Batch, Jobs, OnProgress, Plan
+from knouds_async.batch.batch import Batch
 from knouds_async.batch.books import Books
+from knouds_async.batch.jobs import Jobs
 from knouds_async.batch.ledger import Ledger
 from knouds_async.batch.memory import MemoryLedger
 from knouds_async.batch.outcomes import Outcome
+from knouds_async.batch.progress import OnProgress
+from knouds_async.batch.runner import Plan
 from knouds_async.batch.sender import OnUnknown, Sender
 from knouds_async.batch.service import Service
 from knouds_async.batch.sqlite import SQLiteLedger

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import attrs
 
 
@@ -37,3 +40,7 @@ class Progress:
     def outcomes(self) -> int:
         """The jobs that have an outcome."""
         return self.completed + self.failed + self.cancelled + self.not_run + self.unknown
+
+
+OnProgress: TypeAlias = Callable[[Progress], object]
+"""Told whenever something has changed."""

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import calls
-from knouds_async.batch.batch import Batch, Jobs, OnProgress
+from knouds_async.batch.batch import Batch
+from knouds_async.batch.jobs import Jobs
 from knouds_async.batch.ledger import Ledger
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.outcomes import Outcome
+from knouds_async.batch.progress import OnProgress
 from knouds_async.batch.sender import OnUnknown
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution
