@@ -1,4 +1,7 @@
-"""Who may import whom: down only, and the pure core nothing that waits, looks at a clock or rolls dice."""
+"""Who may import whom: down only, and the pure core nothing that waits, looks at a clock or rolls dice.
+
+And how much may stand in one place: what is longer is told in more than a sentence.
+"""
 
 import ast
 import sys
@@ -11,7 +14,8 @@ import knouds_async
 
 ROOT = Path(knouds_async.__file__).parent
 FILES = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))}
-MODULES = {name.removesuffix(".__init__"): ast.parse(path.read_text()) for name, path in FILES.items()}
+TEXTS = {name.removesuffix(".__init__"): path.read_text(encoding="utf-8") for name, path in FILES.items()}
+MODULES = {name: ast.parse(text) for name, text in TEXTS.items()}
 
 CORE = {"errors", "types", "config", "_sansio"}
 PUBLIC = {"", "errors", "types", "config", "execution", "client"}  # "" is the package itself
@@ -47,6 +51,8 @@ IMPURE = {
     "select", "selectors", "signal", "socket", "sqlite3", "subprocess", "threading", "time", "trio", "urllib.request",
     "uuid",
 }  # fmt: skip
+MOST_OF_A_MODULE = 300  # lines; about 130 is what reads well
+MOST_OF_A_FUNCTION = 35  # lines, its signature and docstring aside; about 10 is what reads well
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -71,6 +77,12 @@ def for_types_only(tree: ast.AST) -> set[str]:
 def layer(module: str) -> str:
     """Give the part of the package that a module belongs to; "" is the package itself."""
     return [*module.split("."), ""][1]
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the lines of what a function does."""
+    does = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (does[-1].end_lineno or 0) - does[0].lineno + 1 if does else 0
 
 
 def of(*layers: str) -> list[str]:
@@ -159,3 +171,18 @@ def test_there_is_no_import_cycle() -> None:
     """The modules can be put in an order in which each imports only those before it."""
     graph = {module: imports(tree) & set(MODULES) - {module} for module, tree in MODULES.items()}
     assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_short_and_says_what_it_is_for(module: str) -> None:
+    """It is read in one go, and the first line of its docstring is a whole sentence."""
+    assert len(TEXTS[module].splitlines()) <= MOST_OF_A_MODULE
+    if TEXTS[module]:
+        assert (ast.get_docstring(MODULES[module]) or "").partition("\n")[0].endswith(".")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_function_does_little(module: str) -> None:
+    """What is longer has parts that have names."""
+    functions = [node for node in ast.walk(MODULES[module]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert [node.name for node in functions if lines_of(node) > MOST_OF_A_FUNCTION] == []
