@@ -56,6 +56,7 @@ class Exchange:
             else ThroughHttpx(http, base_url, key, timeouts, agent=agent)
         )
         self._key = key
+        self._address = self._masked(base_url)
         self._timeouts = timeouts
         self._is_known = is_known
 
@@ -102,7 +103,7 @@ class Exchange:
         """Tell from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
         may_have_left = trace.may_have_been_sent(error, transport_is_known=self._is_known)
-        return Unanswered(seen, self._part(part)) if may_have_left else NotSent(seen)
+        return Unanswered(seen, self._part(part)) if may_have_left else NotSent(f"{seen} ({self._address})")
 
     def _words(self, error: Exception) -> str:
         """Name an error in words that cannot hold the key."""

@@ -57,6 +57,11 @@ class Call(Generic[T]):
     lane: Lane = Lane.STATUS
     patience: Patience = Patience.TOTAL
 
+    @property
+    def request(self) -> str:
+        """The method and the path without its query: what an error names, so that a wrong name in it is seen."""
+        return f"{self.method} {self.path.partition('?')[0]}"
+
 
 # The key's own account.
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from knouds_async import errors
 from knouds_async._sansio import headers, replies
+from knouds_async._sansio.calls import Call
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.values import UnreadableError
 from knouds_async.errors import APIError, KnoudsError
@@ -31,6 +32,8 @@ BY_CODE: Final[Mapping[str, type[APIError]]] = {
     "EXECUTION_NOT_FOUND": errors.ExecutionNotFoundError,
     "RATE_LIMIT_EXCEEDED": errors.RateLimitError,
 }
+
+_FREE: Final = "Nothing was run"
 
 _BY_STATUS: Final[Mapping[int, type[APIError]]] = {
     400: errors.BadRequestError,
@@ -56,7 +59,9 @@ def class_of(status: int, code: str | None) -> type[APIError]:
     return BY_CODE.get(code or "") or _BY_STATUS.get(status, APIError)
 
 
-def refusal(answer: Answer, route: str, *, may_have_run: bool = False, server_time: float | None = None) -> KnoudsError:
+def refusal(
+    answer: Answer, call: Call[Any], *, may_have_run: bool = False, server_time: float | None = None
+) -> KnoudsError:
     """Give the error of an answer outside 2xx; `server_time`: the service's clock, epoch seconds, for a wait's end."""
     body = _json_object(answer)
     said = next((body[key] for key in ("error", "message") if isinstance(body.get(key), str)), None)
@@ -72,10 +77,19 @@ def refusal(answer: Answer, route: str, *, may_have_run: bool = False, server_ti
         status=answer.status,
         code=code,
         body=body or None,
-        route=route,
+        route=call.route,
+        request=call.request,
         may_have_run=may_have_run,
+        advice=_advice(kind, answer.status, call),
         **extra,
     )
+
+
+def _advice(kind: type[APIError], status: int, call: Call[Any]) -> str:
+    """Say of a paid call that was refused with a 4xx that nothing was run, where the advice of its class does not."""
+    if call.pays_for is None or not 400 <= status < 500 or kind.advice.startswith(_FREE):
+        return kind.advice
+    return f"{_FREE}; {kind.advice[:1].lower()}{kind.advice[1:]}" if kind.advice else _FREE
 
 
 def _json_object(answer: Answer) -> Mapping[str, Any]:

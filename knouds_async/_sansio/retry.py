@@ -130,9 +130,9 @@ def decide(
         case NotSent(seen):
             fate = "Nothing was run; check" if call.pays_for is not None else "Check"
             advice = f"{fate} the network and the base URL, then try again"
-            error: KnoudsError = ConnectionFailedError(f"{call.route}: not sent: {seen}. {advice}")
+            error: KnoudsError = ConnectionFailedError(f"{call.request}: not sent: {seen}. {advice}")
             if so_far.was_sent and call.pays_for is None:  # what was sent before of a paid run was refused with 429
-                error = NoAnswerError(f"{call.route}: sent, but no answer came, and then no connection: {seen}")
+                error = NoAnswerError(f"{call.request}: sent, but no answer came, and then no connection: {seen}")
             return _again(so_far, retries, roll) or Fail(error)
         case Unanswered(seen, part):
             return _unanswered(call, seen, so_far, retries, roll, part=part)
@@ -164,7 +164,7 @@ def _unanswered(
     if call.pays_for is not None:
         return Fail(_unknown(call, seen, so_far, part))
     error = NoAnswerError(
-        f"{call.route}: sent, but no answer came: {seen}. Look whether the service acted on it before you repeat it"
+        f"{call.request}: sent, but no answer came: {seen}. Look whether the service acted on it before you repeat it"
     )
     return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
 
@@ -174,7 +174,7 @@ def _unreadable(
 ) -> Again | Fail:
     if call.pays_for is not None:
         return Fail(_unknown(call, seen, so_far, part))
-    error = InvalidResponseError(f"{call.route}: {seen}", status=status, route=call.route)
+    error = InvalidResponseError(f"{call.request}: {seen}", status=status, route=call.route)
     return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
 
 
@@ -188,7 +188,7 @@ def _refused(
     own = replies.own_words(answer)
     if call.pays_for is not None and own is None and (answer.status >= 500 or answer.status in _OPEN):
         return Fail(_unknown(call, f"the answer was {answer.status} and not the service's own", so_far))
-    error = refusals.refusal(answer, call.route, may_have_run=call.pays_for is not None and answer.status >= 500)
+    error = refusals.refusal(answer, call, may_have_run=call.pays_for is not None and answer.status >= 500)
     if call.repeatable and answer.status >= 500:
         asked = headers.retry_after(answer, so_far.server_time) or 0.0
         return _again(so_far, retries, roll, at_least=asked) or Fail(error)
@@ -200,7 +200,7 @@ def _limited(call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries) -
     asked = headers.retry_after(answer, so_far.server_time)
     if asked is None or asked <= retries.longest:
         return Requeue()
-    return Fail(refusals.refusal(answer, call.route, server_time=so_far.server_time))
+    return Fail(refusals.refusal(answer, call, server_time=so_far.server_time))
 
 
 def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.0) -> Again | None:

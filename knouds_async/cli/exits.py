@@ -71,8 +71,10 @@ def exit_of(error: BaseException) -> Exit:
     for kind, code in BY_ERROR:
         if isinstance(error, kind):
             return code
-    may_have_run = isinstance(error, errors.KnoudsError) and error.may_have_run
-    return Exit.MAY_HAVE_RUN if may_have_run else Exit.ERROR
+    if isinstance(error, errors.KnoudsError) and error.may_have_run:
+        return Exit.MAY_HAVE_RUN
+    is_a_wrong_name = isinstance(error, errors.NotFoundError) and not isinstance(error, errors.ExecutionNotFoundError)
+    return Exit.USAGE if is_a_wrong_name else Exit.ERROR
 
 
 def table() -> str:

@@ -13,10 +13,11 @@ class APIError(KnoudsError):
     """The service refused a request.
 
     `status`: the HTTP status (None when this library refused it before sending), `code`: the service's code,
-    `message`: its words, `body`: the whole JSON body, `route`: the route pattern.
+    `message`: its words, `body`: the whole JSON body, `route`: the route pattern, `request`: the method and path that
+    were asked for, `advice`: what to do next.
     """
 
-    advice: ClassVar[str] = ""
+    advice: str = ""
     named: ClassVar[tuple[str, ...]] = ()  # words of the body that belong into the message
 
     def __init__(
@@ -27,11 +28,14 @@ class APIError(KnoudsError):
         code: str | None = None,
         body: Any = None,
         route: str | None = None,
+        request: str | None = None,
         may_have_run: bool = False,
+        advice: str | None = None,
     ) -> None:
         """Compose the message: what was refused, why, and what to do next."""
         self.body = body
-        asked = " ".join(str(part) for part in (route, "answered", status, code) if part) if status else code
+        self.advice = self.advice if advice is None else advice
+        asked = " ".join(str(part) for part in (request or route, "answered", status, code) if part) if status else code
         words = ", ".join(f"{key}: {word:.100}" for key in self.named if (word := self._word(key)) is not None)
         said = ": ".join(part for part in (asked, message.rstrip(". ")) if part) + (f" ({words})" if words else "")
         super().__init__(". ".join(part for part in (said, _MAY_HAVE_RUN if may_have_run else self.advice) if part))
@@ -39,6 +43,7 @@ class APIError(KnoudsError):
         self.code = code
         self.message = message
         self.route = route
+        self.request = request
         self.may_have_run = may_have_run
 
     def _word(self, key: str) -> str | None:

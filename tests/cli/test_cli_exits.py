@@ -80,6 +80,14 @@ def test_inputs_that_the_service_refuses_are_2(service: Any) -> None:
     assert "`knouds schema" in ended.err
 
 
+@pytest.mark.parametrize("args", [("run", "nowhere"), ("schema", "nowhere"), ("run", "--model", "nowhere")])
+def test_a_name_that_nothing_has_is_2_and_is_named(service: Any, here: Callable[..., Any], args: list[str]) -> None:
+    """A slug or a model that is not there is wrong usage; the line says which it is, and that no run began."""
+    ended = here(service, *args)
+    assert_one_line(ended, 2, "nowhere")
+    assert ("othing was run" in ended.err) == (args[0] == "run")
+
+
 @pytest.mark.parametrize("key", [None, "", "with spaces", "x" * 600])
 def test_no_usable_key_is_3_without_a_request(service: Any, knouds: Callable[..., Any], key: str | None) -> None:
     """Without a key in the environment one line says how to set it, and shows nothing of a malformed one."""
@@ -263,6 +271,9 @@ def test_an_error_that_leaves_a_run_open_never_looks_harmless(kind: type[errors.
         (errors.ServiceError("no"), 1),
         (errors.WaitTimeoutError(execution=None, execution_id="x", timeout=1), 6),
         (errors.ExecutionFailedError("no"), 1),
+        (errors.ModelNotFoundError("no"), 2),
+        (errors.NotFoundError("no"), 2),
+        (errors.ExecutionNotFoundError("no"), 1),
         (errors.RateLimitError("no"), 1),
     ],
 )

@@ -292,6 +292,7 @@ async def test_where_nobody_listens_nothing_was_sent(scheme: str) -> None:
         outcome = await client.get("a")
         assert isinstance(outcome, NotSent)
         assert "ConnectError" in outcome.seen
+        assert url in outcome.seen
         assert client.books == (0, 0)
 
 

@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import errors
-from knouds_async._sansio import refusals
+from knouds_async._sansio import calls, refusals
 from knouds_async._sansio.replies import Answer
 from knouds_async.errors import APIError, KnoudsError
+from knouds_async.types import Target
 
 ROUTE = "POST /api/workflows/:slug/run"
+REQUEST = "POST /api/workflows/my-slug/run"
+SUBMIT = calls.submit(Target("workflows", "my-slug"), {})
 
 # contract 7: HTTP status, code, class, a word of the advice
 DOCUMENTED: list[tuple[int, str | None, type[APIError], str]] = [
@@ -33,8 +36,8 @@ DOCUMENTED: list[tuple[int, str | None, type[APIError], str]] = [
     (403, "CAPABILITY_ABOVE_CEILING", errors.CapabilityAboveCeilingError, "Nothing was run"),
     (403, "API_KEY_ACCESS_DENIED", errors.APIKeyAccessDeniedError, "dashboard"),
     (404, "MODEL_NOT_FOUND", errors.ModelNotFoundError, "internal name"),
-    (404, "EXECUTION_NOT_FOUND", errors.ExecutionNotFoundError, "Check the id"),
-    (404, None, errors.NotFoundError, "Check the name"),
+    (404, "EXECUTION_NOT_FOUND", errors.ExecutionNotFoundError, "heck the id"),
+    (404, None, errors.NotFoundError, "heck the name"),
     (409, None, errors.ConflictError, "state"),
     (429, "RATE_LIMIT_EXCEEDED", errors.RateLimitError, "wait"),
 ]
@@ -60,7 +63,7 @@ PLAIN_BY_STATUS: dict[int, type[APIError]] = {
 def refused(status: int, body: Any, headers: dict[str, str] | None = None, **more: Any) -> KnoudsError:
     """Give the error of an answer with this JSON, or these bytes."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return refusals.refusal(Answer(status, headers or {}, content), ROUTE, **more)
+    return refusals.refusal(Answer(status, headers or {}, content), SUBMIT, **more)
 
 
 @pytest.mark.parametrize(("status", "code", "kind", "advice"), DOCUMENTED)
@@ -71,8 +74,8 @@ def test_a_documented_code_has_its_class(status: int, code: str | None, kind: ty
     assert type(error) is kind
     assert isinstance(error, APIError)
     assert (error.status, error.code, error.message, error.body) == (status, code, "The words.", body)
-    assert (error.route, error.may_have_run) == (ROUTE, False)
-    for words in (ROUTE, str(status), "The words", advice, *([code] if code else [])):
+    assert (error.route, error.request, error.may_have_run) == (ROUTE, REQUEST, False)
+    for words in (REQUEST, str(status), "The words", advice, *([code] if code else [])):
         assert words in str(error)
 
 
@@ -177,7 +180,7 @@ def test_a_body_that_is_not_the_service_s_names_status_and_route(
     error = refused(status, body, headers)
     assert isinstance(error, APIError)
     assert type(error) is PLAIN_BY_STATUS[status]
-    for part in (ROUTE, str(status), words):
+    for part in (REQUEST, str(status), words):
         assert part in str(error)
 
 
@@ -191,8 +194,34 @@ def test_a_message_only_is_told() -> None:
 def test_a_refusal_without_words_is_still_told() -> None:
     """An empty `error` leaves status, route and advice."""
     assert str(refused(402, {"error": "", "code": "INSUFFICIENT_CREDITS"})) == (
-        f"{ROUTE} answered 402 INSUFFICIENT_CREDITS. Nothing was run; top up the account's credits"
+        f"{REQUEST} answered 402 INSUFFICIENT_CREDITS. Nothing was run; top up the account's credits"
     )
+
+
+@pytest.mark.parametrize(("status", "code", "kind", "_"), DOCUMENTED)
+def test_a_paid_call_that_is_refused_says_that_nothing_was_run(
+    status: int, code: str | None, kind: type[APIError], _: str
+) -> None:
+    """Whatever the refusal, its advice says so once, beside what to do next, and a copy says the same."""
+    error = refused(status, {"error": "x", "code": code})
+    assert isinstance(error, kind)
+    assert str(error).lower().count("nothing was run") == 1
+    assert error.advice.lower().endswith(kind.advice[1:].lower())
+    assert pickle.loads(pickle.dumps(error)).advice == error.advice  # noqa: S301  (our own)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (calls.workflow_schema("my-slug"), "GET /api/workflows/my-slug/schema answered 404: x. Check the name"),
+        (calls.get_execution("run-1"), "GET /api/executions/run-1 answered 404: x. Check the name"),
+        (calls.sweep_usage(limit=5, offset=0), "GET /api/usage answered 404: x. Check the name"),
+        (SUBMIT, f"{REQUEST} answered 404: x. Nothing was run; check the name"),
+    ],
+)
+def test_a_refusal_names_what_was_asked_for(call: calls.Call[Any], words: str) -> None:
+    """The slug or the id stands in the message, the query does not, and a look never says that nothing was run."""
+    assert str(refusals.refusal(Answer(404, {}, b'{"error": "x"}'), call)).startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -238,11 +267,11 @@ def test_any_refusal_is_a_plain_error(status: int, body: Any, headers: dict[str,
     """Whatever is answered outside 2xx becomes an error of this library that names it and pickles."""
     error = refused(status, body, headers)
     assert isinstance(error, APIError | errors.ExecutionFailedError)
-    assert isinstance(error, errors.ExecutionFailedError) or f"{ROUTE} answered {status}" in str(error)
+    assert isinstance(error, errors.ExecutionFailedError) or f"{REQUEST} answered {status}" in str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301  (our own)
 
 
 @given(st.integers(100, 999).filter(lambda status: not 200 <= status < 300), st.binary())
 def test_any_bytes_are_a_plain_error(status: int, body: bytes) -> None:
-    """Whatever the bytes, the error names status and route."""
-    assert f"{ROUTE} answered {status}" in str(refused(status, body))
+    """Whatever the bytes, the error names status and request."""
+    assert f"{REQUEST} answered {status}" in str(refused(status, body))

@@ -201,7 +201,7 @@ def test_again_ends_in_the_error_of_the_next_column(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_error_names_the_route_or_the_target(name: str) -> None:
+def test_every_error_names_the_request_or_the_target(name: str) -> None:
     """Whatever ends a call, its error says which call, and the status where there was a whole answer."""
     for outcome in FAULTS:
         decision = after(name, outcome, attempts=99)
@@ -209,7 +209,7 @@ def test_every_error_names_the_route_or_the_target(name: str) -> None:
             continue
         assert isinstance(decision, Fail), outcome
         text = str(decision.error)
-        assert ALL[name].route in text or str(ALL[name].pays_for) in text
+        assert ALL[name].request in text or str(ALL[name].pays_for) in text
         if isinstance(outcome, Answer) or (isinstance(outcome, Garbled) and not outcome.is_cut):
             assert str(outcome.status) in text
 
