@@ -15,6 +15,7 @@ from server import FOREVER
 __all__ = ["run"]
 
 CONCURRENT = (1, 10, 100, 1000)
+LEAST_EACH = 3  # else most of what is measured is the first of each task, when nobody comes back to the end of the line
 
 Turn = tuple[float, float]
 
@@ -75,8 +76,8 @@ def run(url: str, options: Options) -> dict[str, Any]:
     requests, found = options.pick(600, 60), dict[str, Any]()
     for what in ("poll", "submit"):
         for concurrent in CONCURRENT[:3] if options.quick else CONCURRENT:
-            rounds = options.pick(3 if concurrent < 1000 else 1, 1)
+            rounds = options.pick(3 if concurrent < 1000 else 2, 1)
             title = f"{what}, {concurrent} at once"
-            measured = _turns(CLIENTS, url, what, concurrent, max(1, requests // concurrent), rounds)
+            measured = _turns(CLIENTS, url, what, concurrent, max(LEAST_EACH, requests // concurrent), rounds)
             found[title] = _compared(title, measured)
     return {**found, "backends": _flatness(url, options)}
