@@ -22,7 +22,7 @@ def _bars(title: str, bars: Sequence[tuple[str, float]], top: int) -> tuple[list
         drawn += [
             f'<text x="{LABEL - 8}" y="{y + 13}" text-anchor="end">{name}</text>',
             f'<rect x="{LABEL}" y="{y}" width="{length:.1f}" height="{ROW - 6}" fill="{COLOURS.get(name, OTHER)}"/>',
-            f'<text x="{LABEL + length + 6:.1f}" y="{y + 13}">{value:.2g} x</text>',
+            f'<text x="{LABEL + length + 6:.1f}" y="{y + 13}">{value:.{1 if value < 10 else 0}f} x</text>',
         ]
     return drawn, top + SCALE_TOP + len(bars) * ROW + 14
 
