@@ -109,6 +109,6 @@ def _check(jobs: object, max_in_flight: object, max_credits: object, on_unknown:
         raise InvalidArgumentError(f"max_in_flight={max_in_flight!r:.80}: must be a whole number above 0, or None")
     is_credits = isinstance(max_credits, (int, float)) and not isinstance(max_credits, bool)
     if max_credits is not None and not (is_credits and 0 <= max_credits < 1e15):  # type: ignore[operator]
-        raise InvalidArgumentError(f"max_credits={max_credits!r:.80}: must be a number of credits, or None")
+        raise InvalidArgumentError(f"max_credits={max_credits!r:.80}: must be credits, zero or more, or None")
     if on_unknown not in ("park", "stop"):
         raise InvalidArgumentError(f"on_unknown={on_unknown!r:.80}: must be 'park' or 'stop'")

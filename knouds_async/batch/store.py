@@ -50,7 +50,7 @@ class Store:
         try:
             self._connection = opened(path, patience)
         except (OSError, sqlite3.Error) as error:
-            raise _unusable(path, error) from None
+            raise _unopened(path, error) from None
 
     def transact(self, operations: Sequence[Operation]) -> list[Any]:
         """Carry out operations in one transaction; give the value of each, or the error that it alone met.
@@ -195,6 +195,14 @@ class Store:
             with suppress(sqlite3.Error):  # what cannot be rolled back now is so when the file is opened next
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+
+
+def _unopened(path: Path, why: Exception) -> LedgerError:
+    words = (getattr(why, "strerror", None) or str(why)).rstrip(". ")  # the path is named already
+    return LedgerError(
+        f"the ledger {str(path)!r} cannot be used: {words}. It was left as it is, and nothing was submitted; name a "
+        "ledger, or a path where a new one can be made: a new one knows of no earlier run"
+    )
 
 
 def _unusable(path: Path, why: Exception) -> LedgerError:

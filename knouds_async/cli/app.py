@@ -87,7 +87,8 @@ def _said_and_done(tokens: Sequence[str]) -> int:
         return code if isinstance(code, int) else Exit.FINE
     except CycloptsError as error:
         error.verbose = False
-        output.tell(f"{error} (`knouds --help` shows how)")
+        command = " ".join(("knouds", *(error.command_chain or ())))
+        output.tell(f"{error} (`{command} --help` shows how)")
         return Exit.USAGE
     except BrokenPipeError:
         raise

@@ -112,11 +112,11 @@ def _serialised(_: Any, __: Any, value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def give_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Give rows on stdout: a table at a terminal, else tab-separated lines."""
+def give_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, whole: str = "") -> None:
+    """Give rows on stdout: a table at a terminal, else tab-separated lines; the column `whole` is never broken."""
     texts = [[cell(value) for value in row] for row in rows]
     if sys.stdout.isatty():
-        _draw(heads, texts)
+        _draw(heads, texts, whole)
         return
     for row in texts:
         print("\t".join(one_line(text) for text in row))
@@ -135,12 +135,14 @@ def is_live() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
-def _draw(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _draw(heads: Sequence[str], rows: Sequence[Sequence[str]], whole: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(*heads, box=None, padding=(0, 2, 0, 0), pad_edge=False, highlight=False)
+    drawn = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, highlight=False)
+    for head in heads:
+        drawn.add_column(head, no_wrap=head == whole)
     for row in rows:
         drawn.add_row(*(Text(printable(text), overflow="fold") for text in row))
     Console(highlight=False).print(drawn)

@@ -48,9 +48,11 @@ def usage(
     if as_json:
         output.give_json(rows)
         return
-    output.give_table(
-        ("started (UTC)", "what", "status", "credits", "seconds", "error", "request id"), [_cells(row) for row in rows]
-    )
+    if not rows:
+        output.note("no such runs")
+        return
+    heads = ("started (UTC)", "what", "status", "credits", "seconds", "error", "request id")
+    output.give_table(heads, [_cells(row) for row in rows], whole="request id")
     if total is not None and total > len(rows):
         output.note(f"{len(rows)} of {total} rows; --all gives every one")
 

@@ -14,6 +14,8 @@ from knouds_async.cli.exits import Exit, exit_of
 _STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LOOK: Final = "Look for it with `{}` before you run it again"
 
+_ARGUMENT: Final = re.compile(r"(limit|max_credits|max_in_flight)=(?=\S+: must be)")  # those that are options as well
+
 # The first row that fits counts; "" leaves the library's advice out.
 _ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (
     (errors.InvalidInputsError, "Nothing was run or charged; `knouds schema SLUG` shows what a workflow takes"),
@@ -51,12 +53,18 @@ def said_of(error: BaseException) -> str:
             return one_line(f"{said}{_fate_of(error)}")
         case errors.APIError():
             return one_line(_of_refusal(error))
+        case errors.InvalidArgumentError():
+            return one_line(_ARGUMENT.sub(_option, str(error)).removesuffix(", or None"))
         case KeyboardInterrupt():
             return "interrupted"
         case OSError():
             return one_line(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         case _:
             return one_line(str(error))
+
+
+def _option(argument: re.Match[str]) -> str:
+    return f"--{argument[1].replace('_', '-')} "
 
 
 def _fate_of(error: errors.SubmissionUnknownError) -> str:

@@ -61,7 +61,8 @@ def key_from(given: Mapping[str, Any], text: str) -> ApiKey:
 def _read(name: str, value: object) -> Any:
     if name not in _NAMES:
         near = difflib.get_close_matches(name, _NAMES, n=1)
-        raise ValueError(f"there is no setting {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        there_are = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(_NAMES))}"
+        raise ValueError(f"there is no setting {name!r}; {there_are}")
     match name, value:
         case (("duration" | "cancel_delay"), Mapping()):
             return _lognormal(name, value)

@@ -105,6 +105,8 @@ async def test_what_is_no_ledger_is_refused_and_left_as_it_is(make: Any, said: s
         async with SQLiteLedger(path):
             pass
     assert str(path) in str(caught.value)
+    assert "nothing was submitted" in str(caught.value)
+    assert "goes on from there" not in str(caught.value)
     with pytest.raises(LedgerError):
         async with knouds.workflows.map(SLUG, jobs(1), ledger=path):
             pass
@@ -115,9 +117,11 @@ async def test_what_is_no_ledger_is_refused_and_left_as_it_is(make: Any, said: s
 @pytest.mark.parametrize("where", ["missing/renders.db", "."])
 async def test_where_no_file_can_be_made_it_says_so(where: str, tmp_path: Path) -> None:
     """A folder that is not there, or a folder in the file's place, is a LedgerError."""
-    with pytest.raises(LedgerError, match="cannot be used"):
+    with pytest.raises(LedgerError, match="cannot be used") as caught:
         async with SQLiteLedger(tmp_path / where):
             pass
+    assert str(caught.value).count(str(tmp_path)) == 1
+    assert "name a ledger, or a path where a new one can be made" in str(caught.value)
 
 
 async def test_a_locked_file_is_waited_for(path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_public_schema_needs_no_key_and_sends_none(service: Any, knouds: Calla
     """A public playground is shown without a key; one that is not public is not found."""
     env = {name: text for name, text in service.env.items() if name != "KNOUDS_KEY"}
     assert knouds("schema", SLUG, "--public", env=env).out.startswith("product_name\t")
-    assert knouds("schema", "daily-picture", "--public", env=env).code == 1
+    assert knouds("schema", "daily-picture", "--public", env=env).code == 2
 
 
 def test_usage(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
@@ -84,6 +84,22 @@ def test_usage(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
     assert few.err.startswith("1 of 3 rows")
     every = json.loads(here(service, "usage", "--all", "--model", "suno-v5", "--json").out)
     assert [row["source"] for row in every] == ["api-slim"]
+
+
+def test_usage_without_a_row_says_so(service: Any, here: Callable[..., Any]) -> None:
+    """A filter that fits nothing gives nothing on stdout, and words where people look; as JSON it is an empty list."""
+    ended = here(service, "usage", "--status", "complete")
+    assert (ended.code, ended.out, ended.err) == (0, "", "no such runs\n")
+    assert here(service, "usage", "--status", "complete", "--json").out == "[]\n"
+
+
+def test_a_request_id_is_whole_at_a_narrow_terminal(service: Any, in_terminal: Callable[..., Any]) -> None:
+    """It is there to be copied: other columns are broken before it is."""
+    assert service.knouds("run", "my-thumbnail-pipeline", "-i", "product_name=Lamp").code == 0
+    row = service.knouds("usage").out.split("\t")
+    shown = in_terminal("usage", env=service.env | {"COLUMNS": "80"}).out
+    assert row[-1].strip() in shown
+    assert all(len(line) <= 80 for line in shown.splitlines() if "\x1b" not in line)  # all but the bold heading
 
 
 def test_status_and_cancel(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:

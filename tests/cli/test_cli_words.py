@@ -67,6 +67,13 @@ def test_the_world_s_texts_are_left_alone(capsys: pytest.CaptureFixture[str], te
             "`knouds status a1`",
             "attach",
         ),
+        (
+            errors.InvalidArgumentError("max_credits=-3.0: must be credits, zero or more, or None"),
+            "--max-credits -3.0: must be credits, zero or more",
+            "None",
+        ),
+        (errors.InvalidArgumentError("limit=900: must be less"), "--limit 900: must be less", "limit="),
+        (errors.InvalidArgumentError("jobs='a': must be jobs"), "jobs='a': must be jobs", "--"),
         (KeyboardInterrupt(), "interrupted", "Keyboard"),
     ],
 )

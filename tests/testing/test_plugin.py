@@ -82,6 +82,10 @@ import pytest
 def test_misspelt(knouds): ...
 
 
+@pytest.mark.knouds(moon=3)
+def test_unheard_of(knouds): ...
+
+
 @pytest.mark.knouds("pro")
 def test_positional(knouds): ...
 
@@ -149,6 +153,7 @@ def test_impossible_settings_are_told(tmp_path: Path) -> None:
     assert set(ended.values()) == {"ERROR", "FAILED"}
     for told in (
         "there is no setting 'teir'; did you mean 'tier'?",
+        "there is no setting 'moon'; there are: api_key, ",
         "takes settings by name only, not ('pro',)",
         "limit has no effect: 'enterprise'",
         "no fault is called 'resett' (did you mean reset?)",

@@ -143,7 +143,7 @@ def _windows(windows: Iterable[Row]) -> str:
         ]
         for one in windows
     ]
-    empty = "No window is open: nothing has been asked on a limited route, or the account is unlimited."
+    empty = "No window is open: nothing was asked on a limited route lately, or the account is unlimited."
     return _table("windows", "Rate-limit windows", "", ("Route", "User", "Used", "#Left", "#Resets in"), rows, empty)
 
 
