@@ -13,7 +13,7 @@ import anyio
 import httpx
 import pytest
 
-from knouds_async import AsyncKnouds, InvalidArgumentError, Polling, WaitTimeoutError
+from knouds_async import AsyncKnouds, Completed, InvalidArgumentError, Job, Polling, WaitTimeoutError
 from knouds_async.errors import ConfigurationError
 from knouds_async.testing import Emulator, EmulatorTransport, Lognormal, faults
 
@@ -403,6 +403,18 @@ async def test_a_caller_may_know_better(make_client: Any) -> None:
     assert requests(emulator).total() >= 9
 
 
+async def test_a_caller_may_know_better_of_a_batch(make_client: Any) -> None:
+    """Jobs that are expected to take 300 s are looked at far more rarely, and are found when they end."""
+    emulator = service(duration=300.0)
+    knouds, began = make_client(emulator), anyio.current_time()
+    async with knouds.workflows.map(SLUG, [Job("a", {})], expected=300, validate=False) as outcomes:
+        with anyio.move_on_after(40):
+            await anext(outcomes)
+        assert requests(emulator).total() <= 3
+        assert isinstance(await anext(outcomes), Completed)
+    assert anyio.current_time() - began <= 330
+
+
 @pytest.mark.parametrize("expected", [0, -1, float("inf"), float("nan"), "30", True, 10**400])
 async def test_an_impossible_expectation_is_refused(knouds: AsyncKnouds, emulator: Emulator, expected: Any) -> None:
     """What is no number of seconds is named, before any request."""
@@ -412,6 +424,8 @@ async def test_an_impossible_expectation_is_refused(knouds: AsyncKnouds, emulato
         await knouds.models.submit("gpt-image-2", {}, expected=expected)
     with pytest.raises(InvalidArgumentError, match="expected="):
         knouds.executions.attach("run-1", expected=expected)
+    with pytest.raises(InvalidArgumentError, match="expected="):
+        knouds.models.map("gpt-image-2", [], expected=expected)
     assert emulator.requests.count == 0
 
 

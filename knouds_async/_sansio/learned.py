@@ -12,6 +12,7 @@ from typing import Final
 
 from knouds_async._sansio.course import Course
 from knouds_async._sansio.durations import EDGES, Durations, Span
+from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Target
 
 CANCELLED: Final = "(a cancel)"
@@ -132,6 +133,10 @@ def _items(saved: object) -> Iterator[tuple[str, object]]:
     raise ValueError(f"must be a dict by target, as `knouds.durations` gives it, not {saved!r:.80}")
 
 
-def is_duration(value: object) -> bool:
-    """Tell whether a value can be an expected duration: a number of seconds above 0, and below a life's."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _LIFE
+def check_expected(expected: object) -> None:
+    """Raise InvalidArgumentError for what is no expected duration: a number of seconds above 0, and below a life's."""
+    is_number = isinstance(expected, (int, float)) and not isinstance(expected, bool)
+    if expected is not None and not (is_number and 0 < expected < _LIFE):  # type: ignore[operator]
+        raise InvalidArgumentError(
+            f"expected={expected!r:.80}: must be a number of seconds above 0 and below 1e9, or None"
+        )

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import Final
 
 from knouds_async._sansio import calls
+from knouds_async._sansio.learned import check_expected
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.books import Books
 from knouds_async.batch.jobs import Jobs
@@ -47,17 +48,20 @@ class Maps:
         max_credits: float | None,
         on_unknown: OnUnknown,
         validate: bool,
+        expected: float | None,
         on_progress: OnProgress | None,
     ) -> Batch:
         """Make a batch; see `Workflows.map`."""
         calls.submit(target, {})  # checks the name
         _check(jobs, max_in_flight, max_credits, on_unknown)
+        check_expected(expected)
+        service = self._service.expecting(expected)
         if isinstance(ledger, (str, os.PathLike)):
             books = Books(SQLiteLedger(ledger), str(target), max_credits, is_own=True)
         else:
             books = Books(ledger or MemoryLedger(), str(target), max_credits, is_own=False)
-        sender = Sender(self._service, target, books, on_unknown)
-        work = Work(self._service, target, books, sender)
+        sender = Sender(service, target, books, on_unknown)
+        work = Work(service, target, books, sender)
         plan = Plan(
             jobs=jobs,
             is_ordered=ordered,
@@ -83,6 +87,7 @@ class Maps:
             max_credits=None,
             on_unknown="park",
             validate=validate,
+            expected=None,
             on_progress=None,
         )
         async with batch as outcomes:

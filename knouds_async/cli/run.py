@@ -29,7 +29,7 @@ from knouds_async import (
 from knouds_async.cli import output
 from knouds_async.cli.exits import Exit, UsageError, exit_of
 from knouds_async.cli.inputs import inputs_of
-from knouds_async.cli.options import BaseUrl, Json
+from knouds_async.cli.options import BaseUrl, Expected, Json, check_expected
 from knouds_async.cli.saving import Save, prepared
 from knouds_async.cli.saving import save as saved
 from knouds_async.cli.service import connect
@@ -66,6 +66,7 @@ class _Job:
     target: Target
     inputs: dict[str, Any]
     timeout: float | None
+    expected: float | None
     base_url: str | None
     folder: Path | None
     execution: Execution | None = None
@@ -81,6 +82,7 @@ def run(
     input_file: InputFile = None,
     is_model: IsModel = False,
     timeout: Seconds = None,
+    expected: Expected = None,
     save: Save = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
@@ -92,8 +94,9 @@ def run(
     """
     if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout {timeout:g}: must be more than 0 seconds")
+    check_expected(expected)
     target = Target("models" if is_model else "workflows", slug)
-    job = _Job(target, inputs_of(inputs or (), input_file), timeout, base_url, prepared(save))
+    job = _Job(target, inputs_of(inputs or (), input_file), timeout, expected, base_url, prepared(save))
     failure: KnoudsError | KeyboardInterrupt | None
     try:
         failure = asyncio.run(_carry_out(job))
@@ -111,7 +114,7 @@ async def _carry_out(job: _Job) -> KnoudsError | None:
     async with connect(job.base_url) as knouds:
         runs = knouds.models if job.target.kind == "models" else knouds.workflows
         try:
-            job.execution = await runs.submit(job.target.name, job.inputs)
+            job.execution = await runs.submit(job.target.name, job.inputs, expected=job.expected)
         except AsyncNotSupportedError:
             job.state = await _synchronously(knouds, job)
         else:

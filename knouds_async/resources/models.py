@@ -47,6 +47,7 @@ class Models:
         max_credits: float | None = None,
         on_unknown: OnUnknown = "park",
         validate: bool = True,
+        expected: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Batch:
         """Run the model `name` once for each job; see `Workflows.map`.
@@ -64,6 +65,7 @@ class Models:
             max_credits=max_credits,
             on_unknown=on_unknown,
             validate=validate,
+            expected=expected,
             on_progress=on_progress,
         )
 

@@ -7,7 +7,7 @@ import anyio
 from knouds_async._io.pipeline import Send
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
-from knouds_async._sansio.learned import is_duration
+from knouds_async._sansio.learned import check_expected
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution
 from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target
@@ -24,7 +24,7 @@ class Runs:
 
     async def submit(self, target: Target, inputs: Inputs, *, expected: float | None = None) -> Execution:
         """Submit a run and give its handle; `expected`: seconds that it should take."""
-        _check_expected(expected)
+        check_expected(expected)
         return self.begun(await self._send(calls.submit(target, inputs)), target, expected)
 
     def begun(self, receipt: Submitted, target: Target, expected: float | None = None) -> Execution:
@@ -54,15 +54,8 @@ class Runs:
 
     def attach(self, state: ExecutionState, target: Target | None, *, expected: float | None = None) -> Execution:
         """Give a handle of a run that was submitted before, anywhere."""
-        _check_expected(expected)
+        check_expected(expected)
         return Execution(self._watcher.record(state, target, expected=expected), self._watcher, self._base_url)
-
-
-def _check_expected(expected: float | None) -> None:
-    if expected is not None and not is_duration(expected):
-        raise InvalidArgumentError(
-            f"expected={expected!r:.80}: must be a number of seconds above 0 and below 1e9, or None"
-        )
 
 
 def _first_state(receipt: Submitted, target: Target) -> ExecutionState:

@@ -65,6 +65,7 @@ class Workflows:
         max_credits: float | None = None,
         on_unknown: OnUnknown = "park",
         validate: bool = True,
+        expected: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Batch:
         """Run the workflow `slug` once for each job: `async with ... as outcomes: async for outcome in outcomes: ...`.
@@ -81,7 +82,8 @@ class Workflows:
         jobs that remain come out as NotRun. Prices are the workflow's estimate, or the mean of real costs where that is
         more; without either one run at a time is sent until its cost is known. `on_unknown`: "park" goes on after a
         submit whose outcome is unknown, "stop" submits nothing more. `validate`: check inputs against the schema, which
-        is fetched once, before they are sent. `on_progress`: called with a Progress at each change, in the event loop.
+        is fetched once, before they are sent. `expected`: seconds that a run should take, as of `submit`: the
+        first are then looked at in time. `on_progress`: called with a Progress at each change, in the event loop.
         Raises InvalidArgumentError at once for an argument, and when the block is entered what the service refuses.
         Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
         """
@@ -94,6 +96,7 @@ class Workflows:
             max_credits=max_credits,
             on_unknown=on_unknown,
             validate=validate,
+            expected=expected,
             on_progress=on_progress,
         )
 

@@ -47,6 +47,8 @@ def assert_one_line(ended: Any, code: int, words: str) -> None:
         (["run", SLUG, "--input-file", "/no/such.json"], "/no/such.json"),
         (["run", SLUG, "--timeout", "0"], "--timeout 0"),
         (["run", SLUG, "--timeout", "nan"], "--timeout nan"),
+        (["run", SLUG, "--expected", "0"], "--expected 0"),
+        (["run", SLUG, "--expected", "nan"], "--expected nan"),
         (["status", "../../whoami"], "not an execution id"),
         (["whoami", "--base-url", "nowhere"], "nowhere"),
         (["whoami", "--base-url", "http://example.com"], "in the clear"),

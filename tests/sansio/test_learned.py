@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from knouds_async._sansio.course import Course
 from knouds_async._sansio.crowd import Crowd
 from knouds_async._sansio.durations import Durations
-from knouds_async._sansio.learned import Learned, is_duration, law_of
+from knouds_async._sansio.learned import Learned, check_expected, law_of
+from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Target
 
 
@@ -135,11 +137,12 @@ def test_what_cannot_be_read_is_refused(saved: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "fits"),
     [(1, True), (0.5, True), (0, False), (-1, False), (math.nan, False), (math.inf, False), ("5", False),
-     (True, False), (None, False), (10**400, False)],
+     (True, False), (None, True), (10**400, False)],
 )  # fmt: skip
 def test_what_can_be_expected(value: object, fits: bool) -> None:
-    """A number of seconds above 0, no truth value and no eternity."""
-    assert is_duration(value) is fits
+    """A number of seconds above 0, no truth value and no eternity; or nothing."""
+    with nullcontext() if fits else pytest.raises(InvalidArgumentError, match="expected="):
+        check_expected(value)
 
 
 def test_ages_far_apart_are_counted_each_in_its_bin() -> None:

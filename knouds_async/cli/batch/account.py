@@ -81,7 +81,7 @@ class Account:
             yield (
                 f"{counted(self.unknowns, 'run')} unknown: {named}. They may have run and been charged, so they were "
                 f"not sent again. The same command looks for them anew; `knouds batch --status {ledger}` lists them, "
-                f"`knouds batch --resolve {ledger} KEY resend|abandon` decides"
+                f"`knouds batch --resolve {ledger} KEY resend|abandon|run=ID` decides"
             )
 
 

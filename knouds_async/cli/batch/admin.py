@@ -9,7 +9,7 @@ import asyncio
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
 import attrs
 
@@ -19,6 +19,9 @@ from knouds_async.batch.sqlite import SQLiteLedger
 from knouds_async.cli import output
 from knouds_async.cli.exits import Exit, UsageError
 from knouds_async.cli.words import counted, one_line
+
+_RUN: Final = "run="
+_FOLLOWS: Final = {"resend": "the next batch runs it once more", "abandon": "it is never run"}
 
 
 def show(path: Path, *, as_json: bool) -> int:
@@ -34,10 +37,12 @@ def show(path: Path, *, as_json: bool) -> int:
     return Exit.MAY_HAVE_RUN if unknown else Exit.FINE
 
 
-def resolve(path: Path, key: str, decision: Literal["resend", "abandon"]) -> int:
+def resolve(path: Path, key: str, decision: str) -> int:
     """Write down what was decided about a run, and say what follows."""
+    if decision not in _FOLLOWS and not decision.startswith(_RUN):
+        raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
     left = asyncio.run(_decide(_there("--resolve", path), key, decision))
-    follows = "the next batch runs it once more" if decision == "resend" else "it is never run"
+    follows = _FOLLOWS.get(decision, f"it is {one_line(decision.removeprefix(_RUN))}, which the next batch waits for")
     output.note(f"{one_line(key)}: {follows}; {counted(left, 'run')} unknown")
     return Exit.FINE
 
@@ -53,9 +58,15 @@ async def _look(path: Path) -> tuple[LedgerCounts, tuple[Entry, ...]]:
         return await ledger.counts(), await ledger.unknown()
 
 
-async def _decide(path: Path, key: str, decision: Literal["resend", "abandon"]) -> int:
+async def _decide(path: Path, key: str, decision: str) -> int:
     async with SQLiteLedger(path) as ledger:
-        await (ledger.approve_resend(key) if decision == "resend" else ledger.abandon(key))
+        match decision:
+            case "resend":
+                await ledger.approve_resend(key)
+            case "abandon":
+                await ledger.abandon(key)
+            case _:
+                await ledger.resolve(key, decision.removeprefix(_RUN))
         return (await ledger.counts()).unknown
 
 
@@ -69,7 +80,7 @@ def _list(path: Path, unknown: tuple[Entry, ...]) -> None:
     output.finish()  # results first, where both go to one terminal
     output.note(
         "They may have run and been charged; `knouds usage` shows what did. The next batch looks for them there. "
-        f"Decide with `knouds batch --resolve {shlex.quote(str(path))} KEY resend|abandon`."
+        f"Decide with `knouds batch --resolve {shlex.quote(str(path))} KEY resend|abandon|run=ID`."
     )
 
 

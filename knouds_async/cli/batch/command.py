@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from knouds_async import Target
 from knouds_async.cli.batch.order import Order
 from knouds_async.cli.exits import UsageError
-from knouds_async.cli.options import BaseUrl, Json
+from knouds_async.cli.options import BaseUrl, Expected, Json, check_expected
 from knouds_async.cli.saving import Save, prepared
 
 Slug = Annotated[str | None, Parameter(help="The workflow's slug; with --model a model's internal name.")]
@@ -51,11 +51,12 @@ Status = Annotated[
     Path | None, Parameter(show_default=False, help="Show what a ledger holds, and which runs are unknown.")
 ]
 Resolve = Annotated[
-    tuple[Path, str, Literal["resend", "abandon"]] | None,
+    tuple[Path, str, str] | None,
     Parameter(
         allow_leading_hyphen=True,
-        help="LEDGER KEY resend|abandon: decide about an unknown run. resend: the next batch runs it, and if it did "
-        "run it is paid for twice. abandon: it is never run.",
+        help="LEDGER KEY resend|abandon|run=ID: decide about an unknown run. resend: the next batch runs it, and if it "
+        "did run it is paid for twice. abandon: it is never run. run=ID: it did run, as that execution (`knouds usage` "
+        "lists them); the next batch waits for its end.",
     ),
 ]
 
@@ -71,6 +72,7 @@ def batch(
     max_in_flight: MaxInFlight = None,
     max_credits: MaxCredits = None,
     retry_failed: RetryFailed = False,
+    expected: Expected = None,
     save: Save = None,
     status: Status = None,
     resolve: Resolve = None,
@@ -87,7 +89,7 @@ def batch(
     from knouds_async.cli.batch import admin, running
 
     if (slug is not None) + (status is not None) + (resolve is not None) != 1:
-        raise UsageError("give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon")
+        raise UsageError("give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID")
     if status is not None:
         return admin.show(status, as_json=as_json)
     if resolve is not None:
@@ -96,6 +98,7 @@ def batch(
         raise UsageError("give the file of jobs after the slug, or - for stdin")
     if ledger is None and str(jobs) == "-":
         raise UsageError("jobs from stdin need --ledger FILE: it is what keeps a rerun from paying twice")
+    check_expected(expected)
     order = Order(
         target=Target("models" if is_model else "workflows", slug),
         jobs=jobs,
@@ -104,6 +107,7 @@ def batch(
         max_in_flight=max_in_flight,
         max_credits=max_credits,
         retry_failed=retry_failed,
+        expected=expected,
         save=prepared(save),
         as_json=as_json,
         base_url=base_url,

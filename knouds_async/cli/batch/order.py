@@ -21,6 +21,7 @@ class Order:
     max_in_flight: int | None = None
     max_credits: float | None = None
     retry_failed: bool = False
+    expected: float | None = None
     save: Path | None = None
     as_json: bool = False
     base_url: str | None = None
@@ -35,6 +36,7 @@ class Order:
             "--max-in-flight": self.max_in_flight,
             "--max-credits": None if self.max_credits is None else f"{self.max_credits:.15g}",
             "--retry-failed": self.retry_failed,
+            "--expected": None if self.expected is None else f"{self.expected:.15g}",
             "--save": self.save,
             "--json": self.as_json,
             "--base-url": self.base_url,

@@ -79,6 +79,7 @@ async def _carry_out(run: Run) -> None:
             ledger=ledger,
             max_in_flight=order.max_in_flight,
             max_credits=order.max_credits,
+            expected=order.expected,
         )
         try:
             async with batch, watched(run, batch, knouds, source if isinstance(source, Stream) else None):

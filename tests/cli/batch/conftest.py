@@ -15,6 +15,7 @@ import attrs
 import pytest
 
 PROGRAM = [sys.executable, "-m", "knouds_async.cli"]
+QUICK = ("--expected", "0.1")  # for the runs here are over at once, which a new process cannot know
 PATIENCE = 60.0  # seconds: what a test waits for comes in one or never
 
 
@@ -62,7 +63,7 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, b"\x18\x00\x50\x00\x00\x00\x00\x00")  # 24 lines of 80 columns
         self.process = subprocess.Popen(  # noqa: S603
-            [*PROGRAM, *args],
+            [*PROGRAM, *args, *QUICK],
             env={**env, "TERM": "xterm-256color", "COLUMNS": "80"},
             stdin=theirs,
             stdout=theirs,

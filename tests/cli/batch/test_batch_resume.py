@@ -18,6 +18,7 @@ from knouds_async.testing import faults
 SLUG = "my-thumbnail-pipeline"
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
 PROGRAM = [sys.executable, "-m", "knouds_async.cli"]
+QUICK = ("--expected", "0.1")
 BATCH = ("batch", SLUG, "jobs.jsonl", "--out", "out.jsonl")
 PutUp = Callable[..., Any]
 Here = Callable[..., Any]
@@ -112,7 +113,7 @@ def test_status_shows_where_the_jobs_stand(put_up: PutUp, here: Here, knouds: He
     assert shown.code == 5
     assert rows[0].split() == ["completed", "2"]
     assert rows[1].split() == ["unknown", "1"]
-    assert "`knouds batch --resolve jobs.jsonl.ledger KEY resend|abandon`" in shown.err
+    assert "`knouds batch --resolve jobs.jsonl.ledger KEY resend|abandon|run=ID`" in shown.err
     lost = next(line["key"] for line in folder.lines() if line["status"] == "unknown")
     assert rows[-1].startswith(f"{lost}\t")
     told = json.loads(here(service, "batch", "--status", "jobs.jsonl.ledger", "--json").out)
@@ -141,6 +142,24 @@ def test_a_decision_is_carried_out_by_the_next_run(put_up: PutUp, here: Here, fo
     again = here(service, "batch", "--resolve", "jobs.jsonl.ledger", first, "resend")
     assert again.code == 2
     assert len(service.emulator.runs) == ran + 1
+
+
+def test_a_run_that_somebody_found_is_waited_for(put_up: PutUp, here: Here, folder: Any) -> None:
+    """An unknown run whose id was found out is picked up by it; what is no id is refused, and nothing is run twice."""
+    service = put_up()
+    service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=1)
+    folder.write_jobs(1)
+    assert here(service, *BATCH).code == 5
+    resolve = ("batch", "--resolve", "jobs.jsonl.ledger", "j0")
+    assert "'no id' is not an execution id" in here(service, *resolve, "run=no id").err
+    assert "run= and an execution's id" in here(service, *resolve, "runs").err
+    (run,) = service.emulator.runs
+    found = here(service, *resolve, f"run={run.execution_id}")
+    assert found.err == f"j0: it is {run.execution_id}, which the next batch waits for; 0 runs unknown\n"
+    assert found.code == 0
+    assert here(service, *BATCH).code == 0
+    assert len(service.emulator.runs) == 1
+    assert folder.lines()[-1]["execution_id"] == run.execution_id
 
 
 def test_a_foreign_ledger_is_refused_and_left_as_it_is(service: Any, here: Here, folder: Any) -> None:
@@ -175,7 +194,7 @@ def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: 
 
     folder.write_jobs(120)
     done = subprocess.run(  # noqa: S603
-        [*PROGRAM, *BATCH, "--max-in-flight", "8"],
+        [*PROGRAM, *BATCH, *QUICK, "--max-in-flight", "8"],
         env=service.env,
         capture_output=True,
         encoding="utf-8",
@@ -195,7 +214,7 @@ def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: 
 def test_a_reader_that_leaves_stops_the_submitting(service: Any, folder: Any) -> None:
     """When the reader of stdout has gone, nothing more is submitted, and how to go on is said."""
     folder.write_jobs(30)
-    command = [*PROGRAM, *BATCH[:-2], "--max-in-flight", "2"]
+    command = [*PROGRAM, *BATCH[:-2], *QUICK, "--max-in-flight", "2"]
     with subprocess.Popen(command, env=service.env, stdout=-1, stderr=-1, encoding="utf-8") as process:  # noqa: S603
         assert process.stdout is not None
         assert process.stderr is not None
@@ -302,7 +321,7 @@ def test_a_service_that_hangs_holds_nobody_up(
 def test_ctrl_c_while_a_pipe_says_nothing(service: Any, folder: Any) -> None:
     """A batch whose next job does not come can be stopped, and what came before is written."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
-    command = [*PROGRAM, "batch", SLUG, "-", "--ledger", "l.db"]
+    command = [*PROGRAM, "batch", SLUG, "-", "--ledger", "l.db", *QUICK]
     with subprocess.Popen(  # noqa: S603
         command, env=service.env, stdin=-1, stdout=-1, stderr=-1, encoding="utf-8"
     ) as process:

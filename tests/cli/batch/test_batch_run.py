@@ -103,7 +103,7 @@ def test_a_faulty_line_of_a_pipe_ends_what_was_begun(service: Any, folder: Any) 
 def test_stdin_is_read_from_where_it_stands(service: Any, folder: Any) -> None:
     """Lines of a file on stdin that another command has taken are not jobs."""
     Path("jobs.jsonl").write_text('a note\n{"product_name": "Mug"}\n')
-    command = f"(read line; exec {shlex.join(PROGRAM)} batch {SLUG} - --ledger l.db) < jobs.jsonl"
+    command = f"(read line; exec {shlex.join(PROGRAM)} batch {SLUG} - --ledger l.db --expected 0.1) < jobs.jsonl"
     done = subprocess.run(["/bin/sh", "-c", command], env=service.env, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done
     assert len(service.emulator.runs) == 1
@@ -114,7 +114,7 @@ def test_stdin_that_is_a_file_is_looked_through_first(service: Any, folder: Any,
     """A file on stdin is read twice, like one that is named: a faulty line is found before anything is run."""
     Path("jobs.jsonl").write_text(text)
     with Path("jobs.jsonl").open() as file:
-        command = [*PROGRAM, "batch", SLUG, "-", "--ledger", "l.db"]
+        command = [*PROGRAM, "batch", SLUG, "-", "--ledger", "l.db", "--expected", "0.1"]
         done = subprocess.run(command, stdin=file, env=service.env, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == code, done
     assert len(service.emulator.runs) == (code == 0)
@@ -192,7 +192,7 @@ def test_an_unknown_run_is_5_and_not_sent_again(put_up: PutUp, here: Here, folde
     lost = [line["key"] for line in folder.lines() if line["status"] == "unknown"]
     assert len(lost) == 1
     assert f"1 run unknown: {lost[0]}." in done.err
-    assert "`knouds batch --resolve jobs.jsonl.ledger KEY resend|abandon`" in done.err
+    assert "`knouds batch --resolve jobs.jsonl.ledger KEY resend|abandon|run=ID`" in done.err
     assert len(service.emulator.runs) == 3
 
 
@@ -208,9 +208,10 @@ def test_an_unknown_run_is_5_and_not_sent_again(put_up: PutUp, here: Here, folde
         (["batch", SLUG, "jobs.jsonl", "--out", "jobs.jsonl"], "the same file"),
         (["batch", SLUG, "jobs.jsonl", "--out", "l", "--ledger", "l"], "the same file"),
         (["batch", SLUG, "jobs.jsonl", "--out", "bad.jsonl"], "left as it is"),
-        (["batch", SLUG, "jobs.jsonl", "--max-in-flight", "0"], "max_in_flight"),
-        (["batch", SLUG, "jobs.jsonl", "--max-credits", "-1"], "max_credits"),
-        (["batch", SLUG, "jobs.jsonl", "--max-credits", "nan"], "max_credits"),
+        (["batch", SLUG, "jobs.jsonl", "--max-in-flight", "0"], "--max-in-flight 0"),
+        (["batch", SLUG, "jobs.jsonl", "--max-credits", "-1"], "--max-credits -1"),
+        (["batch", SLUG, "jobs.jsonl", "--max-credits", "nan"], "--max-credits nan"),
+        (["batch", SLUG, "jobs.jsonl", "--expected", "-1"], "--expected -1"),
         (["batch", "Bad_Slug", "jobs.jsonl"], "`knouds workflows`"),
         (["batch", "--status", "none.ledger"], "none.ledger"),
         (["batch", SLUG, "jobs.jsonl", "--status", "l"], "give SLUG JOBS, or"),
