@@ -28,6 +28,7 @@ from multiprocessing.synchronize import Event
 from typing import Any, Final
 
 import anyio
+import attrs
 from fixed_window_server import FixedWindowServer
 
 from knouds_async import AsyncKnouds, Limiter, SharedLimiter
@@ -154,24 +155,23 @@ def oracle(began: float, jobs: int, limit: int, length: float, phase: float) -> 
     return began if last == first else phase + last * length
 
 
-def main() -> int:
-    """Run it once and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--length", type=float, default=8.0)
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--limit", type=int, default=100)
-    parser.add_argument("--skew", type=float, default=137.0)
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--unaware", action="store_true", help="each process with a limiter of its own")
-    args = parser.parse_args()
-    phase = time.monotonic() + random.Random(args.seed).uniform(0, args.length)
-    jobs = args.limit * args.windows // args.processes
+@attrs.frozen(kw_only=True)
+class Measured:
+    """What one run gave: when requests were accepted and refused, how many jobs were done, seconds of transactions."""
+
+    began: float
+    accepted: list[float]
+    refused: list[float]
+    done: int
+    seconds: list[float]
+
+
+def measure(args: argparse.Namespace, jobs: int, phase: float) -> Measured:
+    """Let the server and the clients run, each in a process of its own, with `jobs` for each client."""
     here, there = PROCESSES.Pipe()
     server = PROCESSES.Process(target=serve, args=(there, args.limit, args.length, phase, args.skew), daemon=True)
     server.start()
-    url = f"http://127.0.0.1:{here.recv()}"
-    go = PROCESSES.Event()
+    url, go = f"http://127.0.0.1:{here.recv()}", PROCESSES.Event()
     with tempfile.TemporaryDirectory() as folder:
         path = None if args.unaware else f"{folder}/quota.db"
         clients = []
@@ -187,15 +187,27 @@ def main() -> int:
         results = [client.recv() for client in clients]
     here.send("end")
     accepted, refused = here.recv()
+    return Measured(
+        began=began,
+        accepted=accepted,
+        refused=refused,
+        done=sum(done for done, _ in results),
+        seconds=sorted(second for _, times in results for second in times),
+    )
+
+
+def report(args: argparse.Namespace, measured: Measured, jobs: int, phase: float) -> None:
+    """Print the figures; `jobs` of all clients together."""
+    began, accepted, seconds = measured.began, measured.accepted, measured.seconds
     filled = Counter(math.floor((at - phase) / args.length) for at in accepted)
-    seconds = sorted(second for _, times in results for second in times)
-    late = max(accepted) - oracle(began, jobs * args.processes, args.limit, args.length, phase)
+    late = max(accepted) - oracle(began, jobs, args.limit, args.length, phase)
     took = max(accepted) - began
     print(
-        f"{args.processes} processes, windows of {args.length:g} s, clock {args.skew:+g} s: {len(accepted)} jobs"
-        f" in {took:.1f} s, {late:+.2f} s after the oracle ({1 - late / took:.4f} of its pace), 429s: {len(refused)}\n"
-        f"  windows: {' '.join(str(filled[window]) for window in range(min(filled), max(filled) + 1))}; the first was"
-        f" on for {(phase - began) % args.length:.1f} s"
+        f"{args.processes} processes, windows of {args.length:g} s, clock {args.skew:+g} s: {len(accepted)} jobs in"
+        f" {took:.1f} s, {late:+.2f} s after the oracle ({1 - late / took:.4f} of its pace), 429s:"
+        f" {len(measured.refused)}\n  windows:"
+        f" {' '.join(str(filled[window]) for window in range(min(filled), max(filled) + 1))}; the first was on for"
+        f" {(phase - began) % args.length:.1f} s"
     )
     if seconds:
         middle, most = statistics.median(seconds), seconds[math.ceil(len(seconds) * 0.99) - 1]
@@ -203,8 +215,26 @@ def main() -> int:
             f"  the file: {len(seconds) / len(accepted):.2f} transactions a request; of"
             f" {middle * 1e3:.2f} ms CPU (median), {most * 1e3:.2f} ms (p99), {seconds[-1] * 1e3:.2f} ms (longest)"
         )
-    is_whole = len(accepted) == jobs * args.processes == sum(done for done, _ in results)
-    return 0 if is_whole and (args.unaware or not refused) else 1
+
+
+def main() -> int:
+    """Run it once and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--length", type=float, default=8.0)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--skew", type=float, default=137.0)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--unaware", action="store_true", help="each process with a limiter of its own")
+    args = parser.parse_args()
+    phase = time.monotonic() + random.Random(args.seed).uniform(0, args.length)
+    each = args.limit * args.windows // args.processes
+    jobs = each * args.processes
+    measured = measure(args, each, phase)
+    report(args, measured, jobs, phase)
+    is_whole = len(measured.accepted) == jobs == measured.done
+    return 0 if is_whole and (args.unaware or not measured.refused) else 1
 
 
 if __name__ == "__main__":

@@ -29,27 +29,26 @@ class Turn:
     requests: float
 
 
+async def _submit(knouds: AsyncKnouds, count: int, executions: list[Any]) -> None:
+    executions += [await knouds.workflows.submit("bench", {"seconds": FOREVER}) for _ in range(count)]
+
+
 async def _wait(url: str, count: int, seconds: float, *, is_ours: bool) -> Turn:
     patience = Timeouts(read=PATIENCE, write=PATIENCE, pool=PATIENCE, total=PATIENCE, submit=PATIENCE)
     never, executions = anyio.Event(), list[Any]()
-
-    async def submit(knouds: AsyncKnouds, each: int) -> None:
-        for _ in range(each):
-            executions.append(await knouds.workflows.submit("bench", {"seconds": FOREVER}))
 
     async def wait(execution: Any) -> None:
         await (execution.wait() if is_ours else never.wait())
 
     memory, busy, requests = 0.0, 0.0, 0.0
     async with AsyncKnouds(PLAIN_KEY, base_url=url, timeouts=patience) as knouds:
-        await submit(knouds, 100)  # whatever is made once is there now
-        executions.clear()
+        await _submit(knouds, 100, [])  # whatever is made once is there now
         gc.collect()
         before = resident()
         if is_ours:
             async with anyio.create_task_group() as tasks:
                 for _ in range(50):
-                    tasks.start_soon(submit, knouds, count // 50)
+                    tasks.start_soon(_submit, knouds, count // 50, executions)
         else:
             executions += [None] * count
         async with anyio.create_task_group() as tasks:
