@@ -22,7 +22,6 @@ from knouds_async._sansio.entries import (
     Abandoned,
     Entry,
     Event,
-    IllegalStepError,
     ResendApproved,
     Resolved,
 )
@@ -30,7 +29,7 @@ from knouds_async._sansio.names import execution_id as checked_id
 from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written
 from knouds_async.batch.owners import end, new_owner
 from knouds_async.batch.store import Operation, Store
-from knouds_async.errors import InvalidArgumentError, LedgerError
+from knouds_async.errors import LedgerError
 
 T = TypeVar("T")
 
@@ -131,10 +130,7 @@ class SQLiteLedger:
         return await self._do(Store.retry_failed)
 
     async def _decide(self, key: str, event: Event) -> Entry:
-        try:
-            return await self._do(lambda store: store.decision(key, event))
-        except IllegalStepError as error:
-            raise InvalidArgumentError(str(error)) from None
+        return await self._do(lambda store: store.decision(key, event))
 
     # What a batch asks for: see `Ledger`.
 

@@ -17,6 +17,7 @@ from knouds_async._sansio.entries import (
     Ending,
     Entry,
     Event,
+    IllegalStepError,
     OwnerGone,
     ResendApproved,
     Stage,
@@ -100,7 +101,11 @@ class Store:
         entry = self.look(key)
         if entry is None:
             raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
-        decided = self._moved(entry, event)
+        try:
+            decided = self._moved(entry, event)
+        except IllegalStepError:
+            said = f"job {key!r} is {entry.stage}: only one that is unknown is decided about, so nothing was changed"
+            raise InvalidArgumentError(said) from None
         return self._begun_again(decided) if isinstance(event, ResendApproved) else decided
 
     def retry_failed(self) -> int:
