@@ -39,7 +39,7 @@ Job: TypeAlias = Callable[[], Awaitable[None]]
 Stats: TypeAlias = Callable[[str], LimiterStats]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Reports:
     """Whom to tell of a look: the state it saw, the error it met, and that it did not find the end.
 

@@ -45,7 +45,7 @@ class Send(Protocol):
         ...
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Terms:
     """What a caller asks for beside the call."""
 

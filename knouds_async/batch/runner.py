@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import attrs
-from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from knouds_async._io.backend import spawn
@@ -24,11 +23,14 @@ from knouds_async.batch.untaken import Untaken
 from knouds_async.batch.work import Work
 from knouds_async.types import Inputs
 
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
 _LEAST_AHEAD: Final = 100
 _A_FEW: Final = 10  # jobs to be read before other tasks have their turn
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Plan:
     """How a batch is to be done."""
 

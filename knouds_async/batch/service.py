@@ -13,7 +13,7 @@ from knouds_async.execution import Execution
 from knouds_async.types import SubmissionSearch, Target
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Service:
     """Send a call, get the handle of a run, search the usage rows, ask for the time by the service's clock.
 
