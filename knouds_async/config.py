@@ -20,7 +20,7 @@ from knouds_async.errors import ConfigurationError
 T = TypeVar("T")
 
 DEFAULT_BASE_URL: Final = "https://knouds.ai"
-_BEGINNING: Final = "knouds_live_"  # of every key (contract 1)
+KEY_BEGINNING: Final = "knouds_live_"  # of every key (contract 1)
 _KEY: Final = re.compile(r"[!-~]{1,512}\Z")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _AUTHORITY: Final = re.compile(r"([^\[\]:]+|\[[^\[\]]+\])(:[0-9]*)?\Z")
@@ -99,7 +99,7 @@ def base_url(given: str | Secret | None, *, allow_insecure_http: bool = False) -
     url = text if text is not None else os.environ.get("KNOUDS_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(url, str):
         raise ConfigurationError(f"base_url must be a text, not {type(url).__name__}")
-    if "@" in url or _BEGINNING in url:
+    if "@" in url or KEY_BEGINNING in url:
         text = url = ""  # so that no frame of ours shows it in a traceback with locals
         raise ConfigurationError("base_url must not hold a user name, a password or a key (it is not shown here)")
     shown = re.split("[?#]", url)[0]

@@ -163,6 +163,19 @@ def test_a_key_in_a_base_url_is_refused_and_not_shown(url: str) -> None:
     assert "CANARY" not in str(caught.value)
 
 
+async def test_a_key_in_the_place_of_a_name_is_refused_and_not_shown(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """Whoever mixes up arguments gets an error that does not show the key, before any request."""
+    for call in (knouds.executions.get, knouds.executions.cancel, knouds.workflows.schema, knouds.workflows.delete):
+        with pytest.raises(KnoudsError, match=r"knouds_live_\*\*\*") as caught:
+            await call(CANARY)
+        assert CANARY not in str(caught.value)
+    for submit in (knouds.workflows.submit, knouds.models.submit):
+        with pytest.raises(KnoudsError, match=r"knouds_live_\*\*\*") as caught:
+            await submit(CANARY, {})
+        assert CANARY not in str(caught.value)
+    assert emulator.requests.count == 0
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects_are_errors_that_name_the_host_only(status: int) -> None:
     """The API never redirects: the key and the body go nowhere else, and no query is repeated."""

@@ -11,10 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from knouds_async.config import KEY_BEGINNING
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
 
 _SLUG: Final = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
+_KEY: Final = re.compile(rf"{KEY_BEGINNING}\w+")
 _DEEPEST: Final = 200
 _WIDEST: Final = 10_000
 
@@ -28,7 +30,8 @@ def slug(name: object, what: str = "slug") -> str:
 
 def is_execution_id(text: object) -> bool:
     """Tell whether a value can be an execution's id."""
-    return isinstance(text, str) and len(text) <= 200 and _ID.match(text) is not None
+    fits = isinstance(text, str) and len(text) <= 200 and _ID.match(text) is not None
+    return fits and not str(text).startswith(KEY_BEGINNING)  # a key in its place would be shown by errors and logs
 
 
 def execution_id(text: object) -> str:
@@ -40,9 +43,12 @@ def execution_id(text: object) -> str:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """Give the first `most` characters of a value's repr, for a message; what has none is named by its type."""
+    """Give the first `most` characters of a value's repr, for a message; what has none is named by its type.
+
+    A key that somebody put in the place of a name is not shown.
+    """
     try:
-        return f"{value!r:.{most}}"
+        return f"{_KEY.sub(f'{KEY_BEGINNING}***', repr(value)):.{most}}"
     except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists
         return f"a value of type {type(value).__name__}"
 
