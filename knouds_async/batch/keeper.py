@@ -8,7 +8,7 @@ from typing import Any
 
 from knouds_async._io.witness import Decision
 from knouds_async._sansio.entries import Accepted, Ended, Entry, Event, Lost, NotSent
-from knouds_async._sansio.retry import Done, Fail
+from knouds_async._sansio.retry import Again, Done, Fail, Requeue
 from knouds_async.batch.books import Aside, Books
 from knouds_async.batch.endings import ending_of_failure, ending_of_result
 from knouds_async.batch.jobs import Asked
@@ -53,6 +53,11 @@ class Keeper:
         self.entry: Entry | None = None
         self.sent_at: datetime | None = None
 
+    @property
+    def has_left(self) -> bool:
+        """Whether a request is out: what cuts it now loses the answer of a run that may be paid for."""
+        return self._phase is _Phase.OUT
+
     async def leaving(self, sent_at: datetime) -> None:
         """Write the intent; Refusal when the batch has stopped, another is at the job, or the credits do not reach."""
         if self._books.halt is not None and self.entry is None:
@@ -65,12 +70,17 @@ class Keeper:
         if self.entry is None:
             self._books.begin()
             self._is_out = True
-        self.entry, self._phase = claimed.entry, _Phase.OUT
+        self.entry, self._phase = claimed.entry, _Phase.IDLE
         self._let_go()
+        if self._books.halt is not None:  # meanwhile; from here to the first byte nothing looks again
+            raise Refusal
+        self._phase = _Phase.OUT
 
     async def ended(self, decision: Decision) -> None:
-        """Write what became of an attempt; one that is to be made again is still being sent."""
+        """Write what became of an attempt; one that is to be made again is still being sent, unless all has stopped."""
         self._phase = _Phase.IDLE
+        if isinstance(decision, (Again, Requeue)) and self._books.halt is not None:
+            raise Refusal
         if isinstance(decision, (Done, Fail)) and self.entry is not None:
             await self._write(self._event(decision))
 

@@ -51,7 +51,7 @@ class Sender:
         self._on_unknown = on_unknown
         self._first = anyio.Lock()
         self._has_answered = False
-        self._in_line: set[anyio.CancelScope] = set()
+        self._in_line: dict[anyio.CancelScope, Keeper | None] = {}
         self._reading: anyio.CancelScope | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.schema: WorkflowSchema | None = None
@@ -60,8 +60,9 @@ class Sender:
     def stop(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
         """Submit nothing more: what is in line leaves it, what is out goes on."""
         self._books.stop(reason, error)
-        for scope in self._in_line:
-            scope.cancel()
+        for scope, keeper in self._in_line.items():
+            if keeper is None or not keeper.has_left:
+                scope.cancel()
         if reason is NotRunReason.STOPPED and self._reading is not None:
             self._reading.cancel()
 
@@ -113,7 +114,7 @@ class Sender:
     async def _submit(self, asked: Asked, keeper: Keeper) -> Submitted | RunResult | None:
         """Submit, the first job alone: should the target refuse it, no turn of the others is wasted."""
         value = None
-        with self._leaving_line():
+        with self._leaving_line(keeper):
             if not self._has_answered:
                 async with self._first:
                     if not self._has_answered:
@@ -134,14 +135,14 @@ class Sender:
         return value
 
     @contextmanager
-    def _leaving_line(self) -> Iterator[None]:
-        """Let `stop` end what is done inside, unless it is too late for that."""
+    def _leaving_line(self, keeper: Keeper | None = None) -> Iterator[None]:
+        """Let `stop` end what is done inside, unless the keeper says that a request is out: it is paid for."""
         with anyio.CancelScope() as scope:
-            self._in_line.add(scope)
+            self._in_line[scope] = keeper
             try:
                 yield
             finally:
-                self._in_line.discard(scope)
+                del self._in_line[scope]
 
     async def wait(self, asked: Asked, entry: Entry, execution: Execution) -> Outcome:
         """Wait for the end of a run and write it down; looks that fail are made again for as long as they may help."""
@@ -186,8 +187,9 @@ class Sender:
         return NotRun(job=asked.job, reason=reason, error=error)
 
     async def _pause(self, seconds: float) -> _Again:
-        with self._leaving_line():
-            await anyio.sleep(seconds)
+        if self._books.halt is None:
+            with self._leaving_line():
+                await anyio.sleep(seconds)
         return _AGAIN
 
     def met_unknown(self, asked: Asked) -> None:

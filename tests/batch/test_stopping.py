@@ -1,0 +1,119 @@
+"""Ending the submitting of a batch: what is out is paid for and comes out, what is in line was certainly not run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from knouds_async import Job, Outcome
+from knouds_async._sansio.entries import Stage
+from knouds_async.testing import Emulator, faults
+from knouds_async.testing.messages import Fault, Response
+from tests.batch.in_loop import InLoopLedger
+
+SYNC = "fast-sketch"
+ROUTE = "POST /api/workflows/:slug/run"
+
+
+def jobs(count: int) -> list[Job]:
+    """Give jobs of a workflow that cannot be polled."""
+    return [Job(str(number), {"prompt": str(number)}) for number in range(count)]
+
+
+def kinds(outcomes: list[Outcome]) -> Counter[str]:
+    """Count outcomes by their kind and reason."""
+    return Counter(str(getattr(outcome, "reason", type(outcome).__name__)) for outcome in outcomes)
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[InLoopLedger]:
+    """Give a ledger in the loop."""
+    made = InLoopLedger(path)
+    yield made
+    if made._store is not None:
+        made._store.close()
+
+
+async def test_stopping_cuts_no_synchronous_run(make_client: Any, ledger: Any) -> None:
+    """Synchronous runs that are out when the batch is stopped complete, and none is called not run."""
+    emulator = Emulator(tier="business", duration=45.0)
+    async with make_client(emulator).workflows.map(SYNC, jobs(5), ledger=ledger) as outcomes:
+        await anyio.sleep(20)
+        outcomes.stop()
+        found = [outcome async for outcome in outcomes]
+    assert len(emulator.runs) == 5
+    assert kinds(found) == {"Completed": 5}
+    assert (await ledger.counts()).completed == 5
+
+
+async def test_a_refusal_for_all_cuts_no_synchronous_run(make_client: Any, ledger: Any) -> None:
+    """When the account can pay for no more, the synchronous runs it has paid for complete."""
+    emulator = Emulator(tier="business", duration=45.0, credits=4 * 12)
+    async with make_client(emulator).workflows.map(SYNC, jobs(8), ledger=ledger) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert len(emulator.runs) == 4
+    assert kinds(found) == {"Completed": 4, "budget": 4}
+
+
+async def test_what_is_refused_after_the_stop_is_not_sent_again(make_client: Any, ledger: Any) -> None:
+    """A 429 that comes when the batch has stopped ends the job as not run, in the ledger too, without a wait."""
+    emulator = Emulator(tier="business", duration=45.0)
+    knouds = make_client(emulator, latency=2.0)
+    await knouds.workflows.gather(SYNC, [{"prompt": "it is known then that this cannot be polled"}])
+    emulator.faults.add(faults.rate_limited(), route=ROUTE)
+    began = anyio.current_time()
+    async with knouds.workflows.map(SYNC, jobs(1), ledger=ledger) as outcomes:
+        await anyio.sleep(5.0)
+        assert (await ledger.counts()).sending == 1
+        outcomes.stop()
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found) == {"stopped": 1}
+    assert anyio.current_time() - began < 20
+    assert len(emulator.runs) == 1
+    assert (await ledger.find("0")).stage is Stage.NEW
+
+
+async def test_a_long_wait_that_the_service_asks_for_ends_with_the_stop(make_client: Any) -> None:
+    """A job whose 429 asks for an hour, and comes when the batch has stopped, holds the batch up no longer."""
+    emulator = Emulator(tier="business", duration=45.0)
+    an_hour = Fault("an hour", "before", lambda _: Response(429, {"retry-after": "3600"}, b""))
+    emulator.faults.add(an_hour, route=ROUTE)
+    knouds = make_client(emulator, latency=2.0)
+    began = anyio.current_time()
+    async with knouds.workflows.map("my-thumbnail-pipeline", [{"product_name": "x"}]) as outcomes:
+        await anyio.sleep(5.0)
+        assert outcomes.progress.in_flight == 1
+        outcomes.stop()
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found) == {"stopped": 1}
+    assert anyio.current_time() - began < 60
+
+
+async def test_a_stop_while_the_intent_is_written_keeps_the_job(make_client: Any, ledger: Any) -> None:
+    """A job whose intent is being written when the batch is stopped is not sent, and is as new in the ledger."""
+    emulator = Emulator(tier="business", duration=45.0)
+    knouds = make_client(emulator)
+    claim = ledger.claim
+
+    async def slow(wanted: Any) -> Any:
+        written = await claim(wanted)
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(1.0)
+        return written
+
+    ledger.claim = slow
+    for target, job in ((SYNC, jobs(1)[0]), ("my-thumbnail-pipeline", Job("a", {"product_name": "x"}))):
+        await knouds.workflows.gather(SYNC, [{"prompt": "it is known then that this cannot be polled"}])
+        before = len(emulator.runs)
+        async with knouds.workflows.map(target, [job], ledger=ledger) as outcomes:
+            await anyio.sleep(0.6)
+            assert (await ledger.find(job.key)).stage is Stage.SENDING
+            outcomes.stop()
+            assert kinds([outcome async for outcome in outcomes]) == {"stopped": 1}
+        assert len(emulator.runs) == before
+        assert (await ledger.find(job.key)).stage is Stage.NEW
