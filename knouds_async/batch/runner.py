@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
 _LEAST_AHEAD: Final = 100
+_CUT: Final = (
+    "the batch was cancelled, but not by leaving its block: by what its jobs come from, by on_progress, or by the end "
+    "of the event loop. Not every job was read, and not every run was waited for"
+)
 _A_FEW: Final = 10  # jobs to be read before other tasks have their turn
 
 
@@ -94,6 +98,9 @@ class Runner:
                     heart.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
             self._failed(error)
+        except BaseException:  # a batch that was cut must not look like one that is over
+            self._outcomes.fail(RuntimeError(_CUT))
+            raise
         finally:
             self._outcomes.end()
             self._ended.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 from collections import Counter
@@ -300,6 +301,24 @@ async def test_what_the_source_raises_comes_after_the_outcomes(knouds: AsyncKnou
             async for outcome in outcomes:
                 found.append(outcome)  # noqa: PERF401  (the loop raises)
     assert kinds(found) == {"Completed": 1}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_source_that_is_cancelled_does_not_look_like_one_that_is_over(knouds: AsyncKnouds) -> None:
+    """When the source raises a cancellation of its own, asyncio's that is, the batch ends in an error."""
+
+    async def source() -> AsyncIterator[Job]:
+        for job in jobs(3):
+            yield job
+        raise asyncio.CancelledError  # as of a task that it waits for
+
+    async def consume() -> None:
+        async with knouds.workflows.map(SLUG, source()) as outcomes:
+            async for _ in outcomes:
+                pass
+
+    with pytest.raises(RuntimeError, match="Not every job was read"):
+        await consume()
 
 
 async def test_stopping_loses_nothing(make_client: MakeClient) -> None:
