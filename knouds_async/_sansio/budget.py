@@ -1,7 +1,8 @@
 """What a batch may still spend: credits spent and set aside, against a cap. Pure.
 
 Rule of the file: a run is sent only when all that is spent, all that is set aside and its own price fit under the cap.
-What may have run counts as if it had. Without a price, one run at a time is sent, until its cost is known.
+What may have run counts as if it had. Without a price, one run at a time is sent, until its cost is known: when it ends
+and its cost was not told, no cap can be kept, and nothing more is sent.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ _ROUNDING: Final = 1e-9
 
 @attrs.frozen(kw_only=True)
 class Totals:
-    """Credits of all jobs: `spent` by ended runs, `reserved` for others, and how many `unpriced` ones may be out."""
+    """Credits of all jobs: `spent` by ended runs, `reserved` for others.
+
+    `unpriced`: how many runs count with no credits yet, for they may be out, or their cost was not told at the end.
+    """
 
     spent: float = 0.0
     reserved: float = 0.0
@@ -38,12 +42,16 @@ _NOTHING: Final = Totals()
 
 
 def _weight(entry: Entry | None) -> Totals:
-    """Give what one entry adds to the totals; an end whose cost was not told counts with what was set aside."""
+    """Give what one entry adds to the totals; an end whose cost was not told counts with what was set aside.
+
+    Where nothing was, it stays unpriced; but for a failed one, of which nobody says that it costs anything.
+    """
     if entry is None or entry.stage is Stage.NEW:
         return _NOTHING
     aside = entry.reserved or 0.0
     if entry.ending is not None:
-        return Totals(spent=aside if entry.ending.cost is None else entry.ending.cost)
+        is_open = entry.reserved is None and entry.ending.cost is None and entry.ending.status != "failed"
+        return Totals(spent=aside if entry.ending.cost is None else entry.ending.cost, unpriced=int(is_open))
     return Totals(reserved=aside, unpriced=int(entry.reserved is None and entry.stage in OPEN))
 
 

@@ -173,7 +173,9 @@ class Books:
 
     def _spent(self, price: float | None) -> BudgetExceededError:
         cost = "at a price that is not known" if price is None else f"of {price:g} credits"
+        unpriced = f", and what {self.totals.unpriced} of the runs cost is not known" if self.totals.unpriced else ""
         return BudgetExceededError(
             f"another run {cost} could pass max_credits={self.cap:g}: {self.totals.spent:g} credits are spent and "
-            f"{self.totals.reserved:g} are set aside for runs that are out or unknown. Nothing more was submitted"
+            f"{self.totals.reserved:g} are set aside for runs that are out or unknown{unpriced}. Nothing more was "
+            "submitted"
         )

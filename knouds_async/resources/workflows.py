@@ -80,10 +80,11 @@ class Workflows:
         rows, and sent again only if it certainly began no run.
         `max_credits`: over the life of the ledger, if there is one; a submit that could pass it is not made, and the
         jobs that remain come out as NotRun. Prices are the workflow's estimate, or the mean of real costs where that is
-        more; without either one run at a time is sent until its cost is known. `on_unknown`: "park" goes on after a
-        submit whose outcome is unknown, "stop" submits nothing more. `validate`: check inputs against the schema, which
-        is fetched once, before they are sent. `expected`: seconds that a run should take, as of `submit`: the
-        first are then looked at in time. `on_progress`: called with a Progress at each change, in the event loop.
+        more; without either one run at a time is sent until its cost is known, and none after one whose cost is not
+        told. `on_unknown`: "park" goes on after a submit whose outcome is unknown, "stop" submits nothing more.
+        `validate`: check inputs against the schema, which is fetched once, before they are sent. `expected`: seconds
+        that a run should take, as of `submit`: the first are then looked at in time. `on_progress`: called with a
+        Progress at each change, in the event loop.
         Raises InvalidArgumentError at once for an argument, and when the block is entered what the service refuses.
         Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
         """

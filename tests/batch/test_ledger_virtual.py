@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import anyio
 import attrs
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from knouds_async.batch.books import Books
 from knouds_async.batch.jobs import Reader
 from knouds_async.batch.ledger import Claim, Written
 from knouds_async.testing import Emulator, faults
+from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
 
 SLUG = "my-thumbnail-pipeline"
@@ -217,6 +220,26 @@ async def test_without_a_price_one_run_at_a_time_is_sent(make_client: Any) -> No
         found = [outcome async for outcome in outcomes]
     assert kinds(found) == {"Completed": 7, "budget": 23}
     assert emulator.credits_spent == 49
+
+
+async def test_where_no_cost_is_told_the_cap_lets_one_run_through(emulator: Emulator, ledger: Any) -> None:
+    """Without an estimate, and with costs that are not told at the end either, a second run could pass any cap."""
+    service = EmulatorTransport(emulator, latency=0.04)
+
+    class Costless(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            answer = await service.handle_async_request(request)
+            body = json.loads(await answer.aread())
+            return httpx.Response(answer.status_code, json={**body, "cost": None})
+
+    async with httpx.AsyncClient(transport=Costless()) as http:
+        knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
+        for made in (1, 0):
+            async with knouds.models.map("gpt-image-2", jobs(5)[1 - made :], ledger=ledger, max_credits=24) as outcomes:
+                found = [outcome async for outcome in outcomes]
+            assert kinds(found) == {"Completed": 1, "budget": 4} if made else {"budget": 4}
+            assert "what 1 of the runs cost is not known" in str(found[-1].error)
+    assert len(emulator.runs) == 1
 
 
 async def test_an_account_that_cannot_pay_stops_the_batch(make_client: Any) -> None:

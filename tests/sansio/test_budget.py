@@ -63,6 +63,10 @@ LOST = Lost("me", "closed")
         ([sending(None), LOST], Totals(unpriced=1)),
         ([sending(None), LOST, Abandoned()], Totals()),
         ([sending(None), Ended(Ending(status="failed"))], Totals()),
+        ([sending(None), Ended(Ending(status="completed"))], Totals(unpriced=1)),
+        ([sending(None), Ended(Ending(status="cancelled"))], Totals(unpriced=1)),
+        ([sending(None), Ended(Ending(status="completed", cost=20))], Totals(spent=20)),
+        ([sending(), Ended(Ending(status="completed"))], Totals(spent=12)),
     ],
 )
 def test_every_stage_has_its_weight(events: list[Event], totals: Totals) -> None:
