@@ -12,10 +12,12 @@ refused with 429. Source of the rows: contract 6 and 7.
     2xx, unreadable             again                        InvalidResponseE.   SubmissionUnknownError
     5xx, the service's JSON     again                        ServiceError        ServiceError, may have run
     5xx, anything else          again                        ServiceError        SubmissionUnknownError
-    408, 499 without own JSON   APIError                     APIError            SubmissionUnknownError
+    408, 499, own JSON          APIError                     APIError            APIError, may have run
+    408, 499, anything else     APIError                     APIError            SubmissionUnknownError
     3xx, other 4xx              APIError (DELETE again: 404 is done)             APIError, nothing was run
 
-"Again" ends after `Retries` in the error that the next column names.
+"Again" ends after `Retries` in the error that the next column names. Where a 5xx, 408 or 499 answer to a submit names
+the run, it is a SubmissionUnknownError with the id.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from knouds_async._sansio.values import UnreadableError
 from knouds_async.config import Retries
 from knouds_async.errors import (
     ConnectionFailedError,
+    ExecutionFailedError,
     InvalidResponseError,
     KnoudsError,
     NoAnswerError,
@@ -43,7 +46,7 @@ T = TypeVar("T")
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 8.0
-_OPEN: Final = frozenset({408, 499})  # a proxy gave up waiting: the service may have the request
+_OPEN: Final = frozenset({408, 499})  # somebody gave up waiting: the service may have the request
 
 
 @attrs.frozen
@@ -138,7 +141,7 @@ def decide(
             return _unanswered(call, seen, so_far, retries, roll, part=part)
         case Garbled(status, seen_headers, seen, is_cut, part):
             if not 200 <= status < 300:  # the status alone says what happened
-                return _refused(call, Answer(status, seen_headers, b""), so_far, retries, roll)
+                return _refused(call, Answer(status, seen_headers, b""), so_far, retries, roll, part=part)
             if is_cut:
                 return _unanswered(call, seen, so_far, retries, roll, part=part)
             return _unreadable(call, status, f"the answer was {status}; {seen}", so_far, retries, roll, part=part)
@@ -150,7 +153,7 @@ def _answered(
     call: Call[T], answer: Answer, so_far: SoFar, retries: Retries, roll: float
 ) -> Done[T] | Again | Requeue | Fail:
     if not 200 <= answer.status < 300:
-        return _refused(call, answer, so_far, retries, roll)
+        return _refused(call, answer, so_far, retries, roll, part=answer.body)
     try:
         return Done(call.reads(answer))
     except UnreadableError as odd:
@@ -179,16 +182,20 @@ def _unreadable(
 
 
 def _refused(
-    call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries, roll: float
+    call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries, roll: float, *, part: bytes
 ) -> Done[Any] | Again | Requeue | Fail:
     if answer.status == 429:
         return _limited(call, answer, so_far, retries)
     if answer.status == 404 and call.method == "DELETE" and so_far.was_sent:
         return Done(None)
-    own = replies.own_words(answer)
-    if call.pays_for is not None and own is None and (answer.status >= 500 or answer.status in _OPEN):
-        return Fail(_unknown(call, f"the answer was {answer.status} and not the service's own", so_far))
-    error = refusals.refusal(answer, call, may_have_run=call.pays_for is not None and answer.status >= 500)
+    may_have_run = call.pays_for is not None and (answer.status >= 500 or answer.status in _OPEN)
+    error = refusals.refusal(answer, call, may_have_run=may_have_run)
+    if may_have_run and not isinstance(error, ExecutionFailedError):
+        own = replies.own_words(answer)
+        said = " and not the service's own" if own is None else f": {own['error']:.200}"
+        unknown = _unknown(call, f"the answer was {answer.status}{said}", so_far, part)
+        if own is None or unknown.execution_id is not None:
+            return Fail(unknown)
     if call.repeatable and answer.status >= 500:
         asked = headers.retry_after(answer, so_far.server_time) or 0.0
         return _again(so_far, retries, roll, at_least=asked) or Fail(error)

@@ -163,10 +163,10 @@ def test_what_can_be_read_is_done(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAID)
 def test_each_error_of_a_paid_call_says_whether_it_may_have_run(name: str) -> None:
-    """Not sent, and refused with a 3xx or 4xx of the service's own, is certainly not run; all else may have."""
+    """Not sent, and refused with a 3xx or a 4xx that is no time-out, is certainly not run; all else may have."""
     for outcome in FAULTS:
         error = error_after(name, outcome, attempts=99)
-        is_certain = isinstance(outcome, NotSent) or outcome in [*OTHER, *OWN_OPEN]
+        is_certain = isinstance(outcome, NotSent) or outcome in OTHER
         assert error.may_have_run is not is_certain, outcome
         if error.may_have_run:
             assert "Try again" not in str(error)
@@ -241,18 +241,25 @@ def test_the_id_in_the_part_that_came_is_told() -> None:
         Garbled(200, {}, "the answer was cut short", is_cut=True, part=part),
         Garbled(200, {}, "the body of the answer is a gzip stream that is cut off", is_cut=False, part=part),
         Answer(200, {}, part),
+        Answer(504, {}, part),
+        Garbled(502, {}, "the answer was cut short", is_cut=True, part=part),
+        Answer(500, {}, b'{"error": "it says", "executionId": "550e8400-e29b"}'),
+        Answer(408, {}, b'{"error": "it says", "executionId": "550e8400-e29b"}'),
     ):
         error = error_after("submit", outcome)
         assert isinstance(error, errors.SubmissionUnknownError)
         assert error.execution_id == "550e8400-e29b"
         assert "knouds.executions.attach('550e8400-e29b')" in str(error)
+        assert ("it says" in error.seen) is (b"it says" in getattr(outcome, "body", b""))
 
 
 def test_an_id_in_the_part_of_a_synchronous_run_is_not_its_own() -> None:
     """A synchronous run has no id (contract 3): what looks like one belongs to its result."""
-    error = error_after("run", Answer(200, {}, RECEIPT[:70]))
-    assert isinstance(error, errors.SubmissionUnknownError)
-    assert error.execution_id is None
+    for status in (200, 504):
+        error = error_after("run", Answer(status, {}, RECEIPT[:70]))
+        assert isinstance(error, errors.SubmissionUnknownError)
+        assert error.execution_id is None
+    assert isinstance(error_after("run", Answer(500, {}, OWN[:-1] + b', "executionId": "a"}')), errors.ServiceError)
 
 
 @given(st.integers(0, len(RECEIPT)), st.sampled_from([b"", b"\xff", b"\x00", b'"', b"}", b"\\", b'\\u00"']))
