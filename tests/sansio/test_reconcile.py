@@ -47,6 +47,21 @@ def test_what_a_row_does_not_say_does_not_rule_it_out() -> None:
     assert [found.id for found in walk(known, rows, 10)[0].found] == [1, 2]
 
 
+def test_a_request_id_accounts_for_one_row() -> None:
+    """Of two rows with the id of a known run one may be the submit; a row seen on two pages is one; "" is no id."""
+    known = Wanted(target=WANTED.target, sent_at=SENT, tolerance=WANTED.tolerance, exclude={"kie_1", ""})
+    late = row(1, 0, request_id="kie_1", status="processing")
+    seen_again = row(1, 0, request_id="kie_1", status="completed")
+    assert walk(known, [late, seen_again], 1)[0].found == ()
+    assert [found.id for found in walk(known, [late, seen_again, row(2, 0, request_id="kie_1")], 1)[0].found] == [2]
+    assert [found.id for found in walk(known, [row(3, 500, request_id="kie_1"), late], 9)[0].found] == []
+    assert [found.id for found in walk(known, [row(4, 0, request_id="")], 9)[0].found] == [4]
+    nameless = [row(5, 0), row(5, 0)]
+    assert len(walk(WANTED, nameless, 1)[0].found) == 1
+    unnumbered = [UsageRow(workflow_slug="mine", created_at=SENT, request_id="kie_1")] * 2
+    assert walk(known, unnumbered, 1)[0].found == ()
+
+
 def test_a_models_rows_are_those_without_a_workflow() -> None:
     """For a model the model ids decide, where they are told."""
     rows = [
