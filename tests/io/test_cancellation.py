@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -275,6 +275,15 @@ def _on_trio(main: Main, presses: Sequence[float]) -> None:
     trio.run(run, clock=MockClock(autojump_threshold=0))
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C raise, as in a terminal: a program that is started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("presses", [1, 2])
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("run", [_on_asyncio, _on_trio])
