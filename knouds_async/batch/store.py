@@ -20,6 +20,7 @@ from knouds_async._sansio.entries import (
     IllegalStepError,
     OwnerGone,
     ResendApproved,
+    Resolved,
     Stage,
     advance,
     successor,
@@ -101,12 +102,19 @@ class Store:
         entry = self.look(key)
         if entry is None:
             raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
+        if isinstance(event, Resolved):
+            self._refuse_run_of_another(key, event.execution_id)
         try:
             decided = self._moved(entry, event)
         except IllegalStepError:
             said = f"job {key!r} is {entry.stage}: only one that is unknown is decided about, so nothing was changed"
             raise InvalidArgumentError(said) from None
         return self._begun_again(decided) if isinstance(event, ResendApproved) else decided
+
+    def _refuse_run_of_another(self, key: str, execution_id: str) -> None:
+        for other in self._entries("execution_id = ? AND key <> ? LIMIT 1", execution_id, key):
+            said = f"execution {execution_id!r} is the run of job {other.key!r}, not of {key!r}: nothing was changed"
+            raise InvalidArgumentError(said)
 
     def retry_failed(self) -> int:
         """Begin anew what failed or was cancelled."""

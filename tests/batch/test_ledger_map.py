@@ -139,6 +139,21 @@ async def test_an_unknown_may_be_resolved(make_client: Any, path: Path) -> None:
     assert len(emulator.runs) == 1
 
 
+async def test_the_run_of_another_job_is_no_answer(make_client: Any, path: Path) -> None:
+    """An unknown job is not given the result of another job by a slip: that run's id is refused, with whose it is."""
+    emulator = Emulator(tier="enterprise", duration=0.01)
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
+    await run(make_client(emulator, latency=0.001), path, jobs(2))
+    async with SQLiteLedger(path) as ledger:
+        (unknown,) = await ledger.unknown()
+        other = await ledger.find("job-1" if unknown.key == "job-0" else "job-0")
+        assert other is not None
+        assert other.execution_id is not None
+        with pytest.raises(ValueError, match=f"is the run of job '{other.key}'"):
+            await ledger.resolve(unknown.key, other.execution_id)
+        assert await ledger.unknown() == (unknown,)
+
+
 async def test_what_is_out_is_picked_up(make_client: Any, path: Path) -> None:
     """A batch that was left is gone on with by the next one: nothing is sent twice, every run is awaited."""
     emulator = Emulator(tier="enterprise", duration=0.3)
