@@ -116,14 +116,14 @@ class WebhookReceiver:
         if event.execution_id is None:  # nothing to know it again by
             await self._hand_on(event)
             return
-        key = f"{event.execution_id} {event.event}"
-        while (other := self._underway.get(key)) is not None:
-            await other.wait()  # should its handler fail, this one is there to be taken
-        self._underway[key] = over = anyio.Event()
+        run = event.execution_id
+        while (other := self._underway.get(run)) is not None:
+            await other.wait()  # should its handler fail, this one is there to be taken; else it may be contradicted
+        self._underway[run] = over = anyio.Event()
         try:
-            await self._take_once(event, key)
+            await self._take_once(event, f"{run} {event.event}")
         finally:
-            del self._underway[key]
+            del self._underway[run]
             over.set()
 
     async def _take_once(self, event: WebhookEvent, key: str) -> None:

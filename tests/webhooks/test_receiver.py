@@ -117,6 +117,17 @@ async def test_final_states_stay_final(sender: Any, end: End) -> None:
     assert diary.names == ["execution.completed"]
 
 
+async def test_two_ends_of_a_run_at_once_are_one(sender: Any, end: End) -> None:
+    """An end that comes while the handler is still busy with another end of the same run is not handed on."""
+    diary = Diary(seconds=5)
+    send = sender(handler=diary)
+    async with anyio.create_task_group() as tasks:
+        for status in ("completed", "failed", "cancelled"):
+            tasks.start_soon(send, end("a", status))
+            await anyio.sleep(1)
+    assert diary.names == ["execution.completed"]
+
+
 async def test_an_unknown_event_of_the_same_end_is_handed_on(sender: Any, end: End) -> None:
     """A new kind of event that has the run as it is known passes."""
     diary = Diary()
