@@ -9,7 +9,7 @@ import attrs
 
 from knouds_async._sansio import budget
 from knouds_async._sansio.budget import Prices, Totals, Verdict
-from knouds_async._sansio.entries import Entry, Event, IllegalStepError, Sending
+from knouds_async._sansio.entries import Entry, Event, IllegalStepError, NotSent, Sending
 from knouds_async.batch.jobs import Asked
 from knouds_async.batch.ledger import Claim, Claimed, Ledger, OverBudget, Written
 from knouds_async.batch.outcomes import NotRunReason
@@ -118,11 +118,15 @@ class Books:
         return claimed
 
     async def record(self, entry: Entry, event: Event) -> Entry:
-        """Write what has become of an entry, and learn its cost."""
+        """Write what has become of an entry, and learn its cost; the error says if it was of a run that may be paid."""
         try:
             return await self._record(entry, event)
         except IllegalStepError as error:
-            raise LedgerError(f"{error}: another batch has decided otherwise meanwhile") from None
+            failure = LedgerError(f"{error}: another batch has decided otherwise meanwhile")
+        except LedgerError as error:
+            failure = error.with_traceback(None)
+        failure.may_have_run = failure.may_have_run or not isinstance(event, NotSent)
+        raise failure from None
 
     async def _record(self, entry: Entry, event: Event) -> Entry:
         written = await self.ledger.record(entry.key, entry.attempt, event)

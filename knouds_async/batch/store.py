@@ -219,6 +219,13 @@ def _unopened(path: Path, why: Exception) -> LedgerError:
 
 
 def _unusable(path: Path, why: Exception) -> LedgerError:
+    import sqlite3
+
+    if getattr(why, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED:
+        return LedgerError(
+            f"the ledger {str(path)!r} was moved, deleted or replaced while it was in use. Nothing more is submitted; "
+            "put it back before you run the batch again: a new one knows of no earlier run, and all would be paid twice"
+        )
     return LedgerError(
         f"the ledger {str(path)!r} cannot be used: {why}. Nothing more is submitted; what is on record stays, and the "
         "same batch on the same ledger goes on from there"

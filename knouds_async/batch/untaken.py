@@ -9,6 +9,7 @@ from typing import Final
 import anyio
 
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, Outcome, Unknown
+from knouds_async.errors import KnoudsError
 
 _KINDS: Final = {
     Completed: "completed",
@@ -49,9 +50,11 @@ class Untaken:
             self._stir()
 
     def fail(self, error: BaseException) -> None:
-        """Take note of what ends the batch; the first error counts."""
+        """Take note of what ends the batch; the first error counts, and says of all if money may have been spent."""
         if self._failure is None:
             self._failure = error
+        elif isinstance(self._failure, KnoudsError) and isinstance(error, KnoudsError) and error.may_have_run:
+            self._failure.may_have_run = True
 
     def end(self) -> None:
         """Take note that no further outcome comes."""

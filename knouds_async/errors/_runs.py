@@ -97,5 +97,6 @@ class BudgetExceededError(KnoudsError):
 class LedgerError(KnoudsError):
     """The ledger of a batch cannot be used: another kind of file, damaged, locked for too long, or the disk is full.
 
-    The batch submits nothing more. What is on record stays; runs whose ids could not be written are logged at WARNING.
+    The batch submits nothing more. What is on record stays; runs whose ids could not be written are logged at WARNING,
+    and `may_have_run` tells whether there was anything of a run that could not be written.
     """

@@ -201,6 +201,74 @@ async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, ca
     emulator.assert_charged_once()
 
 
+@pytest.mark.parametrize("what", ["claim", "record"])
+async def test_an_error_of_the_ledger_says_whether_a_run_may_be_paid(what: str, make_client: Any, path: Path) -> None:
+    """When an intent cannot be written nothing was sent; when the outcome cannot, money may have been spent."""
+    emulator = Emulator(tier="enterprise", duration=0.01)
+    ledger = SQLiteLedger(path)
+
+    async def fail(*_: Any) -> Any:
+        raise LedgerError("the disk is full")
+
+    setattr(ledger, what, fail)
+    with pytest.raises(LedgerError) as caught:
+        async with ledger, make_client(emulator).workflows.map(SLUG, jobs(1), ledger=ledger) as outcomes:
+            async for _ in outcomes:
+                pass
+    assert caught.value.may_have_run is (len(emulator.runs) == 1) is (what == "record")
+
+
+async def test_what_comes_after_the_first_error_may_have_run_all_the_same(make_client: Any, path: Path) -> None:
+    """An intent that cannot be written ends the batch; a run that is out then, and cannot be written, counts."""
+    emulator = Emulator(tier="enterprise", duration=60.0)
+    ledger = SQLiteLedger(path)
+    claim, broken = ledger.claim, anyio.Event()
+
+    async def once(wanted: Claim) -> Any:
+        if wanted.key == "job-0":
+            return await claim(wanted)
+        broken.set()
+        raise LedgerError("the disk is full")
+
+    async def fail(*_: Any) -> Any:
+        await broken.wait()
+        raise LedgerError("the disk is full")
+
+    for name, instead in (("claim", once), ("record", fail)):
+        setattr(ledger, name, instead)
+    knouds = make_client(emulator)
+    await knouds.workflows.submit(SLUG, {"product_name": "it is known then that it answers"})
+    with pytest.raises(LedgerError) as caught:
+        async with ledger, knouds.workflows.map(SLUG, jobs(2), ledger=ledger) as outcomes:
+            outcomes._sender._has_answered = True  # so that both leave at once
+            async for _ in outcomes:
+                pass
+    assert caught.value.may_have_run
+
+
+def _take_away(how: str, path: Path) -> None:
+    if how != "deleted":
+        path.with_name("other.db").write_bytes(path.read_bytes())
+    path.unlink()
+    if how == "replaced":
+        path.with_name("other.db").rename(path)
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted", "replaced"])
+async def test_a_ledger_that_is_taken_away_is_named_as_such(how: str, make_client: Any, path: Path) -> None:
+    """A ledger that is moved, deleted or replaced stops the batch, which is not told to go on with a new one."""
+    emulator = Emulator(tier="enterprise", duration=0.01)
+    wanted, taken = [Job(str(number), {"prompt": str(number)}) for number in range(50)], 0
+    with pytest.raises(LedgerError, match="put it back") as caught:
+        async with make_client(emulator).workflows.map("fast-sketch", wanted, ledger=path, max_in_flight=2) as outcomes:
+            async for _ in outcomes:
+                if not taken:
+                    _take_away(how, path)
+                taken += 1
+    assert "goes on from there" not in str(caught.value)
+    assert len(emulator.runs) < 10
+
+
 async def _is_on_record(ledger: SQLiteLedger, run: Any) -> bool:
     entry = await ledger.find(str(run.inputs["product_name"]))
     return entry is not None and entry.execution_id == run.execution_id
