@@ -27,6 +27,7 @@ from knouds_async import (
     WaitTimeoutError,
 )
 from knouds_async.cli import output
+from knouds_async.cli.ended import as_by_ctrl_c
 from knouds_async.cli.exits import Exit, UsageError, exit_of
 from knouds_async.cli.inputs import inputs_of
 from knouds_async.cli.options import BaseUrl, Expected, Json, check_expected
@@ -90,7 +91,7 @@ def run(
     """Run a workflow or a model, wait, and print the result.
 
     The result is text and the addresses of its files, one per line; with --json the execution with all it gave. The
-    run is submitted at most once. Ctrl-C and --timeout end the waiting, not the run: its id is on stderr.
+    run is submitted at most once. Ctrl-C, SIGTERM and --timeout end the waiting, not the run: its id is on stderr.
     """
     if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout {timeout:g}: must be more than 0 seconds")
@@ -99,7 +100,8 @@ def run(
     job = _Job(target, inputs_of(inputs or (), input_file), timeout, expected, base_url, prepared(save))
     failure: KnoudsError | KeyboardInterrupt | None
     try:
-        failure = asyncio.run(_carry_out(job))
+        with as_by_ctrl_c():
+            failure = asyncio.run(_carry_out(job))
     except (KeyboardInterrupt, KnoudsError) as error:
         if job.state is None:
             if job.execution is None:

@@ -216,16 +216,17 @@ def test_ctrl_c_while_waiting_is_130_and_the_run_goes_on(
     assert service.emulator.runs[0].cancel_requested_at is None
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_ctrl_c_in_the_middle_of_a_submit_still_says_the_id(
-    service: Any, start: Callable[..., "subprocess.Popen[str]"]
+    name: str, service: Any, start: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
-    """A submit that is under way at Ctrl-C is finished first, so that the id of the paid run is not lost."""
+    """A submit that is under way when the command is to end is finished first: the id of a paid run is not lost."""
     service.emulator.faults.add(faults.stalled(2.0, after_run=True), route=SUBMIT)
     process = start(*RUN, env=service.env)
     until = time.monotonic() + 30
     while not service.emulator.runs and time.monotonic() < until:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert service.emulator.runs[0].execution_id in err
