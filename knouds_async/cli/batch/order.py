@@ -28,14 +28,16 @@ class Order:
 
     @property
     def command(self) -> str:
-        """The command that goes on with it, for a shell."""
+        """The command that goes on with it, for a shell.
+
+        Not with --retry-failed: the ledger has it by now, and what has failed since then would be paid for once more.
+        """
         options: dict[str, object] = {
             "--model": self.target.kind == "models",
             "--ledger": self.ledger,
             "--out": self.out,
             "--max-in-flight": self.max_in_flight,
             "--max-credits": None if self.max_credits is None else f"{self.max_credits:.15g}",
-            "--retry-failed": self.retry_failed,
             "--expected": None if self.expected is None else f"{self.expected:.15g}",
             "--save": self.save,
             "--json": self.as_json,

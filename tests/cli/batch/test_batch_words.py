@@ -16,6 +16,7 @@ from knouds_async import (
     KnoudsError,
     LimiterStats,
     RunResult,
+    Target,
     errors,
 )
 from knouds_async.batch.jobs import Job
@@ -23,6 +24,7 @@ from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, No
 from knouds_async.batch.progress import Progress
 from knouds_async.cli.batch.account import Account, in_words
 from knouds_async.cli.batch.display import Display
+from knouds_async.cli.batch.order import Order
 from knouds_async.cli.batch.outcome_lines import is_written, line_of, stays
 from knouds_async.cli.batch.pace import Pace, clock
 from knouds_async.cli.batch.watching import quota
@@ -196,3 +198,9 @@ def test_what_did_not_occur_is_not_said() -> None:
     """A batch without a known number of jobs, a cap and odd outcomes says none of them."""
     display = Display(lambda: Progress(elapsed=3.0, completed=3, in_flight=2, credits_spent=36.0))
     assert display.lines() == ("3 done, 2 in flight", "3 completed", "36 credits spent", "0:03, 60 jobs a minute")
+
+
+def test_going_on_retries_nothing_once_more() -> None:
+    """The command that goes on is the one that was given, but for --retry-failed, which has had its effect."""
+    order = Order(target=Target("models", "suno-v5"), jobs=Path("a b.csv"), ledger=Path("l"), retry_failed=True)
+    assert order.command == "knouds batch suno-v5 'a b.csv' --model --ledger l"
