@@ -16,7 +16,6 @@ from anyio.lowlevel import checkpoint
 from knouds_async._io.backend import spawn
 from knouds_async.batch.books import Books
 from knouds_async.batch.jobs import Asked, Job, Jobs, Reader
-from knouds_async.batch.outcomes import NotRunReason
 from knouds_async.batch.progress import OnProgress
 from knouds_async.batch.sender import Sender
 from knouds_async.batch.untaken import Untaken
@@ -130,8 +129,7 @@ class Runner:
         if self._reader.count % _A_FEW == 0:
             await checkpoint()
         while True:
-            halt = self._books.halt
-            if halt is not None and halt.reason is NotRunReason.STOPPED:
+            if self._sender.is_stopped:
                 return False
             is_full = self._active - self._work.aside >= self._plan.max_in_flight
             if not is_full and self._reader.count - self._outcomes.taken < self._plan.most_ahead:

@@ -56,10 +56,12 @@ class Sender:
         self.on_change: Callable[[], None] = lambda: None
         self.schema: WorkflowSchema | None = None
         self.submitted = 0
+        self.is_stopped = False  # somebody asked for it: no further job is to be read either
 
     def stop(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
         """Submit nothing more: what is in line leaves it, what is out goes on."""
         self._books.stop(reason, error)
+        self.is_stopped = self.is_stopped or reason is NotRunReason.STOPPED
         for scope, keeper in self._in_line.items():
             if keeper is None or not keeper.has_left:
                 scope.cancel()

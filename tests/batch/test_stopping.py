@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,19 @@ async def test_a_refusal_for_all_cuts_no_synchronous_run(make_client: Any, ledge
         found = [outcome async for outcome in outcomes]
     assert len(emulator.runs) == 4
     assert kinds(found) == {"Completed": 4, "budget": 4}
+
+
+async def test_a_batch_that_had_stopped_by_itself_can_be_stopped(make_client: Any) -> None:
+    """When no credits are left jobs are read on, each as not run; `stop` ends that too, with a source without end."""
+    endless = ({"product_name": str(number)} for number in itertools.count())
+    async with make_client(Emulator()).workflows.map("my-thumbnail-pipeline", endless, max_credits=0) as outcomes:
+        found = []
+        async for outcome in outcomes:
+            found.append(outcome)
+            if len(found) == 10:
+                outcomes.stop()
+            assert len(found) < 9000
+    assert set(kinds(found)) == {"budget"}
 
 
 async def test_what_is_refused_after_the_stop_is_not_sent_again(make_client: Any, ledger: Any) -> None:
