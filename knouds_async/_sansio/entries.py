@@ -73,7 +73,8 @@ class Entry:
     """A job's line in a ledger: one per key and attempt; only the last attempt of a key can change.
 
     `digest`: of its inputs, which are not kept. `owner`: the batch that works on it. `reserved`: credits set aside for
-    its run, None when nobody knew the price. `sent_at`: epoch seconds. `note`: why it is unknown.
+    its run, None when nobody knew the price. `sent_at`: epoch seconds. `note`: why it is unknown, or was until
+    somebody named its run.
     """
 
     key: str
@@ -238,6 +239,8 @@ def _from_submitted(entry: Entry, event: Event) -> Entry | None:
             return attrs.evolve(entry, owner=None)
         case PickedUp(owner) if entry.owner is None:
             return attrs.evolve(entry, owner=owner)
+        case Resolved(execution_id) if entry.owner is None and entry.note is not None:  # the first id may be a slip
+            return attrs.evolve(entry, execution_id=execution_id)
         case Abandoned():
             return attrs.evolve(entry, stage=Stage.ABANDONED, owner=None)
         case Accepted() if event.execution_id == entry.execution_id:

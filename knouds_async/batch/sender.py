@@ -23,7 +23,7 @@ from knouds_async.batch.keeper import Keeper, Refusal
 from knouds_async.batch.outcomes import Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.service import Service
 from knouds_async.execution import Execution
-from knouds_async.types import RunResult, Submitted, Target, WorkflowSchema
+from knouds_async.types import ExecutionState, RunResult, Submitted, Target, WorkflowSchema
 
 OnUnknown = Literal["park", "stop"]
 
@@ -150,6 +150,8 @@ class Sender:
         """Wait for the end of a run and write it down; looks that fail are made again for as long as they may help."""
         try:
             state = await execution.wait(timeout=math.inf)
+            if entry.note is not None:  # somebody named the run
+                _refuse_run_of_another_target(state, self._target)
         except errors.ClientClosedError:
             raise
         except errors.KnoudsError as error:
@@ -228,6 +230,17 @@ class _Trouble:
         """Give the next pause, each longer than the last."""
         now, self._pause = self._pause, min(60.0, self._pause * 2)
         return now
+
+
+def _refuse_run_of_another_target(state: ExecutionState, target: Target) -> None:
+    """Raise for a run that certainly is none of this target; what the service does not say rules nothing out."""
+    slug = state.workflow_slug
+    if slug is not None and (target.kind != "workflows" or slug != target.name):
+        said = f"execution {state.execution_id!r} is a run of workflows/{slug}, not of {target}"
+        advice = "its result was not taken: `resolve` the job to the run it was, or `abandon` it"
+        error = errors.KnoudsError(f"{said}; {advice}")
+        error.may_have_run = True  # the job's own run, whichever it is
+        raise error
 
 
 def _reason(error: errors.KnoudsError) -> tuple[NotRunReason, bool]:

@@ -108,7 +108,10 @@ class SQLiteLedger:
         return await self.look(key)
 
     async def resolve(self, key: str, execution_id: str) -> Entry:
-        """Tell which run an unknown job began: the next batch picks it up. InvalidArgumentError if it is none."""
+        """Tell which run an unknown job began: the next batch picks it up. InvalidArgumentError if it is none.
+
+        A wrong id can be told anew, once no batch waits for its run; a run of another workflow is never taken.
+        """
         return await self._decide(key, Resolved(checked_id(execution_id)))
 
     async def approve_resend(self, key: str) -> Entry:

@@ -139,6 +139,39 @@ async def test_an_unknown_may_be_resolved(make_client: Any, path: Path) -> None:
     assert len(emulator.runs) == 1
 
 
+async def test_a_wrong_id_can_be_told_anew(make_client: Any, path: Path) -> None:
+    """A run that was paid for is not lost behind a slip: what nobody finds by the id can be resolved once more."""
+    emulator = Emulator(tier="enterprise", duration=0.01)
+    knouds = make_client(emulator, latency=0.001)
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
+    await run(knouds, path, jobs(1))
+    for named in ("a-slip", emulator.runs[0].execution_id):
+        async with SQLiteLedger(path) as ledger:
+            await ledger.resolve("job-0", named)
+        (found,) = await run(knouds, path, jobs(1))
+        assert isinstance(found, Unknown if named == "a-slip" else Completed)
+    async with SQLiteLedger(path) as ledger:
+        with pytest.raises(ValueError, match="nothing was changed"):
+            await ledger.resolve("job-0", "a-slip")
+    assert len(emulator.runs) == 1
+
+
+async def test_the_run_of_another_workflow_is_no_answer(make_client: Any, path: Path) -> None:
+    """The result of another workflow's run is never given for a job's: it stays unknown, until the right id is told."""
+    emulator = Emulator(tier="enterprise", duration=0.01)
+    knouds = make_client(emulator, latency=0.001)
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
+    await run(knouds, path, jobs(1))
+    other = await knouds.workflows.submit("daily-picture", {})
+    await other
+    for named, kind in ((other.id, Unknown), (emulator.runs[0].execution_id, Completed)):
+        async with SQLiteLedger(path) as ledger:
+            await ledger.resolve("job-0", named)
+        (found,) = await run(knouds, path, jobs(1))
+        assert isinstance(found, kind)
+    assert len(emulator.runs) == 2
+
+
 async def test_the_run_of_another_job_is_no_answer(make_client: Any, path: Path) -> None:
     """An unknown job is not given the result of another job by a slip: that run's id is refused, with whose it is."""
     emulator = Emulator(tier="enterprise", duration=0.01)

@@ -69,6 +69,8 @@ STAGES: dict[str, Entry] = {
     "sending": after(SENDING),
     "submitted": after(SENDING, ACCEPTED),
     "unknown": after(SENDING, Lost("me", "closed")),
+    "named": after(SENDING, Lost("me", "closed"), Resolved("a-slip")),
+    "awaited": after(SENDING, Lost("me", "closed"), Resolved("a-slip"), PickedUp("me")),
     "final": after(SENDING, ACCEPTED, COMPLETED),
     "resend_approved": after(SENDING, Lost("me", "closed"), ResendApproved()),
     "abandoned": after(SENDING, Lost("me", "closed"), Abandoned()),
@@ -91,6 +93,7 @@ STAGES: dict[str, Entry] = {
         ("submitted", OwnerGone(), "submitted"),
         ("submitted", ACCEPTED, "submitted"),
         ("submitted", Abandoned(), "abandoned"),
+        ("named", Resolved("run-3"), "submitted"),
         ("unknown", ACCEPTED, "submitted"),
         ("unknown", COMPLETED, "final"),
         ("unknown", NotSent("me"), "new"),
@@ -127,6 +130,8 @@ def test_what_follows(stage: str, event: Event, following: str) -> None:
         ("sending", Abandoned()),
         ("submitted", SENDING),
         ("submitted", NotSent("me")),
+        ("submitted", Resolved("run-3")),
+        ("awaited", Resolved("run-3")),
         ("submitted", PickedUp("other")),
         ("submitted", ResendApproved()),
         ("submitted", Accepted(owner="me", execution_id="run-2")),
@@ -143,7 +148,7 @@ def test_what_follows(stage: str, event: Event, following: str) -> None:
 )
 def test_what_cannot_follow(stage: str, event: Event) -> None:
     """Whatever else comes is refused, by the name of the job, its stage and the event."""
-    with pytest.raises(IllegalStepError, match=f"'a'.*{stage}.*{type(event).__name__}"):
+    with pytest.raises(IllegalStepError, match=f"'a'.*{STAGES[stage].stage}.*{type(event).__name__}"):
         advance(STAGES[stage], event)
 
 
