@@ -6,8 +6,6 @@ from typing import Annotated, TypeAlias
 
 from cyclopts import Parameter
 
-from knouds_async.cli.exits import UsageError
-
 BaseUrl: TypeAlias = Annotated[
     str | None,
     Parameter(name="--base-url", help="The service to talk to; else $KNOUDS_BASE_URL, else https://knouds.ai."),
@@ -21,9 +19,3 @@ Expected: TypeAlias = Annotated[
 ]
 Slug: TypeAlias = Annotated[str, Parameter(help="The workflow's slug, as `knouds workflows` lists it.")]
 ExecutionId: TypeAlias = Annotated[str, Parameter(help="The id that `knouds run` said when it submitted the run.")]
-
-
-def check_expected(expected: float | None) -> None:
-    """Refuse what is no expected duration, before anything is sent."""
-    if expected is not None and not 0 < expected < 1e9:
-        raise UsageError(f"--expected {expected:g}: must be a number of seconds above 0 and below 1e9")

@@ -26,15 +26,16 @@ from knouds_async import (
     Target,
     WaitTimeoutError,
 )
+from knouds_async._sansio.learned import check_expected
 from knouds_async.cli import output
-from knouds_async.cli.ended import as_by_ctrl_c
 from knouds_async.cli.exits import Exit, UsageError, exit_of
 from knouds_async.cli.inputs import inputs_of
-from knouds_async.cli.options import BaseUrl, Expected, Json, check_expected
+from knouds_async.cli.options import BaseUrl, Expected, Json
 from knouds_async.cli.saving import Save, prepared
 from knouds_async.cli.saving import save as saved
 from knouds_async.cli.service import connect
 from knouds_async.cli.shown import ended, give_result
+from knouds_async.cli.signals import as_by_ctrl_c
 from knouds_async.cli.waiting import on_show, wait
 from knouds_async.cli.words import said_of
 

@@ -14,7 +14,9 @@ from knouds_async.cli.exits import Exit, exit_of
 _STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LOOK: Final = "Look for it with `{}` before you run it again"
 
-_ARGUMENT: Final = re.compile(r"(limit|max_credits|max_in_flight)=(?=\S+: must be)")  # those that are options as well
+_ARGUMENT: Final = re.compile(
+    r"(expected|limit|max_credits|max_in_flight)=(?=\S+: must be)"
+)  # those that are options as well
 
 # The first row that fits counts; "" leaves the library's advice out.
 _ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (

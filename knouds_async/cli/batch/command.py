@@ -8,9 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from knouds_async import Target
+from knouds_async._sansio.learned import check_expected
 from knouds_async.cli.batch.order import Order
 from knouds_async.cli.exits import UsageError
-from knouds_async.cli.options import BaseUrl, Expected, Json, check_expected
+from knouds_async.cli.options import BaseUrl, Expected, Json
 from knouds_async.cli.saving import Save, prepared
 
 Slug = Annotated[str | None, Parameter(help="The workflow's slug; with --model a model's internal name.")]

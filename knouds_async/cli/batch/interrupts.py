@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from knouds_async.cli.exits import Exit
+from knouds_async.cli.signals import ASKED_TO_END
 
 GRACE: Final = 3.0
 """Seconds until a batch that is left at once is left for certain."""
@@ -27,7 +28,7 @@ _SHOW_CURSOR: Final = "\x1b[?25h"
 async def taken(stop: Callable[[], None], leave: Callable[[], None]) -> AsyncIterator[None]:
     """While the block runs, call `stop` at the first Ctrl-C and `leave` at the second; a third ends the process.
 
-    What asks the process to end counts as two: SIGTERM, and SIGHUP, which tells that the terminal is gone.
+    What asks the process to end counts as two.
     """
     loop, news = asyncio.get_running_loop(), asyncio.Queue[int]()
     count = 0
@@ -40,8 +41,7 @@ async def taken(stop: Callable[[], None], leave: Callable[[], None]) -> AsyncIte
         loop.call_soon_threadsafe(news.put_nowait, count)
 
     # One that is ignored stays so: the keys of a terminal are not meant for a job in the background.
-    asked = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # SIGHUP: not on Windows
-    numbers = [one for one in asked if signal.getsignal(one) is not signal.SIG_IGN]
+    numbers = [one for one in (signal.SIGINT, *ASKED_TO_END) if signal.getsignal(one) is not signal.SIG_IGN]
     before = {one: signal.signal(one, take) for one in numbers}
     listening = asyncio.create_task(_listen(news, stop, leave))
     try:

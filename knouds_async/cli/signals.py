@@ -1,4 +1,4 @@
-"""What asks a command to end, SIGTERM or SIGHUP, taken for Ctrl-C, so that it says what it leaves behind.
+"""What asks a command to end besides Ctrl-C, and how `knouds run` takes it for that, to say what it leaves behind.
 
 Rule of the file: left to itself, such a signal ends the process between a submit and its id.
 """
@@ -9,6 +9,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+ASKED_TO_END: Final = frozenset({signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})
+"""SIGTERM, and SIGHUP, which tells that the terminal is gone; there is none on Windows."""
 
 
 @contextmanager
@@ -18,8 +22,7 @@ def as_by_ctrl_c() -> Iterator[None]:
     if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    asked = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # SIGHUP: not on Windows
-    numbers = [one for one in asked if signal.getsignal(one) is signal.SIG_DFL]
+    numbers = [one for one in ASKED_TO_END if signal.getsignal(one) is signal.SIG_DFL]
     for one in numbers:
         signal.signal(one, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
