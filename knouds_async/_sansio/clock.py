@@ -1,6 +1,7 @@
-"""The server's clock, seen from here: how far it can be from the local monotonic clock, as an interval.
+"""The service's clock, seen from here, as an interval: what a window needs of it, and what a proof needs of it. Pure.
 
-Rule of the file: local times are monotonic seconds, server times are epoch seconds; only this interval joins them.
+Local times are monotonic seconds, the service's are epoch seconds; only an interval joins them. For a proof that a
+submit began no run the bounds have to be honest also on a machine that slept or whose clock was set.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Final
 
 import attrs
 
-__all__ = ["ServerClock"]
+__all__ = ["UNDATED", "Moment", "Reading", "ServerClock", "ServiceClock"]
 
 DRIFT: Final = 1e-4
 """Seconds by which two clocks can part in a second: about ten times what common crystals do."""
@@ -60,3 +61,117 @@ class ServerClock:
     def server_time(self, now: float) -> float | None:
         """Estimate the server's epoch time at the local moment `now`; None before any `Date` was heard."""
         return now + (self.lo + self.hi) / 2 if self.known else None
+
+
+RECENT: Final = 600.0
+"""Seconds for which a `Date` that was heard still dates anything."""
+
+JUMP: Final = 1.0
+"""Seconds by which clocks of one machine may part before one of them was set, or stood still in a sleep."""
+
+
+@attrs.frozen(kw_only=True)
+class Reading:
+    """What the clocks of this machine showed at one moment, in seconds.
+
+    `loop`: the event loop's, None outside of it; `steady`: monotonic, it stands still while a machine sleeps; `boot`:
+    since the boot, sleep included, None where the system has none; `wall`: epoch seconds, which anybody may set.
+    """
+
+    loop: float | None
+    steady: float
+    boot: float | None
+    wall: float
+
+    def since(self, earlier: Reading) -> float:
+        """Return the seconds since an earlier reading: the most that any clock shows."""
+        pairs = ((self.loop, earlier.loop), (self.steady, earlier.steady), (self.boot, earlier.boot))
+        passed = [now - then for now, then in pairs if now is not None and then is not None]
+        return max(*passed, self.wall - earlier.wall)
+
+    def has_jumped_since(self, earlier: Reading) -> bool:
+        """Return whether the machine slept, or its wall clock was set, since an earlier reading."""
+        steady = self.steady - earlier.steady
+        boot = steady if self.boot is None or earlier.boot is None else self.boot - earlier.boot
+        return abs(boot - steady) > JUMP or abs(self.wall - earlier.wall - steady) > JUMP
+
+
+@attrs.frozen(kw_only=True)
+class Moment:
+    """A moment, dated by the service's clock as far as it was known, and by this machine's.
+
+    `earliest`, `latest`: epoch seconds of the service, None when its clock was not known; `wall`: epoch seconds of this
+    machine; `known`: how the service's clock was known, in words.
+    """
+
+    wall: float
+    earliest: float | None = None
+    latest: float | None = None
+    known: str = "the service's clock was not known"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there are bounds by the service's clock."""
+        return self.earliest is not None and self.latest is not None
+
+    @property
+    def middle(self) -> float:
+        """The best guess, in epoch seconds: the middle of the bounds, else what this machine's clock showed."""
+        if self.earliest is None or self.latest is None:
+            return self.wall
+        return (self.earliest + self.latest) / 2
+
+
+UNDATED: Final = Moment(wall=0.0)
+"""A moment of which nothing is known."""
+
+
+@attrs.frozen
+class ServiceClock:
+    """What was heard of the service's clock, for proofs: nothing from caches, nothing old, nothing after a jump."""
+
+    bounds: ServerClock = ServerClock()
+    heard_at: Reading | None = None
+
+    def heard(self, date: float, sent: Reading, answered: Reading) -> ServiceClock:
+        """Take in the `Date` (epoch seconds) of an answer of the service's own; a jump meanwhile makes it worthless.
+
+        A date that contradicts what is known may come from a cache, or what is known may: then both bound the clock.
+        """
+        if sent.loop is None or answered.loop is None or answered.has_jumped_since(sent):
+            return ServiceClock()
+        lo, hi = date - answered.loop, date + 1 - sent.loop
+        known = self._bounds(answered)
+        if known is None:
+            return ServiceClock(ServerClock(lo, hi, answered.loop), answered)
+        both_lo, both_hi = max(lo, known.lo), min(hi, known.hi)
+        if both_lo > both_hi:
+            both_lo, both_hi = min(lo, known.lo), max(hi, known.hi)
+        return ServiceClock(ServerClock(both_lo, both_hi, answered.loop), answered)
+
+    def moment(self, now: Reading) -> Moment:
+        """Return what is known of the moment `now`."""
+        known = self._bounds(now)
+        if known is None or now.loop is None:
+            return Moment(wall=now.wall) if self.heard_at is None else Moment(wall=now.wall, known=self._lost(now))
+        age = now.since(self.heard_at) if self.heard_at is not None else 0.0
+        return Moment(
+            wall=now.wall,
+            earliest=now.loop + known.lo - JUMP,
+            latest=now.loop + known.hi + JUMP,
+            known=f"the service's clock was heard {age:.0f} s before",
+        )
+
+    def _bounds(self, now: Reading) -> ServerClock | None:
+        """Return the bounds with the drift since they were heard; None when they date nothing any more."""
+        at = self.heard_at
+        if at is None or at.loop is None or now.loop is None or now.since(at) > RECENT or now.has_jumped_since(at):
+            return None
+        drift = DRIFT * max(0.0, now.loop - at.loop)
+        return ServerClock(self.bounds.lo - drift, self.bounds.hi + drift, now.loop)
+
+    def _lost(self, now: Reading) -> str:
+        at = self.heard_at
+        has_jumped = at is not None and now.has_jumped_since(at)
+        why = "this machine slept or its clock was set" if has_jumped else "it was too long ago"
+        return f"the service's clock was heard, but {why}"

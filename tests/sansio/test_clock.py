@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio.clock import DRIFT, ServerClock
+from knouds_async._sansio.clock import DRIFT, Moment, Reading, ServerClock, ServiceClock
 
 exchanges = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 5), st.floats(0, 50)), min_size=1, max_size=30)
 
@@ -69,3 +70,81 @@ def test_clocks_that_part_slowly_stay_inside_the_bounds(rate: float) -> None:
 def test_clocks_are_values() -> None:
     """Equal histories make equal, hashable clocks."""
     assert len({ServerClock().heard(1.0, 0.0, 0.1), ServerClock().heard(1.0, 0.0, 0.1)}) == 1
+
+
+def clocks(loop: float, *, slept: float = 0.0, stepped: float = 0.0, boot: bool = True) -> Reading:
+    """Give what the clocks show at a moment of the loop's, after a sleep and a step of the wall clock."""
+    since_boot = loop + 5000.0 + slept if boot else None
+    return Reading(loop=loop, steady=loop + 7.0, boot=since_boot, wall=loop + 1e9 + slept + stepped)
+
+
+DATE = 2e9
+HEARD = ServiceClock().heard(DATE, clocks(10.0), clocks(10.5))
+
+
+def test_a_moment_is_dated_within_bounds_that_hold() -> None:
+    """A `Date` of whole seconds, written between sending and answering, and a little for what clocks may part."""
+    moment = HEARD.moment(clocks(10.5))
+    assert moment.earliest == pytest.approx(DATE - 1)
+    assert moment.latest == pytest.approx(DATE + 1.5 + 1)
+    later = HEARD.moment(clocks(110.5))
+    assert later.earliest == pytest.approx(DATE + 100 - 1 - 0.01)
+    assert later.is_known
+    assert later.middle == pytest.approx(DATE + 100.75, abs=0.1)
+
+
+@given(st.floats(0, 500), st.floats(-1e-4, 1e-4), st.floats(0, 20), st.floats(0, 20), st.floats(0, 1))
+def test_the_true_time_is_within_the_bounds(later: float, drift: float, out: float, back: float, part: float) -> None:
+    """Whatever the way took, and however the clocks drift as crystals do."""
+    written = 1e9 + 0.37
+    sent, answered = clocks(100.0), clocks(100.0 + out + back)
+    clock = ServiceClock().heard(written // 1, sent, answered)
+    truth = written + back + later * (1 + drift)
+    moment = clock.moment(clocks(100.0 + out + back + later))
+    assert moment.earliest is not None
+    assert moment.latest is not None
+    assert moment.earliest <= truth <= moment.latest
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        clocks(20.0, slept=8 * 3600),
+        clocks(20.0, stepped=-90),
+        clocks(20.0, slept=90, boot=False),
+        clocks(10.5 + 601),
+    ],
+    ids=["slept", "clock set", "slept, no boot clock", "too long ago"],
+)
+def test_what_was_heard_before_a_jump_or_long_ago_dates_nothing(now: Reading) -> None:
+    """A monotonic clock stands still in a sleep, so what was added up since would be hours off."""
+    moment = HEARD.moment(now)
+    assert (moment.earliest, moment.latest, moment.middle) == (None, None, now.wall)
+    assert "heard, but" in moment.known
+
+
+def test_a_jump_between_sending_and_answering_dates_nothing() -> None:
+    """When the machine slept while the answer was on its way, nobody knows when in between it was written."""
+    assert not HEARD.heard(DATE, clocks(20.0), clocks(21.0, slept=600)).moment(clocks(21.0, slept=600)).is_known
+    assert ServiceClock().moment(clocks(1.0)) == Moment(wall=1e9 + 1.0)
+
+
+@pytest.mark.parametrize("date", [DATE - 3600, DATE + 3600], ids=["behind", "ahead"])
+def test_dates_that_contradict_each_other_both_count(date: float) -> None:
+    """Either may be a cache's: the truth is between the one and the other, and the next that agrees narrows it."""
+    both = HEARD.heard(date, clocks(12.0), clocks(12.5)).moment(clocks(12.5))
+    assert both.earliest is not None
+    assert both.latest is not None
+    assert both.earliest <= min(date, DATE) + 2
+    assert both.latest >= max(date, DATE)
+    third = HEARD.heard(date, clocks(12.0), clocks(12.5)).heard(DATE + 3, clocks(13.0), clocks(13.5))
+    assert third.moment(clocks(13.5)).middle == pytest.approx(DATE + 3.75, abs=0.6)
+
+
+def test_the_longest_time_that_any_clock_shows_has_passed() -> None:
+    """A sleep shows in two clocks, a wait in virtual time in one; a wall clock that was set back in none."""
+    assert clocks(20.0).since(clocks(10.0)) == 10
+    assert clocks(20.0, slept=500).since(clocks(10.0)) == 510
+    assert clocks(20.0, slept=500, boot=False).since(clocks(10.0)) == 510
+    assert clocks(20.0, stepped=-300).since(clocks(10.0)) == 10
+    assert attrs.evolve(clocks(20.0), loop=None).since(clocks(10.0)) == 10

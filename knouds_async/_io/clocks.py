@@ -1,0 +1,47 @@
+"""Read the clocks of this machine, and date moments by the service's; what follows from them is in `_sansio/clock`."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import anyio
+
+from knouds_async._sansio.clock import Moment, Reading, ServiceClock
+
+_BOOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
+_ASKED: Final = 60.0  # seconds after which a service that told no time may be asked for it again
+
+
+def read_clocks(loop: float | None = None) -> Reading:
+    """Return what all clocks show now; `loop`: the event loop's time, where there is one. Callable from any thread."""
+    boot = None if _BOOT is None else time.clock_gettime(_BOOT)
+    return Reading(loop=loop, steady=time.monotonic(), boot=boot, wall=time.time())
+
+
+class ServiceTime:
+    """The service's clock as one client heard it, for what has to be proven by dates."""
+
+    def __init__(self) -> None:
+        self._clock = ServiceClock()
+        self._asked: Reading | None = None
+
+    def hear(self, date: float | None, sent: Reading) -> None:
+        """Take in the `Date` (epoch seconds) of an answer of the service's own; None where it has none to go by."""
+        if date is not None:
+            self._clock = self._clock.heard(date, sent, read_clocks(anyio.current_time()))
+
+    def moment(self) -> Moment:
+        """Return this moment, dated as certainly as it can be."""
+        return self._clock.moment(read_clocks(anyio.current_time()))
+
+    def is_worth_asking(self) -> bool:
+        """Return whether the service's clock is not known, and a request could tell it."""
+        now, asked = read_clocks(anyio.current_time()), self._asked
+        if self._clock.moment(now).is_known:
+            return False
+        return asked is None or now.since(asked) > _ASKED or now.has_jumped_since(asked)
+
+    def asked(self) -> None:
+        """Take note that the service was asked for its time."""
+        self._asked = read_clocks(anyio.current_time())
