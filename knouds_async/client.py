@@ -17,6 +17,7 @@ from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
 from knouds_async._sansio.learned import Learned
+from knouds_async._sansio.reconcile import RecentRuns
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.service import Service
 from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
@@ -91,10 +92,11 @@ class AsyncKnouds:
         send, stats, server_time = self._pipeline.send, self._limiter.stats, self._limiter.server_time
         self._watcher = Watcher(send, polling, self._learned, stats, server_time)
 
-        runs = Runs(send, self._watcher, url)
+        time, recent = self._pipeline.time, RecentRuns()
+        runs = Runs(send, self._watcher, url, time, recent)
         self.executions: Final = Executions(send, runs, url)
-        self.usage: Final = Usage(send, self._pipeline)
-        maps = _maps(self._pipeline, runs, self.executions, self.usage)
+        self.usage: Final = Usage(send, time, recent)
+        maps = _maps(self._pipeline, runs, self.executions, self.usage, url, timeouts)
         self.workflows: Final = Workflows(send, runs, maps)
         self.models: Final = Models(runs, maps)
 
@@ -203,15 +205,16 @@ def _check(tier: str | None, limiter: object, http_client: object, max_connectio
         raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
 
 
-def _maps(pipeline: Pipeline, runs: Runs, executions: Executions, usage: Usage) -> Maps:
+def _maps(pipeline: Pipeline, runs: Runs, executions: Executions, usage: Usage, url: str, timeouts: Timeouts) -> Maps:
     """Give batches what they need of the client, and no more."""
     return Maps(
         Service(
-            send=pipeline.send,
+            pipeline=pipeline,
             begun=runs.begun,
             attach=executions.attach,
-            find_submission=usage.find_submission,
-            now=pipeline.server_now,
+            search=usage.search,
+            base_url=url,
+            run_lasts=timeouts.run,
         )
     )
 

@@ -112,13 +112,18 @@ def test_no_python_block_hides() -> None:
     assert indented == []
 
 
-def _run_in_virtual_time(section: str, emulator: Emulator) -> None:
-    """Run a section's snippets one after the other, as a reader would: `knouds` and `asyncio` are there."""
+def _run_in_virtual_time(section: str, emulator: Emulator, *, is_in_use: bool = False) -> None:
+    """Run a section's snippets one after the other, as a reader would: `knouds` and `asyncio` are there.
+
+    `is_in_use`: the client has submitted a run before, which a proof needs to see in the usage.
+    """
 
     async def read_on() -> None:
         async with httpx.AsyncClient(transport=EmulatorTransport(emulator, latency=0.04)) as http:
             knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
             await knouds.whoami()  # a client that has been in use knows the service's clock
+            if is_in_use:
+                await knouds.workflows.submit("my-thumbnail-pipeline", {"product_name": "a run before"})
             names = {"knouds": knouds, "asyncio": asyncio, "__name__": "readme", "__builtins__": builtins}
             for block in SNIPPETS:
                 if block.section == section:
@@ -151,25 +156,25 @@ def test_snippets_run(section: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_unknown_submit_is_settled(fault: Fault, rows_shown: int, capsys: pytest.CaptureFixture[str]) -> None:
     """The advice for an unknown submit leads to one run, whether or not the lost one had begun."""
     emulator = Emulator(tier="business", duration=45.0)
-    emulator.faults.add(fault, route="POST /api/workflows/:slug/run", nth=1)
-    _run_in_virtual_time(UNKNOWN, emulator)
-    assert len(emulator.runs) == 1
+    emulator.faults.add(fault, route="POST /api/workflows/:slug/run", nth=2)
+    _run_in_virtual_time(UNKNOWN, emulator, is_in_use=True)
+    assert len(emulator.runs) == 2
     assert len(capsys.readouterr().out.splitlines()) == rows_shown
 
 
 @pytest.mark.parametrize(
     ("fault", "runs", "said"),
     [
-        pytest.param(faults.closed(after_run=True), 1, "kie_", id="ran"),
-        pytest.param(faults.closed(), 0, "it did not run", id="not run"),
-        pytest.param(faults.truncated(), 1, "", id="ran, and the id came through"),
+        pytest.param(faults.closed(after_run=True), 2, "kie_", id="ran"),
+        pytest.param(faults.closed(), 1, "it did not run", id="not run"),
+        pytest.param(faults.truncated(), 2, "", id="ran, and the id came through"),
     ],
 )
 def test_unknown_submit_is_judged(fault: Fault, runs: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What the docs do about an unknown submit sends nothing again, and tells what became of it."""
     emulator = Emulator(tier="business", duration=45.0)
-    emulator.faults.add(fault, route="POST /api/workflows/:slug/run", nth=1)
-    _run_in_virtual_time("docs/how-it-works.md: Money", emulator)
+    emulator.faults.add(fault, route="POST /api/workflows/:slug/run", nth=2)
+    _run_in_virtual_time("docs/how-it-works.md: Money", emulator, is_in_use=True)
     assert len(emulator.runs) == runs
     printed = capsys.readouterr().out
     assert said in printed

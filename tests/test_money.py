@@ -147,19 +147,23 @@ async def test_an_unknown_submit_is_found_in_the_usage_rows(make_client: Any) ->
     """After a lost answer the search gives the run; after a reset before the run it is certain that there is none."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     knouds = make_client(emulator)
-    emulator.faults.add(faults.reset(after_run=True), route=RUN, nth=1)
+    emulator.faults.add(faults.reset(after_run=True), route=RUN, nth=3)
     emulator.faults.add(faults.reset(), route=RUN, nth=2)
-    await knouds.whoami()  # from here on the service's clock is known
-    for is_there in (True, False):
+    known = await knouds.workflows.submit(SLUG, {"product_name": "x"})  # a run that must stand in the rows
+    for is_there in (False, True):
         with pytest.raises(SubmissionUnknownError) as caught:
             await knouds.workflows.submit(SLUG, {"product_name": "x"})
         unknown = caught.value
-        early = await knouds.usage.find_submission(unknown.target, unknown.sent_at, tolerance=20)
-        assert not early.is_certainly_none
+        for search in ((unknown,), (unknown.target, unknown.sent_at)):
+            early = await knouds.usage.find_submission(*search, tolerance=20)
+            assert not early.is_certainly_none
+            assert "may still come" in early.reasons[0]
         await anyio.sleep(60)
-        late = await knouds.usage.find_submission(unknown.target, unknown.sent_at, tolerance=20)
-        assert late.is_certainly_none is not is_there
-        assert [row.request_id for row in late.candidates] == [run.request_id for run in emulator.runs if is_there]
+        for search in ((unknown,), (unknown.target, unknown.sent_at)):
+            late = await knouds.usage.find_submission(*search, tolerance=20)
+            assert late.is_certainly_none is not is_there, late
+            ids = [run.request_id for run in emulator.runs if is_there and run.execution_id != known.id]
+            assert [row.request_id for row in late.candidates] == ids
 
 
 LOSSES: dict[str, Callable[[], Fault]] = {

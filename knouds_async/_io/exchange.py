@@ -65,10 +65,11 @@ class Exchange:
 
         Cancelled: the connection is closed; `trace` tells whether the request may have left.
         """
-        limit = total if total is not None else getattr(self._timeouts, call.patience.value)
+        limit = self.limit(call, total)
         error: Exception | None = None
         part = io.BytesIO()
         try:
+            trace.check()  # also where the transport shows no events
             with anyio.move_on_after(limit):
                 return await self._perform(call, trace, limit, part)
         except Exception as failure:  # noqa: BLE001  (a caller's own transport may raise anything)
@@ -77,9 +78,14 @@ class Exchange:
             raise stop.with_traceback(None) from None
         return self._classify(error, trace, limit, part)
 
+    def limit(self, call: Call[Any], total: float | None) -> float:
+        """Return the seconds that an exchange may take in all."""
+        limit: float = getattr(self._timeouts, call.patience.value) if total is None else total
+        return limit
+
     def longest_queue(self, call: Call[Any], total: float | None) -> float:
         """Give the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
-        limit = total if total is not None else getattr(self._timeouts, call.patience.value)
+        limit = self.limit(call, total)
         return max(self._timeouts.pool, limit) if call.pays_for is not None else self._timeouts.pool
 
     async def _perform(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:

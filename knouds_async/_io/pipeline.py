@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import random
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import anyio
@@ -17,19 +19,21 @@ import anyio.lowlevel
 import attrs
 
 from knouds_async._io.backend import HomeLoop
+from knouds_async._io.clocks import ServiceTime, read_clocks
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.sent import SentTrace
 from knouds_async._io.slots import Slots
 from knouds_async._io.uninterrupted import CutShort, Finished, uninterrupted
-from knouds_async._io.witness import Witness, tell
-from knouds_async._sansio import headers, retry
+from knouds_async._io.witness import Witness, refuse_stale, tell
+from knouds_async._sansio import calls, headers, replies, retry
 from knouds_async._sansio.calls import Call, Patience
+from knouds_async._sansio.clock import Moment, Reading
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered
 from knouds_async._sansio.window import Ticket
 from knouds_async.config import Retries
-from knouds_async.errors import ClientClosedError
+from knouds_async.errors import APIError, ClientClosedError, InvalidResponseError, NoAnswerError
 
 T = TypeVar("T")
 logger = logging.getLogger("knouds_async")
@@ -53,18 +57,6 @@ class _Terms:
     witness: Witness | None
 
 
-class ServiceClock(Protocol):
-    """The service's clock, as far as it was heard."""
-
-    def server_now(self) -> datetime:
-        """Give the time by the service's clock where it is known."""
-        ...
-
-    def skew(self) -> timedelta:
-        """Give by how much the service's clock is ahead of the local one."""
-        ...
-
-
 class Pipeline:
     """Sends calls, each by its turn, as often as is safe."""
 
@@ -77,6 +69,7 @@ class Pipeline:
         self._retries = retries
         self._connections = Slots(connections)
         self._home = HomeLoop()
+        self.time: Final = ServiceTime()
         self._is_closed = False
         self._paid_out = 0  # submits under way that nothing may cut
         self._all_in: anyio.Event | None = None
@@ -96,7 +89,8 @@ class Pipeline:
                 await anyio.lowlevel.checkpoint_if_cancelled()
             turn = await self._turn(call, total, at_head=at_head)
             attempts, began = attempts + 1, anyio.current_time()
-            sent_at = self._server_now(began)
+            sent, since = read_clocks(began), self.time.moment()
+            sent_at = datetime.fromtimestamp(since.middle, UTC)
             finished = await self._finish(call, turn, sent_at, terms)
             ended = anyio.current_time()
             took = ended - began
@@ -104,10 +98,13 @@ class Pipeline:
                 attempts=attempts,
                 spent=spent + took,
                 sent_at=sent_at,
+                since=since,
+                until=self._until(call, since, total),
                 server_time=self._limiter.server_time(ended),
                 was_sent=was_sent,
             )
             decision = retry.decide(call, finished.value, so_far, self._retries, roll=random.random())  # noqa: S311
+            self._hear(finished.value, decision, sent)
             await tell(call, decision, sent_at, witness, finished.cancellation)
             match decision:
                 case Done(value):
@@ -188,16 +185,19 @@ class Pipeline:
                 self._all_in.set()
 
     async def _witnessed(self, call: Call[Any], ticket: Ticket, sent_at: datetime, terms: _Terms) -> Outcome:
+        trace = SentTrace()
         if terms.witness is not None:
             try:
-                await terms.witness.leaving(sent_at)
+                claimed = await terms.witness.leaving(sent_at)
             except BaseException:
                 self._limiter.returned(call.route, ticket)
                 raise
-        return await self._attempt(call, ticket, sent_at, terms.total)
+            trace = SentTrace(None if claimed is None else partial(refuse_stale, claimed))
+        return await self._attempt(call, ticket, sent_at, terms.total, trace)
 
-    async def _attempt(self, call: Call[Any], ticket: Ticket, sent_at: datetime, total: float | None) -> Outcome:
-        trace = SentTrace()
+    async def _attempt(
+        self, call: Call[Any], ticket: Ticket, sent_at: datetime, total: float | None, trace: SentTrace
+    ) -> Outcome:
         try:
             outcome = await self._exchange.attempt(call, trace, total=total)
         except BaseException:
@@ -236,17 +236,27 @@ class Pipeline:
         else:
             self._limiter.lost(call.route, ticket)
 
-    def server_now(self) -> datetime:
-        """Give the time by the service's clock where it is known, for usage rows are dated by it."""
-        return self._server_now(anyio.current_time())
+    def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:
+        """Take the service's time from an answer that is its own."""
+        if isinstance(outcome, Answer) and (isinstance(decision, Done) or replies.own_words(outcome) is not None):
+            self.time.hear(headers.fresh_date(outcome), sent)
 
-    def _server_now(self, now: float) -> datetime:
-        server_time = self._limiter.server_time(now)
-        return datetime.now(UTC) if server_time is None else datetime.fromtimestamp(server_time, UTC)
+    def _until(self, call: Call[Any], since: Moment, total: float | None) -> Moment:
+        """Return a moment after which an attempt begins no run any more: a synchronous one may still be on its way."""
+        until = self.time.moment()
+        if call.patience is not Patience.RUN or until.latest is None or since.latest is None:
+            return until
+        return attrs.evolve(until, latest=max(until.latest, since.latest + self._exchange.limit(call, total)))
 
-    def skew(self) -> timedelta:
-        """Give by how much the service's clock is ahead of the local one; zero while it is not known."""
-        return self.server_now() - datetime.now(UTC)
+    async def ask_for_time(self) -> None:
+        """Hear the service's clock by a free request, if need be; ConnectionFailedError when nobody answers.
+
+        An answer that tells no time, or an error of the service, is let pass.
+        """
+        if self.time.is_worth_asking():
+            with suppress(APIError, NoAnswerError, InvalidResponseError):
+                await self.send(calls.whoami())
+            self.time.asked()
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -6,6 +6,7 @@ Rule of the file: in doubt it was sent. Only that keeps a paid run from being su
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Final
 
 __all__ = ["SentTrace"]
@@ -30,23 +31,39 @@ def _failed_before_sending() -> frozenset[type[Exception]]:
 
 
 class SentTrace:
-    """Watches one attempt at a request: put it in the request's `extensions["trace"]`, one for each attempt."""
+    """Watches one attempt at a request: put it in the request's `extensions["trace"]`, one for each attempt.
 
-    __slots__ = ("_has_begun_sending", "_last_event")
+    `before_first_byte` is called when the first byte is about to leave; what it raises keeps all of them from leaving.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_before_first_byte", "_has_begun_sending", "_is_refused", "_last_event")
+
+    def __init__(self, before_first_byte: Callable[[], None] | None = None) -> None:
         """Start with nothing seen."""
+        self._before_first_byte = before_first_byte
         self._last_event = ""
         self._has_begun_sending = False
+        self._is_refused = False
 
     async def __call__(self, event: str, details: object) -> None:  # noqa: ARG002  (httpcore gives both)
         """Note an event; never waits."""
-        if self._has_begun_sending:
+        if self._has_begun_sending or self._is_refused:  # httpcore goes on with events of closing
             return
         self._last_event = event
         if event.startswith(_SENDING):
+            self.check()
             # For good: a proxy's CONNECT is "sent" like any request, and connection events follow it.
             self._has_begun_sending = True
+
+    def check(self) -> None:
+        """Ask whether the first byte may leave, and raise what keeps it from leaving."""
+        if self._before_first_byte is None:
+            return
+        try:
+            self._before_first_byte()
+        except BaseException:
+            self._is_refused = True
+            raise
 
     def may_have_been_sent(self, error: Exception | None, *, transport_is_known: bool) -> bool:
         """Say whether any byte of the request may have left; False is a proof that none has.
@@ -55,6 +72,8 @@ class SentTrace:
         `ConnectTimeout` for nothing but a connection that could not be made. That counts when no event was seen,
         as with mocks, which replace the code that would have fired them.
         """
+        if self._is_refused:
+            return False
         if self._has_begun_sending:
             return True
         if self._last_event.startswith(_BEFORE_SENDING):

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
+import anyio
+
+from knouds_async._io.clocks import read_clocks
 from knouds_async._io.uninterrupted import is_cancelled, uninterrupted
 from knouds_async._sansio.calls import Call
+from knouds_async._sansio.clock import Reading
 from knouds_async._sansio.retry import Again, Done, Fail, Requeue
 from knouds_async.types import Submitted
 
 logger = logging.getLogger("knouds_async")
+
+_CLAIM: Final = 30.0  # seconds from an intent on record to its first byte; then it is another owner's business as well
 
 Decision: TypeAlias = Done[Any] | Again | Requeue | Fail
 
@@ -22,13 +28,27 @@ Decision: TypeAlias = Done[Any] | Again | Requeue | Fail
 class Witness(Protocol):
     """Who writes down what a paid request does; what it raises, `send` raises."""
 
-    async def leaving(self, sent_at: datetime) -> None:
-        """Be told of an attempt before its first byte leaves; what this raises keeps it from leaving."""
+    async def leaving(self, sent_at: datetime) -> Reading | None:
+        """Be told of an attempt before its first byte leaves; what this raises keeps it from leaving.
+
+        Return when what allows it was written down: 30 s later it must not leave any more, and is told anew.
+        """
         ...
 
     async def ended(self, decision: Decision) -> None:
         """Be told what became of an attempt, before the caller is and whatever happened to the caller."""
         ...
+
+
+class StaleClaimError(Exception):
+    """An intent is too old for its request to leave now."""
+
+
+def refuse_stale(claimed: Reading) -> None:
+    """Raise when an intent is too old for its first byte to leave, by whichever clock shows most."""
+    age = read_clocks(anyio.current_time()).since(claimed)
+    if age > _CLAIM:
+        raise StaleClaimError(f"its intent was {age:.0f} s old when it was about to leave")
 
 
 async def tell(

@@ -14,6 +14,7 @@
                         Abandoned        abandoned
     unknown             Accepted, Ended  submitted, final: the owner was alive after all, and brings the answer
                         NoneFound        new             certainly not run
+                        OwnerGone        unknown         with the moment by which nothing of it was under way
                         Resolved         submitted       somebody knows the id
                         ResendApproved   resend_approved the next attempt begins as new
                         Abandoned        abandoned
@@ -28,6 +29,8 @@ from enum import StrEnum
 from typing import Final, Literal, TypeAlias
 
 import attrs
+
+from knouds_async._sansio.clock import Moment
 
 
 class Stage(StrEnum):
@@ -69,12 +72,31 @@ class Ending:
 
 
 @attrs.frozen(kw_only=True)
+class Payer:
+    """Whose runs they are: the account's id, None when the service did not tell it, and the service's base URL."""
+
+    user: str | None
+    base_url: str
+
+    def __str__(self) -> str:
+        """Name both."""
+        return f"{'an unnamed account' if self.user is None else f'account {self.user}'} at {self.base_url}"
+
+    @property
+    def account(self) -> str | None:
+        """Both in one string, None when the account is not known."""
+        return None if self.user is None else f"{self.user} {self.base_url}"
+
+
+@attrs.frozen(kw_only=True)
 class Entry:
     """A job's line in a ledger: one per key and attempt; only the last attempt of a key can change.
 
     `digest`: of its inputs, which are not kept. `owner`: the batch that works on it. `reserved`: credits set aside for
     its run, None when nobody knew the price. `sent_at`: epoch seconds. `note`: why it is unknown, or was until
-    somebody named its run.
+    somebody named its run. `since`: a moment before its intent was written; `until`: one after which it cannot have
+    begun a run any more: its receipt, the loss of its answer, or when its owner was found gone. `lasts`: seconds within
+    which a synchronous run may still end. `account`: whose key sent it, and to which service; None: not known.
     """
 
     key: str
@@ -89,24 +111,43 @@ class Entry:
     request_id: str | None = None
     note: str | None = None
     ending: Ending | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    lasts: float = 0.0
+    account: str | None = None
+
+    @property
+    def may_have_begun(self) -> tuple[float, float] | None:
+        """Between when it can have begun a run, epoch seconds by the service's clock; None where that is not known."""
+        since, until = self.since, self.until
+        if since is None or until is None or since.earliest is None or since.latest is None or until.latest is None:
+            return None
+        return since.earliest, max(until.latest, since.latest + self.lasts)
 
 
 @attrs.frozen(kw_only=True)
 class Sending:
-    """A submit is about to leave: `owner` sends it at `sent_at`, with `reserve` credits set aside, None: not known."""
+    """A submit is about to leave: `owner` sends it at `sent_at`, with `reserve` credits set aside, None: not known.
+
+    `since`, `lasts`, `account`: as of Entry.
+    """
 
     owner: str
     sent_at: float
     reserve: float | None = None
+    since: Moment | None = None
+    lasts: float = 0.0
+    account: str | None = None
 
 
 @attrs.frozen(kw_only=True)
 class Accepted:
-    """The service gave its receipt to `owner`."""
+    """The service gave its receipt to `owner`, at a moment before `until`."""
 
     owner: str
     execution_id: str
     request_id: str | None = None
+    until: Moment | None = None
 
 
 @attrs.frozen
@@ -118,10 +159,11 @@ class NotSent:
 
 @attrs.frozen
 class Lost:
-    """What `owner` sent was not answered, or in a way that leaves open whether it runs; `note` says how."""
+    """What `owner` sent was not answered by `until`, or so that it stays open whether it runs; `note` says how."""
 
     owner: str
     note: str
+    until: Moment | None = None
 
 
 @attrs.frozen
@@ -133,7 +175,9 @@ class Ended:
 
 @attrs.frozen
 class OwnerGone:
-    """The owner is no more: its process ended, or it let go."""
+    """The owner is no more: its process ended, or it let go; `until`: when that was found out, None: not known."""
+
+    until: Moment | None = None
 
 
 @attrs.frozen
@@ -210,7 +254,16 @@ def _step(entry: Entry, event: Event) -> Entry | None:
 
 def _sending(entry: Entry, event: Sending) -> Entry:
     return attrs.evolve(
-        entry, stage=Stage.SENDING, owner=event.owner, sent_at=event.sent_at, reserved=event.reserve, note=None
+        entry,
+        stage=Stage.SENDING,
+        owner=event.owner,
+        sent_at=event.sent_at,
+        reserved=event.reserve,
+        note=None,
+        since=event.since,
+        until=None,
+        lasts=event.lasts,
+        account=event.account,
     )
 
 
@@ -222,10 +275,10 @@ def _from_sending(entry: Entry, event: Event) -> Entry | None:
             return _submitted(entry, event)
         case NotSent(owner) if owner == entry.owner:
             return _new(entry)
-        case Lost(owner, note) if owner == entry.owner:
-            return attrs.evolve(entry, stage=Stage.UNKNOWN, note=note)
-        case OwnerGone():
-            return attrs.evolve(entry, stage=Stage.UNKNOWN, note="its process ended before the answer")
+        case Lost(owner, note, until) if owner == entry.owner:
+            return attrs.evolve(entry, stage=Stage.UNKNOWN, note=note, until=until)
+        case OwnerGone(until):
+            return attrs.evolve(entry, stage=Stage.UNKNOWN, note="its process ended before the answer", until=until)
         case Ended(ending):
             return attrs.evolve(entry, stage=Stage.FINAL, owner=None, ending=ending)
     return None
@@ -258,6 +311,8 @@ def _from_unknown(entry: Entry, event: Event) -> Entry | None:
             return _new(entry)
         case NotSent(owner) if owner == entry.owner:
             return _new(entry)
+        case OwnerGone(Moment() as until) if entry.until is None or not entry.until.is_known:
+            return attrs.evolve(entry, until=until)  # later than the true one, so as good a bound
         case Resolved(execution_id):
             return attrs.evolve(entry, stage=Stage.SUBMITTED, owner=None, execution_id=execution_id)
         case ResendApproved():
@@ -277,12 +332,17 @@ def _late(entry: Entry, event: Event) -> Entry | None:
 
 def _submitted(entry: Entry, event: Accepted) -> Entry:
     return attrs.evolve(
-        entry, stage=Stage.SUBMITTED, execution_id=event.execution_id, request_id=event.request_id, note=None
+        entry,
+        stage=Stage.SUBMITTED,
+        execution_id=event.execution_id,
+        request_id=event.request_id,
+        note=None,
+        until=event.until or entry.until,
     )
 
 
 def _new(entry: Entry) -> Entry:
-    return attrs.evolve(entry, stage=Stage.NEW, owner=None, reserved=None, sent_at=None, note=None)
+    return Entry(key=entry.key, target=entry.target, digest=entry.digest, attempt=entry.attempt)
 
 
 def _unmoved(entry: Entry, event: Event, *passing: type) -> Entry | None:

@@ -15,6 +15,7 @@ from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.window import Reply
 
 READ: Final = (
+    "age",
     "content-type",
     "date",
     "location",
@@ -46,6 +47,11 @@ def http_date(text: str | None) -> float | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return seconds if 0 <= seconds < _END_OF_DATES else None
+
+
+def fresh_date(answer: Answer) -> float | None:
+    """Return when the service wrote an answer, epoch seconds; None where a cache may have kept it (`Age`)."""
+    return None if "age" in answer.headers else http_date(answer.headers.get("date"))
 
 
 def retry_after(answer: Answer, server_time: float | None) -> float | None:

@@ -1,113 +1,245 @@
-"""Which usage rows could be a submit whose outcome is unknown: all that could, never a pick among them. Pure.
+"""What usage rows prove of a submit whose outcome is unknown: that it certainly began no run, or nothing. Pure.
 
-Source: contract 10. That rows come newest first is only assumed there, so it is watched: as long as it holds the walk
-ends at rows older than the submit, otherwise every row is read.
+An absence is a proof only where the submit is dated by the service's clock, the listing is whole and shows a run that
+is known (else it may be somebody else's, late or cut), rows have had the time to come, and every row of the target from
+then on is that of a known run. Source: contract 10; that rows come newest first is assumed there, so it is watched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from datetime import datetime, timedelta
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
 
 import attrs
 
+from knouds_async._sansio.clock import Moment
+from knouds_async.errors import SubmissionUnknownError
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
+
+LAG: Final = 120.0
+"""Seconds by which a row may come late, or be dated apart from its submit."""
+
+_PAGES_FOR_A_KNOWN_RUN: Final = 4
+
+
+@attrs.frozen(kw_only=True)
+class KnownRun:
+    """A run that is known to have begun: its request id, and when it had begun at the latest (epoch seconds)."""
+
+    request_id: str
+    begun_by: float | None = None
+
+
+class RecentRuns:
+    """The runs that one client knows to have begun, the newest thousand of them."""
+
+    def __init__(self) -> None:
+        self._runs: deque[tuple[str, KnownRun]] = deque(maxlen=1000)
+
+    def add(self, target: Target, request_id: str | None, begun_by: Moment) -> None:
+        """Remember a run whose receipt came before `begun_by`; one without a request id matches no row."""
+        if request_id:
+            self._runs.append((str(target), KnownRun(request_id=request_id, begun_by=begun_by.latest)))
+
+    def of(self, target: Target) -> tuple[KnownRun, ...]:
+        """Return those of a target."""
+        name = str(target)
+        return tuple(run for of, run in self._runs if of == name)
 
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """The submit that is looked for: its target, when it left, how far times may be off, what is accounted for.
+    """The submit that is looked for: it left between `earliest` and `latest`, epoch seconds by the service's clock.
 
-    `exclude`: request ids of other runs. Each accounts for one row, for nobody promises that no two runs share one.
-    `skew`: by how much the service's clock is ahead of the local one. `sent_at` may have been told by either, for the
-    first submit of a process leaves before the service's clock was heard; so both are looked at.
+    `undated`: why these bounds are only a guess, None where they are certain. `known`: the runs that are accounted for,
+    one row each. `lag`: seconds by which rows may be late.
     """
 
     target: Target
-    sent_at: datetime
-    tolerance: timedelta
-    exclude: Collection[str] = ()
-    skew: timedelta = timedelta()
+    earliest: float
+    latest: float
+    undated: str | None = None
+    known: Sequence[KnownRun] = ()
+    lag: float = LAG
 
-    @property
-    def moments(self) -> tuple[datetime, datetime]:
-        """When it left, by the service's clock: as told by that clock, or by the local one."""
-        return self.sent_at, self.sent_at + self.skew
+    @classmethod
+    def of_error(cls, error: SubmissionUnknownError, target: Target) -> Wanted:
+        """Return what an error says of its submit."""
+        guess = error.sent_at.timestamp()
+        after, before = error.sent_after, error.sent_before
+        if after is None or before is None:
+            undated = "the service's clock was not known when it left, so no time is certain at which its row can be"
+            return cls(target=target, earliest=guess, latest=guess, undated=undated)
+        return cls(target=target, earliest=after.timestamp(), latest=before.timestamp())
 
-    def is_conclusive_at(self, server_now: datetime) -> bool:
-        """Tell whether its row would be there by now; a moment that is still to come is not when it left."""
-        past = [moment for moment in self.moments if moment <= server_now]
-        return bool(past) and all(server_now >= moment + self.tolerance for moment in past)
+    @classmethod
+    def at(cls, sent_at: float, target: Target, now: Moment) -> Wanted:
+        """Return a submit that left at `sent_at` by this machine's clock or the service's: whichever, both count.
 
-    def could_be(self, row: UsageRow) -> bool:
-        """Tell whether a row could be the submit; what a row does not say does not rule it out."""
-        created = row.created_at
-        if created is not None and all(abs(created - moment) > self.tolerance for moment in self.moments):
-            return False
+        A moment that is still to come is not when it left.
+        """
+        if now.earliest is None or now.latest is None:
+            return cls(target=target, earliest=sent_at, latest=sent_at, undated=now.known)
+        by_ours = (sent_at + now.earliest - now.wall, sent_at + now.latest - now.wall)
+        past = [moment for moment in (sent_at, *by_ours) if moment <= now.latest]
+        undated = None if past else "the time that was given is still to come"
+        return cls(target=target, earliest=min(sent_at, *by_ours), latest=max(past, default=sent_at), undated=undated)
+
+    def not_yet(self, now: Moment) -> str | None:
+        """Return why its row may still be to come at the moment `now`; None when it would be there."""
+        if now.earliest is None:
+            return f"{now.known}, so nobody can say whether its row would be there by now"
+        left = self.latest + self.lag - now.earliest
+        return (
+            f"usage rows may be {self.lag:g} s late, so its row may still come for {left:.0f} s" if left > 0 else None
+        )
+
+    def is_of_target(self, row: UsageRow) -> bool:
+        """Return whether a row may be a run of the target; what a row does not say does not rule it out."""
         if self.target.kind == "workflows":
             return row.workflow_slug in (self.target.name, None) and row.source != "api-slim"
         return row.workflow_slug is None and (self.target.name in row.model_ids or not row.model_ids)
 
-    def may_be_another(self, row: UsageRow) -> bool:
-        """Tell whether a row can be one of the runs that are accounted for; an empty request id names none."""
-        return bool(row.request_id) and row.request_id in self.exclude
-
     def is_before(self, row: UsageRow) -> bool:
-        """Tell whether a row is older than the submit can be."""
-        return row.created_at is not None and row.created_at < min(self.moments) - self.tolerance
+        """Return whether a row is certainly older than the submit."""
+        return row.created_at is not None and row.created_at.timestamp() < self.earliest - self.lag
+
+    def is_after(self, row: UsageRow) -> bool:
+        """Return whether a row is newer than the submit's can be."""
+        return row.created_at is not None and row.created_at.timestamp() > self.latest + self.lag
+
+    def could_be(self, row: UsageRow) -> bool:
+        """Return whether a row could be the submit."""
+        return self.is_of_target(row) and not self.is_before(row) and not self.is_after(row)
+
+    def shows_known_run(self, row: UsageRow) -> bool:
+        """Return whether a row is a run of the target, known to have run at about the submit's time or before it."""
+        is_known = bool(row.request_id) and any(run.request_id == row.request_id for run in self.known)
+        return is_known and row.created_at is not None and self.is_of_target(row) and not self.is_after(row)
 
 
 @attrs.frozen(kw_only=True)
 class Search:
-    """A walk through the pages of usage rows: `next_offset` is None when it has seen all it needs."""
+    """A walk through the pages of usage rows: `next_offset` is None when it has seen all it needs.
+
+    `rows`: those of the target that are not certainly older than the submit.
+    """
 
     wanted: Wanted
     next_offset: int | None = 0
-    found: tuple[UsageRow, ...] = ()
-    others: Mapping[str | None, UsageRow] = attrs.Factory(dict[str | None, UsageRow])
+    rows: tuple[UsageRow, ...] = ()
     oldest: datetime | None = None
     is_ordered: bool = True
     is_whole: bool = True
+    is_past: bool = False
+    has_known_run: bool = False
+    pages_past: int = 0
 
     def take(self, page: UsagePage) -> Search:
         """Look through one page."""
-        found, others, oldest, is_ordered = list(self.found), dict(self.others), self.oldest, self.is_ordered
-        for row in page.rows:
-            if row.created_at is not None:
-                is_ordered = is_ordered and (oldest is None or row.created_at <= oldest)
-                oldest = row.created_at
-            if not self.wanted.could_be(row):
-                continue
-            is_another = self.wanted.may_be_another(row) and _is_same(row, others.setdefault(row.request_id, row))
-            if not is_another and not any(_is_same(row, known) for known in found):
-                found.append(row)
+        oldest, is_ordered = _order(page, self.oldest, is_ordered=self.is_ordered)
+        is_past = is_ordered and (self.is_past or any(self.wanted.is_before(row) for row in page.rows))
+        has_known_run = self.has_known_run or any(self.wanted.shows_known_run(row) for row in page.rows)
         offset = (self.next_offset or 0) + len(page.rows)
-        is_past = is_ordered and any(self.wanted.is_before(row) for row in page.rows)
         is_end = page.total is None or offset >= page.total
-        is_last = not page.rows or is_past or (page.total is not None and is_end)
-        is_whole = self.is_whole and _all_read(page) and (bool(page.rows) or is_end)
+        is_last = not page.rows or (page.total is not None and is_end)
+        needs_more = not has_known_run and bool(self.wanted.known) and self.pages_past < _PAGES_FOR_A_KNOWN_RUN
         return attrs.evolve(
             self,
-            next_offset=None if is_last else offset,
-            found=tuple(found),
-            others=others,
+            next_offset=None if is_last or (is_past and not needs_more) else offset,
+            rows=_together(self.rows, self._relevant(page)),
             oldest=oldest,
             is_ordered=is_ordered,
-            is_whole=is_whole,
+            is_whole=self.is_whole and _all_read(page) and (bool(page.rows) or is_end),
+            is_past=is_past,
+            has_known_run=has_known_run,
+            pages_past=self.pages_past + is_past,
         )
 
-    def result(self, server_now: datetime) -> SubmissionSearch:
-        """Give what was found; too early, or with rows unread, it cannot say that there is none."""
-        is_conclusive = self.is_whole and self.wanted.is_conclusive_at(server_now)
-        return SubmissionSearch(candidates=self.found, is_conclusive=is_conclusive)
+    def _relevant(self, page: UsagePage) -> list[UsageRow]:
+        return [row for row in page.rows if self.wanted.is_of_target(row) and not self.wanted.is_before(row)]
+
+    def result(self, now: Moment) -> SubmissionSearch:
+        """Return what is proven at the moment `now`, at which the walk began, and what keeps it from being a proof."""
+        candidates, unaccounted = self._accounts(now)
+        dated = (self.wanted.undated, self.wanted.not_yet(now))
+        reasons = (*filter(None, dated), *self._incomplete(), *unaccounted)
+        return SubmissionSearch(candidates=candidates, is_conclusive=not reasons, reasons=reasons)
+
+    def _incomplete(self) -> list[str]:
+        reasons = [] if self.is_whole else ["not every usage row could be read"]
+        if not self.has_known_run:
+            reasons.append(
+                f"the usage rows show no run of {self.wanted.target} that is known to have run by then, so they may be "
+                "another account's, late or cut"
+            )
+        return reasons
+
+    def _accounts(self, now: Moment) -> tuple[tuple[UsageRow, ...], list[str]]:
+        """Hold the rows against the runs that are known: give those that could be the submit, and what is odd."""
+        settled, recent = self._known_by(now)
+        by_id = defaultdict[str | None, list[UsageRow]](list)
+        for row in self.rows:
+            by_id[row.request_id or None].append(row)
+        found, reasons = list[UsageRow](), list[str]()
+        for request_id, rows in by_id.items():
+            near = [row for row in rows if not self.wanted.is_after(row)]
+            sure = settled[request_id] if request_id is not None else 0
+            either = sure + (recent[request_id] if request_id is not None else 0)
+            if len(near) > either:
+                found += near
+            elif len(near) > sure:
+                reasons.append(f"the run of request {request_id} is too recent to tell its row from another one")
+            elif len(rows) > either:
+                reasons.append(f"{_named(rows[-1])} belongs to no run that is known")
+        return tuple(found), [*reasons, *self._missing(settled, by_id)]
+
+    def _known_by(self, now: Moment) -> tuple[Counter[str], Counter[str]]:
+        """Count the known runs by request id: those whose rows must be there by now, and those that are too recent."""
+        settled, recent = Counter[str](), Counter[str]()
+        for run in self.wanted.known:
+            is_settled = run.begun_by is not None and now.earliest is not None
+            is_settled = is_settled and run.begun_by + self.wanted.lag <= now.earliest  # type: ignore[operator]
+            (settled if is_settled else recent)[run.request_id] += 1
+        return settled, recent
+
+    def _missing(self, settled: Counter[str], by_id: dict[str | None, list[UsageRow]]) -> list[str]:
+        """Name a known run of about that time whose row should be there and is not."""
+        for run in self.wanted.known:
+            is_near = run.begun_by is not None and self.wanted.earliest <= run.begun_by <= self.wanted.latest
+            if is_near and settled[run.request_id] > len(by_id.get(run.request_id, ())):
+                return [f"the usage rows lack the run of request {run.request_id}, which is known to have run by then"]
+        return []
 
 
-def _is_same(row: UsageRow, known: UsageRow) -> bool:
-    """Tell whether two rows are one: new rows push a row on to the next page, and it may have changed by then."""
-    return row == known if row.id is None else row.id == known.id
+def _order(page: UsagePage, oldest: datetime | None, *, is_ordered: bool) -> tuple[datetime | None, bool]:
+    """Return the last date of a page, and whether its rows went on newest first."""
+    for row in page.rows:
+        if row.created_at is not None:
+            is_ordered = is_ordered and (oldest is None or row.created_at <= oldest)
+            oldest = row.created_at
+    return oldest, is_ordered
+
+
+def _together(known: tuple[UsageRow, ...], rows: list[UsageRow]) -> tuple[UsageRow, ...]:
+    """Return all rows, each once: new rows push a row on to the next page, and it may have changed by then."""
+    ids = {row.id for row in known if row.id is not None}
+    together = list(known)
+    for row in rows:
+        if (row.id not in ids) if row.id is not None else (row not in together):
+            ids.add(row.id) if row.id is not None else None
+            together.append(row)
+    return tuple(together)
 
 
 def _all_read(page: UsagePage) -> bool:
-    """Tell whether every row of the answer could be read."""
+    """Return whether every row of the answer could be read."""
     rows = page.raw.get("rows") if isinstance(page.raw, dict) else page.rows
     return isinstance(rows, (list, tuple)) and len(rows) == len(page.rows)
+
+
+def _named(row: UsageRow) -> str:
+    when = f" of {row.created_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if row.created_at is not None else ""
+    return f"usage row {row.id}{when}" if row.id is not None else f"a usage row{when}"

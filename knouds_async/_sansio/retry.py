@@ -23,13 +23,14 @@ the run, it is a SubmissionUnknownError with the id.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
 
 from knouds_async._sansio import headers, receipts, refusals, replies
 from knouds_async._sansio.calls import Call, Patience
+from knouds_async._sansio.clock import UNDATED, Moment
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.values import UnreadableError
 from knouds_async.config import Retries
@@ -114,13 +115,15 @@ class Fail:
 class SoFar:
     """Where a call stands: attempts made, seconds spent on them and their pauses, when the last one left.
 
-    `server_time`: the service's clock now, epoch seconds, None while unknown. `was_sent`: an earlier attempt may have
-    left.
+    `since`, `until`: moments before it left, and after which it begins no run any more. `server_time`: the service's
+    clock now, epoch seconds, None while unknown. `was_sent`: an earlier attempt may have left.
     """
 
     attempts: int
     spent: float
     sent_at: datetime
+    since: Moment = UNDATED
+    until: Moment = UNDATED
     server_time: float | None = None
     was_sent: bool = False
 
@@ -224,4 +227,16 @@ def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.
 
 def _unknown(call: Call[Any], seen: str, so_far: SoFar, part: bytes = b"") -> SubmissionUnknownError:
     found = receipts.id_in_part(part) if call.patience is Patience.SUBMIT else None
-    return SubmissionUnknownError(target=str(call.pays_for), sent_at=so_far.sent_at, seen=seen, execution_id=found)
+    is_dated = so_far.since.is_known and so_far.until.is_known
+    return SubmissionUnknownError(
+        target=str(call.pays_for),
+        sent_at=so_far.sent_at,
+        seen=seen,
+        execution_id=found,
+        sent_after=_at(so_far.since.earliest) if is_dated else None,
+        sent_before=_at(so_far.until.latest) if is_dated else None,
+    )
+
+
+def _at(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

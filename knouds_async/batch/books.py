@@ -7,9 +7,11 @@ import logging
 import anyio
 import attrs
 
+from knouds_async._io.clocks import ServiceTime
 from knouds_async._sansio import budget
 from knouds_async._sansio.budget import Prices, Totals, Verdict
-from knouds_async._sansio.entries import Entry, Event, IllegalStepError, NotSent, Sending
+from knouds_async._sansio.clock import Moment
+from knouds_async._sansio.entries import Entry, Event, IllegalStepError, NotSent, Payer, Sending
 from knouds_async.batch.jobs import Asked
 from knouds_async.batch.ledger import Claim, Claimed, Ledger, OverBudget, Written
 from knouds_async.batch.outcomes import NotRunReason
@@ -36,9 +38,11 @@ class Aside:
 class Books:
     """What one batch has on record."""
 
-    def __init__(self, ledger: Ledger, target: str, cap: float | None, *, is_own: bool) -> None:
+    def __init__(self, ledger: Ledger, target: str, cap: float | None, time: ServiceTime, *, is_own: bool) -> None:
         """Keep the books of a batch of runs of `target`, with at most `cap` credits; `is_own`: close the ledger."""
         self._is_own = is_own
+        self._time = time
+        self.payer: Payer | None = None  # whose they are, where the ledger outlives the batch
         self.ledger = ledger
         self.target = target
         self.cap = cap
@@ -52,9 +56,12 @@ class Books:
         self._purse: anyio.Lock | None = None
         self._news: anyio.Event | None = None
 
-    async def open(self) -> None:
-        """Become an owner, and learn what was spent before."""
+    async def open(self, payer: Payer | None = None) -> None:
+        """Become an owner, and learn what was spent before; `payer`: None for a ledger that goes with the batch."""
         self._purse, self._news = anyio.Lock(), anyio.Event()
+        if payer is not None:
+            await self.ledger.bind(payer)
+        self.payer = payer
         self.owner = await self.ledger.join()
         summary = await self.ledger.summary(self.target)
         self.totals = summary.totals
@@ -103,15 +110,26 @@ class Books:
             self._news.set()
             self._news = anyio.Event()
 
-    async def claim(self, asked: Asked, sent_at: float, reserve: float | None) -> Claimed:
-        """Write the intent to send a job."""
-        claim = Claim(
-            key=asked.job.key,
-            target=self.target,
-            digest=asked.digest,
-            sending=Sending(owner=self.owner, sent_at=sent_at, reserve=reserve),
-            cap=self.cap,
+    def moment(self) -> Moment:
+        """Return this moment, dated by the service's clock as certainly as it can be."""
+        return self._time.moment()
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether to ask the service for its time before anything is sent: only what is dated can be proven."""
+        return self.payer is not None and self._time.is_worth_asking()
+
+    async def claim(self, asked: Asked, sent_at: float, since: Moment, aside: Aside, lasts: float) -> Claimed:
+        """Write the intent to send a job; `since`: a moment before, `lasts`: seconds a synchronous run may take."""
+        sending = Sending(
+            owner=self.owner,
+            sent_at=sent_at,
+            reserve=aside.credits,
+            since=since,
+            lasts=lasts,
+            account=None if self.payer is None else self.payer.account,
         )
+        claim = Claim(key=asked.job.key, target=self.target, digest=asked.digest, sending=sending, cap=self.cap)
         claimed = await self.ledger.claim(claim)
         if isinstance(claimed, (Written, OverBudget)):
             self.totals = claimed.totals

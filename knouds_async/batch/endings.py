@@ -6,6 +6,7 @@ Rule of the file: a reply is kept as the service's own JSON and read by the same
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -97,11 +98,14 @@ def outcome_of_state(job: Job, state: ExecutionState, *, from_ledger: bool = Fal
         return Cancelled(job=job, state=state, from_ledger=from_ledger)
 
 
-def outcome_of_entry(job: Job, entry: Entry, *, from_ledger: bool = True) -> Outcome:
-    """Give the outcome of an entry: of a job that is final, unknown or abandoned."""
+def outcome_of_entry(job: Job, entry: Entry, *, from_ledger: bool = True, open_because: Sequence[str] = ()) -> Outcome:
+    """Give the outcome of an entry: of a job that is final, unknown or abandoned.
+
+    `open_because`: why it could not be proven that an unknown one did not run.
+    """
     ending = entry.ending
     if ending is None:
-        return _unknown(job, entry)
+        return _unknown(job, entry, open_because)
     if ending.reply is None:
         error = ExecutionFailedError(ending.message or "the service gave no reason", code=ending.code)
         return Failed(job=job, error=error, from_ledger=from_ledger)
@@ -112,14 +116,23 @@ def outcome_of_entry(job: Job, entry: Entry, *, from_ledger: bool = True) -> Out
     return outcome_of_state(job, state, from_ledger=from_ledger)
 
 
-def _unknown(job: Job, entry: Entry) -> Unknown:
+def _unknown(job: Job, entry: Entry, open_because: Sequence[str]) -> Unknown:
     is_abandoned = entry.stage is Stage.ABANDONED
     sent_at = datetime.fromtimestamp(entry.sent_at or 0.0, UTC)
     note = entry.note or "no answer is on record"
+    if open_because:
+        note += f"; that it did not run cannot be proven: {'; '.join(open_because)}"
+    after, before = entry.may_have_begun or (None, None)
     error = SubmissionUnknownError(
         target=entry.target,
         sent_at=sent_at,
         seen=f"{note}; it was abandoned" if is_abandoned else note,
         execution_id=entry.execution_id,
+        sent_after=_at(after),
+        sent_before=_at(before),
     )
     return Unknown(job=job, error=error, sent_at=sent_at, execution_id=entry.execution_id, is_abandoned=is_abandoned)
+
+
+def _at(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -6,7 +6,12 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
+import anyio
+import attrs
+
+from knouds_async._io.clocks import read_clocks
 from knouds_async._io.witness import Decision
+from knouds_async._sansio.clock import Reading
 from knouds_async._sansio.entries import Accepted, Ended, Entry, Event, Lost, NotSent
 from knouds_async._sansio.retry import Again, Done, Fail, Requeue
 from knouds_async.batch.books import Aside, Books
@@ -52,18 +57,24 @@ class Keeper:
         self._phase = _Phase.IDLE
         self.entry: Entry | None = None
         self.sent_at: datetime | None = None
+        self.lasts = 0.0  # seconds within which a synchronous run may still end
 
     @property
     def has_left(self) -> bool:
         """Whether a request is out: what cuts it now loses the answer of a run that may be paid for."""
         return self._phase is _Phase.OUT
 
-    async def leaving(self, sent_at: datetime) -> None:
-        """Write the intent; Refusal when the batch has stopped, another is at the job, or the credits do not reach."""
-        if self._books.halt is not None and self.entry is None:
+    async def leaving(self, sent_at: datetime) -> Reading:
+        """Write the intent and return when that was.
+
+        Refusal when the batch has stopped, the service's time is to be asked first, another is at the job, or the
+        credits do not reach.
+        """
+        if (self._books.halt is not None and self.entry is None) or self._books.needs_time:
             raise Refusal
         self._phase, self.sent_at = _Phase.CLAIMING, sent_at
-        claimed = await self._books.claim(self._asked, sent_at.timestamp(), self._aside.credits)
+        since, began = self._books.moment(), read_clocks()
+        claimed = await self._books.claim(self._asked, sent_at.timestamp(), since, self._aside, self.lasts)
         if not isinstance(claimed, Written):
             self._phase = _Phase.IDLE
             raise Refusal(claimed.entry if isinstance(claimed, Taken) else None)
@@ -75,6 +86,7 @@ class Keeper:
         if self._books.halt is not None:  # meanwhile; from here to the first byte nothing looks again
             raise Refusal
         self._phase = _Phase.OUT
+        return attrs.evolve(claimed.committed or began, loop=anyio.current_time())
 
     async def ended(self, decision: Decision) -> None:
         """Write what became of an attempt; one that is to be made again is still being sent, unless all has stopped."""
@@ -88,18 +100,21 @@ class Keeper:
         match decision:
             case Done(Submitted() as receipt):
                 return Accepted(
-                    owner=self._books.owner, execution_id=receipt.execution_id, request_id=receipt.request_id
+                    owner=self._books.owner,
+                    execution_id=receipt.execution_id,
+                    request_id=receipt.request_id,
+                    until=self._books.moment(),
                 )
             case Done(run):
                 return Ended(ending_of_result(run))
             case Fail(ExecutionFailedError() as failed):
                 return Ended(ending_of_failure(failed))
             case Fail(SubmissionUnknownError(execution_id=str() as found)):  # of the receipt, that much came
-                return Accepted(owner=self._books.owner, execution_id=found)
+                return Accepted(owner=self._books.owner, execution_id=found, until=self._books.moment())
             case Fail(error) if not error.may_have_run:
                 return NotSent(self._books.owner)
             case Fail(error):
-                return Lost(self._books.owner, str(getattr(error, "seen", None) or error))
+                return Lost(self._books.owner, str(getattr(error, "seen", None) or error), self._books.moment())
 
     async def close(self) -> None:
         """Account for a submit that was cut, and count the run no more; to be called shielded."""
@@ -116,7 +131,8 @@ class Keeper:
             self.entry = found if found is not None and found.owner == self._books.owner else None
         if self.entry is not None and self._phase is not _Phase.OVER:
             is_out, owner = self._phase is _Phase.OUT, self._books.owner
-            await self._write(Lost(owner, "it was cut before its answer") if is_out else NotSent(owner))
+            cut = Lost(owner, "it was cut before its answer", self._books.moment())
+            await self._write(cut if is_out else NotSent(owner))
 
     async def _write(self, event: Event) -> None:
         assert self.entry is not None  # noqa: S101

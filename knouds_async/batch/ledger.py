@@ -12,7 +12,9 @@ import attrs
 
 from knouds_async._sansio import budget
 from knouds_async._sansio.budget import Totals, Verdict
-from knouds_async._sansio.entries import Entry, Event, Sending, Stage, advance
+from knouds_async._sansio.clock import Reading
+from knouds_async._sansio.entries import Entry, Event, Payer, Sending, Stage, advance
+from knouds_async._sansio.reconcile import KnownRun
 
 
 @attrs.frozen(kw_only=True)
@@ -28,10 +30,14 @@ class Claim:
 
 @attrs.frozen
 class Written:
-    """The entry as it is now on record, and the credits of the whole ledger."""
+    """The entry as it is now on record, and the credits of the whole ledger.
+
+    `committed`: the clocks of this machine just before it was safe, with a claim; None where the ledger does not say.
+    """
 
     entry: Entry
     totals: Totals
+    committed: Reading | None = None
 
 
 @attrs.frozen
@@ -96,6 +102,14 @@ class Ledger(Protocol):
         """How many seconds an owner lives without `renew`; None: as long as its process."""
         ...
 
+    async def bind(self, payer: Payer) -> None:
+        """Open the ledger if need be and bind it to its first payer.
+
+        LedgerError for another account or another service: what the usage rows of one account do not show may have run
+        on the other.
+        """
+        ...
+
     async def join(self) -> str:
         """Open the ledger if need be and give the name of a new owner; LedgerError when it cannot be used."""
         ...
@@ -124,8 +138,8 @@ class Ledger(Protocol):
         """Give the credits of the ledger and the real costs of a target."""
         ...
 
-    async def request_ids(self, target: str, since: float, until: float) -> frozenset[str]:
-        """Give the request ids of the runs of a target that were sent in a span of epoch seconds."""
+    async def known_runs(self, target: str, since: float) -> tuple[KnownRun, ...]:
+        """Return the runs of a target that are known to have begun since then (epoch seconds), and some before."""
         ...
 
     async def aclose(self) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("knouds_async")
 
 _MARK: Final = 0x4B_4E_4C_47  # SQLite's application id: this is a ledger of ours
-_FORM: Final = 1
+_FORM: Final = 2
 _POLL: Final = 0.5
 _MUTTER: Final = 10.0  # seconds of waiting for a lock until it is worth a word
 
@@ -28,6 +28,7 @@ _TABLES: Final = (
         key TEXT NOT NULL, attempt INTEGER NOT NULL, target TEXT NOT NULL, digest TEXT NOT NULL, stage TEXT NOT NULL,
         owner TEXT, reserved REAL, sent_at REAL, execution_id TEXT, request_id TEXT, note TEXT,
         status TEXT, cost REAL, reply TEXT, code TEXT, message TEXT,
+        since TEXT, until TEXT, lasts REAL NOT NULL DEFAULT 0, account TEXT,
         PRIMARY KEY (key, attempt)
     )""",
     "CREATE INDEX jobs_by_stage ON jobs (stage, status)",
@@ -35,9 +36,21 @@ _TABLES: Final = (
     "CREATE INDEX jobs_by_time ON jobs (sent_at)",
     "CREATE TABLE credits (spent REAL NOT NULL, reserved REAL NOT NULL, unpriced INTEGER NOT NULL)",
     "INSERT INTO credits VALUES (0, 0, 0)",
+    "CREATE TABLE payer (user TEXT, base_url TEXT NOT NULL)",
     f"PRAGMA application_id = {_MARK}",
     f"PRAGMA user_version = {_FORM}",
 )
+
+
+_UPGRADES: Final = (
+    "ALTER TABLE jobs ADD COLUMN since TEXT",
+    "ALTER TABLE jobs ADD COLUMN until TEXT",
+    "ALTER TABLE jobs ADD COLUMN lasts REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE jobs ADD COLUMN account TEXT",
+    "CREATE TABLE payer (user TEXT, base_url TEXT NOT NULL)",
+    f"PRAGMA user_version = {_FORM}",
+)
+"""From form 1, which knew neither when a submit left for certain nor whose it was."""
 
 
 def opened(path: Path, patience: float) -> sqlite3.Connection:
@@ -55,6 +68,9 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
                 connection.execute(statement)
         elif (said := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(f"it is damaged ({said})")
+        elif _number(connection, "PRAGMA user_version") < _FORM:
+            for statement in _UPGRADES:
+                connection.execute(statement)
         patiently(connection, "COMMIT", patience)
         connection.execute("PRAGMA journal_mode = TRUNCATE")  # SQLite's WAL has a race with several connections
         connection.execute("PRAGMA synchronous = FULL")
@@ -113,7 +129,7 @@ def _is_new(connection: sqlite3.Connection) -> bool:
         return True
     if mark != _MARK:
         raise sqlite3.DatabaseError("it is an SQLite file of something else, and was left as it is")
-    if form != _FORM:
+    if form not in (1, _FORM):
         raise sqlite3.DatabaseError(f"another version of knouds_async wrote it (its form is {form}, not {_FORM})")
     return False
 

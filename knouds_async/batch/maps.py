@@ -57,9 +57,9 @@ class Maps:
         check_expected(expected)
         service = self._service.expecting(expected)
         if isinstance(ledger, (str, os.PathLike)):
-            books = Books(SQLiteLedger(ledger), str(target), max_credits, is_own=True)
+            books = Books(SQLiteLedger(ledger), str(target), max_credits, service.pipeline.time, is_own=True)
         else:
-            books = Books(ledger or MemoryLedger(), str(target), max_credits, is_own=False)
+            books = Books(ledger or MemoryLedger(), str(target), max_credits, service.pipeline.time, is_own=False)
         sender = Sender(service, target, books, on_unknown)
         work = Work(service, target, books, sender)
         plan = Plan(
@@ -70,7 +70,7 @@ class Maps:
         )
 
         async def prepare() -> None:
-            await books.open()
+            await books.open(None if ledger is None else await service.payer())
             if target.kind == "workflows" and (validate or max_credits is not None):
                 await self._fetch_schema(target, sender, books, validate=validate)
 
@@ -96,7 +96,7 @@ class Maps:
     async def _fetch_schema(self, target: Target, sender: Sender, books: Books, *, validate: bool) -> None:
         """Fetch the schema once; a key that may run the workflow but not read it goes without."""
         try:
-            schema = await self._service.send(calls.workflow_schema(target.name))
+            schema = await self._service.pipeline.send(calls.workflow_schema(target.name))
         except PermissionDeniedError as error:
             logger.warning(
                 "the schema of %s cannot be read, so inputs are not checked before they are sent: %s", target, error

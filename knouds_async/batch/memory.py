@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import attrs
+
+from knouds_async._io.clocks import read_clocks
 from knouds_async._sansio.budget import Totals
-from knouds_async._sansio.entries import OPEN, Entry, Event, advance
+from knouds_async._sansio.entries import OPEN, Entry, Event, Payer, advance
+from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.batch.ledger import Claim, Claimed, Summary, Written, decide
 
 logger = logging.getLogger("knouds_async")
@@ -20,6 +24,9 @@ class MemoryLedger:
         """Know of no job."""
         self._open: dict[str, Entry] = {}
         self._totals = Totals()
+
+    async def bind(self, payer: Payer) -> None:
+        """Do nothing: it outlives no client."""
 
     async def join(self) -> str:
         """Give the name of the only owner."""
@@ -50,6 +57,7 @@ class MemoryLedger:
         if isinstance(decided, Written):
             self._totals = decided.totals
             self._open[claim.key] = decided.entry
+            return attrs.evolve(decided, committed=read_clocks())
         return decided
 
     async def record(self, key: str, attempt: int, event: Event) -> Written:  # noqa: ARG002  (a job has one attempt)
@@ -66,10 +74,9 @@ class MemoryLedger:
         """Give the credits so far."""
         return Summary(totals=self._totals)
 
-    async def request_ids(self, target: str, since: float, until: float) -> frozenset[str]:  # noqa: ARG002
-        """Give the request ids of what is out."""
-        sent = [each for each in self._open.values() if since <= (each.sent_at or 0.0) <= until]
-        return frozenset(each.request_id for each in sent if each.request_id is not None)
+    async def known_runs(self, target: str, since: float) -> tuple[KnownRun, ...]:  # noqa: ARG002
+        """Return nothing: a batch without a ledger never searches."""
+        return ()
 
     async def aclose(self) -> None:
         """Do nothing: it goes with the batch."""

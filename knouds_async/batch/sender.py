@@ -50,6 +50,7 @@ class Sender:
         self._books = books
         self._on_unknown = on_unknown
         self._first = anyio.Lock()
+        self._asking = anyio.Lock()
         self._has_answered = False
         self._in_line: dict[anyio.CancelScope, Keeper | None] = {}
         self._reading: anyio.CancelScope | None = None
@@ -93,6 +94,7 @@ class Sender:
     async def _try(self, asked: Asked, keeper: Keeper, trouble: _Trouble) -> Outcome | Entry | _Again | None:
         """Submit once and, when that began a run, see it to its end."""
         try:
+            await self._ask_for_time()
             value = await self._submit(asked, keeper)
             if isinstance(value, RunResult) and keeper.entry is not None:
                 self._count()
@@ -108,6 +110,14 @@ class Sender:
             with anyio.CancelScope(shield=True):
                 await keeper.close()
         return _AGAIN
+
+    async def _ask_for_time(self) -> None:
+        """Have the service tell its time, if need be, before an intent is written that it should date."""
+        if self._books.needs_time:
+            with self._leaving_line():
+                async with self._asking:
+                    if self._books.needs_time:
+                        await self._service.pipeline.ask_for_time()
 
     def _count(self) -> None:
         self.submitted += 1
@@ -127,9 +137,10 @@ class Sender:
 
     async def _send_once(self, asked: Asked, keeper: Keeper) -> Submitted | RunResult:
         is_one_go = self._target in self._service.one_go
+        keeper.lasts = self._service.run_lasts if is_one_go else 0.0
         call: calls.Call[Any] = (calls.run if is_one_go else calls.submit)(self._target, asked.job.inputs)
         try:
-            value: Submitted | RunResult = await self._service.send(call, witness=keeper)
+            value: Submitted | RunResult = await self._service.pipeline.send(call, witness=keeper)
         except (errors.APIError, errors.SubmissionUnknownError, errors.ExecutionFailedError):
             self._has_answered = True
             raise

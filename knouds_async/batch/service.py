@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from functools import partial
 
 import attrs
 
-from knouds_async._io.pipeline import Send
+from knouds_async._io.pipeline import Pipeline
+from knouds_async._sansio import calls
+from knouds_async._sansio.entries import Payer
+from knouds_async._sansio.reconcile import Wanted
+from knouds_async.errors import NotFoundError, PermissionDeniedError
 from knouds_async.execution import Execution
 from knouds_async.types import SubmissionSearch, Target
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.define(eq=False, repr=False)
 class Service:
-    """Send a call, get the handle of a run, search the usage rows, ask for the time by the service's clock.
+    """Send calls, get the handle of a run, search the usage rows, ask for the time and whose key this is.
 
-    `begun` takes a receipt and its target, `attach` an id and its target. `one_go`: the targets whose provider cannot
-    be polled, as far as this client has learned.
+    `begun` takes a receipt and its target, `attach` an id and its target. `run_lasts`: seconds that a synchronous run
+    may take. `one_go`: the targets whose provider cannot be polled, as far as this client has learned.
     """
 
-    send: Send
+    pipeline: Pipeline
     begun: Callable[..., Execution]
     attach: Callable[..., Execution]
-    find_submission: Callable[..., Awaitable[SubmissionSearch]]
-    now: Callable[[], datetime]
+    search: Callable[[Wanted], Awaitable[SubmissionSearch]]
+    base_url: str
+    run_lasts: float
     one_go: set[Target] = attrs.field(factory=set)
+    _payer: Payer | None = None
 
     def expecting(self, seconds: float | None) -> Service:
         """Give the same service, whose runs should take so long."""
         begun, attach = partial(self.begun, expected=seconds), partial(self.attach, expected=seconds)
         return attrs.evolve(self, begun=begun, attach=attach)
+
+    async def payer(self) -> Payer:
+        """Return whose key this is, and of which service; asked once. A service that does not say leaves it open."""
+        if self._payer is None:
+            try:
+                user = (await self.pipeline.send(calls.whoami())).id
+            except (NotFoundError, PermissionDeniedError):
+                user = None
+            self._payer = Payer(user=user, base_url=self.base_url)
+        return self._payer

@@ -7,6 +7,7 @@ transaction is written goes into the next one together, so that thousands of job
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,10 +23,12 @@ from knouds_async._sansio.entries import (
     Abandoned,
     Entry,
     Event,
+    Payer,
     ResendApproved,
     Resolved,
 )
 from knouds_async._sansio.names import execution_id as checked_id
+from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written
 from knouds_async.batch.owners import end, new_owner
 from knouds_async.batch.store import Operation, Store
@@ -128,6 +131,14 @@ class SQLiteLedger:
         """
         return await self._decide(key, Abandoned())
 
+    async def rebind(self) -> None:
+        """Let the next batch bind the ledger to its own account and service, whichever they are.
+
+        A ledger is bound to those of its first batch, and refuses others. Of a submit that is unknown nothing is ever
+        proven by the usage of an account that did not send it.
+        """
+        await self._do(Store.rebind)
+
     async def retry_failed(self) -> int:
         """Have the next batch run what failed or was cancelled once more; give how many jobs that are."""
         return await self._do(Store.retry_failed)
@@ -136,6 +147,17 @@ class SQLiteLedger:
         return await self._do(lambda store: store.decision(key, event))
 
     # What a batch asks for: see `Ledger`.
+
+    async def bind(self, payer: Payer) -> None:
+        """Take the first payer for the ledger's, and refuse every other."""
+        known = await self._do(lambda store: store.bind(payer))
+        if known != payer:
+            raise LedgerError(
+                f"the ledger {str(self._path)!r} is that of {known}, and this is {payer}: what the usage of one does "
+                "not show may have run on the other. Nothing was submitted. Use that account's key and base URL, or "
+                "another ledger; to go on with this one all the same: `await ledger.rebind()`, or `knouds batch "
+                f"--rebind {shlex.quote(str(self._path))}`"
+            )
 
     async def join(self) -> str:
         """Give the name of a new owner."""
@@ -169,9 +191,9 @@ class SQLiteLedger:
         """Give the credits of the ledger and the real costs of a target."""
         return await self._do(lambda store: store.summary(target))
 
-    async def request_ids(self, target: str, since: float, until: float) -> frozenset[str]:
-        """Give the request ids of runs that were sent in a span of time."""
-        return await self._do(lambda store: store.request_ids(target, since, until))
+    async def known_runs(self, target: str, since: float) -> tuple[KnownRun, ...]:
+        """Return the runs of a target that are known to have begun since then, and some before."""
+        return await self._do(lambda store: store.known_runs(target, since))
 
     # The thread.
 

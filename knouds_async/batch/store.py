@@ -5,6 +5,7 @@ Rule of the file: load, have `entries` and `ledger.decide` decide, save. Nothing
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,19 +13,23 @@ from typing import Any, Final
 
 import attrs
 
+from knouds_async._io.clocks import read_clocks
 from knouds_async._sansio.budget import Totals
+from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.entries import (
     Ending,
     Entry,
     Event,
     IllegalStepError,
     OwnerGone,
+    Payer,
     ResendApproved,
     Resolved,
     Stage,
     advance,
     successor,
 )
+from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide
 from knouds_async.batch.ledger_file import opened, patiently
 from knouds_async.batch.owners import is_alive
@@ -32,9 +37,11 @@ from knouds_async.errors import InvalidArgumentError, LedgerError
 
 _COLUMNS: Final = (
     "key, attempt, target, digest, stage, owner, reserved, sent_at, execution_id, request_id, note, "
-    "status, cost, reply, code, message"
+    "status, cost, reply, code, message, since, until, lasts, account"
 )
 _IS_LAST: Final = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = jobs.key AND later.attempt > jobs.attempt)"
+
+_A_FEW: Final = 50
 
 Operation = Callable[["Store"], Any]
 
@@ -88,6 +95,7 @@ class Store:
         if isinstance(decided, Written):
             self._save(decided.entry)
             self._totals = decided.totals
+            return attrs.evolve(decided, committed=read_clocks())
         return decided
 
     def record(self, key: str, attempt: int, event: Event) -> Written:
@@ -154,10 +162,29 @@ class Store:
         runs, credits = self._connection.execute(query, (target,)).fetchone()
         return Summary(totals=self._totals, runs=runs, credits=credits)
 
-    def request_ids(self, target: str, since: float, until: float) -> frozenset[str]:
-        """Give the request ids of runs that were sent in a span of time."""
-        query = "SELECT request_id FROM jobs WHERE sent_at BETWEEN ? AND ? AND target = ? AND request_id IS NOT NULL"
-        return frozenset(row[0] for row in self._connection.execute(query, (since, until, target)))
+    def known_runs(self, target: str, since: float) -> tuple[KnownRun, ...]:
+        """Return the runs that are known to have begun since then, and the last few before."""
+        query = "SELECT request_id, until FROM jobs WHERE target = ? AND request_id IS NOT NULL AND sent_at"
+        rows = self._connection.execute(f"{query} >= ?", (target, since)).fetchall()
+        few = self._connection.execute(f"{query} < ? ORDER BY sent_at DESC LIMIT {_A_FEW}", (target, since))
+        return tuple(
+            KnownRun(request_id=request_id, begun_by=None if (at := _moment(until)) is None else at.latest)
+            for request_id, until in (*rows, *few)
+        )
+
+    def bind(self, payer: Payer) -> Payer:
+        """Return whose ledger this is: the first payer's who asks, as far as that one is known."""
+        row = self._connection.execute("SELECT user, base_url FROM payer").fetchone()
+        known = None if row is None else Payer(user=row[0], base_url=row[1])
+        if known is None or (known.user is None and known.base_url == payer.base_url):
+            self.rebind()
+            self._connection.execute("INSERT INTO payer VALUES (?, ?)", (payer.user, payer.base_url))
+            return payer
+        return known
+
+    def rebind(self) -> None:
+        """Forget whose ledger this is."""
+        self._connection.execute("DELETE FROM payer")
 
     # Rows.
 
@@ -183,7 +210,7 @@ class Store:
         return following
 
     def _save(self, entry: Entry) -> None:
-        marks = ", ".join("?" * 16)
+        marks = ", ".join("?" * 20)
         self._connection.execute(f"INSERT OR REPLACE INTO jobs ({_COLUMNS}) VALUES ({marks})", _row(entry))  # noqa: S608
 
     # The transaction.
@@ -248,6 +275,10 @@ def _row(entry: Entry) -> tuple[Any, ...]:
         entry.request_id,
         entry.note,
         *end,
+        _json(entry.since),
+        _json(entry.until),
+        entry.lasts,
+        entry.account,
     )
     return tuple(_storable(value) if isinstance(value, str) else value for value in values)
 
@@ -258,7 +289,7 @@ def _storable(text: str) -> str:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    status, cost, reply, code, message = row[11:]
+    status, cost, reply, code, message, since, until, lasts, account = row[11:]
     ending = Ending(status=status, cost=cost, reply=reply, code=code, message=message) if status else None
     return Entry(
         key=row[0],
@@ -273,4 +304,16 @@ def _entry(row: tuple[Any, ...]) -> Entry:
         request_id=row[9],
         note=row[10],
         ending=ending,
+        since=_moment(since),
+        until=_moment(until),
+        lasts=lasts,
+        account=account,
     )
+
+
+def _json(moment: Moment | None) -> str | None:
+    return None if moment is None else json.dumps(attrs.asdict(moment))
+
+
+def _moment(text: str | None) -> Moment | None:
+    return None if text is None else Moment(**json.loads(text))

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import anyio
+import attrs
 
 from knouds_async import errors
-from knouds_async._sansio.entries import Entry, NoneFound, PickedUp, Stage
+from knouds_async._sansio.entries import Entry, NoneFound, OwnerGone, Payer, PickedUp, Stage
+from knouds_async._sansio.reconcile import Wanted
 from knouds_async.batch.books import Books
 from knouds_async.batch.endings import outcome_of_entry
 from knouds_async.batch.jobs import Asked
 from knouds_async.batch.outcomes import NotRun, NotRunReason, Outcome
 from knouds_async.batch.sender import Sender
 from knouds_async.batch.service import Service
-from knouds_async.types import Target
+from knouds_async.types import SubmissionSearch, Target
 
-_TOLERANCE: Final = 120.0
+_SPAN: Final = 1200.0  # seconds before a submit: runs of that time may account for rows that are near it
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 15.0
 
@@ -100,28 +101,51 @@ class Work:
 
     async def _search(self, asked: Asked, entry: Entry) -> Outcome | Entry:
         """Look whether an unknown submit certainly began no run; it never picks one of several that could be it."""
-        sent_at = datetime.fromtimestamp(entry.sent_at or 0.0, UTC)
-        with self._put_aside():
-            async with self._searching:  # each may read many pages of rows
-                is_none = await self._is_certainly_none(sent_at)
-        if is_none:
-            new = await self._books.try_to_record(entry, NoneFound(entry.sent_at))
-            return new or await self._books.ledger.look(asked.job.key) or entry
+        entry = await self._dated(entry)
+        bounds, reason = entry.may_have_begun, _not_provable(entry, self._books.payer)
+        reasons = [reason] if reason is not None else []
+        if bounds is not None and not reasons:
+            with self._put_aside():
+                async with self._searching:  # each may read many pages of rows
+                    found = await self._rows(Wanted(target=self._target, earliest=bounds[0], latest=bounds[1]))
+            if isinstance(found, SubmissionSearch) and found.is_certainly_none:
+                new = await self._books.try_to_record(entry, NoneFound(entry.sent_at))
+                return new or await self._books.ledger.look(asked.job.key) or entry
+            reasons = _why(found) if isinstance(found, SubmissionSearch) else [found]
         self._sender.met_unknown(asked)
-        return outcome_of_entry(asked.job, entry)
+        return outcome_of_entry(asked.job, entry, open_because=reasons)
 
-    async def _is_certainly_none(self, sent_at: datetime) -> bool:
-        if self._service.now() - sent_at < timedelta(seconds=_TOLERANCE):
-            return False
-        moment, span = sent_at.timestamp(), 10 * _TOLERANCE
-        known = await self._books.ledger.request_ids(self._books.target, moment - span, moment + span)
+    async def _dated(self, entry: Entry) -> Entry:
+        """Bound a submit whose owner was found gone by somebody who did not know the time."""
+        if entry.until is not None and entry.until.is_known:
+            return entry
+        return await self._books.try_to_record(entry, OwnerGone(self._books.moment())) or entry
+
+    async def _rows(self, wanted: Wanted) -> SubmissionSearch | str:
+        """Search the usage rows, or say why that would prove nothing."""
+        if (too_early := wanted.not_yet(self._books.moment())) is not None:
+            return too_early
+        known = await self._books.ledger.known_runs(self._books.target, wanted.earliest - _SPAN)
         try:
-            search = await self._service.find_submission(self._target, sent_at, tolerance=_TOLERANCE, exclude=known)
+            return await self._service.search(attrs.evolve(wanted, known=known))
         except errors.ClientClosedError:
             raise
-        except errors.KnoudsError:
-            return False
-        return search.is_certainly_none
+        except errors.KnoudsError as error:
+            return f"the usage could not be read: {error}"
+
+
+def _why(search: SubmissionSearch) -> list[str]:
+    rows = [f"usage row {row.id} ({row.status}, request {row.request_id}) could be it" for row in search.candidates[:3]]
+    return [*rows, *search.reasons]
+
+
+def _not_provable(entry: Entry, payer: Payer | None) -> str | None:
+    """Say why no usage rows can prove that a submit began no run."""
+    if entry.may_have_begun is None:
+        return "when it can have begun a run is not known by the service's clock"
+    if entry.account is None or payer is None or entry.account != payer.account:
+        return "it is not known to be a submit of this account"
+    return None
 
 
 def _conflict(asked: Asked, entry: Entry) -> NotRun:

@@ -14,18 +14,28 @@ class SubmissionUnknownError(KnoudsError):
     """A submit left, and whether it began a run is not known. It was not and will not be sent again.
 
     `target`: what was submitted, e.g. `workflows/my-pipeline`. `sent_at`: when, by the service's clock where known.
-    `seen`: what came instead of the answer. `execution_id`: the id, when the part of the answer that came held it; the
-    run most likely exists then, and `knouds.executions.attach(error.execution_id)` picks it up.
-    Else look it up with `await knouds.usage.find_submission(error.target, error.sent_at)` before you decide.
+    `sent_after`, `sent_before`: certain bounds, by the service's clock, of when it may have begun a run; None where
+    that clock was not known. `seen`: what came instead of the answer. `execution_id`: the id, when the part of the
+    answer that came held it; the run most likely exists then, and `knouds.executions.attach(error.execution_id)` picks
+    it up. Else look it up with `await knouds.usage.find_submission(error)` before you decide.
     """
 
     may_have_run = True
 
-    def __init__(self, *, target: str, sent_at: datetime, seen: str, execution_id: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        target: str,
+        sent_at: datetime,
+        seen: str,
+        execution_id: str | None = None,
+        sent_after: datetime | None = None,
+        sent_before: datetime | None = None,
+    ) -> None:
         """Keep what reconciliation needs."""
         advice = (
             "It may have run and been charged, so it was not sent again. Look for it with "
-            "knouds.usage.find_submission(error.target, error.sent_at) before you submit it anew"
+            "knouds.usage.find_submission(error) before you submit it anew"
             if execution_id is None
             else f"The part that came names execution {execution_id}, so it most likely runs and is charged: "
             f"knouds.executions.attach({execution_id!r}) picks it up; do not submit it anew"
@@ -35,6 +45,8 @@ class SubmissionUnknownError(KnoudsError):
         )
         self.target = target
         self.sent_at = sent_at
+        self.sent_after = sent_after
+        self.sent_before = sent_before
         self.seen = seen
         self.execution_id = execution_id
 

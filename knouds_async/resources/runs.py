@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import anyio
 
+from knouds_async._io.clocks import ServiceTime
 from knouds_async._io.pipeline import Send
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
 from knouds_async._sansio.learned import check_expected
+from knouds_async._sansio.reconcile import RecentRuns
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution
 from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target
@@ -16,9 +18,11 @@ from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submit
 class Runs:
     """Starts runs through `send` and hands out handles that wait through `watcher`."""
 
-    def __init__(self, send: Send, watcher: Watcher, base_url: str) -> None:
-        """Belong to one client."""
+    def __init__(self, send: Send, watcher: Watcher, base_url: str, time: ServiceTime, recent: RecentRuns) -> None:
+        """Belong to one client; `recent` is told of every run that begins."""
         self._send = send
+        self._time = time
+        self._recent = recent
         self._watcher = watcher
         self._base_url = base_url
 
@@ -29,6 +33,7 @@ class Runs:
 
     def begun(self, receipt: Submitted, target: Target, expected: float | None = None) -> Execution:
         """Give the handle of a run whose receipt has just come."""
+        self._recent.add(target, receipt.request_id, self._time.moment())
         watched = self._watcher.record(
             _first_state(receipt, target),
             target,

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from typing import overload
 
-from knouds_async._io.pipeline import Send, ServiceClock
+import attrs
+
+from knouds_async._io.clocks import ServiceTime
+from knouds_async._io.pipeline import Send
 from knouds_async._sansio import calls, names
-from knouds_async._sansio.reconcile import Search, Wanted
-from knouds_async.errors import InvalidArgumentError
+from knouds_async._sansio.reconcile import LAG, KnownRun, RecentRuns, Search, Wanted
+from knouds_async.errors import InvalidArgumentError, SubmissionUnknownError
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
 
 class Usage:
     """Usage rows, newest first."""
 
-    def __init__(self, send: Send, clock: ServiceClock) -> None:
-        """Belong to one client; `clock`: the service's."""
+    def __init__(self, send: Send, time: ServiceTime, recent: RecentRuns) -> None:
+        """Belong to one client; `recent`: the runs it knows to have begun."""
         self._send = send
-        self._clock = clock
+        self._time = time
+        self._recent = recent
 
     async def list(
         self,
@@ -49,33 +54,54 @@ class Usage:
         calls.list_usage(status=status, model_id=model_id, workflow_slug=workflow_slug, limit=page_size)  # checks
         return UsageRows(self, {"status": status, "model_id": model_id, "workflow_slug": workflow_slug}, page_size)
 
+    @overload
+    async def find_submission(
+        self, error: SubmissionUnknownError, /, *, tolerance: float = LAG, exclude: Collection[str] = ()
+    ) -> SubmissionSearch: ...
+
+    @overload
+    async def find_submission(
+        self, target: Target | str, sent_at: datetime | float, *, tolerance: float = LAG, exclude: Collection[str] = ()
+    ) -> SubmissionSearch: ...
+
     async def find_submission(
         self,
-        target: Target | str,
-        sent_at: datetime | float,
+        target: Target | str | SubmissionUnknownError,
+        sent_at: datetime | float = 0.0,
         *,
-        tolerance: float = 120.0,
+        tolerance: float = LAG,
         exclude: Collection[str] = (),
     ) -> SubmissionSearch:
-        """Look for a submit whose outcome is unknown: certainly none, or every row that could be it.
+        """Look for a submit whose outcome is unknown: proof that it began no run, or every row that could be it.
 
-        `target`, `sent_at`: as SubmissionUnknownError has them (an aware datetime, or epoch seconds). `tolerance`:
-        seconds that the row may be dated before or after it. `exclude`: request ids that are accounted for. Before
-        `tolerance` has passed since the submit the search is not conclusive. It never picks one of several.
+        Give the SubmissionUnknownError itself, which knows when it left by the service's clock; or what was submitted
+        and when (an aware datetime, or epoch seconds, by this machine's clock or the service's). `tolerance`: seconds
+        by which rows may be late. `exclude`: request ids of other runs that are known to have run; what this client
+        submitted is known to it. One of them at least has to stand in the rows, else they may be another account's.
+        It never picks one of several; `reasons` of what it returns say what keeps it from being conclusive.
+        Contract 10.
         """
-        known, moment, span = _target(target), _moment(sent_at), timedelta(seconds=_seconds(tolerance))
-        slug = known.name if known.kind == "workflows" else None
-        model = known.name if known.kind == "models" else None
-        page = await self.list(workflow_slug=slug, model_id=model, limit=calls.LARGEST_PAGE, offset=0)
-        began, skew = self._clock.server_now(), self._clock.skew()  # known by now, from that answer
-        wanted = Wanted(target=known, sent_at=moment, tolerance=span, exclude=frozenset(exclude), skew=skew)
-        search = Search(wanted=wanted).take(page)
+        error = target if isinstance(target, SubmissionUnknownError) else None
+        known = _target(target)
+        moment, lag = _moment(sent_at), _seconds(tolerance)
+        if not self._time.moment().is_known:
+            await self.list(limit=1)  # tells it
+        now = self._time.moment()
+        wanted = Wanted.of_error(error, known) if error is not None else Wanted.at(moment.timestamp(), known, now)
+        runs = (*self._recent.of(known), *(KnownRun(request_id=each, begun_by=0.0) for each in exclude))
+        return await self.search(attrs.evolve(wanted, known=runs, lag=lag))
+
+    async def search(self, wanted: Wanted) -> SubmissionSearch:
+        """Walk through the rows of a target for a submit, and return what they prove."""
+        is_workflow = wanted.target.kind == "workflows"
+        slug, model = (wanted.target.name, None) if is_workflow else (None, wanted.target.name)
+        search, now = Search(wanted=wanted), self._time.moment()
         while search.next_offset is not None:
             page = await self.list(
                 workflow_slug=slug, model_id=model, limit=calls.LARGEST_PAGE, offset=search.next_offset
             )
             search = search.take(page)
-        return search.result(began)
+        return search.result(now)
 
     async def models(self) -> tuple[str, ...]:
         """Give the distinct model ids of the account's usage."""
@@ -119,7 +145,9 @@ class UsageRows:
                 self._given.add(row.id)
 
 
-def _target(target: Target | str) -> Target:
+def _target(target: Target | str | SubmissionUnknownError) -> Target:
+    if isinstance(target, SubmissionUnknownError):
+        target = target.target
     known = Target.parse(target) if isinstance(target, str) else target
     names.slug(known.name)
     return known

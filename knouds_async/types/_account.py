@@ -117,16 +117,18 @@ class UsagePage:
 class SubmissionSearch:
     """What usage rows say of a submit whose outcome is unknown.
 
-    `candidates`: every row that could be it; which one is for you to decide. `is_conclusive`: whether enough time had
-    passed for the row to be there.
+    `candidates`: every row that could be it; which one is for you to decide. `is_conclusive`: whether no other row can
+    be it: it is known when the submit left, its row would be there by now, and the rows are all there. `reasons`: what
+    keeps the search from being conclusive, in plain words.
     """
 
     candidates: tuple[UsageRow, ...]
     is_conclusive: bool
+    reasons: tuple[str, ...] = ()
 
     @property
     def is_certainly_none(self) -> bool:
-        """Whether the run did not begin: no row could be it, and enough time has passed. It is safe to submit anew."""
+        """Whether it is proven that no run began: no row could be it, and none can come. It is safe to submit anew."""
         return self.is_conclusive and not self.candidates
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, LedgerError, NotRun, Outcome, Unknown
+from knouds_async._io.clocks import ServiceTime
 from knouds_async._sansio.entries import Ended, Ending, Sending, Stage
 from knouds_async.batch.books import Books
 from knouds_async.batch.jobs import Reader
@@ -123,24 +124,24 @@ async def test_a_run_whose_id_came_in_half_an_answer_is_waited_for(
 
 async def test_a_search_proves_nothing_of_a_later_submit(make_client: Any, emulator: Emulator, ledger: Any) -> None:
     """Two batches search for one unknown; the first sends it, it is lost again, and the second leaves it unknown."""
-    emulator.faults.add(faults.closed(), route=ROUTE, nth=1)
-    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=2)
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=2)
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=3)
     quick, slow = make_client(emulator, latency=0.01), make_client(emulator, latency=5.0)
     for knouds in (quick, slow):
         await knouds.health()  # tells the service's clock
-    assert kinds(await run(quick, ledger, 1, validate=False)) == {"Unknown": 1}
+    assert kinds(await run(quick, ledger, 2, validate=False)) == {"Completed": 1, "Unknown": 1}
     await anyio.sleep(300)
     found: list[Outcome] = []
 
     async def search(knouds: AsyncKnouds) -> None:
-        found.extend(await run(knouds, ledger, 1, validate=False))
+        found.extend(await run(knouds, ledger, 2, validate=False))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(search, slow)
         await anyio.sleep(1)
         tasks.start_soon(search, quick)
-    assert kinds(found) == {"Unknown": 2}
-    assert len(emulator.runs) == 1
+    assert kinds(found) == {"Completed": 2, "Unknown": 2}
+    assert len(emulator.runs) == 2
 
 
 async def test_a_search_that_fails_leaves_it_unknown(knouds: Any, emulator: Emulator, ledger: Any) -> None:
@@ -178,12 +179,12 @@ async def test_the_cap_holds_over_the_life_of_a_ledger(make_client: Any, ledger:
 
 async def test_an_estimate_beyond_all_measure_is_written_down(ledger: Any) -> None:
     """A whole number that no column takes would undo the transaction, and with it the receipts of other jobs."""
-    books = Books(ledger, f"workflows/{SLUG}", None, is_own=False)
+    books = Books(ledger, f"workflows/{SLUG}", None, ServiceTime(), is_own=False)
     await books.open()
     books.expect(10**20)
     aside = await books.set_aside()
     assert aside is not None
-    claimed = await books.claim(Reader().read(jobs(1)[0]), 1.0, aside.credits)
+    claimed = await books.claim(Reader().read(jobs(1)[0]), 1.0, books.moment(), aside, 0.0)
     assert isinstance(claimed, Written)
     assert claimed.entry.reserved == 1e20
 

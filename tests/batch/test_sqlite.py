@@ -24,7 +24,9 @@ from knouds_async import (
     Outcome,
     SQLiteLedger,
 )
+from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.entries import Accepted, Ended, Ending, NotSent, Sending, Stage
+from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.batch.ledger import Claim, Taken, Written
 from knouds_async.batch.owners import is_alive, new_owner
 from knouds_async.batch.store import Store
@@ -347,12 +349,15 @@ async def test_a_job_is_claimed_once(path: Path) -> None:
         assert isinstance(taken, Taken)
         assert taken.entry.owner == one
         assert type(await other.claim(claim("b", two, cap=20))).__name__ == "OverBudget"
-        await ledger.record("a", 1, Accepted(owner=one, execution_id="run-1", request_id="r-1"))
+        until = Moment(wall=0.0, earliest=8.0, latest=9.0)
+        await ledger.record("a", 1, Accepted(owner=one, execution_id="run-1", request_id="r-1", until=until))
         await ledger.record("a", 1, Ended(Ending(status="completed", cost=5, reply="{}")))
         assert isinstance(await other.claim(claim("a", two)), Taken)
         assert isinstance(await other.claim(claim("b", two, cap=20)), Written)
         assert isinstance(await other.claim(claim("a", two)), Taken)
-        assert await other.request_ids("workflows/x", 0, 2) == {"r-1"}
+        assert await other.known_runs("workflows/x", 0) == (KnownRun(request_id="r-1", begun_by=9.0),)
+        assert await other.known_runs("workflows/x", 2) == (KnownRun(request_id="r-1", begun_by=9.0),)
+        assert await other.known_runs("workflows/y", 0) == ()
         summary = await other.summary("workflows/x")
         assert (summary.runs, summary.credits, summary.totals.reserved) == (1, 5, 12)
         await other.record("b", 1, NotSent(two))
@@ -450,3 +455,31 @@ def claim(owner):
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT key, stage FROM jobs").fetchall() == [("a", "sending")]
     connection.close()
+
+
+async def test_a_ledger_of_the_first_form_is_taken_over(path: Path) -> None:
+    """It keeps its jobs; what was unknown then was dated by nothing that is certain, and stays unknown."""
+    old = sqlite3.connect(path)
+    old.executescript(
+        """
+        CREATE TABLE jobs (
+            key TEXT NOT NULL, attempt INTEGER NOT NULL, target TEXT NOT NULL, digest TEXT NOT NULL,
+            stage TEXT NOT NULL, owner TEXT, reserved REAL, sent_at REAL, execution_id TEXT, request_id TEXT, note TEXT,
+            status TEXT, cost REAL, reply TEXT, code TEXT, message TEXT, PRIMARY KEY (key, attempt)
+        );
+        CREATE TABLE credits (spent REAL NOT NULL, reserved REAL NOT NULL, unpriced INTEGER NOT NULL);
+        INSERT INTO credits VALUES (0, 12, 0);
+        INSERT INTO jobs (key, attempt, target, digest, stage, reserved, sent_at, note)
+            VALUES ('a', 1, 'workflows/x', 'd', 'unknown', 12, 5.0, 'closed');
+        PRAGMA application_id = 1263422535;
+        PRAGMA user_version = 1;
+        """
+    )
+    old.close()
+    async with SQLiteLedger(path) as ledger:
+        (entry,) = await ledger.unknown()
+        assert (entry.key, entry.sent_at, entry.lasts) == ("a", 5.0, 0.0)
+        assert entry.may_have_begun is None
+        assert entry.account is None
+    async with SQLiteLedger(path) as ledger:
+        assert (await ledger.counts()).unknown == 1

@@ -1,19 +1,26 @@
-"""Reconciliation: no row that could be the unknown submit is ever left out, and none is picked."""
+"""Reconciliation: an absence proves something only when everything that could make it a mistake is ruled out."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import attrs
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio.reconcile import Search, Wanted
+from knouds_async import SubmissionUnknownError
+from knouds_async._sansio.clock import Moment
+from knouds_async._sansio.reconcile import KnownRun, RecentRuns, Search, Wanted
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
 SENT = datetime(2026, 5, 8, 12, tzinfo=UTC)
-WANTED = Wanted(target=Target("workflows", "mine"), sent_at=SENT, tolerance=timedelta(seconds=60))
-MODEL = Wanted(target=Target("models", "suno-v5"), sent_at=SENT, tolerance=timedelta(seconds=60))
+AT = SENT.timestamp()
+MINE = Target("workflows", "mine")
+KNOWN = (KnownRun(request_id="control", begun_by=AT - 300),)
+WANTED = Wanted(target=MINE, earliest=AT, latest=AT, known=KNOWN, lag=60.0)
+MODEL = attrs.evolve(WANTED, target=Target("models", "suno-v5"))
 
 
 def row(number: int, seconds: float | None = 0.0, **fields: Any) -> UsageRow:
@@ -23,43 +30,121 @@ def row(number: int, seconds: float | None = 0.0, **fields: Any) -> UsageRow:
     return UsageRow(**(known | fields))
 
 
-def walk(wanted: Wanted, rows: list[UsageRow], size: int) -> tuple[Search, int]:
+CONTROL = row(0, -300, request_id="control")
+
+
+def at(seconds: float, *, bounds: float = 0.0) -> Moment:
+    """Give a moment so many seconds after the submit, known to so many seconds either way."""
+    return Moment(wall=0.0, earliest=AT + seconds - bounds, latest=AT + seconds + bounds, known="heard")
+
+
+def walk(wanted: Wanted, rows: list[UsageRow], size: int = 10) -> tuple[Search, int]:
     """Search through `rows` by pages; give the search and the pages read."""
     search, pages = Search(wanted=wanted), 0
     while search.next_offset is not None:
-        at = search.next_offset
-        search, pages = search.take(UsagePage(rows=tuple(rows[at : at + size]), total=len(rows))), pages + 1
+        begin = search.next_offset
+        page = UsagePage(rows=tuple(rows[begin : begin + size]), total=len(rows))
+        search, pages = search.take(page), pages + 1
     return search, pages
+
+
+def found(wanted: Wanted, rows: list[UsageRow], *, now: Moment | None = None) -> SubmissionSearch:
+    """Give what is found in the rows, and one of a known run before them, an hour later."""
+    return walk(wanted, [*rows, CONTROL])[0].result(now or at(3600))
+
+
+def candidates(wanted: Wanted, rows: list[UsageRow]) -> list[Any]:
+    """Give the ids of the rows that could be the submit."""
+    return [each.id for each in found(wanted, rows).candidates]
+
+
+def known(*ids: str, begun: float = -1.0) -> Wanted:
+    """Give the same submit, beside known runs that had begun so many seconds after it."""
+    return attrs.evolve(WANTED, known=(*KNOWN, *(KnownRun(request_id=each, begun_by=AT + begun) for each in ids)))
+
+
+def test_none_is_certain_with_a_known_run_in_sight_and_time_for_rows_to_come() -> None:
+    """The listing shows a run that is known, nothing else, and its row would be there: no run began."""
+    assert found(WANTED, []) == SubmissionSearch(candidates=(), is_conclusive=True)
+    assert found(WANTED, [], now=at(60)).is_certainly_none
+    assert not found(WANTED, [], now=at(59)).is_certainly_none
+    assert not found(WANTED, [], now=at(61, bounds=2)).is_certainly_none
 
 
 def test_rows_of_the_target_in_time_are_candidates() -> None:
     """Target and time decide; a row of another workflow, of a model, or of another time is none."""
-    rows = [row(1, 61), row(2, 60), row(3, 0, workflow_slug="other"), row(4, 0, source="api-slim"), row(5, -60)]
-    search, _ = walk(WANTED, rows, 10)
-    assert [found.id for found in search.found] == [2, 5]
+    assert candidates(WANTED, [row(2, 60), row(3, 0, workflow_slug="other"), row(4, 0, source="api-slim")]) == [2]
+    assert candidates(WANTED, [row(5, -60), row(6, -61)]) == [5]
+    assert not found(WANTED, [row(2, 60)]).is_certainly_none
 
 
 def test_what_a_row_does_not_say_does_not_rule_it_out() -> None:
-    """Rows without a date or a slug could be it; a row of a run that is accounted for could not."""
-    rows = [row(1, None), row(2, 0, workflow_slug=None), row(3, 0, request_id="kie_1")]
-    assert [found.id for found in walk(WANTED, rows, 10)[0].found] == [1, 2, 3]
-    known = Wanted(target=WANTED.target, sent_at=SENT, tolerance=WANTED.tolerance, exclude={"kie_1"})
-    assert [found.id for found in walk(known, rows, 10)[0].found] == [1, 2]
+    """Rows without a date, a slug or a request id could be it; a row of a run that is accounted for could not."""
+    rows = [row(1, None), row(2, 0, workflow_slug=None), row(3, 0, request_id="kie_1"), row(4, 0, request_id="")]
+    assert candidates(WANTED, rows) == [1, 2, 4, 3]
+    assert candidates(known("kie_1"), rows) == [1, 2, 4]
 
 
-def test_a_request_id_accounts_for_one_row() -> None:
-    """Of two rows with the id of a known run one may be the submit; a row seen on two pages is one; "" is no id."""
-    known = Wanted(target=WANTED.target, sent_at=SENT, tolerance=WANTED.tolerance, exclude={"kie_1", ""})
+def test_a_wide_interval_is_searched_widely() -> None:
+    """A submit that may have left at any time of an hour is looked for in all of it."""
+    wide = attrs.evolve(WANTED, earliest=AT - 3600)
+    assert candidates(wide, [row(1, -1800), row(2, -3600 - 60)]) == [1, 2]
+    assert walk(wide, [row(1, -3600 - 61)])[0].rows == ()
+
+
+def test_an_undated_submit_is_never_proven() -> None:
+    """Where nobody knows when it left, no absence is a proof, and the search says why."""
+    undated = attrs.evolve(WANTED, undated="nobody knows when it left")
+    assert found(undated, []).reasons == ("nobody knows when it left",)
+    assert found(WANTED, [], now=Moment(wall=AT + 3600)).reasons[0].startswith("the service's clock was not known")
+
+
+def test_a_listing_without_a_known_run_proves_nothing() -> None:
+    """It may be of another account, late, or cut: a run that is known has to stand in it, from then or before."""
+    assert "another account" in walk(WANTED, [])[0].result(at(3600)).reasons[0]
+    later = walk(
+        attrs.evolve(WANTED, known=(KnownRun(request_id="k", begun_by=AT + 500),)), [row(1, 500, request_id="k")]
+    )
+    assert not later[0].result(at(3600)).is_conclusive
+    other = walk(WANTED, [attrs.evolve(CONTROL, workflow_slug="other")])
+    assert not other[0].result(at(3600)).is_conclusive
+
+
+def test_a_row_that_nobody_accounts_for_leaves_it_open() -> None:
+    """Also one that is dated too late to be a candidate, for rows can be dated when they were written."""
+    search = found(WANTED, [row(7, 500)])
+    assert (search.candidates, search.is_certainly_none) == ((), False)
+    assert search.reasons == ("usage row 7 of 2026-05-08 12:08:20 UTC belongs to no run that is known",)
+    assert found(known("later", begun=500), [row(7, 500, request_id="later")]).is_certainly_none
+
+
+def test_a_request_id_accounts_for_one_row_a_run() -> None:
+    """Of two rows with the id of one known run either may be the submit; two known runs that share it are two rows."""
+    shared = [row(1, 0, request_id="kie_1"), row(2, 0, request_id="kie_1")]
+    assert candidates(known("kie_1"), shared) == [1, 2]
+    assert found(known("kie_1", "kie_1"), shared).is_certainly_none
+    assert candidates(known("kie_1", "kie_1"), [*shared, row(3, 0, request_id="kie_1")]) == [1, 2, 3]
+
+
+def test_a_run_too_recent_to_have_a_row_accounts_for_none() -> None:
+    """Its request id may be that of the lost submit as well, whose row is the one that is there."""
+    search = found(known("kie_1", begun=3590), [row(1, 0, request_id="kie_1")])
+    assert (search.candidates, search.is_certainly_none) == ((), False)
+    assert "too recent" in search.reasons[0]
+
+
+def test_a_listing_that_lacks_a_known_run_is_not_whole() -> None:
+    """A run of the same time is known and its row is not there: the submit's may be missing in the same way."""
+    assert "lack the run of request kie_1" in found(known("kie_1", begun=0), []).reasons[0]
+
+
+def test_a_row_seen_on_two_pages_is_one() -> None:
+    """New rows push a row on to the next page, and it may have changed by then."""
     late = row(1, 0, request_id="kie_1", status="processing")
-    seen_again = row(1, 0, request_id="kie_1", status="completed")
-    assert walk(known, [late, seen_again], 1)[0].found == ()
-    assert [found.id for found in walk(known, [late, seen_again, row(2, 0, request_id="kie_1")], 1)[0].found] == [2]
-    assert [found.id for found in walk(known, [row(3, 500, request_id="kie_1"), late], 9)[0].found] == []
-    assert [found.id for found in walk(known, [row(4, 0, request_id="")], 9)[0].found] == [4]
-    nameless = [row(5, 0), row(5, 0)]
-    assert len(walk(WANTED, nameless, 1)[0].found) == 1
+    rows = [late, attrs.evolve(late, status="completed"), CONTROL]
+    assert walk(known("kie_1"), rows, 1)[0].result(at(3600)).is_certainly_none
     unnumbered = [UsageRow(workflow_slug="mine", created_at=SENT, request_id="kie_1")] * 2
-    assert walk(known, unnumbered, 1)[0].found == ()
+    assert walk(known("kie_1"), [*unnumbered, CONTROL], 1)[0].result(at(3600)).is_certainly_none
 
 
 def test_a_models_rows_are_those_without_a_workflow() -> None:
@@ -70,64 +155,77 @@ def test_a_models_rows_are_those_without_a_workflow() -> None:
         row(3, 0, workflow_slug=None),
         row(4, 0, model_ids=("suno-v5",)),
     ]
-    assert [found.id for found in walk(MODEL, rows, 10)[0].found] == [1, 3]
+    assert candidates(MODEL, rows) == [1, 3]
 
 
-def test_the_walk_ends_at_rows_that_are_too_old() -> None:
-    """As long as rows come newest first, no page is read beyond the submit."""
+def test_the_walk_ends_at_rows_that_are_certainly_older() -> None:
+    """As long as rows come newest first, no page is read beyond the submit, but a few to see a run that is known."""
     rows = [row(number, 100 - number * 30) for number in range(100)]
-    search, pages = walk(WANTED, rows, 10)
-    assert pages == 1
-    assert len(search.found) == 4
+    assert walk(WANTED, rows)[1] == 5
+    assert walk(attrs.evolve(WANTED, known=()), rows)[1] == 1
+    assert walk(WANTED, [*rows[:9], CONTROL, *rows[9:]])[1] == 1
 
 
 def test_rows_out_of_order_are_all_read() -> None:
     """Once the order is broken, an old row proves nothing and every page is read."""
-    rows = [row(1, -500), row(2, 0), row(3, -1000), row(4, 10)]
-    search, pages = walk(WANTED, rows, 1)
-    assert pages == 1  # a single old row first cannot be told from a quiet account: the order still holds
-    search, pages = walk(WANTED, [row(0, -500), *rows[1:]][::-1], 3)
-    assert {found.id for found in search.found} == {2, 4}
+    rows = [row(4, 10), row(3, -1000), row(2, 0), row(1, -500), CONTROL]
+    search, pages = walk(WANTED, rows, 3)
+    assert pages == 2
+    assert {each.id for each in search.rows} == {2, 4}
 
 
 def test_an_empty_page_ends_the_walk() -> None:
     """A total that promises more than there is does not make an endless walk."""
     search = Search(wanted=WANTED).take(UsagePage(rows=(row(1),))).take(UsagePage())
     assert search.next_offset is None
-    assert len(search.found) == 1
+    assert len(search.rows) == 1
 
 
-def test_none_is_certain_only_after_the_tolerance() -> None:
-    """An early search says that it is not conclusive."""
-    search = Search(wanted=WANTED).take(UsagePage())
-    assert search.result(SENT + timedelta(seconds=59)) == SubmissionSearch(candidates=(), is_conclusive=False)
-    assert not search.result(SENT + timedelta(seconds=59)).is_certainly_none
-    assert search.result(SENT + timedelta(seconds=60)).is_certainly_none
-    found = Search(wanted=WANTED).take(UsagePage(rows=(row(1),))).result(SENT + timedelta(hours=1))
-    assert not found.is_certainly_none
-
-
-@given(st.lists(st.floats(-300, 300), max_size=40), st.integers(1, 7))
-def test_newest_first_nothing_is_missed(ages: list[float], size: int) -> None:
-    """In documented order, whatever the page size, the candidates are exactly the rows within the tolerance."""
-    rows = [row(number, age) for number, age in enumerate(sorted(ages, reverse=True))]
-    search, _ = walk(WANTED, rows, size)
-    assert {found.id for found in search.found} == {r.id for r in rows if WANTED.could_be(r)}
-
-
-def test_both_clocks_are_looked_at() -> None:
-    """A time that the local clock told is looked for at the service's time too; a time to come is not when it left."""
-    skewed = Wanted(target=WANTED.target, sent_at=SENT, tolerance=WANTED.tolerance, skew=timedelta(hours=1))
-    assert [found.id for found in walk(skewed, [row(1, 3600), row(2, 1800), row(3, 0)], 10)[0].found] == [1, 3]
-    search = Search(wanted=skewed).take(UsagePage())
-    assert search.result(SENT + timedelta(seconds=61)).is_certainly_none  # an hour on is still to come
-    assert not search.result(SENT + timedelta(hours=1, seconds=30)).is_conclusive
-    assert search.result(SENT + timedelta(hours=1, seconds=61)).is_certainly_none
-    assert not search.result(SENT - timedelta(seconds=1)).is_conclusive
-
-
-def test_rows_that_cannot_be_read_leave_it_open() -> None:
+@pytest.mark.parametrize("page", [UsagePage(raw={"rows": [7]}), UsagePage(raw={"rows": 7}), UsagePage(total=3)])
+def test_rows_that_cannot_be_read_leave_it_open(page: UsagePage) -> None:
     """A page whose JSON holds more than was read, or nothing where more is promised, is never conclusive."""
-    late = SENT + timedelta(hours=1)
-    for page in (UsagePage(raw={"rows": [7]}), UsagePage(raw={"rows": 7}), UsagePage(total=3)):
-        assert not Search(wanted=WANTED).take(page).result(late).is_conclusive
+    assert "could be read" in Search(wanted=WANTED).take(page).result(at(3600)).reasons[0]
+
+
+@given(st.lists(st.floats(-300, 300), max_size=40), st.integers(1, 7), st.floats(0, 200))
+def test_newest_first_nothing_is_missed(ages: list[float], size: int, width: float) -> None:
+    """In documented order, whatever the page size, the candidates are exactly the rows within the interval."""
+    wanted = attrs.evolve(WANTED, latest=AT + width)
+    rows = [row(number + 1, age) for number, age in enumerate(sorted(ages, reverse=True))]
+    search = walk(wanted, [*rows, CONTROL], size)[0].result(at(3600))
+    assert {each.id for each in search.candidates} == {each.id for each in rows if wanted.could_be(each)}
+
+
+def test_a_time_that_either_clock_may_have_told_is_looked_for_by_both() -> None:
+    """It is looked for at the service's time too; a time to come is not when it left, a clock unknown is not right."""
+    ahead = Moment(wall=AT + 100, earliest=AT + 3700, latest=AT + 3700, known="heard")
+    wanted = Wanted.at(AT, MINE, ahead)
+    assert (wanted.earliest, wanted.latest, wanted.undated) == (AT, AT + 3600, None)
+    early = Wanted.at(AT, MINE, attrs.evolve(ahead, earliest=AT + 100, latest=AT + 100, wall=AT - 3500))
+    assert (early.earliest, early.latest) == (AT, AT)
+    assert Wanted.at(AT, MINE, Moment(wall=AT)).undated is not None
+    assert Wanted.at(AT + 9e6, MINE, ahead).undated == "the time that was given is still to come"
+
+
+def test_an_error_says_when_its_submit_left() -> None:
+    """Its bounds by the service's clock are taken as they are; without them nothing is proven."""
+    end = SENT + timedelta(seconds=9)
+    dated = SubmissionUnknownError(
+        target="workflows/mine", sent_at=SENT, seen="reset", sent_after=SENT, sent_before=end
+    )
+    wanted = Wanted.of_error(dated, MINE)
+    assert (wanted.earliest, wanted.latest, wanted.undated) == (AT, AT + 9, None)
+    undated = Wanted.of_error(SubmissionUnknownError(target="workflows/mine", sent_at=SENT, seen="reset"), MINE)
+    assert undated.undated is not None
+
+
+def test_a_client_remembers_the_runs_it_began() -> None:
+    """By target, the newest thousand; a run without a request id matches no row."""
+    recent = RecentRuns()
+    for number in range(1100):
+        recent.add(MINE, f"r-{number}", at(number))
+    recent.add(Target("models", "mine"), "m-1", Moment(wall=0.0))
+    recent.add(MINE, None, at(0))
+    assert len(recent.of(MINE)) == 999
+    assert recent.of(Target("models", "mine")) == (KnownRun(request_id="m-1"),)
+    assert recent.of(MINE)[-1] == KnownRun(request_id="r-1099", begun_by=AT + 1099)

@@ -226,7 +226,10 @@ async def failing(execution: Execution, knouds: AsyncKnouds) -> None:
     except SubmissionUnknownError as unknown:
         assert_type(unknown.target, str)
         assert_type(unknown.sent_at, datetime)
+        assert_type(unknown.sent_after, datetime | None)
         search = await knouds.usage.find_submission(unknown.target, unknown.sent_at)
+        assert_type(await knouds.usage.find_submission(unknown), SubmissionSearch)
+        assert_type(search.reasons, tuple[str, ...])
         assert_type(search, SubmissionSearch)
         assert_type(search.candidates, tuple[UsageRow, ...])
         assert_type(search.is_certainly_none, bool)

@@ -1,4 +1,4 @@
-"""`knouds batch --status` and `--resolve`: what a ledger holds, and what somebody decides about an unknown run.
+"""`knouds batch --status`, `--resolve` and `--rebind`: what a ledger holds, and what somebody decides about it.
 
 Rule of the file: no request is made and no key is needed; a ledger that is not there is not made.
 """
@@ -47,6 +47,13 @@ def resolve(path: Path, key: str, decision: str) -> int:
     return Exit.FINE
 
 
+def rebind(path: Path) -> int:
+    """Let the next batch bind a ledger to its own account and service."""
+    asyncio.run(_rebind(_there("--rebind", path)))
+    output.note(f"{one_line(str(path))}: it is bound to the account and the service of the next batch")
+    return Exit.FINE
+
+
 def _there(option: str, path: Path) -> Path:
     if not path.is_file():
         raise UsageError(f"{option} {one_line(str(path))}: there is no such ledger")
@@ -56,6 +63,11 @@ def _there(option: str, path: Path) -> Path:
 async def _look(path: Path) -> tuple[LedgerCounts, tuple[Entry, ...]]:
     async with SQLiteLedger(path) as ledger:
         return await ledger.counts(), await ledger.unknown()
+
+
+async def _rebind(path: Path) -> None:
+    async with SQLiteLedger(path) as ledger:
+        await ledger.rebind()
 
 
 async def _decide(path: Path, key: str, decision: str) -> int:

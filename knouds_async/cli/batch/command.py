@@ -60,6 +60,13 @@ Resolve = Annotated[
         "lists them); the next batch waits for its end.",
     ),
 ]
+Rebind = Annotated[
+    Path | None,
+    Parameter(
+        show_default=False,
+        help="LEDGER: let the next batch go on with it under another account, or against another service.",
+    ),
+]
 
 
 def batch(
@@ -77,6 +84,7 @@ def batch(
     save: Save = None,
     status: Status = None,
     resolve: Resolve = None,
+    rebind: Rebind = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
 ) -> int:
@@ -89,12 +97,16 @@ def batch(
     """
     from knouds_async.cli.batch import admin, running
 
-    if (slug is not None) + (status is not None) + (resolve is not None) != 1:
-        raise UsageError("give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID")
+    if (slug, status, resolve, rebind).count(None) != 3:
+        raise UsageError(
+            "give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID, or --rebind LEDGER"
+        )
     if status is not None:
         return admin.show(status, as_json=as_json)
     if resolve is not None:
         return admin.resolve(*resolve)
+    if rebind is not None:
+        return admin.rebind(rebind)
     if slug is None or jobs is None:
         raise UsageError("give the file of jobs after the slug, or - for stdin")
     if ledger is None and str(jobs) == "-":

@@ -1,0 +1,264 @@
+"""When a lost submit may be sent again: only where it is proven that it began no run. In virtual time."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import httpx
+import pytest
+
+from knouds_async import AsyncKnouds, Job, LedgerError, Outcome, Timeouts, Unknown
+from knouds_async._sansio.entries import Entry, Stage
+from knouds_async.batch.ledger import Claim, Claimed
+from knouds_async.testing import ApiKey, Emulator, faults
+from knouds_async.testing.transport import EmulatorTransport
+from tests.batch.in_loop import InLoopLedger
+
+SLUG = "my-thumbnail-pipeline"
+ROUTE = "POST /api/workflows/:slug/run"
+
+
+class _Machine:
+    """The clocks of a machine that can sleep, and be set; the event loop's stands still meanwhile."""
+
+    CLOCK_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", 7)
+
+    def __init__(self) -> None:
+        self.frozen = self.slept = self.stepped = 0.0  # seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.frozen
+
+    def clock_gettime(self, clock: int) -> float:
+        return time.monotonic() + self.frozen + self.slept
+
+    def time(self) -> float:
+        return time.time() + self.frozen + self.slept + self.stepped
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> _Machine:
+    """Give the machine that the library runs on."""
+    machine = _Machine()
+    monkeypatch.setattr("knouds_async._io.clocks.time", machine)
+    return machine
+
+
+@pytest.fixture
+def emulator() -> Emulator:
+    """Give a service without limits."""
+    return Emulator(tier="enterprise", duration=5.0)
+
+
+@pytest.fixture
+def knouds(make_client: Any, emulator: Emulator) -> AsyncKnouds:
+    """Give a client of it."""
+    client: AsyncKnouds = make_client(emulator)
+    return client
+
+
+@pytest.fixture
+def ledger(path: Path) -> Any:
+    """Give a ledger in the loop."""
+    made = InLoopLedger(path)
+    yield made
+    if made._store is not None:
+        made._store.close()
+
+
+async def run(knouds: AsyncKnouds, ledger: Any, count: int, **options: Any) -> list[Outcome]:
+    """Run jobs one after the other."""
+    jobs = [Job(f"job-{number}", {"product_name": f"job-{number}"}) for number in range(count)]
+    options = {"ordered": True, "max_in_flight": 1, **options}
+    async with knouds.workflows.map(SLUG, jobs, ledger=ledger, **options) as outcomes:
+        return [outcome async for outcome in outcomes]
+
+
+def kinds(outcomes: list[Outcome]) -> Counter[str]:
+    """Count outcomes by their kind."""
+    return Counter(type(outcome).__name__ for outcome in outcomes)
+
+
+def why(outcome: Outcome) -> str:
+    """Give what an unknown outcome says."""
+    assert isinstance(outcome, Unknown)
+    return str(outcome.error)
+
+
+async def sent(ledger: Any, key: str) -> Entry:
+    """Give a job's entry."""
+    entry: Entry = await ledger.find(key)
+    return entry
+
+
+class _Locked(InLoopLedger):
+    """A ledger that another process holds locked for a while when the second job's intent is to be written."""
+
+    async def claim(self, claim: Claim) -> Claimed:
+        if claim.key == "job-1":
+            await anyio.sleep(130.0)
+        return await super().claim(claim)
+
+
+async def test_an_intent_that_waited_for_a_lock_is_searched_from_before_the_wait(
+    knouds: AsyncKnouds, emulator: Emulator, path: Path
+) -> None:
+    """The ledger is locked for minutes while the intent is written and the answer is lost: the run is found."""
+    ledger = _Locked(path)
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=2)
+    assert kinds(await run(knouds, ledger, 2)) == {"Completed": 1, "Unknown": 1}
+    await anyio.sleep(400)
+    found = await run(knouds, ledger, 2)
+    assert "could be it" in why(found[1])
+    assert len(emulator.runs) == 2
+
+
+@pytest.mark.parametrize("what", ["frozen", "slept", "stepped"])
+async def test_an_old_intent_sends_nothing(
+    what: str, knouds: AsyncKnouds, emulator: Emulator, path: Path, machine: _Machine
+) -> None:
+    """A process that stops or sleeps between intent and first byte writes its intent anew; one run comes of it."""
+
+    class Late(InLoopLedger):
+        claims = 0
+
+        async def claim(self, claim: Claim) -> Claimed:
+            claimed = await super().claim(claim)
+            self.claims += 1
+            if self.claims == 2:
+                setattr(machine, what, 31.0)
+            return claimed
+
+    ledger = Late(path)
+    assert kinds(await run(knouds, ledger, 2, max_in_flight=1)) == {"Completed": 2}
+    assert ledger.claims == 3
+    emulator.assert_charged_once()
+
+
+async def test_after_a_sleep_the_service_is_asked_for_its_time(
+    knouds: AsyncKnouds, emulator: Emulator, ledger: Any, machine: _Machine
+) -> None:
+    """A laptop sleeps for eight hours, and the first submit after it loses its answer: its run is found."""
+    assert kinds(await run(knouds, ledger, 1)) == {"Completed": 1}
+    machine.slept = 8 * 3600.0
+    emulator._service.clock._epoch += 8 * 3600.0
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE)
+    asked = sum(each.path == "/api/whoami" for each in emulator.requests)
+    assert kinds(await run(knouds, ledger, 2, validate=False)) == {"Completed": 1, "Unknown": 1}
+    assert sum(each.path == "/api/whoami" for each in emulator.requests) == asked + 1
+    await anyio.sleep(400)
+    assert "could be it" in why((await run(knouds, ledger, 2))[1])
+    assert len(emulator.runs) == 2
+
+
+@pytest.mark.parametrize("what", ["no date", "a cache's date"])
+async def test_a_submit_that_nothing_dates_is_never_sent_again(what: str, emulator: Emulator, ledger: Any) -> None:
+    """A service that tells no time, or only caches do: what is lost stays unknown, and the outcome says why."""
+
+    async def keep(response: httpx.Response) -> None:
+        if what == "no date":
+            response.headers.pop("date", None)
+        else:
+            response.headers["age"] = "3000"
+
+    hooks = {"response": [keep]}
+    async with (
+        httpx.AsyncClient(transport=EmulatorTransport(emulator), event_hooks=hooks) as http,
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
+    ):
+        emulator.faults.add(faults.closed(), route=ROUTE, nth=2)
+        assert kinds(await run(knouds, ledger, 2)) == {"Completed": 1, "Unknown": 1}
+        await anyio.sleep(400)
+        assert "is not known by the service's clock" in why((await run(knouds, ledger, 2))[1])
+    assert len(emulator.runs) == 1
+
+
+async def test_another_account_proves_nothing(make_client: Any, ledger: Any) -> None:
+    """A pass with the key of another account is refused before anything is sent, and proves nothing once allowed."""
+    other = ApiKey("knouds_live_other_0123456789", user="u_other")
+    emulator = Emulator(tier="enterprise", duration=5.0, keys=[*Emulator().keys, other])
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=2)
+    assert kinds(await run(make_client(emulator), ledger, 2)) == {"Completed": 1, "Unknown": 1}
+    await anyio.sleep(400)
+    stranger = make_client(emulator, api_key=other.text)
+    requests = len(emulator.requests)
+    with pytest.raises(LedgerError, match=r"account u_other .*rebind"):
+        await run(stranger, ledger, 3, validate=False)
+    assert [each.path for each in list(emulator.requests)[requests:]] == ["/api/whoami"]
+    await ledger.rebind()
+    found = await run(stranger, ledger, 2, validate=False)
+    assert kinds(found) == {"Completed": 1, "Unknown": 1}
+    assert "not known to be a submit of this account" in why(found[1])
+    assert len(emulator.runs) == 2
+
+
+async def test_what_one_service_ran_is_not_run_for_the_other(emulator: Emulator, ledger: Any) -> None:
+    """What an emulator completed is never taken for a run of the service: another base URL is refused."""
+    async with httpx.AsyncClient(transport=EmulatorTransport(emulator)) as http:
+        for url in ("https://one.test", "https://two.test"):
+            async with AsyncKnouds(emulator.api_key, base_url=url, http_client=http) as knouds:
+                if url == "https://one.test":
+                    assert kinds(await run(knouds, ledger, 1)) == {"Completed": 1}
+                    continue
+                with pytest.raises(LedgerError, match=r"at https://one.test, and this is .* at https://two.test"):
+                    await run(knouds, ledger, 2)
+    assert len(emulator.runs) == 1
+
+
+async def test_a_listing_that_shows_no_known_run_proves_nothing(
+    knouds: AsyncKnouds, emulator: Emulator, ledger: Any
+) -> None:
+    """The very first job of an account is lost: nobody knows whose rows an empty listing would be."""
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=1)
+    await run(knouds, ledger, 1)
+    await anyio.sleep(400)
+    found = await run(knouds, ledger, 1)
+    assert "no run of workflows/my-thumbnail-pipeline that is known" in why(found[0])
+    assert not emulator.runs
+
+
+async def test_one_whose_owner_is_gone_is_bounded_when_that_is_found_out(
+    knouds: AsyncKnouds, emulator: Emulator, ledger: Any
+) -> None:
+    """Rows have two minutes from then on, for nobody knows how long the request was under way."""
+    await run(knouds, ledger, 1)
+    emulator.faults.add(faults.stalled(), route=ROUTE)
+    with anyio.move_on_after(3.0):
+        await run(knouds, ledger, 2)
+    entry = await sent(ledger, "job-1")
+    assert entry.stage is Stage.UNKNOWN
+    store = ledger._store
+    store.transact([lambda opened: opened._save(_gone(entry))])
+    await anyio.sleep(1000)
+    emulator.faults.clear()
+    assert "may still come for 12" in why((await run(knouds, ledger, 2))[1])
+    await anyio.sleep(60)
+    assert "may still come for 6" in why((await run(knouds, ledger, 2))[1])
+    await anyio.sleep(70)
+    assert kinds(await run(knouds, ledger, 2)) == {"Completed": 2}
+    emulator.assert_charged_once()
+
+
+def _gone(entry: Entry) -> Entry:
+    """Give an entry as it is when its process was found dead by somebody who knew no time."""
+    return attrs.evolve(entry, until=None, owner=None, note="its process ended before the answer")
+
+
+async def test_a_synchronous_run_has_the_time_that_it_may_take(make_client: Any, ledger: Any) -> None:
+    """Nothing is proven of one before its own time-out is over, for its row may come with its end."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    knouds = make_client(emulator, timeouts=Timeouts(run=600.0))
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=3)  # the first finds out that it cannot be polled
+    jobs = [Job(f"job-{number}", {"prompt": f"job-{number}"}) for number in range(2)]
+    async with knouds.workflows.map("fast-sketch", jobs, ledger=ledger, max_in_flight=1) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert kinds(found)["Unknown"] == 1
+    (entry,) = await ledger.unknown()
+    assert entry.lasts == 600.0
+    assert entry.may_have_begun is not None
+    assert entry.may_have_begun[1] - entry.may_have_begun[0] >= 600.0
