@@ -17,7 +17,6 @@ from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._io.watcher import Watcher
 from knouds_async._sansio import calls
 from knouds_async._sansio.learned import Learned
-from knouds_async._sansio.reconcile import RecentRuns
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.service import Service
 from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
@@ -92,7 +91,7 @@ class AsyncKnouds:
         send, stats, server_time = self._pipeline.send, self._limiter.stats, self._limiter.server_time
         self._watcher = Watcher(send, polling, self._learned, stats, server_time)
 
-        time, recent = self._pipeline.time, RecentRuns()
+        time, recent = self._pipeline.time, self._pipeline.recent
         runs = Runs(send, self._watcher, url, time, recent)
         self.executions: Final = Executions(send, runs, url)
         self.usage: Final = Usage(send, time, recent)

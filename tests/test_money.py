@@ -166,6 +166,37 @@ async def test_an_unknown_submit_is_found_in_the_usage_rows(make_client: Any) ->
             assert [row.request_id for row in late.candidates] == ids
 
 
+async def test_a_submit_is_dated_by_what_is_heard_after_it(make_client: Any) -> None:
+    """The very first submit of a client is lost, and later ones tell the service's clock: the search is conclusive."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    knouds = make_client(emulator)
+    emulator.faults.add(faults.reset(), route=RUN, nth=1)
+    with pytest.raises(SubmissionUnknownError) as caught:
+        await knouds.workflows.submit(SLUG, {"product_name": "x"})
+    assert caught.value.sent_after is None
+    await knouds.workflows.submit(SLUG, {"product_name": "y"})
+    await anyio.sleep(130)
+    assert (await knouds.usage.find_submission(caught.value)).is_certainly_none
+    assert (await knouds.usage.find_submission(caught.value.target, caught.value.sent_at)).is_certainly_none
+    stranger = make_client(emulator)
+    assert not (await stranger.usage.find_submission(caught.value)).is_certainly_none
+
+
+@pytest.mark.parametrize("search", [lambda error: (error,), lambda error: (error.target, error.sent_at)])
+async def test_a_synchronous_run_is_not_proven_within_its_time(make_client: Any, search: Any) -> None:
+    """Its row may come with its end, which may take as long as its time-out says."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    knouds = make_client(emulator, timeouts=Timeouts(run=600.0))
+    await knouds.workflows.submit(SLUG, {"product_name": "y"})
+    emulator.faults.add(faults.reset(), route="POST /api/workflows/:slug/run", nth=1)
+    with pytest.raises(SubmissionUnknownError) as caught:
+        await knouds.workflows.run(SLUG, {"product_name": "x"})
+    await anyio.sleep(590)
+    assert "may still come" in (await knouds.usage.find_submission(*search(caught.value))).reasons[0]
+    await anyio.sleep(140)
+    assert (await knouds.usage.find_submission(*search(caught.value))).is_certainly_none
+
+
 LOSSES: dict[str, Callable[[], Fault]] = {
     "resets": faults.reset,
     "html": faults.bad_gateway,

@@ -31,9 +31,9 @@ class ServiceTime:
         if date is not None:
             self._clock = self._clock.heard(date, sent, read_clocks(anyio.current_time()))
 
-    def moment(self) -> Moment:
-        """Return this moment, dated as certainly as it can be."""
-        return self._clock.moment(read_clocks(anyio.current_time()))
+    def moment(self, at: Reading | None = None) -> Moment:
+        """Return a moment, this one by default, dated as certainly as it can be by now."""
+        return self._clock.moment(at or read_clocks(anyio.current_time()))
 
     def is_worth_asking(self) -> bool:
         """Return whether the service's clock is not known, and a request could tell it."""

@@ -29,11 +29,18 @@ from knouds_async._io.witness import Witness, refuse_stale, tell
 from knouds_async._sansio import calls, headers, replies, retry
 from knouds_async._sansio.calls import Call, Patience
 from knouds_async._sansio.clock import Moment, Reading
+from knouds_async._sansio.reconcile import LostSubmit, RecentRuns
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered
 from knouds_async._sansio.window import Ticket
 from knouds_async.config import Retries
-from knouds_async.errors import APIError, ClientClosedError, InvalidResponseError, NoAnswerError
+from knouds_async.errors import (
+    APIError,
+    ClientClosedError,
+    InvalidResponseError,
+    NoAnswerError,
+    SubmissionUnknownError,
+)
 
 T = TypeVar("T")
 logger = logging.getLogger("knouds_async")
@@ -70,6 +77,7 @@ class Pipeline:
         self._connections = Slots(connections)
         self._home = HomeLoop()
         self.time: Final = ServiceTime()
+        self.recent: Final = RecentRuns()
         self._is_closed = False
         self._paid_out = 0  # submits under way that nothing may cut
         self._all_in: anyio.Event | None = None
@@ -89,7 +97,8 @@ class Pipeline:
                 await anyio.lowlevel.checkpoint_if_cancelled()
             turn = await self._turn(call, total, at_head=at_head)
             attempts, began = attempts + 1, anyio.current_time()
-            sent, since = read_clocks(began), self.time.moment()
+            sent = read_clocks(began)
+            since = self.time.moment(sent)
             sent_at = datetime.fromtimestamp(since.middle, UTC)
             finished = await self._finish(call, turn, sent_at, terms)
             ended = anyio.current_time()
@@ -103,8 +112,7 @@ class Pipeline:
                 server_time=self._limiter.server_time(ended),
                 was_sent=was_sent,
             )
-            decision = retry.decide(call, finished.value, so_far, self._retries, roll=random.random())  # noqa: S311
-            self._hear(finished.value, decision, sent)
+            decision = self._decide(call, finished.value, so_far, sent, total)
             await tell(call, decision, sent_at, witness, finished.cancellation)
             match decision:
                 case Done(value):
@@ -236,6 +244,15 @@ class Pipeline:
         else:
             self._limiter.lost(call.route, ticket)
 
+    def _decide(
+        self, call: Call[T], outcome: Outcome, so_far: SoFar, sent: Reading, total: float | None
+    ) -> Done[T] | Again | Requeue | Fail:
+        """Decide what follows an attempt, and keep what it told of the service's clock."""
+        decision = retry.decide(call, outcome, so_far, self._retries, roll=random.random())  # noqa: S311
+        self._hear(outcome, decision, sent)
+        self._remember(call, decision, sent, total)
+        return decision
+
     def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:
         """Take the service's time from an answer that is its own."""
         if isinstance(outcome, Answer) and (isinstance(decision, Done) or replies.own_words(outcome) is not None):
@@ -247,6 +264,15 @@ class Pipeline:
         if call.patience is not Patience.RUN or until.latest is None or since.latest is None:
             return until
         return attrs.evolve(until, latest=max(until.latest, since.latest + self._exchange.limit(call, total)))
+
+    def _remember(self, call: Call[Any], decision: object, sent: Reading, total: float | None) -> None:
+        """Remember what was lost, so that it can be dated also by what is heard later."""
+        if isinstance(decision, Fail) and isinstance(error := decision.error, SubmissionUnknownError):
+            lasts = self._exchange.limit(call, total) if call.patience is Patience.RUN else 0.0
+            until = read_clocks(anyio.current_time())
+            self.recent.lose(
+                LostSubmit(target=error.target, sent_at=error.sent_at, since=sent, until=until, lasts=lasts)
+            )
 
     async def ask_for_time(self) -> None:
         """Hear the service's clock by a free request, if need be; ConnectionFailedError when nobody answers.

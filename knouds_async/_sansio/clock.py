@@ -150,24 +150,26 @@ class ServiceClock:
         return ServiceClock(ServerClock(both_lo, both_hi, answered.loop), answered)
 
     def moment(self, now: Reading) -> Moment:
-        """Return what is known of the moment `now`."""
+        """Return what is known of the moment `now`, which may lie before the clock was heard."""
         known = self._bounds(now)
         if known is None or now.loop is None:
             return Moment(wall=now.wall) if self.heard_at is None else Moment(wall=now.wall, known=self._lost(now))
-        age = now.since(self.heard_at) if self.heard_at is not None else 0.0
         return Moment(
             wall=now.wall,
             earliest=now.loop + known.lo - JUMP,
             latest=now.loop + known.hi + JUMP,
-            known=f"the service's clock was heard {age:.0f} s before",
+            known="the service's clock was heard",
         )
 
     def _bounds(self, now: Reading) -> ServerClock | None:
         """Return the bounds with the drift since they were heard; None when they date nothing any more."""
         at = self.heard_at
-        if at is None or at.loop is None or now.loop is None or now.since(at) > RECENT or now.has_jumped_since(at):
+        if at is None or at.loop is None or now.loop is None or now.has_jumped_since(at):
             return None
-        drift = DRIFT * max(0.0, now.loop - at.loop)
+        apart = max(now.since(at), at.since(now))
+        if apart > RECENT:
+            return None
+        drift = DRIFT * apart
         return ServerClock(self.bounds.lo - drift, self.bounds.hi + drift, now.loop)
 
     def _lost(self, now: Reading) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 
 import attrs
 
-from knouds_async._sansio.clock import Moment
+from knouds_async._sansio.clock import Moment, Reading
 from knouds_async.errors import SubmissionUnknownError
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
@@ -32,11 +32,35 @@ class KnownRun:
     begun_by: float | None = None
 
 
+@attrs.frozen(kw_only=True)
+class LostSubmit:
+    """A submit of this client whose outcome is unknown: this machine's clocks before it and after it.
+
+    `lasts`: seconds within which a synchronous run may still begin or end.
+    """
+
+    target: str
+    sent_at: datetime
+    since: Reading
+    until: Reading
+    lasts: float = 0.0
+
+
 class RecentRuns:
-    """The runs that one client knows to have begun, the newest thousand of them."""
+    """What one client remembers of its submits: runs that are known to have begun and submits that were lost."""
 
     def __init__(self) -> None:
         self._runs: deque[tuple[str, KnownRun]] = deque(maxlen=1000)
+        self._lost: deque[LostSubmit] = deque(maxlen=1000)
+
+    def lose(self, submit: LostSubmit) -> None:
+        """Remember a submit whose outcome is unknown."""
+        self._lost.append(submit)
+
+    def lost(self, target: Target, sent_at: datetime) -> LostSubmit | None:
+        """Return the submit of that target and time, if it was this client's."""
+        name = str(target)
+        return next((each for each in self._lost if (each.target, each.sent_at) == (name, sent_at)), None)
 
     def add(self, target: Target, request_id: str | None, begun_by: Moment) -> None:
         """Remember a run whose receipt came before `begun_by`; one without a request id matches no row."""
@@ -73,6 +97,15 @@ class Wanted:
             undated = "the service's clock was not known when it left, so no time is certain at which its row can be"
             return cls(target=target, earliest=guess, latest=guess, undated=undated)
         return cls(target=target, earliest=after.timestamp(), latest=before.timestamp())
+
+    @classmethod
+    def between(cls, since: Moment, until: Moment, lasts: float, target: Target) -> Wanted:
+        """Return a submit that left between two moments."""
+        if since.earliest is None or since.latest is None or until.latest is None:
+            return cls(
+                target=target, earliest=since.middle, latest=until.middle, undated=f"when it left: {since.known}"
+            )
+        return cls(target=target, earliest=since.earliest, latest=max(until.latest, since.latest + lasts))
 
     @classmethod
     def at(cls, sent_at: float, target: Target, now: Moment) -> Wanted:

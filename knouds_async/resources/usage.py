@@ -86,10 +86,20 @@ class Usage:
         moment, lag = _moment(sent_at), _seconds(tolerance)
         if not self._time.moment().is_known:
             await self.list(limit=1)  # tells it
-        now = self._time.moment()
-        wanted = Wanted.of_error(error, known) if error is not None else Wanted.at(moment.timestamp(), known, now)
+        wanted = self._wanted(error, known, moment)
         runs = (*self._recent.of(known), *(KnownRun(request_id=each, begun_by=0.0) for each in exclude))
         return await self.search(attrs.evolve(wanted, known=runs, lag=lag))
+
+    def _wanted(self, error: SubmissionUnknownError | None, target: Target, sent_at: datetime) -> Wanted:
+        """Return what is known of a submit: from its error, from what this client remembers, or as it was given."""
+        if error is not None and error.sent_after is not None:
+            return Wanted.of_error(error, target)
+        lost = self._recent.lost(target, sent_at if error is None else error.sent_at)
+        if lost is not None:
+            return Wanted.between(self._time.moment(lost.since), self._time.moment(lost.until), lost.lasts, target)
+        if error is not None:
+            return Wanted.of_error(error, target)
+        return Wanted.at(sent_at.timestamp(), target, self._time.moment())
 
     async def search(self, wanted: Wanted) -> SubmissionSearch:
         """Walk through the rows of a target for a submit, and return what they prove."""
