@@ -51,8 +51,7 @@ class Books:
         self.prices = Prices()
         self.out = 0  # runs of this batch that are being sent or waited for
         self.halt: Halt | None = None
-        self._queued = 0.0  # credits of jobs that were let through and are not on record yet
-        self._queuing = 0
+        self._queued = 0  # jobs that were let through and are not on record yet
         self._purse: anyio.Lock | None = None
         self._news: anyio.Event | None = None
 
@@ -65,7 +64,7 @@ class Books:
         self.owner = await self.ledger.join()
         summary = await self.ledger.summary(self.target)
         self.totals = summary.totals
-        self.prices = attrs.evolve(self.prices, runs=summary.runs, credits=summary.credits)
+        self.prices = attrs.evolve(self.prices, ended=summary.runs, dearest=summary.dearest)
 
     async def keep_alive(self) -> None:
         """Renew the lease for as long as this runs; at once when the ledger needs none."""
@@ -124,7 +123,7 @@ class Books:
         sending = Sending(
             owner=self.owner,
             sent_at=sent_at,
-            reserve=aside.credits,
+            reserve=budget.larger(aside.credits, self.prices.price),
             since=since,
             lasts=lasts,
             account=None if self.payer is None else self.payer.account,
@@ -132,7 +131,7 @@ class Books:
         claim = Claim(key=asked.job.key, target=self.target, digest=asked.digest, sending=sending, cap=self.cap)
         claimed = await self.ledger.claim(claim)
         if isinstance(claimed, (Written, OverBudget)):
-            self.totals = claimed.totals
+            self.totals, self.prices = claimed.totals, self.prices.seen(claimed.dearest)
         return claimed
 
     async def record(self, entry: Entry, event: Event) -> Entry:
@@ -151,6 +150,7 @@ class Books:
         self.totals = written.totals
         if written.entry.ending is not None and entry.ending is None:
             self.prices = self.prices.paid(written.entry.ending.cost)
+        self.prices = self.prices.seen(written.dearest)
         self.stir()
         return written.entry
 
@@ -174,24 +174,28 @@ class Books:
         async with self._purse:
             while self.halt is None:
                 price = self.prices.price
-                said = budget.verdict(self.totals, price, self.cap, queued=self._queued, is_alone=not self._queuing)
-                if said is Verdict.GO:
-                    self._queued += price or 0.0
-                    self._queuing += 1
+                said = budget.verdict(self.totals, price, self.cap, queued=self._queued)
+                if said is Verdict.GO and not self._is_bold(price, self.cap):
+                    self._queued += 1
                     return Aside(price)
-                if said is Verdict.NEVER or not (self.out or self._queuing):
+                if said is Verdict.NEVER or not (self.out or self._queued):
                     self.stop(NotRunReason.BUDGET, self._spent(price))
                     break
                 assert self._news is not None  # noqa: S101
                 await self._news.wait()
         return None
 
-    def let_go(self, aside: Aside) -> None:
+    def let_go(self) -> None:
         """Take back what was set aside."""
         if self.cap is not None:
-            self._queued -= aside.credits or 0.0
-            self._queuing -= 1
+            self._queued -= 1
             self.stir()
+
+    def _is_bold(self, price: float | None, cap: float) -> bool:
+        in_flight = self.out + self._queued
+        return price is not None and budget.is_bold(
+            self.totals, price, cap, queued=self._queued, in_flight=in_flight, ended=self.prices.ended
+        )
 
     def _spent(self, price: float | None) -> BudgetExceededError:
         cost = "at a price that is not known" if price is None else f"of {price:g} credits"

@@ -142,4 +142,4 @@ class Keeper:
     def _let_go(self) -> None:
         if self._is_set_aside:
             self._is_set_aside = False
-            self._books.let_go(self._aside)
+            self._books.let_go()

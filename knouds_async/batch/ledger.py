@@ -30,13 +30,14 @@ class Claim:
 
 @attrs.frozen
 class Written:
-    """The entry as it is now on record, and the credits of the whole ledger.
+    """The entry as it is now on record, the credits of the whole ledger, the largest cost of a run of the target.
 
     `committed`: the clocks of this machine just before it was safe, with a claim; None where the ledger does not say.
     """
 
     entry: Entry
     totals: Totals
+    dearest: float | None = None
     committed: Reading | None = None
 
 
@@ -53,6 +54,7 @@ class OverBudget:
 
     totals: Totals
     verdict: Verdict
+    dearest: float | None = None
 
 
 Claimed: TypeAlias = Written | Taken | OverBudget
@@ -60,11 +62,11 @@ Claimed: TypeAlias = Written | Taken | OverBudget
 
 @attrs.frozen(kw_only=True)
 class Summary:
-    """What a ledger knows of a target's money: all credits, and how many ended runs of it cost how much together."""
+    """What a ledger knows of a target's money: all credits, of how many runs of it the cost is known, the largest."""
 
     totals: Totals = attrs.Factory(Totals)
     runs: int = 0
-    credits: float = 0.0
+    dearest: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -131,7 +133,11 @@ class Ledger(Protocol):
         ...
 
     async def record(self, key: str, attempt: int, event: Event) -> Written:
-        """Write what follows from an event; IllegalStepError when nothing can."""
+        """Write what follows from an event; IllegalStepError when nothing can.
+
+        When it ends a run that cost more than every run of the target before it, all of them that may be in flight are
+        `repriced` in the same transaction.
+        """
         ...
 
     async def summary(self, target: str) -> Summary:
@@ -147,8 +153,11 @@ class Ledger(Protocol):
         ...
 
 
-def decide(entry: Entry | None, claim: Claim, totals: Totals) -> Claimed:
-    """Decide about a claim on a job whose last attempt is `entry`. Pure; to be called within the transaction."""
+def decide(entry: Entry | None, claim: Claim, totals: Totals, dearest: float | None) -> Claimed:
+    """Decide about a claim on a job whose last attempt is `entry`. Pure; to be called within the transaction.
+
+    `dearest`: the largest cost of a run of the target, which another owner may have seen.
+    """
     fresh = Entry(key=claim.key, target=claim.target, digest=claim.digest)
     known = entry if entry is not None else fresh
     is_ours = known.stage is Stage.SENDING and known.owner == claim.sending.owner
@@ -156,9 +165,10 @@ def decide(entry: Entry | None, claim: Claim, totals: Totals) -> Claimed:
     if not is_same or not (known.stage is Stage.NEW or is_ours):
         return Taken(known)
     without = totals.moved(known, fresh)
+    sending = attrs.evolve(claim.sending, reserve=budget.larger(claim.sending.reserve, dearest))
     if claim.cap is not None and not is_ours:
-        verdict = budget.verdict(without, claim.sending.reserve, claim.cap)
+        verdict = budget.verdict(without, sending.reserve, claim.cap)
         if verdict is not Verdict.GO:
-            return OverBudget(totals, verdict)
-    sent = advance(known, claim.sending)
-    return Written(sent, totals.moved(entry, sent))
+            return OverBudget(totals, verdict, dearest)
+    sent = advance(known, sending)
+    return Written(sent, totals.moved(entry, sent), dearest)

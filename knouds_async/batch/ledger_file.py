@@ -23,6 +23,7 @@ _FORM: Final = 2
 _POLL: Final = 0.5
 _MUTTER: Final = 10.0  # seconds of waiting for a lock until it is worth a word
 
+_BY_COST: Final = "CREATE INDEX IF NOT EXISTS jobs_by_cost ON jobs (target, cost) WHERE cost IS NOT NULL"
 _TABLES: Final = (
     """CREATE TABLE jobs (
         key TEXT NOT NULL, attempt INTEGER NOT NULL, target TEXT NOT NULL, digest TEXT NOT NULL, stage TEXT NOT NULL,
@@ -71,6 +72,7 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
         elif _number(connection, "PRAGMA user_version") < _FORM:
             for statement in _UPGRADES:
                 connection.execute(statement)
+        connection.execute(_BY_COST)  # ledgers that were made before have no such index
         patiently(connection, "COMMIT", patience)
         connection.execute("PRAGMA journal_mode = TRUNCATE")  # SQLite's WAL has a race with several connections
         connection.execute("PRAGMA synchronous = FULL")

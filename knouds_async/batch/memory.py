@@ -7,7 +7,7 @@ import logging
 import attrs
 
 from knouds_async._io.clocks import read_clocks
-from knouds_async._sansio.budget import Totals
+from knouds_async._sansio.budget import Totals, repriced
 from knouds_async._sansio.entries import OPEN, Entry, Event, Payer, advance
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.batch.ledger import Claim, Claimed, Summary, Written, decide
@@ -24,6 +24,7 @@ class MemoryLedger:
         """Know of no job."""
         self._open: dict[str, Entry] = {}
         self._totals = Totals()
+        self._dearest: float | None = None
 
     async def bind(self, payer: Payer) -> None:
         """Do nothing: it outlives no client."""
@@ -53,7 +54,7 @@ class MemoryLedger:
 
     async def claim(self, claim: Claim) -> Claimed:
         """Take note that a job is being sent."""
-        decided = decide(self._open.get(claim.key), claim, self._totals)
+        decided = decide(self._open.get(claim.key), claim, self._totals, self._dearest)
         if isinstance(decided, Written):
             self._totals = decided.totals
             self._open[claim.key] = decided.entry
@@ -63,12 +64,20 @@ class MemoryLedger:
     async def record(self, key: str, attempt: int, event: Event) -> Written:  # noqa: ARG002  (a job has one attempt)
         """Take note of an event."""
         before = self._open[key]
-        after = advance(before, event)
+        after = self._changed(before, advance(before, event))
+        cost = after.ending.cost if after.ending is not None else None
+        if cost and cost > (self._dearest or 0.0):
+            self._dearest = cost
+            for entry in list(self._open.values()):
+                self._changed(entry, repriced(entry, cost))
+        return Written(after, self._totals, self._dearest)
+
+    def _changed(self, before: Entry, after: Entry) -> Entry:
         self._totals = self._totals.moved(before, after)
-        self._open[key] = after
+        self._open[after.key] = after
         if after.stage not in OPEN:
-            del self._open[key]
-        return Written(after, self._totals)
+            del self._open[after.key]
+        return after
 
     async def summary(self, target: str) -> Summary:  # noqa: ARG002  (a batch has one target)
         """Give the credits so far."""

@@ -14,9 +14,10 @@ from typing import Any, Final
 import attrs
 
 from knouds_async._io.clocks import read_clocks
-from knouds_async._sansio.budget import Totals
+from knouds_async._sansio.budget import Totals, repriced
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.entries import (
+    OPEN,
     Ending,
     Entry,
     Event,
@@ -39,6 +40,7 @@ _COLUMNS: Final = (
     "key, attempt, target, digest, stage, owner, reserved, sent_at, execution_id, request_id, note, "
     "status, cost, reply, code, message, since, until, lasts, account"
 )
+_IN_DOUBT: Final = (*sorted(OPEN), Stage.RESEND_APPROVED, Stage.ABANDONED)
 _IS_LAST: Final = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = jobs.key AND later.attempt > jobs.attempt)"
 
 _A_FEW: Final = 50
@@ -91,7 +93,7 @@ class Store:
     def claim(self, claim: Claim) -> Claimed:
         """Write the intent to send a job, if it may be sent."""
         entry = self.look(claim.key)
-        decided = decide(entry, claim, self._totals)
+        decided = decide(entry, claim, self._totals, self._dearest(claim.target))
         if isinstance(decided, Written):
             self._save(decided.entry)
             self._totals = decided.totals
@@ -103,7 +105,19 @@ class Store:
         entry = self._load(key, attempt)
         if entry is None:
             raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
-        return Written(self._moved(entry, event), self._totals)
+        dearest = self._dearest(entry.target)
+        after = self._moved(entry, event)
+        cost = after.ending.cost if after.ending is not None else None
+        if cost and cost > (dearest or 0.0):
+            dearest = cost
+            self._reprice(entry.target, cost)
+        return Written(after, self._totals, dearest)
+
+    def _reprice(self, target: str, cost: float) -> None:
+        marks = ", ".join("?" * len(_IN_DOUBT))
+        query = f"stage IN ({marks}) AND target = ? AND (reserved IS NULL OR reserved < ?)"
+        for entry in list(self._entries(query, *_IN_DOUBT, target, cost)):
+            self._changed(entry, repriced(entry, cost))
 
     def decision(self, key: str, event: Event) -> Entry:
         """Write what somebody has decided about the last attempt of a job; an approved one begins anew."""
@@ -158,9 +172,14 @@ class Store:
 
     def summary(self, target: str) -> Summary:
         """Give all credits, and the real costs of a target."""
-        query = "SELECT COUNT(cost), TOTAL(cost) FROM jobs WHERE target = ?"
-        runs, credits = self._connection.execute(query, (target,)).fetchone()
-        return Summary(totals=self._totals, runs=runs, credits=credits)
+        query = "SELECT COUNT(*) FROM jobs WHERE target = ? AND cost IS NOT NULL"
+        (runs,) = self._connection.execute(query, (target,)).fetchone()
+        return Summary(totals=self._totals, runs=runs, dearest=self._dearest(target))
+
+    def _dearest(self, target: str) -> float | None:
+        query = "SELECT MAX(cost) FROM jobs WHERE target = ? AND cost > 0"
+        found: float | None = self._connection.execute(query, (target,)).fetchone()[0]
+        return found
 
     def known_runs(self, target: str, since: float) -> tuple[KnownRun, ...]:
         """Return the runs that are known to have begun since then, and the last few before."""
@@ -198,7 +217,9 @@ class Store:
         return map(_entry, rows)
 
     def _moved(self, entry: Entry, event: Event) -> Entry:
-        after = advance(entry, event)
+        return self._changed(entry, advance(entry, event))
+
+    def _changed(self, entry: Entry, after: Entry) -> Entry:
         if after != entry:
             self._save(after)
             self._totals = self._totals.moved(entry, after)

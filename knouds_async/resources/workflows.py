@@ -79,7 +79,7 @@ class Workflows:
         that is submitted is picked up by its id; one that may or may not have been sent is looked for in the usage
         rows, and sent again only if it certainly began no run.
         `max_credits`: over the life of the ledger, if there is one; a submit that could pass it is not made, and the
-        jobs that remain come out as NotRun. Prices are the workflow's estimate, or the mean of real costs where that is
+        jobs that remain come out as NotRun. Prices are the workflow's estimate, or the largest real cost where that is
         more; without either one run at a time is sent until its cost is known, and none after one whose cost is not
         told. `on_unknown`: "park" goes on after a submit whose outcome is unknown, "stop" submits nothing more.
         `validate`: check inputs against the schema, which is fetched once, before they are sent. `expected`: seconds

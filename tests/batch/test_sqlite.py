@@ -359,7 +359,7 @@ async def test_a_job_is_claimed_once(path: Path) -> None:
         assert await other.known_runs("workflows/x", 2) == (KnownRun(request_id="r-1", begun_by=9.0),)
         assert await other.known_runs("workflows/y", 0) == ()
         summary = await other.summary("workflows/x")
-        assert (summary.runs, summary.credits, summary.totals.reserved) == (1, 5, 12)
+        assert (summary.runs, summary.dearest, summary.totals.reserved) == (1, 5, 12)
         await other.record("b", 1, NotSent(two))
         assert (await ledger.counts()).new == 1
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio.budget import Prices, Totals, Verdict, verdict
+from knouds_async._sansio.budget import Prices, Totals, Verdict, is_bold, repriced, verdict
 from knouds_async._sansio.entries import (
     Abandoned,
     Accepted,
@@ -62,7 +63,7 @@ LOST = Lost("me", "closed")
         ([sending(None)], Totals(unpriced=1)),
         ([sending(None), LOST], Totals(unpriced=1)),
         ([sending(None), LOST, Abandoned()], Totals()),
-        ([sending(None), Ended(Ending(status="failed"))], Totals()),
+        ([sending(None), Ended(Ending(status="failed"))], Totals(unpriced=1)),
         ([sending(None), Ended(Ending(status="completed"))], Totals(unpriced=1)),
         ([sending(None), Ended(Ending(status="cancelled"))], Totals(unpriced=1)),
         ([sending(None), Ended(Ending(status="completed", cost=20))], Totals(spent=20)),
@@ -72,6 +73,27 @@ LOST = Lost("me", "closed")
 def test_every_stage_has_its_weight(events: list[Event], totals: Totals) -> None:
     """What may have run counts as if it had, until its real cost is known or it certainly did not run."""
     assert moved(*events) == totals
+
+
+@pytest.mark.parametrize(
+    ("events", "reserved"),
+    [
+        ([], None),
+        ([sending()], 20),
+        ([sending(30)], 30),
+        ([sending(None), ACCEPTED], 20),
+        ([sending(None), LOST], 20),
+        ([sending(), LOST, ResendApproved()], 20),
+        ([sending(None), LOST, Abandoned()], 20),
+        ([sending(), Ended(Ending(status="failed"))], 12),
+    ],
+)
+def test_a_dearer_run_raises_what_is_reserved(events: list[Event], reserved: float | None) -> None:
+    """What may be in flight is reserved with the largest cost; what is new or final stays as it is."""
+    entry = NEW
+    for event in events:
+        entry = advance(entry, event)
+    assert repriced(entry, 20) == attrs.evolve(entry, reserved=reserved)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +122,19 @@ def test_a_run_is_sent_when_it_surely_fits(totals: Totals, price: float | None, 
 
 def test_what_was_let_through_counts() -> None:
     """Runs that are about to be sent count before they are on record."""
-    assert verdict(Totals(), 12, 24, queued=12) is Verdict.GO
-    assert verdict(Totals(), 12, 23, queued=12) is Verdict.WAIT
-    assert verdict(Totals(), None, 100, is_alone=False) is Verdict.WAIT
+    assert verdict(Totals(), 12, 24, queued=1) is Verdict.GO
+    assert verdict(Totals(), 12, 23, queued=1) is Verdict.WAIT
+    assert verdict(Totals(), None, 100, queued=1) is Verdict.WAIT
+
+
+@pytest.mark.parametrize(
+    ("cap", "ended", "in_flight", "bold"),
+    [(24, 0, 0, False), (24, 0, 1, True), (24, 1, 1, False), (240, 0, 1, False), (239, 0, 1, True), (239, 2, 2, False)],
+)
+def test_few_ends_let_few_runs_go(cap: int, ended: int, in_flight: int, bold: bool) -> None:
+    """No more runs are in flight than have ended, and one, unless they fit at ten times their price."""
+    totals = Totals(reserved=12.0 * in_flight)
+    assert is_bold(totals, 12, cap, queued=0, in_flight=in_flight, ended=ended) is bold
 
 
 @given(
@@ -131,10 +163,107 @@ def test_the_cap_is_never_passed_by_a_credit_of_estimate(cap: int, price: int, s
         assert totals.spent + totals.reserved <= cap
 
 
+class Spending:
+    """One batch under a cap, as it decides: runs that are let go, in flight, and over."""
+
+    def __init__(self, estimate: int | None, cap: int) -> None:
+        self.prices, self.totals, self.cap = Prices(estimate=estimate), Totals(), cap
+        self.in_flight: list[tuple[Entry, int]] = []
+        self.charged = 0
+        self.untold: list[tuple[int, float]] = []
+        self.passing: list[tuple[int, float]] = []  # real cost and reservation of those in flight at the last send
+
+    def send(self, cost: int) -> None:
+        """Let a run go that will cost so much, if it may."""
+        price = self.prices.price
+        if verdict(self.totals, price, self.cap) is not Verdict.GO:
+            return
+        out, ended = len(self.in_flight), self.prices.ended
+        if price is not None and is_bold(self.totals, price, self.cap, queued=0, in_flight=out, ended=ended):
+            return
+        sent = advance(NEW, sending(price))
+        self.totals = self.totals.moved(NEW, sent)
+        self.in_flight.append((sent, cost))
+        self.charged += cost
+        self.passing = [(real, entry.reserved or 0.0) for entry, real in self.in_flight]
+
+    def end(self, number: int, *, is_told: bool) -> None:
+        """Have a run end."""
+        entry, cost = self.in_flight.pop(number % len(self.in_flight))
+        status: Any = "completed" if is_told else "failed"
+        after = advance(entry, Ended(Ending(status=status, cost=cost if is_told else None)))
+        self.totals = self.totals.moved(entry, after)
+        if not is_told:
+            self.untold.append((cost, entry.reserved or 0.0))
+        before, self.prices = self.prices.dearest, self.prices.paid(cost if is_told else None)
+        if is_told and (before is None or cost > before):
+            raised = [(repriced(each, cost), real) for each, real in self.in_flight]
+            for (old, _), (new, _) in zip(self.in_flight, raised, strict=True):
+                self.totals = self.totals.moved(old, new)
+            self.in_flight = raised
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["send", "send", "send", "told", "told", "untold"]), st.integers(0, 20)), max_size=150
+)
+
+
+@given(st.none() | st.integers(1, 12), st.integers(0, 400), st.integers(1, 10), STEPS)
+def test_what_a_varying_price_can_pass(
+    estimate: int | None, cap: int, factor: int, steps: list[tuple[str, int]]
+) -> None:
+    """One run in five costs `factor` times as much, and some costs are not told: charges keep to the bound of the docs.
+
+    Each of the runs in flight when the last one was sent, and each whose cost was never told, may have cost more than
+    was reserved for it; nothing else passes the cap.
+    """
+    batch = Spending(estimate, cap)
+    for step, number in steps:
+        if step == "send":
+            batch.send(12 * factor if number % 5 == 0 else 12)
+        elif batch.in_flight:
+            batch.end(number, is_told=step == "told")
+    over = sum(max(0.0, cost - reserved) for cost, reserved in batch.passing + batch.untold)
+    assert batch.charged <= cap + over
+    if estimate == 12 * factor or (estimate == 12 and factor == 1):
+        assert batch.charged <= cap
+
+
+@given(st.integers(1, 400), STEPS)
+def test_a_price_that_was_seen_at_its_upper_end_is_never_passed(cap: int, steps: list[tuple[str, int]]) -> None:
+    """Once one of the dear runs has ended, what varies below its cost passes nothing, told or not."""
+    batch = Spending(None, cap)
+    batch.send(120)
+    if not batch.in_flight:
+        return
+    batch.end(0, is_told=True)
+    begun = batch.charged
+    for step, number in steps:
+        if step == "send":
+            batch.send(120 if number % 5 == 0 else 12)
+        elif batch.in_flight:
+            batch.end(number, is_told=step == "told")
+    assert batch.charged <= max(cap, begun)
+
+
+@given(st.integers(1, 400), STEPS)
+def test_without_an_estimate_the_first_run_alone_can_pass(cap: int, steps: list[tuple[str, int]]) -> None:
+    """As long as all runs cost the same and it is told, a cap is passed by the first run or by none."""
+    batch = Spending(None, cap)
+    for step, number in steps:
+        if step == "send":
+            batch.send(12)
+        elif batch.in_flight:
+            batch.end(number, is_told=True)
+    assert batch.charged <= max(cap, 12)
+
+
 def test_a_price_is_the_estimate_or_what_runs_really_cost() -> None:
-    """The schema's estimate counts, unless real runs cost more; without one it is their mean."""
+    """The schema's estimate counts, unless a real run cost more; whatever the others cost."""
     assert Prices().price is None
     assert Prices(estimate=12).price == 12
-    assert Prices().paid(10).paid(20).paid(None).price == 15
+    assert Prices().paid(10).paid(20).paid(None).paid(10).price == 20
+    assert Prices().paid(10).paid(None).seen(5).ended == 2
+    assert Prices().paid(0).price is None
     assert Prices(estimate=12).paid(10).price == 12
     assert Prices(estimate=12).paid(30).price == 30

@@ -1,0 +1,158 @@
+"""A cap where the service tells little: prices that vary, estimates that are too low, costs that are not told."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from knouds_async import AsyncKnouds, Completed, NotRun
+from knouds_async.batch.store import Store
+from knouds_async.testing import Emulator
+from knouds_async.testing.transport import EmulatorTransport
+from tests.batch.in_loop import InLoopLedger
+
+SLUG = "my-thumbnail-pipeline"
+MODEL = "gpt-image-2"
+
+
+class Varying(Mapping[str, int]):
+    """What a run costs: a share of them ten times as much, in an order that a seed decides."""
+
+    def __init__(self, seed: int, price: int, first: int | None = None, share: float = 0.2) -> None:
+        """Begin the order anew; `first`: the estimate, if it is not the price of most runs."""
+        self._random, self._price, self._share = random.Random(seed), price, share
+        self._first: int | None = price if first is None else first
+
+    def __getitem__(self, target: str) -> int:
+        """Give the price of the next run; the first to ask is the schema."""
+        estimate, self._first = self._first, None
+        return estimate or self._price * (10 if self._random.random() < self._share else 1)
+
+    def __iter__(self) -> Iterator[str]:
+        """Name no target: each has its price when it is asked for."""
+        return iter(())
+
+    def __len__(self) -> int:
+        """Count none."""
+        return 0
+
+
+class Untold(httpx.AsyncBaseTransport):
+    """The emulator's answers without the costs of some runs."""
+
+    def __init__(self, emulator: Emulator, share: float, seed: int) -> None:
+        """Leave out the costs of a share of the runs."""
+        self._service = EmulatorTransport(emulator, latency=0.04)
+        self._share, self._random = share, random.Random(seed)
+        self._is_told: dict[str, bool] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer as the emulator does."""
+        answer = await self._service.handle_async_request(request)
+        body = json.loads(await answer.aread())
+        told = self._is_told.setdefault(body.get("executionId", ""), self._random.random() >= self._share)
+        if "status" in body and not told:
+            body["cost"] = None
+        return httpx.Response(answer.status_code, headers=answer.headers, json=body)
+
+
+async def spend(emulator: Emulator, resource: str, target: str, cap: int, share: float, **options: Any) -> list[Any]:
+    """Run a batch of 60 jobs under a cap, with costs that are told for some runs only."""
+    inputs = [{"prompt": str(number), "product_name": str(number)} for number in range(60)]
+    async with httpx.AsyncClient(transport=Untold(emulator, share, cap)) as http:
+        knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
+        batch = getattr(knouds, resource).map(target, inputs, max_credits=cap, validate=False, **options)
+        async with batch as outcomes:
+            return [outcome async for outcome in outcomes]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_price_that_varies_keeps_to_the_bound_of_the_docs(seed: int, share: float) -> None:
+    """Charges pass the cap by no more than the runs in flight, and those never told, cost above their reservation."""
+    emulator = Emulator(tier="enterprise", duration=lambda dice: dice.uniform(2, 20), failure_rate=0.2, seed=seed)
+    emulator.costs = Varying(seed, 12)
+    cap = random.Random(seed).choice([60, 200, 500, 1500])
+    assert len(await spend(emulator, "workflows", SLUG, cap, share)) == 60
+    dear = [run for run in emulator.runs if run.cost > 12]
+    learned = min((run.seen_ended_at or math.inf for run in dear), default=math.inf) if share == 0.0 else math.inf
+    in_flight = sum(run.started <= learned + 0.1 for run in dear)
+    assert emulator.credits_spent <= cap + in_flight * (120 - 12)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("seed", range(12))
+async def test_an_estimate_of_the_upper_end_is_never_passed(seed: int) -> None:
+    """With the dearest run as the estimate the cap holds whatever the rest costs, and whatever is told."""
+    emulator = Emulator(tier="enterprise", duration=5.0, failure_rate=0.3, seed=seed)
+    emulator.costs = Varying(seed, 12, first=120)
+    await spend(emulator, "workflows", SLUG, 700, 0.5)
+    assert emulator.credits_spent <= 700
+
+
+async def test_a_dear_run_holds_back_what_is_in_line() -> None:
+    """Once a run has cost ten times the estimate, no further one goes that would not fit at that price."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    emulator.costs = Varying(0, 120, first=12, share=0.0)
+    found = await spend(emulator, "workflows", SLUG, 400, 0.0)
+    assert emulator.credits_spent == 360
+    assert sum(isinstance(outcome, Completed) for outcome in found) == 3
+
+
+async def test_failed_runs_that_tell_no_cost_count() -> None:
+    """A failed run counts as its estimate: the service does not say that it is free."""
+    emulator = Emulator(tier="enterprise", duration=5.0, cost=12, failure_rate=1.0)
+    await spend(emulator, "workflows", SLUG, 100, 1.0)
+    assert emulator.credits_spent == 96
+
+
+async def test_a_failed_run_of_no_known_price_ends_what_a_cap_allows() -> None:
+    """Without an estimate, and without the cost of the first run, no cap can be kept: nothing more is sent."""
+    emulator = Emulator(tier="enterprise", duration=5.0, cost=12, failure_rate=1.0)
+    found = await spend(emulator, "models", MODEL, 100, 1.0)
+    assert len(emulator.runs) == 1
+    assert "is not known" in str(next(outcome.error for outcome in found if isinstance(outcome, NotRun)))
+
+
+async def test_another_batch_learns_what_was_dearest(path: Path) -> None:
+    """A ledger knows the dearest run of a target: the next batch reserves its cost from the first job on."""
+    emulator = Emulator(tier="enterprise", duration=5.0, costs={MODEL: 70})
+    ledger = InLoopLedger(path)
+    assert await spend(emulator, "models", MODEL, 70, 0.0, ledger=ledger)
+    emulator.costs = {MODEL: 7}
+    await spend(emulator, "models", MODEL, 139, 0.0, ledger=ledger)
+    assert len(emulator.runs) == 1
+    await spend(emulator, "models", MODEL, 140, 0.0, ledger=ledger)
+    assert len(emulator.runs) == 2
+    assert ledger._store is not None
+    ledger._store.close()
+
+
+async def test_the_dearest_run_is_found_without_reading_the_ledger(path: Path) -> None:
+    """However long a ledger is, its dearest run is looked up in an index, which an older ledger is given."""
+    Store(path, 1.0).close()
+    with sqlite3.connect(path) as file:
+        file.execute("DROP INDEX jobs_by_cost")
+    file.close()
+    emulator = Emulator(tier="enterprise", duration=0.1)
+    ledger = InLoopLedger(path)
+    await spend(emulator, "workflows", SLUG, 12, 0.0, ledger=ledger)
+    assert ledger._store is not None
+    ledger._store.close()
+    with sqlite3.connect(path) as file:
+        for what in (
+            "MAX(cost) FROM jobs WHERE target = 'x' AND cost > 0",
+            "COUNT(*) FROM jobs WHERE target = 'x' AND cost IS NOT NULL",
+        ):
+            ((*_, plan),) = file.execute(f"EXPLAIN QUERY PLAN SELECT {what}").fetchall()
+            assert "COVERING INDEX jobs_by_cost" in plan
+    file.close()
