@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from anyio import to_thread
 
 from knouds_async._io.backend import HomeLoop
 from knouds_async._io.download import Fetcher, Wanted, exists, unwritable
+from knouds_async._io.uninterrupted import in_thread
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts
 from knouds_async.config import OnBytes
@@ -48,7 +48,7 @@ class Downloads:
         self._check_open()
         given = _text(path_or_dir)
         try:
-            folder, name = await to_thread.run_sync(_place, given)
+            folder, name = await in_thread(lambda: _place(given))
         except (OSError, ValueError) as error:
             raise unwritable(media, error) from None
 
@@ -56,7 +56,7 @@ class Downloads:
             return folder / (name or files.default_name(media, extension))
 
         is_known = name is not None or media.url_extension is not None
-        if is_known and not overwrite and await to_thread.run_sync(os.path.lexists, named(None)):
+        if is_known and not overwrite and await in_thread(lambda: os.path.lexists(named(None))):
             raise exists(media, named(None))
         wanted = Wanted(media, max_bytes, on_progress, named)
         return await self._fetcher.fetch(self._hosts, wanted, folder, overwrite=overwrite)

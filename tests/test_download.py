@@ -1,5 +1,6 @@
 """Downloads over real sockets, from hosts that are slow, hostile, large and unsteady."""
 
+import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -205,6 +206,20 @@ async def test_the_rest_of_another_file_is_not_taken(
     assert path.read_bytes() == changed
 
 
+async def test_the_rest_without_a_validator_is_not_taken(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path
+) -> None:
+    """A rest of the right length that does not say of which file it is may be of another: it is asked for anew."""
+    host = await start_host(files={"a.png": BIG}, drops_after=[1_000_000], minds_if_range=False)
+
+    def change(got: int, total: int | None) -> None:
+        host.files["a.png"] = BIG[::-1]
+        host.headers.pop("ETag", None)
+
+    path = await knouds.download(image(host), tmp_path, on_progress=change)
+    assert path.read_bytes() == BIG[::-1]
+
+
 @pytest.mark.parametrize("options", [{"headers": {"Content-Type": "image/png"}}, {"has_ranges": False}])
 async def test_begins_anew_where_the_rest_cannot_be_had(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, options: dict[str, Any]
@@ -307,6 +322,36 @@ async def test_works_without_hard_links(
     said = knouds.download(image(host), late, on_progress=meanwhile(late))
     assert await fails(said) is DownloadFault.EXISTS
     assert (late.read_bytes(), len(names(tmp_path))) == (b"old", 2)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT])
+async def test_other_errors_of_a_link_are_told(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Only a file system that has no hard links is done without them: a full disk is told, and nothing is left."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    host = await start_host(files={"a.png": b"new"})
+    assert await fails(knouds.download(image(host), tmp_path)) is DownloadFault.NOT_WRITTEN
+    assert names(tmp_path) == []
+
+
+async def test_a_name_that_was_taken_is_given_back(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without hard links, and when the file cannot be moved either, no empty file stays under the name."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
+    host = await start_host(files={"a.png": b"new"})
+    assert await fails(knouds.download(image(host), tmp_path)) is DownloadFault.NOT_WRITTEN
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(

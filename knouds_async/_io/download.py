@@ -10,6 +10,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,10 +18,10 @@ from urllib.parse import urlsplit
 import anyio
 import attrs
 import httpx
-from anyio import to_thread
 
 from knouds_async._io.http import own_client
 from knouds_async._io.target_file import TargetFile
+from knouds_async._io.uninterrupted import in_thread
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Elsewhere, Hosts, Refused, Start
 from knouds_async.config import OnBytes
@@ -66,13 +67,14 @@ class Fetcher:
     async def fetch(self, hosts: Hosts, wanted: Wanted, folder: Path, *, overwrite: bool) -> Path:
         """Fetch a file and give its path; DownloadError for what goes wrong. Cancelled or failed: nothing is left."""
         http = self._client(hosts, wanted)
-        with _written(wanted):
-            target = await to_thread.run_sync(TargetFile, folder)
+        target = TargetFile(folder)
         try:
+            with _written(wanted):
+                await in_thread(target.open)
             await _fetch(http, hosts, wanted, target)
             path = wanted.name(wanted.start.extension if wanted.start else None)
             with _written(wanted):
-                await to_thread.run_sync(lambda: target.finish(path, overwrite=overwrite))
+                await in_thread(lambda: target.finish(path, overwrite=overwrite))
             return path
         finally:
             target.discard()
@@ -173,7 +175,7 @@ async def _take(chunks: AsyncIterator[bytes], start: Start, wanted: Wanted, targ
         if wanted.got == 0 and files.is_markup(piece):
             return Refused(DownloadFault.WRONG_TYPE, f"it is no {wanted.media.kind} but a page")
         with _written(wanted):
-            await to_thread.run_sync(target.write, piece)
+            await in_thread(partial(target.write, piece))
         wanted.got += len(piece)
         if wanted.on_progress is not None:
             wanted.on_progress(wanted.got, start.total)
@@ -201,7 +203,7 @@ async def _piece(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool, Refused | N
 async def _begin_anew(wanted: Wanted, target: TargetFile) -> None:
     wanted.got, wanted.start = 0, None
     with _written(wanted):
-        await to_thread.run_sync(target.restart)
+        await in_thread(target.restart)
 
 
 @asynccontextmanager

@@ -1,19 +1,23 @@
-"""A critical section that a caller's cancellation cannot cut: a paid request, from its first byte to its reply.
+"""What a caller's cancellation cannot cut: a paid request, from its first byte to its reply, and work in a thread.
 
 `CancelScope(shield=True)` alone does not hold against asyncio's own `Task.cancel`, so the work runs in a task of its
-own and the caller waits through any number of cancellations. Design decision: traps, "Cancellation".
+own and the caller waits through any number of cancellations; so does the caller of a thread, which nothing can stop:
+else it would work on beside what cleans up after it. Design decision: traps, "Cancellation".
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import anyio
 import attrs
+from anyio import to_thread
 
-from knouds_async._io.backend import spawn
+from knouds_async._io.backend import from_thread, spawn
 
 T = TypeVar("T")
 
@@ -63,6 +67,59 @@ async def uninterrupted(work: Callable[[], Awaitable[T]]) -> Finished[T]:
     if not values:
         raise cancellation if cancellation is not None else CutShort
     return Finished(values[0], cancellation)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run blocking `work` in a thread and return its value.
+
+    Cancelled before it begins, it never does; cancelled later, it is waited for, and then the cancellation is raised.
+    """
+    job = _ThreadJob(work)
+    try:
+        await to_thread.run_sync(job.run)
+    except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as stop:
+        if not job.withdraw():
+            await _wait_for(job.is_over)
+        raise stop.with_traceback(None) from None
+    if job.error is not None:
+        raise job.error
+    return job.values[0]
+
+
+async def _wait_for(event: anyio.Event) -> None:
+    """Wait for an event that is certain to come, through any number of cancellations."""
+    while not event.is_set():
+        with suppress(anyio.get_cancelled_exc_class(), KeyboardInterrupt), anyio.CancelScope(shield=True):
+            await event.wait()
+
+
+class _ThreadJob(Generic[T]):
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._call_in_loop = from_thread()
+        self._lock = threading.Lock()
+        self._is_begun = self._is_withdrawn = False
+        self.is_over = anyio.Event()
+        self.values: list[T] = []
+        self.error: BaseException | None = None
+
+    def withdraw(self) -> bool:
+        """Keep the work from beginning; False when it has begun."""
+        with self._lock:
+            self._is_withdrawn = not self._is_begun
+            return self._is_withdrawn
+
+    def run(self) -> None:
+        with self._lock:
+            self._is_begun = not self._is_withdrawn
+        try:
+            if self._is_begun:
+                self.values.append(self._work())
+        except BaseException as error:  # noqa: BLE001  (raised again, in the caller)
+            self.error = error
+        finally:
+            with suppress(RuntimeError):  # the event loop is over: nobody waits there any more
+                self._call_in_loop(self.is_over.set)
 
 
 def is_cancelled() -> bool:

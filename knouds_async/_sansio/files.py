@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -131,7 +133,7 @@ def judge(
 
 def _start(status: int, headers: Mapping[str, str], extension: str | None, got: int) -> Start | None:
     etag = headers.get("etag", "")
-    validator = etag if etag and not etag.startswith("W/") else headers.get("last-modified")
+    validator = etag if etag and not etag.startswith("W/") else _strong_date(headers)
     if status == 200:
         length = headers.get("content-length", "")
         return Start(0, int(length) if _LENGTH.match(length) else None, validator, extension)
@@ -142,10 +144,20 @@ def _start(status: int, headers: Mapping[str, str], extension: str | None, got: 
     return Start(first, total, validator, extension) if first == got and last + 1 == total else None
 
 
+def _strong_date(headers: Mapping[str, str]) -> str | None:
+    """Return when the file was changed, if that tells it from one of the same second (RFC 9110, 8.8.2.2)."""
+    modified = headers.get("last-modified")
+    try:
+        age = parsedate_to_datetime(headers.get("date", "")) - parsedate_to_datetime(modified or "")
+    except (TypeError, ValueError):  # no date, or one with and one without a zone
+        return None
+    return modified if age >= timedelta(seconds=1) else None
+
+
 def _continued(begun: Start, rest: Start, headers: Mapping[str, str]) -> Start | None:
-    """Give the rest of a file, None if it is of another: not every host minds what the request was bound to."""
+    """Give the rest of a file, None if it may be of another: not every host minds what the request was bound to."""
     told = headers.get("etag" if (begun.validator or "").startswith('"') else "last-modified")
-    if told not in (None, begun.validator) or begun.total not in (None, rest.total):
+    if told is None or told != begun.validator or begun.total not in (None, rest.total):
         return None
     return attrs.evolve(rest, validator=begun.validator)
 

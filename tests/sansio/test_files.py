@@ -21,6 +21,7 @@ from knouds_async.errors import ConfigurationError, DownloadFault
 from knouds_async.types import EXTENSIONS, Media
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
+THEN, LATER = "Mon, 01 Jun 2026 12:00:00 GMT", "Mon, 01 Jun 2026 12:00:01 GMT"
 IMAGE = Media("image", "https://knouds-media.s3.amazonaws.com/media/a.png", execution_id=ID, number=2)
 PNG = {"content-type": "image/png", "content-length": "100", "etag": '"v1"'}
 VENDOR = Hosts.of(None, "https://knouds.ai")
@@ -90,7 +91,10 @@ def test_asks_for_the_rest_only_of_the_same_file() -> None:
         (200, PNG, 50, Start(0, 100, '"v1"', ".png")),
         (200, {"content-type": "image/x"}, 0, Start(0, None, None, None)),
         (200, {"content-length": "-1"}, 0, Start(0, None, None, None)),
-        (200, {"etag": 'W/"v1"', "last-modified": "then"}, 0, Start(0, None, "then", None)),
+        (200, {"etag": 'W/"v1"', "last-modified": THEN, "date": LATER}, 0, Start(0, None, THEN, None)),
+        (200, {"last-modified": THEN, "date": THEN}, 0, Start(0, None, None, None)),
+        (200, {"last-modified": THEN}, 0, Start(0, None, None, None)),
+        (200, {"last-modified": "then", "date": LATER}, 0, Start(0, None, None, None)),
         (206, {**PNG, "content-range": "bytes 50-99/100"}, 50, Start(50, 100, '"v1"', ".png")),
         (302, {"location": "/x"}, 0, Elsewhere("/x")),
     ],
@@ -136,7 +140,9 @@ REST = {**PNG, "content-range": "bytes 50-99/100"}
     [
         (Start(0, 100, '"v1"', ".png"), REST, Start(50, 100, '"v1"', ".png")),
         (Start(0, None, '"v1"', ".png"), REST, Start(50, 100, '"v1"', ".png")),
-        (Start(0, 100, '"v1"', None), {"content-range": "bytes 50-99/100"}, Start(50, 100, '"v1"', None)),
+        (Start(0, 100, '"v1"', None), {"content-range": "bytes 50-99/100"}, None),
+        (Start(0, 100, None, None), {"content-range": "bytes 50-99/100"}, None),
+        (Start(0, 100, '"v1"', None), {"content-range": "bytes 50-99/100", "last-modified": THEN}, None),
         (Start(0, 100, "then", ".png"), {**REST, "last-modified": "then"}, Start(50, 100, "then", ".png")),
         (Start(0, 100, '"v0"', ".png"), REST, None),
         (Start(0, 100, "then", ".png"), {**REST, "last-modified": "now"}, None),
@@ -144,7 +150,7 @@ REST = {**PNG, "content-range": "bytes 50-99/100"}
     ],
 )
 def test_the_rest_is_of_what_was_begun(begun: Start, headers: dict[str, str], expected: Start | None) -> None:
-    """Where the rest is told to be of another version or length, it is not taken, and all is fetched anew."""
+    """Where the rest is not told to be of the same version and length, it is not taken, and all is fetched anew."""
     seen = judge(206, headers, IMAGE, got=50, most=1000, begun=begun)
     if expected is None:
         assert isinstance(seen, Refused)

@@ -29,4 +29,4 @@ def _there(media: Media, folder: Path) -> Path | None:
     own = media.url_extension
     endings = EXTENSIONS[media.kind] if own is None else (own,)
     paths = (folder / default_name(media, ending) for ending in endings)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if path.is_file() and path.stat().st_size), None)

@@ -1,0 +1,185 @@
+"""Downloads whose task is cancelled, asyncio's way too: a file is there whole or not at all, at whatever moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+from anyio.lowlevel import checkpoint
+
+from knouds_async import AsyncKnouds, Media
+from knouds_async._io.backend import from_thread
+from knouds_async._io.uninterrupted import in_thread
+
+KEY = "knouds_live_test_0123456789"
+WHOLE = random.Random(1).randbytes(20_000)
+IMAGE = Media("image", "https://knouds-media.s3.amazonaws.com/a.png", execution_id="run-1", number=1)
+MOMENTS = 1000
+
+
+async def serve(request: httpx.Request) -> httpx.Response:
+    """Give the file in two pieces."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield WHOLE[:100]
+        yield WHOLE[100:]
+
+    return httpx.Response(200, headers={"Content-Type": "image/png"}, content=pieces())
+
+
+class Moments:
+    """Cancels a task, asyncio's own way, just before or just after one call of the file system."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, seed: int) -> None:
+        """Be called at each of the calls that a file is made by."""
+        self._dice, self._patch = random.Random(seed), patch
+        self.calls = self.chosen = 0
+        self.task: asyncio.Task[object] | None = None
+        for name in ("open", "fsync", "link", "close"):
+            self._watch(os, name)
+        for name in ("replace", "unlink"):
+            self._watch(Path, name)
+
+    def choose(self) -> None:
+        """Choose the moment of the next download: negative for just after a call."""
+        self.calls, self.chosen = 0, self._dice.choice([-1, 1]) * self._dice.randint(1, 8)
+
+    def _watch(self, owner: object, name: str) -> None:
+        original: Callable[..., object] = getattr(owner, name)
+
+        def call(*given: object, **named: object) -> object:
+            self.calls += 1
+            mine = self.calls
+            self._cancel(mine)
+            try:
+                return original(*given, **named)
+            finally:
+                self._cancel(-mine)
+
+        self._patch.setattr(owner, name, call)
+
+    def _cancel(self, moment: int) -> None:
+        if self.task is not None and moment == self.chosen:
+            self.task.get_loop().call_soon_threadsafe(self.task.cancel)
+            threading.Event().wait(self._dice.choice([0.0, 0.0005, 0.002]))  # so that the loop is as far as it can be
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_cancelled_file_is_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, has_links: bool
+) -> None:
+    """Cancelled by asyncio itself at random moments, no download leaves an empty file, a torn one or its temporary."""
+    if not has_links:
+        monkeypatch.setattr(os, "link", _refuse)
+    moments = Moments(monkeypatch, 2)
+    folders = [tmp_path / str(number) for number in range(MOMENTS // 4)]
+
+    async def fetch_all() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(serve)) as http:
+            knouds = AsyncKnouds(KEY, http_client=http)
+            for folder in folders:
+                folder.mkdir()
+                moments.choose()
+                moments.task = asyncio.ensure_future(knouds.download(IMAGE, folder, overwrite=overwrite))
+                await asyncio.wait([moments.task])
+            moments.task = None
+
+    asyncio.run(fetch_all())
+    found = [[(path.name, path.read_bytes()) for path in folder.iterdir()] for folder in folders]
+    assert all(files in ([], [("run-1-1.png", WHOLE)]) for files in found)
+    assert 0 < sum(map(bool, found)) < len(folders)
+
+
+def _refuse(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
+async def test_work_in_a_thread_is_waited_for() -> None:
+    """A caller that is cancelled goes on when the thread is done, and is cancelled then."""
+    begun, may_end, is_over = anyio.Event(), threading.Event(), False
+    call_in_loop = from_thread()
+
+    def work() -> None:
+        nonlocal is_over
+        call_in_loop(begun.set)
+        may_end.wait(10)
+        is_over = True
+
+    async def cancel() -> None:
+        await begun.wait()
+        scope.cancel()
+        may_end.set()
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cancel)
+            await in_thread(work)
+            await checkpoint()
+    assert scope.cancelled_caught
+    assert is_over
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_native_cancellation_waits_for_the_thread(times: int) -> None:
+    """asyncio's own cancellations, however many, do not reach past the thread that is at work."""
+    begun, may_end, seen = asyncio.Event(), threading.Event(), ""
+    loop = asyncio.get_running_loop()
+
+    def work() -> None:
+        nonlocal seen
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait(10)
+        seen += "thread "
+
+    async def call() -> None:
+        nonlocal seen
+        try:
+            await in_thread(work)
+        finally:
+            seen += "caller"
+
+    task = asyncio.ensure_future(call())
+    await begun.wait()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    may_end.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert seen == "thread caller"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_work_that_has_not_begun_is_given_up() -> None:
+    """Cancelled while it waits for one of the threads, work never begins, and nobody waits for it."""
+    busy, may_end, done = [], threading.Event(), []
+    limit = int(anyio.to_thread.current_default_thread_limiter().total_tokens)
+    busy = [asyncio.ensure_future(in_thread(lambda: may_end.wait(10))) for _ in range(limit)]
+    task = asyncio.ensure_future(in_thread(lambda: done.append(1)))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    may_end.set()
+    await asyncio.gather(*busy)
+    assert task.cancelled()
+    assert not done
+
+
+def test_threads_are_waited_for_everywhere() -> None:
+    """No other module hands work to a thread by `anyio.to_thread`, whose shield asyncio's cancellation goes through."""
+    import knouds_async
+
+    package = Path(knouds_async.__file__).parent
+    users = [path.name for path in package.rglob("*.py") if "to_thread" in path.read_text(encoding="utf-8")]
+    assert users == ["uninterrupted.py"]
