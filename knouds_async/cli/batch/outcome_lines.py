@@ -6,11 +6,15 @@ whose end is unknown, gets a new one when the batch is run again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, assert_never
 
 from knouds_async import ExecutionState, KnoudsError, Status
+from knouds_async._sansio.entries import Entry, Stage
+from knouds_async.batch.endings import outcome_of_entry
+from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.cli.words import said_of
 
@@ -35,6 +39,19 @@ def stays(line: Mapping[str, Any], *, retry_failed: bool, save: bool) -> bool:
     status = line["status"]
     is_saved = not save or status != Status.COMPLETED or line.get("files") is not None
     return status in _OVER and is_saved and not (retry_failed and status in _RETRIED)
+
+
+def may_be_retried(line: Mapping[str, Any]) -> bool:
+    """Tell whether a line is of a run after which the job may be run once more."""
+    return line["status"] in _RETRIED
+
+
+def is_of(line: Mapping[str, Any], entry: Entry) -> bool:
+    """Tell whether a line is of the last run of its job that a ledger knows, and not of one before it."""
+    if entry.stage is not Stage.FINAL:
+        return False
+    now: dict[str, Any] = json.loads(json.dumps(line_of(outcome_of_entry(Job(entry.key, {}), entry)), default=str))
+    return now == line
 
 
 def _bare(outcome: Outcome) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ class Results:
             self._keys = self._taken_over(keep) if self._is_regular else Seen()
         except OSError as error:
             raise UsageError(f"--out {one_line(str(path))}: {error.strerror}") from None
+
+    def drop(self, keys: Collection[str]) -> None:
+        """Take out the lines of jobs that were run once more; UsageError when the file cannot be written."""
+        try:
+            self._file, self._keys = take_over(self._file, self._path, lambda line: line["key"] not in keys)
+            self._end = os.lseek(self._file, 0, os.SEEK_END)
+        except OSError as error:
+            raise UsageError(f"--out {one_line(str(self._path))}: {error.strerror}") from None
 
     def _taken_over(self, keep: Keep) -> Seen:
         try:

@@ -18,7 +18,7 @@ from knouds_async.batch.outcomes import Completed
 from knouds_async.batch.sqlite import SQLiteLedger
 from knouds_async.cli.batch.ending import ended
 from knouds_async.cli.batch.order import Order
-from knouds_async.cli.batch.outcome_lines import is_written, line_of, stays
+from knouds_async.cli.batch.outcome_lines import is_of, is_written, line_of, may_be_retried, stays
 from knouds_async.cli.batch.results import Results
 from knouds_async.cli.batch.saved import save
 from knouds_async.cli.batch.sinks import Stdout
@@ -38,8 +38,9 @@ def run(order: Order) -> int:
     source = Source(order.jobs)
     _check_paths(order)
     total = source.count() if source.is_file else None
-    sink = Stdout(is_exact=order.as_json) if order.out is None else Results(order.out, _keep(order))
-    batch = Run(order, source, total, sink)
+    retried: dict[str, Mapping[str, Any]] = {}
+    sink = Stdout(is_exact=order.as_json) if order.out is None else Results(order.out, _keep(order, retried))
+    batch = Run(order, source, total, sink, retried)
     try:
         asyncio.run(_carry_out(batch))
     except asyncio.CancelledError:
@@ -60,8 +61,16 @@ def _check_paths(order: Order) -> None:
                 raise UsageError(f"{role} and {other} are the same file, {path}")
 
 
-def _keep(order: Order) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda line: stays(line, retry_failed=order.retry_failed, save=order.save is not None)
+def _keep(order: Order, retried: dict[str, Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
+    """Return what tells which lines stay, and puts aside those whose job may have been run once more since."""
+
+    def keep(line: Mapping[str, Any]) -> bool:
+        is_kept = stays(line, retry_failed=order.retry_failed, save=order.save is not None)
+        if is_kept and may_be_retried(line):
+            retried.setdefault(line["key"], line)
+        return is_kept
+
+    return keep
 
 
 async def _carry_out(run: Run) -> None:
@@ -70,6 +79,7 @@ async def _carry_out(run: Run) -> None:
     async with connect(order.base_url) as knouds, SQLiteLedger(order.ledger) as ledger:
         if order.retry_failed:
             await ledger.retry_failed()
+        await _drop_lines_of_earlier_runs(run, ledger)
         texts = await _texts(knouds, run)
         source = Stream(run.source.jobs(texts)) if run.total is None else CountedJobs(run.source, texts, run.total)
         runs = knouds.models if order.target.kind == "models" else knouds.workflows
@@ -90,6 +100,16 @@ async def _carry_out(run: Run) -> None:
             counts = await ledger.counts()
             spent, reserved = counts.credits_spent, counts.credits_reserved
             run.progress = attrs.evolve(run.progress, credits_spent=spent, credits_reserved=reserved)
+
+
+async def _drop_lines_of_earlier_runs(run: Run, ledger: SQLiteLedger) -> None:
+    """Make room for jobs that were run once more, in whatever way that was asked for: the ledger is the record."""
+    lines, run.failed_before = list(run.failed_before.values()), {}
+    entries = await asyncio.gather(*(ledger.find(line["key"]) for line in lines))
+    pairs = zip(lines, entries, strict=True)
+    stale = {line["key"] for line, entry in pairs if entry is not None and not is_of(line, entry)}
+    if stale and isinstance(run.sink, Results):
+        run.sink.drop(stale)
 
 
 async def _texts(knouds: AsyncKnouds, run: Run) -> Collection[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import attrs
 
 from knouds_async.batch.progress import Progress
@@ -20,6 +23,7 @@ class Run:
     source: Source
     total: int | None
     sink: Results | Stdout
+    failed_before: dict[str, Mapping[str, Any]] = attrs.Factory(dict)
     account: Account = attrs.Factory(Account)
     progress: Progress = attrs.Factory(Progress)
     failure: Exception | None = None

@@ -1,5 +1,6 @@
 """`knouds batch` given again: after its end, Ctrl-C, a kill at any moment, a decision about an unknown run."""
 
+import asyncio
 import json
 import random
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from knouds_async import SQLiteLedger
 from knouds_async.testing import ApiKey, faults
 
 SLUG = "my-thumbnail-pipeline"
@@ -91,6 +93,45 @@ def test_what_failed_is_run_once_more_when_asked(put_up: PutUp, here: Here, fold
     assert {line["status"] for line in folder.results().values()} == {"completed"}
     assert len(folder.results()) == 3
     assert len(service.emulator.runs) == 6
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_job_that_was_run_once_more_has_the_line_of_that_run(
+    put_up: PutUp, here: Here, folder: Any, runs: int
+) -> None:
+    """After `retry_failed` of a program the line of the failed run makes room for that of the last; others stay."""
+    service = put_up(failure_rate=1.0)
+    folder.write_jobs(3)
+    assert here(service, *BATCH).code == 1
+    service.emulator.failure_rate = 0.0 if runs == 1 else 1.0
+    before = folder.results()
+
+    async def retry() -> None:
+        async with SQLiteLedger("jobs.jsonl.ledger") as ledger:
+            assert await ledger.retry_failed() == 3
+
+    asyncio.run(retry())
+    assert here(service, *BATCH).code == (0 if runs == 1 else 1)
+    after = folder.results()
+    assert {line["status"] for line in after.values()} == {"completed" if runs == 1 else "failed"}
+    assert {line["execution_id"] for line in after.values()} == {
+        run.execution_id for run in list(service.emulator.runs)[3:]
+    }
+    assert len(before) == len(after) == 3
+    text = Path("out.jsonl").read_bytes()
+    here(service, *BATCH)
+    assert Path("out.jsonl").read_bytes() == text
+
+
+def test_a_line_that_another_ledger_wrote_stays(put_up: PutUp, here: Here, folder: Any) -> None:
+    """Jobs of which this ledger knows nothing keep their lines, failed ones too."""
+    broken, mended = put_up(failure_rate=1.0), put_up()
+    folder.write_jobs(2)
+    assert here(broken, *BATCH).code == 1
+    lines = folder.lines()
+    Path("other.jsonl").write_text('{"key": "x", "inputs": {"product_name": "x"}}\n')
+    assert here(mended, "batch", SLUG, "other.jsonl", "--out", "out.jsonl").code == 0
+    assert folder.lines()[:2] == lines
 
 
 def test_the_cap_holds_over_all_runs(service: Any, here: Here, folder: Any) -> None:
@@ -204,7 +245,7 @@ def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
     )
     ran = len(service.emulator.runs)
-    assert done.returncode in (1, 5), done  # 5: it was an id that found no room, which is logged instead
+    assert done.returncode in (1, 5), done  # by what could not be written: an intent, or an id or a result
     assert 0 < ran < 120
     assert "knouds: stopped: the ledger 'jobs.jsonl.ledger' cannot be used" in done.stderr
     assert "To go on: knouds batch" in done.stderr
