@@ -162,6 +162,9 @@ def _answered(
     except UnreadableError as odd:
         seen = f"the answer {answer.status} has a body that cannot be read: {odd}"
         return _unreadable(call, answer.status, seen, so_far, retries, roll, part=answer.body)
+    except Exception as error:  # noqa: BLE001  (a fault of a reader, ours or a library's; the run is paid all the same)
+        seen = f"the answer {answer.status} could not be read: {type(error).__name__}: {error!s:.200}"
+        return _unreadable(call, answer.status, seen, so_far, retries, roll, part=answer.body)
 
 
 def _unanswered(

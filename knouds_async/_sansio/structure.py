@@ -33,7 +33,7 @@ def _row_id(value: Any, _: Any = None) -> int | str:
 
 _STATUSES: Final = frozenset(Status)
 _ODD: Final = (ValueError, TypeError, KeyError, OverflowError)
-_RAW: Final = "\0raw"  # no JSON of the service has this key: it carries the source of a record to its `raw`
+_RAW: Final = "<source>"  # carries the source of a record to its `raw`; cattrs puts it into code that it compiles
 
 
 def _is_optional(kind: Any) -> bool:

@@ -214,6 +214,24 @@ def test_every_error_names_the_request_or_the_target(name: str) -> None:
             assert str(outcome.status) in text
 
 
+@pytest.mark.parametrize("fault", [SyntaxError("source code cannot contain null bytes"), RecursionError(), OSError()])
+def test_any_fault_of_a_reader_keeps_the_id_of_a_paid_run(fault: Exception) -> None:
+    """Whatever is raised while a paid 2xx is read, the run may be paid and its id is known; a read is unreadable."""
+
+    def reads(answer: Answer) -> Any:
+        raise fault
+
+    answer, where = good("submit"), SoFar(attempts=1, spent=1.0, sent_at=SENT_AT)
+    for name, kind in (("submit", errors.SubmissionUnknownError), ("look", errors.InvalidResponseError)):
+        call = attrs.evolve(ALL[name], reads=reads)
+        failed = decide(call, answer, where, Retries(attempts=1), roll=0.5)
+        assert isinstance(failed, Fail)
+        assert type(failed.error) is kind
+        assert failed.error.may_have_run is (name == "submit")
+        assert getattr(failed.error, "execution_id", None) == (ID if name == "submit" else None)
+        assert type(fault).__name__ in str(failed.error)
+
+
 def test_an_unreadable_answer_keeps_status_and_route() -> None:
     """InvalidResponseError can be asked where the answer came from."""
     error = error_after("look", Answer(203, {}, b"[]"), attempts=4)
