@@ -43,7 +43,13 @@ def spawn(
 
 def _in_trio() -> bool:
     """Tell whether the running task is trio's; trio is not imported for it."""
-    return "trio" in sys.modules and sys.modules["trio"].lowlevel.in_trio_task()
+    if "trio" not in sys.modules:
+        return False
+    try:
+        sys.modules["trio"].lowlevel.current_task()  # `in_trio_task` came with trio 0.29
+    except RuntimeError:
+        return False
+    return True
 
 
 def from_thread() -> Callable[[Callable[[], object]], object]:
