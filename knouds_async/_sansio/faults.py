@@ -36,6 +36,8 @@ class Fault(Enum):
 
 def fault(error: KnoudsError, *, age: float | None) -> Fault:
     """Judge a failed look; `age`: seconds since the submit, None when it is not known."""
+    if isinstance(error, APIError) and not error.from_service:
+        return Fault.PASSING  # somebody in between, who knows nothing of the run
     if isinstance(error, NotFoundError):
         return Fault.NONE if age is not None and age <= FRESH else Fault.LASTING
     gave_up = isinstance(error, APIError) and error.status in _GAVE_UP

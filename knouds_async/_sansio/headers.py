@@ -20,6 +20,8 @@ READ: Final = (
     "date",
     "location",
     "retry-after",
+    "server",
+    "via",
     "x-ratelimit-limit",
     "x-ratelimit-remaining",
     "x-ratelimit-reset",
@@ -30,6 +32,7 @@ REFUSED: Final = 429
 
 _FOREVER: Final = 1e9  # seconds; a body's number may be of any length
 _END_OF_DATES: Final = 2.0**36  # the year 4147: what a clock that is ahead of this says is no time
+_LONGEST_WINDOW: Final = 86_400.0  # seconds; a Reset further away is not believed
 _SHORTEST_PAUSE: Final = 1.0  # seconds after a refusal, however short a pause it asks for
 _WHOLE: Final = re.compile(r"[0-9]{1,15}\Z")
 
@@ -57,7 +60,8 @@ def fresh_date(answer: Answer) -> float | None:
 def retry_after(answer: Answer, server_time: float | None) -> float | None:
     """Give the seconds the service asks to wait: `Retry-After` in seconds or as a date, else the body's `retryAfter`.
 
-    A date is taken against the answer's own `Date`, else against `server_time` (epoch seconds); never the local clock.
+    A refusal that says neither may still say when its window ends. A date is taken against the answer's own `Date`,
+    else against `server_time` (epoch seconds); never the local clock.
     """
     text = answer.headers.get("retry-after", "").strip()
     if _WHOLE.match(text):
@@ -69,7 +73,15 @@ def retry_after(answer: Answer, server_time: float | None) -> float | None:
     asked = (replies.own_words(answer) or {}).get("retryAfter")
     if isinstance(asked, (int, float)) and not isinstance(asked, bool) and asked >= 0:
         return float(min(asked, _FOREVER))
-    return None
+    reset = _whole(answer, "x-ratelimit-reset") if answer.status == REFUSED else None
+    is_ahead = reset is not None and since is not None and 0 < reset - since <= _LONGEST_WINDOW
+    return reset - since if is_ahead and reset is not None and since is not None else None
+
+
+def is_own_refusal(answer: Answer) -> bool:
+    """Tell whether a 429 is the service's own: by its JSON, or by the headers that tell the quota (contract 6)."""
+    told = ("x-ratelimit-limit", "x-ratelimit-remaining")
+    return replies.own_words(answer) is not None or all(_whole(answer, name) is not None for name in told)
 
 
 def quota(answer: Answer, *, server_time: float | None) -> Reply:

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from typing import Any
 
-from knouds_async._sansio import names
+from knouds_async._sansio import names, replies
 
 _OPENS, _COLON, _COMMA = (re.compile(rf"\s*{sign}\s*") for sign in "{:,")
 
 
 def id_in_part(part: bytes) -> str | None:
     """Give the id in the beginning of a receipt; None unless it is whole, and the receipt's own."""
-    text = part.decode(errors="replace")
-    decoder, at, sign = json.JSONDecoder(), 0, _OPENS
+    found: dict[str, Any] = {}
     try:
-        while begin := sign.match(text, at):
-            key, at = decoder.raw_decode(text, begin.end())
-            if (colon := _COLON.match(text, at)) is None:
-                break
-            value, at = decoder.raw_decode(text, colon.end())
-            if key == "executionId":
-                return value if names.is_execution_id(value) else None
-            sign = _COMMA
+        for key, value in _pairs(part.decode(errors="replace")):
+            found.setdefault(key, value)
     except (ValueError, RecursionError):  # here it was cut
         pass
-    return None
+    execution_id = found.get("executionId")
+    if replies.tells_an_end(found) or not names.is_execution_id(execution_id):
+        return None
+    return str(execution_id)
+
+
+def _pairs(text: str) -> Iterator[tuple[str, Any]]:
+    """Give the members of the object that a text begins with, as far as they came whole."""
+    decoder, at, sign = json.JSONDecoder(), 0, _OPENS
+    while begin := sign.match(text, at):
+        key, at = decoder.raw_decode(text, begin.end())
+        if not isinstance(key, str) or (colon := _COLON.match(text, at)) is None:
+            return
+        value, at = decoder.raw_decode(text, colon.end())
+        yield key, value
+        sign = _COMMA

@@ -34,6 +34,7 @@ BY_CODE: Final[Mapping[str, type[APIError]]] = {
 }
 
 _FREE: Final = "Nothing was run"
+_STRANGER: Final = "Look what stands in between: a proxy, a firewall, a login page"
 
 _BY_STATUS: Final[Mapping[int, type[APIError]]] = {
     400: errors.BadRequestError,
@@ -63,31 +64,45 @@ def refusal(
     answer: Answer, call: Call[Any], *, may_have_run: bool = False, server_time: float | None = None
 ) -> KnoudsError:
     """Give the error of an answer outside 2xx; `server_time`: the service's clock, epoch seconds, for a wait's end."""
+    is_own = replies.own_words(answer) is not None
     body = _json_object(answer)
     said = next((body[key] for key in ("error", "message") if isinstance(body.get(key), str)), None)
     code = body["code"] if isinstance(body.get("code"), str) else None
-    if said is not None and code == "EXECUTION_FAILED" and answer.status != 429:
+    if (
+        is_own
+        and said is not None
+        and code == "EXECUTION_FAILED"
+        and call.pays_for is not None
+        and answer.status != 429
+    ):
         return errors.ExecutionFailedError(said, code=code)
     kind = class_of(answer.status, code)
     extra: dict[str, Any] = {}
     if issubclass(kind, errors.RateLimitError):
-        extra = {"retry_after": headers.retry_after(answer, server_time), "limit": _limit(body)}
+        asked = headers.retry_after(answer, server_time)
+        extra = {"retry_after": asked, "limit": _limit(body), "is_pause": asked is not None}
     return kind(
-        _unworded(answer) if said is None else said,
+        unworded(answer) if said is None else said,
         status=answer.status,
         code=code,
         body=body or None,
         route=call.route,
         request=call.request,
         may_have_run=may_have_run,
-        advice=_advice(kind, answer.status, call),
+        advice=_advice(kind, answer.status, call, is_own=is_own),
+        from_service=is_own,
         **extra,
     )
 
 
-def _advice(kind: type[APIError], status: int, call: Call[Any]) -> str:
-    """Say of a paid call that was refused with a 4xx that nothing was run, where the advice of its class does not."""
-    if call.pays_for is None or not 400 <= status < 500 or kind.advice.startswith(_FREE):
+def _advice(kind: type[APIError], status: int, call: Call[Any], *, is_own: bool) -> str:
+    """Give the advice of a class; that nothing was run is said of paid calls refused with a 4xx, and of no other."""
+    if not is_own and 400 <= status < 500 and status != 429:
+        return _STRANGER
+    if call.pays_for is None:
+        first, _, rest = kind.advice.partition("; ")
+        return f"{rest[:1].upper()}{rest[1:]}" if first.startswith(_FREE) else kind.advice
+    if not 400 <= status < 500 or kind.advice.startswith(_FREE):
         return kind.advice
     return f"{_FREE}; {kind.advice[:1].lower()}{kind.advice[1:]}" if kind.advice else _FREE
 
@@ -100,12 +115,28 @@ def _json_object(answer: Answer) -> Mapping[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _unworded(answer: Answer) -> str:
+def unworded(answer: Answer) -> str:
     """Say what came instead of the service's JSON, in words of bounded length."""
     if 300 <= answer.status < 400:
-        return f"a redirect to {_host(answer.headers.get('location', ''))}, which is never followed"
-    what = answer.headers.get("content-type", "").split(";")[0][:100] or "a body of no named type"
-    return f"no JSON of the service but {what if answer.body.strip() else 'an empty body'}"
+        where = _host(answer.headers.get("location", ""))
+        return f"a redirect to {where}, which is never followed{_named(answer)}"
+    what = _type(answer) or "a body of no named type"
+    return f"no JSON of the service but {what if answer.body.strip() else 'an empty body'}{_named(answer)}"
+
+
+def sender(answer: Answer) -> str:
+    """Say by status, type and headers who answered, in words of bounded length."""
+    return f"{answer.status} {_type(answer) or 'of no named type'}{_named(answer)}"
+
+
+def _type(answer: Answer) -> str:
+    return answer.headers.get("content-type", "").split(";")[0].strip()[:100]
+
+
+def _named(answer: Answer) -> str:
+    """Give what an answer names itself: `server` and `via`."""
+    told = [f"{name}: {answer.headers[name]:.100}" for name in ("server", "via") if answer.headers.get(name)]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _host(location: str) -> str:

@@ -10,7 +10,7 @@ import attrs
 
 from knouds_async import types
 from knouds_async._sansio import names
-from knouds_async._sansio.values import Told, UnreadableError, an_object, is_number
+from knouds_async._sansio.values import OtherAnswerError, Told, UnreadableError, an_object, is_number
 from knouds_async.types import Status
 
 T = TypeVar("T")
@@ -71,7 +71,13 @@ def account(answer: Answer) -> types.Account:
 
 
 def nothing(answer: Answer) -> None:
-    """Take any 2xx for done, whatever its body says."""
+    """Take any 2xx for done, whatever its body says, but for a web page: that is not the service's."""
+    _refuse_page(answer)
+
+
+def _refuse_page(answer: Answer) -> None:
+    if answer.body.lstrip()[:1] == b"<":
+        raise UnreadableError("it is a web page")
 
 
 def workflows(answer: Answer) -> tuple[types.WorkflowSummary, ...]:
@@ -83,13 +89,25 @@ def workflows(answer: Answer) -> tuple[types.WorkflowSummary, ...]:
 
 
 def submitted(answer: Answer) -> types.Submitted:
-    """Read the receipt of a submit: only the id must be there and usable, for a paid run hangs on it (contract 4)."""
+    """Read the receipt of a submit: only the id must be there and usable, for a paid run hangs on it (contract 4).
+
+    What tells of a run that has ended is the answer to a look at some run, and no receipt.
+    """
     body = an_object(parsed(answer.body))
+    if tells_an_end(body):
+        raise OtherAnswerError(f"it is no receipt but the end of execution {names.shown(body.get('executionId'))}")
     receipt = structured({"executionId": None, **body}, types.Submitted)
     if not names.is_execution_id(receipt.execution_id):
         raise UnreadableError(f"executionId {names.shown(receipt.execution_id)} is not an id")
     webhook = body.get("webhookDelivery")
     return attrs.evolve(receipt, webhook_configured=isinstance(webhook, dict) and webhook.get("configured") is True)
+
+
+def tells_an_end(body: Mapping[str, Any]) -> bool:
+    """Tell whether a body is a look's that found a run ended, in the place of a receipt (contract 4 and 5)."""
+    status = body.get("status")
+    is_final = isinstance(status, str) and status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+    return body.get("_async") is not True and (is_final or body.get("result") is not None)
 
 
 def run_result(answer: Answer) -> types.RunResult:
@@ -103,8 +121,16 @@ def run_result(answer: Answer) -> types.RunResult:
 
 
 def execution(execution_id: str) -> Callable[[Answer], types.ExecutionState]:
-    """Make the reader of an execution; only `status` must be there (contract 5)."""
-    return lambda answer: execution_state(execution_id, an_object(parsed(answer.body)))
+    """Make the reader of an execution; only `status` must be there (contract 5), and it must be no other's."""
+    return lambda answer: execution_state(execution_id, _of(execution_id, an_object(parsed(answer.body))))
+
+
+def _of(execution_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse the body of another run; one that names none contradicts nothing."""
+    named = body.get("executionId")
+    if isinstance(named, str) and named.casefold() != execution_id.casefold():
+        raise OtherAnswerError(f"it is of execution {names.shown(named)}, not of {execution_id!r}")
+    return body
 
 
 def execution_state(execution_id: str, body: Mapping[str, Any]) -> types.ExecutionState:
@@ -117,7 +143,7 @@ def cancelled(execution_id: str) -> Callable[[Answer], types.ExecutionState]:
     """Make the reader of a cancel; a 2xx without a status means it was requested (contract 5, assumed)."""
 
     def reader(answer: Answer) -> types.ExecutionState:
-        body = an_object(parsed(answer.body)) if answer.body.strip() else {}
+        body = _of(execution_id, an_object(parsed(answer.body))) if answer.body.strip() else {}
         is_told = isinstance(body.get("status"), str)
         told = body if is_told else {**body, "status": Status.CANCEL_REQUESTED}
         return attrs.evolve(execution_state(execution_id, told), raw=body)
@@ -149,7 +175,8 @@ def pricing(answer: Answer) -> types.Pricing:
 
 
 def health(answer: Answer) -> types.Health:
-    """Read the service's health from any 2xx."""
+    """Read the service's health from any 2xx but a web page, which is not the service's."""
+    _refuse_page(answer)
     try:
         return structured(parsed(answer.body), types.Health)
     except UnreadableError:

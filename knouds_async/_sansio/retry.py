@@ -7,17 +7,25 @@ refused with 429. Source of the rows: contract 6 and 7.
     ─────────────────────────   ──────────────────────────   ─────────────────   ─────────────────────
     not sent                    again                        again               again
     sent, no answer or cut      again                        NoAnswerError       SubmissionUnknownError
-    429                         requeued, never an attempt   requeued            requeued
-    2xx, readable               done                         done                done
-    2xx, unreadable             again                        InvalidResponseE.   SubmissionUnknownError
-    5xx, the service's JSON     again                        ServiceError        ServiceError, may have run
+    429, the service's own      requeued, never an attempt   requeued            requeued
+    429, anything else          requeued, never an attempt   requeued            SubmissionUnknownError
+    2xx, as it was asked for    done                         done                done
+    2xx, anything else          again                        InvalidResponseE.   SubmissionUnknownError
+    400 to 404, own JSON        APIError                     APIError            APIError, nothing was run
+    5xx, own JSON               again                        ServiceError        ServiceError, may have run
+    3xx, other 4xx, own JSON    APIError                     APIError            SubmissionUnknownError
+    3xx, 4xx, anything else     again                        APIError            SubmissionUnknownError
     5xx, anything else          again                        ServiceError        SubmissionUnknownError
-    408, 499, own JSON          APIError                     APIError            APIError, may have run
-    408, 499, anything else     APIError                     APIError            SubmissionUnknownError
-    3xx, other 4xx              APIError (DELETE again: 404 is done)             APIError, nothing was run
 
-"Again" ends after `Retries` in the error that the next column names. Where a 5xx, 408 or 499 answer to a submit names
-the run, it is a SubmissionUnknownError with the id.
+Whose answer it is decides: "own JSON" is `{"error": <text>, ...}`, and a 429 is the service's own also by its
+X-RateLimit headers. A page of a proxy, firewall, CDN or login proves nothing of a paid run, for nobody knows what was
+passed on before, and a read is repeated. So is what answers another question: the body of another run is no answer to
+a look, and that of a look no receipt. 400 to 404 are the refusals of a run that contract 7 names; a status that it does
+not name (409, 418, 460) proves nothing either, whoever says it.
+
+"Again" ends after `Retries` in the error that the next column names. A DELETE that finds nothing (404) the second time
+is done. EXECUTION_FAILED is the end of a synchronous run (ExecutionFailedError); in answer to a submit it is a
+SubmissionUnknownError, and so is a 5xx that names the run, with the id.
 """
 
 from __future__ import annotations
@@ -32,7 +40,7 @@ from knouds_async._sansio import headers, receipts, refusals, replies
 from knouds_async._sansio.calls import Call, Patience
 from knouds_async._sansio.clock import UNDATED, Moment
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.values import UnreadableError
+from knouds_async._sansio.values import OtherAnswerError, UnreadableError
 from knouds_async.config import Retries
 from knouds_async.errors import (
     ConnectionFailedError,
@@ -47,7 +55,7 @@ T = TypeVar("T")
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 8.0
-_OPEN: Final = frozenset({408, 499})  # somebody gave up waiting: the service may have the request
+_PROVEN: Final = frozenset({400, 401, 402, 403, 404})  # with the service's own words: the run was refused (contract 7)
 
 
 @attrs.frozen
@@ -160,8 +168,12 @@ def _answered(
     try:
         return Done(call.reads(answer))
     except UnreadableError as odd:
-        seen = f"the answer {answer.status} has a body that cannot be read: {odd}"
-        return _unreadable(call, answer.status, seen, so_far, retries, roll, part=answer.body)
+        what = "answers something else" if isinstance(odd, OtherAnswerError) else "has a body that cannot be read"
+        seen = f"the answer {answer.status} {what}: {odd}"
+        if call.pays_for is not None:  # another answer's id is not this run's
+            part = b"" if isinstance(odd, OtherAnswerError) else answer.body
+            return Fail(_unknown(call, seen, so_far, part, stranger=answer))
+        return _unreadable(call, answer.status, seen, so_far, retries, roll, part=b"")
     except Exception as error:  # noqa: BLE001  (a fault of a reader, ours or a library's; the run is paid all the same)
         seen = f"the answer {answer.status} could not be read: {type(error).__name__}: {error!s:.200}"
         return _unreadable(call, answer.status, seen, so_far, retries, roll, part=answer.body)
@@ -190,22 +202,31 @@ def _unreadable(
 def _refused(
     call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries, roll: float, *, part: bytes
 ) -> Done[Any] | Again | Requeue | Fail:
-    if answer.status == 429:
+    if answer.status == 429 and (call.pays_for is None or headers.is_own_refusal(answer)):
         return _limited(call, answer, so_far, retries)
-    if answer.status == 404 and call.method == "DELETE" and so_far.was_sent:
+    if call.pays_for is not None:
+        return Fail(_refused_run(call, answer, so_far, part))
+    is_own = replies.own_words(answer) is not None
+    if is_own and answer.status == 404 and call.method == "DELETE" and so_far.was_sent:
         return Done(None)
-    may_have_run = call.pays_for is not None and (answer.status >= 500 or answer.status in _OPEN)
-    error = refusals.refusal(answer, call, may_have_run=may_have_run)
-    if may_have_run and not isinstance(error, ExecutionFailedError):
-        own = replies.own_words(answer)
-        said = " and not the service's own" if own is None else f": {own['error']:.200}"
-        unknown = _unknown(call, f"the answer was {answer.status}{said}", so_far, part)
-        if own is None or unknown.execution_id is not None:
-            return Fail(unknown)
-    if call.repeatable and answer.status >= 500:
+    error = refusals.refusal(answer, call)
+    if call.repeatable and (answer.status >= 500 or not is_own):
         asked = headers.retry_after(answer, so_far.server_time) or 0.0
         return _again(so_far, retries, roll, at_least=asked) or Fail(error)
     return Fail(error)
+
+
+def _refused_run(call: Call[Any], answer: Answer, so_far: SoFar, part: bytes) -> KnoudsError:
+    """Give the error of a paid request that was not taken: only the service's own documented words prove that."""
+    own = replies.own_words(answer)
+    error = refusals.refusal(answer, call, may_have_run=answer.status >= 500)
+    is_run = isinstance(error, ExecutionFailedError)
+    is_open = is_run and call.patience is Patience.SUBMIT
+    is_service = own is not None and (answer.status >= 500 or answer.status in _PROVEN or is_run)
+    words = f" and not the service's own: {refusals.unworded(answer)}" if own is None else f": {own['error']:.200}"
+    stranger = None if is_service else answer
+    unknown = _unknown(call, f"the answer was {answer.status}{words}", so_far, part, stranger=stranger)
+    return error if is_service and not is_open and unknown.execution_id is None else unknown
 
 
 def _limited(call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries) -> Requeue | Fail:
@@ -228,7 +249,10 @@ def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.
     return None if is_over or so_far.spent + pause > retries.budget else Again(pause)
 
 
-def _unknown(call: Call[Any], seen: str, so_far: SoFar, part: bytes = b"") -> SubmissionUnknownError:
+def _unknown(
+    call: Call[Any], seen: str, so_far: SoFar, part: bytes = b"", *, stranger: Answer | None = None
+) -> SubmissionUnknownError:
+    """Make the error of an open outcome; `stranger`: the answer that is not known to be the service's own."""
     found = receipts.id_in_part(part) if call.patience is Patience.SUBMIT else None
     is_dated = so_far.since.is_known and so_far.until.is_known
     return SubmissionUnknownError(
@@ -238,6 +262,8 @@ def _unknown(call: Call[Any], seen: str, so_far: SoFar, part: bytes = b"") -> Su
         execution_id=found,
         sent_after=_at(so_far.since.earliest) if is_dated else None,
         sent_before=_at(so_far.until.latest) if is_dated else None,
+        status=None if stranger is None else stranger.status,
+        intermediary=None if stranger is None else refusals.sender(stranger),
     )
 
 

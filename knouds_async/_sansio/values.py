@@ -15,6 +15,10 @@ class UnreadableError(ValueError):
     """A body that is not what the contract promises; its text says how. Never leaves `_sansio`."""
 
 
+class OtherAnswerError(UnreadableError):
+    """A body that can be read, but answers something else than was asked."""
+
+
 def text(value: Any, _: Any = None) -> str:
     """Give a value that is a text; another is unreadable."""
     if isinstance(value, str):

@@ -68,6 +68,8 @@ BY_ERROR: Final[tuple[tuple[type[BaseException], Exit], ...]] = (
 
 def exit_of(error: BaseException) -> Exit:
     """Give the exit code of an error; one that leaves open whether a run began never looks harmless."""
+    if isinstance(error, errors.APIError) and not error.from_service:
+        return Exit.MAY_HAVE_RUN if error.may_have_run else Exit.ERROR  # a firewall's 403 says nothing of the key
     for kind, code in BY_ERROR:
         if isinstance(error, kind):
             return code

@@ -86,7 +86,9 @@ def _usage_of(target: str) -> str:
 def _of_refusal(error: errors.APIError) -> str:
     if exit_of(error) is Exit.MAY_HAVE_RUN:
         return f"{_bare(error)}. It may have run and been charged. {_LOOK.format('knouds usage')}"
-    advice = next((words for kind, words in _ADVICE if isinstance(error, kind)), error.advice)
+    advice = error.advice
+    if error.from_service:
+        advice = next((words for kind, words in _ADVICE if isinstance(error, kind)), error.advice)
     return f"{_bare(error)}. {advice}" if advice else _bare(error)
 
 

@@ -14,10 +14,12 @@ class APIError(KnoudsError):
 
     `status`: the HTTP status (None when this library refused it before sending), `code`: the service's code,
     `message`: its words, `body`: the whole JSON body, `route`: the route pattern, `request`: the method and path that
-    were asked for, `advice`: what to do next.
+    were asked for, `advice`: what to do next. `from_service`: whether the words are the service's own JSON; else
+    something in between answered (a proxy, a firewall, a login page), and that says nothing of what was asked for.
     """
 
     advice: str = ""
+    from_service: bool = True
     named: ClassVar[tuple[str, ...]] = ()  # words of the body that belong into the message
 
     def __init__(
@@ -31,6 +33,7 @@ class APIError(KnoudsError):
         request: str | None = None,
         may_have_run: bool = False,
         advice: str | None = None,
+        from_service: bool = True,
     ) -> None:
         """Compose the message: what was refused, why, and what to do next."""
         self.body = body
@@ -45,6 +48,7 @@ class APIError(KnoudsError):
         self.route = route
         self.request = request
         self.may_have_run = may_have_run
+        self.from_service = from_service
 
     def _word(self, key: str) -> str | None:
         """Give a word of the body, if it is there and a word."""
@@ -203,18 +207,26 @@ class ConflictError(APIError):
 class RateLimitError(APIError):
     """429: the quota of the window is used up and the wait is longer than allowed. Nothing was run.
 
-    `retry_after`: seconds the service asks to wait, `limit`: requests per window, where told.
+    `retry_after`: seconds to wait, `limit`: requests per window, where told. `is_pause`: whether the service asked for
+    that wait, so that every call on the route meets it; else it is the line for the quota that is long.
     """
 
     advice = "Nothing was run; wait, or allow longer waits (Retries(longest=...), Limiter(max_wait=...))"
 
     def __init__(
-        self, message: str, *, retry_after: float | None = None, limit: int | None = None, **answer: Any
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        limit: int | None = None,
+        is_pause: bool = False,
+        **answer: Any,
     ) -> None:
         """Keep what the service said of the wait."""
         super().__init__(message, **answer)
         self.retry_after = retry_after
         self.limit = limit
+        self.is_pause = is_pause
 
 
 class UnexpectedRedirectError(APIError):

@@ -17,7 +17,8 @@ class SubmissionUnknownError(KnoudsError):
     `sent_after`, `sent_before`: certain bounds, by the service's clock, of when it may have begun a run; None where
     that clock was not known. `seen`: what came instead of the answer. `execution_id`: the id, when the part of the
     answer that came held it; the run most likely exists then, and `knouds.executions.attach(error.execution_id)` picks
-    it up. Else look it up with `await knouds.usage.find_submission(error)` before you decide.
+    it up. `status`, `intermediary`: of an answer that is not known to be the service's own, its HTTP status and who it
+    names itself. Else look it up with `await knouds.usage.find_submission(error)` before you decide.
     """
 
     may_have_run = True
@@ -31,6 +32,8 @@ class SubmissionUnknownError(KnoudsError):
         execution_id: str | None = None,
         sent_after: datetime | None = None,
         sent_before: datetime | None = None,
+        status: int | None = None,
+        intermediary: str | None = None,
     ) -> None:
         """Keep what reconciliation needs."""
         advice = (
@@ -49,6 +52,8 @@ class SubmissionUnknownError(KnoudsError):
         self.sent_before = sent_before
         self.seen = seen
         self.execution_id = execution_id
+        self.status = status
+        self.intermediary = intermediary
 
 
 class ExecutionFailedError(KnoudsError):

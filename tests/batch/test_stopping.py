@@ -95,7 +95,7 @@ async def test_what_is_refused_after_the_stop_is_not_sent_again(make_client: Any
 async def test_a_long_wait_that_the_service_asks_for_ends_with_the_stop(make_client: Any) -> None:
     """A job whose 429 asks for an hour, and comes when the batch has stopped, holds the batch up no longer."""
     emulator = Emulator(tier="business", duration=45.0)
-    an_hour = Fault("an hour", "before", lambda _: Response(429, {"retry-after": "3600"}, b""))
+    an_hour = Fault("an hour", "before", lambda _: Response(429, {"retry-after": "3600"}, b'{"error": "slow down"}'))
     emulator.faults.add(an_hour, route=ROUTE)
     knouds = make_client(emulator, latency=2.0)
     began = anyio.current_time()

@@ -134,7 +134,7 @@ def test_a_submit_without_an_answer_is_5_and_sent_once(service: Any) -> None:
 
 def test_a_wait_that_fails_after_the_submit_is_5_with_the_id(service: Any) -> None:
     """A key that may submit but not look leaves a paid run out: that is not a plain refusal."""
-    service.emulator.faults.add(faults.redirect(), route="GET /api/executions/:id")
+    service.emulator.faults.add(faults.unknown_error(403, "CAPABILITY_DENIED"), route="GET /api/executions/:id")
     ended = service.knouds(*RUN)
     assert ended.code == 5
     assert f"`knouds status {service.emulator.runs[0].execution_id}`" in ended.err

@@ -152,4 +152,5 @@ def test_an_odd_quota_is_none(name: str, text: str) -> None:
 
 def test_every_header_that_is_read_is_kept() -> None:
     """Only headers in the list are kept of an answer, so all that are read must be in it, in lower case."""
-    assert {*QUOTA, "retry-after", "date", "content-type", "location", "age"} == set(headers.READ)
+    also = {"retry-after", "date", "content-type", "location", "server", "via", "age"}
+    assert {*QUOTA, *also} == set(headers.READ)

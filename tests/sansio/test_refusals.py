@@ -251,6 +251,20 @@ def test_a_long_host_or_type_is_cut() -> None:
     assert len(str(refused(502, b"x", {"content-type": "x" * 10_000}))) < 600
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 425])
+@pytest.mark.parametrize("call", [SUBMIT, calls.get_execution("run-1")])
+def test_a_page_in_the_place_of_a_refusal_is_somebody_else_s(status: int, call: calls.Call[Any]) -> None:
+    """It says who answered and to look in between, and never that nothing was run or that the key is wrong."""
+    told = {"content-type": "text/html", "server": "squid", "via": "1.1 office"}
+    error = refusals.refusal(Answer(status, told, b"<html>no</html>"), call)
+    assert isinstance(error, APIError)
+    assert not error.from_service
+    for words in ("text/html (server: squid, via: 1.1 office)", "a proxy, a firewall, a login page"):
+        assert words in str(error)
+    for words in ("run", "KNOUDS_KEY"):
+        assert words not in str(error).replace(call.request, "")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

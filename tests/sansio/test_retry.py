@@ -97,37 +97,52 @@ def refused(status: int) -> Garbled:
 AGAIN, REQUEUED, DONE = "again", "requeued", "done"
 NOT_SENT: list[Outcome] = [NotSent("ConnectError: refused")]
 NO_ANSWER: list[Outcome] = [Unanswered("ReadTimeout"), cut(200), cut(202), cut(299)]
-LIMITED: list[Outcome] = [Answer(429, {}, OWN), Answer(429, {}, PAGE), Answer(429, {}, b""), cut(429), refused(429)]
+QUOTA = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "0"}
+LIMITED: list[Outcome] = [
+    Answer(429, {}, OWN),
+    Answer(429, QUOTA, b""),
+    Garbled(429, QUOTA, "the answer was cut short", is_cut=True),
+]
+LIMITED_BY_OTHERS: list[Outcome] = [
+    Answer(429, {}, PAGE),
+    Answer(429, {"retry-after": "5"}, b""),
+    Answer(429, {"x-ratelimit-limit": "many"}, b"[]"),
+    cut(429),
+    refused(429),
+]
 UNREADABLE: list[Outcome] = [Answer(200, {}, PAGE), Answer(200, {}, b"5"), Answer(202, {}, b"[" * 9**5), refused(200)]
 OWN_5XX: list[Outcome] = [Answer(status, {}, OWN) for status in (500, 501, 502, 503, 504, 599)]
 OTHER_5XX: list[Outcome] = [
     *(Answer(status, {}, body) for status in (500, 502, 503, 504, 520) for body in (PAGE, b"", b'{"message": "x"}')),
     *(garbled(status) for status in (500, 502, 503, 504) for garbled in (cut, refused)),
 ]
-OPEN: list[Outcome] = [Answer(408, {}, PAGE), Answer(499, {}, b""), cut(408), refused(499)]
-OWN_OPEN: list[Outcome] = [Answer(408, {}, OWN), Answer(499, {}, OWN)]
-OTHER: list[Outcome] = [
+DOCUMENTED: list[Outcome] = [Answer(status, {}, OWN) for status in (400, 401, 402, 403, 404)]
+UNDOCUMENTED: list[Outcome] = [
+    Answer(status, {}, OWN) for status in (300, 302, 303, 304, 307, 405, 408, 409, 418, 422, 425, 451, 460, 499)
+]
+FOREIGN: list[Outcome] = [
     *(
         Answer(status, {}, body)
-        for status in (300, 301, 302, 307, 400, 401, 402, 403, 404, 409, 418)
-        for body in (OWN, PAGE)
+        for status in (100, 300, 301, 303, 304, 308, 400, 401, 402, 403, 404, 407, 408, 409, 418, 425, 451, 460, 499)
+        for body in (PAGE, b"", b'{"message": "Forbidden"}', b'{"error": {"message": "x"}}', b'"error"')
     ),
-    *(garbled(status) for status in (300, 302, 400, 404) for garbled in (cut, refused)),
+    *(garbled(status) for status in (302, 400, 403, 404, 408, 499) for garbled in (cut, refused)),
 ]
 
-FAULTS = [*NOT_SENT, *NO_ANSWER, *UNREADABLE, *OWN_5XX, *OTHER_5XX, *OPEN, *OWN_OPEN, *OTHER]
+FAULTS = [*NOT_SENT, *NO_ANSWER, *UNREADABLE, *OWN_5XX, *OTHER_5XX, *DOCUMENTED, *UNDOCUMENTED, *FOREIGN]
 
 Cell = str | type[KnoudsError]
 TABLE: list[tuple[str, list[Outcome], Cell, Cell, Cell]] = [
     ("not sent", NOT_SENT, AGAIN, AGAIN, AGAIN),
     ("no answer", NO_ANSWER, AGAIN, errors.NoAnswerError, errors.SubmissionUnknownError),
-    ("429", LIMITED, REQUEUED, REQUEUED, REQUEUED),
+    ("429, own", LIMITED, REQUEUED, REQUEUED, REQUEUED),
+    ("429, other", LIMITED_BY_OTHERS, REQUEUED, REQUEUED, errors.SubmissionUnknownError),
     ("2xx, unreadable", UNREADABLE, AGAIN, errors.InvalidResponseError, errors.SubmissionUnknownError),
     ("5xx, own", OWN_5XX, AGAIN, errors.ServiceError, errors.ServiceError),
     ("5xx, other", OTHER_5XX, AGAIN, errors.ServiceError, errors.SubmissionUnknownError),
-    ("408, 499, own", OWN_OPEN, errors.APIError, errors.APIError, errors.APIError),
-    ("408, 499, other", OPEN, errors.APIError, errors.APIError, errors.SubmissionUnknownError),
-    ("3xx, other 4xx", OTHER, errors.APIError, errors.APIError, errors.APIError),
+    ("400 to 404, own", DOCUMENTED, errors.APIError, errors.APIError, errors.APIError),
+    ("3xx, other 4xx, own", UNDOCUMENTED, errors.APIError, errors.APIError, errors.SubmissionUnknownError),
+    ("3xx, 4xx, other", FOREIGN, AGAIN, errors.APIError, errors.SubmissionUnknownError),
 ]
 
 
@@ -142,8 +157,9 @@ def test_the_table_holds(name: str, row: str, outcomes: list[Outcome], reads: Ce
     """Every outcome of every row is followed by what the column of the call says."""
     expected = column(name, reads, create, paid)
     for outcome in outcomes:
-        if row == "2xx, unreadable" and name in ("move", "delete") and isinstance(outcome, Answer):
-            assert after(name, outcome) == Done(None)  # they take any 2xx for done
+        is_page = isinstance(outcome, Answer) and outcome.body == PAGE
+        if row == "2xx, unreadable" and name in ("move", "delete") and isinstance(outcome, Answer) and not is_page:
+            assert after(name, outcome) == Done(None)  # they take any 2xx for done, but for a web page
         elif isinstance(expected, str):
             kinds = {AGAIN: Again, REQUEUED: Requeue, DONE: Done}
             assert isinstance(after(name, outcome), kinds[expected]), outcome
@@ -163,10 +179,10 @@ def test_what_can_be_read_is_done(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAID)
 def test_each_error_of_a_paid_call_says_whether_it_may_have_run(name: str) -> None:
-    """Not sent, and refused with a 3xx or a 4xx that is no time-out, is certainly not run; all else may have."""
+    """Not sent, and refused in the service's own words with a status of contract 7, is certainly not run; no other."""
     for outcome in FAULTS:
         error = error_after(name, outcome, attempts=99)
-        is_certain = isinstance(outcome, NotSent) or outcome in OTHER
+        is_certain = isinstance(outcome, NotSent) or outcome in DOCUMENTED
         assert error.may_have_run is not is_certain, outcome
         if error.may_have_run:
             assert "Try again" not in str(error)
@@ -316,23 +332,118 @@ def test_only_a_receipts_own_id_is_told(part: bytes) -> None:
     assert receipts.id_in_part(part) is None
 
 
-def test_a_failed_run_is_told_as_one() -> None:
+FAILED_RUN = b'{"error": "no GPU", "code": "EXECUTION_FAILED"}'
+
+
+@pytest.mark.parametrize("name", ["run", "run model"])
+@pytest.mark.parametrize("status", [400, 500, 502])
+def test_a_failed_run_is_told_as_one(name: str, status: int) -> None:
     """EXECUTION_FAILED of a synchronous run is the run's end, and may have cost money."""
-    error = error_after("run", Answer(500, {}, b'{"error": "no GPU", "code": "EXECUTION_FAILED"}'))
+    error = error_after(name, Answer(status, {}, FAILED_RUN))
     assert isinstance(error, errors.ExecutionFailedError)
     assert (error.message, error.may_have_run) == ("no GPU", True)
+
+
+@pytest.mark.parametrize("name", ["submit", "submit model"])
+@pytest.mark.parametrize("status", [400, 418, 500, 502])
+def test_a_failed_run_in_answer_to_a_submit_is_unknown(name: str, status: int) -> None:
+    """A submit is not told how its run ended: the run may go on, and its id is not known."""
+    error = error_after(name, Answer(status, {}, FAILED_RUN))
+    assert type(error) is errors.SubmissionUnknownError
+    assert "no GPU" in error.seen
+
+
+def test_a_failed_run_in_answer_to_a_look_is_a_fault_of_the_service() -> None:
+    """A look is not told in this way how a run ended: it is repeated, and never ends the run."""
+    assert isinstance(after("look", Answer(500, {}, FAILED_RUN)), Again)
+    assert type(error_after("look", Answer(500, {}, FAILED_RUN), attempts=4)) is errors.ServiceError
+
+
+@pytest.mark.parametrize("name", PAID)
+@pytest.mark.parametrize("outcome", [*FOREIGN, *UNDOCUMENTED, *UNREADABLE[:3], *LIMITED_BY_OTHERS])
+def test_who_answered_a_paid_call_in_the_service_s_place_is_told(name: str, outcome: Any) -> None:
+    """The error names the status, the type and what the sender calls itself, in words of bounded length."""
+    if isinstance(outcome, Garbled):
+        return
+    told = {"content-type": "text/html; charset=utf-8", "server": "squid/6" + "x" * 999, "via": "1.1 cache.example"}
+    error = error_after(name, attrs.evolve(outcome, headers=told))
+    assert isinstance(error, errors.SubmissionUnknownError)
+    assert error.status == outcome.status
+    assert error.intermediary is not None
+    for word in (str(outcome.status), "text/html", "squid/6", "1.1 cache.example"):
+        assert word in error.intermediary
+    assert len(error.intermediary) < 400
+
+
+@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("outcome", [*FOREIGN, *DOCUMENTED, *LIMITED])
+def test_of_what_costs_nothing_it_is_never_said_that_nothing_was_run(name: str, outcome: Outcome) -> None:
+    """That advice belongs to paid calls; of a page it is said that somebody else answered."""
+    decision = after(name, outcome, attempts=99)
+    if isinstance(decision, Fail):
+        assert "nothing was run" not in str(decision.error).lower()
+        assert isinstance(decision.error, errors.APIError)
+        assert decision.error.from_service is (outcome in DOCUMENTED)
+
+
+@pytest.mark.parametrize("name", ["submit", "submit model"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"executionId": ID, "status": "completed", "result": {"images": []}},
+        {"executionId": ID, "status": "failed", "error": {"code": "X"}},
+        {"executionId": ID, "status": "cancelled"},
+        {"executionId": ID, "result": "a text"},
+        {"status": "completed", "executionId": ID, "_async": False},
+    ],
+    ids=str,
+)
+def test_the_end_of_a_run_is_no_receipt(name: str, body: dict[str, Any]) -> None:
+    """The answer to somebody's look is not this submit's, and the id in it not this run's, whole or cut."""
+    whole = json.dumps(body).encode()
+    for outcome in (Answer(200, {}, whole), Unanswered("cut", whole), Answer(502, {}, whole)):
+        error = error_after(name, outcome)
+        assert isinstance(error, errors.SubmissionUnknownError)
+        assert error.execution_id is None
+
+
+@pytest.mark.parametrize("name", ["look", "cancel"])
+def test_the_body_of_another_run_is_no_answer(name: str) -> None:
+    """A look or a cancel that is answered with another run is repeated, and then a fault of the way."""
+    other = Answer(200, {}, b'{"executionId": "other", "status": "completed", "result": 1}')
+    assert isinstance(after(name, other), Again)
+    error = error_after(name, other, attempts=4)
+    assert type(error) is errors.InvalidResponseError
+    assert "'other'" in str(error)
+    for same in (ID, ID.upper(), 5, None):
+        same_body = json.dumps({"executionId": same, "status": "completed"}).encode()
+        assert isinstance(after(name, Answer(200, {}, same_body)), Done)
+
+
+def test_a_refusal_that_names_a_run_proves_nothing() -> None:
+    """Whoever has an id has begun a run, whatever the status says."""
+    error = error_after("submit", Answer(400, {}, b'{"error": "it says", "executionId": "550e8400-e29b"}'))
+    assert isinstance(error, errors.SubmissionUnknownError)
+    assert error.execution_id == "550e8400-e29b"
 
 
 # DELETE.
 
 
-@pytest.mark.parametrize("outcome", [Answer(404, {}, OWN), Answer(404, {}, PAGE), cut(404), refused(404)])
-def test_a_delete_that_finds_nothing_the_second_time_is_done(outcome: Outcome) -> None:
+def test_a_delete_that_finds_nothing_the_second_time_is_done() -> None:
     """The first attempt's answer may have been lost; then what it asked for is so."""
+    outcome = Answer(404, {}, OWN)
     assert after("delete", outcome, attempts=2, was_sent=True) == Done(None)
     assert type(error_after("delete", outcome, attempts=1)) is errors.NotFoundError
     for name in ("look", "put", "move", "cancel", "submit"):
         assert type(error_after(name, outcome, attempts=2, was_sent=True)) is errors.NotFoundError
+
+
+@pytest.mark.parametrize("outcome", [Answer(404, {}, PAGE), Answer(404, {}, b""), cut(404), refused(404)])
+def test_a_404_page_deletes_nothing(outcome: Outcome) -> None:
+    """Only the service knows that a workflow is gone: somebody else's 404 is repeated, and then an error."""
+    assert isinstance(after("delete", outcome, attempts=2, was_sent=True), Again)
+    assert type(error_after("delete", outcome, attempts=4, was_sent=True)) is errors.NotFoundError
 
 
 def test_a_delete_that_was_never_sent_before_has_deleted_nothing() -> None:
@@ -409,7 +520,7 @@ def test_a_wait_that_is_too_long_is_raised(asked: str, is_waited: bool) -> None:
 
 def test_a_limit_until_a_date_is_told_by_the_server_s_time() -> None:
     """The error of a long wait until a date says how long it is, also where the answer has no `Date`."""
-    told = Answer(429, {"retry-after": "Fri, 08 May 2026 20:29:55 GMT"}, PAGE)
+    told = Answer(429, {"retry-after": "Fri, 08 May 2026 20:29:55 GMT"}, OWN)
     error = error_after("submit", told, server_time=1778268595.0)
     assert isinstance(error, errors.RateLimitError)
     assert (error.retry_after, error.status, error.route) == (3600.0, 429, "POST /api/workflows/:slug/run")
@@ -510,7 +621,8 @@ def test_a_paid_run_is_sent_again_only_when_it_certainly_did_not_run(
     elif isinstance(decision, Requeue):
         assert status == 429
     elif isinstance(decision, Fail) and not decision.error.may_have_run:
-        assert isinstance(outcome, NotSent) or (status is not None and status < 500 and not 200 <= status < 300)
+        is_own = isinstance(outcome, Answer) and "error" in str(outcome.body)
+        assert isinstance(outcome, NotSent) or (is_own and status in (400, 401, 402, 403, 404, 429))
     if isinstance(decision, Fail) and isinstance(outcome, NotSent):
         assert type(decision.error) is errors.ConnectionFailedError
     if isinstance(outcome, Unanswered):
