@@ -143,7 +143,8 @@ async def test_only_a_look_ends_a_run() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
             return httpx.Response(200, json={"status": "completed", "result": {"text": "done"}})
-        return httpx.Response(200, json={"executionId": "run-1", "status": "completed"})
+        name = "run-2" if "run-2" in request.url.path else "run-1"
+        return httpx.Response(200, json={"executionId": name, "status": "completed"})
 
     knouds = scripted(answer)
     assert (await (await knouds.workflows.submit("a", {}))).text == "done"

@@ -29,6 +29,7 @@ from knouds_async._io.witness import Witness, refuse_stale, tell
 from knouds_async._sansio import calls, headers, replies, retry
 from knouds_async._sansio.calls import Call, Patience
 from knouds_async._sansio.clock import Moment, Reading
+from knouds_async._sansio.given import Given
 from knouds_async._sansio.reconcile import LostSubmit, RecentRuns
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered
@@ -82,6 +83,7 @@ class Pipeline:
         self._paid_out = 0  # submits under way that nothing may cut
         self._all_in: anyio.Event | None = None
         self._in_line: set[anyio.CancelScope] = set()
+        self._given = Given()
 
     async def send(self, call: Call[T], *, total: float | None = None, witness: Witness | None = None) -> T:
         """Send a call and give its value; `total` replaces the call's own timeout, in seconds.
@@ -112,7 +114,7 @@ class Pipeline:
                 server_time=self._limiter.server_time(ended),
                 was_sent=was_sent,
             )
-            decision = self._decide(call, finished.value, so_far, sent, total)
+            decision = self._decide(call, finished.value, so_far, sent, terms)
             await tell(call, decision, sent_at, witness, finished.cancellation)
             match decision:
                 case Done(value):
@@ -245,12 +247,13 @@ class Pipeline:
             self._limiter.lost(call.route, ticket)
 
     def _decide(
-        self, call: Call[T], outcome: Outcome, so_far: SoFar, sent: Reading, total: float | None
+        self, call: Call[T], outcome: Outcome, so_far: SoFar, sent: Reading, terms: _Terms
     ) -> Done[T] | Again | Requeue | Fail:
         """Decide what follows an attempt, and keep what it told of the service's clock."""
         decision = retry.decide(call, outcome, so_far, self._retries, roll=random.random())  # noqa: S311
+        decision = self._given.checked(call, decision, so_far, getattr(terms.witness, "name", None))
         self._hear(outcome, decision, sent)
-        self._remember(call, decision, sent, total)
+        self._remember(call, decision, sent, terms.total)
         return decision
 
     def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:

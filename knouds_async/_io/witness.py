@@ -26,7 +26,7 @@ Decision: TypeAlias = Done[Any] | Again | Requeue | Fail
 
 
 class Witness(Protocol):
-    """Who writes down what a paid request does; what it raises, `send` raises."""
+    """Who writes down what a paid request does; what it raises, `send` raises. `name`, if any: whose it is."""
 
     async def leaving(self, sent_at: datetime) -> Reading | None:
         """Be told of an attempt before its first byte leaves; what this raises keeps it from leaving.

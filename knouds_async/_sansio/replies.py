@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 
@@ -103,11 +103,15 @@ def submitted(answer: Answer) -> types.Submitted:
     return attrs.evolve(receipt, webhook_configured=isinstance(webhook, dict) and webhook.get("configured") is True)
 
 
+_OF_AN_END: Final = ("result", "completedAt", "cost", "ms", "durationMs")
+
+
 def tells_an_end(body: Mapping[str, Any]) -> bool:
     """Tell whether a body is a look's that found a run ended, in the place of a receipt (contract 4 and 5)."""
     status = body.get("status")
-    is_final = isinstance(status, str) and status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
-    return body.get("_async") is not True and (is_final or body.get("result") is not None)
+    is_failed = isinstance(status, str) and status in (Status.FAILED, Status.CANCELLED)
+    is_ended = is_failed or any(body.get(key) is not None for key in _OF_AN_END)
+    return is_ended and body.get("_async") is not True
 
 
 def run_result(answer: Answer) -> types.RunResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -47,11 +48,12 @@ class _Phase(Enum):
 class Keeper:
     """Keeps the books of one submit."""
 
-    def __init__(self, books: Books, asked: Asked, aside: Aside) -> None:
-        """Send `asked`, with the credits that are set aside for it."""
+    def __init__(self, books: Books, asked: Asked, aside: Aside, saw: Callable[[Decision], None]) -> None:
+        """Send `asked`, with the credits that are set aside for it; `saw` hears of each attempt before the ledger."""
         self._books = books
         self._asked = asked
         self._aside = aside
+        self._saw = saw
         self._is_set_aside = True
         self._is_out = False
         self._phase = _Phase.IDLE
@@ -60,9 +62,14 @@ class Keeper:
         self.lasts = 0.0  # seconds within which a synchronous run may still end
 
     @property
+    def name(self) -> str:
+        """Whose request it is."""
+        return f"job {self._asked.job.key!r:.100}"
+
+    @property
     def has_left(self) -> bool:
-        """Whether a request is out: what cuts it now loses the answer of a run that may be paid for."""
-        return self._phase is _Phase.OUT
+        """Whether a request is out, or its answer is written down: what cuts it now loses that it may be paid for."""
+        return self._phase in (_Phase.OUT, _Phase.OVER)
 
     async def leaving(self, sent_at: datetime) -> Reading:
         """Write the intent and return when that was.
@@ -90,11 +97,13 @@ class Keeper:
 
     async def ended(self, decision: Decision) -> None:
         """Write what became of an attempt; one that is to be made again is still being sent, unless all has stopped."""
+        self._saw(decision)
+        if isinstance(decision, (Done, Fail)) and self.entry is not None:
+            await self._write(self._event(decision))
+            return
         self._phase = _Phase.IDLE
         if isinstance(decision, (Again, Requeue)) and self._books.halt is not None:
             raise Refusal
-        if isinstance(decision, (Done, Fail)) and self.entry is not None:
-            await self._write(self._event(decision))
 
     def _event(self, decision: Done[Any] | Fail) -> Event:
         match decision:

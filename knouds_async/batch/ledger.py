@@ -13,7 +13,7 @@ import attrs
 from knouds_async._sansio import budget
 from knouds_async._sansio.budget import Totals, Verdict
 from knouds_async._sansio.clock import Reading
-from knouds_async._sansio.entries import Entry, Event, Payer, Sending, Stage, advance
+from knouds_async._sansio.entries import Accepted, Entry, Event, Lost, Payer, Sending, Stage, advance
 from knouds_async._sansio.reconcile import KnownRun
 
 
@@ -137,6 +137,7 @@ class Ledger(Protocol):
 
         When it ends a run that cost more than every run of the target before it, all of them that may be in flight are
         `repriced` in the same transaction.
+        An `Accepted` with the id of another job's run is no receipt: the job becomes unknown (`held_against`).
         """
         ...
 
@@ -172,3 +173,11 @@ def decide(entry: Entry | None, claim: Claim, totals: Totals, dearest: float | N
             return OverBudget(totals, verdict, dearest)
     sent = advance(known, sending)
     return Written(sent, totals.moved(entry, sent), dearest)
+
+
+def held_against(event: Accepted, other: str | None) -> Accepted | Lost:
+    """Take no receipt that names the run of the job `other`: it is not this job's, and what became of that is open."""
+    if other is None:
+        return event
+    seen = f"the answer named execution {event.execution_id!r}, which is the run of job {other!r}"
+    return Lost(event.owner, seen, event.until)

@@ -53,6 +53,8 @@ _UPGRADES: Final = (
 )
 """From form 1, which knew neither when a submit left for certain nor whose it was."""
 
+_BY_RUN: Final = "CREATE INDEX IF NOT EXISTS jobs_by_run ON jobs (execution_id) WHERE execution_id IS NOT NULL"
+
 
 def opened(path: Path, patience: float) -> sqlite3.Connection:
     """Open a ledger's file, or make it. OSError or sqlite3.Error for one that is damaged or something else."""
@@ -73,6 +75,7 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
             for statement in _UPGRADES:
                 connection.execute(statement)
         connection.execute(_BY_COST)  # ledgers that were made before have no such index
+        connection.execute(_BY_RUN)
         patiently(connection, "COMMIT", patience)
         connection.execute("PRAGMA journal_mode = TRUNCATE")  # SQLite's WAL has a race with several connections
         connection.execute("PRAGMA synchronous = FULL")

@@ -8,9 +8,9 @@ import attrs
 
 from knouds_async._io.clocks import read_clocks
 from knouds_async._sansio.budget import Totals, repriced
-from knouds_async._sansio.entries import OPEN, Entry, Event, Payer, advance
+from knouds_async._sansio.entries import OPEN, Accepted, Entry, Event, Payer, advance
 from knouds_async._sansio.reconcile import KnownRun
-from knouds_async.batch.ledger import Claim, Claimed, Summary, Written, decide
+from knouds_async.batch.ledger import Claim, Claimed, Summary, Written, decide, held_against
 
 logger = logging.getLogger("knouds_async")
 
@@ -23,6 +23,7 @@ class MemoryLedger:
     def __init__(self) -> None:
         """Know of no job."""
         self._open: dict[str, Entry] = {}
+        self._runs: dict[str, str] = {}
         self._totals = Totals()
         self._dearest: float | None = None
 
@@ -64,6 +65,8 @@ class MemoryLedger:
     async def record(self, key: str, attempt: int, event: Event) -> Written:  # noqa: ARG002  (a job has one attempt)
         """Take note of an event."""
         before = self._open[key]
+        if isinstance(event, Accepted):
+            event = held_against(event, self._job_of(event.execution_id, key))
         after = self._changed(before, advance(before, event))
         cost = after.ending.cost if after.ending is not None else None
         if cost and cost > (self._dearest or 0.0):
@@ -77,7 +80,13 @@ class MemoryLedger:
         self._open[after.key] = after
         if after.stage not in OPEN:
             del self._open[after.key]
+            self._runs.pop(after.execution_id or "", None)
         return after
+
+    def _job_of(self, execution_id: str, key: str) -> str | None:
+        """Give the job whose run this is, if it is another's; of those that are over the client remembers the ids."""
+        job = self._runs.setdefault(execution_id, key)
+        return None if job == key else job
 
     async def summary(self, target: str) -> Summary:  # noqa: ARG002  (a batch has one target)
         """Give the credits so far."""

@@ -5,6 +5,7 @@ Rule of the file: a job leaves the line only as an outcome, or with what the led
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,16 +15,20 @@ from typing import Any, Final, Literal
 import anyio
 
 from knouds_async import errors
+from knouds_async._io.witness import Decision
 from knouds_async._sansio import calls, validation
-from knouds_async._sansio.entries import Ended, Entry
+from knouds_async._sansio.entries import Ended, Entry, Stage
 from knouds_async.batch.books import Books
 from knouds_async.batch.endings import ending_of, outcome_of_entry, outcome_of_state
 from knouds_async.batch.jobs import Asked
 from knouds_async.batch.keeper import Keeper, Refusal
+from knouds_async.batch.obstacles import Strangers, Trouble, intercepted
 from knouds_async.batch.outcomes import Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.service import Service
 from knouds_async.execution import Execution
 from knouds_async.types import ExecutionState, RunResult, Submitted, Target, WorkflowSchema
+
+logger = logging.getLogger("knouds_async")
 
 OnUnknown = Literal["park", "stop"]
 
@@ -32,12 +37,8 @@ _TARGET_WIDE: Final = (
     errors.PermissionDeniedError,
     errors.NotFoundError,
     errors.InvalidSlugError,
-    errors.UnexpectedRedirectError,
 )
 """Refusals that every further job would meet as well."""
-
-_UNREACHABLE: Final = 600.0
-_FIRST_PAUSE: Final = 1.0
 
 
 class Sender:
@@ -52,6 +53,7 @@ class Sender:
         self._first = anyio.Lock()
         self._asking = anyio.Lock()
         self._has_answered = False
+        self._strangers = Strangers()
         self._in_line: dict[anyio.CancelScope, Keeper | None] = {}
         self._reading: anyio.CancelScope | None = None
         self.on_change: Callable[[], None] = lambda: None
@@ -83,15 +85,15 @@ class Sender:
             said = f"{self._target}: {'; '.join(wrong)}"
             refused = errors.InvalidInputsError(said, code="INVALID_INPUTS")
             return NotRun(job=asked.job, reason=NotRunReason.INVALID, error=refused)
-        trouble = _Trouble()
+        trouble = Trouble()
         while (halt := self._books.halt) is None:
             aside = await self._books.set_aside()
-            found = await self._try(asked, Keeper(self._books, asked, aside), trouble) if aside else _AGAIN
+            found = await self._try(asked, Keeper(self._books, asked, aside, self._saw), trouble) if aside else _AGAIN
             if not isinstance(found, _Again):
                 return found
         return NotRun(job=asked.job, reason=halt.reason, error=halt.error)
 
-    async def _try(self, asked: Asked, keeper: Keeper, trouble: _Trouble) -> Outcome | Entry | _Again | None:
+    async def _try(self, asked: Asked, keeper: Keeper, trouble: Trouble) -> Outcome | Entry | _Again | None:
         """Submit once and, when that began a run, see it to its end."""
         try:
             await self._ask_for_time()
@@ -100,8 +102,7 @@ class Sender:
                 self._count()
                 return outcome_of_entry(asked.job, keeper.entry, from_ledger=False)
             if isinstance(value, Submitted) and keeper.entry is not None:
-                self._count()
-                return await self.wait(asked, keeper.entry, self._service.begun(value, self._target))
+                return await self._begun(asked, keeper.entry, value)
         except Refusal as refusal:
             return refusal.taken or _AGAIN
         except errors.KnoudsError as error:
@@ -172,7 +173,7 @@ class Sender:
         return outcome_of_state(asked.job, state)
 
     async def _refused(
-        self, asked: Asked, keeper: Keeper, error: errors.KnoudsError, trouble: _Trouble
+        self, asked: Asked, keeper: Keeper, error: errors.KnoudsError, trouble: Trouble
     ) -> Outcome | _Again:
         """Decide what follows from a submit that began no run for certain, or perhaps did."""
         match error:
@@ -189,9 +190,7 @@ class Sender:
             case errors.ConnectionFailedError() if not trouble.is_too_long(anyio.current_time()):
                 return await self._pause(trouble.pause())
             case errors.SubmissionUnknownError(execution_id=str() as found) if keeper.entry is not None:
-                self._count()
-                known = self._service.begun(Submitted(execution_id=found), self._target)
-                return await self.wait(asked, keeper.entry, known)
+                return await self._begun(asked, keeper.entry, Submitted(execution_id=found))
             case _ if error.may_have_run:
                 self.met_unknown(asked)
                 sent_at = getattr(error, "sent_at", keeper.sent_at)
@@ -200,6 +199,26 @@ class Sender:
         if is_for_all:
             self.stop(reason, error)
         return NotRun(job=asked.job, reason=reason, error=error)
+
+    def _saw(self, decision: Decision) -> None:
+        """Take note of an attempt: what answers in the service's place ends the submitting at once."""
+        if (who := self._strangers.saw(decision)) is not None:
+            self._stop_for(who)
+
+    def _stop_for(self, who: str) -> None:
+        if self._books.halt is None:
+            error = intercepted(self._target, who)
+            logger.warning("%s", error)
+            self.stop(NotRunReason.INTERCEPTED, error)
+
+    async def _begun(self, asked: Asked, entry: Entry, receipt: Submitted) -> Outcome:
+        """See a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way."""
+        if entry.stage is Stage.UNKNOWN:
+            self.met_unknown(asked)
+            self._stop_for(entry.note or "an answer of another run")
+            return outcome_of_entry(asked.job, entry)
+        self._count()
+        return await self.wait(asked, entry, self._service.begun(receipt, self._target))
 
     async def _pause(self, seconds: float) -> _Again:
         if self._books.halt is None:
@@ -223,24 +242,6 @@ class _Again:
 
 
 _AGAIN: Final = _Again()
-
-
-class _Trouble:
-    """A service that cannot be reached: since when, and how long to pause."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._pause = _FIRST_PAUSE
-
-    def is_too_long(self, now: float) -> bool:
-        """Tell whether it has lasted for so long that there is no hope."""
-        self._since = now if self._since is None else self._since
-        return now - self._since > _UNREACHABLE
-
-    def pause(self) -> float:
-        """Give the next pause, each longer than the last."""
-        now, self._pause = self._pause, min(60.0, self._pause * 2)
-        return now
 
 
 def _refuse_run_of_another_target(state: ExecutionState, target: Target) -> None:

@@ -18,6 +18,7 @@ from knouds_async._sansio.budget import Totals, repriced
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.entries import (
     OPEN,
+    Accepted,
     Ending,
     Entry,
     Event,
@@ -31,7 +32,7 @@ from knouds_async._sansio.entries import (
     successor,
 )
 from knouds_async._sansio.reconcile import KnownRun
-from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide
+from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide, held_against
 from knouds_async.batch.ledger_file import opened, patiently
 from knouds_async.batch.owners import is_alive
 from knouds_async.errors import InvalidArgumentError, LedgerError
@@ -105,6 +106,8 @@ class Store:
         entry = self._load(key, attempt)
         if entry is None:
             raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
+        if isinstance(event, Accepted):
+            event = held_against(event, self._job_of(event.execution_id, key))
         dearest = self._dearest(entry.target)
         after = self._moved(entry, event)
         cost = after.ending.cost if after.ending is not None else None
@@ -118,6 +121,11 @@ class Store:
         query = f"stage IN ({marks}) AND target = ? AND (reserved IS NULL OR reserved < ?)"
         for entry in list(self._entries(query, *_IN_DOUBT, target, cost)):
             self._changed(entry, repriced(entry, cost))
+
+    def _job_of(self, execution_id: str, key: str) -> str | None:
+        """Give the job whose run this is, if it is another's."""
+        query = "SELECT key FROM jobs WHERE execution_id = ? AND key <> ? LIMIT 1"
+        return next((row[0] for row in self._connection.execute(query, (execution_id, key))), None)
 
     def decision(self, key: str, event: Event) -> Entry:
         """Write what somebody has decided about the last attempt of a job; an approved one begins anew."""
@@ -134,8 +142,8 @@ class Store:
         return self._begun_again(decided) if isinstance(event, ResendApproved) else decided
 
     def _refuse_run_of_another(self, key: str, execution_id: str) -> None:
-        for other in self._entries("execution_id = ? AND key <> ? LIMIT 1", execution_id, key):
-            said = f"execution {execution_id!r} is the run of job {other.key!r}, not of {key!r}: nothing was changed"
+        if (other := self._job_of(execution_id, key)) is not None:
+            said = f"execution {execution_id!r} is the run of job {other!r}, not of {key!r}: nothing was changed"
             raise InvalidArgumentError(said)
 
     def retry_failed(self) -> int:

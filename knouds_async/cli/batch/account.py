@@ -85,7 +85,13 @@ class Account:
             )
 
 
-_OF_ALL: Final = (NotRunReason.BUDGET, NotRunReason.REFUSED, NotRunReason.UNREACHABLE)
+_OF_ALL: Final = (
+    NotRunReason.BUDGET,
+    NotRunReason.REFUSED,
+    NotRunReason.UNREACHABLE,
+    NotRunReason.INTERCEPTED,
+    NotRunReason.RATE_LIMITED,
+)
 
 
 def in_words(now: Progress) -> str:
