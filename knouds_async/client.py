@@ -95,7 +95,7 @@ class AsyncKnouds:
         runs = Runs(send, self._watcher, url, time, recent)
         self.executions: Final = Executions(send, runs, url)
         self.usage: Final = Usage(send, time, recent)
-        maps = _maps(self._pipeline, runs, self.executions, self.usage, url, timeouts)
+        maps = _maps(self._pipeline, runs, self.executions, self.usage, url, timeouts, self._limiter, retries)
         self.workflows: Final = Workflows(send, runs, maps)
         self.models: Final = Models(runs, maps)
 
@@ -204,7 +204,16 @@ def _check(tier: str | None, limiter: object, http_client: object, max_connectio
         raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
 
 
-def _maps(pipeline: Pipeline, runs: Runs, executions: Executions, usage: Usage, url: str, timeouts: Timeouts) -> Maps:
+def _maps(
+    pipeline: Pipeline,
+    runs: Runs,
+    executions: Executions,
+    usage: Usage,
+    url: str,
+    timeouts: Timeouts,
+    limiter: Limiter,
+    retries: Retries,
+) -> Maps:
     """Give batches what they need of the client, and no more."""
     return Maps(
         Service(
@@ -214,6 +223,8 @@ def _maps(pipeline: Pipeline, runs: Runs, executions: Executions, usage: Usage, 
             search=usage.search,
             base_url=url,
             run_lasts=timeouts.run,
+            stats=limiter.stats,
+            longest=retries.longest,
         )
     )
 

@@ -82,6 +82,10 @@ class _Leases:
         limit = None if window.rules.unlimited else window.rules.limit
         return limit, windows.left(window, here), windows.resets_in(window, here)
 
+    def held(self, now: float) -> float:  # noqa: ARG002
+        """Give the seconds for which the service asked that nothing be sent, as last seen in the file."""
+        return windows.held(self._seen.window, self._store.now())
+
     def _tell(self, ending: str, ticket: Ticket) -> None:
         at = self._store.now()
         self._reports.append(Report(ending="lost" if ending == "lost" else "returned", ticket=ticket, at=at))

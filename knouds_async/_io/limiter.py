@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 import attrs
@@ -21,6 +21,9 @@ from knouds_async._sansio.clock import ServerClock
 from knouds_async._sansio.window import Go, Reply, Ticket, Turn
 from knouds_async.config import Secret
 from knouds_async.errors import ConfigurationError, RateLimitError
+
+_OURS: Final = windows.MINUTE / 12  # seconds that are paused after a 429 which names no time, so asked for by nobody
+_ADVICE: Final = "Wait, or allow longer waits (Retries(longest=...), Limiter(max_wait=...))"
 
 
 class Bucket(Protocol):
@@ -44,6 +47,10 @@ class Bucket(Protocol):
 
     def stands(self, now: float) -> tuple[int | None, int | None, float | None]:
         """Give limit, left and the seconds to the reset; None: not known, or not limited."""
+        ...
+
+    def held(self, now: float) -> float:
+        """Give the seconds for which the service asked that nothing be sent."""
         ...
 
 
@@ -78,13 +85,18 @@ class Mirror:
         limit = None if self._window.rules.unlimited else self._window.rules.limit
         return limit, windows.left(self._window, now), windows.resets_in(self._window, now)
 
+    def held(self, now: float) -> float:
+        """Give the seconds for which the service asked that nothing be sent."""
+        return windows.held(self._window, now)
+
 
 class _Waiter:
-    """One request in line; `news` is set when it should ask again."""
+    """One request in line; `news` is set when it should ask again. `longest`: the longest pause that it bears."""
 
-    __slots__ = ("news",)
+    __slots__ = ("longest", "news")
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float) -> None:
+        self.longest = longest
         self.news = anyio.Event()
 
 
@@ -118,12 +130,18 @@ class _Line:
         if first is not None:
             first.news.set()
 
+    def wake_impatient(self, held: float) -> None:
+        """Wake all who do not bear a pause of so many seconds."""
+        for waiter in (waiter for lane in self.lanes for waiter in lane if held > waiter.longest):
+            waiter.news.set()
+
 
 @attrs.frozen(kw_only=True)
 class LimiterStats:
     """A route's quota as it is believed to stand: `limit` and `left` in requests, `resets_in` in seconds.
 
-    `waiting`: requests in line, `refusals`: 429s seen. None: not known, or not limited.
+    `waiting`: requests in line, `refusals`: 429s seen. `held_for`: seconds for which the service asked that nothing be
+    sent (`Retry-After` of a 429). None: not known, or not limited.
     """
 
     limit: int | None
@@ -131,6 +149,7 @@ class LimiterStats:
     resets_in: float | None
     waiting: int
     refusals: int
+    held_for: float = 0.0
 
 
 class Limiter:
@@ -168,16 +187,21 @@ class Limiter:
         turn = line.bucket.take(anyio.current_time(), 1)
         return turn.ticket if isinstance(turn, Go) else None
 
-    async def acquire(self, route: str, lane: Lane = Lane.SUBMIT, *, at_head: bool = False) -> Ticket:
+    async def acquire(
+        self, route: str, lane: Lane = Lane.SUBMIT, *, at_head: bool = False, longest: float = math.inf
+    ) -> Ticket:
         """Wait for a turn; give the ticket that `answered`, `returned` or `lost` takes back.
 
-        RateLimitError when it would take longer than `max_wait`. Cancelled while waiting: nothing was taken, and the
-        next in line is woken.
+        RateLimitError when it would take longer than `max_wait`, and at once where the service asked for a pause of
+        more than `longest` seconds. Cancelled while waiting: nothing was taken, and the next in line is woken.
         """
         if (ticket := self.take_now(route)) is not None:
             return ticket
         with anyio.CancelScope(deadline=anyio.current_time() + self._max_wait):
-            return await _wait(self._line(route), lane, at_head=at_head)
+            waiter = _Waiter(max(_OURS, min(longest, self._max_wait)))
+            if (ticket := await _wait(self._line(route), waiter, lane, at_head=at_head)) is not None:
+                return ticket
+            raise self._paused(route)
         raise self._too_long(route)
 
     def answered(self, route: str, ticket: Ticket, reply: Reply, date: float | None) -> None:
@@ -188,6 +212,8 @@ class Limiter:
         line.refusals += reply.refused
         line.bucket.answered(now, ticket, reply, date, self._clock)
         line.wake()
+        if reply.refused:
+            line.wake_impatient(line.bucket.held(now))
 
     def returned(self, route: str, ticket: Ticket) -> None:
         """Give a turn back: the request never left."""
@@ -207,9 +233,16 @@ class Limiter:
 
     def stats(self, route: str) -> LimiterStats:
         """Give a route's quota for a dashboard."""
-        line = self._line(route)
-        limit, left, resets_in = line.bucket.stands(anyio.current_time())
-        return LimiterStats(limit=limit, left=left, resets_in=resets_in, waiting=line.waiting(), refusals=line.refusals)
+        line, now = self._line(route), anyio.current_time()
+        limit, left, resets_in = line.bucket.stands(now)
+        return LimiterStats(
+            limit=limit,
+            left=left,
+            resets_in=resets_in,
+            waiting=line.waiting(),
+            refusals=line.refusals,
+            held_for=line.bucket.held(now),
+        )
 
     def _line(self, route: str) -> _Line:
         line = self._lines.get(route)
@@ -227,11 +260,23 @@ class Limiter:
             code="RATE_LIMIT_EXCEEDED",
             retry_after=stats.resets_in,
             limit=stats.limit,
+            advice=_ADVICE,
+        )
+
+    def _paused(self, route: str) -> RateLimitError:
+        stats = self.stats(route)
+        return RateLimitError(
+            f"{route}: the service asked for a pause that lasts {stats.held_for:.0f} s more; nothing was sent",
+            code="RATE_LIMIT_EXCEEDED",
+            retry_after=stats.held_for,
+            limit=stats.limit,
+            is_pause=True,
+            advice=_ADVICE,
         )
 
 
-async def _wait(line: _Line, lane: Lane, *, at_head: bool) -> Ticket:
-    waiter = _Waiter()
+async def _wait(line: _Line, waiter: _Waiter, lane: Lane, *, at_head: bool) -> Ticket | None:
+    """Wait for a turn; None for a pause that the waiter does not bear."""
     line.join(waiter, lane, at_head=at_head)
     try:
         while True:
@@ -241,6 +286,8 @@ async def _wait(line: _Line, lane: Lane, *, at_head: bool) -> Ticket:
                 if isinstance(turn, Go):
                     return turn.ticket
                 until = turn.until
+            if line.bucket.held(anyio.current_time()) > waiter.longest:
+                return None
             waiter.news = anyio.Event()
             with anyio.CancelScope(deadline=until):
                 await waiter.news.wait()

@@ -138,12 +138,15 @@ class Pipeline:
         with anyio.CancelScope() as scope:
             self._in_line.add(scope)
             try:
-                ticket = ticket or await self._limiter.acquire(call.route, call.lane, at_head=at_head)
+                ticket = ticket or await self._acquire(call, at_head=at_head)
                 return ticket if self._connections.take_now() else await self._connection(call, ticket, total)
             finally:
                 self._in_line.discard(scope)
         self._check_open()
         raise AssertionError("only closing cancels this scope")
+
+    async def _acquire(self, call: Call[Any], *, at_head: bool) -> Ticket:
+        return await self._limiter.acquire(call.route, call.lane, at_head=at_head, longest=self._retries.longest)
 
     async def _connection(self, call: Call[Any], ticket: Ticket, total: float | None) -> Ticket | NotSent:
         """Wait until one of our connections is free: a queue like the limiter's, that can be left at no cost.
@@ -164,7 +167,7 @@ class Pipeline:
             return ticket
         self._limiter.returned(call.route, ticket)
         try:
-            return await self._limiter.acquire(call.route, call.lane, at_head=True)
+            return await self._acquire(call, at_head=True)
         except BaseException:
             self._connections.give_back()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -78,9 +79,12 @@ def refusal(
         return errors.ExecutionFailedError(said, code=code)
     kind = class_of(answer.status, code)
     extra: dict[str, Any] = {}
+    advice = _advice(kind, answer.status, call, is_own=is_own)
     if issubclass(kind, errors.RateLimitError):
         asked = headers.retry_after(answer, server_time)
         extra = {"retry_after": asked, "limit": _limit(body), "is_pause": asked is not None}
+        if asked is not None:
+            advice = re.sub("([Ww]ait),", rf"\1 {asked:.0f} s,", advice, count=1)
     return kind(
         unworded(answer) if said is None else said,
         status=answer.status,
@@ -89,7 +93,7 @@ def refusal(
         route=call.route,
         request=call.request,
         may_have_run=may_have_run,
-        advice=_advice(kind, answer.status, call, is_own=is_own),
+        advice=advice,
         from_service=is_own,
         **extra,
     )

@@ -26,6 +26,7 @@ __all__ = [
     "Wait",
     "Window",
     "answered",
+    "held",
     "left",
     "lost",
     "resets_in",
@@ -113,6 +114,13 @@ def lost(window: Window, now: float, ticket: Ticket) -> Window:
     """Note that a request was sent and no answer will come: it counts as spent until the server shows otherwise."""
     window = _rolled(window, now)
     return Window(window.rules, window.frame, window.tally, unawaited(window.flight, ticket.sent))
+
+
+def held(window: Window, now: float) -> float:
+    """Give the seconds for which a refusal has asked that nothing be sent, beyond the rest of a used-up window."""
+    left = max(0.0, window.rules.hold - now)
+    is_quota = window.frame.reset is not None and window.rules.hold <= window.frame.edge and left <= MINUTE
+    return 0.0 if is_quota else left
 
 
 def left(window: Window, now: float) -> int | None:

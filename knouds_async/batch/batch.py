@@ -64,6 +64,7 @@ class Batch:
             credits_spent=books.totals.spent,
             credits_reserved=books.totals.reserved,
             max_credits=books.cap,
+            held_for=self._sender.held_for,
             **self._outcomes.counts,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Final
 
 from knouds_async._io.witness import Decision
@@ -11,6 +12,7 @@ from knouds_async.types import Target
 
 _UNREACHABLE: Final = 600.0
 _FIRST_PAUSE: Final = 1.0
+_SHORT_PAUSE: Final = 5.0
 _GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
 
 
@@ -53,6 +55,23 @@ class Strangers:
             case Done() | Requeue() | Fail(APIError()):
                 self._in_a_row = 0
         return None
+
+
+class Pauses:
+    """Pauses that the service asked for: each is worth a word once."""
+
+    def __init__(self) -> None:
+        """Know of none yet."""
+        self._until: datetime | None = None
+
+    def news(self, now: datetime, held_for: float) -> datetime | None:
+        """Give until when a pause lasts, if it is longer than what is known; a short one is not worth a word."""
+        until = now + timedelta(seconds=held_for)
+        known = now if self._until is None else max(now, self._until)
+        if until < known + timedelta(seconds=_SHORT_PAUSE):
+            return None
+        self._until = until
+        return until
 
 
 def intercepted(target: Target, who: str) -> ConnectionFailedError:

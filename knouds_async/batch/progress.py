@@ -19,6 +19,7 @@ class Progress:
     `from_ledger`: how many of them an earlier batch had finished. `outcomes`: all of them.
     `credits_spent`: what ended runs have cost, over the life of the ledger if there is one; where the service did not
     say the cost, the estimate counts. `credits_reserved`: estimates of what is out or unknown. `max_credits`: the cap.
+    `held_for`: seconds for which nothing is submitted because the service asked for a pause.
     """
 
     elapsed: float = 0.0
@@ -35,6 +36,7 @@ class Progress:
     credits_spent: float = 0.0
     credits_reserved: float = 0.0
     max_credits: float | None = None
+    held_for: float = 0.0
 
     @property
     def outcomes(self) -> int:

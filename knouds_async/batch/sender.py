@@ -18,11 +18,12 @@ from knouds_async import errors
 from knouds_async._io.witness import Decision
 from knouds_async._sansio import calls, validation
 from knouds_async._sansio.entries import Ended, Entry, Stage
+from knouds_async._sansio.retry import Requeue
 from knouds_async.batch.books import Books
 from knouds_async.batch.endings import ending_of, outcome_of_entry, outcome_of_state
 from knouds_async.batch.jobs import Asked
 from knouds_async.batch.keeper import Keeper, Refusal
-from knouds_async.batch.obstacles import Strangers, Trouble, intercepted
+from knouds_async.batch.obstacles import Pauses, Strangers, Trouble, intercepted
 from knouds_async.batch.outcomes import Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.service import Service
 from knouds_async.execution import Execution
@@ -54,6 +55,8 @@ class Sender:
         self._asking = anyio.Lock()
         self._has_answered = False
         self._strangers = Strangers()
+        self._pauses = Pauses()
+        self._route = calls.submit(target, {}).route
         self._in_line: dict[anyio.CancelScope, Keeper | None] = {}
         self._reading: anyio.CancelScope | None = None
         self.on_change: Callable[[], None] = lambda: None
@@ -137,6 +140,7 @@ class Sender:
         return value
 
     async def _send_once(self, asked: Asked, keeper: Keeper) -> Submitted | RunResult:
+        self._say_pause()
         is_one_go = self._target in self._service.one_go
         keeper.lasts = self._service.run_lasts if is_one_go else 0.0
         call: calls.Call[Any] = (calls.run if is_one_go else calls.submit)(self._target, asked.job.inputs)
@@ -186,7 +190,7 @@ class Sender:
                 self._service.one_go.add(self._target)
                 return _AGAIN
             case errors.RateLimitError():
-                return await self._pause(60.0 if error.retry_after is None else error.retry_after)
+                return await self._limited(error)
             case errors.ConnectionFailedError() if not trouble.is_too_long(anyio.current_time()):
                 return await self._pause(trouble.pause())
             case errors.SubmissionUnknownError(execution_id=str() as found) if keeper.entry is not None:
@@ -203,22 +207,45 @@ class Sender:
     def _saw(self, decision: Decision) -> None:
         """Take note of an attempt: what answers in the service's place ends the submitting at once."""
         if (who := self._strangers.saw(decision)) is not None:
-            self._stop_for(who)
+            self._stop_with(NotRunReason.INTERCEPTED, intercepted(self._target, who))
+        if isinstance(decision, Requeue):
+            self._say_pause()
 
-    def _stop_for(self, who: str) -> None:
+    def _stop_with(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
         if self._books.halt is None:
-            error = intercepted(self._target, who)
-            logger.warning("%s", error)
-            self.stop(NotRunReason.INTERCEPTED, error)
+            logger.warning("a batch submits nothing more: %s", error)
+            self.stop(reason, error)
+
+    @property
+    def held_for(self) -> float:
+        """The seconds for which the service asked that nothing be submitted."""
+        return self._service.stats(self._route).held_for
+
+    def _say_pause(self) -> None:
+        """Say once what is waited for when the service has asked for a pause."""
+        held_for = self.held_for
+        if held_for > self._service.longest or not (until := self._pauses.news(self._service.now(), held_for)):
+            return
+        said = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
+        logger.warning(said, self._target, held_for, f"{until:%Y-%m-%d %H:%M:%S} UTC")
+        self.on_change()
 
     async def _begun(self, asked: Asked, entry: Entry, receipt: Submitted) -> Outcome:
         """See a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way."""
         if entry.stage is Stage.UNKNOWN:
             self.met_unknown(asked)
-            self._stop_for(entry.note or "an answer of another run")
+            error = intercepted(self._target, entry.note or "an answer of another run")
+            self._stop_with(NotRunReason.INTERCEPTED, error)
             return outcome_of_entry(asked.job, entry)
         self._count()
         return await self.wait(asked, entry, self._service.begun(receipt, self._target))
+
+    async def _limited(self, error: errors.RateLimitError) -> _Again:
+        """Wait for the quota; a pause that is longer than is allowed ends the submitting instead."""
+        if not error.is_pause:
+            return await self._pause(60.0 if error.retry_after is None else error.retry_after)
+        self._stop_with(NotRunReason.RATE_LIMITED, error)
+        return _AGAIN
 
     async def _pause(self, seconds: float) -> _Again:
         if self._books.halt is None:

@@ -7,6 +7,7 @@ from functools import partial
 
 import attrs
 
+from knouds_async._io.limiter import LimiterStats
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._sansio import calls
 from knouds_async._sansio.entries import Payer
@@ -18,10 +19,11 @@ from knouds_async.types import SubmissionSearch, Target
 
 @attrs.define(eq=False, repr=False)
 class Service:
-    """Send calls, get the handle of a run, search the usage rows, ask for the time and whose key this is.
+    """Send calls, get the handle of a run, search the usage rows, ask for time and quotas and whose key this is.
 
     `begun` takes a receipt and its target, `attach` an id and its target. `run_lasts`: seconds that a synchronous run
-    may take. `one_go`: the targets whose provider cannot be polled, as far as this client has learned.
+    may take. `longest`: seconds of the longest pause that calls bear. `one_go`: the targets whose provider cannot be
+    polled, as far as this client has learned.
     """
 
     pipeline: Pipeline
@@ -30,6 +32,8 @@ class Service:
     search: Callable[[Wanted], Awaitable[SubmissionSearch]]
     base_url: str
     run_lasts: float
+    stats: Callable[[str], LimiterStats]
+    longest: float
     one_go: set[Target] = attrs.field(factory=set)
     _payer: Payer | None = None
 

@@ -12,6 +12,7 @@ from knouds_async import errors
 from knouds_async.cli.exits import Exit, exit_of
 
 _STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_FREE: Final = "Nothing was run; "
 _LOOK: Final = "Look for it with `{}` before you run it again"
 
 _ARGUMENT: Final = re.compile(
@@ -22,7 +23,6 @@ _ARGUMENT: Final = re.compile(
 _ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (
     (errors.InvalidInputsError, "Nothing was run or charged; `knouds schema SLUG` shows what a workflow takes"),
     (errors.InvalidSlugError, "A slug is lowercase letters, digits and hyphens; `knouds workflows` lists yours"),
-    (errors.RateLimitError, "Nothing was run; wait, then try again"),
     (errors.UnexpectedRedirectError, "Redirects are never followed; check --base-url and $KNOUDS_BASE_URL"),
 )
 
@@ -87,9 +87,16 @@ def _of_refusal(error: errors.APIError) -> str:
     if exit_of(error) is Exit.MAY_HAVE_RUN:
         return f"{_bare(error)}. It may have run and been charged. {_LOOK.format('knouds usage')}"
     advice = error.advice
-    if error.from_service:
+    if isinstance(error, errors.RateLimitError):
+        advice = f"{_FREE}{_later(error)}" if advice.startswith(_FREE) else _later(error).capitalize()
+    elif error.from_service:
         advice = next((words for kind, words in _ADVICE if isinstance(error, kind)), error.advice)
     return f"{_bare(error)}. {advice}" if advice else _bare(error)
+
+
+def _later(error: errors.RateLimitError) -> str:
+    wait = "wait" if error.retry_after is None else f"wait {error.retry_after:,.0f} s"
+    return f"{wait}, then try again"
 
 
 def _bare(error: errors.APIError) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from knouds_async import Job, Outcome
+from knouds_async import Job, Outcome, Retries
 from knouds_async._sansio.entries import Stage
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.messages import Fault, Response
@@ -97,7 +97,7 @@ async def test_a_long_wait_that_the_service_asks_for_ends_with_the_stop(make_cli
     emulator = Emulator(tier="business", duration=45.0)
     an_hour = Fault("an hour", "before", lambda _: Response(429, {"retry-after": "3600"}, b'{"error": "slow down"}'))
     emulator.faults.add(an_hour, route=ROUTE)
-    knouds = make_client(emulator, latency=2.0)
+    knouds = make_client(emulator, latency=2.0, retries=Retries(longest=4000.0))
     began = anyio.current_time()
     async with knouds.workflows.map("my-thumbnail-pipeline", [{"product_name": "x"}]) as outcomes:
         await anyio.sleep(5.0)

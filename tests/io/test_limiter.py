@@ -15,6 +15,7 @@ import trio
 from knouds_async import ConfigurationError, Limiter, RateLimitError, WrongEventLoopError
 from knouds_async._sansio.calls import Lane
 from knouds_async._sansio.window import Reply, Ticket
+from knouds_async.testing import Fault, Response
 from knouds_async.testing.emulator import Emulator
 
 ROUTE = "POST /api/workflows/:slug/run"
@@ -300,3 +301,80 @@ async def test_what_a_turn_costs_does_not_grow_with_the_line() -> None:
         return calls / line
 
     assert await cost(10_000) < 1.1 * await cost(500)
+
+
+DAY = Reply(refused=True, succeeded=False, retry_after=86_400.0)
+
+
+async def test_a_pause_of_a_day_is_raised_and_not_slept() -> None:
+    """Whoever bears less is told at once how much is left: those in line as well as those who come later."""
+    limiter, told = Limiter("pro"), list[float | None]()
+    first = await limiter.acquire(ROUTE)
+
+    async def request() -> None:
+        with pytest.raises(RateLimitError) as caught:
+            await limiter.acquire(ROUTE, longest=120.0)
+        assert caught.value.is_pause
+        assert not caught.value.may_have_run
+        told.append(caught.value.retry_after)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(request)
+        await anyio.sleep(0.1)
+        assert told == []
+        limiter.answered(ROUTE, first, DAY, None)
+        await anyio.sleep(1)
+        assert len(told) == 5
+    await anyio.sleep(40_000)
+    assert limiter.stats(ROUTE).held_for == pytest.approx(46_400, abs=10)
+    await request()
+    assert told[-1] == pytest.approx(46_400, abs=10)
+    await anyio.sleep(46_300)
+    began = anyio.current_time()
+    await limiter.acquire(ROUTE, longest=120.0)
+    assert 90 < anyio.current_time() - began < 120
+
+
+async def test_each_bears_what_it_was_given(emulator: Emulator) -> None:
+    """One in line that bears a day waits for it; those behind it that do not are told."""
+    limiter, order = Limiter("pro"), list[str]()
+    first = await limiter.acquire(ROUTE)
+
+    async def request(name: str, longest: float) -> None:
+        try:
+            await limiter.acquire(ROUTE, longest=longest)
+            order.append(name)
+        except RateLimitError:
+            order.append(f"not {name}")
+
+    async with anyio.create_task_group() as tasks:
+        for name, longest in (("patient", 1e6), ("impatient", 60.0)):
+            tasks.start_soon(request, name, longest)
+            await anyio.lowlevel.checkpoint()
+        limiter.answered(ROUTE, first, DAY, None)
+    assert order == ["not impatient", "patient"]
+
+
+async def test_no_call_sleeps_a_day_away(make_client: Any, emulator: Emulator) -> None:
+    """The first call raises, and so does every later one, looks and listings too; each says how long it would take."""
+    knouds = make_client(emulator)
+    body = b'{"error": "Rate limit exceeded", "code": "RATE_LIMIT_EXCEEDED"}'
+    fault = Fault("a day", "before", lambda _: Response(429, {"retry-after": "86400"}, body))
+    for route in (ROUTE, "GET /api/executions/:id", "GET /api/usage"):
+        emulator.faults.add(fault, route=route)
+    began = anyio.current_time()
+    calls = (
+        lambda: knouds.workflows.submit(SLUG, {"product_name": "x"}),
+        lambda: knouds.executions.get("run-1"),
+        knouds.usage.list,
+    )
+    for asked, call in enumerate(calls, 1):
+        for _ in range(3):
+            with pytest.raises(RateLimitError) as caught:
+                await call()
+            assert caught.value.retry_after == pytest.approx(86_400, abs=60)
+        assert emulator.requests.count == asked
+    with pytest.raises(RateLimitError):
+        await knouds.executions.attach("run-1").wait()
+    assert anyio.current_time() - began < 600

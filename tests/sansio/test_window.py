@@ -21,6 +21,7 @@ from knouds_async._sansio.window import (
     Wait,
     Window,
     answered,
+    held,
     left,
     lost,
     resets_in,
@@ -860,3 +861,16 @@ def test_nothing_a_server_says_can_block_or_break_it(
         assert len(windows[0].flight) <= 12
         assert (left(windows[0], now) or 0) >= 0
         assert (resets_in(windows[0], now) or 0.0) >= 0
+
+
+def test_only_a_pause_that_was_asked_for_is_held() -> None:
+    """The rest of a used-up window is the quota's; what is asked for beyond it, or with no window known, is held."""
+    window, ticket = one(opened(), 5.0)
+    used_up = answered(window, 5.1, ticket, reply(0, 30.0, refused=True, after=25.0), CLOCK)
+    assert held(used_up, 6.0) == 0.0
+    asked = answered(window, 5.1, ticket, reply(0, 30.0, refused=True, after=86_400.0), CLOCK)
+    assert held(asked, 6.0) == pytest.approx(86_400, abs=3)
+    assert held(asked, 90_000.0) == 0.0
+    bare, ticket = one(unknown(100), 5.0)
+    bare = answered(bare, 5.1, ticket, Reply(refused=True, succeeded=False, retry_after=40.0), CLOCK)
+    assert held(bare, 6.0) == pytest.approx(40, abs=2)

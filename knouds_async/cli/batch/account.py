@@ -68,6 +68,11 @@ class Account:
         """Tell whether nothing is left for another run."""
         return progress.total is not None and progress.outcomes == progress.total and not progress.not_run
 
+    @property
+    def is_put_off(self) -> bool:
+        """Whether jobs are left that the same command may run later."""
+        return not _LATER.isdisjoint(self.not_run)
+
     def troubles(self, ledger: str) -> Iterator[str]:
         """Say what is wrong, a line each; `ledger` as a shell takes it."""
         for reason, (count, key, error) in self.not_run.items():
@@ -94,6 +99,9 @@ _OF_ALL: Final = (
 )
 
 
+_LATER: Final = frozenset({NotRunReason.UNREACHABLE, NotRunReason.INTERCEPTED, NotRunReason.RATE_LIMITED})
+
+
 def in_words(now: Progress) -> str:
     """Sum up a batch in one line."""
     kinds = ("completed", "failed", "cancelled", "not_run", "unknown")
@@ -110,5 +118,5 @@ def in_words(now: Progress) -> str:
 def as_record(now: Progress, ledger: Path, out: Path | None, code: Exit) -> dict[str, Any]:
     """Sum up a batch for programs."""
     record = attrs.asdict(now) | {"seconds": round(now.elapsed, 3), "exit_code": int(code)}
-    del record["elapsed"]
+    del record["elapsed"], record["held_for"]
     return record | {"ledger": str(ledger), "out": None if out is None else str(out)}

@@ -23,6 +23,6 @@ def ended(run: Run) -> int:
         output.tell(trouble)
     if run.failure is not None:
         output.tell(f"stopped: {said_of(run.failure)}")
-    if run.failure is not None or (account.is_interrupted and not account.is_complete(now)):
+    if run.failure is not None or account.is_put_off or (account.is_interrupted and not account.is_complete(now)):
         output.tell(f"To go on: {order.command}")
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 
 from knouds_async import AsyncKnouds, LimiterStats
 from knouds_async._sansio import calls
@@ -40,11 +41,21 @@ async def watched(run: Run, batch: Batch, knouds: AsyncKnouds, stream: Stream | 
     def word() -> str:
         if run.account.is_interrupted:
             return "stopping: waiting for what is out; Ctrl-C again leaves at once"
-        return quota(knouds.limiter.stats(calls.submit(run.order.target, {}).route))
+        stats = knouds.limiter.stats(calls.submit(run.order.target, {}).route)
+        return paused(stats, datetime.now().astimezone()) or quota(stats)
 
     display = Display(lambda: run.account.without_stopped(batch.progress), word)
     async with taken(stop, leave), shown(display):
         yield
+
+
+def paused(stats: LimiterStats, now: datetime) -> str:
+    """Say until when the service asked for a pause while jobs wait for its end."""
+    if not stats.waiting or stats.held_for < 1:
+        return ""
+    until = now + timedelta(seconds=stats.held_for)
+    day = "" if until.date() == now.date() else f"{until:%Y-%m-%d} "
+    return f"{stats.waiting:,} wait: the service asked for a pause until {day}{until:%H:%M:%S}"
 
 
 def quota(stats: LimiterStats) -> str:

@@ -1,6 +1,7 @@
 """What is written and shown of a batch: its lines, its pace, its progress."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from knouds_async.cli.batch.display import Display
 from knouds_async.cli.batch.order import Order
 from knouds_async.cli.batch.outcome_lines import is_written, line_of, stays
 from knouds_async.cli.batch.pace import Pace, clock
-from knouds_async.cli.batch.watching import quota
+from knouds_async.cli.batch.watching import paused, quota
 
 NAMES = ["key", "status", "execution_id", "result", "cost", "ms", "error"]
 JOB = Job("a", {"x": 1})
@@ -179,6 +180,23 @@ def test_a_wait_for_the_rate_limit_is_said() -> None:
     stats = LimiterStats(limit=100, left=0, resets_in=31.6, waiting=1_234, refusals=0)
     assert quota(stats) == "1,234 wait for their turn; the next window opens in 32 s"
     assert quota(attrs.evolve(stats, waiting=0)) == quota(attrs.evolve(stats, resets_in=None)) == ""
+
+
+def test_a_pause_that_the_service_asked_for_is_said() -> None:
+    """While jobs wait for the end of a pause, until when is said; the day too when it is another."""
+    now = datetime(2026, 5, 8, 19, 29, 55, tzinfo=UTC)
+    stats = LimiterStats(limit=100, left=0, resets_in=None, waiting=1_234, refusals=1, held_for=65.0)
+    assert paused(stats, now) == "1,234 wait: the service asked for a pause until 19:31:00"
+    assert paused(attrs.evolve(stats, held_for=86_400.0), now).endswith("until 2026-05-09 19:29:55")
+    assert paused(attrs.evolve(stats, waiting=0), now) == paused(attrs.evolve(stats, held_for=0.0), now) == ""
+
+
+def test_what_can_be_run_later_says_how_to_go_on() -> None:
+    """A batch that was ended by a pause, or by somebody in between, is not over."""
+    for reason in NotRunReason:
+        account = Account()
+        account.see(NotRun(job=JOB, reason=reason, error=KnoudsError("no")))
+        assert account.is_put_off is (reason in ("unreachable", "intercepted", "rate_limited"))
 
 
 def test_jobs_that_wait_for_the_next_run_are_not_done() -> None:
