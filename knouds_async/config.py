@@ -151,6 +151,13 @@ def proxy_for(url: str) -> str | None:
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
+def host_of_proxy(url: str) -> str | None:
+    """Give host and port of the proxy for a URL, and nothing else of it: the rest may hold a password."""
+    proxy = proxy_for(url)
+    address = (proxy or "").partition("://")[2].rpartition("@")[2]
+    return re.split("[/?#]", address)[0] or None
+
+
 def option(name: str, value: T | None, kind: type[T]) -> T:
     """Give an option, or the default of its kind where it is None; another kind is refused by the option's name."""
     if value is None:

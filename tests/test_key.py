@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import pickle
 import traceback
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import httpx
@@ -100,6 +102,57 @@ async def test_the_key_shows_in_no_error_and_no_log(fault: str, caplog: pytest.L
         assert not [kind for kind in reachable(caught.value) if kind.__module__.startswith(("httpx", "httpcore"))]
     logged = [record for record in caplog.records if record.name.startswith("knouds_async")]
     assert CANARY not in "".join(record.getMessage() + repr(record.args) for record in logged)
+
+
+def spelled(key: str) -> str:
+    """Spell a key as JSON may."""
+    return "".join(f"\\u{ord(char):04x}" if place % 2 else char for place, char in enumerate(key))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+async def test_a_key_that_is_echoed_in_another_spelling_shows_nowhere(
+    encoding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever an answer echoes, parsed or not: no error, record, state, raw body or log holds the key."""
+    caplog.set_level(logging.DEBUG)
+    echo = f'"x-api-key: {spelled(CANARY)}", "{spelled(CANARY)}": ["%6bnouds_live_CANARY0123456789"]'
+    bodies = {
+        "/api/whoami": (401, f'{{"error": {echo}}}'),
+        "/api/executions/run-1": (
+            200,
+            f'{{"status": "failed", "error": {{"message": {echo}}}, "result": {{"a": {echo}}}}}',
+        ),
+        "/api/executions/run-2": (200, f'{{"status": {echo}, "executionId": "run-2"}}'),
+        "/api/workflows/a/run": (500, f'{{"error": {echo}}}'),
+        "/api/usage": (200, f'{{"rows": [{{"requestId": {echo}}}]}}'),
+        "/api/pricing/public": (200, f"[{{{echo.partition(', ')[2]}}}]"),
+    }
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        status, body = bodies[request.url.path]
+        assert CANARY not in body
+        assert CANARY in json.dumps(json.loads(body))
+        return httpx.Response(status, content=body.encode(encoding), headers={"location": quote(CANARY)})
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(respond))
+    knouds = AsyncKnouds(CANARY, base_url=BASE, http_client=http, retries=Retries(attempts=1))
+    shown = ""
+    for call in (
+        knouds.whoami,
+        lambda: knouds.executions.get("run-1"),
+        lambda: knouds.executions.get("run-2"),
+        knouds.executions.attach("run-1").wait,
+        knouds.usage.list,
+        knouds.pricing,
+        lambda: knouds.workflows.submit("a", {}),
+    ):
+        try:
+            got: Any = await call()
+            shown += repr(got) + repr(got.raw) + str(pickle.dumps(got))
+        except KnoudsError as error:
+            shown += everything_shown(error) + str(pickle.dumps(error))
+    assert "x-api-key: ***" in shown
+    assert CANARY not in shown + caplog.text
 
 
 async def test_a_cancellation_shows_no_key(make_client: Any, emulator: Emulator) -> None:

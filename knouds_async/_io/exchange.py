@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from knouds_async._io.body import CutBody, UnreadableBody
+from knouds_async._io.causes import causes_of
 from knouds_async._io.sent import SentTrace
 from knouds_async._sansio.calls import Call
+from knouds_async._sansio.mask import Mask
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Secret, Timeouts
@@ -23,7 +25,6 @@ from knouds_async.config import Secret, Timeouts
 if TYPE_CHECKING:
     import httpx
 
-_MASK: Final = "***"
 _PART: Final = 64 * 1024  # a receipt is far shorter
 
 
@@ -40,10 +41,11 @@ class Exchange:
         agent: str,
         is_known: bool,
         pool: httpx.AsyncBaseTransport | None = None,
+        proxy: str | None = None,
     ) -> None:
         """Use `http`, or its transport, where it is a `pool` of ours, without what `http` would do to each request.
 
-        `is_known`: whether the transport is one whose errors tell what was sent.
+        `is_known`: whether the transport is one whose errors tell what was sent. `proxy`: its host, if there is one.
         """
         # HTTP is loaded with the first client, not with the package.
         from knouds_async._io.direct import Direct
@@ -55,8 +57,8 @@ class Exchange:
             if isinstance(pool, PooledTransport)
             else ThroughHttpx(http, base_url, key, timeouts, agent=agent)
         )
-        self._key = key
-        self._address = self._masked(base_url)
+        self._mask = Mask(key)
+        self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
         self._timeouts = timeouts
         self._is_known = is_known
 
@@ -90,7 +92,7 @@ class Exchange:
 
     async def _perform(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         reply = await self._way.send(call, trace, limit)
-        seen = {name: self._masked(value) for name, value in reply.headers().items()}
+        seen = {name: self._mask.text(value) for name, value in reply.headers().items()}
         try:
             body = await reply.read(part)
         except UnreadableBody as odd:
@@ -103,7 +105,7 @@ class Exchange:
             with contextlib.suppress(Exception):  # what was read is worth more than a tidy end
                 await reply.aclose()
         # An answer that echoes the request must not carry the key into errors.
-        return Answer(reply.status, seen, self._unkeyed(body))
+        return Answer(reply.status, seen, self._mask.body(body))
 
     def _classify(self, error: Exception | None, trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         """Tell from the trace, not from the error's class, whether the request may have left."""
@@ -113,15 +115,11 @@ class Exchange:
 
     def _words(self, error: Exception) -> str:
         """Name an error in words that cannot hold the key."""
-        text = self._masked(str(error)).rstrip(". ")  # the sentence goes on
+        text = self._mask.text(str(error)).rstrip(". ")  # the sentence goes on
+        if why := self._mask.text(causes_of(error)):
+            text = f"{text} ({why})" if text else why
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-    def _masked(self, text: str) -> str:
-        return text.replace(self._key.reveal(), _MASK)
-
-    def _unkeyed(self, body: bytes) -> bytes:
-        return body.replace(self._key.reveal().encode(), _MASK.encode())
 
     def _part(self, read: io.BytesIO) -> bytes:
         """Give the beginning of a body that did not come whole: the id of a run may be in it."""
-        return self._unkeyed(bytes(read.getbuffer()[:_PART]))
+        return self._mask.body(bytes(read.getbuffer()[:_PART]))

@@ -42,6 +42,7 @@ class Http:
             agent=f"knouds-async/{version('knouds-async')}",
             is_known=tells_what_was_sent(self._client),
             pool=None if self._is_lent else pool_of(self._client),
+            proxy=None if self._is_lent else config.host_of_proxy(base_url),
         )
 
     async def aclose(self) -> None:
