@@ -119,6 +119,8 @@ def run_result(answer: Answer) -> types.RunResult:
     body = an_object(parsed(answer.body))
     if body.get("success") is False:
         raise UnreadableError("'success' is false, and no error is named")
+    if "success" not in body and isinstance(body.get("status"), str) and isinstance(body.get("executionId"), str):
+        raise OtherAnswerError(f"it is what a look finds of execution {names.shown(body['executionId'])}")
     if "result" not in body:
         raise UnreadableError("'result' is missing")
     return structured(body, types.RunResult)

@@ -10,7 +10,7 @@ from knouds_async._sansio.retry import Done, Fail, Requeue
 from knouds_async.errors import APIError, ConnectionFailedError, SubmissionUnknownError
 from knouds_async.types import Target
 
-_UNREACHABLE: Final = 600.0
+UNREACHABLE: Final = 600.0  # seconds
 _FIRST_PAUSE: Final = 1.0
 _SHORT_PAUSE: Final = 5.0
 _GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
@@ -27,7 +27,7 @@ class Trouble:
     def is_too_long(self, now: float) -> bool:
         """Tell whether it has lasted for so long that there is no hope."""
         self._since = now if self._since is None else self._since
-        return now - self._since > _UNREACHABLE
+        return now - self._since > UNREACHABLE
 
     def pause(self) -> float:
         """Give the next pause, each longer than the last."""

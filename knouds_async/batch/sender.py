@@ -18,12 +18,12 @@ from knouds_async import errors
 from knouds_async._io.witness import Decision
 from knouds_async._sansio import calls, validation
 from knouds_async._sansio.entries import Ended, Entry, Stage
-from knouds_async._sansio.retry import Requeue
+from knouds_async._sansio.retry import Done, Requeue
 from knouds_async.batch.books import Books
 from knouds_async.batch.endings import ending_of, outcome_of_entry, outcome_of_state
 from knouds_async.batch.jobs import Asked
 from knouds_async.batch.keeper import Keeper, Refusal
-from knouds_async.batch.obstacles import Pauses, Strangers, Trouble, intercepted
+from knouds_async.batch.obstacles import UNREACHABLE, Pauses, Strangers, Trouble, intercepted
 from knouds_async.batch.outcomes import Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.service import Service
 from knouds_async.execution import Execution
@@ -56,6 +56,7 @@ class Sender:
         self._has_answered = False
         self._strangers = Strangers()
         self._pauses = Pauses()
+        self._is_away = False
         self._route = calls.submit(target, {}).route
         self._in_line: dict[anyio.CancelScope, Keeper | None] = {}
         self._reading: anyio.CancelScope | None = None
@@ -192,7 +193,7 @@ class Sender:
             case errors.RateLimitError():
                 return await self._limited(error)
             case errors.ConnectionFailedError() if not trouble.is_too_long(anyio.current_time()):
-                return await self._pause(trouble.pause())
+                return await self._unreachable(error, trouble)
             case errors.SubmissionUnknownError(execution_id=str() as found) if keeper.entry is not None:
                 return await self._begun(asked, keeper.entry, Submitted(execution_id=found))
             case _ if error.may_have_run:
@@ -210,6 +211,8 @@ class Sender:
             self._stop_with(NotRunReason.INTERCEPTED, intercepted(self._target, who))
         if isinstance(decision, Requeue):
             self._say_pause()
+        if isinstance(decision, (Done, Requeue)):
+            self._is_away = False
 
     def _stop_with(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
         if self._books.halt is None:
@@ -224,7 +227,8 @@ class Sender:
     def _say_pause(self) -> None:
         """Say once what is waited for when the service has asked for a pause."""
         held_for = self.held_for
-        if held_for > self._service.longest or not (until := self._pauses.news(self._service.now(), held_for)):
+        now = datetime.fromtimestamp(self._books.moment().wall, UTC)
+        if held_for > self._service.longest or not (until := self._pauses.news(now, held_for)):
             return
         said = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
         logger.warning(said, self._target, held_for, f"{until:%Y-%m-%d %H:%M:%S} UTC")
@@ -239,6 +243,13 @@ class Sender:
             return outcome_of_entry(asked.job, entry)
         self._count()
         return await self.wait(asked, entry, self._service.begun(receipt, self._target))
+
+    async def _unreachable(self, error: errors.ConnectionFailedError, trouble: Trouble) -> _Again:
+        """Pause until the service can be reached again, and say so once."""
+        if not self._is_away:
+            self._is_away = True
+            logger.warning("a batch waits for up to %.0f s until the service can be reached: %s", UNREACHABLE, error)
+        return await self._pause(trouble.pause())
 
     async def _limited(self, error: errors.RateLimitError) -> _Again:
         """Wait for the quota; a pause that is longer than is allowed ends the submitting instead."""

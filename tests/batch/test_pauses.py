@@ -12,7 +12,7 @@ import pytest
 
 from knouds_async import Job, Limiter, NotRun, Outcome, Progress, RateLimitError, Retries, SQLiteLedger
 from knouds_async._sansio.entries import Stage
-from knouds_async.testing import Emulator, Fault, Response
+from knouds_async.testing import Emulator, Fault, Response, faults
 from tests.batch.in_loop import InLoopLedger
 
 SLUG = "my-thumbnail-pipeline"
@@ -109,6 +109,16 @@ async def test_max_wait_bounds_the_pause_and_not_the_quota(make_client: Any) -> 
     emulator.faults.add(pause(100), route=ROUTE, nth=1)
     async with knouds.workflows.map(SLUG, jobs(12)) as outcomes:
         assert "rate_limited" in reasons([outcome async for outcome in outcomes])
+
+
+async def test_a_service_that_is_away_is_said_once(make_client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A batch that waits for a connection says so once each time, however many jobs wait for it."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    emulator.faults.add(faults.refused(), route=ROUTE, nth=tuple(range(1, 30)))
+    knouds = make_client(emulator)
+    async with knouds.workflows.map(SLUG, jobs(20)) as outcomes:
+        assert reasons([outcome async for outcome in outcomes]) == {"Completed": 20}
+    assert len([record for record in caplog.records if "can be reached" in record.getMessage()]) == 1
 
 
 async def test_a_longer_pause_may_be_allowed(make_client: Any) -> None:

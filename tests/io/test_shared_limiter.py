@@ -19,11 +19,11 @@ from typing import Any
 import anyio
 import pytest
 
-from knouds_async import AsyncKnouds, ConfigurationError, Secret, SharedLimiter
+from knouds_async import AsyncKnouds, ConfigurationError, RateLimitError, Secret, SharedLimiter
 from knouds_async._io.limiter_store import Store
 from knouds_async._sansio import lease as leases
 from knouds_async._sansio.window import Go, Reply
-from knouds_async.testing import Emulator, serve
+from knouds_async.testing import Emulator, Fault, Response, serve
 
 SLUG = "my-thumbnail-pipeline"
 ROUTE = "POST /api/workflows/:slug/run"
@@ -367,3 +367,21 @@ def test_threads_with_loops_of_their_own_share_it(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(30)
     assert len(taken) == 200
+
+
+async def test_a_pause_that_one_was_asked_for_is_known_to_all(
+    make_client: Callable[..., AsyncKnouds], tmp_path: Path
+) -> None:
+    """The other process raises it at once as well, though it was not refused itself."""
+    emulator = Emulator(tier="business", duration=1.0)
+    body = b'{"error": "Rate limit exceeded", "code": "RATE_LIMIT_EXCEEDED"}'
+    a_day = Fault("a day", "before", lambda _: Response(429, {"retry-after": "86400"}, body))
+    emulator.faults.add(a_day, route=ROUTE)
+    began = anyio.current_time()
+    for _ in range(3):
+        limiter = SharedLimiter(tmp_path / "q.db", clock=anyio.current_time)
+        with pytest.raises(RateLimitError) as caught:
+            await make_client(emulator, limiter=limiter).workflows.submit(SLUG, {"product_name": "x"})
+        assert caught.value.retry_after == pytest.approx(86_400, abs=60)
+    assert anyio.current_time() - began < 60
+    assert emulator.requests.by_route[ROUTE] == 1

@@ -408,6 +408,16 @@ def test_the_end_of_a_run_is_no_receipt(name: str, body: dict[str, Any]) -> None
         assert error.execution_id is None
 
 
+@pytest.mark.parametrize("name", ["run", "run model"])
+def test_what_a_look_finds_is_no_result_of_a_synchronous_run(name: str) -> None:
+    """A result that came in answer to somebody's look is another run's; a service may yet add an id to its own."""
+    body = {"executionId": ID, "status": "completed", "result": {"images": []}}
+    error = error_after(name, Answer(200, {}, json.dumps(body).encode()))
+    assert type(error) is errors.SubmissionUnknownError
+    assert error.intermediary is not None
+    assert isinstance(after(name, Answer(200, {}, json.dumps({"success": True, **body}).encode())), Done)
+
+
 @pytest.mark.parametrize("name", ["look", "cancel"])
 def test_the_body_of_another_run_is_no_answer(name: str) -> None:
     """A look or a cancel that is answered with another run is repeated, and then a fault of the way."""
