@@ -1,0 +1,102 @@
+"""What can go wrong in a history, by name, so that one kind of it can be had alone; and how each is attached.
+
+Rule of the file: dice decide, and the same dice decide the same again.
+"""
+
+from __future__ import annotations
+
+import os
+from random import Random
+from typing import Final
+
+from knouds_async.testing import Fault, faults
+from knouds_async.testing.strikes import Faults
+from tests.scenarios.service import HELD, POLL, SUBMIT, Stray, execution_failed, foreign, held
+
+AT_SERVICE: Final = (
+    "lost",
+    "reset",
+    "bad_gateway",
+    "rate_limited",
+    "html",
+    "foreign",
+    "not_found",
+    "late_arrival",
+    "execution_failed",
+    "stray",
+)
+"""Faults of requests and answers."""
+
+OF_ROWS: Final = ("shared_ids", "missing_ids", "late_rows", "disorder", "short_pages", "strangers")
+"""Oddities of ids and of the usage rows."""
+
+TO_PROCESSES: Final = ("kill", "pause", "stop", "interrupt", "lock", "sleep", "clock")
+"""What befalls a process, its ledger, or the machine."""
+
+BETWEEN_PASSES: Final = ("account", "service", "rebind", "cap", "costs", "failures", "decisions", "retry_failed")
+"""What people change from one pass to the next."""
+
+KINDS: Final = frozenset((*AT_SERVICE, *OF_ROWS, *TO_PROCESSES, *BETWEEN_PASSES))
+
+
+def chosen() -> frozenset[str]:
+    """Give the kinds that `KNOUDS_HISTORY_KINDS` names, "lock,lost", or all."""
+    named = frozenset(filter(None, os.environ.get("KNOUDS_HISTORY_KINDS", "").split(",")))
+    if unknown := named - KINDS:
+        raise ValueError(f"KNOUDS_HISTORY_KINDS: there is no {sorted(unknown)}; there are {sorted(KINDS)}")
+    return named or KINDS
+
+
+def seeds(default: int, *, start: int = 0) -> list[int]:
+    """Give the one seed of `KNOUDS_HISTORY_SEED`, or as many as `KNOUDS_HISTORIES` says, from its start on."""
+    if (one := os.environ.get("KNOUDS_HISTORY_SEED")) is not None:
+        return [int(one)]
+    first = int(os.environ.get("KNOUDS_HISTORY_START", start))
+    return list(range(first, first + int(os.environ.get("KNOUDS_HISTORIES", default))))
+
+
+def attach(attached: Faults, kinds: frozenset[str], dice: Random) -> list[str]:
+    """Attach the faults of one pass, and say which."""
+    attached.clear()
+    for kind in AT_SERVICE:
+        if kind in kinds and dice.random() < 0.5:
+            _attach(attached, kind, dice)
+    return [f"{one.said}" for one in attached.attached() if not one.said.startswith("heard")]
+
+
+def _attach(attached: Faults, kind: str, dice: Random) -> None:
+    probability = dice.choice((0.25, 0.5, 0.9) if kind == "lost" else (0.1, 0.25, 0.5))
+    if kind == "stray":
+        stray, place = Stray(), dice.choice((SUBMIT, POLL))
+        attached.add(stray.fault(), route=place, probability=probability)
+        attached.add(stray.heard(), route=place)
+    else:
+        fault, route = _fault(kind, dice)
+        attached.add(fault, route=route, probability=probability)
+
+
+def _fault(kind: str, dice: Random) -> tuple[Fault, str | None]:
+    after_run = dice.random() < 0.6
+    anywhere = dice.choice((SUBMIT, SUBMIT, None))
+    match kind:
+        case "lost":
+            stalled = faults.stalled(after_run=after_run)
+            lost = faults.closed(after_run=after_run), faults.reset(after_run=after_run), stalled, faults.truncated()
+            return dice.choice(lost), SUBMIT
+        case "reset":
+            return dice.choice((faults.reset_unread(), faults.refused(), faults.dropped_keep_alive())), None
+        case "bad_gateway":
+            proxies = faults.bad_gateway(after_run=after_run), faults.service_error(after_run=after_run)
+            return dice.choice(proxies), anywhere
+        case "rate_limited":
+            return faults.rate_limited(), anywhere
+        case "html":
+            return faults.login_page(after_run=after_run), anywhere
+        case "foreign":
+            return foreign(dice), anywhere
+        case "not_found":
+            return faults.not_found(), POLL
+        case "late_arrival":
+            return held(dice.choice(HELD)), SUBMIT
+        case _:
+            return execution_failed(), SUBMIT

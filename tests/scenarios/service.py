@@ -1,0 +1,169 @@
+"""The service as it can be met in the wild: its clock jumps, rows come late and in disorder, ids are shared or missing.
+
+Rule of the file: the service itself stays honest about money: `runs` and `charges` are the truth that a judge goes by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, Final
+
+import attrs
+
+from knouds_async.testing import Emulator, Fault, faults
+from knouds_async.testing._service.keys import ApiKey
+from knouds_async.testing._service.lifecycle import Run
+from knouds_async.testing._service.service import Order
+from knouds_async.testing.messages import Broken, Later, Outcome, Request, Response
+
+SLUG: Final = "my-thumbnail-pipeline"
+COST: Final = 12
+DEAR: Final = 120
+SUBMIT: Final = "POST /api/workflows/:slug/run"
+POLL: Final = "GET /api/executions/:id"
+OTHER_USER: Final = ApiKey("knouds_live_of_another_user_0123456789", user="u_other")
+STRANGER: Final = "a run of somebody else"
+LATENESS: Final = (0.0, 1.0, 50.0)  # seconds until the row of a run is there
+HELD: Final = (5.0, 40.0, 65.0)  # seconds that a request lies in a buffer before it is carried out; 120 with the row
+
+
+class OddService:
+    """An emulator whose clock can jump `ahead` of its callers', with rows and ids that are not as one would like them.
+
+    To be given to `EmulatorTransport` and `serve` in its place.
+    """
+
+    def __init__(self, emulator: Emulator, kinds: frozenset[str], dice: Random, note: Callable[[str], None]) -> None:
+        """Take up the kinds of oddities; `note` is told of every run that begins."""
+        self.emulator = emulator
+        self.ahead = 0.0
+        self._kinds, self._dice, self._note = kinds, dice, note
+        service = emulator._service
+        self._honest_begin, self._honest_page = service.begin, service.usage.page
+        service.begin = self._begin  # type: ignore[method-assign]
+        service.usage.page = self._page  # type: ignore[method-assign,assignment]
+        self._seed = dice.randrange(2**32)
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the emulator in all else."""
+        return getattr(self.emulator, name)
+
+    # A clock that is ahead.
+
+    def connect(self, request: Request, now: float) -> Request | Broken:
+        """Decide the fate of a request."""
+        return self.emulator.connect(request, now + self.ahead)
+
+    def handle(self, request: Request, now: float) -> Outcome:
+        """Answer one request."""
+        return self._outwards(self.emulator.handle(request, now + self.ahead))
+
+    def deliver(self, request: Request, at: float) -> Outcome:
+        """Put a request on its way."""
+        return self._outwards(self.emulator.deliver(request, at + self.ahead))
+
+    def resume(self, later: Later, now: float) -> Outcome:
+        """Ask again for an answer."""
+        return self._outwards(self.emulator.resume(later, now + self.ahead))
+
+    def settle(self, now: float) -> None:
+        """Let everything happen that is due."""
+        self.emulator.settle(now + self.ahead)
+
+    def _outwards(self, outcome: Outcome) -> Outcome:
+        if not isinstance(outcome, Later):
+            return outcome
+        inner = outcome
+        return Later(inner.at - self.ahead, lambda now: inner.finish(max(now, inner.at)))
+
+    # Odd runs and rows.
+
+    def _begin(self, order: Order, caller: ApiKey, now: float) -> Run:
+        is_dear = "costs" in self._kinds and self._dice.random() < 0.2
+        emulator = self.emulator
+        emulator.costs = {SLUG: DEAR} if is_dear else {}
+        run = self._honest_begin(order, caller, now)
+        emulator.costs = {}
+        before = emulator.runs[-2].request_id if len(emulator.runs) > 1 else run.request_id
+        if "shared_ids" in self._kinds and self._dice.random() < 0.5:
+            run.request_id = before
+        if "missing_ids" in self._kinds and self._dice.random() < 0.4:
+            run.request_id = ""
+        self._note(f"the service begins {key_of(run)} as {run.execution_id[:8]} ({run.request_id[-5:]}) for {run.user}")
+        return run
+
+    def _page(self, *who: Any, limit: int, offset: int) -> tuple[list[tuple[int, str, Run]], int]:
+        rows, total = self._honest_page(*who, limit=10**6, offset=0)
+        if "late_rows" in self._kinds:
+            now = self.emulator._service.clock.now
+            rows = [row for row in rows if row[2].started + self._lateness(row[2]) <= now]
+            total = len(rows)
+        if "disorder" in self._kinds:
+            rows = sorted(rows, key=lambda row: Random(f"{self._seed}:{row[0]}:place").random())
+        most = 3 if "short_pages" in self._kinds else 500
+        return rows[offset : offset + min(limit, most)], total
+
+    def _lateness(self, run: Run) -> float:
+        return Random(f"{self._seed}:{run.execution_id}:late").choice(LATENESS)
+
+
+def key_of(run: Run) -> str:
+    """Give the key of the job that a run was begun for."""
+    return str(run.inputs["product_name"])
+
+
+# What stands between a client and the service.
+
+
+def instead(answer: Response, *, after_run: bool) -> Fault:
+    """Something in front answers, before or after the request is carried out."""
+    return Fault(f"foreign {answer.status}", "after" if after_run else "before", lambda _: answer)
+
+
+def foreign(dice: Random) -> Fault:
+    """An answer of a firewall, a cache, a load balancer: none of it is the service's."""
+    status = dice.choice((303, 304, 400, 401, 402, 403, 404, 409, 418, 429, 451, 460, 499, 520, 200))
+    page = Response(status, {"content-type": "text/html"}, b"<html><body>Access denied by policy</body></html>")
+    if status in (303, 304):
+        page = Response(status, {"location": "/elsewhere"} if status == 303 else {}, b"")
+    elif dice.random() < 0.3:
+        page = Response(status, {"content-type": "application/json"}, b'{"message": "Forbidden"}')
+    return instead(page, after_run=dice.random() < 0.6)
+
+
+def execution_failed() -> Fault:
+    """A submit is answered as if its run had failed already; it goes on."""
+    body = b'{"error": "The provider could not be reached", "code": "EXECUTION_FAILED"}'
+    return instead(Response(500, {"content-type": "application/json"}, body), after_run=True)
+
+
+class Stray:
+    """Answers of one route that come one too late: each is what the request before it was to have."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._last: Response | None = None
+
+    def fault(self) -> Fault:
+        """Make the fault; it strikes where there is an answer to mistake."""
+        return Fault("stray", "after", self._swapped)
+
+    def heard(self) -> Fault:
+        """Make the fault that strikes nobody, and only keeps what was answered."""
+        return Fault("heard", "after", self._kept)
+
+    def _kept(self, answer: Response | None) -> Response | Broken:
+        assert answer is not None
+        self._last = answer
+        return answer
+
+    def _swapped(self, answer: Response | None) -> Response | Broken:
+        assert answer is not None
+        before, self._last = self._last or answer, answer
+        return attrs.evolve(before, headers=answer.headers)
+
+
+def held(seconds: float) -> Fault:
+    """The request lies in a buffer for so long, and is then carried out, whoever still waits."""
+    return faults.stalled(seconds)
