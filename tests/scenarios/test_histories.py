@@ -11,7 +11,8 @@ import pytest
 from knouds_async.testing.virtual_time import BACKENDS, virtual_backend
 from tests.scenarios import kinds
 from tests.scenarios.clocks import installed
-from tests.scenarios.history import Ended, History
+from tests.scenarios.history import Ended
+from tests.scenarios.virtual_history import VirtualHistory
 
 
 def happen(seed: int, chosen: frozenset[str], path: Path) -> Ended:
@@ -19,7 +20,7 @@ def happen(seed: int, chosen: frozenset[str], path: Path) -> Ended:
     backend, options = virtual_backend(BACKENDS[seed % 2])
 
     async def run() -> Ended:
-        history = History(seed, chosen, path)
+        history = VirtualHistory(seed, chosen, path)
         with installed(history.machine):
             return await history.run()
 
