@@ -22,7 +22,7 @@ from knouds_async.testing.messages import Request
 from tests.batch.in_loop import InLoopLedger
 from tests.scenarios import kinds as what
 from tests.scenarios.judge import Judge, Told, ViolationError
-from tests.scenarios.service import COST, DEAR, OTHER_USER, SLUG, STRANGER, OddService, key_of
+from tests.scenarios.service import COST, DEAR, OTHER_USER, SLUG, STRANGER, Cache, OddService, Stray, key_of
 
 HOURS: Final = 8 * 3600.0
 
@@ -60,6 +60,8 @@ class History:
         self.services = [OddService(self._emulator(), kinds, dice, self.note) for _ in range(2)]
         self.main, self.other = self.services
         self.skew = dice.choice((0.0, 1.5, -20.0, 90.0, -3600.0, HOURS)) if "clock" in kinds else 0.0
+        self._stray = Stray(self._is_on_record)
+        self._caches = [Cache(self.now) for _ in self.services]
         self.judge = Judge([one.emulator for one in self.services], path)
 
     def _emulator(self) -> Emulator:
@@ -87,7 +89,7 @@ class History:
             await self._rest(400.0)
             return await self._pass("last pass", is_last=True)
         except Exception as error:  # noqa: BLE001  (whatever it is goes into the report)
-            cause = _cause(error)
+            cause = cause_of(error)
             if not isinstance(cause, ViolationError):
                 self.log.append("".join(traceback.format_exception(cause)))
             raise ViolationError(self._report(cause)) from None
@@ -108,9 +110,7 @@ class History:
 
     async def _pass(self, name: str, *, is_last: bool) -> Ended:
         order = self._order(is_last=is_last)
-        attached = [] if is_last else what.attach(order.service.emulator.faults, self.kinds, self.dice)
-        if is_last:
-            order.service.emulator.faults.clear()
+        attached = self._attach(order)
         place = "" if order.service is self.main else " at another service"
         self.note(
             f"{name}: {len(order.accounts)} processes{place}, cap {order.cap}, in flight {order.in_flight}, "
@@ -118,8 +118,7 @@ class History:
         )
         before = self._committed()
         told = await self.work_through(order)
-        dears = (DEAR - COST) * order.in_flight * len(order.accounts) if "costs" in self.kinds else 0
-        self.judge.check_charges(before, order.cap, dears)
+        self.judge.check_charges(before, order.cap, self._surprise(order))
         self.judge.check_at_rest()
         return self._ended(told)
 
@@ -134,6 +133,25 @@ class History:
             in_flight=dice.choice((1, 2, 8)),
             is_last=is_last,
         )
+
+    def _attach(self, order: Order) -> list[str]:
+        """Attach the faults of a pass; in the last one nothing goes wrong."""
+        attached = order.service.emulator.faults
+        if order.is_last:
+            attached.clear()
+            return []
+        cache = self._caches[self.services.index(order.service)]
+        return what.attach(attached, self.kinds, self.dice, self._stray, cache)
+
+    def _is_on_record(self, execution_id: str) -> bool:
+        return any(row["execution_id"] == execution_id for row in self.judge.rows())
+
+    def _surprise(self, order: Order) -> float:
+        """Give what runs may cost beyond a cap: those that turn out dear before anybody was told of such a cost."""
+        if "costs" not in self.kinds:
+            return 0.0
+        untold = sum(bool(row["stage"] in ("sending", "submitted", "unknown")) for row in self.judge.rows())
+        return float((DEAR - COST) * (order.in_flight * len(order.accounts) + untold))
 
     def _committed(self) -> float:
         """Give the credits that may be charged for what is on record already."""
@@ -237,9 +255,9 @@ class History:
             await ledger.abandon(key)
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """Give the first error of a group."""
-    return _cause(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+    return cause_of(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def as_told(outcome: Outcome) -> Told:

@@ -11,7 +11,7 @@ from typing import Final
 
 from knouds_async.testing import Fault, faults
 from knouds_async.testing.strikes import Faults
-from tests.scenarios.service import HELD, POLL, SUBMIT, Stray, execution_failed, foreign, held
+from tests.scenarios.service import HELD, POLL, SUBMIT, USAGE, Cache, Stray, execution_failed, foreign, held
 
 AT_SERVICE: Final = (
     "lost",
@@ -24,10 +24,11 @@ AT_SERVICE: Final = (
     "late_arrival",
     "execution_failed",
     "stray",
+    "cached",
 )
 """Faults of requests and answers."""
 
-OF_ROWS: Final = ("shared_ids", "missing_ids", "late_rows", "disorder", "short_pages", "strangers")
+OF_ROWS: Final = ("shared_ids", "missing_ids", "late_rows", "disorder", "short_pages", "foreign_rows", "strangers")
 """Oddities of ids and of the usage rows."""
 
 TO_PROCESSES: Final = ("kill", "pause", "stop", "interrupt", "lock", "sleep", "clock")
@@ -55,24 +56,23 @@ def seeds(default: int, *, start: int = 0) -> list[int]:
     return list(range(first, first + int(os.environ.get("KNOUDS_HISTORIES", default))))
 
 
-def attach(attached: Faults, kinds: frozenset[str], dice: Random) -> list[str]:
+def attach(attached: Faults, kinds: frozenset[str], dice: Random, stray: Stray, cache: Cache) -> list[str]:
     """Attach the faults of one pass, and say which."""
     attached.clear()
     for kind in AT_SERVICE:
-        if kind in kinds and dice.random() < 0.5:
-            _attach(attached, kind, dice)
+        if kind not in kinds or dice.random() < 0.5:
+            continue
+        probability = dice.choice((0.25, 0.5, 0.9) if kind == "lost" else (0.1, 0.25, 0.5))
+        if kind == "stray":
+            place = dice.choice((SUBMIT, POLL))
+            attached.add(stray.fault(), route=place, probability=probability)
+            attached.add(stray.heard(), route=place)
+        elif kind == "cached":
+            attached.add(cache.fault(), route=USAGE, probability=probability)
+        else:
+            fault, route = _fault(kind, dice)
+            attached.add(fault, route=route, probability=probability)
     return [f"{one.said}" for one in attached.attached() if not one.said.startswith("heard")]
-
-
-def _attach(attached: Faults, kind: str, dice: Random) -> None:
-    probability = dice.choice((0.25, 0.5, 0.9) if kind == "lost" else (0.1, 0.25, 0.5))
-    if kind == "stray":
-        stray, place = Stray(), dice.choice((SUBMIT, POLL))
-        attached.add(stray.fault(), route=place, probability=probability)
-        attached.add(stray.heard(), route=place)
-    else:
-        fault, route = _fault(kind, dice)
-        attached.add(fault, route=route, probability=probability)
 
 
 def _fault(kind: str, dice: Random) -> tuple[Fault, str | None]:

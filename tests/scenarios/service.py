@@ -5,6 +5,7 @@ Rule of the file: the service itself stays honest about money: `runs` and `charg
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from random import Random
 from typing import Any, Final
@@ -22,6 +23,7 @@ COST: Final = 12
 DEAR: Final = 120
 SUBMIT: Final = "POST /api/workflows/:slug/run"
 POLL: Final = "GET /api/executions/:id"
+USAGE: Final = "GET /api/usage"
 OTHER_USER: Final = ApiKey("knouds_live_of_another_user_0123456789", user="u_other")
 STRANGER: Final = "a run of somebody else"
 LATENESS: Final = (0.0, 1.0, 50.0)  # seconds until the row of a run is there
@@ -93,8 +95,10 @@ class OddService:
         self._note(f"the service begins {key_of(run)} as {run.execution_id[:8]} ({run.request_id[-5:]}) for {run.user}")
         return run
 
-    def _page(self, *who: Any, limit: int, offset: int) -> tuple[list[tuple[int, str, Run]], int]:
-        rows, total = self._honest_page(*who, limit=10**6, offset=0)
+    def _page(self, user: str, *which: Any, limit: int, offset: int) -> tuple[list[tuple[int, str, Run]], int]:
+        if "foreign_rows" in self._kinds and self._dice.random() < 0.5:
+            user = OTHER_USER.user
+        rows, total = self._honest_page(user, *which, limit=10**6, offset=0)
         if "late_rows" in self._kinds:
             now = self.emulator._service.clock.now
             rows = [row for row in rows if row[2].started + self._lateness(row[2]) <= now]
@@ -139,10 +143,15 @@ def execution_failed() -> Fault:
 
 
 class Stray:
-    """Answers of one route that come one too late: each is what the request before it was to have."""
+    """Answers that come one request too late: each is what the one before it was to have.
 
-    def __init__(self) -> None:
+    `may_be` tells which ids may come once more: of a receipt that nobody has on record, nobody could tell that it is
+    another's.
+    """
+
+    def __init__(self, may_be: Callable[[str], bool]) -> None:
         """Begin with none."""
+        self._may_be = may_be
         self._last: Response | None = None
 
     def fault(self) -> Fault:
@@ -160,8 +169,39 @@ class Stray:
 
     def _swapped(self, answer: Response | None) -> Response | Broken:
         assert answer is not None
-        before, self._last = self._last or answer, answer
+        before, self._last = self._last, answer
+        if before is None or not self._may_be(_id_in(before)):
+            return answer
         return attrs.evolve(before, headers=answer.headers)
+
+
+class Cache:
+    """A cache between a client and the service: some listings are what was answered to somebody before."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        """Begin with none; `now`: the service's seconds."""
+        self._now = now
+        self._kept: tuple[float, Response] | None = None
+
+    def fault(self) -> Fault:
+        """Make the fault; an answer of the cache has the old `Date`, and says how old it is."""
+        return Fault("cached", "after", self._cached)
+
+    def _cached(self, answer: Response | None) -> Response | Broken:
+        assert answer is not None
+        if self._kept is None or self._kept[1].status != 200:
+            self._kept = self._now(), attrs.evolve(answer, headers=dict(answer.headers))
+            return answer
+        at, before = self._kept
+        return attrs.evolve(before, headers={**before.headers, "age": str(int(self._now() - at))})
+
+
+def _id_in(answer: Response) -> str:
+    try:
+        body = json.loads(answer.body)
+    except ValueError:
+        return ""
+    return str(body.get("executionId", "")) if isinstance(body, dict) else ""
 
 
 def held(seconds: float) -> Fault:
