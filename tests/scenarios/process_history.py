@@ -30,7 +30,7 @@ from tests.scenarios.shared_clocks import SharedClocks
 ROOT: Final = Path(__file__).parents[2]
 LONGEST: Final = 60.0  # real seconds that a pass may take
 CALM: Final = 0.7  # real seconds after which waits are cut short
-STRIDE: Final = 4.0
+STRIDE: Final = 8.0  # seconds
 
 
 @attrs.define(eq=False)
@@ -121,7 +121,7 @@ class ProcessHistory(History):
         await anyio.sleep(CALM)
         while True:
             await self._leap(awake=STRIDE)
-            await anyio.sleep(0.1)
+            await anyio.sleep(0.06)
 
     # Processes.
 

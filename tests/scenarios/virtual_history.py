@@ -29,6 +29,11 @@ class VirtualHistory(History):
         super().__init__(seed, kinds, path)
         self.machine = Machine(self.main.emulator.epoch + self.skew)
 
+    @property
+    def path_of_next(self) -> Path:
+        """The ledger of the next process: they share one."""
+        return self.path
+
     async def pass_time(self, seconds: float) -> None:
         """Sleep."""
         await anyio.sleep(seconds)
@@ -55,7 +60,7 @@ class VirtualHistory(History):
         key, service = order.accounts[place], order.service
         name = f"p{place}" if key == service.emulator.api_key else f"p{place} (with another account)"
         url = URL if service is self.main else ELSEWHERE
-        return Mortal(name, service, self.path, self.machine, self.dice, key=key, url=url)
+        return Mortal(name, service, self.path_of_next, self.machine, self.dice, key=key, url=url)
 
     async def _work(self, process: Mortal, mine: list[Told], options: dict[str, Any]) -> None:
         jobs = [Job(key, {"product_name": key}) for key in self.keys]
