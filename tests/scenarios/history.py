@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import attrs
@@ -233,9 +233,10 @@ class History:
             self.judge.approved.update(failed)
             self.note(f"what failed is to run once more: {failed}")
             await ledger.retry_failed()
-        if self.may("rebind", 0.2) and hasattr(ledger, "rebind"):
+        rebind: Any = getattr(ledger, "rebind", None)
+        if self.may("rebind", 0.2) and rebind is not None:
             self.note("the ledger is to be bound anew")
-            await ledger.rebind()
+            await rebind()
         for entry in await ledger.unknown() if "decisions" in self.kinds else ():
             await self._decide_about(ledger, entry.key)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from knouds_async.testing import Fault, faults
 from knouds_async.testing.strikes import Faults
-from tests.scenarios.service import HELD, POLL, SUBMIT, USAGE, Cache, Stray, execution_failed, foreign, held
+from tests.scenarios.service import HELD, POLL, SUBMIT, USAGE, Cache, Stray, execution_failed, foreign, held, untold
 
 AT_SERVICE: Final = (
     "lost",
@@ -25,6 +25,7 @@ AT_SERVICE: Final = (
     "execution_failed",
     "stray",
     "cached",
+    "untold",
 )
 """Faults of requests and answers."""
 
@@ -76,27 +77,23 @@ def attach(attached: Faults, kinds: frozenset[str], dice: Random, stray: Stray, 
 
 
 def _fault(kind: str, dice: Random) -> tuple[Fault, str | None]:
+    """Roll a fault of a kind, and the route that it strikes."""
     after_run = dice.random() < 0.6
     anywhere = dice.choice((SUBMIT, SUBMIT, None))
-    match kind:
-        case "lost":
-            stalled = faults.stalled(after_run=after_run)
-            lost = faults.closed(after_run=after_run), faults.reset(after_run=after_run), stalled, faults.truncated()
-            return dice.choice(lost), SUBMIT
-        case "reset":
-            return dice.choice((faults.reset_unread(), faults.refused(), faults.dropped_keep_alive())), None
-        case "bad_gateway":
-            proxies = faults.bad_gateway(after_run=after_run), faults.service_error(after_run=after_run)
-            return dice.choice(proxies), anywhere
-        case "rate_limited":
-            return faults.rate_limited(), anywhere
-        case "html":
-            return faults.login_page(after_run=after_run), anywhere
-        case "foreign":
-            return foreign(dice), anywhere
-        case "not_found":
-            return faults.not_found(), POLL
-        case "late_arrival":
-            return held(dice.choice(HELD)), SUBMIT
-        case _:
-            return execution_failed(), SUBMIT
+    stalled = faults.stalled(after_run=after_run)
+    lost = faults.closed(after_run=after_run), faults.reset(after_run=after_run), stalled, faults.truncated()
+    resets = faults.reset_unread(), faults.refused(), faults.dropped_keep_alive()
+    proxies = faults.bad_gateway(after_run=after_run), faults.service_error(after_run=after_run)
+    made: dict[str, tuple[Fault, str | None]] = {
+        "lost": (dice.choice(lost), SUBMIT),
+        "reset": (dice.choice(resets), None),
+        "bad_gateway": (dice.choice(proxies), anywhere),
+        "rate_limited": (faults.rate_limited(), anywhere),
+        "html": (faults.login_page(after_run=after_run), anywhere),
+        "foreign": (foreign(dice), anywhere),
+        "not_found": (faults.not_found(), POLL),
+        "untold": (untold(), POLL),
+        "late_arrival": (held(dice.choice(HELD)), SUBMIT),
+        "execution_failed": (execution_failed(), SUBMIT),
+    }
+    return made[kind]

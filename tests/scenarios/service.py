@@ -142,6 +142,17 @@ def execution_failed() -> Fault:
     return instead(Response(500, {"content-type": "application/json"}, body), after_run=True)
 
 
+def untold() -> Fault:
+    """A look is answered without what the run has cost."""
+
+    def without_cost(answer: Response | None) -> Response | Broken:
+        assert answer is not None
+        body = json.loads(answer.body)
+        return attrs.evolve(answer, body=json.dumps({**body, "cost": None}).encode())
+
+    return Fault("untold", "after", without_cost)
+
+
 class Stray:
     """Answers that come one request too late: each is what the one before it was to have.
 
