@@ -22,6 +22,7 @@ from knouds_async import (
     ExecutionFailedError,
     ExecutionState,
     InvalidArgumentError,
+    KnoudsError,
     NoAnswerError,
     NotFoundError,
     Polling,
@@ -287,6 +288,37 @@ async def test_with_a_deadline_lasting_faults_are_waited_through() -> None:
         tasks.start_soon(wait, None)
         tasks.start_soon(wait, 500.0)
     assert ends == [NoAnswerError, WaitTimeoutError]
+
+
+PAGES = {
+    **{str(status): httpx.Response(status, html="<html>no</html>") for status in (400, 401, 403, 404, 418, 425, 502)},
+    "login": httpx.Response(303, headers={"location": "https://login.test/"}),
+    "cache": httpx.Response(304, headers={"via": "1.1 cache"}),
+    "portal": httpx.Response(200, html="<html>Welcome</html>"),
+    "gateway": httpx.Response(403, json={"message": "Forbidden"}),
+    "another run": httpx.Response(200, json={"executionId": "run-2", "status": "completed", "result": 2}),
+    "other JSON": httpx.Response(200, json={"success": True}),
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_a_page_in_between_ends_no_wait(page: str) -> None:
+    """Whatever its status, what is not the service's answer to this look is looked past, also by a single look."""
+    end = {"executionId": "run-1", "status": "completed", "result": 1}
+    knouds = scripted(polls(*[PAGES[page]] * 6, end))
+    assert (await knouds.executions.attach("run-1")).result == 1
+    knouds = scripted(polls(*[PAGES[page]] * 3, end))
+    assert (await knouds.executions.get("run-1")).result == 1
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_a_page_that_stays_is_told_with_the_run(page: str) -> None:
+    """Five looks in a row end a wait: the error has the id, and never says that nothing was run."""
+    knouds = scripted(polls(PAGES[page]))
+    with pytest.raises(KnoudsError) as caught:
+        await knouds.executions.attach("run-1").wait()
+    assert caught.value.execution_id == "run-1"
+    assert "nothing was run" not in str(caught.value).lower()
 
 
 async def test_a_refusal_ends_the_wait_at_once() -> None:

@@ -85,12 +85,12 @@ def is_own_refusal(answer: Answer) -> bool:
 
 
 def quota(answer: Answer, *, server_time: float | None) -> Reply:
-    """Give what an answer says of its route's quota; only a refusal's wait counts."""
+    """Give what an answer says of its route's quota; only a refusal's wait counts, and a web page is no success."""
     is_refused = answer.status == REFUSED
     asked = retry_after(answer, server_time) if is_refused else None
     return Reply(
         refused=is_refused,
-        succeeded=200 <= answer.status < 300,
+        succeeded=200 <= answer.status < 300 and "html" not in answer.headers.get("content-type", ""),
         limit=_whole(answer, "x-ratelimit-limit"),
         remaining=_whole(answer, "x-ratelimit-remaining"),
         reset=_whole(answer, "x-ratelimit-reset"),

@@ -24,10 +24,11 @@ from knouds_async import (
     NotFoundError,
     NotRun,
     Outcome,
+    PermissionDeniedError,
     Progress,
     Unknown,
 )
-from knouds_async.testing import Emulator, faults
+from knouds_async.testing import Emulator, Fault, Response, faults
 
 SLUG = "my-thumbnail-pipeline"
 ROUTE = "POST /api/workflows/:slug/run"
@@ -230,6 +231,16 @@ async def test_a_key_that_cannot_read_schemas_goes_without(make_client: MakeClie
     emulator = Emulator(tier="business", duration=5.0, capabilities=("workflow:run", "execution:read"))
     async with make_client(emulator).workflows.map(SLUG, jobs(2)) as outcomes:
         assert kinds([outcome async for outcome in outcomes]) == {"Completed": 2}
+
+
+async def test_a_page_in_the_place_of_the_schema_is_raised(make_client: MakeClient, emulator: Emulator) -> None:
+    """A firewall's 403 is not a key that may not read schemas: nothing is sent through it."""
+    page = Response(403, {"content-type": "text/html"}, b"<html>denied</html>")
+    emulator.faults.add(Fault("page", "before", lambda _: page), route="GET /api/workflows/:slug/schema")
+    batch = make_client(emulator).workflows.map(SLUG, jobs(3))
+    with pytest.raises(PermissionDeniedError, match="firewall"):
+        await batch.__aenter__()
+    assert not emulator.runs
 
 
 async def test_a_service_that_is_away_for_a_while_is_waited_for(knouds: AsyncKnouds, emulator: Emulator) -> None:

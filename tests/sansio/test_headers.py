@@ -154,3 +154,10 @@ def test_every_header_that_is_read_is_kept() -> None:
     """Only headers in the list are kept of an answer, so all that are read must be in it, in lower case."""
     also = {"retry-after", "date", "content-type", "location", "server", "via", "age"}
     assert {*QUOTA, *also} == set(headers.READ)
+
+
+def test_a_web_page_says_nothing_of_the_quota() -> None:
+    """A login page with 200 is no sign that the route is unlimited; the service's JSON without headers is."""
+    for kind, succeeded in (("text/html; charset=utf-8", False), ("application/json", True), (None, True)):
+        told = answer({} if kind is None else {"content-type": kind}, status=200)
+        assert headers.quota(told, server_time=None).succeeded is succeeded

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from knouds_async.testing import faults
+from knouds_async.testing import Fault, Response, faults
 
 SLUG = "my-thumbnail-pipeline"
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
@@ -228,3 +228,34 @@ def test_wrong_usage_is_one_line_and_2(service: Any, here: Here, folder: Any, ar
     assert words in done.err
     assert not service.emulator.runs
     assert not Path("none.ledger").exists()
+
+
+def test_a_page_in_between_costs_one_unknown_and_is_named(put_up: PutUp, here: Here, folder: Any) -> None:
+    """A firewall's page ends the submitting: one job is unknown, who answered and how to go on is said."""
+    service = put_up(duration=0.05)
+    page = Response(403, {"content-type": "text/html", "server": "squid/6"}, b"<html>denied</html>")
+    service.emulator.faults.add(Fault("page", "after", lambda _: page), route=SUBMIT, nth=5)
+    folder.write_jobs(50)
+    done = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl", "--max-in-flight", "2")
+    assert done.code == 5
+    for words in ("not run (intercepted)", "403 text/html (server: squid/6)", "To go on:"):
+        assert words in done.err
+    assert len(service.emulator.runs) <= 7
+    again = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl")
+    assert again.code == 5
+    assert len(service.emulator.runs) == 50
+
+
+def test_a_day_s_pause_ends_a_batch_that_goes_on_later(put_up: PutUp, here: Here, folder: Any) -> None:
+    """Nobody waits for a day in silence: how long the service asks to wait and how to go on is said."""
+    service = put_up(duration=0.05)
+    day = Response(429, {"retry-after": "86400"}, b'{"error": "Rate limit exceeded", "code": "RATE_LIMIT_EXCEEDED"}')
+    service.emulator.faults.add(Fault("day", "before", lambda _: day), route=SUBMIT, nth=3)
+    folder.write_jobs(20)
+    done = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl", "--max-in-flight", "1")
+    assert done.code == 1
+    for words in ("18 jobs not run (rate_limited)", "wait 86,400 s", "To go on:"):
+        assert words in done.err
+    again = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl")
+    assert again.code == 0
+    assert len(service.emulator.runs) == 20
