@@ -9,14 +9,29 @@ import anyio
 import pytest
 
 from knouds_async import AsyncKnouds, Execution, KnoudsError, Retries, SubmissionUnknownError, Timeouts
-from knouds_async.testing import Emulator, Fault, faults, serve
+from knouds_async.testing import Emulator, Fault, Response, faults, serve
 
 SLUG = "my-thumbnail-pipeline"
 RUN = "POST /api/workflows/:slug/run"
 POLL = "GET /api/executions/:id"
 PATIENCE = Timeouts(submit=2.0, total=2.0, run=2.0, connect=0.5)
 
+
+def stranger(status: int, kind: str = "text/html", body: bytes = b"<html>no</html>", **headers: str) -> Fault:
+    """Make somebody in between answer in the service's place, after the run has begun."""
+    return Fault("stranger", "after", lambda _: Response(status, {"content-type": kind, **headers}, body))
+
+
 ON_SUBMITS: dict[str, Fault] = {
+    "firewall after the run": stranger(403),
+    "see other after the run": stranger(303, body=b"", location="https://login.test/"),
+    "cache after the run": stranger(304, body=b""),
+    "load balancer after the run": stranger(460, body=b""),
+    "cdn's limit after the run": stranger(429),
+    "gateway after the run": stranger(404, "application/json", b'{"message": "Not Found"}'),
+    "odd status after the run": stranger(451, "application/json", b'{"error": "no"}'),
+    "login page after the run": faults.login_page(after_run=True),
+    "failed run": stranger(500, "application/json", b'{"error": "no GPU", "code": "EXECUTION_FAILED"}'),
     "refused": faults.refused(),
     "unreachable": faults.unreachable(),
     "reset unread": faults.reset_unread(),
