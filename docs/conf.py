@@ -3,7 +3,6 @@
 import inspect
 import re
 from enum import Enum
-from importlib.metadata import version as version_of
 from typing import Any
 
 from docutils import nodes
@@ -15,7 +14,7 @@ import knouds_async.webhooks
 project = "knouds_async"
 author = "The knouds_async developers"
 copyright = f"2026, {author}"
-release = version = version_of("knouds-async")
+release = version = knouds_async.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]

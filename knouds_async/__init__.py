@@ -20,6 +20,7 @@ from knouds_async.batch.progress import Progress
 from knouds_async.batch.sqlite import SQLiteLedger
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Polling, Retries, Secret, Timeouts
+from knouds_async.config import __version__ as __version__
 from knouds_async.errors import (
     APIError,
     APIKeyAccessDeniedError,

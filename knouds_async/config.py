@@ -9,7 +9,7 @@ import ipaddress
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from knouds_async.errors import ConfigurationError
 
 T = TypeVar("T")
 
+__version__: Final = "0.1.0"  # here, for a vendored copy or a zip has no metadata
 DEFAULT_BASE_URL: Final = "https://knouds.ai"
 KEY_BEGINNING: Final = "knouds_live_"  # of every key (contract 1)
 _KEY: Final = re.compile(r"[!-~]{1,512}\Z")
@@ -137,25 +138,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def proxy_for(url: str) -> str | None:
-    """Give the proxy that the environment names for a URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), if any."""
-    # Loaded with the first client.
-    from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined,unused-ignore]
-
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
-    proxies = getproxies_environment()
-    if is_loopback(host) or any(proxy_bypass_environment(name, proxies) for name in (host, f"{host}:{port}")):
-        return None
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
-
-
-def host_of_proxy(url: str) -> str | None:
-    """Give host and port of the proxy for a URL, and nothing else of it: the rest may hold a password."""
-    proxy = proxy_for(url)
-    address = (proxy or "").partition("://")[2].rpartition("@")[2]
-    return re.split("[/?#]", address)[0] or None
+def environment() -> Mapping[str, str]:
+    """Return the environment, for what is decided by several of its variables."""
+    return os.environ
 
 
 def option(name: str, value: T | None, kind: type[T]) -> T:

@@ -217,44 +217,7 @@ def test_any_text_is_a_base_url_or_refused(text: str) -> None:
         assert httpx.URL(f"{passed}/api").host  # the library that sends takes it for a URL too
 
 
-# Proxies.
-
-
-@pytest.mark.parametrize(
-    ("environment", "url", "proxy"),
-    [
-        ({}, "https://knouds.ai", None),
-        ({"HTTPS_PROXY": "http://p:3128"}, "https://knouds.ai", "http://p:3128"),
-        ({"https_proxy": "http://p:3128"}, "https://knouds.ai/prefix", "http://p:3128"),
-        ({"HTTPS_PROXY": "p:3128"}, "https://knouds.ai", "http://p:3128"),
-        ({"HTTPS_PROXY": ""}, "https://knouds.ai", None),
-        ({"ALL_PROXY": "http://all:1"}, "https://knouds.ai", "http://all:1"),
-        ({"ALL_PROXY": "all:1"}, "https://knouds.ai", "http://all:1"),
-        ({"ALL_PROXY": "socks5://all:1", "HTTPS_PROXY": "http://p:1"}, "https://knouds.ai", "http://p:1"),
-        ({"HTTP_PROXY": "http://p:3128"}, "https://knouds.ai", None),
-        ({"HTTP_PROXY": "http://p:3128"}, "http://inner.example", "http://p:3128"),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "knouds.ai"}, "https://knouds.ai", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".knouds.ai"}, "https://api.knouds.ai", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "other.ai, knouds.ai"}, "https://api.knouds.ai", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*"}, "https://knouds.ai", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "knouds.ai:8443"}, "https://knouds.ai:8443", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "knouds.ai:443"}, "https://knouds.ai", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "knouds.ai:8443"}, "https://knouds.ai", "http://p:1"),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "nouds.ai"}, "https://knouds.ai", "http://p:1"),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "other.ai"}, "https://knouds.ai", "http://p:1"),
-        ({"HTTPS_PROXY": "http://p:1", "ALL_PROXY": "http://p:2"}, "https://localhost:8000", None),
-        ({"HTTP_PROXY": "http://p:1"}, "http://127.0.0.1:8000", None),
-        ({"HTTP_PROXY": "http://p:1"}, "http://[::1]:8000", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "2001:db8::1"}, "https://[2001:db8::1]", None),
-    ],
-)
-def test_the_environment_names_the_proxy(
-    environment: dict[str, str], url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The usual variables count, and no proxy is asked to reach this machine."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert config.proxy_for(url) == proxy
+# This machine.
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -25,6 +26,10 @@ from knouds_async.config import Secret, Timeouts
 if TYPE_CHECKING:
     import httpx
 
+_UNTRUSTED: Final = (
+    "trying again does not help: where something here inspects TLS, name the file of its authority in $SSL_CERT_FILE "
+    "or pass ssl_context=; else check the base URL and the clock of this machine"
+)
 _PART: Final = 64 * 1024  # a receipt is far shorter
 
 
@@ -111,7 +116,9 @@ class Exchange:
         """Tell from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
         may_have_left = trace.may_have_been_sent(error, transport_is_known=self._is_known)
-        return Unanswered(seen, self._part(part)) if may_have_left else NotSent(f"{seen} ({self._address})")
+        if may_have_left:
+            return Unanswered(seen, self._part(part))
+        return NotSent(f"{seen} ({self._address})", _UNTRUSTED if _is_untrusted(error) else None)
 
     def _words(self, error: Exception) -> str:
         """Name an error in words that cannot hold the key."""
@@ -123,3 +130,10 @@ class Exchange:
     def _part(self, read: io.BytesIO) -> bytes:
         """Give the beginning of a body that did not come whole: the id of a run may be in it."""
         return self._mask.body(bytes(read.getbuffer()[:_PART]))
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    """Tell whether a certificate was not believed; the libraries between wrap the error that says so."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None

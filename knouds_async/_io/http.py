@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 import ssl
-from importlib.metadata import version
 
 import httpx
 
 import knouds_async._sansio.structure  # noqa: F401  (what reads answers is loaded before there are any)
-from knouds_async import config
+from knouds_async._io.environment import host_of_proxy, proxy_for, tls_context
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.transport import PooledTransport
-from knouds_async.config import Secret, Timeouts
+from knouds_async.config import Secret, Timeouts, __version__
 
 
 class Http:
@@ -39,10 +38,10 @@ class Http:
             base_url=base_url,
             key=key,
             timeouts=timeouts,
-            agent=f"knouds-async/{version('knouds-async')}",
+            agent=f"knouds-async/{__version__}",
             is_known=tells_what_was_sent(self._client),
             pool=None if self._is_lent else pool_of(self._client),
-            proxy=None if self._is_lent else config.host_of_proxy(base_url),
+            proxy=None if self._is_lent else host_of_proxy(base_url),
         )
 
     async def aclose(self) -> None:
@@ -53,13 +52,15 @@ class Http:
 
 def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections: int) -> httpx.AsyncClient:
     """Build the client: our pool, or httpx's own transport where the environment names a proxy (`HTTPS_PROXY`)."""
-    verify = ssl_context if ssl_context is not None else httpx.create_ssl_context(trust_env=True)
-    proxy = config.proxy_for(base_url)
+    proxy = proxy_for(base_url)
+    verify = ssl_context if ssl_context is not None else tls_context(base_url, proxy)
     if proxy is None:
         transport: httpx.AsyncBaseTransport = PooledTransport(ssl_context=verify, limit=connections)
     else:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        transport = httpx.AsyncHTTPTransport(verify=verify, proxy=proxy, limits=limits, trust_env=False)
+        transport = httpx.AsyncHTTPTransport(
+            verify=verify or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), proxy=proxy, limits=limits, trust_env=False
+        )
     return httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
 
 

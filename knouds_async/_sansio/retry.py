@@ -60,9 +60,13 @@ _PROVEN: Final = frozenset({400, 401, 402, 403, 404})  # with the service's own 
 
 @attrs.frozen
 class NotSent:
-    """The attempt certainly did not reach the service; `seen` says what happened instead."""
+    """The attempt certainly did not reach the service; `seen` says what happened instead.
+
+    `hint`: what to do about a fault that does not pass, so that it is not tried again.
+    """
 
     seen: str
+    hint: str | None = None
 
 
 @attrs.frozen
@@ -141,6 +145,11 @@ def decide(
 ) -> Done[T] | Again | Requeue | Fail:
     """Decide what follows an attempt; `roll` is uniform in [0, 1)."""
     match outcome:
+        case NotSent(seen, str() as hint):
+            said = "Nothing was run; " if call.pays_for is not None else ""
+            lasting = ConnectionFailedError(f"{call.request}: not sent: {seen}. {said}{hint}")
+            lasting.is_lasting = True
+            return Fail(lasting)
         case NotSent(seen):
             fate = "Nothing was run; check" if call.pays_for is not None else "Check"
             advice = f"{fate} the network and the base URL, then try again"

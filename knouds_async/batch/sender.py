@@ -192,7 +192,7 @@ class Sender:
                 return _AGAIN
             case errors.RateLimitError():
                 return await self._limited(error)
-            case errors.ConnectionFailedError() if not trouble.is_too_long(anyio.current_time()):
+            case errors.ConnectionFailedError() if not (error.is_lasting or trouble.is_too_long(anyio.current_time())):
                 return await self._unreachable(error, trouble)
             case errors.SubmissionUnknownError(execution_id=str() as found) if keeper.entry is not None:
                 return await self._begun(asked, keeper.entry, Submitted(execution_id=found))

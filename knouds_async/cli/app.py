@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from inspect import cleandoc
 from typing import Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
 
-from knouds_async import KnoudsError
+from knouds_async import KnoudsError, __version__
 from knouds_async.cli import output
 from knouds_async.cli.batch.command import batch
 from knouds_async.cli.cancel import cancel
@@ -52,7 +51,7 @@ def build() -> App:
         help=_flowing(_HELP),
         help_format="plaintext",
         help_epilogue=f"Exit codes:\n{table()}",
-        version=version("knouds-async"),
+        version=__version__,
         version_format="plaintext",
         default_parameter=Parameter(negative=""),
         suppress_keyboard_interrupt=False,

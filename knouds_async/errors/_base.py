@@ -44,7 +44,12 @@ class WrongEventLoopError(KnoudsError, RuntimeError):
 
 
 class ConnectionFailedError(KnoudsError):
-    """No connection, or none in time: the request was certainly not sent."""
+    """No connection, or none in time: the request was certainly not sent.
+
+    `is_lasting`: the fault does not pass by itself, a certificate that is not believed say: it was not tried again.
+    """
+
+    is_lasting: bool = False
 
 
 class NoAnswerError(KnoudsError):
