@@ -1,7 +1,8 @@
 """Fails a test that reaches for the real service: a run there costs money, and no test should pay by mistake.
 
 Rule of the file: nothing is patched. Python tells an audit hook of each name that is looked up, whichever library asks;
-the lookup of the service's name is refused, and the test fails at its end even if it swallows the refusal. What goes
+the lookup of the service's name is refused, and the test fails at its end even if it swallows the refusal. uvloop looks
+names up by itself and tells nobody, so our own connections tell of themselves: there it sees those alone. What goes
 through an HTTP proxy is looked up by the proxy, and a child process has its own hooks: neither is seen.
 """
 
@@ -16,6 +17,7 @@ import pytest
 __all__ = ["RealServiceRefusedError", "refuse_the_real_service", "report_at_the_end"]
 
 _HOST: Final = "knouds.ai"
+_EVENTS: Final = ("socket.getaddrinfo", "knouds_async.connect")
 _MESSAGE: Final = (
     f"the test reached for the real service at {_HOST}, where runs are paid for, and was stopped before anything was "
     "sent. Use the fixture `knouds`, or give AsyncKnouds the fixture `knouds_http_client` or a base_url; "
@@ -49,7 +51,7 @@ def report_at_the_end(message: str) -> None:
 
 
 def _hook(event: str, args: tuple[object, ...]) -> None:
-    if event == "socket.getaddrinfo" and _Guard.is_up and _is_real(args[0]):
+    if event in _EVENTS and _Guard.is_up and _is_real(args[0]):
         report_at_the_end(_MESSAGE)
         raise RealServiceRefusedError(_MESSAGE)
 

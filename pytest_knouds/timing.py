@@ -1,13 +1,13 @@
 """Runs the tests that ask for `knouds_emulator` in virtual time, under whichever async plugin they have.
 
-Rule of the file: each plugin is told in the way it offers. pytest-asyncio is given a loop factory for those tests
-alone, pytest-trio a way to run them, anyio's plugin a backend with options. A clock or loop that the project chose
-itself wins.
+Rule of the file: pytest-asyncio is given a loop for the runner of one such test, and none where a test shares its loop
+with others; pytest-trio a way to run them, anyio's plugin a backend with options. A clock or loop that the project
+chose itself wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from functools import partial
 from typing import Any, Final
 
@@ -18,7 +18,8 @@ __all__ = ["is_in_virtual_time"]
 _FIXTURE: Final = "knouds_emulator"
 _PORT: Final = "knouds_url"
 _HIDDEN: Final[Any] = getattr(pytest, "HIDDEN_PARAM", "virtual_time")
-_LOOP_HOOK: Final = "pytest_asyncio_loop_factories"
+_RUNNER: Final = "_function_scoped_runner"
+_FACTORY: Final = "_asyncio_loop_factory"
 
 
 class _Virtual:
@@ -26,17 +27,6 @@ class _Virtual:
 
     def __init__(self, backend: object) -> None:
         self.backend = backend
-
-
-class _LoopFactories:
-    """What pytest-asyncio asks for a test's event loop; there only while the parameters of such a test are made."""
-
-    @pytest.hookimpl(trylast=True, optionalhook=True)
-    def pytest_asyncio_loop_factories(self) -> Mapping[str, Any]:
-        """Give the loop with the virtual clock."""
-        from knouds_async.testing.virtual_time import VirtualTimeLoop
-
-        return {"virtual_time": VirtualTimeLoop}
 
 
 def is_in_virtual_time(node: pytest.Item) -> bool:
@@ -59,15 +49,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, object, 
     if not _is_wanted(metafunc.definition, metafunc.fixturenames):
         return (yield)
     _choose_backends(metafunc)
-    plugins = metafunc.config.pluginmanager
-    if not hasattr(plugins.hook, _LOOP_HOOK):
-        return (yield)
-    factories = _LoopFactories()
-    plugins.register(factories)
-    try:
-        return (yield)
-    finally:
-        plugins.unregister(factories)
+    return (yield)
 
 
 def _choose_backends(metafunc: pytest.Metafunc) -> None:
@@ -91,7 +73,9 @@ def _choose_backends(metafunc: pytest.Metafunc) -> None:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, Any, Any]:
-    """Give anyio's plugin a backend with a virtual clock, where `anyio_backend` is set up for such a test."""
+    """Give anyio's plugin a backend and pytest-asyncio a loop with a virtual clock, where one is set up for a test."""
+    if fixturedef.argname == _RUNNER and _is_wanted(request.node, request.fixturenames):
+        return (yield from _in_virtual_loop(fixturedef))
     backend = yield
     if fixturedef.argname != "anyio_backend" or fixturedef.cached_result is None:
         return backend
@@ -103,6 +87,27 @@ def pytest_fixture_setup(
     backend = _virtual(backend)
     fixturedef.cached_result = (backend, fixturedef.cached_result[1], None)
     return backend
+
+
+def _in_virtual_loop(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+    """Have pytest-asyncio's runner of one test made with our loop; a loop that the project chose wins.
+
+    Its hook for loop factories would have every fixture of a wider scope set up anew, for its parameter is shared.
+    """
+    made = fixturedef.func
+    if _FACTORY not in fixturedef.argnames:  # before pytest-asyncio 1.4; the emulator then refuses the real clock
+        return (yield)
+
+    def runner(**given: Any) -> Generator[Any, None, None]:
+        from knouds_async.testing.virtual_time import VirtualTimeLoop
+
+        yield from made(**{**given, _FACTORY: given[_FACTORY] or VirtualTimeLoop})
+
+    fixturedef.func = runner  # type: ignore[misc,unused-ignore]
+    try:
+        return (yield)
+    finally:
+        fixturedef.func = made  # type: ignore[misc,unused-ignore]
 
 
 def _virtual(backend: Any) -> object:

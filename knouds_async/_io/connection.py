@@ -6,6 +6,7 @@ Rule of the file: whatever has been opened is reachable from here, so that no ca
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Final, cast
 
 import attrs
@@ -49,6 +50,7 @@ class _Dialler(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Connect, and keep hold of the stream."""
+        sys.audit("knouds_async.connect", host, port)  # uvloop's look-ups raise no event of their own
         self.stream = await _NETWORK.connect_tcp(host, port, timeout, local_address, socket_options)
         return self.stream
 
