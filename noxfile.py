@@ -115,6 +115,17 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs)
 
 
+@nox.session(python=PYTHONS[0], requires=["wheel"])
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the lowest versions that `pyproject.toml` allows; `nox -s lowest -- tests/sansio` some."""
+    _enter_a_folder_with_the_wheel(session)
+    session.install("uv")
+    (built,) = (ROOT / "dist").glob("*.whl")
+    wanted = [f"{built}[cli,testing]", "--group", f"{ROOT / 'pyproject.toml'}:tests"]
+    session.run("uv", "pip", "install", "--resolution", "lowest-direct", *wanted)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
 @nox.session(requires=["wheel"])
 def coverage(session: nox.Session) -> None:
     """Measure branch coverage, child processes included."""
