@@ -39,7 +39,7 @@ FOREIGN: dict[str, set[str]] = {
     "types": {"attrs"},
     "config": {"attrs"},
     "_sansio": {"attrs", "cattrs"},
-    "_io": {"attrs", "anyio", "httpx", "httpcore", "trio"},
+    "_io": {"attrs", "anyio", "httpx", "httpcore", "socksio", "trio"},
     "execution": {"attrs", "anyio"},
     "batch": {"attrs", "anyio"},
     "resources": {"attrs", "anyio"},

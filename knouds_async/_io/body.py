@@ -89,20 +89,24 @@ class _Gzip(_Plain):
         return piece
 
 
-async def read_body(response: httpx.Response, *, most: int = _MOST, into: io.BytesIO | None = None) -> bytes:
+async def read_body(
+    response: httpx.Response, *, most: int = _MOST, into: io.BytesIO | None = None, encoding: str | None = None
+) -> bytes:
     """Read and decode the body of a streamed response, at most `most` bytes of it once decoded.
 
     Memory stays below `most` and one small step, whatever the server sends. Raises `UnreadableBody` for a longer
     body, for any content-encoding but identity and a single gzip, and for a gzip stream that is damaged, cut off
     or followed by something; the response is closed then. httpx's transport errors and cancellation pass through.
-    `into`: collects the decoded body, and still holds what came of it when the rest did not.
+    `into`: collects the decoded body, and still holds what came of it when the rest did not. `encoding`: its
+    content-encoding, where that was read already.
     The time it takes is for the caller to bound (traps, "Hostile or odd answers").
     """
     if response.is_stream_consumed:
         return _already_read(response, most)
     chunks = response.aiter_raw()
     try:
-        body = collector(response.headers.get("content-encoding", ""), into or io.BytesIO(), most=most)
+        encoding = response.headers.get("content-encoding", "") if encoding is None else encoding
+        body = collector(encoding, into or io.BytesIO(), most=most)
         async for chunk in chunks:
             body.feed(chunk)
         return body.finish()

@@ -20,6 +20,7 @@ import attrs
 import httpx
 
 from knouds_async._io.http import own_client
+from knouds_async._io.slots import Slots
 from knouds_async._io.target_file import TargetFile
 from knouds_async._io.uninterrupted import in_thread
 from knouds_async._sansio import files
@@ -34,7 +35,7 @@ _STALLED: Final = 60.0
 _PROGRESS: Final = 64 * 1024
 _FRUITLESS: Final = 5  # attempts in a row that brought less than _PROGRESS
 _MOST_ATTEMPTS: Final = 100
-_CONNECTIONS: Final = 16
+_CONNECTIONS: Final = 16  # and so many files at once, the others wait in line
 _TIMEOUT: Final = httpx.Timeout(30.0, pool=120.0)
 
 
@@ -63,10 +64,21 @@ class Fetcher:
         self._http = http
         self._ssl_context = ssl_context
         self._own: httpx.AsyncClient | None = None
+        self._line = Slots(_CONNECTIONS)
 
     async def fetch(self, hosts: Hosts, wanted: Wanted, folder: Path, *, overwrite: bool) -> Path:
         """Fetch a file and give its path; DownloadError for what goes wrong. Cancelled or failed: nothing is left."""
         http = self._client(hosts, wanted)
+        if not self._line.take_now():
+            await self._line.take()
+        try:
+            return await self._saved(http, hosts, wanted, folder, overwrite=overwrite)
+        finally:
+            self._line.give_back()
+
+    async def _saved(
+        self, http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, folder: Path, *, overwrite: bool
+    ) -> Path:
         target = TargetFile(folder)
         try:
             with _written(wanted):

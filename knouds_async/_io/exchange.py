@@ -1,6 +1,6 @@
 """One attempt of a call over HTTP: it ends as answered, garbled, not sent, or sent and unanswered; it never raises.
 
-Rule of the file: requests with the key in them exist below it only, in `direct` and `through_httpx`. No HTTP object
+Rule of the file: requests with the key in them exist below it only, in `through_httpx`. No HTTP object
 leaves it: foreign errors become words, and a cancellation passes with its traceback cut, so that no frame of it shows
 a header.
 """
@@ -45,23 +45,17 @@ class Exchange:
         timeouts: Timeouts,
         agent: str,
         is_known: bool,
-        pool: httpx.AsyncBaseTransport | None = None,
         proxy: str | None = None,
+        is_lent: bool = True,
     ) -> None:
-        """Use `http`, or its transport, where it is a `pool` of ours, without what `http` would do to each request.
+        """Use `http`; `is_lent`: it is the caller's, and what it adds to requests is kept.
 
         `is_known`: whether the transport is one whose errors tell what was sent. `proxy`: its host, if there is one.
         """
         # HTTP is loaded with the first client, not with the package.
-        from knouds_async._io.direct import Direct
         from knouds_async._io.through_httpx import ThroughHttpx
-        from knouds_async._io.transport import PooledTransport
 
-        self._way = (
-            Direct(pool, base_url, key, timeouts, agent=agent)
-            if isinstance(pool, PooledTransport)
-            else ThroughHttpx(http, base_url, key, timeouts, agent=agent)
-        )
+        self._way = ThroughHttpx(http, base_url, key, timeouts, agent=agent, is_lent=is_lent)
         self._mask = Mask(key)
         self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
         self._timeouts = timeouts
@@ -73,6 +67,8 @@ class Exchange:
         Cancelled: the connection is closed; `trace` tells whether the request may have left.
         """
         limit = self.limit(call, total)
+        if self._way.is_closed:
+            return NotSent(f"the HTTP client is closed ({self._address})")
         error: Exception | None = None
         part = io.BytesIO()
         try:

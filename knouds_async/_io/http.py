@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import ssl
+from typing import Final
 
 import httpx
 
 import knouds_async._sansio.structure  # noqa: F401  (what reads answers is loaded before there are any)
 from knouds_async._io.environment import host_of_proxy, proxy_for, tls_context
 from knouds_async._io.exchange import Exchange
+from knouds_async._io.proxy import Proxy
 from knouds_async._io.transport import PooledTransport
 from knouds_async.config import Secret, Timeouts, __version__
 
@@ -40,8 +42,8 @@ class Http:
             timeouts=timeouts,
             agent=f"knouds-async/{__version__}",
             is_known=tells_what_was_sent(self._client),
-            pool=None if self._is_lent else pool_of(self._client),
             proxy=None if self._is_lent else host_of_proxy(base_url),
+            is_lent=self._is_lent,
         )
 
     async def aclose(self) -> None:
@@ -50,24 +52,36 @@ class Http:
             await self._client.aclose()
 
 
+class _NoCookies(httpx.Cookies):
+    """A jar that stays empty: the service's cookies are not ours to keep, and looking for some takes a while."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """Take none."""
+
+
+class _OwnClient(httpx.AsyncClient):
+    """httpx's client without cookies."""
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """An empty jar."""
+        return _NO_COOKIES
+
+    @cookies.setter
+    def cookies(self, cookies: object) -> None:
+        """Keep it empty."""
+
+
+_NO_COOKIES: Final = _NoCookies()
+
+
 def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections: int) -> httpx.AsyncClient:
-    """Build the client: our pool, or httpx's own transport where the environment names a proxy (`HTTPS_PROXY`)."""
-    proxy = proxy_for(base_url)
-    verify = ssl_context if ssl_context is not None else tls_context(base_url, proxy)
-    if proxy is None:
-        transport: httpx.AsyncBaseTransport = PooledTransport(ssl_context=verify, limit=connections)
-    else:
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        transport = httpx.AsyncHTTPTransport(
-            verify=verify or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), proxy=proxy, limits=limits, trust_env=False
-        )
-    return httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
-
-
-def pool_of(http: httpx.AsyncClient) -> PooledTransport | None:
-    """Give the pool below a client of our own; None where a proxy is in between."""
-    transport = getattr(http, "_transport", None)
-    return transport if isinstance(transport, PooledTransport) else None
+    """Build the client over our pool, through the proxy that the environment names (`HTTPS_PROXY`), if any."""
+    named = proxy_for(base_url)
+    verify = ssl_context if ssl_context is not None else tls_context(base_url, named)
+    proxy = None if named is None else Proxy.of(named)
+    transport = PooledTransport(ssl_context=verify, proxy=proxy, limit=connections)
+    return _OwnClient(transport=transport, trust_env=False, follow_redirects=False)
 
 
 def tells_what_was_sent(http: httpx.AsyncClient) -> bool:

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 
 from knouds_async._io.connection import Connection, Origin
-from knouds_async._io.slots import Slots
+from knouds_async._sansio.clock import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,58 +56,64 @@ class IdleConnections:
 
 
 class Pool:
-    """Slots and idle connections together: never more than `limit` connections, in use and idle, are open."""
+    """Connections in use and idle: while no more than `limit` are in use, no more than that are open."""
 
     def __init__(
         self, connect: Callable[[Origin], Connection], *, limit: int, keepalive_expiry: float, fresh_within: float
     ) -> None:
         """Start empty; `connect` prepares a new connection, times are in seconds."""
-        self.slots: Final = Slots(limit)
         self.idle: Final = IdleConnections()
+        self.in_use = 0
         self.is_closed = False
         self._connect = connect
+        self._limit = limit
         self._keepalive_expiry = keepalive_expiry
         self._fresh_within = fresh_within
 
-    def connection(self, origin: Origin, *, now: float, is_fresh: bool) -> Connection:
-        """Give the holder of a slot a connection: the one used last, if it is still good, or a new one."""
+    def take(self, origin: Origin, now: Reading, *, is_fresh: bool) -> Connection:
+        """Return a connection to use: the one used last, if it is still good, or a new one."""
         self._close_expired(now)
-        since = now - self._fresh_within if is_fresh else -float("inf")
-        while (found := self.idle.youngest(origin)) is not None and found.idle_since >= since:
+        longest = self._fresh_within if is_fresh else self._keepalive_expiry
+        while (found := self.idle.youngest(origin)) is not None and _idle(found, now) <= longest:
             self.idle.remove(found)
             if not found.is_dropped():
+                self.in_use += 1
                 return found
             found.close()
-        while self.slots.in_use + len(self.idle) > self.slots.limit and (oldest := self.idle.oldest()) is not None:
+        while self.in_use + len(self.idle) >= self._limit and (oldest := self.idle.oldest()) is not None:
             self._close(oldest)
-        return self._connect(origin)
+        connection = self._connect(origin)
+        self.in_use += 1
+        return connection
 
-    def give_back(self, connection: Connection, *, now: float) -> None:
-        """Take back a slot and its connection, to be used again if both sides agree."""
-        self.slots.give_back()
-        if self.is_closed or not connection.is_idle():
+    def give_back(self, connection: Connection, now: Reading) -> None:
+        """Take back a connection, to be used again if both sides agree."""
+        self.in_use -= 1
+        if connection.rest(now) and not self.is_closed:
+            self.idle.put(connection)
+        else:
             connection.close()
-            return
-        connection.idle_since = now
-        self.idle.put(connection)
 
-    def discard(self, connection: Connection | None) -> None:
-        """Take back a slot, and close its connection."""
-        self.slots.give_back()
-        if connection is not None:
-            connection.close()
+    def discard(self, connection: Connection) -> None:
+        """Take back a connection, and close it."""
+        self.in_use -= 1
+        connection.close()
 
     def close(self) -> None:
-        """Close the idle connections, send those who wait away, and close what comes back from now on."""
+        """Close the idle connections, and what comes back from now on."""
         self.is_closed = True
-        self.slots.dismiss()
         while (oldest := self.idle.oldest()) is not None:
             self._close(oldest)
 
-    def _close_expired(self, now: float) -> None:
-        while (oldest := self.idle.oldest()) is not None and now - oldest.idle_since > self._keepalive_expiry:
+    def _close_expired(self, now: Reading) -> None:
+        while (oldest := self.idle.oldest()) is not None and _idle(oldest, now) > self._keepalive_expiry:
             self._close(oldest)
 
     def _close(self, connection: Connection) -> None:
         self.idle.remove(connection)
         connection.close()
+
+
+def _idle(connection: Connection, now: Reading) -> float:
+    """Return for how many seconds a connection has been idle, by the clock that saw the most of them."""
+    return now.since(connection.idle_since) if connection.idle_since is not None else 0.0

@@ -6,13 +6,14 @@ Rule of the file: in doubt it was sent. Only that keeps a paid run from being su
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 __all__ = ["SentTrace"]
 
 _SENDING: Final = ("http11.", "http2.")
-_BEFORE_SENDING: Final = ("pool.wait.started", "connection.")
+_HEAD: Final = ("http11.send_request_headers.started", "http2.send_request_headers.started")
+_BEFORE_SENDING: Final = ("pool.wait.started", "connection.", "proxy.", "socks.")
 
 
 @functools.cache
@@ -33,36 +34,47 @@ def _failed_before_sending() -> frozenset[type[Exception]]:
 class SentTrace:
     """Watches one attempt at a request: put it in the request's `extensions["trace"]`, one for each attempt.
 
-    `before_first_byte` is called when the first byte is about to leave; what it raises keeps all of them from leaving.
+    `before_first_byte`: called when the request is about to leave. Where it raises, nothing leaves, then or later.
     """
 
-    __slots__ = ("_before_first_byte", "_has_begun_sending", "_is_refused", "_last_event")
+    __slots__ = ("_before_first_byte", "_has_begun_sending", "_is_connecting", "_last_event", "_refusal")
 
     def __init__(self, before_first_byte: Callable[[], None] | None = None) -> None:
         """Start with nothing seen."""
         self._before_first_byte = before_first_byte
         self._last_event = ""
+        self._is_connecting = False  # a proxy is asked to CONNECT, by a request of its own
         self._has_begun_sending = False
-        self._is_refused = False
+        self._refusal: BaseException | None = None
 
-    async def __call__(self, event: str, details: object) -> None:  # noqa: ARG002  (httpcore gives both)
-        """Note an event; never waits."""
-        if self._has_begun_sending or self._is_refused:  # httpcore goes on with events of closing
+    async def __call__(self, event: str, details: object) -> None:
+        """Note an event; never waits. Raises what `before_first_byte` raises."""
+        if self._has_begun_sending:
             return
-        self._last_event = event
-        if event.startswith(_SENDING):
+        if not event.startswith(_SENDING):
+            self._last_event = event
+            return
+        if event in _HEAD:
+            self._is_connecting = _method(details) == b"CONNECT"
+        if not (self._is_connecting and event.startswith("http11.")):  # no proxy is asked over HTTP/2
+            self._begin(event)
+
+    def _begin(self, event: str) -> None:
+        """Count the request as sent, for good, unless it must not be: httpcore tells the end of that one too."""
+        if self._refusal is None:
             self.check()
-            # For good: a proxy's CONNECT is "sent" like any request, and connection events follow it.
             self._has_begun_sending = True
+        elif event.endswith(".started") and not event.endswith("response_closed.started"):
+            raise self._refusal
 
     def check(self) -> None:
-        """Ask whether the first byte may leave, and raise what keeps it from leaving."""
+        """Ask whether the first byte may leave, and raise what keeps all of them from leaving."""
         if self._before_first_byte is None:
             return
         try:
             self._before_first_byte()
-        except BaseException:
-            self._is_refused = True
+        except BaseException as refusal:
+            self._refusal = refusal
             raise
 
     def may_have_been_sent(self, error: Exception | None, *, transport_is_known: bool) -> bool:
@@ -72,10 +84,13 @@ class SentTrace:
         `ConnectTimeout` for nothing but a connection that could not be made. That counts when no event was seen,
         as with mocks, which replace the code that would have fired them.
         """
-        if self._is_refused:
-            return False
         if self._has_begun_sending:
             return True
-        if self._last_event.startswith(_BEFORE_SENDING):
+        if self._refusal is not None or self._is_connecting or self._last_event.startswith(_BEFORE_SENDING):
             return False
         return not (transport_is_known and error is not None and type(error) in _failed_before_sending())
+
+
+def _method(details: object) -> object:
+    """Return the method of the request that an event is of."""
+    return getattr(details.get("request"), "method", None) if isinstance(details, Mapping) else None

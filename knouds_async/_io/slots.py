@@ -52,9 +52,3 @@ class Slots:
             self._queue.popitem(last=False)[0].set()
         else:
             self.in_use -= 1
-
-    def dismiss(self) -> None:
-        """Let everyone in line through at once, to find that the pool is closed."""
-        while self._queue:
-            self.in_use += 1
-            self._queue.popitem(last=False)[0].set()

@@ -1,41 +1,51 @@
-"""The way of a call through an httpx client: the caller's own, or ours behind a proxy.
+"""The one way of a call: `httpx.AsyncClient.send`, of our own client or of the caller's.
 
-Rule of the file: what such a client adds to requests by itself (default headers, cookies, auth) is its owner's wish;
-path and key, and where the key goes, are ours.
+Rule of the file: what a caller's client adds to requests by itself (default headers, cookies, auth) is its owner's
+wish; path and key, and where the key goes, are ours.
 """
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Final
 
 import httpx
 
 from knouds_async._io.body import CutBody, read_body
 from knouds_async._io.sent import SentTrace
+from knouds_async._io.transport import Whole
 from knouds_async._sansio import headers
 from knouds_async._sansio.calls import Call
 from knouds_async.config import Secret, Timeouts
+
+_READ: Final = {name.encode(): name for name in headers.READ}
+_ADDRESSES: Final = 1024  # a URL is looked at again and again while its run lasts, and costs much to parse
 
 
 class HttpxReply:
     """An answer whose body is still to be read and closed."""
 
     def __init__(self, response: httpx.Response) -> None:
-        """Wrap it."""
+        """Read the headers once; a repeated header's values are joined by commas."""
         self._response = response
         self.status = response.status_code
+        self._headers: dict[bytes, bytes] = {}
+        for raw_name, value in response.headers.raw:
+            name = raw_name.lower()
+            self._headers[name] = b"%b, %b" % (self._headers[name], value) if name in self._headers else value
 
     def headers(self) -> Mapping[str, str]:
-        """Give the headers that this library reads, as they came."""
-        found = {name: self._response.headers.get(name) for name in headers.READ}
-        return {name: value for name, value in found.items() if value is not None}
+        """Return the headers that this library reads, as they came."""
+        found = {name: self._headers.get(raw) for raw, name in _READ.items()}
+        return {name: value.decode("latin-1") for name, value in found.items() if value is not None}
 
     async def read(self, into: io.BytesIO) -> bytes:
         """Read the body; UnreadableBody or CutBody for what goes wrong. `into` holds what came."""
+        encoding = self._headers.get(b"content-encoding", b"").decode("latin-1")
         try:
-            return await read_body(self._response, into=into)
+            return await read_body(self._response, encoding=encoding, into=into)
         except httpx.TransportError as cut:
             raise CutBody(cut) from None
 
@@ -45,38 +55,90 @@ class HttpxReply:
 
 
 class ThroughHttpx:
-    """Sends calls to one base URL with one key."""
+    """Sends calls to one base URL with one key; `is_lent`: through the caller's client."""
 
-    def __init__(self, http: httpx.AsyncClient, base_url: str, key: Secret, timeouts: Timeouts, *, agent: str) -> None:
-        """Use `http` as it is."""
+    def __init__(
+        self, http: httpx.AsyncClient, base_url: str, key: Secret, timeouts: Timeouts, *, agent: str, is_lent: bool
+    ) -> None:
+        """Prepare what is the same in every request."""
         self._http = http
         self._base_url = base_url
-        self._origin = _origin(httpx.URL(base_url))
         self._key = key
-        self._timeouts = timeouts
-        self._headers = {"accept": "application/json", "accept-encoding": "gzip", "user-agent": agent}
+        self._origin = _origin(httpx.URL(base_url))
+        self._is_lent = is_lent
+        self._url = functools.lru_cache(maxsize=_ADDRESSES)(lambda path: httpx.URL(base_url + path))
+        self._host = (b"Host", httpx.URL(base_url).netloc)
+        self._headers = [
+            (b"Accept", b"application/json"),
+            (b"Accept-Encoding", b"gzip"),
+            (b"User-Agent", agent.encode("ascii")),
+        ]
+        self._timeouts = {name: getattr(timeouts, name) for name in ("connect", "read", "write", "pool")}
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client would refuse to send anything."""
+        return bool(getattr(self._http, "is_closed", False))
 
     async def send(self, call: Call[Any], trace: SentTrace, limit: float) -> HttpxReply:
-        """Send a call and give its answer; raises what the client raises."""
-        request = self._request(call, trace, limit)
-        return HttpxReply(await self._http.send(request, stream=True, follow_redirects=False))
+        """Send a call and return its answer; raises what the client raises."""
+        request = self._lent(call) if self._is_lent else self._own(call)
+        is_paid, wait = call.pays_for is not None, self._timeouts
+        if is_paid:  # it may take as long as it is allowed to in all
+            wait = {**wait, "read": max(wait["read"], limit), "pool": max(wait["pool"], limit)}
+        request.extensions = {"timeout": wait, "trace": trace, "knouds.fresh": is_paid}
+        auth = _KeyAuth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)
+        return HttpxReply(await self._http.send(request, stream=True, auth=auth, follow_redirects=False))
 
-    def _request(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Request:
-        wait = self._timeouts
-        is_paid = call.pays_for is not None
-        read, pool = (max(wait.read, limit), max(wait.pool, limit)) if is_paid else (wait.read, wait.pool)
-        request = self._http.build_request(
-            call.method,
-            self._base_url + call.path,
-            content=call.body,
-            headers=self._headers if call.body is None else {**self._headers, "content-type": "application/json"},
-            timeout=httpx.Timeout(connect=wait.connect, read=read, write=wait.write, pool=pool),
-            extensions={"trace": trace, "knouds.fresh": is_paid},
-        )
-        request.url = httpx.URL(self._base_url + call.path)  # a caller's client may have default parameters
-        if call.keyed and _origin(request.url) == self._origin:
-            request.headers["x-api-key"] = self._key.reveal()
+    def _own(self, call: Call[Any]) -> httpx.Request:
+        """Build a request without what httpx would work out anew for each."""
+        lines = [self._host, *self._added(call)]
+        if call.body is not None or call.method in ("POST", "PUT"):
+            lines.append((b"Content-Length", b"%d" % len(call.body or b"")))
+        request = httpx.Request(call.method, self._url(call.path), headers=lines, stream=Whole(call.body or b""))
+        request.read()  # so that whoever looks at the request finds its body
         return request
+
+    def _lent(self, call: Call[Any]) -> httpx.Request:
+        """Build a request with what the caller's client adds."""
+        url = self._url(call.path)
+        request = self._http.build_request(call.method, url, content=call.body, headers=self._added(call))
+        request.url = url  # the client may have default parameters
+        if call.body is not None:
+            request.stream = Whole(call.body)
+        return request
+
+    def _added(self, call: Call[Any]) -> list[tuple[bytes, bytes]]:
+        return self._headers if call.body is None else [*self._headers, (b"Content-Type", b"application/json")]
+
+
+class _KeyAuth(httpx.Auth):
+    """Adds the key to what goes to the base URL's origin, and what the caller's own client adds."""
+
+    def __init__(
+        self, key: Secret, origin: tuple[str, str, int | None], lent: httpx.Auth | None, *, is_keyed: bool
+    ) -> None:
+        self._key = key
+        self._origin = origin
+        self._lent = lent
+        self._is_keyed = is_keyed
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """Add the key, whichever tool or hook has the request next."""
+        if self._is_keyed and _origin(request.url) == self._origin:
+            request.headers["x-api-key"] = self._key.reveal()
+        if self._lent is None:
+            yield request
+            return
+        flow = self._lent.async_auth_flow(request)
+        try:
+            sent = await anext(flow, None)
+            while sent is not None:
+                sent = await flow.asend((yield sent))
+        except StopAsyncIteration:
+            return
+        finally:
+            await flow.aclose()
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

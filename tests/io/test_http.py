@@ -1,9 +1,10 @@
-"""The HTTP client: our own pool, httpx's transport behind a proxy, the caller's as it is."""
+"""The HTTP client: our own pool, straight or behind a proxy, the caller's as it is."""
 
 from __future__ import annotations
 
 import ssl
 
+import httpcore
 import httpx
 import pytest
 
@@ -21,18 +22,32 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def transport_for(url: str, context: ssl.SSLContext | None = None) -> httpx.AsyncBaseTransport:
+def transport_for(url: str, context: ssl.SSLContext | None = None) -> PooledTransport:
     """Give the transport of our client for a base URL."""
-    return own_client(url, ssl_context=context, connections=7)._transport
+    transport = own_client(url, ssl_context=context, connections=7)._transport
+    assert isinstance(transport, PooledTransport)
+    return transport
+
+
+def is_proxied(url: str) -> bool:
+    """Tell whether our client goes through a proxy to a base URL."""
+    return transport_for(url)._pool._proxied_by is not None
 
 
 def test_without_a_proxy_it_is_our_pool() -> None:
     """The pool of our own is used, with the caller's TLS context."""
-    assert isinstance(transport_for("https://knouds.ai", ssl.create_default_context()), PooledTransport)
+    assert transport_for("https://knouds.ai", ssl.create_default_context())._pool._proxied_by is None
+
+
+def test_httpx_still_keeps_its_pool_where_ours_is_put() -> None:
+    """The one private name of httpx that our transport fills: `AsyncHTTPTransport` asks it for every request."""
+    assert isinstance(httpx.AsyncHTTPTransport()._pool, httpcore.AsyncConnectionPool)
+    assert isinstance(transport_for("https://knouds.ai")._pool, httpcore.AsyncConnectionPool)
+    assert PooledTransport.handle_async_request is httpx.AsyncHTTPTransport.handle_async_request
 
 
 @pytest.mark.parametrize(
-    ("variable", "url", "is_proxied"),
+    ("variable", "url", "expected"),
     [
         ("HTTPS_PROXY", "https://knouds.ai", True),
         ("https_proxy", "https://knouds.ai", True),
@@ -43,18 +58,18 @@ def test_without_a_proxy_it_is_our_pool() -> None:
     ],
 )
 def test_a_proxy_of_the_environment_is_used(
-    monkeypatch: pytest.MonkeyPatch, variable: str, url: str, is_proxied: bool
+    monkeypatch: pytest.MonkeyPatch, variable: str, url: str, expected: bool
 ) -> None:
-    """With a proxy for the scheme, httpx's own transport is used; the loopback is never proxied."""
+    """With a proxy for the scheme it is gone through; the loopback is never proxied."""
     monkeypatch.setenv(variable, "http://proxy.test:3128")
-    assert isinstance(transport_for(url), httpx.AsyncHTTPTransport) is is_proxied
+    assert is_proxied(url) is expected
 
 
 def test_no_proxy_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that $NO_PROXY names is reached directly."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
     monkeypatch.setenv("NO_PROXY", "knouds.ai")
-    assert isinstance(transport_for("https://knouds.ai"), PooledTransport)
+    assert not is_proxied("https://knouds.ai")
 
 
 def test_redirects_and_the_environment_are_off() -> None:
