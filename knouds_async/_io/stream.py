@@ -82,10 +82,11 @@ class Stream(httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write all of it; httpcore.WriteTimeout when that takes longer than `timeout` seconds."""
+        if not buffer:
+            return
         try:
             with anyio.CancelScope(deadline=anyio.current_time() + (math.inf if timeout is None else timeout)) as scope:
-                if buffer:
-                    await self._stream.send(buffer)
+                await self._stream.send(buffer)
         except (anyio.EndOfStream, *_BROKEN) as error:  # the end: of TLS, told while we were sending
             raise httpcore.WriteError(str(error)) from error
         if scope.cancelled_caught:

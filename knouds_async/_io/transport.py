@@ -8,8 +8,8 @@ one synchronous step.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio.lowlevel
 import httpcore
@@ -101,8 +101,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
 class _HeldBody:
     """A response's body, which holds its connection until it is closed or breaks."""
 
-    def __init__(self, stream: object, connection: Connection, pool: Pool) -> None:
-        assert isinstance(stream, AsyncIterable)  # noqa: S101  (for the type checker)
+    def __init__(self, stream: Any, connection: Connection, pool: Pool) -> None:
         self._stream = stream
         self._chunks: AsyncIterator[bytes] = aiter(stream)
         self._connection = connection

@@ -1,0 +1,119 @@
+"""Small HTTP and SOCKS 5 proxies on the loopback, which lead to one port whatever host they are asked for."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import anyio
+import anyio.abc
+
+GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+Play = Callable[["Proxy", anyio.abc.SocketStream], Awaitable[None]]
+
+
+class Proxy:
+    """A proxy that serves: `asked` lists the targets; a `refusal` is what it answers instead of connecting on."""
+
+    def __init__(self, scheme: str, port: int, upstream: int, *, user: str | None) -> None:
+        login = "" if user is None else f"{user}@"
+        self.url = f"{scheme}://{login}127.0.0.1:{port}"
+        self.upstream = upstream
+        self.user = user
+        self.asked: list[str] = []
+        self.refusal: bytes | None = None
+        self.hangs_up = True
+        self.open = 0
+
+    async def refuse(self, stream: anyio.abc.SocketStream) -> None:
+        """Answer the refusal, and hang up or fall silent."""
+        await stream.send(self.refusal or b"")
+        while not self.hangs_up:
+            await stream.receive()
+
+    async def lead_on(self, stream: anyio.abc.SocketStream, said: bytes, *, begin: bytes) -> None:
+        """Connect on, say so, and pass everything both ways."""
+        async with await anyio.connect_tcp("127.0.0.1", self.upstream) as there, anyio.create_task_group() as tasks:
+            with contextlib.suppress(*GONE):
+                await stream.send(said)
+                await there.send(begin)
+            tasks.start_soon(copy, stream, there, tasks.cancel_scope)
+            tasks.start_soon(copy, there, stream, tasks.cancel_scope)
+
+
+async def copy(source: anyio.abc.ByteStream, to: anyio.abc.ByteStream, scope: anyio.CancelScope) -> None:
+    """Pass on what comes; cancel the scope when it ends."""
+    with contextlib.suppress(*GONE):
+        while True:
+            await to.send(await source.receive())
+    scope.cancel()
+
+
+async def speak_http(proxy: Proxy, stream: anyio.abc.SocketStream) -> None:
+    """Be an HTTP proxy for one connection."""
+    seen = b""
+    while b"\r\n\r\n" not in seen:
+        seen += await stream.receive()
+    head = seen.decode("latin-1")
+    proxy.asked.append(head.split()[1])
+    if proxy.user is not None and base64.b64encode(proxy.user.encode()).decode() not in head:
+        await stream.send(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+    elif proxy.refusal is not None:
+        await proxy.refuse(stream)
+    elif head.startswith("CONNECT "):
+        await proxy.lead_on(stream, b"HTTP/1.1 200 Connection established\r\n\r\n", begin=b"")
+    else:
+        await proxy.lead_on(stream, b"", begin=seen)
+
+
+async def speak_socks(proxy: Proxy, stream: anyio.abc.SocketStream) -> None:
+    """Be a SOCKS 5 proxy for one connection, which says everything in small pieces."""
+    methods = await stream.receive()
+    if proxy.user is None:
+        await say_slowly(stream, b"\5\0")
+    elif 2 not in methods[2:]:
+        return await stream.send(b"\5\xff")
+    else:
+        await say_slowly(stream, b"\5\2")
+        told = await stream.receive()
+        name, _, password = proxy.user.partition(":")
+        is_known = told[2:].startswith(name.encode()) and told.endswith(password.encode())
+        await say_slowly(stream, b"\1\0" if is_known else b"\1\1")
+    target = await stream.receive()
+    proxy.asked.append(target[5:-2].decode("latin-1"))
+    if proxy.refusal is not None:
+        return await proxy.refuse(stream)
+    await say_slowly(stream, b"\5\0\0\3\4name")
+    return await proxy.lead_on(stream, b"\0\0", begin=b"")
+
+
+async def say_slowly(stream: anyio.abc.SocketStream, answer: bytes) -> None:
+    """Send byte by byte."""
+    for at in range(len(answer)):
+        await stream.send(answer[at : at + 1])
+
+
+SPEAK: dict[str, Play] = {"http": speak_http, "socks5": speak_socks}
+
+
+@contextlib.asynccontextmanager
+async def proxying(scheme: str, upstream: int, *, user: str | None = None) -> AsyncGenerator[Proxy]:
+    """Serve a proxy on a free port of the loopback until the block ends; `user`: as in a URL, name and password."""
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port: int = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610  (not Django's)
+    proxy = Proxy(scheme, port, upstream, user=user)
+
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        proxy.open += 1
+        try:
+            async with stream:
+                with contextlib.suppress(*GONE):
+                    await SPEAK[scheme](proxy, stream)
+        finally:
+            proxy.open -= 1
+
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        yield proxy
+        tasks.cancel_scope.cancel()
