@@ -5,7 +5,6 @@ Rule of the file: what cannot be used is a ConfigurationError that names the var
 
 from __future__ import annotations
 
-import re
 import ssl
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from knouds_async import config
+from knouds_async._io.proxy import Proxy
 from knouds_async._sansio import proxies
 from knouds_async.errors import ConfigurationError
 
@@ -39,8 +39,7 @@ def proxy_for(url: str) -> str | None:
 
 def host_of_proxy(url: str) -> str | None:
     """Return host and port of the proxy for a URL, and nothing else of it: the rest may hold a password."""
-    address = (proxy_for(url) or "").partition("://")[2].rpartition("@")[2]
-    return re.split("[/?#]", address)[0] or None
+    return None if (named := proxy_for(url)) is None else Proxy.of(named).name
 
 
 def tls_context(url: str, proxy: str | None) -> ssl.SSLContext | None:

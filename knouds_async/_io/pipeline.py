@@ -28,7 +28,7 @@ from knouds_async._io.uninterrupted import CutShort, Finished, uninterrupted
 from knouds_async._io.witness import Witness, refuse_stale, tell
 from knouds_async._sansio import calls, headers, replies, retry
 from knouds_async._sansio.calls import Call, Patience
-from knouds_async._sansio.clock import Moment, Reading
+from knouds_async._sansio.clock import UNDATED, Moment, Reading
 from knouds_async._sansio.given import Given
 from knouds_async._sansio.reconcile import LostSubmit, RecentRuns
 from knouds_async._sansio.replies import Answer
@@ -99,8 +99,8 @@ class Pipeline:
                 await anyio.lowlevel.checkpoint_if_cancelled()
             turn = await self._turn(call, total, at_head=at_head)
             attempts, began = attempts + 1, anyio.current_time()
-            sent = read_clocks(began)
-            since = self.time.moment(sent)
+            sent = read_clocks(began) if call.pays_for is not None or self.time.is_due(began) else None
+            since = UNDATED if sent is None else self.time.moment(sent)
             sent_at = datetime.fromtimestamp(since.middle, UTC)
             finished = await self._finish(call, turn, sent_at, terms)
             ended = anyio.current_time()
@@ -250,13 +250,14 @@ class Pipeline:
             self._limiter.lost(call.route, ticket)
 
     def _decide(
-        self, call: Call[T], outcome: Outcome, so_far: SoFar, sent: Reading, terms: _Terms
+        self, call: Call[T], outcome: Outcome, so_far: SoFar, sent: Reading | None, terms: _Terms
     ) -> Done[T] | Again | Requeue | Fail:
         """Decide what follows an attempt, and keep what it told of the service's clock."""
         decision = retry.decide(call, outcome, so_far, self._retries, roll=random.random())  # noqa: S311
         decision = self._given.checked(call, decision, so_far, getattr(terms.witness, "name", None))
-        self._hear(outcome, decision, sent)
-        self._remember(call, decision, sent, terms.total)
+        if sent is not None:
+            self._hear(outcome, decision, sent)
+            self._remember(call, decision, sent, terms.total)
         return decision
 
     def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:
@@ -266,6 +267,8 @@ class Pipeline:
 
     def _until(self, call: Call[Any], since: Moment, total: float | None) -> Moment:
         """Return a moment after which an attempt begins no run any more: a synchronous one may still be on its way."""
+        if call.pays_for is None:
+            return UNDATED
         until = self.time.moment()
         if call.patience is not Patience.RUN or until.latest is None or since.latest is None:
             return until

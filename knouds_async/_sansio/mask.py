@@ -12,7 +12,8 @@ from typing import Final
 from knouds_async.config import Secret
 
 _MASK: Final = "***"
-_SIGNS: Final = ("\\", "%", "&#")  # without one of these nothing is spelled in another way
+_SIGN: Final = re.compile(r"[\\%]|&#")  # without one of these nothing is spelled in another way
+_SIGN_IN_BYTES: Final = re.compile(rb"[\\%]|&#")
 
 
 class Mask:
@@ -27,7 +28,7 @@ class Mask:
 
     def text(self, text: str) -> str:
         """Give a text without the key."""
-        if any(sign in text for sign in _SIGNS):
+        if _SIGN.search(text) is not None:
             return self._prepared()[0].sub(_MASK, text)
         return text.replace(self._key.reveal(), _MASK)
 
@@ -35,7 +36,7 @@ class Mask:
         """Give a body without the key, in UTF-8: JSON may come in UTF-16 and UTF-32 as well."""
         if b"\0" in body[:4] or body[:2] in (b"\xff\xfe", b"\xfe\xff"):
             body = _in_utf8(body)
-        if any(sign.encode() in body for sign in _SIGNS):
+        if _SIGN_IN_BYTES.search(body) is not None:
             return self._prepared()[1].sub(_MASK.encode(), body)
         return body.replace(self._key.reveal().encode(), _MASK.encode())
 

@@ -17,7 +17,7 @@ import anyio
 from knouds_async import errors
 from knouds_async._io.witness import Decision
 from knouds_async._sansio import calls, validation
-from knouds_async._sansio.entries import Ended, Entry, Stage
+from knouds_async._sansio.entries import Ended, Entry, OwnerGone, Stage
 from knouds_async._sansio.retry import Done, Requeue
 from knouds_async.batch.books import Books
 from knouds_async.batch.endings import ending_of, outcome_of_entry, outcome_of_state
@@ -172,6 +172,8 @@ class Sender:
         except errors.ClientClosedError:
             raise
         except errors.KnoudsError as error:
+            if self._books.payer is not None:  # whoever else waits for this job, or the next batch, may try
+                await self._books.try_to_record(entry, OwnerGone())
             sent_at = None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
             return Unknown(job=asked.job, error=error.with_traceback(None), sent_at=sent_at, execution_id=execution.id)
         await self._books.record(entry, Ended(ending_of(state)))

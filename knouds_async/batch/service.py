@@ -17,7 +17,7 @@ from knouds_async.execution import Execution
 from knouds_async.types import SubmissionSearch, Target
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.frozen(eq=False, repr=False)
 class Service:
     """Send calls, get the handle of a run, search the usage rows, ask for time and quotas and whose key this is.
 
@@ -35,7 +35,7 @@ class Service:
     stats: Callable[[str], LimiterStats]
     longest: float
     one_go: set[Target] = attrs.field(factory=set)
-    _payer: Payer | None = None
+    _payers: list[Payer] = attrs.field(factory=list)  # the one, once it is known
 
     def expecting(self, seconds: float | None) -> Service:
         """Give the same service, whose runs should take so long."""
@@ -44,10 +44,10 @@ class Service:
 
     async def payer(self) -> Payer:
         """Return whose key this is, and of which service; asked once. A service that does not say leaves it open."""
-        if self._payer is None:
+        if not self._payers:
             try:
                 user = (await self.pipeline.send(calls.whoami())).id
             except (NotFoundError, PermissionDeniedError):
                 user = None
-            self._payer = Payer(user=user, base_url=self.base_url)
-        return self._payer
+            self._payers.append(Payer(user=user, base_url=self.base_url))
+        return self._payers[0]

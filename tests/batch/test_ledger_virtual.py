@@ -144,6 +144,27 @@ async def test_a_search_proves_nothing_of_a_later_submit(make_client: Any, emula
     assert len(emulator.runs) == 2
 
 
+async def test_a_run_that_nobody_can_look_at_keeps_no_other_batch_waiting(
+    make_client: Any, emulator: Emulator, path: Path
+) -> None:
+    """Two batches take two jobs in opposite order and each gives one up: both end, with both unknown."""
+    emulator.faults.add(faults.not_found(), route="GET /api/executions/:id")
+    found: list[list[Outcome]] = []
+
+    async def one(order: list[Job]) -> None:
+        ledger = InLoopLedger(path)
+        async with make_client(emulator).workflows.map(SLUG, order, ledger=ledger, max_in_flight=1) as outcomes:
+            found.append([outcome async for outcome in outcomes])
+        await ledger.aclose()
+
+    with anyio.fail_after(10_000):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one, jobs(2))
+            tasks.start_soon(one, jobs(2)[::-1])
+    assert [kinds(each) for each in found] == [{"Unknown": 2}] * 2
+    emulator.assert_charged_once()
+
+
 async def test_a_search_that_fails_leaves_it_unknown(knouds: Any, emulator: Emulator, ledger: Any) -> None:
     """When usage cannot be read the job stays unknown, and the batch goes on."""
     emulator.faults.add(faults.closed(), route=ROUTE, nth=1)

@@ -89,7 +89,7 @@ async def test_a_proxy_that_is_not_there_is_named_by_its_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The host and port of the proxy stand in the error, and neither its user nor its password."""
-    monkeypatch.setenv("HTTPS_PROXY", f"http://canary:canary@127.0.0.1:{closed_port}/?canary")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://canary:canary@127.0.0.1:{closed_port}")
     knouds = AsyncKnouds("knouds_live_x", base_url="https://knouds.example", retries=Retries(attempts=1))
     async with knouds:
         with pytest.raises(ConnectionFailedError, match=f"through the proxy 127.0.0.1:{closed_port}") as caught:
