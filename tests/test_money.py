@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
 
 from knouds_async import AsyncKnouds, Execution, KnoudsError, Retries, SubmissionUnknownError, Timeouts
 from knouds_async.testing import Emulator, Fault, Response, faults, serve
+from tests.io.proxies import proxying
 
 SLUG = "my-thumbnail-pipeline"
 RUN = "POST /api/workflows/:slug/run"
@@ -117,6 +119,31 @@ async def test_no_fault_of_a_real_connection_makes_a_submit_run_twice(fault: str
             books = await _all(knouds, 30)
         await anyio.sleep(0.05)
         books.balance(emulator)
+
+
+@pytest.mark.parametrize("fault", [name for name in ON_SUBMITS if name != "429 without headers"])
+@pytest.mark.parametrize("kind", ["http", "socks5"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_no_fault_behind_a_proxy_makes_a_submit_run_twice(
+    fault: str, kind: str, anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where a proxy of the environment stands in between, and refuses every other connection besides."""
+    pytest.importorskip("socksio")
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    emulator.faults.add(ON_SUBMITS[fault], route=RUN, probability=0.34)
+    patience = Timeouts(submit=0.5, total=0.5, connect=0.3)
+    async with serve(emulator) as url, proxying(kind, urlsplit(url).port or 0, refuses_every=2) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        async with AsyncKnouds(
+            emulator.api_key, base_url="http://knouds.test", allow_insecure_http=True, timeouts=patience
+        ) as knouds:
+            books = await _all(knouds, 30)
+        await anyio.sleep(0.05)
+        books.balance(emulator)
+    assert proxy.asked
+    if kind == "socks5" and "stalled" not in fault:  # refused tunnels were certainly not sent, and so tried again
+        assert books.known
 
 
 @pytest.mark.parametrize(

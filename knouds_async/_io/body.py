@@ -105,8 +105,8 @@ async def read_body(
         return _already_read(response, most)
     chunks = response.aiter_raw()
     try:
-        encoding = response.headers.get("content-encoding", "") if encoding is None else encoding
-        body = collector(encoding, into or io.BytesIO(), most=most)
+        told = response.headers.get("content-encoding", "") if encoding is None else encoding
+        body = collector(told, into or io.BytesIO(), most=most)
         async for chunk in chunks:
             body.feed(chunk)
         return body.finish()

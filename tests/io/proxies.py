@@ -5,18 +5,27 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
 
 GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+WHOLE_URL = (
+    b" http://knouds.test/",
+    b" /",
+)  # what a plain request to a proxy asks for, and what it asks the server for
+REFUSED = {
+    "http": b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+    "socks5": b"\5\4\0\1\0\0\0\0\0\0",
+}
 Play = Callable[["Proxy", anyio.abc.SocketStream], Awaitable[None]]
 
 
 class Proxy:
     """A proxy that serves: `asked` lists the targets; a `refusal` is what it answers instead of connecting on."""
 
-    def __init__(self, scheme: str, port: int, upstream: int, *, user: str | None) -> None:
+    def __init__(self, scheme: str, port: int, upstream: int, *, user: str | None, refuses_every: int) -> None:
         login = "" if user is None else f"{user}@"
         self.url = f"{scheme}://{login}127.0.0.1:{port}"
         self.upstream = upstream
@@ -24,11 +33,18 @@ class Proxy:
         self.asked: list[str] = []
         self.refusal: bytes | None = None
         self.hangs_up = True
+        self._refuses_every = refuses_every
         self.open = 0
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it refuses what it was asked last."""
+        turn = len(self.asked)
+        return self.refusal is not None or (self._refuses_every > 0 and turn % self._refuses_every == 0)
 
     async def refuse(self, stream: anyio.abc.SocketStream) -> None:
         """Answer the refusal, and hang up or fall silent."""
-        await stream.send(self.refusal or b"")
+        await stream.send(REFUSED[urlsplit(self.url).scheme] if self.refusal is None else self.refusal)
         while not self.hangs_up:
             await stream.receive()
 
@@ -37,7 +53,7 @@ class Proxy:
         async with await anyio.connect_tcp("127.0.0.1", self.upstream) as there, anyio.create_task_group() as tasks:
             with contextlib.suppress(*GONE):
                 await stream.send(said)
-                await there.send(begin)
+                await there.send(begin.replace(*WHOLE_URL))
             tasks.start_soon(copy, stream, there, tasks.cancel_scope)
             tasks.start_soon(copy, there, stream, tasks.cancel_scope)
 
@@ -46,7 +62,7 @@ async def copy(source: anyio.abc.ByteStream, to: anyio.abc.ByteStream, scope: an
     """Pass on what comes; cancel the scope when it ends."""
     with contextlib.suppress(*GONE):
         while True:
-            await to.send(await source.receive())
+            await to.send((await source.receive()).replace(*WHOLE_URL))
     scope.cancel()
 
 
@@ -59,7 +75,7 @@ async def speak_http(proxy: Proxy, stream: anyio.abc.SocketStream) -> None:
     proxy.asked.append(head.split()[1])
     if proxy.user is not None and base64.b64encode(proxy.user.encode()).decode() not in head:
         await stream.send(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
-    elif proxy.refusal is not None:
+    elif proxy.refuses:
         await proxy.refuse(stream)
     elif head.startswith("CONNECT "):
         await proxy.lead_on(stream, b"HTTP/1.1 200 Connection established\r\n\r\n", begin=b"")
@@ -82,7 +98,7 @@ async def speak_socks(proxy: Proxy, stream: anyio.abc.SocketStream) -> None:
         await say_slowly(stream, b"\1\0" if is_known else b"\1\1")
     target = await stream.receive()
     proxy.asked.append(target[5:-2].decode("latin-1"))
-    if proxy.refusal is not None:
+    if proxy.refuses:
         return await proxy.refuse(stream)
     await say_slowly(stream, b"\5\0\0\3\4name")
     return await proxy.lead_on(stream, b"\0\0", begin=b"")
@@ -98,11 +114,16 @@ SPEAK: dict[str, Play] = {"http": speak_http, "socks5": speak_socks}
 
 
 @contextlib.asynccontextmanager
-async def proxying(scheme: str, upstream: int, *, user: str | None = None) -> AsyncGenerator[Proxy]:
-    """Serve a proxy on a free port of the loopback until the block ends; `user`: as in a URL, name and password."""
+async def proxying(
+    scheme: str, upstream: int, *, user: str | None = None, refuses_every: int = 0
+) -> AsyncGenerator[Proxy]:
+    """Serve a proxy on a free port of the loopback until the block ends.
+
+    `user`: as in a URL, name and password. `refuses_every`: which connections it refuses, 2 for every other.
+    """
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port: int = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610  (not Django's)
-    proxy = Proxy(scheme, port, upstream, user=user)
+    proxy = Proxy(scheme, port, upstream, user=user, refuses_every=refuses_every)
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
         proxy.open += 1

@@ -17,7 +17,7 @@ import anyio.lowlevel
 import pytest
 from anyio.streams.tls import TLSListener
 
-from knouds_async import AsyncKnouds, Completed, ConnectionFailedError, Retries
+from knouds_async import AsyncKnouds, Completed, ConnectionFailedError, Outcome, Retries
 from knouds_async._sansio import calls
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import NotSent, Unanswered
@@ -293,7 +293,7 @@ async def test_a_batch_goes_on_when_the_proxy_lets_it_through_again(
     kind: str, refusal: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While tunnels are refused it pauses, and no job is unknown; each runs once in the end."""
-    emulator = Emulator(tier="enterprise", duration=0.01)
+    emulator, outcomes = Emulator(tier="enterprise", duration=0.01), list[Outcome]()
     context = ssl.create_default_context()
     AUTHORITY.configure_trust(context)
     async with serve(emulator) as url, in_tls(url) as port, proxying(kind, port) as proxy:
