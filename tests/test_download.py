@@ -48,10 +48,13 @@ class Host:
     has_ranges: bool = True
     minds_if_range: bool = True
     url: str = ""
+    go: anyio.Event | None = None
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Serve a file, or the rest of it, and drop the connection where told to."""
         self.asked.append(request)
+        if self.go is not None:
+            await self.go.wait()
         name = request.path.lstrip("/")
         if name in self.redirects:
             return web.Response(
@@ -513,3 +516,21 @@ async def test_saves_from_the_emulator_on_both_backends(anyio_backend: str, tmp_
         assert await fails(knouds.download((await execution).images[0], tmp_path, max_bytes=9, overwrite=True)) is (
             DownloadFault.TOO_LARGE
         )
+
+
+async def test_no_more_than_sixteen_files_are_fetched_at_once(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path
+) -> None:
+    """The others wait in line for as long as it takes, at no connection's cost; who leaves the line leaves nothing."""
+    host = await start_host(files={f"{number}.png": b"x" for number in range(40)})
+    host.go = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        for number in range(40):
+            tasks.start_soon(knouds.download, image(host, f"{number}.png"), tmp_path / f"{number}.png")
+        while len(host.asked) < 16:  # noqa: ASYNC110  (the host sets no event for it)
+            await anyio.sleep(0.001)
+        with anyio.move_on_after(0.05):
+            await knouds.download(image(host, "0.png"), tmp_path / "impatient.png")
+        assert len(host.asked) == 16
+        host.go.set()
+    assert names(tmp_path) == sorted(f"{number}.png" for number in range(40))

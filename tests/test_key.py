@@ -19,6 +19,7 @@ from knouds_async import (
     AsyncKnouds,
     AuthenticationError,
     ConfigurationError,
+    ConnectionFailedError,
     KnoudsError,
     Polling,
     Retries,
@@ -300,3 +301,43 @@ async def test_http_basic_errors_do_not_blame_the_run() -> None:
         await knouds.whoami()
     assert not caught.value.may_have_run
     assert not isinstance(caught.value, AuthenticationError)
+
+
+@pytest.mark.parametrize("auth", [httpx.BasicAuth("who", "word"), httpx.DigestAuth("who", "word")])
+async def test_the_auth_of_a_callers_client_goes_along_with_the_key(auth: httpx.Auth) -> None:
+    """What a gateway in between wants to know is its owner's wish, with as many requests as it takes."""
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if "authorization" not in request.headers:
+            challenge = 'Digest realm="r", nonce="n", qop="auth", algorithm=MD5'
+            return httpx.Response(401, headers={"www-authenticate": challenge})
+        return httpx.Response(200, json={"user": {"id": "u"}})
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(answer), auth=auth)
+    assert (await AsyncKnouds(CANARY, base_url=BASE, http_client=http).whoami()).id == "u"
+    assert "authorization" in seen[-1].headers
+    assert [request.headers["x-api-key"] for request in seen] == [CANARY] * len(seen)
+
+
+async def test_no_cookie_of_the_service_is_kept() -> None:
+    """Our own client takes none, from whatever answer."""
+    with respx.mock as router:
+        router.get(f"{BASE}/api/whoami").respond(200, json={"user": {"id": "u"}}, headers={"set-cookie": "a=b"})
+        async with AsyncKnouds(CANARY, base_url=BASE) as knouds:
+            await knouds.whoami()
+            await knouds.whoami()
+            assert not knouds._http._client.cookies
+        assert all("cookie" not in call.request.headers for call in router.calls)
+
+
+@pytest.mark.parametrize("is_lent", [True, False])
+async def test_a_client_that_is_closed_sends_nothing_for_certain(*, is_lent: bool) -> None:
+    """httpx refuses with a RuntimeError then, which by itself would prove nothing."""
+    http = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: httpx.Response(200))) if is_lent else None
+    knouds = AsyncKnouds(CANARY, base_url=BASE, http_client=http, retries=Retries(attempts=1))
+    await knouds._http._client.aclose()
+    with pytest.raises(ConnectionFailedError, match="closed") as caught:
+        await knouds.workflows.submit("a", {})
+    assert not caught.value.may_have_run
