@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
 import pytest
+from trio._core import _run as scheduler
 
 from knouds_async.testing.virtual_time import BACKENDS, virtual_backend
 from tests.scenarios import kinds
@@ -27,8 +30,23 @@ def happen(seed: int, chosen: frozenset[str], path: Path, kind: type[VirtualHist
         with installed(history.machine):
             return await history.run()
 
+    with deterministic(seed):
+        return anyio.run(run, backend=backend, backend_options=options)
+
+
+@contextmanager
+def deterministic(seed: int) -> Iterator[None]:
+    """Have the library's dice and trio's order of tasks be those of the seed."""
+    before = random.getstate(), scheduler._r.getstate()
     random.seed(seed)
-    return anyio.run(run, backend=backend, backend_options=options)
+    scheduler._r.seed(seed)
+    setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)  # noqa: B010  (trio has it for tests, and as final)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        scheduler._r.setstate(before[1])
+        setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", False)  # noqa: B010
 
 
 def happen_to_processes(seed: int, chosen: frozenset[str], path: Path) -> Ended:

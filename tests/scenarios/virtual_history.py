@@ -86,7 +86,7 @@ class VirtualHistory(History):
         can = [kind for kind in what.TO_PROCESSES if kind in self.kinds]
         for _ in range(self.dice.randint(0, 4) if can else 0):
             process, kind = self.dice.choice(processes), self.dice.choice(can)
-            process.gate.plan(self.dice.randint(1, 80), partial(self._befall, kind, process))
+            process.gate.plan(self.dice.randint(1, self.dice.choice((25, 80))), partial(self._befall, kind, process))
         for _ in range(self.dice.randint(0, 3)):
             await anyio.sleep(self.dice.choice((0.05, 0.2, 0.5, 2.0, 50.0)) * self.dice.random())
             if can:
