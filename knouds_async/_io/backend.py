@@ -20,22 +20,25 @@ _ADVICE: Final = (
 
 def spawn(
     work: Callable[[], Coroutine[Any, Any, None]],
-    context: contextvars.Context | None = None,
+    context: contextvars.Context,
     *,
     ended: Callable[[], object] | None = None,
 ) -> object:
-    """Start `work` in a task of its own; hold on to what is given back while it runs. `context`: else an empty one.
+    """Start `work` in a task of its own, in `context`; hold on to what is returned while it runs.
 
     An asyncio task or a trio system task: both outlive the caller and end with the loop. `work` must not raise.
+    The task is also created from within (a copy of) `context`: tracing tools read the context that creates a task.
     `ended` is called once an asyncio task is over: the end of the loop may keep it from its very first step.
     """
+    outside = context.copy()  # an eager task enters `context` itself while it is created
     if _in_trio():
         import trio
 
-        return trio.lowlevel.spawn_system_task(work, context=context)
+        return outside.run(lambda: trio.lowlevel.spawn_system_task(work, context=context))
     import asyncio  # whoever has a loop has loaded it
 
-    task = asyncio.get_running_loop().create_task(work(), context=context or contextvars.Context())
+    loop = asyncio.get_running_loop()
+    task = outside.run(lambda: loop.create_task(work(), context=context))
     if ended is not None:
         task.add_done_callback(lambda _: ended())
     return task

@@ -6,6 +6,7 @@ own; one look's trouble ends no other. When nobody waits, the task ends, and wha
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import random
 from collections import deque
@@ -76,9 +77,9 @@ class Looking:
         self._workers = 0
 
     def ensure_running(self) -> None:
-        """Start the task if there is none."""
+        """Start the task if there is none, in an empty context: it serves all who wait, and belongs to none of them."""
         if self._task is None:
-            self._task = spawn(self._run)
+            self._task = spawn(self._run, contextvars.Context())
 
     def stir(self) -> None:
         """Have the agenda asked again: something has changed."""

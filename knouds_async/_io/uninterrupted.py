@@ -7,6 +7,7 @@ else it would work on beside what cleans up after it. Design decision: traps, "C
 
 from __future__ import annotations
 
+import contextvars
 import math
 import threading
 from collections.abc import Awaitable, Callable
@@ -37,6 +38,7 @@ class CutShort(Exception):  # noqa: N818  (it never leaves `_io`)
 async def uninterrupted(work: Callable[[], Awaitable[T]]) -> Finished[T]:
     """Run `work` to its end, whatever happens to the caller; bounded by the work's own deadline.
 
+    It runs in a copy of the caller's context: traces, log fields and hooks find there what the caller has set.
     Only the end of the event loop, or a second KeyboardInterrupt, cuts it; `work` is then cancelled itself.
     """
     values: list[T] = []
@@ -51,7 +53,7 @@ async def uninterrupted(work: Callable[[], Awaitable[T]]) -> Finished[T]:
         finally:
             over.set()
 
-    task = spawn(run, ended=over.set)
+    task = spawn(run, contextvars.copy_context(), ended=over.set)
     cancellation: BaseException | None = None
     while not over.is_set():
         try:
