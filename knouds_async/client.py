@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import anyio
 
 from knouds_async import config
+from knouds_async._io import lent
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.shared_limiter import SharedLimiter
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import ssl
 
     import httpx
+    import httpx2  # type: ignore[import-not-found,unused-ignore]  # pyright: ignore[reportMissingImports]
 
 _CLOSING: Final = 5.0  # seconds that closing waits for submits under way
 
@@ -42,7 +44,8 @@ class AsyncKnouds:
     `api_key`: else `$KNOUDS_KEY`. `tier`: first guess of the rate limit (`"pro"`, `"business"`, `"enterprise"`,
     `"free"`, or an old scope), None to learn it. `base_url`: else `$KNOUDS_BASE_URL`, else https://knouds.ai.
     `limiter`: share one among clients of one account (`SharedLimiter`: among processes). `http_client`: your own
-    `httpx.AsyncClient`; it is used as it is and never closed here. `max_connections`: connections at once.
+    `httpx.AsyncClient` or `httpx2.AsyncClient`; it is used as it is and never closed here. `max_connections`:
+    connections at once, of a client of our own or of one that does not show its limit.
     `media_hosts`: where files of results may be downloaded from, by default the vendor's bucket (`*.example.com` is
     any host below). `durations`: what another client had learned (its `durations`), so that this one starts warm.
     Raises ConfigurationError, before any request.
@@ -60,7 +63,7 @@ class AsyncKnouds:
         retries: Retries | None = None,
         timeouts: Timeouts | None = None,
         limiter: Limiter | SharedLimiter | None = None,
-        http_client: httpx.AsyncClient | None = None,
+        http_client: httpx.AsyncClient | httpx2.AsyncClient | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_connections: int = 100,
         media_hosts: Iterable[str] | None = None,
@@ -77,15 +80,16 @@ class AsyncKnouds:
 
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
         key = config.api_key(given)
-        _check(tier, limiter, http_client, max_connections)
+        _check(tier, limiter, max_connections)
+        http = lent.checked(http_client)
         timeouts = config.option("timeouts", timeouts, Timeouts)
         retries = config.option("retries", retries, Retries)
         polling = config.option("polling", polling, Polling)
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
         self._learned = _learned(durations)
 
-        self._downloads = Downloads(media_hosts, url, Fetcher(http_client, ssl_context))
-        self._http = Http(http_client, url, ssl_context, max_connections)
+        self._downloads = Downloads(media_hosts, url, Fetcher(http, ssl_context))
+        self._http = Http(http, url, ssl_context, max_connections)
         exchange = self._http.exchange(url, key, timeouts)
         self._pipeline = Pipeline(exchange, self._limiter, retries, connections=self._http.connections)
         send, stats, server_time = self._pipeline.send, self._limiter.stats, self._limiter.server_time
@@ -193,15 +197,13 @@ class AsyncKnouds:
         await self.aclose()
 
 
-def _check(tier: str | None, limiter: object, http_client: object, max_connections: int) -> None:
+def _check(tier: str | None, limiter: object, max_connections: int) -> None:
     """Raise ConfigurationError for an argument that is none."""
     if not isinstance(max_connections, int) or max_connections < 1:
         raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
     config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
     if limiter is not None and not isinstance(limiter, (Limiter, SharedLimiter)):
         raise ConfigurationError(f"limiter={limiter!r:.80}: must be a Limiter or SharedLimiter; a tier is `tier=`")
-    if http_client is not None and not callable(getattr(http_client, "send", None)):
-        raise ConfigurationError(f"http_client={http_client!r:.80}: must be an httpx.AsyncClient")
 
 
 def _maps(

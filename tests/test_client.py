@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import pickle
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -243,6 +244,8 @@ def test_a_client_without_a_key_says_how_to_set_one(monkeypatch: pytest.MonkeyPa
         {"base_url": "http://knouds.ai"},
         {"limiter": "pro"},
         {"http_client": "https"},
+        {"http_client": object()},
+        {"http_client": httpx.AsyncClient},
         {"polling": 5},
         {"retries": 3},
         {"timeouts": 30},
@@ -252,8 +255,14 @@ def test_a_client_without_a_key_says_how_to_set_one(monkeypatch: pytest.MonkeyPa
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     """A bad option is named at construction."""
     value = str(next(iter(options.values())))
-    with pytest.raises(ConfigurationError, match=value):
+    with pytest.raises(ConfigurationError, match=re.escape(value)):
         AsyncKnouds("k", **options)
+
+
+def test_a_synchronous_client_is_refused() -> None:
+    """It has a `send`, too, and would block the event loop: the error says what to lend instead."""
+    with httpx.Client() as http, pytest.raises(ConfigurationError, match=r"synchronous.*lend an httpx\.AsyncClient"):
+        AsyncKnouds("k", http_client=http)  # type: ignore[arg-type,unused-ignore]  # pyright: ignore[reportArgumentType]
 
 
 def test_the_repr_shows_the_service_only() -> None:

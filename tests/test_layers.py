@@ -44,7 +44,7 @@ FOREIGN: dict[str, set[str]] = {
     "batch": {"attrs", "anyio"},
     "resources": {"attrs", "anyio"},
     "media": {"anyio"},
-    "client": {"anyio", "httpx"},
+    "client": {"anyio", "httpx", "httpx2"},
 }
 IMPURE = {
     "anyio", "asyncio", "concurrent", "httpcore", "httpx", "logging", "multiprocessing", "os", "random", "secrets",
@@ -132,14 +132,14 @@ def test_http_stays_below() -> None:
     users = {
         module
         for module, tree in MODULES.items()
-        if {top(name) for name in imports(tree)} & {"httpx", "httpcore"} and layer(module) != "_io"
+        if {top(name) for name in imports(tree)} & {"httpx", "httpx2", "httpcore"} and layer(module) != "_io"
     }
     naming = {"knouds_async.client", "knouds_async.testing.plugin"}
     assert users <= {"knouds_async.testing.transport", *naming}
     for tree in (MODULES[module] for module in naming):
         at_runtime = [node for node in tree.body if not isinstance(node, ast.If)]
         assert "httpx" in for_types_only(tree)
-        assert not any("httpx" in imports(node) for node in at_runtime)
+        assert not any({"httpx", "httpx2"} & imports(node) for node in at_runtime)
 
 
 def test_one_file_knows_asyncio_from_trio() -> None:

@@ -10,6 +10,8 @@ import io
 import zlib
 from typing import TYPE_CHECKING, Final
 
+from knouds_async._io.lent import errors
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -127,11 +129,9 @@ def collector(encoding: str, into: io.BytesIO, *, most: int = _MOST) -> _Plain:
 
 def _already_read(response: httpx.Response, most: int) -> bytes:
     """Give what an event hook or a mock has read before us."""
-    import httpx  # it is loaded with the first client, not with the package
-
     try:
         content = response.content
-    except httpx.ResponseNotRead:
+    except errors("ResponseNotRead"):
         raise UnreadableBody("was read by something else") from None
     if len(content) > most:
         raise UnreadableBody(f"is longer than {most} bytes")
@@ -143,8 +143,6 @@ async def _abandon(response: httpx.Response, chunks: AsyncIterator[bytes]) -> No
 
     Left to the garbage collector they would end in a ResourceWarning on trio.
     """
-    import httpx  # as above
-
     await response.aclose()
-    with contextlib.suppress(httpx.TransportError, httpx.StreamError):
+    with contextlib.suppress(*errors("TransportError", "StreamError")):
         await anext(chunks, None)

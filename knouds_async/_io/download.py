@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ import attrs
 import httpx
 
 from knouds_async._io.http import own_client
+from knouds_async._io.lent import errors, httpx_of
 from knouds_async._io.slots import Slots
 from knouds_async._io.target_file import TargetFile
 from knouds_async._io.uninterrupted import in_thread
@@ -92,7 +94,7 @@ class Fetcher:
             target.discard()
 
     def _client(self, hosts: Hosts, wanted: Wanted) -> httpx.AsyncClient:
-        url = _checked(hosts, wanted, None, wanted.media.url)  # before anything is made for it
+        url = _checked(hosts, wanted, httpx.URL, wanted.media.url)  # before anything is made for it
         if self._http is not None:
             return self._http
         if self._own is None:
@@ -111,7 +113,7 @@ async def _fetch(http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, target: 
         before = wanted.got
         try:
             seen = await _attempt(http, hosts, wanted, target)
-        except httpx.TransportError as error:
+        except errors("TransportError") as error:
             seen = Refused(DownloadFault.DROPPED, type(error).__name__, is_passing=True)
         if seen is None:
             return
@@ -126,11 +128,12 @@ async def _fetch(http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, target: 
 
 async def _attempt(http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, target: TargetFile) -> Refused | None:
     """Ask for the file, or for the rest of it, wherever redirects lead; None when it is whole."""
-    url = _checked(hosts, wanted, None, wanted.media.url)
+    own = httpx_of(http)
+    url = _checked(hosts, wanted, own.URL, wanted.media.url)
     for _ in range(files.MOST_REDIRECTS + 1):
         try:
-            response = await http.send(_request(url, wanted), stream=True, auth=None, follow_redirects=False)
-        except httpx.InvalidURL:  # httpx reads where a redirect leads also when it does not follow
+            response = await http.send(_request(own, url, wanted), stream=True, auth=None, follow_redirects=False)
+        except errors("InvalidURL"):  # httpx reads where a redirect leads also when it does not follow
             raise _error(wanted, DownloadFault.REFUSED_ADDRESS, "a redirect leads to what is not a URL") from None
         async with _closing(response) as chunks:
             seen = files.judge(
@@ -149,28 +152,32 @@ async def _attempt(http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, target
                         await _begin_anew(wanted, target)
                     return seen
                 case Elsewhere(location):
-                    url = _checked(hosts, wanted, url, location)
+                    url = _checked(hosts, wanted, url.join, location, is_redirect=True)
     return Refused(DownloadFault.REFUSED_ADDRESS, f"it leads through more than {files.MOST_REDIRECTS} redirects")
 
 
-def _checked(hosts: Hosts, wanted: Wanted, base: httpx.URL | None, address: str) -> httpx.URL:
-    """Give an address that may be fetched; the URL that is checked is the one that is sent to."""
+def _checked(
+    hosts: Hosts, wanted: Wanted, read: Callable[[str], httpx.URL], address: str, *, is_redirect: bool = False
+) -> httpx.URL:
+    """Give an address that may be fetched, as `read`; the URL that is checked is the one that is sent to."""
+    unreadable: tuple[type[Exception], ...] = (ValueError, *errors("InvalidURL"))
     try:
-        url = httpx.URL(address) if base is None else base.join(address)
+        url = read(address)
         refusal = hosts.refusal(url.scheme, url.host, url.port, has_user=bool(url.userinfo))
-    except (httpx.InvalidURL, ValueError):
+    except unreadable:
         raise _error(wanted, DownloadFault.REFUSED_ADDRESS, "its address is not a URL") from None
     if refusal is not None:
-        what = "its address" if base is None else f"a redirect leads to {url.host or 'nowhere'}, and that address"
+        what = f"a redirect leads to {url.host or 'nowhere'}, and that address" if is_redirect else "its address"
         raise _error(wanted, DownloadFault.REFUSED_ADDRESS, f"{what} was refused: {refusal}")
     return url
 
 
-def _request(url: httpx.URL, wanted: Wanted) -> httpx.Request:
+def _request(own: ModuleType, url: httpx.URL, wanted: Wanted) -> httpx.Request:
     """Build the request by itself: what a client would add, cookies and headers of its own, must not go there."""
     validator = wanted.start.validator if wanted.start is not None else None
     extensions = {"timeout": _TIMEOUT.as_dict()}
-    return httpx.Request("GET", url, headers=files.asked(wanted.got, validator), extensions=extensions)
+    request: httpx.Request = own.Request("GET", url, headers=files.asked(wanted.got, validator), extensions=extensions)
+    return request
 
 
 async def _take(chunks: AsyncIterator[bytes], start: Start, wanted: Wanted, target: TargetFile) -> Refused | None:
@@ -207,7 +214,7 @@ async def _piece(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool, Refused | N
                     return bytes(piece), True, None
                 piece += chunk
             return bytes(piece), False, None
-    except httpx.TransportError as error:
+    except errors("TransportError") as error:
         return bytes(piece), False, Refused(DownloadFault.DROPPED, type(error).__name__, is_passing=True)
     return bytes(piece), False, Refused(DownloadFault.DROPPED, "the host stalled", is_passing=True)
 
@@ -228,7 +235,7 @@ async def _closing(response: httpx.Response) -> AsyncGenerator[AsyncIterator[byt
         with anyio.CancelScope(shield=True):
             await response.aclose()
             # Left to the garbage collector, the generators that read it would end in a ResourceWarning on trio.
-            with contextlib.suppress(httpx.TransportError, httpx.StreamError):
+            with contextlib.suppress(*errors("TransportError", "StreamError")):
                 await anext(chunks, None)
 
 

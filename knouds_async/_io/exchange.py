@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from knouds_async._io import lent
+from knouds_async._io.apart import Apart
 from knouds_async._io.body import CutBody, UnreadableBody
 from knouds_async._io.causes import causes_of
 from knouds_async._io.sent import SentTrace
@@ -56,6 +58,8 @@ class Exchange:
         from knouds_async._io.through_httpx import ThroughHttpx
 
         self._way = ThroughHttpx(http, base_url, key, timeouts, agent=agent, is_lent=is_lent)
+        self._apart = Apart() if is_lent and lent.has_stock_pool(http) else None
+        self._is_aiohttp = is_lent and lent.is_aiohttp(http)
         self._mask = Mask(key)
         self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
         self._timeouts = timeouts
@@ -73,8 +77,8 @@ class Exchange:
         part = io.BytesIO()
         try:
             trace.check()  # also where the transport shows no events
-            with anyio.move_on_after(limit):
-                return await self._perform(call, trace, limit, part)
+            if (outcome := await self._bounded(call, trace, limit, part)) is not None:
+                return outcome
         except Exception as failure:  # noqa: BLE001  (a caller's own transport may raise anything)
             error = failure
         except BaseException as stop:  # noqa: BLE001  (raised again)
@@ -90,6 +94,14 @@ class Exchange:
         """Give the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
         limit = self.limit(call, total)
         return max(self._timeouts.pool, limit) if call.pays_for is not None else self._timeouts.pool
+
+    async def _bounded(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome | None:
+        """Perform it within `limit` seconds, None when they are over; a pool that no cancellation may reach is left."""
+        if self._apart is not None:
+            return await self._apart.run(lambda: self._perform(call, trace, limit, part), trace, limit)
+        with anyio.move_on_after(limit):
+            return await self._perform(call, trace, limit, part)
+        return None
 
     async def _perform(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         reply = await self._way.send(call, trace, limit)
@@ -112,6 +124,7 @@ class Exchange:
         """Tell from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
         may_have_left = trace.may_have_been_sent(error, transport_is_known=self._is_known)
+        may_have_left = may_have_left and not (self._is_aiohttp and lent.connect_failed(error))
         if may_have_left:
             return Unanswered(seen, self._part(part))
         return NotSent(f"{seen} ({self._address})", _UNTRUSTED if _is_untrusted(error) else None)

@@ -5,13 +5,13 @@ Rule of the file: redirects are never followed, HTTP/2 is off, no cookie or key 
 
 from __future__ import annotations
 
-import math
 import ssl
 from typing import Final
 
 import httpx
 
 import knouds_async._sansio.structure  # noqa: F401  (what reads answers is loaded before there are any)
+from knouds_async._io import lent
 from knouds_async._io.environment import host_of_proxy, proxy_for, tls_context
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.proxy import Proxy
@@ -22,16 +22,16 @@ from knouds_async.config import Secret, Timeouts, __version__
 class Http:
     """What the calls of one AsyncKnouds go through: an HTTP client of our own, or the caller's.
 
-    `connections`: how many calls may be on the way at once; what a caller's client does with more is its own affair.
+    `connections`: how many calls may be on the way at once: what a lent client allows, where that can be seen.
     """
 
     def __init__(
-        self, lent: httpx.AsyncClient | None, base_url: str, ssl_context: ssl.SSLContext | None, connections: int
+        self, http: httpx.AsyncClient | None, base_url: str, ssl_context: ssl.SSLContext | None, connections: int
     ) -> None:
-        """Use the client that is `lent`, or build one that suits."""
-        self._is_lent = lent is not None
-        self._client = own_client(base_url, ssl_context=ssl_context, connections=connections) if lent is None else lent
-        self.connections = connections if lent is None else math.inf
+        """Use the client that is lent, or build one that suits."""
+        self._is_lent = http is not None
+        self._client = own_client(base_url, ssl_context=ssl_context, connections=connections) if http is None else http
+        self.connections = connections if http is None else lent.connection_limit(http, connections)
 
     def exchange(self, base_url: str, key: Secret, timeouts: Timeouts) -> Exchange:
         """Make what sends calls through it, one attempt at a time."""
@@ -85,6 +85,5 @@ def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections
 
 
 def tells_what_was_sent(http: httpx.AsyncClient) -> bool:
-    """Tell whether the errors of a client's transport can be trusted: ours, or exactly httpx's own without mounts."""
-    transport = getattr(http, "_transport", None)
-    return type(transport) in (PooledTransport, httpx.AsyncHTTPTransport) and not getattr(http, "_mounts", None)
+    """Tell whether the errors of a client's transports can be trusted: ours, or exactly httpx's own."""
+    return type(getattr(http, "_transport", None)) is PooledTransport or lent.is_stock(http)

@@ -5,9 +5,10 @@ Rule of the file: in doubt it was sent. Only that keeps a paid run from being su
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NoReturn
+
+from knouds_async._io.lent import errors
 
 __all__ = ["SentTrace"]
 
@@ -16,31 +17,31 @@ _HEAD: Final = ("http11.send_request_headers.started", "http2.send_request_heade
 _BEFORE_SENDING: Final = ("pool.wait.started", "connection.", "proxy.", "socks.")
 
 
-@functools.cache
-def _failed_before_sending() -> frozenset[type[Exception]]:
-    import httpx  # it is loaded with the first client, not with the package
+_FAILED_BEFORE_SENDING: Final = (
+    "ConnectError",
+    "ConnectTimeout",
+    "PoolTimeout",
+    "UnsupportedProtocol",
+    "LocalProtocolError",
+)
 
-    return frozenset(
-        {
-            httpx.ConnectError,
-            httpx.ConnectTimeout,
-            httpx.PoolTimeout,
-            httpx.UnsupportedProtocol,
-            httpx.LocalProtocolError,
-        }
-    )
+
+class CallerLeft(Exception):  # noqa: N818  (it ends a task that nobody waits for)
+    """Nobody waits for the answer any more."""
 
 
 class SentTrace:
     """Watches one attempt at a request: put it in the request's `extensions["trace"]`, one for each attempt.
 
     `before_first_byte`: called when the request is about to leave. Where it raises, nothing leaves, then or later.
+    `is_withheld`: whether the request is still to be handed to a transport.
     """
 
-    __slots__ = ("_before_first_byte", "_has_begun_sending", "_is_connecting", "_last_event", "_refusal")
+    __slots__ = ("_before_first_byte", "_has_begun_sending", "_is_connecting", "_last_event", "_refusal", "is_withheld")
 
     def __init__(self, before_first_byte: Callable[[], None] | None = None) -> None:
         """Start with nothing seen."""
+        self.is_withheld = False
         self._before_first_byte = before_first_byte
         self._last_event = ""
         self._is_connecting = False  # a proxy is asked to CONNECT, by a request of its own
@@ -77,6 +78,15 @@ class SentTrace:
             self._refusal = refusal
             raise
 
+    @property
+    def has_begun_sending(self) -> bool:
+        """Whether it was seen to leave."""
+        return self._has_begun_sending
+
+    def withdraw(self) -> None:
+        """Let the request not leave any more, should it not have yet: CallerLeft is raised where it would."""
+        self._before_first_byte = _leave
+
     def may_have_been_sent(self, error: Exception | None, *, transport_is_known: bool) -> bool:
         """Say whether any byte of the request may have left; False is a proof that none has.
 
@@ -86,9 +96,18 @@ class SentTrace:
         """
         if self._has_begun_sending:
             return True
-        if self._refusal is not None or self._is_connecting or self._last_event.startswith(_BEFORE_SENDING):
+        if (
+            self.is_withheld
+            or self._refusal is not None
+            or self._is_connecting
+            or self._last_event.startswith(_BEFORE_SENDING)
+        ):
             return False
-        return not (transport_is_known and error is not None and type(error) in _failed_before_sending())
+        return not (transport_is_known and error is not None and type(error) in errors(*_FAILED_BEFORE_SENDING))
+
+
+def _leave() -> NoReturn:
+    raise CallerLeft
 
 
 def _method(details: object) -> object:

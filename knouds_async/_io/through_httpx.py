@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Final
 
 import httpx
 
 from knouds_async._io.body import CutBody, read_body
+from knouds_async._io.lent import errors, httpx_of
 from knouds_async._io.sent import SentTrace
 from knouds_async._io.transport import Whole
+from knouds_async._io.withheld import withheld
 from knouds_async._sansio import headers
 from knouds_async._sansio.calls import Call
 from knouds_async.config import Secret, Timeouts
 
 _READ: Final = {name.encode(): name for name in headers.READ}
+_OF_LIMIT: Final = 0.9
 _ADDRESSES: Final = 1024  # a URL is looked at again and again while its run lasts, and costs much to parse
 
 
@@ -46,7 +49,7 @@ class HttpxReply:
         encoding = self._headers.get(b"content-encoding", b"").decode("latin-1")
         try:
             return await read_body(self._response, encoding=encoding, into=into)
-        except httpx.TransportError as cut:
+        except errors("TransportError") as cut:
             raise CutBody(cut) from None
 
     async def aclose(self) -> None:
@@ -62,12 +65,14 @@ class ThroughHttpx:
     ) -> None:
         """Prepare what is the same in every request."""
         self._http = http
+        self._httpx = own = httpx_of(http)
         self._base_url = base_url
         self._key = key
-        self._origin = _origin(httpx.URL(base_url))
+        self._auth = _key_auth(own.Auth)
+        self._origin = _origin(own.URL(base_url))
         self._is_lent = is_lent
-        self._url = functools.lru_cache(maxsize=_ADDRESSES)(lambda path: httpx.URL(base_url + path))
-        self._host = (b"Host", httpx.URL(base_url).netloc)
+        self._url: Callable[[str], httpx.URL] = functools.lru_cache(_ADDRESSES)(lambda path: own.URL(base_url + path))
+        self._host = (b"Host", own.URL(base_url).netloc)
         self._headers = [
             (b"Accept", b"application/json"),
             (b"Accept-Encoding", b"gzip"),
@@ -85,9 +90,13 @@ class ThroughHttpx:
         request = self._lent(call) if self._is_lent else self._own(call)
         is_paid, wait = call.pays_for is not None, self._timeouts
         if is_paid:  # it may take as long as it is allowed to in all
-            wait = {**wait, "read": max(wait["read"], limit), "pool": max(wait["pool"], limit)}
+            wait = {**wait, "read": max(wait["read"], limit)}
+        if self._is_lent:  # a pool that has no connection says so before the time is over in all
+            wait = {**wait, "pool": min(wait["pool"], limit * _OF_LIMIT)}
         request.extensions = {"timeout": wait, "trace": trace, "knouds.fresh": is_paid}
-        auth = _KeyAuth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)
+        if self._is_lent:
+            withheld(request, self._http, trace)
+        auth = self._auth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)
         return HttpxReply(await self._http.send(request, stream=True, auth=auth, follow_redirects=False))
 
     def _own(self, call: Call[Any]) -> httpx.Request:
@@ -105,14 +114,14 @@ class ThroughHttpx:
         request = self._http.build_request(call.method, url, content=call.body, headers=self._added(call))
         request.url = url  # the client may have default parameters
         if call.body is not None:
-            request.stream = Whole(call.body)
+            request.stream = _whole(self._httpx.ByteStream)(call.body)
         return request
 
     def _added(self, call: Call[Any]) -> list[tuple[bytes, bytes]]:
         return self._headers if call.body is None else [*self._headers, (b"Content-Type", b"application/json")]
 
 
-class _KeyAuth(httpx.Auth):
+class _KeyAuth:
     """Adds the key to what goes to the base URL's origin, and what the caller's own client adds."""
 
     def __init__(
@@ -139,6 +148,18 @@ class _KeyAuth(httpx.Auth):
             return
         finally:
             await flow.aclose()
+
+
+@functools.cache
+def _key_auth(auth: type) -> Any:
+    """Make the class that adds the key an auth of httpx or of httpx2."""
+    return type("_KeyAuth", (_KeyAuth, auth), {})
+
+
+@functools.cache
+def _whole(stream: type) -> Any:
+    """Make a body in one piece a stream of httpx or of httpx2."""
+    return type("Whole", (stream,), {"__aiter__": Whole.__aiter__})
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import anyio
 import attrs
@@ -35,40 +35,51 @@ class CutShort(Exception):  # noqa: N818  (it never leaves `_io`)
     """The work was cancelled from elsewhere, and the caller was not."""
 
 
+class OwnTask(Generic[T]):
+    """Work in a task of its own, in a copy of the caller's context, with what came of it."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        """Start the work."""
+        self.over: Final = anyio.Event()
+        self._work = work
+        self._values: list[T] = []
+        self._errors: list[Exception] = []
+        self._task = spawn(self._run, contextvars.copy_context(), ended=self.over.set)  # loops hold tasks weakly
+
+    async def _run(self) -> None:
+        try:
+            self._values.append(await self._work())
+        except Exception as error:  # noqa: BLE001  (raised again, in the caller)
+            self._errors.append(error)
+        finally:
+            self.over.set()
+
+    def result(self, cancellation: BaseException | None = None) -> T:
+        """Return what the work returned or raise what it raised; cut itself, `cancellation` or CutShort."""
+        if self._errors:
+            raise self._errors[0]
+        if not self._values:
+            raise cancellation if cancellation is not None else CutShort
+        return self._values[0]
+
+
 async def uninterrupted(work: Callable[[], Awaitable[T]]) -> Finished[T]:
     """Run `work` to its end, whatever happens to the caller; bounded by the work's own deadline.
 
     It runs in a copy of the caller's context: traces, log fields and hooks find there what the caller has set.
     Only the end of the event loop, or a second KeyboardInterrupt, cuts it; `work` is then cancelled itself.
     """
-    values: list[T] = []
-    errors: list[Exception] = []
-    over = anyio.Event()
-
-    async def run() -> None:
-        try:
-            values.append(await work())
-        except Exception as error:  # noqa: BLE001  (raised again, in the caller)
-            errors.append(error)
-        finally:
-            over.set()
-
-    task = spawn(run, contextvars.copy_context(), ended=over.set)
+    task = OwnTask(work)
     cancellation: BaseException | None = None
-    while not over.is_set():
+    while not task.over.is_set():
         try:
             with anyio.CancelScope(shield=True):
-                await over.wait()
+                await task.over.wait()
         except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as stop:
             if isinstance(stop, KeyboardInterrupt) and isinstance(cancellation, KeyboardInterrupt):
                 raise
             cancellation = stop.with_traceback(None)
-    del task  # the loop holds tasks weakly: it had to be held here until now
-    if errors:
-        raise errors[0]
-    if not values:
-        raise cancellation if cancellation is not None else CutShort
-    return Finished(values[0], cancellation)
+    return Finished(task.result(cancellation), cancellation)
 
 
 async def in_thread(work: Callable[[], T]) -> T:

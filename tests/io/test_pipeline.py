@@ -175,9 +175,12 @@ async def test_refusals_spend_nothing_of_the_retry_budget(make_pipeline: MakePip
     assert (await pipeline.send(calls.whoami())).role
 
 
-async def test_a_client_with_a_pool_of_its_own_queues_for_it(emulator: Emulator) -> None:
-    """The client's `max_connections` is the pipeline's; with a client of the caller's there is no such bound."""
-    own = AsyncKnouds(emulator.api_key, max_connections=7)
-    async with own, httpx.AsyncClient() as http, AsyncKnouds(emulator.api_key, http_client=http) as lent:
-        assert own._pipeline._connections.limit == 7
-        assert lent._pipeline._connections.limit == math.inf
+async def test_every_call_queues_for_a_connection_with_us(emulator: Emulator) -> None:
+    """The bound is `max_connections` or, with a lent client, its own, where that can be seen."""
+    mock = httpx.AsyncClient(transport=EmulatorTransport(emulator))
+    three = httpx.AsyncClient(limits=httpx.Limits(max_connections=3))
+    for http_client, limit in ((None, 7), (three, 3), (mock, 7)):
+        async with AsyncKnouds(emulator.api_key, http_client=http_client, max_connections=7) as knouds:
+            assert knouds._pipeline._connections.limit == limit
+    await three.aclose()
+    await mock.aclose()
