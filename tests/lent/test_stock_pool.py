@@ -1,0 +1,142 @@
+"""A lent client's own pool: no cancellation may cost it a connection's place, and who waits in it was sent nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from anyio.lowlevel import checkpoint
+
+from knouds_async import AsyncKnouds, ConnectionFailedError, Retries, Timeouts
+
+SLUG = "my-thumbnail-pipeline"
+MODULES = ["httpx", *(["httpx2"] if importlib.util.find_spec("httpx2") else [])]
+
+
+def lend(module: str, **options: Any) -> httpx.AsyncClient:
+    """Give a client of one of the modules that allows five connections."""
+    own: Any = importlib.import_module(module)
+    client: httpx.AsyncClient = own.AsyncClient(limits=own.Limits(max_connections=5), **options)
+    return client
+
+
+def on(service: Any, http: httpx.AsyncClient) -> AsyncKnouds:
+    """Give a client over the lent one that tries once, and that no quota holds up."""
+    return AsyncKnouds("k", tier="enterprise", base_url=service.url, http_client=http, retries=Retries(attempts=1))
+
+
+class Wrapper(httpx.AsyncBaseTransport):
+    """A transport of the owner's round httpx's own."""
+
+    def __init__(self) -> None:
+        self.wrapped = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=5))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self.wrapped.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self.wrapped.aclose()
+
+
+async def _cancel_after(turns: int, call: Callable[[], Awaitable[object]]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        for _ in range(turns):
+            await checkpoint()
+        tasks.cancel_scope.cancel()
+
+
+async def _churn(clients: list[AsyncKnouds]) -> None:
+    """Make calls of several clients that are cancelled after each number of turns of the loop there may be."""
+    for turns in range(60):
+        async with anyio.create_task_group() as tasks:
+            for later in range(5):
+                for knouds in clients:
+                    tasks.start_soon(_cancel_after, turns + later, knouds.whoami)
+
+
+@pytest.mark.parametrize("lent", [*MODULES, "wrapped"])
+async def test_cancelled_calls_cost_the_pool_nothing(lent: str, service: Any) -> None:
+    """After hundreds of reads that were cancelled at any moment, all of its connections can still be used."""
+    service.delay = 0.005
+    http = httpx.AsyncClient(transport=Wrapper()) if lent == "wrapped" else lend(lent)
+    async with http:
+        await _churn([on(service, http) for _ in range(3)])
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(10):
+                    tasks.start_soon(on(service, http).whoami)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_nor_do_native_cancellations(service: Any) -> None:
+    """asyncio's own `Task.cancel`, which no shield holds against, reaches the pool as little."""
+    import asyncio
+
+    service.delay = 0.005
+    async with lend("httpx") as http:
+        clients = [on(service, http) for _ in range(3)]
+        for turns in range(60):
+            tasks = [asyncio.create_task(knouds.whoami()) for knouds in clients * 5]
+            for task in tasks:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.wait(tasks)
+        with anyio.fail_after(20):
+            await asyncio.gather(*(knouds.whoami() for knouds in clients * 5))
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_a_caller_leaves_at_once(module: str, service: Any) -> None:
+    """A cancelled call does not wait for its answer."""
+    service.delay = 2.0
+    async with lend(module) as http, AsyncKnouds("k", base_url=service.url, http_client=http) as knouds:
+        with anyio.fail_after(1.5):
+            with anyio.move_on_after(0.2) as scope:
+                await knouds.whoami()
+        assert scope.cancelled_caught
+
+
+async def test_submits_wait_in_our_line(service: Any) -> None:
+    """More submits than the lent client has connections all end well, for the queue is ours."""
+    service.delay = 0.05
+    timeouts = Timeouts(submit=0.3)  # the line is longer than that
+    async with (
+        lend("httpx") as http,
+        AsyncKnouds("k", tier="enterprise", base_url=service.url, http_client=http, timeouts=timeouts) as knouds,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(50):
+            tasks.start_soon(knouds.workflows.submit, SLUG, {})
+    assert service.paid == 50
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_a_submit_that_never_leaves_the_pool_is_not_unknown(module: str, service: Any) -> None:
+    """When the owner's own requests hold every connection of the pool, the submit was certainly not sent."""
+    service.delay = 1.0
+    async with lend(module) as http, anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(http.get, f"{service.url}/held")
+        await anyio.sleep(0.1)
+        options: Any = {"retries": Retries(attempts=1), "timeouts": Timeouts(submit=0.3)}
+        async with AsyncKnouds("k", base_url=service.url, http_client=http, **options) as knouds:
+            with pytest.raises(ConnectionFailedError, match="PoolTimeout"):
+                await knouds.workflows.submit(SLUG, {})
+    assert service.paid == 0
+
+
+def test_modules_are_not_imported_for_it() -> None:
+    """Neither httpx2 nor aiohttp is loaded for a client of httpx."""
+    import subprocess
+
+    code = "import sys, httpx, knouds_async; knouds_async.AsyncKnouds('k', http_client=httpx.AsyncClient());"
+    code += "print({'httpx2', 'aiohttp'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  (ours)
+    assert run.stdout.strip() == "set()"
