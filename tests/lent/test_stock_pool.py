@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -43,7 +43,7 @@ class Wrapper(httpx.AsyncBaseTransport):
         await self.wrapped.aclose()
 
 
-async def _cancel_after(turns: int, call: Callable[[], Awaitable[object]]) -> None:
+async def _cancel_after(turns: int, call: Callable[[], Coroutine[Any, Any, object]]) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call)
         for _ in range(turns):
