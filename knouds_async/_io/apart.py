@@ -6,6 +6,7 @@ request is on its connection it can be cut, for then the connection closes itsel
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -25,7 +26,9 @@ class Apart:
 
     def __init__(self) -> None:
         """Run nothing yet."""
-        self._running: set[OwnTask[Any]] = set()
+        self._running: dict[anyio.CancelScope, OwnTask[Any]] = {}  # held here, for loops hold tasks weakly
+        self._left: set[anyio.CancelScope] = set()
+        self._owed: deque[Callable[[], None]] = deque()
 
     async def run(self, work: Callable[[], Awaitable[T]], trace: SentTrace, limit: float) -> T | None:
         """Return what `work` returns or raise what it raises; None after `limit` seconds.
@@ -41,17 +44,32 @@ class Apart:
                     return await work()
                 return None
             finally:
-                self._running.discard(task)
+                self._ended(scope)
 
         task = OwnTask(exchange)
-        self._running.add(task)
+        if not task.over.is_set():
+            self._running[scope] = task
         try:
             with anyio.move_on_after(limit):
                 await task.over.wait()
         finally:
             if not task.over.is_set():
+                self._left.add(scope)
                 _leave(trace, scope)
         return task.result() if task.over.is_set() else None
+
+    def release(self, give_back: Callable[[], None]) -> None:
+        """Give back a caller's place in the line: at once, or when an exchange that was left has let go of the pool."""
+        if len(self._left) > len(self._owed):
+            self._owed.append(give_back)
+        else:
+            give_back()
+
+    def _ended(self, scope: anyio.CancelScope) -> None:
+        self._running.pop(scope, None)
+        self._left.discard(scope)
+        while len(self._owed) > len(self._left):
+            self._owed.popleft()()
 
 
 def _leave(trace: SentTrace, scope: anyio.CancelScope) -> None:

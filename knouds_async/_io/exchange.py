@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -94,6 +95,13 @@ class Exchange:
         """Give the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
         limit = self.limit(call, total)
         return max(self._timeouts.pool, limit) if call.pays_for is not None else self._timeouts.pool
+
+    def release(self, give_back: Callable[[], None]) -> None:
+        """Give back a place in the line for connections, as soon as no exchange that was left uses it."""
+        if self._apart is None:
+            give_back()
+        else:
+            self._apart.release(give_back)
 
     async def _bounded(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome | None:
         """Perform it within `limit` seconds, None when they are over; a pool that no cancellation may reach is left."""

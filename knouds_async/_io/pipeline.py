@@ -181,7 +181,7 @@ class Pipeline:
         try:
             return await self._uncut(call, turn, sent_at, terms)
         finally:
-            self._connections.give_back()
+            self._exchange.release(self._connections.give_back)
 
     async def _uncut(self, call: Call[Any], ticket: Ticket, sent_at: datetime, terms: _Terms) -> Finished[Outcome]:
         """Attempt a submit in a task of its own, so that no cancellation cuts it before its id is read."""

@@ -12,9 +12,10 @@ import httpx
 import pytest
 from anyio.lowlevel import checkpoint
 
-from knouds_async import AsyncKnouds, ConnectionFailedError, Retries, Timeouts
+from knouds_async import AsyncKnouds, ConnectionFailedError, Retries, SubmissionUnknownError, Timeouts
 
 SLUG = "my-thumbnail-pipeline"
+EXECUTION = "550e8400-e29b-41d4-a716-446655440000"
 MODULES = ["httpx", *(["httpx2"] if importlib.util.find_spec("httpx2") else [])]
 
 
@@ -31,12 +32,14 @@ def on(service: Any, http: httpx.AsyncClient) -> AsyncKnouds:
 
 
 class Wrapper(httpx.AsyncBaseTransport):
-    """A transport of the owner's round httpx's own."""
+    """A transport of the owner's round httpx's own, which takes its time."""
 
-    def __init__(self) -> None:
+    def __init__(self, delay: float = 0.0) -> None:
         self.wrapped = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=5))
+        self.delay = delay
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(self.delay)
         return await self.wrapped.handle_async_request(request)
 
     async def aclose(self) -> None:
@@ -130,6 +133,44 @@ async def test_a_submit_that_never_leaves_the_pool_is_not_unknown(module: str, s
             with pytest.raises(ConnectionFailedError, match="PoolTimeout"):
                 await knouds.workflows.submit(SLUG, {})
     assert service.paid == 0
+
+
+async def test_a_cancelled_submit_is_finished_first(service: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A submit over a lent client is no more cut than over our own: its id is read, and logged."""
+    service.delay = 0.3
+    async with lend("httpx") as http, on(service, http) as knouds:
+        with anyio.move_on_after(0.1):
+            await knouds.workflows.submit(SLUG, {})
+    assert service.paid == 1
+    assert EXECUTION in caplog.text
+
+
+async def test_a_submit_that_is_not_answered_in_time_is_unknown(service: Any) -> None:
+    """The request has left by then, and is not sent again."""
+    service.delay = 1.0
+    timeouts = Timeouts(submit=0.2)
+    async with (
+        lend("httpx") as http,
+        AsyncKnouds("k", base_url=service.url, http_client=http, timeouts=timeouts) as knouds,
+    ):
+        with pytest.raises(SubmissionUnknownError):
+            await knouds.workflows.submit(SLUG, {})
+    assert service.paid == 1
+
+
+async def test_what_was_left_is_not_sent_later(service: Any) -> None:
+    """A request that its caller left before it was sent never is, and keeps its place in our line until it ends."""
+    async with httpx.AsyncClient(transport=Wrapper(delay=0.3)) as http, on(service, http) as knouds:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(knouds.whoami)
+            await anyio.sleep(0.1)
+            tasks.cancel_scope.cancel()
+        assert knouds._pipeline._connections.in_use == 3
+        with anyio.fail_after(20):
+            while knouds._pipeline._connections.in_use:  # noqa: ASYNC110  (there is no event for it)
+                await anyio.sleep(0.05)
+        assert service.arrived == []
 
 
 def test_modules_are_not_imported_for_it() -> None:
