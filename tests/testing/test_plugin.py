@@ -181,7 +181,7 @@ def test_nothing():
     loaded = {name.partition(".")[0] for name in sys.modules}
     assert not loaded & {"knouds_async", "httpx", "httpcore", "cattrs"}
 """
-    ended, printed = outcomes(tmp_path, suite, "-p", "no:respx", "--no-header")
+    ended, printed = outcomes(tmp_path, suite, "-p", "no:respx", "-p", "no:pytest_httpx", "--no-header")
     assert ended == {"test_nothing": "PASSED"}, printed
     assert "knouds" not in printed.replace(str(tmp_path), "")
 
