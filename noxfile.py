@@ -110,9 +110,9 @@ def _enter_a_folder_with_the_wheel(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS, requires=["wheel"])
 def tests(session: nox.Session) -> None:
-    """Run the tests against the wheel."""
+    """Run all tests against the wheel."""
     _enter_a_folder_with_the_wheel(session)
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-m", "", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0], requires=["wheel"])
@@ -131,7 +131,7 @@ def coverage(session: nox.Session) -> None:
     """Measure branch coverage, child processes included."""
     _enter_a_folder_with_the_wheel(session)
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-m", "", "-n", "0", *session.posargs)
     session.run("coverage", "combine")
     session.run("coverage", "report", "--fail-under=95")
     session.run("coverage", "report", "--include=*/knouds_async/_sansio/*", "--fail-under=100")

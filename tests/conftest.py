@@ -1,5 +1,6 @@
 """Every async test runs on asyncio and on trio, in virtual time unless it asks for the real clock."""
 
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -17,6 +18,26 @@ hypothesis.settings.register_profile("knouds", deadline=None)  # no test asserts
 hypothesis.settings.load_profile("knouds")
 
 MakeClient = Callable[..., AsyncKnouds]
+
+gc.disable()  # until all tests are collected, which makes many objects and drops none
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector pass over what lasts until the end: it is called by many tests, and would cost each 0.3 s."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say at the end of a run without the slow tests that they were left out, and how to run them."""
+    if config.option.markexpr == "not slow" and not config.option.collectonly:
+        terminalreporter.section("left out")
+        terminalreporter.write_line(
+            "The slow tests (real processes, many sockets, fuzzing over HTTP, a browser): "
+            'python -m pytest -q -m slow; all tests: python -m pytest -q -m ""'
+        )
 
 
 @pytest.fixture(params=BACKENDS)

@@ -155,6 +155,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.mark.slow
 async def test_a_poll_takes_no_more_than_bare_httpx_on_our_pool(url: str) -> None:
     """Limiter, decoding and all: about as many calls as httpx alone takes for the same request."""
     async with AsyncKnouds(KEY, base_url=url) as knouds, httpx.AsyncClient(transport=PooledTransport()) as http:
@@ -164,6 +165,7 @@ async def test_a_poll_takes_no_more_than_bare_httpx_on_our_pool(url: str) -> Non
     assert own < 270, f"{own:.0f} calls of ours for a poll"
 
 
+@pytest.mark.slow
 async def test_a_poll_takes_less_than_half_of_stock_httpx(url: str) -> None:
     """With 100 at once httpx's own pool looks through all of its connections for each request, and ours does not."""
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
@@ -173,6 +175,7 @@ async def test_a_poll_takes_less_than_half_of_stock_httpx(url: str) -> None:
     assert mine < stock / 2.2, f"{mine:.0f} calls for a poll, {stock:.0f} for stock httpx"
 
 
+@pytest.mark.slow
 async def test_a_poll_costs_the_same_with_hundreds_at_once(url: str) -> None:
     """From 10 to 200 at once, twice as many as there are connections, within 30 %."""
     async with AsyncKnouds(KEY, base_url=url) as knouds:
@@ -214,6 +217,7 @@ async def traced(runs: Sequence[Any], wait: Callable[[Any], Coroutine[Any, Any, 
     return (now - before) / len(runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", [virtual_backend(name) for name in BACKENDS])
 async def test_an_awaited_execution_is_small(knouds: AsyncKnouds) -> None:
     """Handle, record and wait take at most 6 KiB beyond the task of the caller who waits."""

@@ -181,6 +181,7 @@ def test_unknown_submit_is_judged(fault: Fault, runs: int, said: str, capsys: py
     assert bool(said) is bool(printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.place)
 async def test_programs_run_on_a_port(block: Block, tmp_path: Path) -> None:
@@ -200,6 +201,7 @@ async def test_programs_run_on_a_port(block: Block, tmp_path: Path) -> None:
     emulator.assert_charged_once()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("project", PROJECTS.values(), ids=PROJECTS)
 def test_projects_pass_their_tests(project: Mapping[str, str], tmp_path: Path) -> None:
     """The files of a section stand together, in a project that has no settings, and pass its tests on both backends."""

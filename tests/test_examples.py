@@ -21,6 +21,7 @@ from aiohttp import web
 
 from knouds_async.testing import Emulator
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROGRAMS = {"script.py", "task_group.py", "trio_nursery.py"}
 APPS = {"fastapi_app.py", "aiohttp_app.py"}

@@ -107,6 +107,7 @@ async def test_no_fault_makes_a_submit_run_twice(fault: str, make_client: Any) -
     assert len(books.known | books.unknown) >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [name for name in ON_SUBMITS if name != "429 without headers"])
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_no_fault_of_a_real_connection_makes_a_submit_run_twice(fault: str, anyio_backend: str) -> None:

@@ -27,10 +27,11 @@ def test_the_two_commands_are_these() -> None:
 
 
 def test_ci_runs_the_test_command() -> None:
-    """`.ci/run` can be run and holds the README's test command as it stands, on a line of its own."""
+    """`.ci/run` can be run, and ends with the README's test command as it stands and then the slow tests."""
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert script.read_text(encoding="utf-8").splitlines().count(TEST_COMMAND) == 1
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert lines[-2:] == [TEST_COMMAND, "python -m pytest -q -m slow"]
 
 
 def test_exit_codes_are_those_of_the_command_line() -> None:

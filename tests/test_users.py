@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 USERS = Path(__file__).parent / "users"
 SUITES = [*sorted(USERS.glob("with_*.py")), *sorted(USERS.glob("plugin_*"))]
 LEFT_OUT = {"plugin_anyio": ["no:asyncio"], "plugin_trio": ["no:asyncio"]}

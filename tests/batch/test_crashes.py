@@ -16,6 +16,7 @@ import pytest
 from knouds_async import SQLiteLedger
 from knouds_async.testing import Emulator, faults, serve
 
+pytestmark = pytest.mark.slow
 REAL_TIME = True
 WORKER = str(Path(__file__).with_name("worker.py"))
 ROUTE = "POST /api/workflows/:slug/run"

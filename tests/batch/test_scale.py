@@ -34,6 +34,7 @@ async def test_a_thousand_jobs_run_at_the_limit(make_client: Any) -> None:
     emulator.assert_charged_once()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_memory_stays_flat(knouds: Any) -> None:
     """Twenty thousand jobs, read one by one, take no more room than the first few but for the keys that were seen."""

@@ -125,6 +125,7 @@ def test_a_run_that_is_over_shows_its_result(service: Any, here: Callable[..., A
     assert shown.out.endswith(ran.out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [["--help"], ["workflows"], ["workflows", "--json"], ["usage", "--help"]])
 def test_a_reader_that_leaves_early_is_no_error(service: Any, args: list[str]) -> None:
     """When the reader of a pipe has gone, the command ends with 0 and without a word."""
@@ -138,6 +139,7 @@ def test_a_reader_that_leaves_early_is_no_error(service: Any, args: list[str]) -
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_words_that_nobody_reads_stop_nothing(service: Any) -> None:
     """A command whose stderr has been closed still gives its result and its code."""
     with subprocess.Popen(
@@ -150,6 +152,7 @@ def test_words_that_nobody_reads_stop_nothing(service: Any) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
 def test_streams_that_are_not_there_are_no_error(service: Any) -> None:
     """A command that was started without stdout and stderr ends as it would with them."""
@@ -175,6 +178,7 @@ def test_a_warning_of_the_library_is_seen(service: Any, here: Callable[..., Any]
     assert any(line.startswith("knouds: execution ") and "resting" in line for line in ended.err.splitlines())
 
 
+@pytest.mark.slow
 def test_without_the_extra_one_line_says_how_to_get_it() -> None:
     """Without cyclopts one line names the extra, and the exit code is 1."""
     done = _python("import sys; sys.modules['cyclopts'] = None; from knouds_async.cli import main; sys.exit(main())")
@@ -182,12 +186,14 @@ def test_without_the_extra_one_line_says_how_to_get_it() -> None:
     assert done.stderr == "knouds: the command line is an extra: pip install 'knouds-async[cli]'\n"
 
 
+@pytest.mark.slow
 def test_the_package_does_without_the_command_line() -> None:
     """Importing the package imports neither the command line nor what only it needs."""
     done = _python("import knouds_async, sys; print(*(name for name in sys.modules if f'{name}.'.startswith(NEEDS)))")
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_help_imports_no_server() -> None:
     """Showing the help, or asking the service, loads neither the emulator nor its server, nor what runs a batch."""
     done = _python(

@@ -22,6 +22,7 @@ from knouds_async.testing import Emulator, EmulatorTransport, faults, virtual_ba
 on_asyncio = pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")])  # as the command line runs
 
 
+@pytest.mark.slow
 def test_the_demo_shows_progress_and_a_summary(knouds: Callable[..., Any]) -> None:
     """Without a terminal the demo tells its progress in lines on stderr, and its figures on stdout, and ends in 0."""
     ended = knouds("demo", "--runs", "6")
@@ -37,6 +38,7 @@ def test_the_demo_shows_progress_and_a_summary(knouds: Callable[..., Any]) -> No
     assert len(re.findall(r"^  .*: https://", ended.out, re.MULTILINE)) == 5
 
 
+@pytest.mark.slow
 def test_the_demo_is_drawn_at_a_terminal(in_terminal: Callable[..., Any], service: Any) -> None:
     """At a terminal the demo redraws its bars, and its key and service are its own."""
     ended = in_terminal("demo", "--runs", "3", "--seed", "5", env=service.env | {"KNOUDS_KEY": "canary"})
@@ -48,6 +50,7 @@ def test_the_demo_is_drawn_at_a_terminal(in_terminal: Callable[..., Any], servic
     assert service.emulator.requests.count == 0
 
 
+@pytest.mark.slow
 def test_the_demo_ends_at_ctrl_c(start: Callable[..., "subprocess.Popen[str]"]) -> None:
     """Ctrl-C ends the demo with 130, in one line."""
     process = start("demo", "--runs", "50")
@@ -60,6 +63,7 @@ def test_the_demo_ends_at_ctrl_c(start: Callable[..., "subprocess.Popen[str]"]) 
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_emulator_says_how_to_reach_it_and_ends_at_ctrl_c(
     start: Callable[..., "subprocess.Popen[str]"], knouds: Callable[..., Any]
 ) -> None:
@@ -79,6 +83,7 @@ def test_the_emulator_says_how_to_reach_it_and_ends_at_ctrl_c(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_emulator_is_as_it_is_told(start: Callable[..., "subprocess.Popen[str]"]) -> None:
     """Faults, limits, webhooks and other settings come from the command line; the page is where it says."""
     options = ["--fault", "closed after_run on submit nth=1", "--limit", "7", "--set", "generation=old"]

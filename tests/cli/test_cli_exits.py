@@ -73,6 +73,7 @@ def test_wrong_usage_is_one_line_and_2(service: Any, here: Callable[..., Any], a
     assert not service.emulator.runs
 
 
+@pytest.mark.slow
 def test_a_typing_error_is_2_in_a_process_of_its_own(knouds: Callable[..., Any]) -> None:
     """The process ends with the code that the command line gave."""
     assert_one_line(knouds("rum"), 2, 'Did you mean "run"?')
@@ -180,6 +181,7 @@ def test_a_run_that_fails_is_1_with_its_reason(put_up: Callable[..., Any]) -> No
     assert "EXECUTION_FAILED" in ended.err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cancelled_meanwhile_is_1(service: Any, start: Callable[..., "subprocess.Popen[str]"]) -> None:
     """A run that somebody cancels ends the wait with 1, and says that it is charged."""
     service.emulator.duration, service.emulator.cancel_delay = 60.0, 0.0
@@ -200,6 +202,7 @@ def wait_for(process: "subprocess.Popen[str]", pattern: str) -> str:
     raise AssertionError(f"{pattern!r} was never said")
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_waiting_is_130_and_the_run_goes_on(
     put_up: Callable[..., Any], start: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
@@ -216,6 +219,7 @@ def test_ctrl_c_while_waiting_is_130_and_the_run_goes_on(
     assert service.emulator.runs[0].cancel_requested_at is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_ctrl_c_in_the_middle_of_a_submit_still_says_the_id(
     name: str, service: Any, start: Callable[..., "subprocess.Popen[str]"]
@@ -296,6 +300,7 @@ def test_every_code_is_documented(knouds: Callable[..., Any]) -> None:
         assert f"{code.value:>5}  {MEANINGS[code]}" in ended.out
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_1(service: Any) -> None:
     """A result that cannot be written is an error, in one line."""
     if not Path("/dev/full").exists():

@@ -300,11 +300,13 @@ async def _cancel_thousands(cancel: Callable[[Get, int], Awaitable[None]]) -> No
         assert any("executions/a " in head for _, head in server.served)
 
 
+@pytest.mark.slow
 async def test_thousands_of_calls_cancelled_by_scope_leave_nothing_behind() -> None:
     """Cancelled while connecting, shaking hands, sending or reading, every slot and every socket comes back."""
     await _cancel_thousands(cancel_with_a_scope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("times", [1, 3])
 async def test_thousands_of_calls_cancelled_natively_leave_nothing_behind(times: int) -> None:

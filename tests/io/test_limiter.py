@@ -246,6 +246,7 @@ def test_a_limiter_belongs_to_one_event_loop(run: Any) -> None:
     assert told == ["told", "told"]
 
 
+@pytest.mark.slow
 async def test_ten_thousand_waiters_are_served_and_leave_without_a_scan() -> None:
     """Ten thousand in line: joining, leaving and being served do not grow with the line."""
     limiter = Limiter("enterprise")
@@ -268,6 +269,7 @@ async def test_ten_thousand_waiters_are_served_and_leave_without_a_scan() -> Non
     assert sorted(got) == list(range(1, 10_000, 2))
 
 
+@pytest.mark.slow
 async def test_what_a_turn_costs_does_not_grow_with_the_line() -> None:
     """Counted in function calls: a turn costs as much with ten thousand in line as with five hundred."""
 

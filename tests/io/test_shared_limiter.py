@@ -45,6 +45,7 @@ anyio.run(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_three_processes_share_one_quota(tmp_path: Path, anyio_backend: str) -> None:
     """Processes that start together use up every window together, without a 429."""

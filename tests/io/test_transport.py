@@ -499,11 +499,13 @@ async def cancel_natively(request: Request, turns: int, *, times: int) -> None:
     assert unexpected == []
 
 
+@pytest.mark.slow
 async def test_ten_thousand_requests_cancelled_by_scope_leave_nothing_behind() -> None:
     """Cancelled while waiting, connecting, sending or reading, every slot and every socket comes back."""
     await _cancel_ten_thousand(cancel_with_a_scope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("times", [1, 3])
 async def test_ten_thousand_requests_cancelled_natively_leave_nothing_behind(times: int) -> None:

@@ -118,6 +118,7 @@ async def test_what_asgi_cannot_say_is_an_error(fault: Fault, message: str) -> N
             await client.get("/api/health")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_uvicorn_serves_the_app(anyio_backend: str) -> None:
     """uvicorn serves the app on a real port, answers of synchronous runs and broken ones included."""

@@ -29,6 +29,7 @@ async def _met(client: httpx.AsyncClient, emulator: Emulator, url: str) -> list[
     return [*met, len(emulator.runs), dict(emulator.faults.struck)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

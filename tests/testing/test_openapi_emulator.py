@@ -154,12 +154,14 @@ def has_rubbish_body(case: Case[Any]) -> bool:
     return any(str(kind.value) == "body" and part.mode is GenerationMode.NEGATIVE for kind, part in parts.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_valid_requests_get_documented_answers(label: str) -> None:
     """Whatever is asked as documented gets a documented answer, and so does every read after it."""
     _fuzz(label, GenerationMode.POSITIVE, 15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", TAKING)
 def test_rubbish_gets_documented_answers(label: str) -> None:
     """Whatever is asked against the description gets a documented answer too, and a wrong body is refused."""
@@ -203,6 +205,7 @@ ODD_REQUESTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(DETERMINISTIC, max_examples=100)
 @given(st.lists(ODD_REQUESTS, min_size=1, max_size=3))
 def test_no_request_is_too_odd_for_an_answer(odd_requests: list[tuple[str, str, bytes, dict[str, str]]]) -> None:

@@ -34,6 +34,7 @@ OPTIONS = [
 PNG = b"\x89PNG\r\n\x1a\n"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH"),
     pytest.mark.parametrize("anyio_backend", ["asyncio"]),
 ]

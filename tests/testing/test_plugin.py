@@ -117,6 +117,7 @@ def outcomes(folder: Path, suite: str, *options: str) -> tuple[dict[str, str], s
     return {name: how for how, name in found}, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_reaching_for_the_real_service_fails(tmp_path: Path) -> None:
     """Whichever library looks its name up, and whatever the test makes of it, the test fails and nothing is sent."""
     ended, printed = outcomes(tmp_path, REACHING)
@@ -147,6 +148,7 @@ def test_the_guard_knows_the_name(host: object, *, is_real: bool) -> None:
     assert _is_real(host) is is_real
 
 
+@pytest.mark.slow
 def test_impossible_settings_are_told(tmp_path: Path) -> None:
     """A marker that cannot be fails its test in one line that says why."""
     ended, printed = outcomes(tmp_path, IMPOSSIBLE)
@@ -164,6 +166,7 @@ def test_impossible_settings_are_told(tmp_path: Path) -> None:
     assert "During handling" not in printed
 
 
+@pytest.mark.slow
 def test_the_markers_are_registered(tmp_path: Path) -> None:
     """`pytest --markers` tells of them."""
     printed = outcomes(tmp_path, "", "--markers")[1]
@@ -171,6 +174,7 @@ def test_the_markers_are_registered(tmp_path: Path) -> None:
     assert "@pytest.mark.knouds_real" in printed
 
 
+@pytest.mark.slow
 def test_a_project_without_it_is_left_alone(tmp_path: Path) -> None:
     """Where no test asks for it, nothing of the library is imported and nothing is said."""
     suite = """
@@ -186,6 +190,7 @@ def test_nothing():
     assert "knouds" not in printed.replace(str(tmp_path), "")
 
 
+@pytest.mark.slow
 def test_it_imports_pytest_and_the_standard_library_only() -> None:
     """What pytest loads in every project of an environment costs no more than it must."""
     code = """

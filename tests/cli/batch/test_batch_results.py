@@ -141,6 +141,7 @@ def test_what_cannot_be_had_is_said(path: Path) -> None:
         Results(path / "results.jsonl", final)
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_share_a_file(path: Path) -> None:
     """A file that another batch writes is refused until that one has ended, also when it was rewritten."""
     write(path, line("a"), line("b", "unknown"))

@@ -230,6 +230,7 @@ def test_results_that_find_no_room_are_in_the_ledger(service: Any, here: Here, f
     assert len(folder.results()) == len(service.emulator.runs) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no bound on the size of files")
 def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: Any) -> None:
     """When the ledger cannot be written nothing more is submitted; with room again no job is run twice."""
@@ -254,6 +255,7 @@ def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: 
     assert len(folder.results()) == 120
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_stops_the_submitting(service: Any, folder: Any) -> None:
     """When the reader of stdout has gone, nothing more is submitted, and how to go on is said."""
     folder.write_jobs(30)
@@ -272,6 +274,7 @@ def test_a_reader_that_leaves_stops_the_submitting(service: Any, folder: Any) ->
     assert_none_ran_twice(service)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_comes_to_its_end(
     put_up: PutUp, start: Callable[..., "subprocess.Popen[str]"], folder: Any
 ) -> None:
@@ -302,6 +305,7 @@ def test_killed_again_and_again_it_comes_to_its_end(
     assert {line["execution_id"] for line in results.values() if line["status"] == "completed"} <= ran
 
 
+@pytest.mark.slow
 def test_ctrl_c_waits_for_what_is_out(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
     """The first Ctrl-C submits nothing more, waits for the runs that are out, and says the command that goes on."""
     service = put_up(duration=2.0)
@@ -322,6 +326,7 @@ def test_ctrl_c_waits_for_what_is_out(put_up: PutUp, terminal: Callable[..., Any
     assert len(folder.results()) == len(service.emulator.runs) == 15
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
     """The second Ctrl-C ends it with 130 although runs are out; the same command picks them up and none is unknown."""
     service = put_up(duration=5.0)
@@ -340,6 +345,7 @@ def test_a_second_ctrl_c_leaves_at_once(put_up: PutUp, terminal: Callable[..., A
     assert len(folder.results()) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presses", [2, 3])
 def test_a_service_that_hangs_holds_nobody_up(
     put_up: PutUp, terminal: Callable[..., Any], folder: Any, presses: int
@@ -361,6 +367,7 @@ def test_a_service_that_hangs_holds_nobody_up(
     assert sorted(line["status"] for line in folder.lines()) == ["completed", "completed", "unknown"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_pipe_says_nothing(service: Any, folder: Any) -> None:
     """A batch whose next job does not come can be stopped, and what came before is written."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
@@ -380,6 +387,7 @@ def test_ctrl_c_while_a_pipe_says_nothing(service: Any, folder: Any) -> None:
     assert len(service.emulator.runs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_what_asks_it_to_end_is_like_two(
     put_up: PutUp, start: Callable[..., "subprocess.Popen[str]"], folder: Any, name: str
