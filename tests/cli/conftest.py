@@ -1,12 +1,14 @@
-"""`knouds` as its users meet it: a process of its own, against an emulator on a port, in real time."""
+"""`knouds` as its users meet it, against an emulator on a port; in a process of its own only where that counts."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import attrs
@@ -57,18 +59,52 @@ def hurried(args: Sequence[str]) -> list[str]:
     return [*args[:1], *expected, *args[1:]]
 
 
-def run_knouds(*args: str, stdin: str | None = None, env: Mapping[str, str] | None = None) -> Ended:
-    """Run `knouds` to its end, without a terminal."""
-    done = subprocess.run(  # noqa: S603
-        [*PROGRAM, *hurried(args)],
-        input=stdin if stdin is not None else "",
-        env=environment() if env is None else env,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=90,
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+def run_knouds(*args: str, stdin: str | Path | None = None, env: Mapping[str, str] | None = None) -> Ended:
+    """Run `knouds` to its end in this process, without a terminal; `stdin` is a text, which a pipe gives, or a file."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        _as_environment(environment() if env is None else env),
+        _as_stdin(stdin or ""),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        code = run(hurried(args))
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _as_environment(env: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _as_stdin(given: str | Path) -> Iterator[None]:
+    """Have both `sys.stdin` and its file descriptor, which a batch reads, give this."""
+    before, ours = sys.stdin, os.dup(0)
+    source = _pipe_of(given) if isinstance(given, str) else os.open(given, os.O_RDONLY)
+    os.dup2(source, 0)
+    os.close(source)
+    try:
+        with open(0, encoding="utf-8", closefd=False) as sys.stdin:
+            yield
+    finally:
+        sys.stdin = before
+        os.dup2(ours, 0)
+        os.close(ours)
+
+
+def _pipe_of(text: str) -> int:
+    source, sink = os.pipe()
+    with open(sink, "w", encoding="utf-8") as stream:  # noqa: PTH123  (a pipe holds it all: it is short)
+        stream.write(text)
+    return source
 
 
 @pytest.fixture
@@ -99,16 +135,11 @@ def knouds() -> Callable[..., Ended]:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Give what runs `knouds` in this process, which is quicker."""
+def here() -> Callable[..., Ended]:
+    """Give what runs `knouds` at a service."""
 
     def run_here(service: Service, *args: str) -> Ended:
-        monkeypatch.setenv("KNOUDS_KEY", service.emulator.api_key)
-        monkeypatch.setenv("KNOUDS_BASE_URL", service.base_url)
-        capsys.readouterr()
-        code = run(hurried(args))
-        said = capsys.readouterr()
-        return Ended(code, said.out, said.err)
+        return service.knouds(*args)
 
     return run_here
 
@@ -146,16 +177,26 @@ def _run_in_terminal(*args: str, env: Mapping[str, str]) -> Ended:
     import pty  # not on Windows
 
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(  # noqa: S603
-        [*PROGRAM, *hurried(args)], env={**env, "TERM": "xterm-256color"}, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
     said = bytearray()
-    with suppress(OSError):  # that is how the end of a terminal shows
-        while part := os.read(ours, 65536):
-            said += part
+    reader = Thread(target=_read_all, args=(ours, said), daemon=True)
+    reader.start()
+    with (
+        _as_environment({**env, "TERM": "xterm-256color"}),
+        _as_stdin(Path(os.ttyname(theirs))),
+        open(theirs, "w", encoding="utf-8") as screen,  # noqa: PTH123
+        redirect_stdout(screen),
+        redirect_stderr(screen),
+    ):
+        code = run(hurried(args))
+    reader.join(30)
     os.close(ours)
-    return Ended(process.wait(timeout=30), said.decode(), "")
+    return Ended(code, said.decode(), "")
+
+
+def _read_all(source: int, said: bytearray) -> None:
+    with suppress(OSError):  # that is how the end of a terminal shows
+        while part := os.read(source, 65536):
+            said += part
 
 
 @pytest.fixture

@@ -53,9 +53,9 @@ def test_inputs_come_from_stdin_and_pairs_win(service: Any, flag: list[str]) -> 
 def test_a_run_is_looked_at_when_it_is_expected_to_end(put_up: Callable[..., Any]) -> None:
     """A run that should take a moment is looked at again and again in its first seconds, one of an hour is not."""
     service = put_up(duration=60.0)
-    assert service.knouds("run", "daily-picture", "--expected", "0.1", "--timeout", "4").code == 6
+    assert service.knouds("run", "daily-picture", "--expected", "0.1", "--timeout", "1.2").code == 6
     often = service.emulator.requests.by_route["GET /api/executions/:id"]
-    assert service.knouds("run", "daily-picture", "--expected", "3600", "--timeout", "4").code == 6
+    assert service.knouds("run", "daily-picture", "--expected", "3600", "--timeout", "1.2").code == 6
     assert service.emulator.requests.by_route["GET /api/executions/:id"] - often < often
 
 

@@ -43,6 +43,7 @@ def test_without_out_the_lines_are_on_stdout(service: Any, here: Here, folder: A
     assert sorted(lines) == ["j0", "j1", "j2"]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_short_lines_and_sees_how_it_goes(
     put_up: PutUp, terminal: Callable[..., Any], folder: Any
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_faulty_line_of_a_pipe_ends_what_was_begun(service: Any, folder: Any) 
     assert f"To go on: knouds batch {SLUG} - --ledger l.db --out o" in ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell reads the first line")
 def test_stdin_is_read_from_where_it_stands(service: Any, folder: Any) -> None:
     """Lines of a file on stdin that another command has taken are not jobs."""
@@ -113,10 +115,8 @@ def test_stdin_is_read_from_where_it_stands(service: Any, folder: Any) -> None:
 def test_stdin_that_is_a_file_is_looked_through_first(service: Any, folder: Any, text: str, code: int) -> None:
     """A file on stdin is read twice, like one that is named: a faulty line is found before anything is run."""
     Path("jobs.jsonl").write_text(text)
-    with Path("jobs.jsonl").open() as file:
-        command = [*PROGRAM, "batch", SLUG, "-", "--ledger", "l.db", "--expected", "0.1"]
-        done = subprocess.run(command, stdin=file, env=service.env, capture_output=True, text=True, check=False)  # noqa: S603
-    assert done.returncode == code, done
+    done = service.knouds("batch", SLUG, "-", "--ledger", "l.db", stdin=Path("jobs.jsonl"))
+    assert done.code == code, done
     assert len(service.emulator.runs) == (code == 0)
 
 
