@@ -378,7 +378,7 @@ def test_a_module_level_client_is_built_outside_any_loop(emulator: Emulator) -> 
     knouds = on(emulator)
 
     async def main() -> float | None:
-        return (await (await knouds.workflows.submit(SLUG, INPUTS))).cost
+        return (await (await knouds.workflows.submit(SLUG, INPUTS, expected=0.05))).cost
 
     emulator.duration = 0.01
     assert asyncio.run(main()) == 12

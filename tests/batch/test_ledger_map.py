@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import anyio
 import attrs
 import pytest
 
-from knouds_async import AsyncKnouds, Completed, Failed, Job, NotRun, Outcome, SQLiteLedger, Unknown
+from knouds_async import AsyncKnouds, Completed, Failed, Job, NotRun, Outcome, Polling, SQLiteLedger, Unknown
 from knouds_async.testing import Emulator, faults
 
 REAL_TIME = True
@@ -27,6 +28,16 @@ async def run(knouds: AsyncKnouds, path: Path, wanted: Any, **options: Any) -> l
     """Run a batch to its end."""
     async with knouds.workflows.map(SLUG, wanted, ledger=path, **options) as outcomes:
         return [outcome async for outcome in outcomes]
+
+
+@pytest.fixture
+def make_client(make_client: Callable[..., AsyncKnouds]) -> Callable[..., AsyncKnouds]:
+    """Build clients that poll often: a client that knows nothing of a workflow waits seconds before its first poll."""
+
+    def make(emulator: Emulator, **options: Any) -> AsyncKnouds:
+        return make_client(emulator, polling=Polling.every(0.02), **options)
+
+    return make
 
 
 @pytest.fixture
