@@ -507,7 +507,7 @@ async def test_saves_from_the_emulator_on_both_backends(anyio_backend: str, tmp_
     emulator = Emulator(tier="business", duration=0.05)
     async with serve(emulator) as url, AsyncKnouds(emulator.api_key, base_url=url) as knouds:
         emulator.media_url = f"{url}/media"
-        execution = await knouds.models.submit("gpt-image-2", {"prompt": "x"})
+        execution = await knouds.models.submit("gpt-image-2", {"prompt": "x"}, expected=0.05)
         (path,) = await knouds.download_all(await execution, tmp_path)
         assert path.name == f"{execution.id}-1.png"
         assert path.read_bytes().startswith(b"\x89PNG")

@@ -19,10 +19,12 @@ import pytest
 import uvicorn
 from aiohttp import web
 
+import knouds_async
 from knouds_async.testing import Emulator
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parent.parent / "examples"
+OFTEN = Path(__file__).with_name("often.py")
 PROGRAMS = {"script.py", "task_group.py", "trio_nursery.py"}
 APPS = {"fastapi_app.py", "aiohttp_app.py"}
 
@@ -73,7 +75,7 @@ def run_example(service: str, tmp_path: Path) -> RunExample:
 
     def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # noqa: S603
-            [sys.executable, EXAMPLES / name, *arguments],
+            [sys.executable, OFTEN, EXAMPLES / name, *arguments],
             cwd=tmp_path,
             env={**os.environ, "PYTHONWARNINGS": "error", **environment},
             capture_output=True,
@@ -183,8 +185,8 @@ def test_task_group_says_what_each_failure_means_for_money(run_example: RunExamp
     assert sorted("money may have been spent" in line for line in done.stderr.splitlines()) == [False, True]
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -203,13 +205,16 @@ async def _serve_aiohttp(app: web.Application, stack: AsyncExitStack) -> str:
 
 
 @pytest.fixture(params=["fastapi_app", "aiohttp_app"])
-async def start_app(request: pytest.FixtureRequest, service: str) -> AsyncIterator[StartApp]:
+async def start_app(
+    request: pytest.FixtureRequest, service: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StartApp]:
     """Give what starts one more process's worth of a web app on a port, and visits it."""
+    monkeypatch.setattr(knouds_async, "AsyncKnouds", _load(OFTEN).Often)
     async with AsyncExitStack() as stack:
         servers = stack.enter_context(ExitStack())
 
         async def start() -> httpx.AsyncClient:
-            module = _load(request.param)
+            module = _load(EXAMPLES / f"{request.param}.py")
             if request.param == "fastapi_app":
                 url = await asyncio.to_thread(servers.enter_context, on_a_port(module.app))
             else:

@@ -17,7 +17,7 @@ from openapi_core.datatypes import RequestParameters
 from openapi_core.exceptions import OpenAPIError
 from werkzeug.datastructures import Headers, ImmutableMultiDict
 
-from knouds_async import AsyncKnouds, Target
+from knouds_async import AsyncKnouds, Polling, Target
 from knouds_async._sansio import calls
 from knouds_async.testing import Deliveries, Emulator, EmulatorTransport, Request, openapi, serve
 from knouds_async.testing.messages import Outcome
@@ -155,7 +155,7 @@ async def test_every_request_of_the_client_is_as_described() -> None:
 async def test_so_it_is_on_the_wire() -> None:
     """The client's own way of sending says the same."""
     witness = Witness(tier="business", duration=0.05)
-    async with serve(witness) as url, AsyncKnouds(witness.api_key, base_url=url) as knouds:
+    async with serve(witness) as url, AsyncKnouds(witness.api_key, base_url=url, polling=Polling.every(0.2)) as knouds:
         await _use_everything(knouds)
     assert witness.rows() == EVERY_ROW
 

@@ -152,6 +152,7 @@ async def test_a_result_that_was_delivered_before_is_there(start: Any) -> None:
     assert app.emulator.requests.count == 1
 
 
+@pytest.mark.slow
 async def test_two_hundred_requests_at_once(start: Any) -> None:
     """200 orders and 200 waits at once end with 200 results, at 1.2 requests or fewer a run."""
     app = await start(duration=2.0, deliveries=Deliveries(repeated=0.2, late_by=0.5, forged=0.2))
@@ -165,6 +166,7 @@ async def test_two_hundred_requests_at_once(start: Any) -> None:
     assert app.emulator.requests.count <= 1.2 * 200
 
 
+@pytest.mark.slow
 async def test_five_hundred_waiters_in_one_worker(start: Any, name: str) -> None:
     """500 visitors who wait for 50 runs all get their results, and nothing waits any more then."""
     app = await start(duration=3.0)
@@ -198,7 +200,7 @@ async def until_nobody_waits(app: Running) -> None:
 
 async def test_visitors_who_leave_cancel_nothing(start: Any) -> None:
     """Visitors who hang up on a wait and on a stream leave no waiter behind, and the run goes on to its end."""
-    app = await start(duration=3.0)
+    app = await start(duration=1.2)
     run_id = await app.order()
     for _ in range(5):
         with pytest.raises(httpx.ReadTimeout):
