@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TextIO
 
 import attrs
 import pytest
@@ -42,9 +42,9 @@ class Service:
         """The environment of a user who has a key and points at this service."""
         return environment(KNOUDS_KEY=self.emulator.api_key, KNOUDS_BASE_URL=self.base_url)
 
-    def knouds(self, *args: str, stdin: str | None = None, **env: str) -> Ended:
+    def knouds(self, *args: str, stdin: str | Path | None = None, stdout: TextIO | None = None, **env: str) -> Ended:
         """Run `knouds` with these arguments to its end."""
-        return run_knouds(*args, stdin=stdin, env=self.env | env)
+        return run_knouds(*args, stdin=stdin, stdout=stdout, env=self.env | env)
 
 
 def environment(**given: str) -> dict[str, str]:
@@ -59,13 +59,18 @@ def hurried(args: Sequence[str]) -> list[str]:
     return [*args[:1], *expected, *args[1:]]
 
 
-def run_knouds(*args: str, stdin: str | Path | None = None, env: Mapping[str, str] | None = None) -> Ended:
+def run_knouds(
+    *args: str,
+    stdin: str | Path | None = None,
+    stdout: TextIO | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Ended:
     """Run `knouds` to its end in this process, without a terminal; `stdin` is a text, which a pipe gives, or a file."""
     out, err = io.StringIO(), io.StringIO()
     with (
         _as_environment(environment() if env is None else env),
         _as_stdin(stdin or ""),
-        redirect_stdout(out),
+        redirect_stdout(stdout or out),
         redirect_stderr(err),
     ):
         code = run(hurried(args))
@@ -145,9 +150,23 @@ def here() -> Callable[..., Ended]:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+def heeds_signals() -> Iterator[None]:
+    """Start children as a shell does: they would ignore what this process ignores, as it does SIGHUP under `nohup`."""
+    handlers: dict[str, Any] = {
+        "SIGINT": signal.default_int_handler,
+        "SIGTERM": signal.SIG_DFL,
+        "SIGHUP": signal.SIG_DFL,
+    }
+    numbers = {getattr(signal, name): handler for name, handler in handlers.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def start(heeds_signals: None) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Give what starts `knouds` and leaves it running; what is left of it is killed after the test."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
     with ExitStack() as stack:
 
         def started(*args: str, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
@@ -164,7 +183,6 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
             return process
 
         yield started
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -112,9 +111,8 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal() -> Iterator[Callable[..., Terminal]]:
+def terminal(heeds_signals: None) -> Iterator[Callable[..., Terminal]]:
     """Give what starts `knouds` at a terminal; what is left of it is killed after the test."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
     with ExitStack() as stack:
 
         def started(*args: str, env: Mapping[str, str]) -> Terminal:
@@ -123,4 +121,3 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
             return terminal
 
         yield started
-    signal.signal(signal.SIGINT, before)

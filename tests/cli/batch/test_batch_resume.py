@@ -368,14 +368,12 @@ def test_a_service_that_hangs_holds_nobody_up(
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_a_pipe_says_nothing(service: Any, folder: Any) -> None:
+def test_ctrl_c_while_a_pipe_says_nothing(service: Any, folder: Any, heeds_signals: None) -> None:
     """A batch whose next job does not come can be stopped, and what came before is written."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
     command = [*PROGRAM, "batch", SLUG, "-", "--ledger", "l.db", *QUICK]
     with subprocess.Popen(  # noqa: S603
         command, env=service.env, stdin=-1, stdout=-1, stderr=-1, encoding="utf-8"
     ) as process:
-        signal.signal(signal.SIGINT, before)
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write('{"product_name": "Mug"}\n')
