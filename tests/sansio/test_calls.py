@@ -131,11 +131,11 @@ HOSTILE = ["", "..", "../..", "a/b", "x?async=false&", "x#y", "a\n", "a b", "%2e
 
 
 @pytest.mark.parametrize("slug", [*HOSTILE, "A", "a_b"])
-@pytest.mark.parametrize("build", BY_SLUG)
-def test_no_slug_bends_a_path(build: Callable[[str], Call[Any]], slug: str) -> None:
+def test_no_slug_bends_a_path(slug: str) -> None:
     """A malformed slug is refused by every endpoint that has one."""
-    with pytest.raises(InvalidSlugError):
-        build(slug)
+    for build in BY_SLUG:
+        with pytest.raises(InvalidSlugError):
+            build(slug)
 
 
 def test_a_refused_name_is_called_what_it_is() -> None:

@@ -146,30 +146,30 @@ def test_a_documented_body_of_any_depth_is_read_or_unreadable(name: str) -> None
                 READERS[name][0](held(body))
 
 
-BROKEN = [
+BROKEN: list[bytes | str] = [
     "", "  \n", "<html>502 Bad Gateway</html>", "{", "[1,]", "{'a': 1}", "nul", "\ufeff", b"\xff\xfe\x00", b"\x80abc",
     b'{"a": "\xff"}', "NaN", '{"result": NaN, "status": NaN}', '{"a": Infinity}', '[{"b": [-Infinity]}]',
     "9" * 5000, '{"cost": ' + "9" * 5000 + "}", "[" * 100_000, "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("body", BROKEN, ids=lambda body: ascii(body)[:30])
 @each_reader
-def test_what_is_not_strict_json_is_unreadable(name: str, body: bytes | str) -> None:
+def test_what_is_not_strict_json_is_unreadable(name: str) -> None:
     """No page, half a body, NaN, endless number or endless nesting is taken for a reply."""
-    if name in ("move", "delete", "health") and str(body).startswith("<"):
-        with pytest.raises(UnreadableError, match="web page"):
-            READERS[name][0](held(body))
-    elif name in ("move", "delete"):
-        assert READERS[name][0](held(body)) is None
-    elif name == "health":
-        assert READERS[name][0](held(body)).status is None
-    elif name == "cancel" and not body.strip():
-        assert READERS[name][0](held(body)).status is Status.CANCEL_REQUESTED
-    else:
-        with pytest.raises(UnreadableError) as caught:
-            READERS[name][0](held(body))
-        assert 0 < len(str(caught.value)) <= 250
+    for body in BROKEN:
+        if name in ("move", "delete", "health") and str(body).startswith("<"):
+            with pytest.raises(UnreadableError, match="web page"):
+                READERS[name][0](held(body))
+        elif name in ("move", "delete"):
+            assert READERS[name][0](held(body)) is None, body
+        elif name == "health":
+            assert READERS[name][0](held(body)).status is None, body
+        elif name == "cancel" and not body.strip():
+            assert READERS[name][0](held(body)).status is Status.CANCEL_REQUESTED, body
+        else:
+            with pytest.raises(UnreadableError) as caught:
+                READERS[name][0](held(body))
+            assert 0 < len(str(caught.value)) <= 250, body
 
 
 def test_an_empty_body_is_called_empty() -> None:

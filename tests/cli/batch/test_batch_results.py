@@ -58,19 +58,19 @@ def test_no_text_makes_two_lines(tmp_path_factory: pytest.TempPathFactory, key: 
     assert write(path, given) == [given]
 
 
-@pytest.mark.parametrize("cut", range(1, len(as_bytes(line("b", result="x" * 9)))))
-def test_a_torn_last_line_is_mended(path: Path, cut: int) -> None:
+def test_a_torn_last_line_is_mended(path: Path) -> None:
     """Wherever a crash cut the last line, the others stay and its job gets a whole one."""
-    whole = [line("a"), line("b", result="x" * 9)]
-    path.write_bytes(as_bytes(whole[0]) + as_bytes(whole[1])[:cut])
-    assert write(path, *whole) == whole
+    for cut in range(1, len(as_bytes(line("b", result="x" * 9)))):
+        whole = [line("a"), line("b", result="x" * 9)]
+        path.write_bytes(as_bytes(whole[0]) + as_bytes(whole[1])[:cut])
+        assert write(path, *whole) == whole, cut
 
 
-@pytest.mark.parametrize("cut", range(1, len(as_bytes(line("a")))))
-def test_a_torn_only_line_is_mended(path: Path, cut: int) -> None:
+def test_a_torn_only_line_is_mended(path: Path) -> None:
     """The first line that a crash cut is mended too."""
-    path.write_bytes(as_bytes(line("a"))[:cut])
-    assert write(path, line("a")) == [line("a")]
+    for cut in range(1, len(as_bytes(line("a")))):
+        path.write_bytes(as_bytes(line("a"))[:cut])
+        assert write(path, line("a")) == [line("a")], cut
 
 
 def test_holes_that_a_crash_of_the_machine_left_are_mended(path: Path) -> None:
