@@ -53,13 +53,15 @@ async def _demo(prompts: list[dict[str, Any]], seed: int) -> None:
 
 async def fan_out(knouds: AsyncKnouds, prompts: list[dict[str, Any]], tally: Tally) -> None:
     """Run every prompt at once; the first error that is not of a single run ends the demo."""
+    first: Exception | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             for inputs in prompts:
                 tasks.create_task(_run_one(knouds, inputs, tally))
     except* KnoudsError as errors:
         first = errors.exceptions[0]
-        raise first from None
+    if first is not None:
+        raise first  # out here: Python 3.11.0 to 3.11.3 put what is raised in `except*` into a group
 
 
 async def _run_one(knouds: AsyncKnouds, inputs: dict[str, Any], tally: Tally) -> None:
