@@ -41,14 +41,14 @@ async def shared() -> AsyncIterator[AsyncKnouds]:
 @pytest.mark.asyncio
 async def test_a_fixture_client_runs(client: AsyncKnouds) -> None:
     """A client from a yield fixture submits and awaits."""
-    assert (await (await client.workflows.submit(SLUG, {"product_name": "x"}))).cost == 12
+    assert (await (await client.workflows.submit(SLUG, {"product_name": "x"}, expected=0.05))).cost == 12
 
 
 @pytest.mark.asyncio
 async def test_a_fixture_client_with_runs_left_out_is_torn_down(client: AsyncKnouds, service: Emulator) -> None:
     """A test may end with a wait abandoned half way; the fixture still closes."""
     service.duration = 60.0
-    execution = await client.workflows.submit(SLUG, {"product_name": "x"})
+    execution = await client.workflows.submit(SLUG, {"product_name": "x"}, expected=0.05)
     with pytest.raises(WaitTimeoutError):
         await execution.wait(timeout=0.01)
     with pytest.raises(TimeoutError):
@@ -61,7 +61,7 @@ async def test_a_task_group_fans_out(client: AsyncKnouds) -> None:
     """asyncio.TaskGroup submits and awaits many at once."""
 
     async def one(number: int) -> RunResult:
-        return await (await client.workflows.submit(SLUG, {"product_name": str(number)}))
+        return await (await client.workflows.submit(SLUG, {"product_name": str(number)}, expected=0.05))
 
     async with asyncio.TaskGroup() as tasks:
         ends = [tasks.create_task(one(number)) for number in range(20)]
@@ -71,7 +71,7 @@ async def test_a_task_group_fans_out(client: AsyncKnouds) -> None:
 @pytest.mark.asyncio
 async def test_a_failing_sibling_ends_a_wait_and_not_the_client(client: AsyncKnouds) -> None:
     """After a TaskGroup that failed, the same client goes on."""
-    execution = await client.workflows.submit(SLUG, {"product_name": "x"})
+    execution = await client.workflows.submit(SLUG, {"product_name": "x"}, expected=0.05)
 
     async def fail() -> None:
         raise LookupError
@@ -87,4 +87,4 @@ async def test_a_failing_sibling_ends_a_wait_and_not_the_client(client: AsyncKno
 @pytest.mark.parametrize("turn", [1, 2])
 async def test_a_module_scoped_client_is_shared(shared: AsyncKnouds, turn: int) -> None:
     """A client of a wider scope serves test after test."""
-    assert (await (await shared.workflows.submit(SLUG, {"product_name": str(turn)}))).images
+    assert (await (await shared.workflows.submit(SLUG, {"product_name": str(turn)}, expected=0.05))).images

@@ -50,7 +50,11 @@ async def test_a_test_without_the_fixture_has_the_real_clock() -> None:
 async def test_a_port_is_in_real_time(knouds_url: str, knouds_emulator: Emulator) -> None:
     """An application that reads the environment talks to the emulator, whose runs are short without a marker."""
     async with AsyncKnouds() as knouds:
-        assert (await (await knouds.workflows.submit(SLUG, {"product_name": "x"}))).images[0].url.startswith("http://")
+        assert (
+            (await (await knouds.workflows.submit(SLUG, {"product_name": "x"}, expected=0.05)))
+            .images[0]
+            .url.startswith("http://")
+        )
     assert knouds_url in repr(knouds)
     knouds_emulator.assert_charged_once()
 

@@ -68,7 +68,7 @@ async def test_faults_in_words(knouds: AsyncKnouds, knouds_emulator: Emulator) -
 async def an_application_that_nobody_can_hand_a_client() -> str:
     """Make a thumbnail as the environment says."""
     async with AsyncKnouds() as knouds:
-        return (await (await knouds.workflows.submit(SLUG, {"product_name": "x"}))).images[0].url
+        return (await (await knouds.workflows.submit(SLUG, {"product_name": "x"}, expected=0.05))).images[0].url
 
 
 @pytest.mark.knouds(duration=0.02)

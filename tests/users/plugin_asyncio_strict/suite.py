@@ -67,7 +67,7 @@ async def test_a_test_without_the_fixture_has_the_real_clock() -> None:
 async def test_the_clock_can_be_real(knouds: AsyncKnouds) -> None:
     """The marker can ask for real time."""
     assert not isinstance(asyncio.get_running_loop(), VirtualTimeLoop)
-    assert (await (await knouds.workflows.submit(SLUG, {"product_name": "x"}))).images
+    assert (await (await knouds.workflows.submit(SLUG, {"product_name": "x"}, expected=0.05))).images
 
 
 @pytest.mark.asyncio
