@@ -244,7 +244,7 @@ def test_a_client_without_a_key_says_how_to_set_one(monkeypatch: pytest.MonkeyPa
         {"base_url": "http://knouds.ai"},
         {"limiter": "pro"},
         {"http_client": "https"},
-        {"http_client": object()},
+        {"http_client": {}},
         {"http_client": httpx.AsyncClient},
         {"polling": 5},
         {"retries": 3},

@@ -1,4 +1,4 @@
-"""The ids of the runs that submits were given: one run is one submit's, so an id that comes twice is no receipt."""
+"""The ids of the runs that jobs were given: one run is one job's, so an id that comes twice is no receipt. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Any, Final, TypeVar
 
 from knouds_async._sansio.calls import Call
-from knouds_async._sansio.retry import Again, Done, Fail, Requeue, SoFar
+from knouds_async._sansio.retry import Again, Done, Fail, Requeue, SoFar, unknown
 from knouds_async.errors import SubmissionUnknownError
 from knouds_async.types import Submitted
 
@@ -27,23 +27,20 @@ class Given:
     def checked(
         self, call: Call[T], decision: Done[T] | Again | Requeue | Fail, so_far: SoFar, whose: str | None
     ) -> Done[T] | Again | Requeue | Fail:
-        """Give the decision back, or an open outcome where the id in it is another submit's; `whose`: the submit's."""
+        """Return the decision, or an open outcome where the id in it is another job's.
+
+        `whose`: the job's name; None outside of batches, where nothing tells one submit from another.
+        """
         found = _id_in(decision)
-        if found is None:
+        if found is None or whose is None:
             return decision
         if (owner := self._whose.get(found)) is None:
-            self._whose[found] = whose or f"another submit of {call.pays_for}"
+            self._whose[found] = whose
             if len(self._whose) > self._most:
                 self._whose.popitem(last=False)
             return decision
         said = f"execution {found!r}, which is the run of {owner}"
-        error = SubmissionUnknownError(
-            target=str(call.pays_for),
-            sent_at=so_far.sent_at,
-            seen=f"the answer names {said}",
-            intermediary=f"an answer that names {said}",
-        )
-        return Fail(error)
+        return Fail(unknown(call, f"the answer names {said}", so_far, intermediary=f"an answer that names {said}"))
 
 
 def _id_in(decision: Done[Any] | Again | Requeue | Fail) -> str | None:

@@ -262,17 +262,36 @@ def _unknown(
     call: Call[Any], seen: str, so_far: SoFar, part: bytes = b"", *, stranger: Answer | None = None
 ) -> SubmissionUnknownError:
     """Make the error of an open outcome; `stranger`: the answer that is not known to be the service's own."""
-    found = receipts.id_in_part(part) if call.patience is Patience.SUBMIT else None
+    return unknown(
+        call,
+        seen,
+        so_far,
+        execution_id=receipts.id_in_part(part) if call.patience is Patience.SUBMIT else None,
+        status=None if stranger is None else stranger.status,
+        intermediary=None if stranger is None else refusals.sender(stranger),
+    )
+
+
+def unknown(
+    call: Call[Any],
+    seen: str,
+    so_far: SoFar,
+    *,
+    execution_id: str | None = None,
+    status: int | None = None,
+    intermediary: str | None = None,
+) -> SubmissionUnknownError:
+    """Return the error of a submit whose outcome is open, with what is certain of when it left."""
     is_dated = so_far.since.is_known and so_far.until.is_known
     return SubmissionUnknownError(
         target=str(call.pays_for),
         sent_at=so_far.sent_at,
         seen=seen,
-        execution_id=found,
+        execution_id=execution_id,
         sent_after=_at(so_far.since.earliest) if is_dated else None,
         sent_before=_at(so_far.until.latest) if is_dated else None,
-        status=None if stranger is None else stranger.status,
-        intermediary=None if stranger is None else refusals.sender(stranger),
+        status=status,
+        intermediary=intermediary,
     )
 
 

@@ -19,7 +19,6 @@ from knouds_async import (
     NotRun,
     Outcome,
     SQLiteLedger,
-    SubmissionUnknownError,
     Unknown,
 )
 from knouds_async._sansio.entries import Stage
@@ -177,17 +176,6 @@ async def test_a_ledger_refuses_the_run_of_another_job(ledger: Any) -> None:
     (unknown,) = [outcome for outcome in found if isinstance(outcome, Unknown)]
     assert "'job-0'" in str(unknown.error)
     assert unknown.execution_id is None
-
-
-async def test_a_client_gives_no_run_twice() -> None:
-    """Without a batch as well: the second submit that is answered with a run of the first is unknown."""
-    emulator = Emulator(tier="enterprise", duration=5.0)
-    knouds = client(emulator, an_earlier_receipt(2))
-    first = await knouds.workflows.submit(SLUG, {"product_name": "a"})
-    with pytest.raises(SubmissionUnknownError, match=first.id) as caught:
-        await knouds.workflows.submit(SLUG, {"product_name": "b"})
-    assert caught.value.execution_id is None
-    assert (await knouds.workflows.submit(SLUG, {"product_name": "c"})).id != first.id
 
 
 async def test_no_job_completes_with_the_result_of_another() -> None:

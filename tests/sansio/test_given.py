@@ -1,4 +1,4 @@
-"""One run is one submit's: an id that comes twice is no receipt."""
+"""One run is one job's: an id that comes twice is no receipt."""
 
 from __future__ import annotations
 
@@ -52,6 +52,13 @@ def test_memory_is_bounded() -> None:
     given = Given(most=3)
     for number in range(10):
         receipt = Done(Submitted(execution_id=f"run-{number}"))
-        assert given.checked(SUBMIT, receipt, WHERE, None) is receipt
+        assert given.checked(SUBMIT, receipt, WHERE, f"job {number}") is receipt
     assert len(given._whose) == 3
-    assert isinstance(given.checked(SUBMIT, Done(Submitted(execution_id="run-9")), WHERE, None), Fail)
+    assert isinstance(given.checked(SUBMIT, Done(Submitted(execution_id="run-9")), WHERE, "job x"), Fail)
+
+
+def test_submits_outside_of_batches_pass() -> None:
+    """A test's service that gives every submit the same receipt is nobody's loss."""
+    given, receipt = Given(), Done(Submitted(execution_id="run-1"))
+    for _ in range(3):
+        assert given.checked(SUBMIT, receipt, WHERE, None) is receipt
