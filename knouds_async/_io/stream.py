@@ -60,7 +60,7 @@ class Stream(httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what there is, b"" at the end; httpcore.ReadTimeout after `timeout` seconds of silence."""
         left = math.inf if timeout is None else timeout
-        while self._tcp.is_guarded and left > _DELIVERED:
+        while self._tcp.may_be_undelivered and left > _DELIVERED:
             if (read := await self._read(max_bytes, _DELIVERED)) is not None:
                 return read
             left -= _DELIVERED
@@ -152,7 +152,8 @@ class _Tcp:
     def __init__(self, stream: anyio.abc.SocketStream) -> None:
         self.stream: Final = stream
         self.socket: Final[Any] = stream.extra(anyio.abc.SocketAttribute.raw_socket, None)  # noqa: S610  (as above)
-        self.is_guarded = False
+        self.may_be_undelivered = False
+        self._is_guarded = False
 
     def keep_alive(self) -> None:
         self._set(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -161,14 +162,15 @@ class _Tcp:
                 self._set(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def guard(self, *, on: bool) -> None:
-        if on is not self.is_guarded:
-            self.is_guarded = on
+        if on is not self._is_guarded:
+            self._is_guarded = self.may_be_undelivered = on
             self._set(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, on, 0))
             self._give_up_after(_UNDELIVERED if on else 0)
 
     def release_delivered(self) -> None:
         """Let the other end be silent once it has all: one lost probe of the keep-alive would end the connection."""
         if _undelivered(self.socket) == 0:
+            self.may_be_undelivered = False
             self._give_up_after(0)
 
     def _give_up_after(self, milliseconds: int) -> None:

@@ -74,7 +74,10 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         if self.books.is_closed:
             raise httpcore.ConnectError("the connection pool is closed")
         is_paid = bool(request.extensions.get("knouds.fresh"))
-        connection = self.books.take(origin, read_clocks(), is_fresh=is_paid)
+        try:
+            connection = self.books.take(origin, read_clocks(), is_fresh=is_paid)
+        except (OSError, ValueError) as error:  # of a TLS context, say: nothing was sent
+            raise httpcore.ConnectError(str(error)) from error
         try:
             response = await connection.send(request, is_paid=is_paid)
         except BaseException:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
+from anyio.streams.tls import TLSListener
 
-GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+from tests.io.scripted import AUTHORITY
+
+GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)  # ssl.SSLError too
 WHOLE_URL = (
     b" http://knouds.test/",
     b" /",
 )  # what a plain request to a proxy asks for, and what it asks the server for
 REFUSED = {
+    "https": b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
     "http": b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
     "socks5": b"\5\4\0\1\0\0\0\0\0\0",
 }
-Play = Callable[["Proxy", anyio.abc.SocketStream], Awaitable[None]]
+Play = Callable[["Proxy", anyio.abc.ByteStream], Awaitable[None]]
 
 
 class Proxy:
@@ -42,13 +48,13 @@ class Proxy:
         turn = len(self.asked)
         return self.refusal is not None or (self._refuses_every > 0 and turn % self._refuses_every == 0)
 
-    async def refuse(self, stream: anyio.abc.SocketStream) -> None:
+    async def refuse(self, stream: anyio.abc.ByteStream) -> None:
         """Answer the refusal, and hang up or fall silent."""
         await stream.send(REFUSED[urlsplit(self.url).scheme] if self.refusal is None else self.refusal)
         while not self.hangs_up:
             await stream.receive()
 
-    async def lead_on(self, stream: anyio.abc.SocketStream, said: bytes, *, begin: bytes) -> None:
+    async def lead_on(self, stream: anyio.abc.ByteStream, said: bytes, *, begin: bytes) -> None:
         """Connect on, say so, and pass everything both ways."""
         async with await anyio.connect_tcp("127.0.0.1", self.upstream) as there, anyio.create_task_group() as tasks:
             with contextlib.suppress(*GONE):
@@ -66,7 +72,7 @@ async def copy(source: anyio.abc.ByteStream, to: anyio.abc.ByteStream, scope: an
     scope.cancel()
 
 
-async def speak_http(proxy: Proxy, stream: anyio.abc.SocketStream) -> None:
+async def speak_http(proxy: Proxy, stream: anyio.abc.ByteStream) -> None:
     """Be an HTTP proxy for one connection."""
     seen = b""
     while b"\r\n\r\n" not in seen:
@@ -83,7 +89,7 @@ async def speak_http(proxy: Proxy, stream: anyio.abc.SocketStream) -> None:
         await proxy.lead_on(stream, b"", begin=seen)
 
 
-async def speak_socks(proxy: Proxy, stream: anyio.abc.SocketStream) -> None:
+async def speak_socks(proxy: Proxy, stream: anyio.abc.ByteStream) -> None:
     """Be a SOCKS 5 proxy for one connection, which says everything in small pieces."""
     methods = await stream.receive()
     if proxy.user is None:
@@ -104,13 +110,13 @@ async def speak_socks(proxy: Proxy, stream: anyio.abc.SocketStream) -> None:
     return await proxy.lead_on(stream, b"\0\0", begin=b"")
 
 
-async def say_slowly(stream: anyio.abc.SocketStream, answer: bytes) -> None:
+async def say_slowly(stream: anyio.abc.ByteStream, answer: bytes) -> None:
     """Send byte by byte."""
     for at in range(len(answer)):
         await stream.send(answer[at : at + 1])
 
 
-SPEAK: dict[str, Play] = {"http": speak_http, "socks5": speak_socks}
+SPEAK: dict[str, Play] = {"http": speak_http, "https": speak_http, "socks5": speak_socks}
 
 
 @contextlib.asynccontextmanager
@@ -121,11 +127,15 @@ async def proxying(
 
     `user`: as in a URL, name and password. `refuses_every`: which connections it refuses, 2 for every other.
     """
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    listener: Any = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port: int = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610  (not Django's)
+    if scheme == "https":
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        AUTHORITY.issue_cert("127.0.0.1").configure_cert(context)
+        listener = TLSListener(listener, context, standard_compatible=False)
     proxy = Proxy(scheme, port, upstream, user=user, refuses_every=refuses_every)
 
-    async def serve(stream: anyio.abc.SocketStream) -> None:
+    async def serve(stream: anyio.abc.ByteStream) -> None:
         proxy.open += 1
         try:
             async with stream:

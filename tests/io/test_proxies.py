@@ -244,14 +244,14 @@ async def _expect_answer(client: Client) -> None:
     assert body_of(await client.get("a")) == b"{}"
 
 
-@pytest.mark.parametrize("kind", SPEAK)
+@pytest.mark.parametrize("kind", ["http", "socks5"])
 async def test_thousands_of_calls_cancelled_behind_a_proxy_leave_nothing_behind(kind: str) -> None:
     """Cancelled while the tunnel is asked for, in the handshake, sending or reading, every socket comes back."""
     await _cancel_thousands(kind, by_scope)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("kind", SPEAK)
+@pytest.mark.parametrize("kind", ["http", "socks5"])
 async def test_thousands_of_calls_cancelled_natively_behind_a_proxy_leave_nothing_behind(kind: str) -> None:
     """The same holds for task.cancel(), when it comes again during the clean-up."""
     await _cancel_thousands(kind, natively)
