@@ -129,8 +129,9 @@ class Client:
         if is_trusting:
             AUTHORITY.configure_trust(context)
         self.pool = PooledTransport(ssl_context=context, limit=limit, proxy=None if proxy is None else Proxy.of(proxy))
+        self.http = httpx.AsyncClient(transport=self.pool)
         self.exchange = Exchange(
-            httpx.AsyncClient(transport=self.pool),
+            self.http,
             base_url=url,
             key=Secret(KEY),
             timeouts=timeouts,

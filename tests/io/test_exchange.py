@@ -12,6 +12,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import attrs
+import httpcore
+import httpx
 import pytest
 import respx
 
@@ -239,16 +241,56 @@ async def test_closing_ends_idle_connections_now_and_the_others_later() -> None:
         await eventually(lambda: server.open == 0)
 
 
-async def test_mocks_of_respx_see_every_call() -> None:
-    """Also those that are put in place while connections are open."""
+@pytest.mark.parametrize("using", ["httpx", "httpcore"])
+async def test_mocks_of_respx_see_every_call(using: str) -> None:
+    """In either of its ways, and also those that are put in place while connections are open."""
     async with serving() as server, connected(server.url) as client:
         await client.get("a")
-        with respx.mock as router:
+        with respx.mock(using=using) as router:
             route = router.get(f"{server.url}/api/executions/a").respond(200, text="mocked")
             assert body_of(await client.get("a")) == b"mocked"
             assert route.calls.last.request.headers["x-api-key"] == KEY
         assert body_of(await client.get("a")) == b"{}"
         assert len(server.served) == 2
+
+
+PATCHED = [
+    (httpx.AsyncClient, "send"),
+    (httpx.AsyncClient, "_send_single_request"),
+    (httpx.AsyncClient, "_transport_for_url"),
+    (httpx.AsyncHTTPTransport, "handle_async_request"),
+    (httpcore.AsyncHTTPConnection, "handle_async_request"),
+]
+
+
+@pytest.mark.parametrize(("kind", "method"), PATCHED, ids=lambda each: getattr(each, "__name__", each))
+async def test_every_call_goes_where_tools_listen(kind: type, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What traces, records or mocks HTTP puts itself in place of one of these methods, and finds request and body."""
+    heard: list[str] = []
+    original = getattr(kind, method)
+
+    def listening(*arguments: Any, **options: Any) -> Any:
+        heard.append(method)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(kind, method, listening)
+    async with serving() as server, connected(server.url) as client:
+        await client.get("a")
+        await client.attempt(calls.submit(Target("workflows", "a"), {"n": 1}))
+        assert (heard, len(server.served)) == ([method] * 2, 2)
+
+
+async def test_tools_find_the_body_of_a_request() -> None:
+    """A request can be looked into before it is sent, and its key is in it by then."""
+    seen: list[httpx.Request] = []
+
+    async def look(request: httpx.Request) -> None:
+        seen.append(request)
+
+    async with serving() as server, connected(server.url) as client:
+        client.http.event_hooks = {"request": [look]}
+        await client.attempt(calls.submit(Target("workflows", "a"), {"n": 1}))
+    assert [(each.content, each.headers["x-api-key"]) for each in seen] == [(b'{"inputs":{"n":1}}', KEY)]
 
 
 # Cancellation: at every turn of the event loop that a call takes, in every way it can be cancelled.

@@ -15,6 +15,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import pytest
+import respx
 from anyio.streams.tls import TLSListener
 
 from knouds_async import AsyncKnouds, Completed, ConnectionFailedError, Outcome, Retries
@@ -192,6 +193,16 @@ async def test_a_plain_request_that_a_proxy_had_may_have_been_passed_on(refusal:
     async with behind("http", "http") as (_, proxy, client):
         proxy.refusal = refusal
         assert not isinstance(await client.attempt(SUBMIT), NotSent)
+
+
+@pytest.mark.parametrize("kind", SPEAK)
+@pytest.mark.parametrize("using", ["httpx", "httpcore"])
+async def test_mocks_of_respx_see_calls_behind_a_proxy(kind: str, using: str) -> None:
+    """As calls of the service: no proxy is asked for anything."""
+    async with connected("https://knouds.test", proxy=f"{kind}://127.0.0.1:1") as client:
+        with respx.mock(using=using) as router:
+            router.get("https://knouds.test/api/executions/a").respond(200, text="mocked")
+            assert body_of(await client.get("a")) == b"mocked"
 
 
 # Cancellation: as without a proxy, at every turn of the event loop that a call takes.
