@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 import attrs
 import pytest
+
+from tests.io.scripted import AUTHORITY
 
 EXECUTION = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -100,16 +103,35 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def service() -> Iterator[Service]:
-    """Serve on a port of the loopback."""
+@contextlib.contextmanager
+def serving(context: ssl.SSLContext | None = None) -> Iterator[Service]:
+    """Serve on a port of the loopback, over TLS where there is a context."""
     with _Server(("127.0.0.1", 0), _Handler) as server:
-        server.service = Service(url=f"http://127.0.0.1:{server.server_port}")
+        scheme = "http" if context is None else "https"
+        server.service = Service(url=f"{scheme}://127.0.0.1:{server.server_port}")
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         yield server.service
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """Serve on a port of the loopback."""
+    with serving() as service:
+        yield service
+
+
+@pytest.fixture
+def tls_service() -> Iterator[Service]:
+    """Serve on a port of the loopback over TLS, by the name knouds.test."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert("knouds.test").configure_cert(context)
+    with serving(context) as service:
+        yield service
 
 
 @pytest.fixture

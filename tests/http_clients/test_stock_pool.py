@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import ssl
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import httpx
@@ -13,6 +15,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from knouds_async import AsyncKnouds, ConnectionFailedError, Retries, SubmissionUnknownError, Timeouts
+from tests.io.proxies import proxying
+from tests.io.scripted import AUTHORITY
 
 SLUG = "my-thumbnail-pipeline"
 EXECUTION = "550e8400-e29b-41d4-a716-446655440000"
@@ -26,9 +30,10 @@ def lend(module: str, **options: Any) -> httpx.AsyncClient:
     return client
 
 
-def on(service: Any, http: httpx.AsyncClient) -> AsyncKnouds:
+def on(service: Any, http: httpx.AsyncClient, url: str | None = None) -> AsyncKnouds:
     """Give a client over the lent one that tries once, and that no quota holds up."""
-    return AsyncKnouds("k", tier="enterprise", base_url=service.url, http_client=http, retries=Retries(attempts=1))
+    once = Retries(attempts=1)
+    return AsyncKnouds("k", tier="enterprise", base_url=url or service.url, http_client=http, retries=once)
 
 
 class Wrapper(httpx.AsyncBaseTransport):
@@ -74,6 +79,22 @@ async def test_cancelled_calls_cost_the_pool_nothing(lent: str, service: Any) ->
             async with anyio.create_task_group() as tasks:
                 for _ in range(10):
                     tasks.start_soon(on(service, http).whoami)
+
+
+async def test_nor_do_they_behind_a_proxy(tls_service: Any) -> None:
+    """What is cancelled while a tunnel is dug costs no connection's place either."""
+    tls_service.delay = 0.005
+    trusted = ssl.create_default_context()
+    AUTHORITY.configure_trust(trusted)
+    async with proxying("http", urlsplit(tls_service.url).port or 0) as proxy:
+        limits = httpx.Limits(max_connections=5)
+        async with httpx.AsyncClient(proxy=proxy.url, verify=trusted, limits=limits) as http:
+            clients = [on(tls_service, http, "https://knouds.test") for _ in range(3)]
+            await _churn(clients)
+            with anyio.fail_after(30):
+                async with anyio.create_task_group() as tasks:
+                    for knouds in clients * 3:
+                        tasks.start_soon(knouds.whoami)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
