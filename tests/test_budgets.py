@@ -175,6 +175,21 @@ async def test_a_poll_takes_less_than_half_of_stock_httpx(url: str) -> None:
     assert mine < stock / 2.2, f"{mine:.0f} calls for a poll, {stock:.0f} for stock httpx"
 
 
+async def test_a_poll_leaves_little_for_the_garbage_collector(url: str) -> None:
+    """What httpx ties together in a circle is taken apart at once, not in a pause that stops everything."""
+    async with AsyncKnouds(KEY, base_url=url) as knouds:
+        await knouds.executions.get("a")
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                await knouds.executions.get("a")
+            left = gc.collect()
+        finally:
+            gc.enable()
+    assert left < 5 * 50, f"{left / 50:.0f} objects for a poll"
+
+
 @pytest.mark.slow
 async def test_a_poll_costs_the_same_with_hundreds_at_once(url: str) -> None:
     """From 10 to 200 at once, twice as many as there are connections, within 30 %."""

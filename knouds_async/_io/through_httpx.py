@@ -24,6 +24,7 @@ from knouds_async.config import Secret, Timeouts
 
 _READ: Final = {name.encode(): name for name in headers.READ}
 _OF_LIMIT: Final = 0.9
+_OVER: Final = httpx.ByteStream(b"")
 _ADDRESSES: Final = 1024  # a URL is looked at again and again while its run lasts, and costs much to parse
 
 
@@ -54,7 +55,10 @@ class HttpxReply:
 
     async def aclose(self) -> None:
         """Let go of the connection."""
-        await self._response.aclose()
+        try:
+            await self._response.aclose()
+        finally:
+            self._response.stream = _OVER  # it and the response hold each other, until some garbage collection
 
 
 class ThroughHttpx:
