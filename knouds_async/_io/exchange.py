@@ -113,7 +113,7 @@ class Exchange:
 
     async def _perform(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         reply = await self._way.send(call, trace, limit)
-        seen = {name: self._mask.text(value) for name, value in reply.headers().items()}
+        seen = self._mask.headers(reply.headers())
         try:
             body = await reply.read(part)
         except UnreadableBody as odd:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from knouds_async.config import Secret
@@ -31,6 +32,11 @@ class Mask:
         if _SIGN.search(text) is not None:
             return self._prepared()[0].sub(_MASK, text)
         return text.replace(self._key.reveal(), _MASK)
+
+    def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """Return headers without the key: all are searched together, for hardly any holds it."""
+        together = "\n".join(headers.values())
+        return headers if self.text(together) == together else {name: self.text(each) for name, each in headers.items()}
 
     def body(self, body: bytes) -> bytes:
         """Give a body without the key, in UTF-8: JSON may come in UTF-16 and UTF-32 as well."""

@@ -90,3 +90,11 @@ def test_it_shows_nothing_itself() -> None:
     for _ in range(2):
         assert "live" not in repr(mask) + str(mask)
         mask.text("\\")
+
+
+def test_headers_are_masked_one_by_one() -> None:
+    """A header that holds the key is masked, in whatever spelling, and the others stay as they are."""
+    mask = Mask(Secret("knouds_live_canary"))
+    clean = {"date": "Sun, 29 Nov 2026 20:00:00 GMT", "server": "x"}
+    assert mask.headers(clean) is clean
+    assert mask.headers({**clean, "location": "/?key=knouds%5Flive_canary"}) == {**clean, "location": "/?key=***"}
