@@ -1,7 +1,7 @@
 """The pytest plugin: fixtures on an emulated service, virtual time for their tests, and a guard before the real one.
 
-Rule of the package: pytest imports it in every project of its environment, so it needs pytest and the standard library
-alone; what the fixtures stand on, `knouds_async.testing.plugin`, is imported by the first test that asks for one.
+pytest imports this package in every project of its environment, so it needs pytest and the standard library alone; what
+the fixtures are made of, `knouds_async.testing.plugin`, is imported by the first test that requests one.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ _MARKERS = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that takes the guard away."""
+    """Add the option that disables the guard."""
     group = parser.getgroup("knouds")
     group.addoption("--knouds-real", action="store_true", help="let every test reach the real Knouds service")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, and put the guard up."""
+    """Register the markers and enable the guard."""
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     refuse_the_real_service()
@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def knouds_url(knouds_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Give the URL of the emulator on a port of this machine, for an application that nobody can hand a client.
+    """Serve the emulator on a port of this machine and yield its URL, for an application that builds its own client.
 
     `$KNOUDS_BASE_URL` and `$KNOUDS_KEY` point at it during the test, for child processes as well. Time is real.
     """
@@ -92,7 +92,7 @@ def _settings(request: pytest.FixtureRequest) -> Mapping[str, Any]:
 
 @pytest.fixture
 def knouds_emulator(request: pytest.FixtureRequest) -> Emulator:
-    """Give the service in memory, as `@pytest.mark.knouds(tier="pro", duration=45, faults=...)` says.
+    """Return the service in memory, as `@pytest.mark.knouds(tier="pro", duration=45, faults=...)` sets it up.
 
     The test runs in virtual time, unless the marker says `virtual_time=False` or it asks for `knouds_url`; its runs
     take 0.05 s then, if the marker gives no `duration`.
@@ -111,7 +111,7 @@ def knouds_emulator(request: pytest.FixtureRequest) -> Emulator:
 
 @pytest.fixture
 def knouds_http_client(request: pytest.FixtureRequest, knouds_emulator: Emulator) -> httpx.AsyncClient:
-    """Give an `httpx.AsyncClient` on the emulator, for an application that builds its own `AsyncKnouds`.
+    """Return an `httpx.AsyncClient` on the emulator, for an application that builds its own `AsyncKnouds`.
 
     The marker's `latency` is the one-way delay in seconds.
     """
@@ -129,7 +129,7 @@ def knouds_http_client(request: pytest.FixtureRequest, knouds_emulator: Emulator
 
 @pytest.fixture
 def knouds(knouds_emulator: Emulator, knouds_http_client: httpx.AsyncClient) -> AsyncKnouds:
-    """Give a client of the emulated service. It needs no closing: nothing of it outlives the test's event loop."""
+    """Return a client of the emulated service. It needs no closing: nothing of it outlives the test's event loop."""
     from knouds_async.testing.plugin import client_on
 
     return client_on(knouds_emulator, knouds_http_client)

@@ -1,9 +1,9 @@
 """Fails a test that reaches for the real service: a run there costs money, and no test should pay by mistake.
 
-Rule of the file: nothing is patched. Python tells an audit hook of each name that is looked up, whichever library asks;
-the lookup of the service's name is refused, and the test fails at its end even if it swallows the refusal. uvloop looks
-names up by itself and tells nobody, so our own connections tell of themselves: there it sees those alone. What goes
-through an HTTP proxy is looked up by the proxy, and a child process has its own hooks: neither is seen.
+Nothing is patched. Python calls an audit hook for each name lookup, whichever library makes it; the lookup of the
+service's name is refused, and the test fails at its end even if it swallows the exception. uvloop resolves names
+without audit events, so our own connections raise one: there only those are seen. A name behind an HTTP proxy is
+resolved by the proxy, and a child process has its own hooks: neither is seen.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ class RealServiceRefusedError(Exception):
 
 
 class _Guard:
-    """Whether a test is under guard, and what it has done; one a process, as audit hooks are."""
+    """Whether a test is guarded, and its violations; one per process, as audit hooks are."""
 
-    is_up = False
+    is_active = False
     is_installed = False
-    found: list[str] = []  # noqa: RUF012
+    violations: list[str] = []  # noqa: RUF012
 
 
 def refuse_the_real_service() -> None:
-    """Install the hook, once a process: an audit hook cannot be taken away, only be idle."""
+    """Install the hook, once per process: an audit hook cannot be removed, only be idle."""
     if not _Guard.is_installed:
         _Guard.is_installed = True
         sys.addaudithook(_hook)
 
 
 def report_at_the_end(message: str) -> None:
-    """Let the running test fail with a message, whatever it makes of the exception that it gets."""
-    if message not in _Guard.found:
-        _Guard.found.append(message)
+    """Fail the running test with a message, even if it swallows the exception."""
+    if message not in _Guard.violations:
+        _Guard.violations.append(message)
 
 
 def _hook(event: str, args: tuple[object, ...]) -> None:
-    if event in _EVENTS and _Guard.is_up and _is_real(args[0]):
+    if event in _EVENTS and _Guard.is_active and _is_real(args[0]):
         report_at_the_end(_MESSAGE)
         raise RealServiceRefusedError(_MESSAGE)
 
@@ -63,18 +63,18 @@ def _is_real(host: object) -> bool:
 
 def _guarded(item: pytest.Item) -> Generator[None, object, object]:
     """Run one phase of a test under guard."""
-    _Guard.found.clear()
-    _Guard.is_up = not (item.config.getoption("--knouds-real") or item.get_closest_marker("knouds_real"))
+    _Guard.violations.clear()
+    _Guard.is_active = not (item.config.getoption("--knouds-real") or item.get_closest_marker("knouds_real"))
     try:
         result = yield
     except Exception as error:
-        if _Guard.found:
-            raise pytest.fail.Exception("; ".join(_Guard.found), pytrace=False) from error
+        if _Guard.violations:
+            raise pytest.fail.Exception("; ".join(_Guard.violations), pytrace=False) from error
         raise
     finally:
-        _Guard.is_up = False
-    if _Guard.found:
-        pytest.fail("; ".join(_Guard.found), pytrace=False)
+        _Guard.is_active = False
+    if _Guard.violations:
+        pytest.fail("; ".join(_Guard.violations), pytrace=False)
     return result
 
 

@@ -1,8 +1,7 @@
 """Runs the tests that ask for `knouds_emulator` in virtual time, under whichever async plugin they have.
 
-Rule of the file: pytest-asyncio is given a loop for the runner of one such test, and none where a test shares its loop
-with others; pytest-trio a way to run them, anyio's plugin a backend with options. A clock or loop that the project
-chose itself wins.
+pytest-asyncio is given a loop for the runner of one such test, and none where a test shares its loop with others;
+pytest-trio a way to run them, anyio's plugin a backend with options. A clock or loop of the project's own wins.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class _Virtual:
 
 
 def is_in_virtual_time(node: pytest.Item) -> bool:
-    """Tell whether a test is to run in virtual time: not with a socket, else by the marker's word, its own first."""
+    """Return whether a test runs in virtual time: not with a socket, else as its nearest marker says."""
     if _PORT in getattr(node, "fixturenames", ()):
         return False
     said = [mark.kwargs["virtual_time"] for mark in node.iter_markers("knouds") if "virtual_time" in mark.kwargs]
@@ -45,7 +44,7 @@ def _is_wanted(node: pytest.Item, fixtures: object) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, object, object]:
-    """Tell anyio's plugin and pytest-asyncio of a test in virtual time, through its parameters; its id stays."""
+    """Parametrize a test in virtual time for anyio's plugin and pytest-asyncio; its id stays."""
     if not _is_wanted(metafunc.definition, metafunc.fixturenames):
         return (yield)
     _choose_backends(metafunc)
@@ -73,7 +72,7 @@ def _choose_backends(metafunc: pytest.Metafunc) -> None:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, Any, Any]:
-    """Give anyio's plugin a backend and pytest-asyncio a loop with a virtual clock, where one is set up for a test."""
+    """Set up anyio's backend or pytest-asyncio's loop with a virtual clock."""
     if fixturedef.argname == _RUNNER and _is_wanted(request.node, request.fixturenames):
         return (yield from _in_virtual_loop(fixturedef))
     backend = yield
@@ -90,7 +89,7 @@ def pytest_fixture_setup(
 
 
 def _in_virtual_loop(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
-    """Have pytest-asyncio's runner of one test made with our loop; a loop that the project chose wins.
+    """Create pytest-asyncio's runner of one test with our loop; a loop that the project chose wins.
 
     Its hook for loop factories would have every fixture of a wider scope set up anew, for its parameter is shared.
     """
@@ -122,7 +121,7 @@ def _virtual(backend: Any) -> object:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-trio how to run a test in virtual time; a clock among the test's own fixtures wins."""
+    """Mark tests for pytest-trio to run in virtual time; a clock among the test's own fixtures wins."""
     for item in items:
         trio = next(item.iter_markers("trio"), None)
         if trio is not None and _is_wanted(item, getattr(item, "fixturenames", None)):

@@ -1,7 +1,7 @@
-"""The emulator's ASGI face: any ASGI server or in-process transport can put the emulator on a URL.
+"""The emulator as an ASGI app: any ASGI server or in-process transport can put the emulator on a URL.
 
-Rule of the file: the emulator decides, this waits and writes. What ASGI has no word for (a reset connection, a close
-without an answer) raises; `server.py` and `transport.py` act it out.
+The emulator decides, this waits and writes. What ASGI cannot express (a reset connection, a close without an answer)
+raises RuntimeError; `server.py` and `transport.py` do it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def build_app(
     resume: Callable[[Later, float], Outcome],
     delivering: Callable[[], AbstractAsyncContextManager[None]],
 ) -> Starlette:
-    """Make the app of an emulator; every path goes to `handle`, and webhooks are delivered during its lifespan."""
+    """Create the ASGI app of an emulator; every path goes to `handle`, webhooks are delivered during its lifespan."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with delivering():
             yield
 
-    return Starlette(routes=[Mount("", app=_Face(handle, resume))], lifespan=lifespan)
+    return Starlette(routes=[Mount("", app=_EmulatorApp(handle, resume))], lifespan=lifespan)
 
 
-class _Face:
+class _EmulatorApp:
     """One ASGI endpoint for every path, so that a request costs little."""
 
     def __init__(self, handle: Callable[[Request, float], Outcome], resume: Callable[[Later, float], Outcome]) -> None:
@@ -61,7 +61,7 @@ class _Face:
             await _start(outcome, send)
             await send({"type": "http.response.body", "body": outcome.body})
         else:
-            await _act_out(outcome, receive, send)
+            await _apply_fault(outcome, receive, send)
 
 
 async def _body(receive: _Receive) -> bytes:
@@ -91,18 +91,18 @@ async def _start(response: Response, send: _Send) -> None:
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
 
 
-async def _act_out(broken: Broken, receive: _Receive, send: _Send) -> None:
+async def _apply_fault(broken: Broken, receive: _Receive, send: _Send) -> None:
     if broken.wire is Wire.STALLED:
         await receive()  # the body has been read: all that can come is that the client has gone
         return
     response = broken.response
-    if response is None or broken.wire not in _PERFORMABLE:
-        raise RuntimeError(f"ASGI cannot act out '{broken.wire.value}': use knouds_async.testing.serve instead")
+    if response is None or broken.wire not in _SENDERS:
+        raise RuntimeError(f"ASGI cannot express '{broken.wire.value}': use knouds_async.testing.serve instead")
     if broken.wire is Wire.DROPPED:
         response = attrs.evolve(response, headers={**response.headers, "connection": "close"})
     await anyio.sleep(broken.seconds if broken.wire is Wire.SLOW else 0)
     await _start(response, send)
-    await _PERFORMABLE[broken.wire](broken, response.body, send)
+    await _SENDERS[broken.wire](broken, response.body, send)
 
 
 async def _send_whole(_: Broken, body: bytes, send: _Send) -> None:
@@ -111,7 +111,7 @@ async def _send_whole(_: Broken, body: bytes, send: _Send) -> None:
 
 async def _send_half(_: Broken, body: bytes, send: _Send) -> None:
     await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
-    raise RuntimeError("a fault cut the answer short")
+    raise RuntimeError("a fault truncated the answer")
 
 
 async def _drip(broken: Broken, body: bytes, send: _Send) -> None:
@@ -121,7 +121,7 @@ async def _drip(broken: Broken, body: bytes, send: _Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-_PERFORMABLE = {
+_SENDERS = {
     Wire.SLOW: _send_whole,
     Wire.DROPPED: _send_whole,
     Wire.TRUNCATED: _send_half,

@@ -1,6 +1,6 @@
-"""What a test may ask of the runs and charges of an emulator, in messages that show the runs at fault.
+"""Assertions on the runs and charges of an emulator, with messages that show the runs at fault.
 
-Rule of the file: pure; each function gives the message of what is wrong, None when nothing is.
+Each function returns the message of what is wrong, None when nothing is.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from knouds_async.testing._service.lifecycle import Run
 from knouds_async.testing._service.wallet import Charge
 from knouds_async.testing.journal import LoggedRequest
 
-__all__ = ["not_charged_once", "not_collected", "refused"]
+__all__ = ["not_charged_once", "not_observed", "refused"]
 
 _SHOWN = 20
 
 
 def not_charged_once(runs: Sequence[Run], charges: Sequence[Charge], *, allow_equal_inputs: bool) -> str | None:
-    """Tell of runs that were not paid for exactly once, and of jobs (equal target and inputs) that were run again."""
+    """Describe runs not charged exactly once, and jobs (same target and inputs) that were run more than once."""
     paid = Counter(charge.execution_id for charge in charges)
     if strange := set(paid) - {run.execution_id for run in runs}:
-        return f"{len(strange)} charge(s) were for no run: {', '.join(sorted(strange)[:_SHOWN])}"
+        return f"{len(strange)} charge(s) were for unknown runs: {', '.join(sorted(strange)[:_SHOWN])}"
     if odd := [run for run in runs if paid[run.execution_id] != 1]:
         return f"{len(odd)} run(s) were not charged once:\n{_listed(odd, paid)}"
     if allow_equal_inputs:
@@ -37,14 +37,18 @@ def not_charged_once(runs: Sequence[Run], charges: Sequence[Charge], *, allow_eq
     return "\n".join([f"{len(repeated)} job(s) were run and charged more than once:", *parts, *_more(len(repeated))])
 
 
-def not_collected(runs: Iterable[Run], now: float) -> str | None:
-    """Tell of runs that are over and paid for, and whose end nobody has been told."""
-    lost = [run for run in runs if run.is_over_at(now) and run.seen_ended_at is None]
-    return f"{len(lost)} run(s) ended and nobody was told:\n{_listed(lost)}" if lost else None
+def not_observed(runs: Iterable[Run], now: float) -> str | None:
+    """Describe finished runs whose end the client was never sent."""
+    unobserved = [run for run in runs if run.is_finished_at(now) and run.seen_ended_at is None]
+    return (
+        f"{len(unobserved)} finished run(s) were never observed by the client:\n{_listed(unobserved)}"
+        if unobserved
+        else None
+    )
 
 
 def refused(refusals: Sequence[LoggedRequest]) -> str | None:
-    """Tell of requests that were refused with 429."""
+    """Describe the requests that were refused with 429."""
     if not refusals:
         return None
     first = refusals[0]

@@ -1,6 +1,6 @@
-"""Sends the emulator's webhook deliveries: over HTTP to whoever listens, or through a function of the caller's.
+"""The delivery worker: sends the emulator's webhook deliveries over HTTP, or through a function of the caller's.
 
-Rule of the file: the emulator decides what is due, this waits and posts. asyncio and trio.
+The emulator decides what is due, this waits and posts.
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ from knouds_async.testing.deliveries import Delivery
 __all__ = ["delivering"]
 
 Post = Callable[[Delivery], Awaitable[int]]
-_PATIENCE: Final = 10.0  # seconds for an answer
-_GONE: Final = (OSError, h11.ProtocolError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+_ANSWER_TIMEOUT: Final = 10.0  # seconds for an answer
+_CONNECTION_ERRORS: Final = (
+    OSError,
+    h11.ProtocolError,
+    anyio.EndOfStream,
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+)
 
 
 @asynccontextmanager
 async def delivering(webhooks: Webhooks, post: Post | None = None) -> AsyncIterator[None]:
     """Deliver webhooks while the block runs, signed by this machine's clock.
 
-    `post` sends one delivery and gives the status of its answer; by default it goes to its `url`, plain http only.
-    What an OSError or a time-out of ten seconds ends, or an answer other than 2xx, is sent again.
+    `post` sends one delivery and returns the status of its answer; by default it goes to its `url`, plain http only.
+    It is sent again after an OSError, ten seconds without an answer, or an answer other than 2xx.
     """
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_deliver, webhooks, post or _post)
@@ -41,20 +47,20 @@ async def delivering(webhooks: Webhooks, post: Post | None = None) -> AsyncItera
 async def _deliver(webhooks: Webhooks, post: Post) -> None:
     async with anyio.create_task_group() as tasks:
         while True:
-            news = anyio.Event()
-            webhooks.wake = news.set
+            changed = anyio.Event()
+            webhooks.wake = changed.set
             for delivery in webhooks.due(anyio.current_time(), time.time()):
                 tasks.start_soon(_send, webhooks, post, delivery)
             with anyio.CancelScope(deadline=webhooks.next_at()):
-                await news.wait()
+                await changed.wait()
 
 
 async def _send(webhooks: Webhooks, post: Post, delivery: Delivery) -> None:
     status: int | None = None
-    with anyio.move_on_after(_PATIENCE):
+    with anyio.move_on_after(_ANSWER_TIMEOUT):
         try:
             status = await post(delivery)
-        except _GONE:
+        except _CONNECTION_ERRORS:
             status = None
     webhooks.answered(delivery, status, anyio.current_time())
 

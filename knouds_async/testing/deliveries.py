@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
-from knouds_async.testing.laws import Seconds, is_law, is_number
+from knouds_async.testing.laws import Seconds, is_number, is_seconds
 
 __all__ = ["Deliveries", "Delivery"]
 
@@ -23,16 +23,16 @@ def _is_share(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
 class Deliveries:
     """How webhooks arrive; the shares are of the runs, and independent of each other.
 
-    `latency`: seconds from the end of a run to its delivery; a law with a spread puts them out of order. `late`: the
+    `latency`: seconds from the end of a run to its delivery; a spread puts them out of order. `late`: the
     share that takes `late_by` more. `dropped`: never sent. `repeated`: sent again after another `late_by`. `forged`:
     preceded by one with another result and a signature by another secret. `expired`: sent first with a signature of
-    an hour ago. `stale`: followed by an event that has the run still going. `has_result`: whether results are in them.
-    `attempts`: how often one that is not answered with 2xx is sent in all, at growing pauses.
+    an hour ago. `stale`: followed by an event that has the run still processing. `has_result`: whether they have
+    results. `attempts`: how often one that is not answered with 2xx is sent in all, at growing pauses.
     """
 
-    latency: Seconds = attrs.field(default=0.2, validator=is_law)
+    latency: Seconds = attrs.field(default=0.2, validator=is_seconds)
     late: float = attrs.field(default=0.0, validator=_is_share)
-    late_by: Seconds = attrs.field(default=20.0, validator=is_law)
+    late_by: Seconds = attrs.field(default=20.0, validator=is_seconds)
     dropped: float = attrs.field(default=0.0, validator=_is_share)
     repeated: float = attrs.field(default=0.0, validator=_is_share)
     forged: float = attrs.field(default=0.0, validator=_is_share)

@@ -1,4 +1,4 @@
-"""The service's HTTP API as an OpenAPI 3.1 document, which lies beside this file as `openapi.json`."""
+"""The service's HTTP API as an OpenAPI 3.1 document, which is stored beside this file as `openapi.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["openapi"]
 
 
 def openapi() -> dict[str, Any]:
-    """Give the OpenAPI 3.1 description of the service, parsed; each call gives a copy of its own.
+    """Return the OpenAPI 3.1 description of the service, parsed; each call returns a copy of its own.
 
     For mock servers, client generators and fuzzers. What the service does not document is marked `x-assumed`.
     """

@@ -1,7 +1,7 @@
 """The emulator: the Knouds service in memory, without a clock, a socket or a wait of its own.
 
-Rule of the file: pure state; `now` is any monotonic time in seconds that the caller passes. What ends, ends when
-a request's `now` has passed it.
+No I/O: `now` is any monotonic time in seconds that the caller passes. Everything due happens when a request's `now` has
+passed it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from knouds_async.testing._console.console import Console, Hand, is_for_console
-from knouds_async.testing._service.gate import answer, dated
+from knouds_async.testing._console.console import Console, ControlHooks, is_for_console
+from knouds_async.testing._service.gate import answer, with_date
 from knouds_async.testing._service.keys import DEFAULT_USER
 from knouds_async.testing._service.lifecycle import FAILURE, Run
 from knouds_async.testing._service.routes import UNKNOWN, Route, match
-from knouds_async.testing._service.service import Service
+from knouds_async.testing._service.service import ServiceState
 from knouds_async.testing._service.wallet import Charge
-from knouds_async.testing.assertions import not_charged_once, not_collected, refused
+from knouds_async.testing.assertions import not_charged_once, not_observed, refused
 from knouds_async.testing.deliveries import Delivery
 from knouds_async.testing.journal import LoggedRequest, RequestLog
-from knouds_async.testing.messages import Broken, Fate, Fault, Later, Outcome, Request, Response
+from knouds_async.testing.messages import Broken, Fault, FaultDecision, Later, Outcome, Request, Response
 from knouds_async.testing.settings import Settings
 from knouds_async.testing.strikes import Faults
 
@@ -36,7 +36,7 @@ __all__ = ["Emulator"]
 
 @attrs.define(eq=False)
 class _Arrival:
-    """A request on its way to the service, and what it met there."""
+    """A request in transit, and its answer once it has arrived."""
 
     request: Request
     outcome: Outcome | None = None
@@ -48,7 +48,7 @@ def _faults(settings: Settings) -> Faults:
 
 @attrs.define(kw_only=True, eq=False, repr=False, slots=False)
 class Emulator(Settings):
-    """The whole service of the contract in memory; see `Settings` for what it can be told to be.
+    """The whole service of the contract in memory; see `Settings` for its settings.
 
     `handle` answers one request; `faults.add` makes some go wrong. The status page is at /, a control API for tests in
     other languages under /__emulator__/; requests for them are not counted.
@@ -63,30 +63,32 @@ class Emulator(Settings):
         """Check the settings together and start the service."""
         self.check_together()
         self._made_with: dict[str, Any] = {field.name: getattr(self, field.name) for field in attrs.fields(Settings)}
-        self._service = Service(self)
-        hand = Hand(finish=self.finish, fail=self.fail, reset=self.reset, send_test_webhook=self.send_test_webhook)
-        self._console = Console(self, self._service, self.faults, self.requests, hand)
-        self._underway: list[tuple[float, int, _Arrival]] = []
+        self._service = ServiceState(self)
+        hooks = ControlHooks(
+            finish=self.finish, fail=self.fail, reset=self.reset, send_test_webhook=self.send_test_webhook
+        )
+        self._console = Console(self, self._service, self.faults, self.requests, hooks)
+        self._in_transit: list[tuple[float, int, _Arrival]] = []
         self._sent = 0
 
     def __repr__(self) -> str:
-        """Say what it is and how much it has seen; the key stays out."""
+        """Return the tier and how much it has seen, without the key."""
         return f"<Emulator tier={self.tier!r} requests={self.requests.count} runs={len(self.runs)}>"
 
     def connect(self, request: Request, now: float) -> Request | Broken:
-        """Decide the fate of a request before it is sent: give it back to send, or `Broken` when it never gets there.
+        """Decide which fault strikes a request before it is sent; return the request, or `Broken` if it never arrives.
 
-        For those who act out connections; whoever calls only `handle` can leave it out.
+        For transports and servers that break connections; callers of `handle` alone can leave it out.
         """
         self.settle(now)
         if not self.faults or is_for_console(request):
             return request
         label = _label(match(request.method, request.path)[0])
-        fate = self.faults.decide(label, request)
-        if fate.fault is None or fate.fault.stage != "unread":
-            return attrs.evolve(request, fate=fate)
+        decision = self.faults.decide(label, request)
+        if decision.fault is None or decision.fault.stage != "unread":
+            return attrs.evolve(request, decision=decision)
         self.requests.arrived(label)
-        outcome = fate.fault.act(None)
+        outcome = decision.fault.act(None)
         self.requests.answered(request, label, outcome, now)
         return outcome if isinstance(outcome, Broken) else request
 
@@ -96,55 +98,55 @@ class Emulator(Settings):
         return self._receive(request, now)
 
     def deliver(self, request: Request, at: float) -> Later:
-        """Put a request on its way: it arrives at `at` (seconds), whether or not its sender still waits then."""
+        """Send a request that arrives at `at` (seconds), whether or not its sender still waits then."""
         arrival = _Arrival(request)
         self._sent += 1
-        heapq.heappush(self._underway, (at, self._sent, arrival))
+        heapq.heappush(self._in_transit, (at, self._sent, arrival))
 
-        def met(now: float) -> Outcome:
+        def outcome_at(now: float) -> Outcome:
             self.settle(now)
             if arrival.outcome is None:
                 raise ValueError(f"the request arrives at {at}: resume it then, not at {now}")
             return arrival.outcome
 
-        return Later(at, met)
+        return Later(at, outcome_at)
 
     def due_deliveries(self, now: float, *, unix_now: float | None = None) -> list[Delivery]:
-        """Give the webhook deliveries that are to be sent at `now`, each once.
+        """Return the webhook deliveries that are due at `now`, each once.
 
-        `unix_now`: what their signatures are dated by; the emulated service's own clock, at `epoch`, without one.
+        `unix_now`: the time of their signatures; by default the emulated service's own clock, which starts at `epoch`.
         """
         self.settle(now)
         return self._service.webhooks.due(now, unix_now)
 
     def next_delivery_at(self) -> float:
-        """Give when the next delivery may be due, on the caller's clock; inf when no run with a webhook is out."""
+        """Return when the next delivery may be due, on the caller's clock; inf when no run has a webhook."""
         return self._service.webhooks.next_at()
 
     def delivery_answered(self, delivery: Delivery, status: int | None, now: float) -> None:
-        """Tell how a delivery was answered, None when nobody did: anything but 2xx and it is sent again."""
+        """Record how a delivery was answered (None: not at all); it is sent again unless the status was 2xx."""
         self._service.webhooks.answered(delivery, status, now)
 
     def delivering(self, post: Callable[[Delivery], Awaitable[int]] | None = None) -> AbstractAsyncContextManager[None]:
         """Deliver the webhooks while the block runs, signed by this machine's clock.
 
-        `post` sends one delivery and gives the status of its answer; by default it goes to its `url`, plain http only.
-        What an OSError or ten seconds without an answer end, or an answer other than 2xx, is sent again.
+        `post` sends one delivery and returns the status of its answer; by default to its `url`, plain http only.
+        It is sent again after an OSError, ten seconds without an answer, or an answer other than 2xx.
         """
         from knouds_async.testing.courier import delivering
 
         return delivering(self._service.webhooks, post)
 
     def resume(self, later: Later, now: float) -> Outcome:
-        """Ask again for an answer that was to come later; ValueError before its time."""
+        """Return an answer that was to come later; ValueError before its time."""
         self.settle(now)
         return later.finish(now)
 
     def settle(self, now: float) -> None:
-        """Let everything happen that is due by `now`: requests on their way arrive, runs end."""
-        underway = self._underway
-        while underway and underway[0][0] <= now:
-            at, _, arrival = heapq.heappop(underway)
+        """Process everything due by `now`: requests in transit arrive, runs finish."""
+        in_transit = self._in_transit
+        while in_transit and in_transit[0][0] <= now:
+            at, _, arrival = heapq.heappop(in_transit)
             self._service.clock.advance(at)
             arrival.outcome = self._receive(arrival.request, at)
         self._service.clock.advance(now)
@@ -161,18 +163,18 @@ class Emulator(Settings):
 
     @property
     def runs(self) -> Sequence[Run]:
-        """All runs the service began, in order."""
+        """All runs the service started, in order."""
         return self._service.runs
 
     @property
     def charges(self) -> Sequence[Charge]:
         """All payments, in order."""
-        return self._service.wallet.charges
+        return self._service.billing.charges
 
     @property
     def credits_spent(self) -> int:
         """The credits all runs have cost, trial credits left out."""
-        return self._service.wallet.spent
+        return self._service.billing.spent
 
     @property
     def refusals(self) -> Sequence[LoggedRequest]:
@@ -180,14 +182,14 @@ class Emulator(Settings):
         return self.requests.refusals
 
     def assert_charged_once(self, *, allow_equal_inputs: bool = False) -> None:
-        """Fail when a run was paid for twice, or, unless allowed, when two runs have equal target and inputs."""
+        """Fail when a run was paid for twice or, unless allowed, when two runs have the same target and inputs."""
         __tracebackhide__ = True
         _fail_with(not_charged_once(self.runs, self.charges, allow_equal_inputs=allow_equal_inputs))
 
     def assert_all_collected(self) -> None:
-        """Fail when a run has ended that nobody has seen the end of, by a look, an answer or a delivery taken."""
+        """Fail when a finished run was never observed, by a poll, an answer or an accepted delivery."""
         __tracebackhide__ = True
-        _fail_with(not_collected(self.runs, self._service.clock.now))
+        _fail_with(not_observed(self.runs, self._service.clock.now))
 
     def assert_no_429(self) -> None:
         """Fail when any request was refused by the rate limit."""
@@ -195,12 +197,12 @@ class Emulator(Settings):
         _fail_with(refused(self.refusals))
 
     def finish(self, execution_id: str, result: object = None) -> None:
-        """End an asynchronous run now, with what its target makes or a JSON value; ValueError when it cannot be."""
-        self._end(execution_id, error=None, result=result)
+        """Complete an asynchronous run now, with its usual result or a JSON value; ValueError if it is not running."""
+        self._finish_now(execution_id, error=None, result=result)
 
     def fail(self, execution_id: str, message: str = FAILURE) -> None:
-        """Let an asynchronous run fail now; ValueError when there is none or it is over."""
-        self._end(execution_id, error=message or FAILURE)
+        """Fail an asynchronous run now; ValueError if it is not running."""
+        self._finish_now(execution_id, error=message or FAILURE)
 
     def send_test_webhook(self) -> None:
         """Send `webhook.test` to the webhook, as the dashboard does; ValueError when there is no `webhook_url`."""
@@ -209,52 +211,52 @@ class Emulator(Settings):
         self._service.webhooks.test(self.webhook_url, DEFAULT_USER, self._service.clock.now)
 
     def reset(self) -> None:
-        """Begin anew, as when it was made: settings, runs, charges, requests, windows, faults, dice, clock.
+        """Restore the initial state: settings, runs, charges, requests, windows, faults, random generators, clock.
 
-        Requests that are on their way never arrive. `media_url` stays, for it is where the files are served.
+        Requests in transit never arrive. `media_url` stays: it is where the files are served.
         """
         for name, value in self._made_with.items():
             if name != "media_url":
                 setattr(self, name, value)
-        self._underway.clear()
+        self._in_transit.clear()
         self.requests.clear()
         self.faults.restart()
         self._service.start()
 
-    def _end(self, execution_id: str, *, error: str | None, result: object = None) -> None:
+    def _finish_now(self, execution_id: str, *, error: str | None, result: object = None) -> None:
         run, now = self._service.run(execution_id), self._service.clock.now
         if run is None or not run.is_async:
             raise ValueError(f"there is no asynchronous run {execution_id!r}")
-        if run.is_over_at(now):
+        if run.is_finished_at(now):
             raise ValueError(f"the run {execution_id} is already {run.status_at(now)}")
         self._service.end(run, now, error=error, result=result)
 
     def _receive(self, request: Request, now: float) -> Outcome:
         if is_for_console(request):
-            return dated(self._service, self._console.answer(request, now), now)
+            return with_date(self._service, self._console.answer(request, now), now)
         route, subject = match(request.method, request.path)
         label = _label(route)
         fault = self._fault_for(request, label)
         if fault is not None and fault.stage == "held":
-            return self.deliver(attrs.evolve(request, fate=Fate()), now + fault.seconds)
+            return self.deliver(attrs.evolve(request, decision=FaultDecision()), now + fault.seconds)
         self.requests.arrived(label)
         if fault is None:
             outcome: Outcome = answer(self._service, route, subject, request, now)
         elif fault.stage == "after":
-            outcome = _struck(fault, answer(self._service, route, subject, request, now))
+            outcome = _apply(fault, answer(self._service, route, subject, request, now))
         else:
-            outcome = dated(self._service, fault.act(None), now)
-        return self._noted(outcome, request, label, now)
+            outcome = with_date(self._service, fault.act(None), now)
+        return self._logged(outcome, request, label, now)
 
     def _fault_for(self, request: Request, label: str) -> Fault | None:
-        if request.fate is not None:
-            return request.fate.fault
+        if request.decision is not None:
+            return request.decision.fault
         return self.faults.decide(label, request).fault if self.faults else None
 
-    def _noted(self, outcome: Outcome, request: Request, label: str, at: float) -> Outcome:
+    def _logged(self, outcome: Outcome, request: Request, label: str, at: float) -> Outcome:
         if isinstance(outcome, Later):
             finish = outcome.finish
-            return Later(outcome.at, lambda now: self._noted(finish(now), request, label, at))
+            return Later(outcome.at, lambda now: self._logged(finish(now), request, label, at))
         self.requests.answered(request, label, outcome, at)
         return outcome
 
@@ -263,11 +265,11 @@ def _label(route: Route | None) -> str:
     return UNKNOWN if route is None else route.label
 
 
-def _struck(fault: Fault, outcome: Outcome) -> Outcome:
-    """Let a fault strike the answer, when it comes; one that is slow in coming stays so."""
+def _apply(fault: Fault, outcome: Outcome) -> Outcome:
+    """Apply a fault to the answer once it comes; a later answer stays later."""
     if isinstance(outcome, Later):
         finish = outcome.finish
-        return Later(outcome.at, lambda now: _struck(fault, finish(now)))
+        return Later(outcome.at, lambda now: _apply(fault, finish(now)))
     return fault.act(outcome) if isinstance(outcome, Response) else outcome
 
 

@@ -1,6 +1,6 @@
 """Faults in words, for the command line, the control API and test markers: "closed after_run on submit nth=1,3".
 
-Rule of the file: pure. The kinds and what they take are read from `faults.py`, so that a new one can be named at once.
+The kinds and their arguments are read from `faults.py`, so that a new one can be named at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from knouds_async.testing import faults
 from knouds_async.testing.messages import Fault
 from knouds_async.testing.strikes import Faults
 
-__all__ = ["GRAMMAR", "KINDS", "PLACES", "Attached", "add_fault", "parse_fault", "takes"]
+__all__ = ["GRAMMAR", "KINDS", "PLACES", "FaultSpec", "add_fault", "parse_fault", "takes"]
 
 GRAMMAR: Final = "KIND [NAME=VALUE ...] [after_run] [on ROUTE] [nth=1,3 | probability=0.2 | 20%]"
 
@@ -48,7 +48,7 @@ _METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 
 
 @attrs.frozen
-class Attached:
+class FaultSpec:
     """A fault and when it strikes: the arguments of `Faults.add`."""
 
     fault: Fault
@@ -58,12 +58,12 @@ class Attached:
 
 
 def add_fault(faults: Faults, text: str) -> int:
-    """Attach a fault that is given in words and give its number; ValueError when they make no sense."""
+    """Attach a fault given in words and return its number; ValueError when they make no sense."""
     one = parse_fault(text)
     return faults.add(one.fault, route=one.route, probability=one.probability, nth=one.nth)
 
 
-def parse_fault(text: str) -> Attached:
+def parse_fault(text: str) -> FaultSpec:
     """Read a fault in words, as `GRAMMAR` has them; ValueError names what is wrong and what there is."""
     kind, *words = text.split() or [""]
     if kind not in KINDS:
@@ -83,11 +83,11 @@ def parse_fault(text: str) -> Attached:
             options[name] = _option(text, kind, word)
     if len(when) == 2:
         raise ValueError(f"fault {text!r}: give nth or a probability, not both")
-    return Attached(KINDS[kind](**_complete(text, kind, options)), route, **when)
+    return FaultSpec(KINDS[kind](**_complete(text, kind, options)), route, **when)
 
 
 def takes(kind: str) -> list[str]:
-    """Give what a kind of fault takes, as it is written: "seconds=...", "[after_run]"."""
+    """Return the arguments of a kind of fault, as they are written: "seconds=...", "[after_run]"."""
     found = []
     for name, parameter in inspect.signature(KINDS[kind]).parameters.items():
         written = name if parameter.annotation == "bool" else f"{name}=..."
@@ -96,7 +96,7 @@ def takes(kind: str) -> list[str]:
 
 
 def _route(text: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take "on ROUTE" out of the words; a route is a short name, or a method and a path."""
+    """Split "on ROUTE" from the words; a route is a short name, or a method and a path."""
     if "on" not in words:
         return None, list(words)
     place = words.index("on")
@@ -105,9 +105,9 @@ def _route(text: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
         return PLACES[after[0]], before + after[1:]
     if len(after) >= 2 and after[0].upper() in _METHODS:
         return f"{after[0].upper()} {after[1]}", before + after[2:]
-    said = after[0] if after else ""
+    found = after[0] if after else ""
     raise ValueError(
-        f"fault {text!r}: 'on' is followed by one of {_listed(PLACES)}, or by a method and a path, not by {said!r}"
+        f"fault {text!r}: 'on' is followed by one of {_listed(PLACES)}, or by a method and a path, not by {found!r}"
     )
 
 

@@ -1,6 +1,6 @@
 """What can go wrong between a client and the service, to be attached to an emulator: `emulator.faults.add(...)`.
 
-Rule of the file: pure. Each function below makes one `Fault`; `strikes.py` decides which request it strikes.
+Each function below creates one `Fault`; `strikes.py` decides which request it strikes.
 Money is at stake in one thing only: whether the service carried the request out, so most take `after_run`.
 """
 
@@ -78,7 +78,7 @@ def closed(*, after_run: bool = False) -> Fault:
 def stalled(seconds: float | None = None, *, after_run: bool = False) -> Fault:
     """The answer takes so many seconds more, or never comes (None), before or after the request is carried out.
 
-    A request that is held up before is carried out when the time is over, even if its sender has gone.
+    A request that is held up before is carried out after that time, even if its sender has gone.
     """
     if seconds is None:
         return _broken("stalled", Wire.STALLED, after_run=after_run)

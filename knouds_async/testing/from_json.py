@@ -1,6 +1,6 @@
-"""Settings and keys from JSON: for an emulator that is to be made, and for one that runs already.
+"""Settings and keys from JSON: for a new emulator, and for one that is running.
 
-Rule of the file: ValueError, and nothing is done, for what cannot be. Workflows and models are Python's alone.
+ValueError for what is impossible, and nothing is changed. Workflows and models can be set in Python only.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _TAKEN_UP_ONCE: Final = frozenset(
 
 
 def settings_from(given: Mapping[str, object]) -> dict[str, Any]:
-    """Give the settings of an emulator to be made; `deliveries` may be an object."""
+    """Return the settings of an emulator to be created; `deliveries` may be an object."""
     return {name: _read(name, value) for name, value in given.items()}
 
 
 def change_settings(settings: Settings, given: Mapping[str, object]) -> None:
-    """Set what is given, all of it or, for what cannot be, nothing."""
+    """Change settings, all of them or, if one is impossible, none."""
     if once := set(given) & _TAKEN_UP_ONCE:
-        raise ValueError(f"{min(once)} is taken up when the emulator is made, and cannot be changed while it runs")
+        raise ValueError(f"{min(once)} is read when the emulator is created, and cannot be changed while it runs")
     values = settings_from(given)
     before = {name: getattr(settings, name) for name in values}
     try:
@@ -48,13 +48,13 @@ def change_settings(settings: Settings, given: Mapping[str, object]) -> None:
 
 
 def key_from(given: Mapping[str, Any], text: str) -> ApiKey:
-    """Give a key with what is given, by its Python names; its text is `text` unless it has one."""
+    """Create a key from its Python attribute names; its text is `text` unless it has one."""
     names = {field.name for field in attrs.fields(ApiKey)}
     if unknown := set(given) - names:
-        raise ValueError(f"a key has no {min(unknown)!r}; there are: {', '.join(sorted(names))}")
+        raise ValueError(f"an API key has no {min(unknown)!r}; choose from: {', '.join(sorted(names))}")
     rights = given.get("capabilities", ())
     if isinstance(rights, str) or not all(isinstance(right, str) for right in rights):
-        raise ValueError(f"capabilities must be a list of texts, not {rights!r}")
+        raise ValueError(f"capabilities must be a list of strings, not {rights!r}")
     return ApiKey(**{"text": text, **given})
 
 
@@ -67,7 +67,7 @@ def _read(name: str, value: object) -> Any:
         case (("duration" | "cancel_delay"), Mapping()):
             return _lognormal(name, value)
         case "durations", Mapping():
-            return {target: _lognormal(name, law) if isinstance(law, Mapping) else law for target, law in value.items()}
+            return {target: _lognormal(name, one) if isinstance(one, Mapping) else one for target, one in value.items()}
         case "deliveries", Mapping():
             return _deliveries(value)
         case _:
@@ -83,8 +83,8 @@ def _lognormal(name: str, given: Mapping[str, Any]) -> Lognormal:
 def _deliveries(given: Mapping[str, Any]) -> Deliveries:
     known = {field.name for field in attrs.fields(Deliveries)}
     if unknown := set(given) - known:
-        raise ValueError(f"deliveries have no {min(unknown)!r}; there are: {', '.join(sorted(known))}")
-    laws: dict[str, Any] = {
-        name: _lognormal(name, law) if isinstance(law, Mapping) else law for name, law in given.items()
+        raise ValueError(f"deliveries have no {min(unknown)!r}; choose from: {', '.join(sorted(known))}")
+    values: dict[str, Any] = {
+        name: _lognormal(name, value) if isinstance(value, Mapping) else value for name, value in given.items()
     }
-    return Deliveries(**laws)
+    return Deliveries(**values)

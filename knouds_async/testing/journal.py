@@ -1,4 +1,4 @@
-"""What the emulator remembers of its requests, for assertions: a count, the latest ones, the refusals."""
+"""The emulator's request log, for assertions: a count, the latest requests, the refused ones."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class LoggedRequest:
 
 
 class RequestLog:
-    """All requests, counted by route; the latest 10 000 answered ones are kept. Iterating gives those."""
+    """All requests, counted by route; iterates over the latest 10 000 answered ones."""
 
     def __init__(self) -> None:
         """Start empty."""
         self.clear()
 
     def clear(self) -> None:
-        """Forget all requests."""
+        """Clear the log."""
         self.count = 0
         self.by_route: Counter[str] = Counter()
         self.refusals: list[LoggedRequest] = []
         self._latest: deque[LoggedRequest] = deque(maxlen=_KEPT)
 
     def __len__(self) -> int:
-        """Give the number of requests that arrived."""
+        """Return the number of requests that arrived."""
         return self.count
 
     def __iter__(self) -> Iterator[LoggedRequest]:
-        """Go through the latest answered requests, oldest first."""
+        """Iterate over the latest answered requests, oldest first."""
         return iter(self._latest)
 
     def arrived(self, route: str) -> None:
@@ -54,7 +54,7 @@ class RequestLog:
         self.by_route[route] += 1
 
     def answered(self, request: Request, route: str, outcome: Response | Broken, at: float) -> None:
-        """Note how a request was answered."""
+        """Log how a request was answered."""
         response = outcome.response if isinstance(outcome, Broken) else outcome
         status = None if response is None else response.status
         entry = LoggedRequest(request.method, request.path, route, request.query, status, at)

@@ -1,6 +1,6 @@
 """What goes in and out of the emulator: a request, and an answer now, an answer later or a broken one.
 
-Rule of the file: frozen values; the API key never shows in a repr.
+Frozen values; the API key never shows in a repr.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 import attrs
 
-__all__ = ["Broken", "Fate", "Fault", "Later", "Outcome", "Request", "Response", "Wire"]
+__all__ = ["Broken", "Fault", "FaultDecision", "Later", "Outcome", "Request", "Response", "Wire"]
 
 
 def _without_key(headers: Mapping[str, str]) -> str:
@@ -68,7 +68,7 @@ class Fault:
 
     `stage` says when it strikes: before the service has read the request ("unread"), before it has carried it out
     ("before"), after ("after"), or by holding it up for `seconds` and then carrying it out ("held"). `act` gets the
-    service's answer (None before the request was carried out) and gives what comes through instead.
+    service's answer (None before the request was carried out) and returns what the client receives instead.
     """
 
     name: str
@@ -77,15 +77,15 @@ class Fault:
     seconds: float = 0.0
 
     @property
-    def said(self) -> str:
-        """Put it in a few words."""
+    def description(self) -> str:
+        """Describe it in a few words."""
         seconds = f" seconds={self.seconds:g}" if self.seconds else ""
         return f"{self.name}{' (after the run)' if self.stage == 'after' else ''}{seconds}"
 
 
 @attrs.frozen
-class Fate:
-    """The decision which fault strikes a request; None is no fault."""
+class FaultDecision:
+    """The fault that strikes a request, decided once; None is no fault."""
 
     fault: Fault | None = None
 
@@ -102,7 +102,7 @@ class Request:
     query: str = ""
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str], repr=_without_key)
     body: bytes = b""
-    fate: Fate | None = attrs.field(default=None, repr=False, eq=False)
+    decision: FaultDecision | None = attrs.field(default=None, repr=False, eq=False)
 
 
 @attrs.frozen

@@ -1,6 +1,6 @@
-"""What the pytest plugin's fixtures stand on: an emulator and a client from the settings of a test's marker.
+"""What the pytest plugin's fixtures are made of: an emulator and a client from the settings of a test's marker.
 
-Rule of the file: nothing of pytest. TypeError or ValueError for settings that cannot be, in words that say what can.
+Nothing here imports pytest. TypeError or ValueError for impossible settings, with messages that name the possible ones.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _OTHERS: Final = frozenset({"faults", "latency", "virtual_time"})
 
 
 def emulator_with(settings: Mapping[str, Any]) -> Emulator:
-    """Make an emulator from a marker's settings; `faults` are attached to it.
+    """Create an emulator from a marker's settings; `faults` are attached to it.
 
-    Its `faults` are one or a list of: a `Fault`, for every request; a text as the command line takes it, "closed
+    Its `faults` are one or a list of: a `Fault`, for every request; a string as the command line takes it, "closed
     after_run on submit nth=1"; the arguments of `emulator.faults.add` as a dict.
     """
     if unknown := set(settings) - _EMULATOR - _OTHERS:
@@ -48,18 +48,18 @@ def emulator_with(settings: Mapping[str, Any]) -> Emulator:
 def http_client_on(
     emulator: Emulator, settings: Mapping[str, Any], *, on_real_time: Callable[[str], None] | None
 ) -> httpx.AsyncClient:
-    """Make an HTTP client on an emulator; `on_real_time` is told when its time is not virtual, None: it may be real."""
+    """Create an HTTP client on an emulator; `on_real_time` is called when its time is real, None allows it."""
     return emulator_client(emulator, latency=settings.get("latency", 0.0), on_real_time=on_real_time)
 
 
 def client_on(emulator: Emulator, http_client: httpx.AsyncClient) -> AsyncKnouds:
-    """Make the client that a test gets."""
+    """Create the client that a test gets."""
     return AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http_client)
 
 
 @contextmanager
 def serving(emulator: Emulator) -> Iterator[str]:
-    """Serve an emulator from a thread while the block runs, and give its URL."""
+    """Serve an emulator from a thread while the block runs, and yield its URL."""
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(serve(emulator, serves_media=True)) as url,
@@ -76,7 +76,7 @@ def _attach(emulator: Emulator, fault: object) -> None:
         case Mapping():
             emulator.faults.add(**fault)
         case _:
-            raise TypeError(f"faults: {fault!r} is no Fault, no text such as 'reset on submit nth=1' and no dict")
+            raise TypeError(f"faults: {fault!r} must be a Fault, a string such as 'reset on submit nth=1', or a dict")
 
 
 def _no_such(name: str) -> str:

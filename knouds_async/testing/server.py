@@ -1,6 +1,6 @@
-"""A small HTTP/1.1 server on a loopback port that acts out an emulator's faults on real sockets.
+"""A small HTTP/1.1 server on a loopback port that performs an emulator's faults on real sockets.
 
-Rule of the file: the emulator decides, this reads, waits, writes and breaks connections. asyncio and trio.
+The emulator decides, this reads, waits, writes and breaks connections.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from knouds_async.testing.messages import Broken, Later, Request, Response, Wire
 
 __all__ = ["serve"]
 
-_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, h11.ProtocolError)
+_DISCONNECTED = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, h11.ProtocolError)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _READ_SIZE = 65_536
 
@@ -31,7 +31,7 @@ _READ_SIZE = 65_536
 async def serve(
     emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0, serves_media: bool = False
 ) -> AsyncIterator[str]:
-    """Serve an emulator while the block runs; gives the base URL. Needs real time.
+    """Serve an emulator while the block runs; yields the base URL. Needs real time.
 
     Webhooks are delivered meanwhile. `port` 0 takes a free one. `serves_media`: the files of results as well, on a port
     of their own, for they are of another origin (contract 12); the emulator's `media_url` is set to it. Leaving the
@@ -59,14 +59,14 @@ async def _serve_connection(emulator: Emulator, stream: SocketStream, *, only: s
     try:
         while await _serve_request(emulator, connection, only):
             connection.wire.start_next_cycle()
-    except _GONE:
+    except _DISCONNECTED:
         pass
     finally:
         await anyio.aclose_forcefully(stream)
 
 
 async def _serve_request(emulator: Emulator, connection: _Connection, only: str) -> bool:
-    """Read one request and answer it; say whether the connection can be used again. Other paths than `only`: 404."""
+    """Read one request and answer it; return whether the connection can be reused. Other paths than `only`: 404."""
     head = await connection.read_head()
     if head is None:
         return False
@@ -75,13 +75,13 @@ async def _serve_request(emulator: Emulator, connection: _Connection, only: str)
         return await connection.answer(Response(404, {"content-type": "text/plain"}, b"Not found"))
     met = emulator.connect(head, anyio.current_time())
     if isinstance(met, Broken):
-        return await connection.act_out(met)
+        return await connection.apply_fault(met)
     outcome = emulator.handle(attrs.evolve(met, body=await connection.read_body()), anyio.current_time())
     while isinstance(outcome, Later):
         await anyio.sleep_until(outcome.at)
         outcome = emulator.resume(outcome, max(outcome.at, anyio.current_time()))
     if isinstance(outcome, Broken):
-        return await connection.act_out(outcome)
+        return await connection.apply_fault(outcome)
     return await connection.answer(outcome)
 
 
@@ -111,15 +111,15 @@ class _Connection:
         return b"".join(parts)
 
     async def answer(self, response: Response) -> bool:
-        """Write a whole answer; say whether the connection can be used again."""
+        """Write a whole answer; return whether the connection can be reused."""
         await self._send_head(response)
         if not self._is_head:
             await self._send(h11.Data(data=response.body))
         await self._send(h11.EndOfMessage())
         return self.wire.our_state is h11.DONE and self.wire.their_state is h11.DONE
 
-    async def act_out(self, broken: Broken) -> bool:
-        """Do to the connection what a fault says; say whether it can be used again."""
+    async def apply_fault(self, broken: Broken) -> bool:
+        """Break the connection as a fault says; return whether it can be reused."""
         match broken.wire, broken.response:
             case ((Wire.REFUSED | Wire.RESET), _):
                 self._reset_on_close()

@@ -1,8 +1,8 @@
-"""What an emulated service can be told to be: every setting of `Emulator`, checked when it is set.
+"""How an emulated service behaves: every setting of `Emulator`, checked when it is set.
 
-Rule of the file: settings only, no behaviour. They may be changed while the emulator runs; what a run was given
-at its start (duration, cost, how it ends) stays. Keys, workflows, models, `seed`, `epoch`, `clock_skew`,
-`window_phase` and `usage_lag` are taken up once, when the emulator is made.
+They may be changed while the emulator runs; what a run was given at its start (duration, cost, outcome) stays. Keys,
+workflows, models, `seed`, `epoch`, `clock_skew`, `window_phase` and `usage_lag` are read once, when the emulator is
+created.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attrs import validators as must
 from knouds_async.testing._service.catalog import DEFAULT_MODELS, DEFAULT_WORKFLOWS, Model, Workflow
 from knouds_async.testing._service.keys import DEFAULT_KEY, ApiKey
 from knouds_async.testing.deliveries import Deliveries
-from knouds_async.testing.laws import Lognormal, Seconds, is_law, is_number
+from knouds_async.testing.laws import Lognormal, Seconds, is_number, is_seconds
 
 __all__ = ["DEFAULT_MEDIA_URL", "Settings"]
 
@@ -50,12 +50,12 @@ def _is_others_share(_: object, attribute: attrs.Attribute[Any], value: float | 
 
 def _is_count(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{attribute.name} must be a whole number of credits, zero or more, not {value!r}")
+        raise ValueError(f"{attribute.name} must be an integer number of credits, zero or more, not {value!r}")
 
 
 def _are_capabilities(_: object, attribute: attrs.Attribute[Any], value: Sequence[str]) -> None:
     if isinstance(value, str):
-        raise TypeError(f"{attribute.name} must be a list of capabilities, not one text: {value!r}")
+        raise TypeError(f"{attribute.name} must be a list of capabilities, not one string: {value!r}")
 
 
 def _keys(values: Iterable[ApiKey]) -> tuple[ApiKey, ...]:
@@ -70,7 +70,7 @@ def _models(values: Iterable[Model]) -> tuple[Model, ...]:
     return tuple(values)
 
 
-_laws = must.deep_mapping(key_validator=must.instance_of(str), value_validator=is_law)
+_per_target_seconds = must.deep_mapping(key_validator=must.instance_of(str), value_validator=is_seconds)
 _costs = must.deep_mapping(key_validator=must.instance_of(str), value_validator=_is_count)
 
 
@@ -82,12 +82,12 @@ class Settings:
     `webhook_secret` with how `deliveries` arrive, more `keys`, `credits`, and `grant` (trial credits; a trial account
     pays with nothing else).
     Runs: `duration` and per-target `durations` (seconds, a callable over `random.Random`, or `Lognormal`), `cost`
-    and per-target `costs` (credits), `failure_rate`, `cancel_delay` (seconds until a cancel lands), `late_cancel`
-    (how a run that ends before its cancel lands is reported), `not_found_after_submit` (seconds).
+    and per-target `costs` (credits), `failure_rate`, `cancel_delay` (seconds until a cancel takes effect),
+    `late_cancel` (how a run is reported that finishes before that), `not_found_after_submit` (seconds).
     Limits: `limit` (instead of the tier's), `window_length`, `window_phase` (start of a window in seconds after
     the first request; random by default), `window_opens` ("on_the_clock" or with the "first_request"),
     `reset_rounding`, `polls_limited`, `usage_limited`, `others` (requests of other users of the same quota: a
-    share of the limit, or a callable over `random.Random` giving the number in each window).
+    share of the limit, or a callable over `random.Random` returning the number in each window).
     The rest: `seed`, `epoch`, `clock_skew`, `usage_lag` (seconds), `workflows`, `models`, `media_url`.
     """
 
@@ -107,12 +107,12 @@ class Settings:
     )
     credits: int = attrs.field(default=1_000_000_000, validator=_is_count)
     grant: int | None = attrs.field(default=None, validator=must.optional(_is_count))
-    duration: Seconds = attrs.field(default=Lognormal(45.0, 0.35), validator=is_law)
-    durations: Mapping[str, Seconds] = attrs.field(factory=dict[str, Seconds], validator=_laws)
+    duration: Seconds = attrs.field(default=Lognormal(45.0, 0.35), validator=is_seconds)
+    durations: Mapping[str, Seconds] = attrs.field(factory=dict[str, Seconds], validator=_per_target_seconds)
     cost: int = attrs.field(default=12, validator=_is_count)
     costs: Mapping[str, int] = attrs.field(factory=dict[str, int], validator=_costs)
     failure_rate: float = attrs.field(default=0.0, validator=_is_share)
-    cancel_delay: Seconds = attrs.field(default=2.0, validator=is_law)
+    cancel_delay: Seconds = attrs.field(default=2.0, validator=is_seconds)
     late_cancel: Literal["completed", "cancelled"] = attrs.field(
         default="completed", validator=must.in_(("completed", "cancelled"))
     )
@@ -147,14 +147,14 @@ class Settings:
         known = {model.name for model in self.models}
         for workflow in self.workflows:
             if unknown := set(workflow.models) - known:
-                raise ValueError(f"workflow {workflow.slug!r} uses models that are not there: {sorted(unknown)}")
+                raise ValueError(f"workflow {workflow.slug!r} uses unknown models: {sorted(unknown)}")
         targets = known | {workflow.slug for workflow in self.workflows}
         for name, per_target in (("durations", self.durations), ("costs", self.costs)):
             if unknown := set(per_target) - targets:
-                raise ValueError(f"{name} names targets that are not there: {sorted(unknown)}")
+                raise ValueError(f"{name} names unknown targets: {sorted(unknown)}")
 
     def account_keys(self) -> dict[str, ApiKey]:
-        """Give every key by its text; ValueError when two have the same."""
+        """Return all keys by their text; ValueError for duplicates."""
         main = ApiKey(
             self.api_key,
             capabilities=self.capabilities,
@@ -169,4 +169,4 @@ class Settings:
 
 def _no_duplicates(what: str, names: list[str]) -> None:
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"{what} has names twice: {sorted(twice)}")
+        raise ValueError(f"{what} has duplicate names: {sorted(twice)}")

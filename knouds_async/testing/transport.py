@@ -1,6 +1,6 @@
 """An httpx transport that talks to an emulator in process: no socket, any clock, and the errors real sockets give.
 
-Rule of the file: the emulator decides, this acts it out. The only module of the emulator that knows httpx.
+The emulator decides, this performs it. The only module of the emulator that imports httpx.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import anyio.lowlevel
 import httpx
 
 from knouds_async.testing.emulator import Emulator
-from knouds_async.testing.laws import Seconds, checked, draw
+from knouds_async.testing.laws import Seconds, checked_seconds, draw
 from knouds_async.testing.messages import Broken, Later, Request, Response, Wire
 from knouds_async.testing.virtual_time import clock_in_use, is_virtual
 
@@ -37,13 +37,13 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, emulator: Emulator, *, latency: Seconds = 0.0, seed: int = 0) -> None:
-        """Take the emulator to talk to; ValueError for an impossible latency."""
+        """Connect to an emulator; ValueError for an impossible latency."""
         self._emulator = emulator
-        self._latency = checked("latency", latency)
-        self._dice = Random(f"{seed}:latency")
+        self._latency = checked_seconds("latency", latency)
+        self._rng = Random(f"{seed}:latency")
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Carry one request to the emulator and its answer back."""
+        """Send one request to the emulator and return its response."""
         trace: _Trace | None = request.extensions.get("trace")
         timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
         sent = await self._connect(await _as_sent(request), timeouts.get("connect"), trace)
@@ -56,10 +56,10 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
                     outcome = await self._exchange(sent)
             except TimeoutError:
                 raise httpx.ReadTimeout("") from None
-            response, broken = _come_through(outcome)
+            response, broken = _response_or_raise(outcome)
         headers = [*response.headers.items(), ("content-length", str(len(response.body)))]
         extensions = {"http_version": b"HTTP/1.1", "reason_phrase": _reason(response.status)}
-        body = _Body(response.body, broken, trace)
+        body = _ResponseStream(response.body, broken, trace)
         return httpx.Response(response.status, headers=headers, stream=body, extensions=extensions)
 
     async def _connect(self, sent: Request, timeout: float | None, trace: _Trace | None) -> Request | Broken:
@@ -78,52 +78,52 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
         if isinstance(sent, Broken):
             return sent
         now = anyio.current_time()
-        delay = draw(self._latency, self._dice)
+        delay = draw(self._latency, self._rng)
         emulator = self._emulator
         outcome = emulator.deliver(sent, now + delay) if delay else emulator.handle(sent, now)
         while isinstance(outcome, Later):
             await anyio.sleep_until(outcome.at)
             # A virtual clock may stop the last bit of a float short of the time it was to reach.
             outcome = emulator.resume(outcome, max(outcome.at, anyio.current_time()))
-        await anyio.sleep(draw(self._latency, self._dice))
+        await anyio.sleep(draw(self._latency, self._rng))
         if isinstance(outcome, Broken) and outcome.wire is not Wire.DRIPPING:
             await anyio.sleep(math.inf if outcome.wire is Wire.STALLED else outcome.seconds)
         return outcome
 
 
 class _VirtualTimeOnly(EmulatorTransport):
-    """Answers nothing but a refusal in real time, where a test would sit a run's minutes out."""
+    """Refuses requests in real time, where a test would wait minutes for a run."""
 
-    def __init__(self, emulator: Emulator, *, latency: Seconds, tell: Callable[[str], None]) -> None:
+    def __init__(self, emulator: Emulator, *, latency: Seconds, report: Callable[[str], None]) -> None:
         super().__init__(emulator, latency=latency)
-        self._tell = tell
+        self._report = report
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if is_virtual():
             return await super().handle_async_request(request)
         message = (
-            f"the test was to run in virtual time, but its clock is that of {clock_in_use()}: let the project's loop "
-            "or backend be one of knouds_async.testing (VirtualTimeLoop, virtual_backend), or say "
+            f"the test was to run in virtual time, but its clock is that of {clock_in_use()}: make the project's loop "
+            "or backend one of knouds_async.testing (VirtualTimeLoop, virtual_backend), or use "
             "@pytest.mark.knouds(virtual_time=False, duration=0.01) to run it in real time"
         )
-        self._tell(message)
+        self._report(message)
         return httpx.Response(400, json={"error": message, "code": "NOT_IN_VIRTUAL_TIME"})
 
 
 def emulator_client(
     emulator: Emulator, *, latency: Seconds = 0.0, on_real_time: Callable[[str], None] | None = None
 ) -> httpx.AsyncClient:
-    """Make an httpx client on an emulator.
+    """Create an httpx client on an emulator.
 
-    `on_real_time`, if given, is told when the client is used by a loop whose time is real; the request is refused then.
+    `on_real_time`, if given, is called when the client is used by a loop in real time; the request is refused then.
     """
     if on_real_time is None:
         return httpx.AsyncClient(transport=EmulatorTransport(emulator, latency=latency))
-    return httpx.AsyncClient(transport=_VirtualTimeOnly(emulator, latency=latency, tell=on_real_time))
+    return httpx.AsyncClient(transport=_VirtualTimeOnly(emulator, latency=latency, report=on_real_time))
 
 
-class _Body(httpx.AsyncByteStream):
-    """An answer's bytes as they come in: whole, cut short, or one at a time."""
+class _ResponseStream(httpx.AsyncByteStream):
+    """A response's bytes as they arrive: whole, cut short, or one at a time."""
 
     def __init__(self, body: bytes, broken: Broken | None, trace: _Trace | None) -> None:
         self._body = body
@@ -158,8 +158,8 @@ async def _as_sent(request: httpx.Request) -> Request:
     return Request(request.method, path, query, headers, body)
 
 
-def _come_through(outcome: Response | Broken) -> tuple[Response, Broken | None]:
-    """Give the answer and what is wrong with it, or raise what httpx raises when the connection breaks before it."""
+def _response_or_raise(outcome: Response | Broken) -> tuple[Response, Broken | None]:
+    """Return the response and the fault in it, or raise what httpx raises when the connection breaks before it."""
     if isinstance(outcome, Response):
         return outcome, None
     if outcome.wire is Wire.RESET:
@@ -177,7 +177,7 @@ def _reason(status: int) -> bytes:
 
 
 def _traced(trace: _Trace | None, step: str) -> AbstractAsyncContextManager[None]:
-    """Fire httpcore's events round a step, if anybody listens."""
+    """Fire httpcore's events around a step, if there is a trace."""
     return _UNTRACED if trace is None else _fired(trace, step)
 
 

@@ -1,6 +1,6 @@
-"""Virtual time on both backends: a sleep of an hour is over at once, and every test run sees the same clock.
+"""Virtual time on both backends: a sleep of an hour returns at once, and every test run sees the same clock.
 
-Rule of the file: nothing here knows of Knouds. Threads and other processes are invisible to the jump, so tests
+Nothing here imports Knouds. Threads and other processes are invisible to the jump, so tests
 that use SQLite or real sockets run in real time instead.
 """
 
@@ -18,14 +18,14 @@ __all__ = ["VirtualTimeLoop", "clock_in_use", "is_virtual", "virtual_backend"]
 
 
 class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type,misc,unused-ignore]
-    """A selector that jumps over a wait in which nothing is ready, instead of sitting it out."""
+    """A selector that jumps over a wait in which nothing is ready, instead of waiting."""
 
     def __init__(self, jump: Callable[[float], None]) -> None:
         super().__init__()
         self._jump = jump
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:  # no timer is set: only a thread or a socket can go on
+        if timeout is None:  # no timer is set: only a thread or a socket can wake the loop
             return super().select(None)
         ready = super().select(0)
         if not ready and timeout > 0:
@@ -45,7 +45,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(_JumpingSelector(self._jump))
 
     def time(self) -> float:
-        """Give the virtual time, in seconds."""
+        """Return the virtual time, in seconds."""
         return self._now
 
     def _jump(self, seconds: float) -> None:
@@ -56,7 +56,7 @@ BACKENDS: Final = ("asyncio", "trio")
 
 
 def virtual_backend(name: str) -> tuple[str, dict[str, Any]]:
-    """Give anyio's description of a backend ("asyncio" or "trio") in virtual time, for an `anyio_backend` fixture."""
+    """Return anyio's description of a backend ("asyncio" or "trio") in virtual time, for an `anyio_backend` fixture."""
     if name == "asyncio":
         return "asyncio", {"loop_factory": VirtualTimeLoop}
     from trio.testing import MockClock  # here, for trio is there only for those who use it
@@ -65,13 +65,13 @@ def virtual_backend(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def is_virtual() -> bool:
-    """Tell whether the running event loop's time is virtual."""
+    """Return whether the running event loop's time is virtual."""
     clock = _clock()
     return isinstance(clock, VirtualTimeLoop) or type(clock).__name__ == "MockClock"
 
 
 def clock_in_use() -> str:
-    """Name what the running event loop takes its time from."""
+    """Return the type name of the running event loop's clock."""
     kind = type(_clock())
     return f"{kind.__module__}.{kind.__qualname__}"
 

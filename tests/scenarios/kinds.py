@@ -73,7 +73,7 @@ def attach(attached: Faults, kinds: frozenset[str], dice: Random, stray: Stray, 
         else:
             fault, route = _fault(kind, dice)
             attached.add(fault, route=route, probability=probability)
-    return [f"{one.said}" for one in attached.attached() if not one.said.startswith("heard")]
+    return [f"{one.description}" for one in attached.attached() if not one.description.startswith("heard")]
 
 
 def _fault(kind: str, dice: Random) -> tuple[Fault, str | None]:

@@ -15,7 +15,7 @@ import attrs
 from knouds_async.testing import Emulator, Fault, faults
 from knouds_async.testing._service.keys import ApiKey
 from knouds_async.testing._service.lifecycle import Run
-from knouds_async.testing._service.service import Order
+from knouds_async.testing._service.service import RunRequest
 from knouds_async.testing.messages import Broken, Later, Outcome, Request, Response
 
 SLUG: Final = "my-thumbnail-pipeline"
@@ -81,11 +81,11 @@ class OddService:
 
     # Odd runs and rows.
 
-    def _begin(self, order: Order, caller: ApiKey, now: float) -> Run:
+    def _begin(self, run_request: RunRequest, caller: ApiKey, now: float) -> Run:
         is_dear = "costs" in self._kinds and self._dice.random() < 0.2
         emulator = self.emulator
         emulator.costs = {SLUG: DEAR} if is_dear else {}
-        run = self._honest_begin(order, caller, now)
+        run = self._honest_begin(run_request, caller, now)
         emulator.costs = {}
         before = emulator.runs[-2].request_id if len(emulator.runs) > 1 else run.request_id
         if "shared_ids" in self._kinds and self._dice.random() < 0.5:

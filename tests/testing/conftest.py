@@ -49,5 +49,5 @@ class Asker:
 
 @pytest.fixture
 def ask() -> Callable[[Emulator], Any]:
-    """Give what asks an emulator."""
+    """Return what asks an emulator."""
     return Asker

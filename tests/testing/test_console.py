@@ -72,7 +72,7 @@ class Texts(HTMLParser):
 
 
 def busy(ask: Any, **settings: Any) -> tuple[Emulator, list[str]]:
-    """Give an emulator with three runs of ten seconds, looked at when the first two are over."""
+    """Return an emulator with three runs of ten seconds, looked at when the first two are over."""
     emulator = Emulator(**{"duration": 10.0, "window_phase": 0.0, **settings})
     asker = ask(emulator)
     ids = [asker.submit("workflows/my-thumbnail-pipeline", {"product_name": name}, now=at)
@@ -113,7 +113,7 @@ def test_asking_the_console_is_no_request(ask: Any) -> None:
 
 
 def emulator_fault() -> Any:
-    """Give a fault that strikes everything."""
+    """Return a fault that strikes everything."""
     from knouds_async.testing import faults
 
     return faults.refused()
@@ -154,7 +154,7 @@ def test_charges_and_requests_are_listed(ask: Any) -> None:
 
 
 def test_a_run_is_ended_by_hand(ask: Any) -> None:
-    """Finished with a result or failed with a message, now; what is over already is a 400."""
+    """Finished with a result or failed with a message, now; a finished run is a 400."""
     emulator, ids = busy(ask)
     hand = Hand(emulator)
     assert hand(f"POST runs/{ids[2]}/finish", {"result": {"text": "hi"}}, now=12.0)["endsAt"] == 12.0
@@ -201,9 +201,9 @@ def test_settings_are_changed_together_or_not_at_all(ask: Any) -> None:
     for body, told in (
         ({"tier": "pro", "duration": -1}, "duration must be finite seconds"),
         ({"tier": "enterprise", "limit": 5}, "limit has no effect"),
-        ({"durations": {"moon": 1}}, "durations names targets that are not there"),
+        ({"durations": {"moon": 1}}, "durations names unknown targets"),
         ({"teir": "pro"}, "did you mean 'tier'?"),
-        ({"seed": 3}, "seed is taken up when the emulator is made"),
+        ({"seed": 3}, "seed is read when the emulator is created"),
         ({"duration": "long"}, "duration must be finite seconds"),
         ({"failure_rate": True}, "failure_rate must be between 0 and 1"),
         ({"tier": 3}, "tier"),
@@ -321,7 +321,7 @@ def test_the_index_tells_what_there_is() -> None:
     assert "POST /__emulator__/runs/:id/finish" in routes
     answer = hand.raw("GET moon")
     assert answer.status == 404
-    assert "GET /__emulator__/ tells what there is" in answer.json()["error"]  # type: ignore[index]
+    assert "GET /__emulator__/ lists what there is" in answer.json()["error"]  # type: ignore[index]
     assert hand.raw("POST /").status == hand.raw("GET runs/a/b/c").status == 404
     assert hand.raw("GET runs?limit=x").status == 400
 

@@ -68,14 +68,14 @@ Serve = Callable[..., Service]
 
 @pytest.fixture(scope="module")
 def portal() -> Iterator[BlockingPortal]:
-    """Give an event loop in a thread, for the servers of this module."""
+    """Return an event loop in a thread, for the servers of this module."""
     with start_blocking_portal() as portal:
         yield portal
 
 
 @pytest.fixture
 def on_a_port(portal: BlockingPortal) -> Iterator[Serve]:
-    """Give what serves an emulator with these settings until the test is over; its runs end when they are told to."""
+    """Return what serves an emulator with these settings until the end of the test; its runs finish when told to."""
     with ExitStack() as stack:
 
         def start(**settings: Any) -> Service:
@@ -264,7 +264,7 @@ def test_2_the_older_generation_has_scopes(on_a_port: Serve, scope: str, allowed
 
 
 def test_3_a_synchronous_run(on_a_port: Serve) -> None:
-    """It answers when it is over, with result, cost and milliseconds."""
+    """It answers when the run has finished, with result, cost and milliseconds."""
     service = on_a_port(duration=0.05, cost=7)
     body = service(f"POST /api/workflows/{SLUG}/run", {"inputs": {**INPUTS, "count": 2}}).json()
     assert set(body) == {"success", "result", "cost", "ms"}
@@ -736,7 +736,7 @@ class _Receiver(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, Queue[tuple[str, bytes]]]]:
-    """Give the address of a receiver of webhooks, and the queue of what it took."""
+    """Return the address of a receiver of webhooks, and the queue of what it took."""
     server = HTTPServer(("127.0.0.1", 0), _Receiver)
     server.taken = Queue()  # type: ignore[attr-defined]
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

@@ -106,7 +106,7 @@ async def test_a_stalled_answer_never_comes() -> None:
     [
         (faults.reset(), "use knouds_async.testing.serve"),
         (faults.closed(after_run=True), "use knouds_async.testing.serve"),
-        (faults.truncated(), "cut the answer short"),
+        (faults.truncated(), "truncated the answer"),
     ],
 )
 async def test_what_asgi_cannot_say_is_an_error(fault: Fault, message: str) -> None:

@@ -42,14 +42,14 @@ def test_a_charge_without_a_run_is_told(ask: Any) -> None:
     """Runs and charges that do not match are an error of their own."""
     emulator = Emulator()
     ask(emulator).submit()
-    paid = emulator._service.wallet.charges.pop()
+    paid = emulator._service.billing.charges.pop()
     with pytest.raises(AssertionError, match=r"1 run\(s\) were not charged once:\n.*charged 0 times"):
         emulator.assert_charged_once()
-    emulator._service.wallet.charges += [paid, paid]
+    emulator._service.billing.charges += [paid, paid]
     with pytest.raises(AssertionError, match="charged 2 times"):
         emulator.assert_charged_once()
-    emulator._service.wallet.charges[:] = [paid, attrs.evolve(paid, execution_id="nobody-s")]
-    with pytest.raises(AssertionError, match=r"1 charge\(s\) were for no run: nobody-s"):
+    emulator._service.billing.charges[:] = [paid, attrs.evolve(paid, execution_id="nobody-s")]
+    with pytest.raises(AssertionError, match=r"1 charge\(s\) were for unknown runs: nobody-s"):
         emulator.assert_charged_once()
 
 
@@ -89,7 +89,7 @@ def test_a_run_whose_end_nobody_saw_is_told(ask: Any) -> None:
     asker.poll(polled, now=11.0)
     for delivery in emulator.due_deliveries(11.0):
         emulator.delivery_answered(delivery, 200, 11.0)
-    with pytest.raises(AssertionError, match=r"^1 run\(s\) ended and nobody was told:\n.*jingle") as caught:
+    with pytest.raises(AssertionError, match=r"^1 finished run\(s\) were never observed.*:\n.*jingle") as caught:
         emulator.assert_all_collected()
     assert lost in str(caught.value)
 

@@ -44,7 +44,7 @@ def test_a_run_fails_now(ask: Any) -> None:
 
 
 def test_what_cannot_be_ended_is_refused(ask: Any) -> None:
-    """A run that is over, one that is not there and a synchronous one are a ValueError."""
+    """A finished run, one that is not there and a synchronous one are a ValueError."""
     emulator = Emulator(duration=1.0)
     ask(emulator)("POST /api/workflows/daily-picture/run", {"inputs": {}}, now=0.0)
     with pytest.raises(ValueError, match="no asynchronous run"):
@@ -90,7 +90,7 @@ def test_a_fault_is_taken_off(ask: Any) -> None:
     assert ask(emulator)("GET /api/health").status == 500
     with pytest.raises(KeyError):
         emulator.faults.remove(first)
-    told = [(one.number, one.said, one.met, one.struck) for one in emulator.faults.attached()]
+    told = [(one.number, one.description, one.met, one.struck) for one in emulator.faults.attached()]
     assert told == [
         (second, "service_error (after the run) 100%", 2, 1),
         (third, "script: none, stalled", 2, 0),

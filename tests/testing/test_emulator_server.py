@@ -108,7 +108,7 @@ async def test_connections_are_kept_alive(anyio_backend: str) -> None:
 
 
 async def test_synchronous_runs_wait(anyio_backend: str) -> None:
-    """A synchronous run's answer comes when the run is over, others meanwhile."""
+    """A synchronous run's answer comes when the run has finished, others meanwhile."""
     emulator = Emulator(duration=1.0)
     answers: list[str] = []
 

@@ -53,7 +53,7 @@ async def test_a_streamed_request_body_arrives() -> None:
 
 
 async def test_a_synchronous_run_takes_its_time() -> None:
-    """The answer comes when the run is over, and not before a read time-out that is shorter."""
+    """The answer comes when the run has finished, and not before a read time-out that is shorter."""
     emulator = Emulator(duration=42.0)
     began = anyio.current_time()
     async with _client(emulator, None) as client:

@@ -100,7 +100,7 @@ def test_pages_are_cut_by_limit_and_offset(ask: Any) -> None:
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=-1", "offset=-1", "limit=99999999999", "limit=٣"])
 def test_a_page_that_cannot_be_is_refused(ask: Any, query: str) -> None:
-    """A limit or offset that is no whole number gets 400."""
+    """A limit or offset that is no integer gets 400."""
     assert ask(Emulator())(f"GET /api/usage?{query}").status == 400
 
 

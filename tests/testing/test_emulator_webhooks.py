@@ -17,7 +17,7 @@ HOOK = "http://127.0.0.1:9/hook"
 
 
 def hooked(**settings: Any) -> Emulator:
-    """Give a service whose key has a webhook and whose runs take ten seconds."""
+    """Return a service whose key has a webhook and whose runs take ten seconds."""
     return Emulator(**{"tier": "enterprise", "duration": 10.0, "webhook_url": HOOK, **settings})
 
 

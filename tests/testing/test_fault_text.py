@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async.testing import Emulator, faults
-from knouds_async.testing.fault_text import KINDS, PLACES, Attached, add_fault, parse_fault
+from knouds_async.testing.fault_text import KINDS, PLACES, FaultSpec, add_fault, parse_fault
 
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
 
@@ -17,19 +17,19 @@ SUBMIT = "POST /api/workflows/:slug/run?async=true"
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        ("reset", Attached(faults.reset())),
-        ("reset after_run", Attached(faults.reset(after_run=True))),
-        ("reset after_run=false on submit", Attached(faults.reset(), SUBMIT)),
-        ("stalled seconds=2.5 after_run on poll 20%", Attached(
+        ("reset", FaultSpec(faults.reset())),
+        ("reset after_run", FaultSpec(faults.reset(after_run=True))),
+        ("reset after_run=false on submit", FaultSpec(faults.reset(), SUBMIT)),
+        ("stalled seconds=2.5 after_run on poll 20%", FaultSpec(
             faults.stalled(2.5, after_run=True), "GET /api/executions/:id", 0.2)),
-        ("closed on submit nth=1,3", Attached(faults.closed(), SUBMIT, nth=(1, 3))),
-        ("service_error status=500 probability=0.25", Attached(faults.service_error(500), probability=0.25)),
-        ("bad_gateway on get /api/workflows nth=2", Attached(faults.bad_gateway(), "GET /api/workflows", nth=(2,))),
-        ("unknown_status status=odd", Attached(faults.unknown_status("odd"))),
-        ("invalid_json body={", Attached(faults.invalid_json(b"{"))),
+        ("closed on submit nth=1,3", FaultSpec(faults.closed(), SUBMIT, nth=(1, 3))),
+        ("service_error status=500 probability=0.25", FaultSpec(faults.service_error(500), probability=0.25)),
+        ("bad_gateway on get /api/workflows nth=2", FaultSpec(faults.bad_gateway(), "GET /api/workflows", nth=(2,))),
+        ("unknown_status status=odd", FaultSpec(faults.unknown_status("odd"))),
+        ("invalid_json body={", FaultSpec(faults.invalid_json(b"{"))),
     ],
 )  # fmt: skip
-def test_words_and_what_they_mean(text: str, meant: Attached) -> None:
+def test_words_and_what_they_mean(text: str, meant: FaultSpec) -> None:
     """Kind, arguments, route and when: each is read as it is meant."""
     assert parse_fault(text) == meant
 

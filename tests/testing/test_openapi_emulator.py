@@ -45,7 +45,7 @@ DETERMINISTIC = settings(derandomize=True, database=None, deadline=None, suppres
 
 
 def _closed() -> dict[str, Any]:
-    """Give the description with answers that hold documented fields only; what users store may hold any."""
+    """Return the description with answers that hold documented fields only; what users store may hold any."""
     document = openapi()
     for name, schema in document["components"]["schemas"].items():
         if "properties" in schema and name not in ECHOED:
@@ -80,7 +80,7 @@ class Fuzzed:
             self.ask(_case("POST /api/executions/{id}/cancel", path_parameters=parameters, headers=self.key))
 
     def names(self) -> list[str]:
-        """Give what can stand in a path: slugs, models, ids."""
+        """Return what can stand in a path: slugs, models, ids."""
         models = [model.name for model in self.emulator.models]
         runs = [run.execution_id for run in self.emulator.runs]
         return ["jingle", MINE, "my-thumbnail-pipeline", "portrait-starter", *models, *runs]
@@ -149,7 +149,7 @@ def _fuzz(label: str, mode: GenerationMode, examples: int) -> None:
 
 
 def has_rubbish_body(case: Case[Any]) -> bool:
-    """Tell whether the body of a case is not as the description has it."""
+    """Return whether the body of a case is not as the description has it."""
     parts = case.meta.components if case.meta else {}
     return any(str(kind.value) == "body" and part.mode is GenerationMode.NEGATIVE for kind, part in parts.items())
 

@@ -222,5 +222,5 @@ def test_faults_of_the_marker(ask: Any, given: Any, struck: Any) -> None:
 
 def test_a_fault_of_another_kind_is_refused() -> None:
     """What is neither a fault nor words nor arguments is a TypeError that shows it."""
-    with pytest.raises(TypeError, match="faults: 3 is no Fault"):
+    with pytest.raises(TypeError, match="faults: 3 must be a Fault"):
         emulator_with({"faults": [3]})

@@ -1,6 +1,6 @@
 """The status page: the state of an emulator as HTML, whole in one answer, for people and for screen readers.
 
-Rule of the file: pure. All that came from outside is escaped, and the page may load and run nothing but what is in it.
+All that came from outside is escaped, and the page may load and run nothing but what is in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 
 
 def page(view: View, *, host: str, status: str | None) -> Response:
-    """Show the newest runs, those of a status where one is given, with windows, charges, requests and faults."""
+    """Render the newest runs (of one status, if given), with windows, charges, requests and faults."""
     state: Row = view.state()
     body = "\n".join(
         [
@@ -50,21 +50,21 @@ def page(view: View, *, host: str, status: str | None) -> Response:
 
 
 def _document(body: str, style: str, script: str) -> str:
-    """Give the document around the page's body."""
+    """Return the HTML document around the page's body."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<title>Knouds emulator</title>\n<link rel="icon" href="data:,">\n'
         '<noscript><meta http-equiv="refresh" content="3"></noscript>\n'
         f"<style>{style}</style>\n</head>\n<body>\n{body}\n"
-        "<footer><p>Times are seconds since the first request. Tests in any language can look and take a hand in it "
+        "<footer><p>Times are seconds since the first request. Tests in any language can read and change its state "
         'under <a href="/__emulator__/">/__emulator__/</a>.</p></footer>\n'
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
 def _headers(style: str, script: str) -> dict[str, str]:
-    """Let the page's own style and script run, and nothing else."""
+    """Return headers that allow the page's own style and script, and nothing else."""
     policy = (
         f"default-src 'none'; connect-src 'self'; img-src data:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

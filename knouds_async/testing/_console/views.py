@@ -1,6 +1,6 @@
 """The emulator's state as JSON, for the control API and the status page; no key and no secret is in it.
 
-Rule of the file: pure. Names are those of the contract where it has one; times are seconds since the first request.
+Names are those of the contract where it has one; times are seconds since the first request.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ from typing import Any, Final
 import attrs
 
 from knouds_async.testing._service.lifecycle import Run
-from knouds_async.testing._service.service import Service
+from knouds_async.testing._service.service import ServiceState
 from knouds_async.testing._service.wallet import Charge
 from knouds_async.testing.journal import LoggedRequest, RequestLog
 from knouds_async.testing.settings import Settings
 from knouds_async.testing.strikes import Faults
 
-__all__ = ["Tally", "View"]
+__all__ = ["RunCounter", "View"]
 
 JsonObject = dict[str, Any]
 _HIDDEN: Final = frozenset({"api_key", "webhook_secret", "keys", "workflows", "models"})
 
 
-class Tally:
-    """Counts runs by status; one that was seen to be over is never looked at again."""
+class RunCounter:
+    """Counts runs by status; a finished run is never checked again."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ServiceState) -> None:
         """Start with nothing counted."""
         self._service = service
         self.clear()
 
     def clear(self) -> None:
-        """Forget all runs."""
+        """Reset the counts."""
         self._taken = 0
-        self._open: list[Run] = []
-        self._over: Counter[str] = Counter()
+        self._running: list[Run] = []
+        self._finished: Counter[str] = Counter()
 
     def at(self, now: float) -> Counter[str]:
-        """Give the number of runs by status."""
+        """Return the number of runs by status."""
         runs = self._service.runs
-        self._open += runs[self._taken :]
+        self._running += runs[self._taken :]
         self._taken = len(runs)
-        still = [run for run in self._open if not run.is_over_at(now)]
-        if len(still) < len(self._open):
-            self._over.update(run.end for run in self._open if run.is_over_at(now))
-            self._open = still
-        return self._over + Counter(run.status_at(now) for run in still)
+        running = [run for run in self._running if not run.is_finished_at(now)]
+        if len(running) < len(self._running):
+            self._finished.update(run.end for run in self._running if run.is_finished_at(now))
+            self._running = running
+        return self._finished + Counter(run.status_at(now) for run in running)
 
 
 @attrs.frozen
@@ -56,20 +56,20 @@ class View:
     """The state of an emulator at a time."""
 
     settings: Settings
-    service: Service
+    service: ServiceState
     faults: Faults
     requests: RequestLog
-    tally: Tally
+    counter: RunCounter
     now: float
 
     def state(self) -> JsonObject:
-        """Give the sums: runs, credits, requests, windows, faults."""
-        charges = self.service.wallet
+        """Return the totals: runs, credits, requests, windows, faults."""
+        charges = self.service.billing
         return {
             "elapsed": self._since(self.now),
             "tier": self.settings.tier,
             "generation": self.settings.generation,
-            "runs": {"total": len(self.service.runs), **self.tally.at(self.now)},
+            "runs": {"total": len(self.service.runs), **self.counter.at(self.now)},
             "charges": {"total": len(charges.charges), "credits": charges.spent, "grant": charges.granted},
             "credits": self.settings.credits,
             "requests": {"total": self.requests.count, "refused": len(self.requests.refusals)},
@@ -78,8 +78,8 @@ class View:
         }
 
     def windows(self) -> list[JsonObject]:
-        """Give the windows that are open."""
-        standing = self.service.windows.open_at(self.service.clock.elapsed(self.now))
+        """Return the windows that are open."""
+        windows = self.service.windows.open_at(self.service.clock.elapsed(self.now))
         return [
             {
                 "user": one.user,
@@ -89,25 +89,25 @@ class View:
                 "remaining": one.limit - one.used,
                 "resetsIn": round(one.resets_in, 3),
             }
-            for one in standing
+            for one in windows
         ]
 
     def attached(self) -> list[JsonObject]:
-        """Give the faults that are attached."""
+        """Return the faults that are attached."""
         return [
-            {"number": one.number, "fault": one.said, "met": one.met, "struck": one.struck}
+            {"number": one.number, "fault": one.description, "met": one.met, "struck": one.struck}
             for one in self.faults.attached()
         ]
 
     def runs(self, *, limit: int, offset: int = 0, keep: Callable[[Run], bool] | None = None) -> list[JsonObject]:
-        """Give the newest runs, those that `keep` says yes to."""
+        """Return the newest runs that `keep` accepts."""
         newest = reversed(self.service.runs)
         kept = newest if keep is None else filter(keep, newest)
         return [self.run(run) for run in islice(kept, offset, offset + limit)]
 
     def run(self, run: Run) -> JsonObject:
-        """Give one run."""
-        is_over = run.is_over_at(self.now)
+        """Return one run."""
+        is_finished = run.is_finished_at(self.now)
         return {
             "executionId": run.execution_id,
             "requestId": run.request_id,
@@ -124,19 +124,19 @@ class View:
             "cancelRequestedAt": None if run.cancel_requested_at is None else self._since(run.cancel_requested_at),
             "polls": run.polls,
             "endSeenAt": None if run.seen_ended_at is None else self._since(run.seen_ended_at),
-            "error": run.error if is_over and run.end == "failed" else None,
+            "error": run.error if is_finished and run.end == "failed" else None,
         }
 
     def charges(self, *, limit: int, offset: int = 0) -> list[JsonObject]:
-        """Give the newest charges."""
-        return [self._charge(one) for one in islice(reversed(self.service.wallet.charges), offset, offset + limit)]
+        """Return the newest charges."""
+        return [self._charge(one) for one in islice(reversed(self.service.billing.charges), offset, offset + limit)]
 
     def latest_requests(self, *, limit: int, offset: int = 0) -> list[JsonObject]:
-        """Give the newest requests that are kept."""
+        """Return the newest requests that are kept."""
         return [self._request(one) for one in islice(reversed(list(self.requests)), offset, offset + limit)]
 
     def shown_settings(self) -> JsonObject:
-        """Give the settings by their Python names; a law that is no number is put in words."""
+        """Return the settings by their Python names; a callable as its repr."""
         fields = [field.name for field in attrs.fields(Settings) if field.name not in _HIDDEN]
         return {name: _plain(getattr(self.settings, name)) for name in fields}
 

@@ -1,1 +1,1 @@
-"""The emulated service's parts. RULE: no await, no I/O, no clock; `now` and the dice are arguments."""
+"""The emulated service's parts. RULE: no await, no I/O, no clock; `now` and random generators are arguments."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Final
 
-from knouds_async.testing._service.replies import Refusal
+from knouds_async.testing._service.replies import ErrorResponse
 
 __all__ = ["json_object"]
 
@@ -19,11 +19,11 @@ def json_object(body: bytes) -> dict[str, Any]:
     try:
         parsed: object = json.loads(body, parse_float=_float, parse_int=_int, parse_constant=_float)
     except (ValueError, RecursionError):
-        raise Refusal(400, "INVALID_BODY", "The body is not JSON") from None
+        raise ErrorResponse(400, "INVALID_BODY", "The body is not JSON") from None
     if not isinstance(parsed, dict):
-        raise Refusal(400, "INVALID_BODY", "The body must be a JSON object")
+        raise ErrorResponse(400, "INVALID_BODY", "The body must be a JSON object")
     if body.count(b"[") + body.count(b"{") > _DEEPEST and _is_too_deep(parsed):
-        raise Refusal(400, "INVALID_BODY", f"The body is nested more than {_DEEPEST} levels deep")
+        raise ErrorResponse(400, "INVALID_BODY", f"The body is nested more than {_DEEPEST} levels deep")
     return parsed
 
 

@@ -38,7 +38,7 @@ def _fields(values: Iterable[JsonObject]) -> tuple[JsonObject, ...]:
     return tuple(values)
 
 
-def _texts(values: Iterable[str]) -> tuple[str, ...]:
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
@@ -48,10 +48,10 @@ class Workflow:
 
     slug: str = attrs.field(validator=_is_slug)
     fields: tuple[JsonObject, ...] = attrs.field(default=(), converter=_fields)
-    models: tuple[str, ...] = attrs.field(default=("gpt-image-2",), converter=_texts)
+    models: tuple[str, ...] = attrs.field(default=("gpt-image-2",), converter=_strings)
     name: str = attrs.field(default="", kw_only=True)
     description: str = attrs.field(default="", kw_only=True)
-    tags: tuple[str, ...] = attrs.field(default=(), converter=_texts, kw_only=True)
+    tags: tuple[str, ...] = attrs.field(default=(), converter=_strings, kw_only=True)
     folder_id: str | None = attrs.field(default=None, kw_only=True)
     user: str = attrs.field(default="u_knouds", kw_only=True)
     is_template: bool = attrs.field(default=False, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from knouds_async.testing._service.replies import Refusal
+from knouds_async.testing._service.replies import ErrorResponse
 
 __all__ = ["check_inputs"]
 
@@ -17,22 +17,22 @@ def check_inputs(fields: Sequence[Field], inputs: Mapping[str, object]) -> None:
     for field in fields:
         name = str(field.get("name"))
         if name in inputs:
-            if fault := _fault(field, inputs[name]):
-                raise Refusal(400, "INVALID_INPUTS", f"Field '{name}' {fault}", {"field": name})
+            if problem := _problem(field, inputs[name]):
+                raise ErrorResponse(400, "INVALID_INPUTS", f"Field '{name}' {problem}", {"field": name})
         elif field.get("required") and "default" not in field:
-            raise Refusal(400, "INVALID_INPUTS", f"Field '{name}' is required", {"field": name})
+            raise ErrorResponse(400, "INVALID_INPUTS", f"Field '{name}' is required", {"field": name})
 
 
-def _fault(field: Field, value: object) -> str | None:
+def _problem(field: Field, value: object) -> str | None:
     match field.get("type"):
         case "text" | "textarea":
-            return None if isinstance(value, str) else "must be text"
+            return None if isinstance(value, str) else "must be a string"
         case "number":
             return None if _is_number(value) else "must be a number"
         case "slider":
-            return _slider_fault(field, value)
+            return _slider_problem(field, value)
         case "pills":
-            return _pills_fault(field, value)
+            return _pills_problem(field, value)
         case "toggle":
             return None if isinstance(value, bool) else "must be true or false"
         case "image" | "video":
@@ -46,7 +46,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _slider_fault(field: Field, value: object) -> str | None:
+def _slider_problem(field: Field, value: object) -> str | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "must be a number"
     low, high, step = field.get("min"), field.get("max"), field.get("step")
@@ -61,7 +61,7 @@ def _slider_fault(field: Field, value: object) -> str | None:
     return None
 
 
-def _pills_fault(field: Field, value: object) -> str | None:
+def _pills_problem(field: Field, value: object) -> str | None:
     options = field.get("options")
     if not isinstance(options, Sequence):
         return None

@@ -39,10 +39,10 @@ def _is_sendable(_: object, attribute: attrs.Attribute[Any], value: str) -> None
         raise ValueError(f"{attribute.name} must be printable ASCII without spaces (the value is not shown)")
 
 
-_is_text_or_none: Final = attrs.validators.optional(attrs.validators.instance_of(str))
+_is_string_or_none: Final = attrs.validators.optional(attrs.validators.instance_of(str))
 
 
-def _texts(values: Iterable[str]) -> tuple[str, ...]:
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
@@ -51,7 +51,7 @@ class ApiKey:
     """One API key; `tier` and `role` default to the emulator's, `scope` counts in the old generation only."""
 
     text: str = attrs.field(repr=False, validator=_is_sendable)
-    capabilities: tuple[str, ...] = attrs.field(default=("*",), converter=_texts, kw_only=True)
+    capabilities: tuple[str, ...] = attrs.field(default=("*",), converter=_strings, kw_only=True)
     scope: Literal["free", "deployment", "admin", "super_admin"] = attrs.field(
         default="deployment", kw_only=True, validator=attrs.validators.in_(_SCOPES)
     )
@@ -62,11 +62,11 @@ class ApiKey:
     user: str = attrs.field(
         default=DEFAULT_USER, kw_only=True, validator=[attrs.validators.instance_of(str), attrs.validators.min_len(1)]
     )
-    tier: str | None = attrs.field(default=None, kw_only=True, validator=_is_text_or_none)
+    tier: str | None = attrs.field(default=None, kw_only=True, validator=_is_string_or_none)
     role: Literal["user", "admin"] | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.in_(("user", "admin", None))
     )
-    webhook_url: str | None = attrs.field(default=None, kw_only=True, validator=_is_text_or_none)
+    webhook_url: str | None = attrs.field(default=None, kw_only=True, validator=_is_string_or_none)
 
 
 def _covers(granted: str, required: str) -> bool:
@@ -76,15 +76,15 @@ def _covers(granted: str, required: str) -> bool:
 
 
 def allows(capabilities: tuple[str, ...], *required: str) -> bool:
-    """Say whether any of the required capabilities is granted, wildcards included."""
+    """Return whether any of the required capabilities is granted, wildcards included."""
     return any(_covers(granted, one) for granted in capabilities for one in required)
 
 
 def has_scope(actual: str, required: str) -> bool:
-    """Say whether a scope of the old generation is at least the required one."""
+    """Return whether a scope of the old generation is at least the required one."""
     return _SCOPES.index(actual) >= _SCOPES.index(required)
 
 
 def reaches_tier(tier: str, required: str) -> bool:
-    """Say whether a tier is at least the required one; custom tiers rank with business."""
+    """Return whether a tier is at least the required one; custom tiers rank with business."""
     return _TIER_RANKS.get(tier, _CUSTOM_RANK) >= _TIER_RANKS.get(required, _CUSTOM_RANK)

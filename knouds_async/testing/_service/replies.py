@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from knouds_async.testing.messages import Response
 
-__all__ = ["Refusal", "encoded", "not_found", "reply"]
+__all__ = ["ErrorResponse", "encoded", "not_found", "reply"]
 
 _JSON = {"content-type": "application/json"}
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
@@ -19,17 +19,17 @@ def encoded(body: object) -> bytes:
 
 
 def reply(status: int, body: object, headers: Mapping[str, str] | None = None) -> Response:
-    """Make a JSON response."""
+    """Create a JSON response."""
     return Response(status, {**_JSON, **headers} if headers else dict(_JSON), encoded(body))
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer, not a failure of the emulator
-    """An answer other than 2xx; `code` None leaves the code out, as the service may for 401 and 404."""
+class ErrorResponse(Exception):  # noqa: N818 - an answer, not a failure of the emulator
+    """An error response; `code` None leaves the code out, as the service may for 401 and 404."""
 
     def __init__(
         self, status: int, code: str | None, message: str, context: Mapping[str, object] | None = None
     ) -> None:
-        """Keep what the answer says."""
+        """Store the parts of the answer."""
         super().__init__(message)
         self.status = status
         self.code = code
@@ -37,11 +37,11 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a failure of the 
         self.headers: dict[str, str] = {}
 
     def response(self) -> Response:
-        """Write the answer."""
+        """Return the HTTP response."""
         code = {} if self.code is None else {"code": self.code}
         return reply(self.status, {"error": str(self), **code, **self.context}, self.headers)
 
 
-def not_found(what: str) -> Refusal:
-    """Make a 404 that carries a message only."""
-    return Refusal(404, None, f"{what} not found")
+def not_found(what: str) -> ErrorResponse:
+    """Create a 404 that carries a message only."""
+    return ErrorResponse(404, None, f"{what} not found")

@@ -16,7 +16,7 @@ from knouds_async.testing._service import account_endpoints as account
 from knouds_async.testing._service import run_endpoints as runs
 from knouds_async.testing._service import workflow_endpoints as workflows
 from knouds_async.testing._service.media import media
-from knouds_async.testing._service.service import Call, Service
+from knouds_async.testing._service.service import EndpointCall, ServiceState
 from knouds_async.testing.messages import Later, Response
 
 __all__ = ["ROUTES", "UNKNOWN", "Route", "match"]
@@ -28,22 +28,22 @@ class Route:
 
     label: str
     needs: str | None
-    answer: Callable[[Service, Call], Response | Later]
+    answer: Callable[[ServiceState, EndpointCall], Response | Later]
     scope: str = "free"
     limited: Literal["runs", "polls", "usage"] | None = None
 
     @property
     def method(self) -> str:
-        """Give the HTTP method."""
+        """Return the HTTP method."""
         return self.label.partition(" ")[0]
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """Give the pattern's parts between slashes."""
+        """Return the pattern's path segments."""
         return tuple(self.label.partition(" ")[2].split("/"))
 
 
-def _route(label: str, needs: str | None, answer: Callable[[Service, Call], Response | Later]) -> Route:
+def _route(label: str, needs: str | None, answer: Callable[[ServiceState, EndpointCall], Response | Later]) -> Route:
     limited: dict[str, Literal["runs", "polls", "usage"]] = {
         "POST /api/workflows/:slug/run": "runs",
         "POST /api/models/:internalName/run": "runs",
@@ -89,7 +89,7 @@ for _one in ROUTES:
 
 
 def match(method: str, path: str) -> tuple[Route | None, str]:
-    """Give the route of a still percent-encoded path, and the name or id in it ("" when it has none)."""
+    """Return the route of a still percent-encoded path, and the name or id in it ("" when it has none)."""
     parts = path.split("/")
     for segments, route in _BY_SHAPE.get((method, len(parts)), ()):
         subject = ""

@@ -1,4 +1,4 @@
-"""The emulated service's state, and what its endpoints do with it: begin a run, find one, say what it made."""
+"""The emulated service's state, and what its endpoints do with it: start a run, find one, return its result."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from uuid import UUID
 
 import attrs
 
-from knouds_async.testing._service.clock import ServerClock
+from knouds_async.testing._service.clock import EmulatedClock
 from knouds_async.testing._service.keys import ApiKey, allows
 from knouds_async.testing._service.lifecycle import Run
-from knouds_async.testing._service.replies import Refusal
-from knouds_async.testing._service.usage import Usage
-from knouds_async.testing._service.wallet import Wallet
+from knouds_async.testing._service.replies import ErrorResponse
+from knouds_async.testing._service.usage import UsageListing
+from knouds_async.testing._service.wallet import Billing
 from knouds_async.testing._service.webhooks import Webhooks
 from knouds_async.testing._service.windows import Windows
 from knouds_async.testing._service.workflow_store import WorkflowStore
@@ -21,15 +21,15 @@ from knouds_async.testing.laws import draw
 from knouds_async.testing.messages import Request
 from knouds_async.testing.settings import Settings
 
-__all__ = ["Call", "Order", "Service"]
+__all__ = ["EndpointCall", "RunRequest", "ServiceState"]
 
 _MOST_RESULTS = 100
 _EXTENSIONS = {"images": "png", "videos": "mp4", "audios": "mp3"}
 
 
 @attrs.frozen
-class Call:
-    """One request on its way through the service: who asks, for what, when; `headers` go with its answer."""
+class EndpointCall:
+    """One request to an endpoint: the caller, the subject, the time; `headers` go with its answer."""
 
     request: Request
     caller: ApiKey
@@ -39,8 +39,8 @@ class Call:
 
 
 @attrs.frozen
-class Order:
-    """A run that is asked for and may be begun."""
+class RunRequest:
+    """A run that was requested and may be started."""
 
     kind: Literal["workflow", "model"]
     target: str
@@ -49,8 +49,8 @@ class Order:
     is_async: bool
 
 
-class Service:
-    """Everything the service remembers."""
+class ServiceState:
+    """The state of the emulated service."""
 
     def __init__(self, settings: Settings) -> None:
         """Start with the settings' workflows, models and keys, and no run."""
@@ -59,38 +59,38 @@ class Service:
         self.start()
 
     def start(self) -> None:
-        """Begin, or begin anew: no run, no window, no charge, and the clock at its epoch."""
+        """Start or restart: no run, no window, no charge, and the clock at its epoch."""
         settings = self.settings
-        self.clock = ServerClock(settings.epoch + settings.clock_skew)
+        self.clock = EmulatedClock(settings.epoch + settings.clock_skew)
         self.keys = settings.account_keys()
         self.models = {model.name: model for model in settings.models}
         self.workflows = WorkflowStore(settings.workflows, self.clock.iso(0.0))
         self.windows = Windows(settings, self.clock)
-        self.wallet = Wallet(settings)
-        self.usage = Usage(settings.usage_lag)
+        self.billing = Billing(settings)
+        self.usage = UsageListing(settings.usage_lag)
         self.webhooks.start(self.clock)
         self.runs: list[Run] = []
-        self._places: dict[str, int] = {}
+        self._indexes: dict[str, int] = {}
         self._ids = Random(f"{settings.seed}:ids")
-        self._fates = Random(f"{settings.seed}:fates")
+        self._run_rng = Random(f"{settings.seed}:fates")
 
-    def begin(self, order: Order, caller: ApiKey, now: float) -> Run:
-        """Charge for a run and begin it; 402 when the account cannot pay."""
-        settings, fates = self.settings, self._fates
+    def begin(self, run_request: RunRequest, caller: ApiKey, now: float) -> Run:
+        """Charge for a run and start it; 402 when the account cannot pay."""
+        settings, rng = self.settings, self._run_rng
         execution_id = str(UUID(int=self._ids.getrandbits(128), version=4))
-        cost = self.wallet.pay(execution_id, order.target, now)
-        lasts = draw(settings.durations.get(order.target, settings.duration), fates)
-        is_failing = fates.random() < settings.failure_rate
+        cost = self.billing.pay(execution_id, run_request.target, now)
+        lasts = draw(settings.durations.get(run_request.target, settings.duration), rng)
+        is_failing = rng.random() < settings.failure_rate
         run = Run(
             execution_id=execution_id,
             request_id=f"kie_{self._ids.getrandbits(48):012x}",
-            kind=order.kind,
-            target=order.target,
-            inputs=order.inputs,
-            model_ids=order.model_ids,
-            makes=self.models[order.model_ids[-1]].makes if order.model_ids else "text",
+            kind=run_request.kind,
+            target=run_request.target,
+            inputs=run_request.inputs,
+            model_ids=run_request.model_ids,
+            makes=self.models[run_request.model_ids[-1]].makes if run_request.model_ids else "text",
             user=caller.user,
-            is_async=order.is_async,
+            is_async=run_request.is_async,
             cost=cost,
             started=now,
             ends=now + lasts,
@@ -99,46 +99,46 @@ class Service:
             clock=self.clock,
         )
         self.runs.append(run)
-        self._places[execution_id] = self.usage.add(run)
+        self._indexes[execution_id] = self.usage.add(run)
         self.webhooks.add(run, self.webhook_of(caller))
         return run
 
     def webhook_of(self, caller: ApiKey) -> str | None:
-        """Give where the runs of a key are delivered; nowhere when it may not receive webhooks (contract 2)."""
+        """Return the webhook URL for a key's runs; None when it may not receive webhooks (contract 2)."""
         may_receive = self.settings.generation == "old" or allows(caller.capabilities, "webhook:receive")
         return caller.webhook_url if may_receive else None
 
     def run(self, execution_id: str) -> Run | None:
-        """Give a run of whoever's."""
-        place = self._places.get(execution_id)
-        return None if place is None else self.runs[place]
+        """Return a run of any user."""
+        index = self._indexes.get(execution_id)
+        return None if index is None else self.runs[index]
 
     def find_run(self, execution_id: str, user: str, now: float) -> Run:
-        """Give a user's asynchronous run; 404 when there is none, or not yet."""
+        """Return a user's asynchronous run; 404 when there is none, or not yet."""
         run = self.run(execution_id)
         if run is None or run.user != user or not run.is_async:
-            raise Refusal(404, "EXECUTION_NOT_FOUND", "Execution not found")
+            raise ErrorResponse(404, "EXECUTION_NOT_FOUND", "Execution not found")
         if now < run.started + self.settings.not_found_after_submit:
-            raise Refusal(404, "EXECUTION_NOT_FOUND", "Execution not found")
+            raise ErrorResponse(404, "EXECUTION_NOT_FOUND", "Execution not found")
         return run
 
     def cancel(self, run: Run, now: float) -> None:
-        """Ask for the end of a run."""
-        lands = now + draw(self.settings.cancel_delay, self._fates)
-        run.request_cancel(now, lands=lands, late=self.settings.late_cancel)
-        self._moved(run)
+        """Request the cancellation of a run."""
+        effective_at = now + draw(self.settings.cancel_delay, self._run_rng)
+        run.request_cancel(now, effective_at=effective_at, late=self.settings.late_cancel)
+        self._rescheduled(run)
 
     def end(self, run: Run, now: float, *, error: str | None = None, result: object = None) -> None:
-        """End a run now: failed with an error's message, or completed with a result, what it would make by default."""
-        run.end_at(now, error=error, result=result)
-        self._moved(run)
+        """Finish a run now: failed with an error's message, or completed with a result (its usual one by default)."""
+        run.finish_at(now, error=error, result=result)
+        self._rescheduled(run)
 
-    def _moved(self, run: Run) -> None:
-        self.usage.reschedule(self._places[run.execution_id])
-        self.webhooks.moved(run)
+    def _rescheduled(self, run: Run) -> None:
+        self.usage.reschedule(self._indexes[run.execution_id])
+        self.webhooks.rescheduled(run)
 
     def result(self, run: Run) -> object:
-        """Give what a completed run made; as many items as its input `count` asks for, unless it was told."""
+        """Return a completed run's result: as many items as its input `count`, unless one was set."""
         if run.result is not None:
             return run.result
         if run.makes == "text":
@@ -147,4 +147,4 @@ class Service:
         number = count if type(count) is int and 1 <= count <= _MOST_RESULTS else 1
         stem = f"{self.settings.media_url.rstrip('/')}/{run.execution_id.replace('-', '')}"
         ending = _EXTENSIONS[run.makes]
-        return {run.makes: [{"url": f"{stem}-{place}.{ending}"} for place in range(1, number + 1)]}
+        return {run.makes: [{"url": f"{stem}-{index}.{ending}"} for index in range(1, number + 1)]}

@@ -1,4 +1,4 @@
-"""The account's credits: every run is paid for when it begins, by the trial grant or by credits (contract 3, 7)."""
+"""The account's credits: every run is paid for when it starts, by the trial grant or by credits (contract 3, 7)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Literal
 
 import attrs
 
-from knouds_async.testing._service.replies import Refusal
+from knouds_async.testing._service.replies import ErrorResponse
 from knouds_async.testing.settings import Settings
 
-__all__ = ["Charge", "Wallet"]
+__all__ = ["Billing", "Charge"]
 
 
 @attrs.frozen
@@ -23,8 +23,8 @@ class Charge:
     paid_by: Literal["credits", "grant"]
 
 
-class Wallet:
-    """What was paid, and from what; the balance itself is in the settings, so that a test can top it up."""
+class Billing:
+    """The charges and totals; the balance itself is in the settings, so that a test can top it up."""
 
     def __init__(self, settings: Settings) -> None:
         """Start with nothing spent."""
@@ -34,21 +34,21 @@ class Wallet:
         self.granted = 0  # credits of the trial grant
 
     def price(self, target: str) -> int:
-        """Give what a run of a target costs, in credits."""
+        """Return the price of a run, in credits."""
         return self._settings.costs.get(target, self._settings.cost)
 
     def pay(self, execution_id: str, target: str, now: float) -> int:
-        """Pay for a run and give the cost the service reports; 402 when the account cannot."""
+        """Charge for a run and return the cost the service reports; 402 when the account cannot pay."""
         amount, settings = self.price(target), self._settings
         if settings.grant is not None:
             if settings.grant < amount:
-                raise Refusal(402, "grant_exhausted", "Your trial credits are used up. Upgrade to continue.")
+                raise ErrorResponse(402, "grant_exhausted", "Your trial credits are used up. Upgrade to continue.")
             settings.grant -= amount
             self.granted += amount
             self.charges.append(Charge(execution_id, target, amount, now, "grant"))
             return 0
         if settings.credits < amount:
-            raise Refusal(402, "INSUFFICIENT_CREDITS", "Not enough credits for this run. Top up to continue.")
+            raise ErrorResponse(402, "INSUFFICIENT_CREDITS", "Not enough credits for this run. Top up to continue.")
         settings.credits -= amount
         self.spent += amount
         self.charges.append(Charge(execution_id, target, amount, now, "credits"))

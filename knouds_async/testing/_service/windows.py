@@ -1,6 +1,6 @@
 """Rate limits: per user and route, in fixed windows (contract 6).
 
-Rule of the file: time is `elapsed`, seconds since the emulator's first request; `clock` only turns an end into
+Time is `elapsed`, seconds since the emulator's first request; `clock` only turns an end into
 the epoch second that the headers show.
 """
 
@@ -12,17 +12,17 @@ from random import Random
 
 import attrs
 
-from knouds_async.testing._service.clock import ServerClock
+from knouds_async.testing._service.clock import EmulatedClock
 from knouds_async.testing.settings import Settings
 
-__all__ = ["Standing", "Verdict", "Windows"]
+__all__ = ["QuotaDecision", "WindowStatus", "Windows"]
 
 _ROUNDINGS: dict[str, Callable[[float], int]] = {"up": math.ceil, "down": math.floor, "nearest": round}
 
 
 @attrs.frozen
-class Verdict:
-    """Whether a request was let in, and what its answer says about the quota."""
+class QuotaDecision:
+    """Whether a request was admitted, and what its answer says about the quota."""
 
     is_granted: bool
     limit: int
@@ -31,7 +31,7 @@ class Verdict:
     retry_after: int
 
     def headers(self) -> dict[str, str]:
-        """Give the three quota headers."""
+        """Return the three quota headers."""
         return {
             "x-ratelimit-limit": str(self.limit),
             "x-ratelimit-remaining": str(self.remaining),
@@ -40,8 +40,8 @@ class Verdict:
 
 
 @attrs.frozen
-class Standing:
-    """How a window stands: of a user, on a route; `resets_in` seconds."""
+class WindowStatus:
+    """The state of one user's window on a route; `resets_in` is in seconds."""
 
     user: str
     route: str
@@ -54,7 +54,7 @@ class Standing:
 class _Window:
     """One window of one user on one route; `others` are the times of other users' requests, latest first."""
 
-    place: int
+    number: int
     end: float
     reset: int
     limit: int
@@ -62,7 +62,7 @@ class _Window:
     used: int = 0
 
     def settle(self, elapsed: float) -> None:
-        """Let the requests of others take their places up to a time."""
+        """Count the requests of others up to a time."""
         while self.others and self.others[-1] <= elapsed:
             self.others.pop()
             self.used = min(self.limit, self.used + 1)
@@ -71,54 +71,54 @@ class _Window:
 class Windows:
     """The windows of all users and routes."""
 
-    def __init__(self, settings: Settings, clock: ServerClock) -> None:
+    def __init__(self, settings: Settings, clock: EmulatedClock) -> None:
         """Start with no window; the phase comes from the settings or the seed."""
         self._settings = settings
         self._clock = clock
         self._open: dict[tuple[str, str], _Window] = {}
-        self._others_dice = Random(f"{settings.seed}:others")
+        self._others_rng = Random(f"{settings.seed}:others")
         phase = settings.window_phase
         drawn = Random(f"{settings.seed}:phase").random() * settings.window_length
         self._phase = drawn if phase is None else phase
 
-    def count(self, user: str, route: str, limit: int, elapsed: float) -> Verdict:
+    def count(self, user: str, route: str, limit: int, elapsed: float) -> QuotaDecision:
         """Count one request of a user on a route against its window."""
-        place = math.floor((elapsed - self._phase) / self._settings.window_length)
+        number = math.floor((elapsed - self._phase) / self._settings.window_length)
         window = self._open.get((user, route))
-        if window is None or self._is_past(window, place, elapsed):
-            window = self._open[(user, route)] = self._new(place, elapsed, limit)
+        if window is None or self._is_past(window, number, elapsed):
+            window = self._open[(user, route)] = self._new(number, elapsed, limit)
         window.limit = limit
         window.settle(elapsed)
         is_granted = window.used < limit
         window.used += is_granted
         retry_after = max(1, math.ceil(window.end - elapsed))
-        return Verdict(is_granted, limit, max(0, limit - window.used), window.reset, retry_after)
+        return QuotaDecision(is_granted, limit, max(0, limit - window.used), window.reset, retry_after)
 
-    def open_at(self, elapsed: float) -> list[Standing]:
-        """Tell how the windows stand that are open at a time, in the order they were first used."""
+    def open_at(self, elapsed: float) -> list[WindowStatus]:
+        """Return the windows that are open at a time, in the order they were first used."""
         found = []
         for (user, route), window in self._open.items():
             if elapsed < window.end:
                 window.settle(elapsed)
-                found.append(Standing(user, route, window.limit, window.used, window.end - elapsed))
+                found.append(WindowStatus(user, route, window.limit, window.used, window.end - elapsed))
         return found
 
-    def _is_past(self, window: _Window, place: int, elapsed: float) -> bool:
+    def _is_past(self, window: _Window, number: int, elapsed: float) -> bool:
         # By number, not by time: an end that rounding puts a hair too early must not open the window twice.
         if self._settings.window_opens == "on_the_clock":
-            return place > window.place
+            return number > window.number
         return elapsed >= window.end
 
-    def _new(self, place: int, elapsed: float, limit: int) -> _Window:
+    def _new(self, number: int, elapsed: float, limit: int) -> _Window:
         length = self._settings.window_length
         start = elapsed
         if self._settings.window_opens == "on_the_clock":
-            start = place * length + self._phase
+            start = number * length + self._phase
         end = start + length
         reset = _ROUNDINGS[self._settings.reset_rounding](self._clock.epoch_at(end))
-        return _Window(place, end, reset, limit, self._others(start, length, limit))
+        return _Window(number, end, reset, limit, self._others(start, length, limit))
 
     def _others(self, start: float, length: float, limit: int) -> list[float]:
-        others, dice = self._settings.others, self._others_dice
-        number = others(dice) if callable(others) else round(others * limit)
-        return sorted((start + dice.random() * length for _ in range(number)), reverse=True)
+        others, rng = self._settings.others, self._others_rng
+        number = others(rng) if callable(others) else round(others * limit)
+        return sorted((start + rng.random() * length for _ in range(number)), reverse=True)

@@ -1,4 +1,4 @@
-"""The account's workflows: what is stored, how slugs come about, and the JSON shapes (contract 2, 9)."""
+"""The account's workflows: what is stored, how slugs are chosen, and the JSON shapes (contract 2, 9)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import count, pairwise
 import attrs
 
 from knouds_async.testing._service.catalog import Workflow
-from knouds_async.testing._service.replies import Refusal, not_found
+from knouds_async.testing._service.replies import ErrorResponse, not_found
 from knouds_async.testing._service.workflow_parts import BLANK_NAME, checked_parts, is_request_input, settings_of
 
 __all__ = ["StoredWorkflow", "WorkflowStore"]
@@ -38,18 +38,18 @@ class StoredWorkflow:
 
     @property
     def fields(self) -> list[JsonObject]:
-        """Give the input fields of its Request Input nodes; none without such a node."""
+        """Return the input fields of its Request Input nodes."""
         nodes = [settings_of(node) for node in self.nodes if is_request_input(node)]
         return [field for node in nodes for field in _objects(node.get("fields"))]
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Give the models its nodes run, each once, in order."""
+        """Return the models its nodes run, without duplicates, in order."""
         named = [settings_of(node).get("model") for node in self.nodes]
         return tuple(dict.fromkeys(name for name in named if isinstance(name, str)))
 
     def summary(self, price: int) -> dict[str, object]:
-        """Give the row of the listing."""
+        """Return the row of the listing."""
         return {
             "slug": self.slug,
             "name": self.name,
@@ -61,7 +61,7 @@ class StoredWorkflow:
         }
 
     def full(self) -> dict[str, object]:
-        """Give the whole workflow, in the shape that a create takes."""
+        """Return the whole workflow, in the shape that a create takes."""
         return {
             "slug": self.slug,
             "name": self.name,
@@ -74,7 +74,7 @@ class StoredWorkflow:
         }
 
     def schema(self, price: int | None) -> dict[str, object]:
-        """Give the input schema; the estimate is left out of the public one."""
+        """Return the input schema; the estimate is left out of the public one."""
         fields = self.fields
         estimate = {} if price is None else {"estimatedCreditCost": price}
         return {
@@ -86,7 +86,7 @@ class StoredWorkflow:
         }
 
     def change(self, body: JsonObject, updated_at: str) -> None:
-        """Take the given parts of a create or update body; 400 INVALID_BODY when one has the wrong shape."""
+        """Apply the given parts of a create or update body; 400 INVALID_BODY when one has the wrong shape."""
         parts = checked_parts(body)
         for name, value in parts.items():
             setattr(self, name, value)
@@ -97,7 +97,7 @@ class WorkflowStore:
     """All workflows, in the order they were created."""
 
     def __init__(self, workflows: Iterable[Workflow], updated_at: str) -> None:
-        """Take the account's first workflows."""
+        """Start with the account's initial workflows."""
         self._by_slug = {one.slug: _stored(one, updated_at) for one in workflows}
 
     def visible_to(self, user: str) -> list[StoredWorkflow]:
@@ -105,22 +105,22 @@ class WorkflowStore:
         return [one for one in self._by_slug.values() if one.user == user or one.is_template]
 
     def find(self, slug: str, user: str) -> StoredWorkflow:
-        """Give a workflow that the user can see; 404 otherwise."""
+        """Return a workflow that the user can see; 404 otherwise."""
         found = self._by_slug.get(slug)
         if found is None or not (found.user == user or found.is_template):
             raise not_found("Workflow")
         return found
 
     def find_own(self, slug: str, user: str) -> StoredWorkflow:
-        """Give a workflow that the user may change; 404 or 403 otherwise."""
+        """Return a workflow that the user may change; 404 or 403 otherwise."""
         found = self.find(slug, user)
         if found.user != user:
             required = f"workflow:{slug}:write"
-            raise Refusal(403, "CAPABILITY_DENIED", "Only the owner can change it", {"required": required})
+            raise ErrorResponse(403, "CAPABILITY_DENIED", "Only the owner can change it", {"required": required})
         return found
 
     def find_public(self, slug: str) -> StoredWorkflow:
-        """Give a workflow with a public playground; 404 otherwise."""
+        """Return a workflow with a public playground; 404 otherwise."""
         found = self._by_slug.get(slug)
         if found is None or not found.public_playground:
             raise not_found("Workflow")
