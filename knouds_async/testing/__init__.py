@@ -1,9 +1,8 @@
 """The Knouds service in memory, for tests and trials without a key: an emulator, faults, and virtual time."""
 
 from knouds_async.testing import faults
-from knouds_async.testing._service.catalog import Model, Workflow
-from knouds_async.testing._service.keys import ApiKey
-from knouds_async.testing._service.lifecycle import Run
+from knouds_async.testing._service.catalog import ApiKey, Model, Workflow
+from knouds_async.testing._service.runs import Run
 from knouds_async.testing.deliveries import Deliveries, Delivery
 from knouds_async.testing.description import openapi
 from knouds_async.testing.emulator import Emulator

@@ -9,8 +9,8 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from knouds_async.testing._service.lifecycle import Run
-from knouds_async.testing._service.wallet import Charge
+from knouds_async.testing._service.runs import Run
+from knouds_async.testing._service.state import Charge
 from knouds_async.testing.journal import LoggedRequest
 
 __all__ = ["not_charged_once", "not_observed", "refused"]

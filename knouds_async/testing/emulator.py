@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from knouds_async.testing._console.console import Console, ControlHooks, is_for_console
-from knouds_async.testing._service.gate import answer, with_date
-from knouds_async.testing._service.keys import DEFAULT_USER
-from knouds_async.testing._service.lifecycle import FAILURE, Run
-from knouds_async.testing._service.routes import UNKNOWN, Route, match
-from knouds_async.testing._service.service import ServiceState
-from knouds_async.testing._service.wallet import Charge
+from knouds_async.testing._service.catalog import DEFAULT_USER
+from knouds_async.testing._service.endpoints import UNKNOWN, Route, answer, match, with_date
+from knouds_async.testing._service.runs import FAILURE, Run
+from knouds_async.testing._service.state import Charge, ServiceState
 from knouds_async.testing.assertions import not_charged_once, not_observed, refused
 from knouds_async.testing.deliveries import Delivery
 from knouds_async.testing.journal import LoggedRequest, RequestLog

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import attrs
 
-from knouds_async.testing._service.keys import ApiKey
+from knouds_async.testing._service.catalog import ApiKey
 from knouds_async.testing.deliveries import Deliveries
 from knouds_async.testing.laws import Lognormal, is_number
 from knouds_async.testing.settings import Settings

@@ -15,8 +15,14 @@ from typing import Any, Final, Literal
 import attrs
 from attrs import validators as must
 
-from knouds_async.testing._service.catalog import DEFAULT_MODELS, DEFAULT_WORKFLOWS, Model, Workflow
-from knouds_async.testing._service.keys import DEFAULT_KEY, ApiKey
+from knouds_async.testing._service.catalog import (
+    DEFAULT_KEY,
+    DEFAULT_MODELS,
+    DEFAULT_WORKFLOWS,
+    ApiKey,
+    Model,
+    Workflow,
+)
 from knouds_async.testing.deliveries import Deliveries
 from knouds_async.testing.laws import Lognormal, Seconds, is_number, is_seconds
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import attrs
 
-from knouds_async.testing._service.routes import ROUTES
+from knouds_async.testing._service.endpoints import ROUTES
 from knouds_async.testing.messages import Fault, FaultDecision, Request
 
 __all__ = ["AttachedFault", "Faults"]

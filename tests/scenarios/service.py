@@ -13,9 +13,9 @@ from typing import Any, Final
 import attrs
 
 from knouds_async.testing import Emulator, Fault, faults
-from knouds_async.testing._service.keys import ApiKey
-from knouds_async.testing._service.lifecycle import Run
-from knouds_async.testing._service.service import RunRequest
+from knouds_async.testing._service.catalog import ApiKey
+from knouds_async.testing._service.runs import Run
+from knouds_async.testing._service.state import RunRequest
 from knouds_async.testing.messages import Broken, Later, Outcome, Request, Response
 
 SLUG: Final = "my-thumbnail-pipeline"

@@ -17,7 +17,7 @@ from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi import checks
 
 from knouds_async.testing import Emulator, Later, Request, Response, openapi
-from knouds_async.testing._service.routes import ROUTES
+from knouds_async.testing._service.endpoints import ROUTES
 
 MINE = "a-workflow-of-mine"
 ECHOED = {"RunRequest", "WorkflowDraft", "Node", "Edge", "Viewport", "Field", "Move"}

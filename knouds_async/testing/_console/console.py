@@ -14,10 +14,9 @@ import attrs
 
 from knouds_async.testing._console.page import page
 from knouds_async.testing._console.views import JsonObject, RunCounter, View
-from knouds_async.testing._service.bodies import json_object
-from knouds_async.testing._service.lifecycle import FAILURE, Run
-from knouds_async.testing._service.replies import ErrorResponse, not_found, reply
-from knouds_async.testing._service.service import ServiceState
+from knouds_async.testing._service.replies import ErrorResponse, json_object, not_found, reply
+from knouds_async.testing._service.runs import FAILURE, Run
+from knouds_async.testing._service.state import ServiceState
 from knouds_async.testing.fault_text import GRAMMAR, add_fault, parse_fault
 from knouds_async.testing.from_json import change_settings, key_from
 from knouds_async.testing.journal import RequestLog

@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import attrs
 
-from knouds_async.testing._service.lifecycle import Run
-from knouds_async.testing._service.service import ServiceState
-from knouds_async.testing._service.wallet import Charge
+from knouds_async.testing._service.runs import Run
+from knouds_async.testing._service.state import Charge, ServiceState
 from knouds_async.testing.journal import LoggedRequest, RequestLog
 from knouds_async.testing.settings import Settings
 from knouds_async.testing.strikes import Faults

@@ -16,9 +16,8 @@ from typing import Final
 
 import attrs
 
-from knouds_async.testing._service.clock import EmulatedClock
-from knouds_async.testing._service.lifecycle import Run
 from knouds_async.testing._service.replies import encoded
+from knouds_async.testing._service.runs import EmulatedClock, Run
 from knouds_async.testing.deliveries import Delivery, Kind
 from knouds_async.testing.laws import draw
 from knouds_async.testing.settings import Settings
