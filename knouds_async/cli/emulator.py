@@ -82,7 +82,7 @@ def emulator(
 
 
 def _explain_faults() -> int:
-    from knouds_async.testing.fault_text import GRAMMAR, KINDS, PLACES, takes
+    from knouds_async.testing.faults import GRAMMAR, KINDS, PLACES, takes
 
     output.give(f"A fault reads: {GRAMMAR}\n\nKinds:")
     for kind, make in KINDS.items():

@@ -11,9 +11,8 @@ from knouds_async.cli import output
 from knouds_async.cli.exits import ServingError, UsageError
 from knouds_async.cli.inputs import read_value
 from knouds_async.testing import Emulator, serve
-from knouds_async.testing.fault_text import add_fault
-from knouds_async.testing.from_json import settings_from
-from knouds_async.testing.settings import DEFAULT_MEDIA_URL
+from knouds_async.testing.faults import add_fault
+from knouds_async.testing.settings import DEFAULT_MEDIA_URL, settings_from
 
 
 def make_emulator(given: dict[str, Any], pairs: Sequence[str], faults: Sequence[str]) -> Emulator:

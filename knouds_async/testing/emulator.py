@@ -7,7 +7,9 @@ passed it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,12 +21,19 @@ from knouds_async.testing._service.catalog import DEFAULT_USER
 from knouds_async.testing._service.endpoints import UNKNOWN, Route, answer, match, with_date
 from knouds_async.testing._service.runs import FAILURE, Run
 from knouds_async.testing._service.state import Charge, ServiceState
-from knouds_async.testing.assertions import not_charged_once, not_observed, refused
-from knouds_async.testing.deliveries import Delivery
-from knouds_async.testing.journal import LoggedRequest, RequestLog
-from knouds_async.testing.messages import Broken, Fault, FaultDecision, Later, Outcome, Request, Response
-from knouds_async.testing.settings import Settings
-from knouds_async.testing.strikes import Faults
+from knouds_async.testing.faults import Faults
+from knouds_async.testing.messages import (
+    Broken,
+    Fault,
+    FaultDecision,
+    Later,
+    LoggedRequest,
+    Outcome,
+    Request,
+    RequestLog,
+    Response,
+)
+from knouds_async.testing.settings import Delivery, Settings
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -131,7 +140,7 @@ class Emulator(Settings):
         `post` sends one delivery and returns the status of its answer; by default to its `url`, plain http only.
         It is sent again after an OSError, ten seconds without an answer, or an answer other than 2xx.
         """
-        from knouds_async.testing.courier import delivering
+        from knouds_async.testing.asgi import delivering
 
         return delivering(self._service.webhooks, post)
 
@@ -155,7 +164,7 @@ class Emulator(Settings):
 
         It answers with a `Date` of its own: tell a server not to add another (uvicorn: `date_header=False`).
         """
-        from knouds_async.testing.app import build_app
+        from knouds_async.testing.asgi import build_app
 
         return build_app(self.handle, self.resume, self.delivering)
 
@@ -182,17 +191,17 @@ class Emulator(Settings):
     def assert_charged_once(self, *, allow_equal_inputs: bool = False) -> None:
         """Fail when a run was paid for twice or, unless allowed, when two runs have the same target and inputs."""
         __tracebackhide__ = True
-        _fail_with(not_charged_once(self.runs, self.charges, allow_equal_inputs=allow_equal_inputs))
+        _fail_with(_not_charged_once(self.runs, self.charges, allow_equal_inputs=allow_equal_inputs))
 
     def assert_all_collected(self) -> None:
         """Fail when a finished run was never observed, by a poll, an answer or an accepted delivery."""
         __tracebackhide__ = True
-        _fail_with(not_observed(self.runs, self._service.clock.now))
+        _fail_with(_not_observed(self.runs, self._service.clock.now))
 
     def assert_no_429(self) -> None:
         """Fail when any request was refused by the rate limit."""
         __tracebackhide__ = True
-        _fail_with(refused(self.refusals))
+        _fail_with(_refused(self.refusals))
 
     def finish(self, execution_id: str, result: object = None) -> None:
         """Complete an asynchronous run now, with its usual result or a JSON value; ValueError if it is not running."""
@@ -275,3 +284,70 @@ def _fail_with(message: str | None) -> None:
     __tracebackhide__ = True
     if message is not None:
         raise AssertionError(message)
+
+
+_SHOWN = 20
+
+
+def _not_charged_once(runs: Sequence[Run], charges: Sequence[Charge], *, allow_equal_inputs: bool) -> str | None:
+    """Describe runs not charged exactly once, and jobs (same target and inputs) that were run more than once."""
+    paid = Counter(charge.execution_id for charge in charges)
+    if strange := set(paid) - {run.execution_id for run in runs}:
+        return f"{len(strange)} charge(s) were for unknown runs: {', '.join(sorted(strange)[:_SHOWN])}"
+    if odd := [run for run in runs if paid[run.execution_id] != 1]:
+        return f"{len(odd)} run(s) were not charged once:\n{_listed(odd, paid)}"
+    if allow_equal_inputs:
+        return None
+    alike: defaultdict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        alike[_job(run)].append(run)
+    repeated = {job: same for job, same in alike.items() if len(same) > 1}
+    if not repeated:
+        return None
+    parts = [f"  {job}\n{_listed(same, paid)}" for job, same in list(repeated.items())[:_SHOWN]]
+    return "\n".join([f"{len(repeated)} job(s) were run and charged more than once:", *parts, *_more(len(repeated))])
+
+
+def _not_observed(runs: Iterable[Run], now: float) -> str | None:
+    """Describe finished runs whose end the client was never sent."""
+    unobserved = [run for run in runs if run.is_finished_at(now) and run.seen_ended_at is None]
+    return (
+        f"{len(unobserved)} finished run(s) were never observed by the client:\n{_listed(unobserved)}"
+        if unobserved
+        else None
+    )
+
+
+def _refused(refusals: Sequence[LoggedRequest]) -> str | None:
+    """Describe the requests that were refused with 429."""
+    if not refusals:
+        return None
+    first = refusals[0]
+    by_route = ", ".join(f"{number} of {route}" for route, number in Counter(one.route for one in refusals).items())
+    return (
+        f"{len(refusals)} request(s) were refused with 429 ({by_route}); the first: {first.method} {first.route} "
+        f"at {first.at:.3f} s"
+    )
+
+
+def _job(run: Run) -> str:
+    return f"{run.kind} {run.target} {json.dumps(run.inputs, sort_keys=True, ensure_ascii=False)}"
+
+
+def _listed(runs: Sequence[Run], paid: Counter[str] | None = None) -> str:
+    lines = [f"    {_described(run)}{_payments(run, paid)}" for run in runs[:_SHOWN]]
+    return "\n".join([*lines, *_more(len(runs))])
+
+
+def _described(run: Run) -> str:
+    polls = "not polled" if not run.polls else f"polled {run.polls} time{'s' if run.polls != 1 else ''}"
+    return f"{run.execution_id} {run.target} started at {run.started:.3f} s, {run.status}, {polls}"
+
+
+def _payments(run: Run, paid: Counter[str] | None) -> str:
+    number = 1 if paid is None else paid[run.execution_id]
+    return "" if number == 1 else f", charged {number} times"
+
+
+def _more(number: int) -> list[str]:
+    return [f"    and {number - _SHOWN} more"] if number > _SHOWN else []

@@ -1,20 +1,28 @@
 """What can go wrong between a client and the service, to be attached to an emulator: `emulator.faults.add(...)`.
 
-Each function below creates one `Fault`; `strikes.py` decides which request it strikes.
+Each function below creates one `Fault`; `Faults` decides, seeded, which request it strikes; `parse_fault` reads it from
+words, for the command line, the control API and test markers: "closed after_run on submit nth=1,3".
 Money is at stake in one thing only: whether the service carried the request out, so most take `after_run`.
 """
 
 from __future__ import annotations
 
+import difflib
 import gzip
+import inspect
 import json
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from random import Random
+from typing import Any, Final
 
 import attrs
 
+from knouds_async.testing._service.endpoints import ROUTES
 from knouds_async.testing._service.replies import encoded, reply
-from knouds_async.testing.messages import Broken, Fault, Response, Wire
+from knouds_async.testing.messages import Broken, Fault, FaultDecision, Request, Response, Wire
 
 __all__ = [
     "Fault",
@@ -238,3 +246,277 @@ def _packed_blanks(size: int, layers: int) -> bytes:
     for _ in range(layers):
         body = gzip.compress(body, mtime=0)
     return body
+
+
+_SUBMIT: Final = "?async=true"
+_LABELS: Final = tuple(route.label for route in ROUTES)
+_SELECTORS: Final = (*_LABELS, *(label + _SUBMIT for label in _LABELS if label.endswith("/run")))
+
+
+@attrs.define(eq=False, kw_only=True)
+class _FaultRule:
+    """One attached fault: the requests it applies to, and which of those it strikes."""
+
+    number: int
+    description: str
+    route: str | None
+    fault_at: Callable[[int], Fault | None]
+    met: int = 0
+    struck: int = 0
+
+    def next_for(self, label: str, query: str) -> Fault | None:
+        if self.route not in (None, label) and not (self.route == label + _SUBMIT and _is_submit(query)):
+            return None
+        self.met += 1
+        return self.fault_at(self.met)
+
+
+@attrs.frozen
+class AttachedFault:
+    """An attached fault in words, how many requests it has met, and how many of them it has struck."""
+
+    number: int
+    description: str
+    met: int
+    struck: int
+
+
+class Faults:
+    """The faults attached to an emulator; `struck` counts by name how often each has struck."""
+
+    def __init__(self, seed: int) -> None:
+        """Start with no faults; `seed` is for those with a probability."""
+        self._seed = seed
+        self.restart()
+
+    def restart(self) -> None:
+        """Detach all faults, reset the counters, and seed the random generator again."""
+        self.struck: Counter[str] = Counter()
+        self._rules: list[_FaultRule] = []
+        self._count = 0
+        self._rng = Random(f"{self._seed}:faults")
+
+    def __bool__(self) -> bool:
+        """Return whether any fault is attached."""
+        return bool(self._rules)
+
+    def add(
+        self,
+        fault: Fault | None = None,
+        *,
+        route: str | None = None,
+        probability: float | None = None,
+        nth: int | Collection[int] | None = None,
+        script: Sequence[Fault | None] | None = None,
+    ) -> int:
+        """Attach a fault to a route (as the contract writes it, "?async=true" for submits alone; None: every route).
+
+        It strikes every request there, or each with a `probability`, or the `nth` ones (from 1). A `script`
+        instead of a fault says for request after request which fault strikes (None: none), and then stops. Of
+        several that would strike a request the one attached first does. Returns a number to `remove` it by. ValueError
+        for what cannot be.
+        """
+        if route is not None and route not in _SELECTORS:
+            raise ValueError(f"no route is called {route!r}; there are: {', '.join(_SELECTORS)}")
+        if (fault is None) == (script is None) or (fault is None and (probability is not None or nth is not None)):
+            raise ValueError("give either a fault (with probability or nth, if you like) or a script")
+        fault_at = _scripted(script) if fault is None else self._chosen(fault, probability, nth)
+        self._count += 1
+        description = _describe(fault, route, probability, nth, script)
+        self._rules.append(_FaultRule(number=self._count, description=description, route=route, fault_at=fault_at))
+        return self._count
+
+    def remove(self, number: int) -> None:
+        """Detach one fault; KeyError when none has the number."""
+        kept = [rule for rule in self._rules if rule.number != number]
+        if len(kept) == len(self._rules):
+            raise KeyError(number)
+        self._rules = kept
+
+    def attached(self) -> list[AttachedFault]:
+        """Return the attached faults, in order."""
+        return [AttachedFault(rule.number, rule.description, rule.met, rule.struck) for rule in self._rules]
+
+    def clear(self) -> None:
+        """Detach all faults."""
+        self._rules.clear()
+
+    def decide(self, label: str, request: Request) -> FaultDecision:
+        """Decide which fault strikes a request on a route."""
+        due = [(rule, rule.next_for(label, request.query)) for rule in self._rules]
+        rule, fault = next(((rule, fault) for rule, fault in due if fault is not None), (None, None))
+        if rule is not None and fault is not None:
+            rule.struck += 1
+            self.struck[fault.name] += 1
+        return FaultDecision(fault)
+
+    def _chosen(
+        self, fault: Fault, probability: float | None, nth: int | Collection[int] | None
+    ) -> Callable[[int], Fault | None]:
+        if probability is not None:
+            if nth is not None or not 0 <= probability <= 1:
+                raise ValueError("give a probability between 0 and 1, or nth, not both")
+            return lambda _: fault if self._rng.random() < probability else None
+        if nth is None:
+            return lambda _: fault
+        numbers = {nth} if isinstance(nth, int) else set(nth)
+        if any(number < 1 for number in numbers):
+            raise ValueError("nth counts from 1")
+        return lambda number: fault if number in numbers else None
+
+
+def _is_submit(query: str) -> bool:
+    return _SUBMIT[1:] in query.split("&")
+
+
+def _describe(
+    fault: Fault | None,
+    route: str | None,
+    probability: float | None,
+    nth: int | Collection[int] | None,
+    script: Sequence[Fault | None] | None,
+) -> str:
+    """Describe an attached fault, much as the command line takes it."""
+    place = f" on {route}" if route else ""
+    if fault is None:
+        return f"script: {', '.join(one.name if one else 'none' for one in script or ())}{place}"
+    places = (nth,) if isinstance(nth, int) else sorted(nth or ())
+    chance = "" if probability is None else f" {probability * 100:g}%"
+    return f"{fault.description}{place}{' nth=' + ','.join(map(str, places)) if places else ''}{chance}"
+
+
+def _scripted(script: Sequence[Fault | None] | None) -> Callable[[int], Fault | None]:
+    steps = tuple(script or ())
+    return lambda number: steps[number - 1] if number <= len(steps) else None
+
+
+GRAMMAR: Final = "KIND [NAME=VALUE ...] [after_run] [on ROUTE] [nth=1,3 | probability=0.2 | 20%]"
+
+KINDS: Final[dict[str, Callable[..., Fault]]] = {name: globals()[name] for name in __all__ if name != "Fault"}
+
+PLACES: Final = {
+    "submit": "POST /api/workflows/:slug/run?async=true",
+    "run": "POST /api/workflows/:slug/run",
+    "submit-model": "POST /api/models/:internalName/run?async=true",
+    "run-model": "POST /api/models/:internalName/run",
+    "poll": "GET /api/executions/:id",
+    "cancel": "POST /api/executions/:id/cancel",
+    "usage": "GET /api/usage",
+    "whoami": "GET /api/whoami",
+}
+"""Short names of the routes that matter; every other is named as the contract writes it, "GET /api/workflows"."""
+
+_READERS: Final[dict[str, Callable[[str], Any]]] = {
+    "int": int,
+    "float": float,
+    "float | None": float,
+    "str": str,
+    "bytes": str.encode,
+}
+_METHODS: Final = ("GET", "POST", "PUT", "DELETE")
+
+
+@attrs.frozen
+class FaultSpec:
+    """A fault and when it strikes: the arguments of `Faults.add`."""
+
+    fault: Fault
+    route: str | None = None
+    probability: float | None = None
+    nth: tuple[int, ...] | None = None
+
+
+def add_fault(faults: Faults, text: str) -> int:
+    """Attach a fault given in words and return its number; ValueError when they make no sense."""
+    one = parse_fault(text)
+    return faults.add(one.fault, route=one.route, probability=one.probability, nth=one.nth)
+
+
+def parse_fault(text: str) -> FaultSpec:
+    """Read a fault in words, as `GRAMMAR` has them; ValueError names what is wrong and what there is."""
+    kind, *words = text.split() or [""]
+    if kind not in KINDS:
+        raise ValueError(
+            f"fault {text!r}: no fault is called {kind!r}{_near(kind, KINDS)}; there are: {_listed(KINDS)}"
+        )
+    route, words = _route(text, words)
+    options: dict[str, Any] = {}
+    when: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "nth":
+            when["nth"] = tuple(_read(text, word, int, part) for part in value.split(","))
+        elif name == "probability" or re.fullmatch(r"[0-9.]+%", word):
+            when["probability"] = _read(text, word, float, value or word[:-1]) / (1 if value else 100)
+        else:
+            options[name] = _option(text, kind, word)
+    if len(when) == 2:
+        raise ValueError(f"fault {text!r}: give nth or a probability, not both")
+    return FaultSpec(KINDS[kind](**_complete(text, kind, options)), route, **when)
+
+
+def takes(kind: str) -> list[str]:
+    """Return the arguments of a kind of fault, as they are written: "seconds=...", "[after_run]"."""
+    found = []
+    for name, parameter in inspect.signature(KINDS[kind]).parameters.items():
+        written = name if parameter.annotation == "bool" else f"{name}=..."
+        found.append(written if parameter.default is inspect.Parameter.empty else f"[{written}]")
+    return found
+
+
+def _route(text: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Split "on ROUTE" from the words; a route is a short name, or a method and a path."""
+    if "on" not in words:
+        return None, list(words)
+    place = words.index("on")
+    before, after = list(words[:place]), list(words[place + 1 :])
+    if after and after[0] in PLACES:
+        return PLACES[after[0]], before + after[1:]
+    if len(after) >= 2 and after[0].upper() in _METHODS:
+        return f"{after[0].upper()} {after[1]}", before + after[2:]
+    found = after[0] if after else ""
+    raise ValueError(
+        f"fault {text!r}: 'on' is followed by one of {_listed(PLACES)}, or by a method and a path, not by {found!r}"
+    )
+
+
+def _option(text: str, kind: str, word: str) -> Any:
+    """Read an argument of a kind of fault: "seconds=30", or a bare "after_run"."""
+    name, has_value, value = word.partition("=")
+    parameter = inspect.signature(KINDS[kind]).parameters.get(name)
+    if parameter is None:
+        takes = _listed(inspect.signature(KINDS[kind]).parameters) or "nothing"
+        raise ValueError(
+            f"fault {text!r}: {word!r} makes no sense here; {kind} takes {takes}. A fault reads: {GRAMMAR}"
+        )
+    if parameter.annotation == "bool":
+        if value.lower() not in ("", "true", "false"):
+            raise ValueError(f"fault {text!r}: {name} is true or false, not {value!r}")
+        return value.lower() != "false"
+    if not has_value:
+        raise ValueError(f"fault {text!r}: {name} needs a value, {name}=...")
+    return _read(text, word, _READERS[parameter.annotation], value)
+
+
+def _complete(text: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(KINDS[kind]).parameters.values()
+    needed = [one.name for one in parameters if one.default is inspect.Parameter.empty and one.name not in options]
+    if needed:
+        raise ValueError(f"fault {text!r}: {kind} needs {needed[0]}=...")
+    return options
+
+
+def _read(text: str, word: str, reader: Callable[[str], Any], value: str) -> Any:
+    try:
+        return reader(value)
+    except ValueError:
+        raise ValueError(f"fault {text!r}: {word!r} is not a number") from None
+
+
+def _near(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names)

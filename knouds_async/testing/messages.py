@@ -1,4 +1,4 @@
-"""What goes in and out of the emulator: a request, and an answer now, an answer later or a broken one.
+"""What goes in and out of the emulator: a request, an answer now, later or broken; and the log of the requests.
 
 Frozen values; the API key never shows in a repr.
 """
@@ -8,12 +8,24 @@ from __future__ import annotations
 import enum
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import attrs
 
-__all__ = ["Broken", "Fault", "FaultDecision", "Later", "Outcome", "Request", "Response", "Wire"]
+__all__ = [
+    "Broken",
+    "Fault",
+    "FaultDecision",
+    "Later",
+    "LoggedRequest",
+    "Outcome",
+    "Request",
+    "RequestLog",
+    "Response",
+    "Wire",
+]
 
 
 def _without_key(headers: Mapping[str, str]) -> str:
@@ -114,3 +126,55 @@ class Later:
 
 
 Outcome = Response | Later | Broken
+
+
+_KEPT = 10_000
+
+
+@attrs.frozen
+class LoggedRequest:
+    """One answered request: its route as the contract writes it, the status (None: no answer came), when it arrived."""
+
+    method: str
+    path: str
+    route: str
+    query: str
+    status: int | None
+    at: float
+
+
+class RequestLog:
+    """All requests, counted by route; iterates over the latest 10 000 answered ones."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Clear the log."""
+        self.count = 0
+        self.by_route: Counter[str] = Counter()
+        self.refusals: list[LoggedRequest] = []
+        self._latest: deque[LoggedRequest] = deque(maxlen=_KEPT)
+
+    def __len__(self) -> int:
+        """Return the number of requests that arrived."""
+        return self.count
+
+    def __iter__(self) -> Iterator[LoggedRequest]:
+        """Iterate over the latest answered requests, oldest first."""
+        return iter(self._latest)
+
+    def arrived(self, route: str) -> None:
+        """Count a request."""
+        self.count += 1
+        self.by_route[route] += 1
+
+    def answered(self, request: Request, route: str, outcome: Response | Broken, at: float) -> None:
+        """Log how a request was answered."""
+        response = outcome.response if isinstance(outcome, Broken) else outcome
+        status = None if response is None else response.status
+        entry = LoggedRequest(request.method, request.path, route, request.query, status, at)
+        self._latest.append(entry)
+        if status == 429:
+            self.refusals.append(entry)

@@ -15,7 +15,7 @@ from anyio.from_thread import start_blocking_portal
 
 from knouds_async.client import AsyncKnouds
 from knouds_async.testing.emulator import Emulator
-from knouds_async.testing.fault_text import add_fault
+from knouds_async.testing.faults import add_fault
 from knouds_async.testing.messages import Fault
 from knouds_async.testing.server import serve
 from knouds_async.testing.settings import Settings

@@ -1,12 +1,13 @@
-"""How an emulated service behaves: every setting of `Emulator`, checked when it is set.
+"""How an emulated service behaves: every setting of `Emulator`, checked when it is set, and read from JSON.
 
 They may be changed while the emulator runs; what a run was given at its start (duration, cost, outcome) stays. Keys,
 workflows, models, `seed`, `epoch`, `clock_skew`, `window_phase` and `usage_lag` are read once, when the emulator is
-created.
+created. From JSON, workflows and models cannot be set.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
@@ -23,18 +24,113 @@ from knouds_async.testing._service.catalog import (
     Model,
     Workflow,
 )
-from knouds_async.testing.deliveries import Deliveries
-from knouds_async.testing.laws import Lognormal, Seconds, is_number, is_seconds
 
-__all__ = ["DEFAULT_MEDIA_URL", "Settings"]
+__all__ = [
+    "DEFAULT_MEDIA_URL",
+    "Deliveries",
+    "Delivery",
+    "Lognormal",
+    "Seconds",
+    "Settings",
+    "change_settings",
+    "checked_seconds",
+    "draw",
+    "is_number",
+    "is_seconds",
+    "key_from",
+    "settings_from",
+]
 
 
-DEFAULT_MEDIA_URL: Final = "https://knouds-media.s3.amazonaws.com/media"
+def _is_above_zero(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{attribute.name} must be above zero and finite, not {value!r}")
+
+
+@attrs.frozen
+class Lognormal:
+    """Durations spread log-normally round a median (seconds); `sigma` is the spread of their logarithm."""
+
+    median: float = attrs.field(validator=_is_above_zero)
+    sigma: float = attrs.field(default=0.35, validator=attrs.validators.ge(0))
+
+    def __call__(self, rng: Random) -> float:
+        """Draw one duration, in seconds."""
+        return self.median * math.exp(rng.gauss(0.0, self.sigma))
+
+
+Seconds = float | Callable[[Random], float]
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a number; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def checked_seconds(name: str, value: Seconds) -> Seconds:
+    """Return a duration or distribution unchanged; ValueError for a number that is no duration."""
+    if not callable(value) and not (is_number(value) and 0 <= value < math.inf):
+        raise ValueError(f"{name} must be finite seconds, zero or more, or a callable, not {value!r}")
+    return value
+
+
+def is_seconds(_: object, attribute: attrs.Attribute[Any], value: Seconds) -> None:
+    """Check an attribute that is a duration or distribution, as an attrs validator."""
+    checked_seconds(attribute.name, value)
+
+
+def draw(value: Seconds, rng: Random) -> float:
+    """Draw one duration; ValueError when a callable returns something that is no duration."""
+    seconds = value(rng) if callable(value) else value
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"a duration must be a finite number of seconds, zero or more; {value!r} returned {seconds!r}")
+    return seconds
+
+
+Kind = Literal["genuine", "repeated", "forged", "expired", "stale", "test"]
 
 
 def _is_share(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
     if not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{attribute.name} must be between 0 and 1, not {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Deliveries:
+    """How webhooks arrive; the shares are of the runs, and independent of each other.
+
+    `latency`: seconds from the end of a run to its delivery; a spread puts them out of order. `late`: the
+    share that takes `late_by` more. `dropped`: never sent. `repeated`: sent again after another `late_by`. `forged`:
+    preceded by one with another result and a signature by another secret. `expired`: sent first with a signature of
+    an hour ago. `stale`: followed by an event that has the run still processing. `has_result`: whether they have
+    results. `attempts`: how often one that is not answered with 2xx is sent in all, at growing pauses.
+    """
+
+    latency: Seconds = attrs.field(default=0.2, validator=is_seconds)
+    late: float = attrs.field(default=0.0, validator=_is_share)
+    late_by: Seconds = attrs.field(default=20.0, validator=is_seconds)
+    dropped: float = attrs.field(default=0.0, validator=_is_share)
+    repeated: float = attrs.field(default=0.0, validator=_is_share)
+    forged: float = attrs.field(default=0.0, validator=_is_share)
+    expired: float = attrs.field(default=0.0, validator=_is_share)
+    stale: float = attrs.field(default=0.0, validator=_is_share)
+    has_result: bool = True
+    attempts: int = attrs.field(default=3, validator=[attrs.validators.instance_of(int), attrs.validators.ge(1)])
+
+
+@attrs.frozen(kw_only=True)
+class Delivery:
+    """One POST that the service sends: to `url`, with `headers` and `body`; `kind` says what is odd about it."""
+
+    url: str
+    execution_id: str
+    kind: Kind
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=False)
+    attempt: int = 1
+
+
+DEFAULT_MEDIA_URL: Final = "https://knouds-media.s3.amazonaws.com/media"
 
 
 def _is_finite(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
@@ -176,3 +272,75 @@ class Settings:
 def _no_duplicates(what: str, names: list[str]) -> None:
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{what} has duplicate names: {sorted(twice)}")
+
+
+_NAMES: Final = frozenset(
+    field.name for field in attrs.fields(Settings) if field.name not in ("api_key", "keys", "workflows", "models")
+)
+_TAKEN_UP_ONCE: Final = frozenset(
+    {"seed", "epoch", "clock_skew", "window_phase", "usage_lag", "capabilities", "scope", "webhook_url"}
+)
+
+
+def settings_from(given: Mapping[str, object]) -> dict[str, Any]:
+    """Return the settings of an emulator to be created; `deliveries` may be an object."""
+    return {name: _read(name, value) for name, value in given.items()}
+
+
+def change_settings(settings: Settings, given: Mapping[str, object]) -> None:
+    """Change settings, all of them or, if one is impossible, none."""
+    if once := set(given) & _TAKEN_UP_ONCE:
+        raise ValueError(f"{min(once)} is read when the emulator is created, and cannot be changed while it runs")
+    values = settings_from(given)
+    before = {name: getattr(settings, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(settings, name, value)
+        settings.check_together()
+    except (TypeError, ValueError) as error:
+        for name, value in before.items():
+            object.__setattr__(settings, name, value)
+        raise ValueError(str(error)) from None
+
+
+def key_from(given: Mapping[str, Any], text: str) -> ApiKey:
+    """Create a key from its Python attribute names; its text is `text` unless it has one."""
+    names = {field.name for field in attrs.fields(ApiKey)}
+    if unknown := set(given) - names:
+        raise ValueError(f"an API key has no {min(unknown)!r}; choose from: {', '.join(sorted(names))}")
+    rights = given.get("capabilities", ())
+    if isinstance(rights, str) or not all(isinstance(right, str) for right in rights):
+        raise ValueError(f"capabilities must be a list of strings, not {rights!r}")
+    return ApiKey(**{"text": text, **given})
+
+
+def _read(name: str, value: object) -> Any:
+    if name not in _NAMES:
+        near = difflib.get_close_matches(name, _NAMES, n=1)
+        there_are = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(_NAMES))}"
+        raise ValueError(f"there is no setting {name!r}; {there_are}")
+    match name, value:
+        case (("duration" | "cancel_delay"), Mapping()):
+            return _lognormal(name, value)
+        case "durations", Mapping():
+            return {target: _lognormal(name, one) if isinstance(one, Mapping) else one for target, one in value.items()}
+        case "deliveries", Mapping():
+            return _deliveries(value)
+        case _:
+            return value
+
+
+def _lognormal(name: str, given: Mapping[str, Any]) -> Lognormal:
+    if not {"median"} <= set(given) <= {"median", "sigma"} or not all(map(is_number, given.values())):
+        raise ValueError(f'{name} is seconds, or {{"median": ..., "sigma": ...}}, not {dict(given)!r}')
+    return Lognormal(**given)
+
+
+def _deliveries(given: Mapping[str, Any]) -> Deliveries:
+    known = {field.name for field in attrs.fields(Deliveries)}
+    if unknown := set(given) - known:
+        raise ValueError(f"deliveries have no {min(unknown)!r}; choose from: {', '.join(sorted(known))}")
+    values: dict[str, Any] = {
+        name: _lognormal(name, value) if isinstance(value, Mapping) else value for name, value in given.items()
+    }
+    return Deliveries(**values)

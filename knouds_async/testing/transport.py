@@ -17,8 +17,8 @@ import anyio.lowlevel
 import httpx
 
 from knouds_async.testing.emulator import Emulator
-from knouds_async.testing.laws import Seconds, checked_seconds, draw
 from knouds_async.testing.messages import Broken, Later, Request, Response, Wire
+from knouds_async.testing.settings import Seconds, checked_seconds, draw
 from knouds_async.testing.virtual_time import clock_in_use, is_virtual
 
 __all__ = ["EmulatorTransport", "emulator_client"]

@@ -10,7 +10,7 @@ from random import Random
 from typing import Final
 
 from knouds_async.testing import Fault, faults
-from knouds_async.testing.strikes import Faults
+from knouds_async.testing.faults import Faults
 from tests.scenarios.service import HELD, POLL, SUBMIT, USAGE, Cache, Stray, execution_failed, foreign, held, untold
 
 AT_SERVICE: Final = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from knouds_async.testing import Emulator
-from knouds_async.testing.fault_text import GRAMMAR, KINDS, PLACES
+from knouds_async.testing.faults import GRAMMAR, KINDS, PLACES
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "emulator.md").read_text(encoding="utf-8")
 

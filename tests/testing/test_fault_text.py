@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async.testing import Emulator, faults
-from knouds_async.testing.fault_text import KINDS, PLACES, FaultSpec, add_fault, parse_fault
+from knouds_async.testing.faults import KINDS, PLACES, FaultSpec, add_fault, parse_fault
 
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
 

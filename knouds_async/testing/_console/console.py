@@ -17,12 +17,9 @@ from knouds_async.testing._console.views import JsonObject, RunCounter, View
 from knouds_async.testing._service.replies import ErrorResponse, json_object, not_found, reply
 from knouds_async.testing._service.runs import FAILURE, Run
 from knouds_async.testing._service.state import ServiceState
-from knouds_async.testing.fault_text import GRAMMAR, add_fault, parse_fault
-from knouds_async.testing.from_json import change_settings, key_from
-from knouds_async.testing.journal import RequestLog
-from knouds_async.testing.messages import Request, Response
-from knouds_async.testing.settings import Settings
-from knouds_async.testing.strikes import Faults
+from knouds_async.testing.faults import GRAMMAR, Faults, add_fault, parse_fault
+from knouds_async.testing.messages import Request, RequestLog, Response
+from knouds_async.testing.settings import Settings, change_settings, key_from
 
 __all__ = ["Console", "ControlHooks", "is_for_console"]
 

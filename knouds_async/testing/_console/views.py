@@ -14,9 +14,9 @@ import attrs
 
 from knouds_async.testing._service.runs import Run
 from knouds_async.testing._service.state import Charge, ServiceState
-from knouds_async.testing.journal import LoggedRequest, RequestLog
+from knouds_async.testing.faults import Faults
+from knouds_async.testing.messages import LoggedRequest, RequestLog
 from knouds_async.testing.settings import Settings
-from knouds_async.testing.strikes import Faults
 
 __all__ = ["RunCounter", "View"]
 

@@ -19,9 +19,8 @@ from knouds_async.testing._service.replies import ErrorResponse
 from knouds_async.testing._service.runs import EmulatedClock, Run, UsageListing
 from knouds_async.testing._service.webhooks import Webhooks
 from knouds_async.testing._service.workflows import WorkflowStore
-from knouds_async.testing.laws import draw
 from knouds_async.testing.messages import Request
-from knouds_async.testing.settings import Settings
+from knouds_async.testing.settings import Settings, draw
 
 __all__ = [
     "Billing",

@@ -18,9 +18,7 @@ import attrs
 
 from knouds_async.testing._service.replies import encoded
 from knouds_async.testing._service.runs import EmulatedClock, Run
-from knouds_async.testing.deliveries import Delivery, Kind
-from knouds_async.testing.laws import draw
-from knouds_async.testing.settings import Settings
+from knouds_async.testing.settings import Delivery, Kind, Settings, draw
 
 __all__ = ["Webhooks"]
 

@@ -1,27 +1,30 @@
-"""The emulator as an ASGI app: any ASGI server or in-process transport can put the emulator on a URL.
+"""The emulator over ASGI, and the worker that delivers its webhooks over HTTP or through a function of the caller's.
 
-The emulator decides, this waits and writes. What ASGI cannot express (a reset connection, a close without an answer)
-raises RuntimeError; `server.py` and `transport.py` do it.
+The emulator decides, this waits, writes and posts. What ASGI cannot express (a reset connection, a close without an
+answer) raises RuntimeError; `server.py` and `transport.py` do it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import anyio
+import anyio.abc
 import attrs
+import h11
 
+from knouds_async.testing._service.webhooks import Webhooks
 from knouds_async.testing.messages import Broken, Later, Outcome, Request, Response, Wire
+from knouds_async.testing.settings import Delivery
 
-try:
+if TYPE_CHECKING:
     from starlette.applications import Starlette
-    from starlette.routing import Mount
-except ImportError as error:
-    raise ImportError("emulator.app needs the extra 'testing': pip install 'knouds-async[testing]'") from error
 
-__all__ = ["build_app"]
+__all__ = ["build_app", "delivering"]
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -34,6 +37,11 @@ def build_app(
     delivering: Callable[[], AbstractAsyncContextManager[None]],
 ) -> Starlette:
     """Create the ASGI app of an emulator; every path goes to `handle`, webhooks are delivered during its lifespan."""
+    try:
+        from starlette.applications import Starlette
+        from starlette.routing import Mount
+    except ImportError as error:
+        raise ImportError("emulator.app needs the extra 'testing': pip install 'knouds-async[testing]'") from error
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -127,3 +135,77 @@ _SENDERS = {
     Wire.TRUNCATED: _send_half,
     Wire.DRIPPING: _drip,
 }
+
+
+Post = Callable[[Delivery], Awaitable[int]]
+_ANSWER_TIMEOUT: Final = 10.0  # seconds for an answer
+_CONNECTION_ERRORS: Final = (
+    OSError,
+    h11.ProtocolError,
+    anyio.EndOfStream,
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+)
+
+
+@asynccontextmanager
+async def delivering(webhooks: Webhooks, post: Post | None = None) -> AsyncIterator[None]:
+    """Deliver webhooks while the block runs, signed by this machine's clock.
+
+    `post` sends one delivery and returns the status of its answer; by default it goes to its `url`, plain http only.
+    It is sent again after an OSError, ten seconds without an answer, or an answer other than 2xx.
+    """
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_deliver, webhooks, post or _post)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def _deliver(webhooks: Webhooks, post: Post) -> None:
+    async with anyio.create_task_group() as tasks:
+        while True:
+            changed = anyio.Event()
+            webhooks.wake = changed.set
+            for delivery in webhooks.due(anyio.current_time(), time.time()):
+                tasks.start_soon(_send, webhooks, post, delivery)
+            with anyio.CancelScope(deadline=webhooks.next_at()):
+                await changed.wait()
+
+
+async def _send(webhooks: Webhooks, post: Post, delivery: Delivery) -> None:
+    status: int | None = None
+    with anyio.move_on_after(_ANSWER_TIMEOUT):
+        try:
+            status = await post(delivery)
+        except _CONNECTION_ERRORS:
+            status = None
+    webhooks.answered(delivery, status, anyio.current_time())
+
+
+async def _post(delivery: Delivery) -> int:
+    url = urlsplit(delivery.url)
+    if url.scheme != "http":
+        raise OSError("only plain http is delivered here: give the webhook a loopback address")
+    wire = h11.Connection(h11.CLIENT)
+    host = url.hostname or ""
+    head = [("host", url.netloc), ("connection", "close"), ("content-length", str(len(delivery.body)))]
+    target = f"{url.path or '/'}{f'?{url.query}' if url.query else ''}"
+    request = h11.Request(method="POST", target=target, headers=[*head, *delivery.headers.items()])
+    events = (request, h11.Data(data=delivery.body), h11.EndOfMessage())
+    async with await anyio.connect_tcp(host, url.port or 80) as stream:
+        await stream.send(b"".join(wire.send(event) or b"" for event in events))
+        while True:
+            event = wire.next_event()
+            if isinstance(event, h11.Response):
+                return event.status_code
+            if event is h11.NEED_DATA:
+                wire.receive_data(await _received(stream))
+            else:
+                raise OSError("the receiver closed the connection without an answer")
+
+
+async def _received(stream: anyio.abc.ByteReceiveStream) -> bytes:
+    try:
+        return await stream.receive()
+    except anyio.EndOfStream:
+        return b""
