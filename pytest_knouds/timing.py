@@ -32,8 +32,8 @@ def is_in_virtual_time(node: pytest.Item) -> bool:
     """Return whether a test runs in virtual time: not with a socket, else as its nearest marker says."""
     if _PORT in getattr(node, "fixturenames", ()):
         return False
-    said = [mark.kwargs["virtual_time"] for mark in node.iter_markers("knouds") if "virtual_time" in mark.kwargs]
-    return bool(said[0]) if said else True
+    marked = [mark.kwargs["virtual_time"] for mark in node.iter_markers("knouds") if "virtual_time" in mark.kwargs]
+    return bool(marked[0]) if marked else True
 
 
 def _is_wanted(node: pytest.Item, fixtures: object) -> bool:

@@ -81,5 +81,5 @@ def _attach(emulator: Emulator, fault: object) -> None:
 
 def _no_such(name: str) -> str:
     near = difflib.get_close_matches(name, _EMULATOR | _OTHERS, n=1)
-    there_are = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(_EMULATOR | _OTHERS))}"
-    return f"there is no setting {name!r}; {there_are}"
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(_EMULATOR | _OTHERS))}"
+    return f"there is no setting {name!r}; {hint}"

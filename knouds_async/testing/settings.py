@@ -277,7 +277,7 @@ def _no_duplicates(what: str, names: list[str]) -> None:
 _NAMES: Final = frozenset(
     field.name for field in attrs.fields(Settings) if field.name not in ("api_key", "keys", "workflows", "models")
 )
-_TAKEN_UP_ONCE: Final = frozenset(
+_READ_ONCE: Final = frozenset(
     {"seed", "epoch", "clock_skew", "window_phase", "usage_lag", "capabilities", "scope", "webhook_url"}
 )
 
@@ -289,7 +289,7 @@ def settings_from(given: Mapping[str, object]) -> dict[str, Any]:
 
 def change_settings(settings: Settings, given: Mapping[str, object]) -> None:
     """Change settings, all of them or, if one is impossible, none."""
-    if once := set(given) & _TAKEN_UP_ONCE:
+    if once := set(given) & _READ_ONCE:
         raise ValueError(f"{min(once)} is read when the emulator is created, and cannot be changed while it runs")
     values = settings_from(given)
     before = {name: getattr(settings, name) for name in values}
@@ -317,8 +317,8 @@ def key_from(given: Mapping[str, Any], text: str) -> ApiKey:
 def _read(name: str, value: object) -> Any:
     if name not in _NAMES:
         near = difflib.get_close_matches(name, _NAMES, n=1)
-        there_are = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(_NAMES))}"
-        raise ValueError(f"there is no setting {name!r}; {there_are}")
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(_NAMES))}"
+        raise ValueError(f"there is no setting {name!r}; {hint}")
     match name, value:
         case (("duration" | "cancel_delay"), Mapping()):
             return _lognormal(name, value)
