@@ -17,7 +17,6 @@ import attrs
 
 from knouds_async import Completed, NotRun, Outcome, SQLiteLedger
 from knouds_async.testing import Emulator
-from knouds_async.testing._service.catalog import DEFAULT_WORKFLOWS
 from knouds_async.testing.messages import Request
 from tests.batch.in_loop import InLoopLedger
 from tests.scenarios import kinds as what
@@ -72,7 +71,7 @@ class History:
             cost=COST,
             seed=dice.randrange(2**32),
             keys=(OTHER_USER,),
-            workflows=[attrs.evolve(one, is_template=True) for one in DEFAULT_WORKFLOWS],
+            workflows=[attrs.evolve(one, is_template=True) for one in Emulator().workflows],
             failure_rate=0.3 if "failures" in self.kinds else 0.0,
         )
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import attrs
 
-from knouds_async.testing import Emulator
-from knouds_async.testing._service.runs import Run
+from knouds_async.testing import Emulator, Run
 from tests.scenarios.service import STRANGER, key_of
 
 _OPEN = ("sending", "unknown", "resend_approved", "abandoned")

@@ -12,10 +12,7 @@ from typing import Any, Final
 
 import attrs
 
-from knouds_async.testing import Emulator, Fault, faults
-from knouds_async.testing._service.catalog import ApiKey
-from knouds_async.testing._service.runs import Run
-from knouds_async.testing._service.state import RunRequest
+from knouds_async.testing import ApiKey, Emulator, Fault, Run, faults
 from knouds_async.testing.messages import Broken, Later, Outcome, Request, Response
 
 SLUG: Final = "my-thumbnail-pipeline"
@@ -81,7 +78,7 @@ class OddService:
 
     # Odd runs and rows.
 
-    def _begin(self, run_request: RunRequest, caller: ApiKey, now: float) -> Run:
+    def _begin(self, run_request: Any, caller: ApiKey, now: float) -> Run:
         is_dear = "costs" in self._kinds and self._dice.random() < 0.2
         emulator = self.emulator
         emulator.costs = {SLUG: DEAR} if is_dear else {}
