@@ -240,8 +240,9 @@ class Search:
 
     def _missing(self, settled: Counter[str], by_id: dict[str | None, list[UsageRow]]) -> list[str]:
         """Name a known run of about that time whose row should be there and is not."""
+        since = self.wanted.earliest - self.wanted.lag / 2  # before that its row may be dated as older than the submit
         for run in self.wanted.known:
-            is_near = run.begun_by is not None and self.wanted.earliest <= run.begun_by <= self.wanted.latest
+            is_near = run.begun_by is not None and since <= run.begun_by <= self.wanted.latest
             if is_near and settled[run.request_id] > len(by_id.get(run.request_id, ())):
                 return [f"the usage rows lack the run of request {run.request_id}, which is known to have run by then"]
         return []

@@ -145,8 +145,11 @@ class Ledger(Protocol):
         """Give the credits of the ledger and the real costs of a target."""
         ...
 
-    async def known_runs(self, target: str, since: float) -> tuple[KnownRun, ...]:
-        """Return the runs of a target that are known to have begun since then (epoch seconds), and some before."""
+    async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
+        """Return an account's runs of a target that are known to have begun since then (epoch seconds), and some before.
+
+        None of another account: the rows that show it would not be this one's.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -92,7 +92,7 @@ class MemoryLedger:
         """Give the credits so far."""
         return Summary(totals=self._totals)
 
-    async def known_runs(self, target: str, since: float) -> tuple[KnownRun, ...]:  # noqa: ARG002
+    async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:  # noqa: ARG002
         """Return nothing: a batch without a ledger never searches."""
         return ()
 

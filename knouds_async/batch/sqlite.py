@@ -191,9 +191,9 @@ class SQLiteLedger:
         """Give the credits of the ledger and the real costs of a target."""
         return await self._do(lambda store: store.summary(target))
 
-    async def known_runs(self, target: str, since: float) -> tuple[KnownRun, ...]:
-        """Return the runs of a target that are known to have begun since then, and some before."""
-        return await self._do(lambda store: store.known_runs(target, since))
+    async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
+        """Return an account's runs of a target that are known to have begun since then, and some before."""
+        return await self._do(lambda store: store.known_runs(target, account, since))
 
     # The thread.
 

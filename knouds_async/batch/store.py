@@ -189,11 +189,12 @@ class Store:
         found: float | None = self._connection.execute(query, (target,)).fetchone()[0]
         return found
 
-    def known_runs(self, target: str, since: float) -> tuple[KnownRun, ...]:
-        """Return the runs that are known to have begun since then, and the last few before."""
-        query = "SELECT request_id, until FROM jobs WHERE target = ? AND request_id IS NOT NULL AND sent_at"
-        rows = self._connection.execute(f"{query} >= ?", (target, since)).fetchall()
-        few = self._connection.execute(f"{query} < ? ORDER BY sent_at DESC LIMIT {_A_FEW}", (target, since))
+    def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
+        """Return an account's runs that are known to have begun since then, and the last few before."""
+        query = "SELECT request_id, until FROM jobs WHERE target = ? AND account = ? AND request_id IS NOT NULL"
+        values = (target, account, since)
+        rows = self._connection.execute(f"{query} AND sent_at >= ?", values).fetchall()
+        few = self._connection.execute(f"{query} AND sent_at < ? ORDER BY sent_at DESC LIMIT {_A_FEW}", values)
         return tuple(
             KnownRun(request_id=request_id, begun_by=None if (at := _moment(until)) is None else at.latest)
             for request_id, until in (*rows, *few)

@@ -107,7 +107,8 @@ class Work:
         if bounds is not None and not reasons:
             with self._put_aside():
                 async with self._searching:  # each may read many pages of rows
-                    found = await self._rows(Wanted(target=self._target, earliest=bounds[0], latest=bounds[1]))
+                    wanted = Wanted(target=self._target, earliest=bounds[0], latest=bounds[1])
+                    found = await self._rows(wanted, entry.account or "")
             if isinstance(found, SubmissionSearch) and found.is_certainly_none:
                 new = await self._books.try_to_record(entry, NoneFound(entry.sent_at))
                 return new or await self._books.ledger.look(asked.job.key) or entry
@@ -121,11 +122,11 @@ class Work:
             return entry
         return await self._books.try_to_record(entry, OwnerGone(self._books.moment())) or entry
 
-    async def _rows(self, wanted: Wanted) -> SubmissionSearch | str:
+    async def _rows(self, wanted: Wanted, account: str) -> SubmissionSearch | str:
         """Search the usage rows, or say why that would prove nothing."""
         if (too_early := wanted.not_yet(self._books.moment())) is not None:
             return too_early
-        known = await self._books.ledger.known_runs(self._books.target, wanted.earliest - _SPAN)
+        known = await self._books.ledger.known_runs(self._books.target, account, wanted.earliest - _SPAN)
         try:
             return await self._service.search(attrs.evolve(wanted, known=known))
         except errors.ClientClosedError:

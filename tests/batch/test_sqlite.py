@@ -38,7 +38,7 @@ SLUG = "my-thumbnail-pipeline"
 
 def claim(key: str, owner: str, **options: Any) -> Claim:
     """Give a claim on a job."""
-    sending = Sending(owner=owner, sent_at=1.0, reserve=options.pop("reserve", 12))
+    sending = Sending(owner=owner, sent_at=1.0, reserve=options.pop("reserve", 12), account="me")
     return Claim(key=key, target="workflows/x", digest="d", sending=sending, **options)
 
 
@@ -355,9 +355,10 @@ async def test_a_job_is_claimed_once(path: Path) -> None:
         assert isinstance(await other.claim(claim("a", two)), Taken)
         assert isinstance(await other.claim(claim("b", two, cap=20)), Written)
         assert isinstance(await other.claim(claim("a", two)), Taken)
-        assert await other.known_runs("workflows/x", 0) == (KnownRun(request_id="r-1", begun_by=9.0),)
-        assert await other.known_runs("workflows/x", 2) == (KnownRun(request_id="r-1", begun_by=9.0),)
-        assert await other.known_runs("workflows/y", 0) == ()
+        assert await other.known_runs("workflows/x", "me", 0) == (KnownRun(request_id="r-1", begun_by=9.0),)
+        assert await other.known_runs("workflows/x", "me", 2) == (KnownRun(request_id="r-1", begun_by=9.0),)
+        assert await other.known_runs("workflows/y", "me", 0) == ()
+        assert await other.known_runs("workflows/x", "somebody else", 0) == ()
         summary = await other.summary("workflows/x")
         assert (summary.runs, summary.dearest, summary.totals.reserved) == (1, 5, 12)
         await other.record("b", 1, NotSent(two))
