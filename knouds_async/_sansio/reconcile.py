@@ -157,12 +157,18 @@ class Wanted:
 class Search:
     """A walk through the pages of usage rows: `next_offset` is None when it has seen all it needs.
 
-    `rows`: those of the target that are not certainly older than the submit.
+    Each page begins with the last row of the one before, so that a gap shows. The walk ends at rows that are certainly
+    older than the submit, or where a page brings nothing more: `total` may count the rows of a page.
+
+    `rows`: those of the target that are not certainly older than the submit. `first`, `last`: of all that were read.
     """
 
     wanted: Wanted
     next_offset: int | None = 0
     rows: tuple[UsageRow, ...] = ()
+    first: UsageRow | None = None
+    last: UsageRow | None = None
+    overlap: int = 0
     oldest: datetime | None = None
     is_ordered: bool = True
     is_whole: bool = True
@@ -175,21 +181,36 @@ class Search:
         oldest, is_ordered = _order(page, self.oldest, is_ordered=self.is_ordered)
         is_past = is_ordered and (self.is_past or any(self.wanted.is_before(row) for row in page.rows))
         has_known_run = self.has_known_run or any(self.wanted.shows_known_run(row) for row in page.rows)
-        offset = (self.next_offset or 0) + len(page.rows)
-        is_end = page.total is None or offset >= page.total
-        is_last = not page.rows or (page.total is not None and is_end)
         needs_more = not has_known_run and bool(self.wanted.known) and self.pages_past < _PAGES_FOR_A_KNOWN_RUN
+        is_done = not self._brings_more(page) or (is_past and not needs_more)
+        overlap = int(len(page.rows) > 1)
         return attrs.evolve(
             self,
-            next_offset=None if is_last or (is_past and not needs_more) else offset,
+            next_offset=None if is_done else (self.next_offset or 0) + len(page.rows) - overlap,
             rows=_together(self.rows, self._relevant(page)),
+            first=self.first or next(iter(page.rows), None),
+            last=page.rows[-1] if page.rows else self.last,
+            overlap=overlap,
             oldest=oldest,
             is_ordered=is_ordered,
-            is_whole=self.is_whole and _all_read(page) and (bool(page.rows) or is_end),
+            is_whole=self.is_whole and _all_read(page) and self._goes_on_in(page),
             is_past=is_past,
             has_known_run=has_known_run,
             pages_past=self.pages_past + is_past,
         )
+
+    def _brings_more(self, page: UsagePage) -> bool:
+        return bool(page.rows) and not _is_same(page.rows[-1], self.last)
+
+    def _goes_on_in(self, page: UsagePage) -> bool:
+        """Return whether a page follows on the rows before without a gap, or shows that there are no more."""
+        offset = self.next_offset or 0
+        is_end = page.total is None or offset + len(page.rows) >= page.total
+        if self.last is None or not page.rows:
+            return bool(page.rows) or (is_end and not self.overlap)
+        if not self._brings_more(page):  # with the first row in it, it is the first page once more
+            return is_end and bool(self.overlap) and not any(_is_same(row, self.first) for row in page.rows)
+        return not self.overlap or any(_is_same(row, self.last) for row in page.rows)
 
     def _relevant(self, page: UsagePage) -> list[UsageRow]:
         return [row for row in page.rows if self.wanted.is_of_target(row) and not self.wanted.is_before(row)]
@@ -202,7 +223,7 @@ class Search:
         return SubmissionSearch(candidates=candidates, is_conclusive=not reasons, reasons=reasons)
 
     def _incomplete(self) -> list[str]:
-        reasons = [] if self.is_whole else ["not every usage row could be read"]
+        reasons = [] if self.is_whole else ["not every usage row could be read, or their pages do not join"]
         if not self.has_known_run:
             reasons.append(
                 f"the usage rows show no run of {self.wanted.target} that is known to have run by then, so they may be "
@@ -266,6 +287,11 @@ def _together(known: tuple[UsageRow, ...], rows: list[UsageRow]) -> tuple[UsageR
             ids.add(row.id) if row.id is not None else None
             together.append(row)
     return tuple(together)
+
+
+def _is_same(row: UsageRow, other: UsageRow | None) -> bool:
+    """Return whether two rows are one, which may have changed meanwhile."""
+    return other is not None and (row == other if row.id is None else row.id == other.id)
 
 
 def _all_read(page: UsagePage) -> bool:

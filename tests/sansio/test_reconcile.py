@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -140,11 +141,12 @@ def test_a_listing_that_lacks_a_known_run_is_not_whole() -> None:
 
 def test_a_row_seen_on_two_pages_is_one() -> None:
     """New rows push a row on to the next page, and it may have changed by then."""
-    late = row(1, 0, request_id="kie_1", status="processing")
-    rows = [late, attrs.evolve(late, status="completed"), CONTROL]
-    assert walk(known("kie_1"), rows, 1)[0].result(at(3600)).is_certainly_none
+    wanted, newer = known("kie_1", "kie_2", "kie_3"), [row(4, 20, request_id="kie_3"), row(3, 9, request_id="kie_2")]
     unnumbered = [UsageRow(workflow_slug="mine", created_at=SENT, request_id="kie_1")] * 2
-    assert walk(known("kie_1"), [*unnumbered, CONTROL], 1)[0].result(at(3600)).is_certainly_none
+    for then, later in ([row(1, request_id="kie_1", status=word) for word in ("processing", "completed")], unnumbered):
+        search = Search(wanted=wanted).take(UsagePage(rows=(*newer, then), total=4))
+        search = search.take(UsagePage(rows=(newer[1], later, CONTROL), total=5))
+        assert search.result(at(3600)).is_certainly_none
 
 
 def test_a_models_rows_are_those_without_a_workflow() -> None:
@@ -170,7 +172,7 @@ def test_rows_out_of_order_are_all_read() -> None:
     """Once the order is broken, an old row proves nothing and every page is read."""
     rows = [row(4, 10), row(3, -1000), row(2, 0), row(1, -500), CONTROL]
     search, pages = walk(WANTED, rows, 3)
-    assert pages == 2
+    assert pages == 3
     assert {each.id for each in search.rows} == {2, 4}
 
 
@@ -185,6 +187,43 @@ def test_an_empty_page_ends_the_walk() -> None:
 def test_rows_that_cannot_be_read_leave_it_open(page: UsagePage) -> None:
     """A page whose JSON holds more than was read, or nothing where more is promised, is never conclusive."""
     assert "could be read" in Search(wanted=WANTED).take(page).result(at(3600)).reasons[0]
+
+
+ODD_LISTINGS: dict[str, Callable[[list[UsageRow], int], tuple[Sequence[UsageRow], int | None]]] = {
+    "its offset is ignored": lambda rows, _: (rows[:2], len(rows)),
+    "its offset is ignored, and there is no total": lambda rows, _: (rows[:2], None),
+    "its offset is ignored, and its total is of the page": lambda rows, _: (rows[:2], 2),
+    "its pages are single rows, and its offset is ignored": lambda rows, _: (rows[:1], len(rows)),
+    "its offset counts pages": lambda rows, offset: (rows[offset * 2 : offset * 2 + 2], len(rows)),
+    "its offset counts pages, and there is no total": lambda rows, offset: (rows[offset * 2 : offset * 2 + 2], None),
+    "its total is of the page": lambda rows, offset: (rows[offset : offset + 2], len(rows[offset : offset + 2])),
+    "rows are lost between its pages": lambda rows, offset: (rows[offset + (offset > 0) :][:2], len(rows) - 1),
+    "it stops before its total": lambda rows, offset: (rows[offset:2], len(rows)),
+}
+
+
+@pytest.mark.parametrize("listing", ODD_LISTINGS.values(), ids=ODD_LISTINGS)
+def test_a_listing_whose_pages_do_not_join_proves_nothing(listing: Callable[..., Any]) -> None:
+    """Whichever way it leaves the row of the submit out or shows it late, no absence is a proof, and the walk ends."""
+    rows = [row(9, 30, request_id="kie_9"), row(8, 20, request_id="kie_8"), row(7, request_id="lost"), CONTROL]
+    search, pages = Search(wanted=known("kie_9", "kie_8", begun=10)), 0
+    while search.next_offset is not None:
+        page, total = listing(rows, search.next_offset)
+        search, pages = search.take(UsagePage(rows=tuple(page), total=total)), pages + 1
+        assert pages < 9
+    assert not search.result(at(3600)).is_certainly_none
+
+
+@pytest.mark.parametrize("total", [None, 5, 0])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 500])
+def test_the_end_of_the_rows_is_seen_and_not_counted(total: int | None, size: int) -> None:
+    """A listing without rows that are certainly older is whole where a page brings nothing more, whatever its total."""
+    ids = [f"kie_{number}" for number in range(5)]
+    rows = [row(number, 10 * number, request_id=ids[number]) for number in reversed(range(5))]
+    search = Search(wanted=known(*ids, begun=10))
+    while (offset := search.next_offset) is not None:
+        search = search.take(UsagePage(rows=tuple(rows[offset : offset + size]), total=total))
+    assert search.result(at(3600)).is_certainly_none
 
 
 @given(st.lists(st.floats(-300, 300), max_size=40), st.integers(1, 7), st.floats(0, 200))
