@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,7 +12,9 @@ import anyio
 import pytest
 
 from knouds_async import AsyncKnouds, Execution, KnoudsError, Retries, SubmissionUnknownError, Timeouts
-from knouds_async.testing import Emulator, Fault, Response, faults, serve
+from knouds_async.errors import ConnectionFailedError, InvalidArgumentError
+from knouds_async.testing import ApiKey, Emulator, Fault, Response, faults, serve
+from knouds_async.types import Target
 from tests.io.proxies import proxying
 
 SLUG = "my-thumbnail-pipeline"
@@ -238,6 +242,59 @@ async def test_a_synchronous_run_is_not_proven_within_its_time(make_client: Any,
     assert "may still come" in (await knouds.usage.find_submission(*search(caught.value))).reasons[0]
     await anyio.sleep(140)
     assert (await knouds.usage.find_submission(*search(caught.value))).is_certainly_none
+
+
+async def test_the_listing_of_another_account_proves_nothing(make_client: Any) -> None:
+    """Another account's client knows runs of its own, and its listing shows them: of this submit that says nothing."""
+    other = ApiKey("knouds_live_other_0123456789", user="u_other")
+    emulator = Emulator(tier="enterprise", duration=5.0, keys=[other])
+    knouds, stranger = make_client(emulator), make_client(emulator, api_key=other.text)
+    template, inputs = "portrait-starter", {"photo": "https://pictures.example/a.png"}
+    known, foreign = await knouds.workflows.submit(template, inputs), await stranger.workflows.submit(template, inputs)
+    emulator.faults.add(faults.reset(after_run=True), route=RUN, nth=1)
+    with pytest.raises(SubmissionUnknownError) as caught:
+        await knouds.workflows.submit(template, inputs)
+    await anyio.sleep(200)
+    lost = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    for search in ((lost,), (lost.target, lost.sent_at)):
+        assert (await knouds.usage.find_submission(*search)).candidates
+        assert not (await stranger.usage.find_submission(*search)).is_certainly_none
+    assert foreign.id != known.id
+
+
+async def test_another_client_of_the_account_proves_it_by_the_error_and_a_run_that_is_named(make_client: Any) -> None:
+    """After a new start the pickled error says when it left; its bare time may be of a clock that was set since."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    knouds, later = make_client(emulator), make_client(emulator)
+    known = await knouds.workflows.submit(SLUG, {"product_name": "x"})
+    emulator.faults.add(faults.reset(), route=RUN, nth=1)
+    with pytest.raises(SubmissionUnknownError) as caught:
+        await knouds.workflows.submit(SLUG, {"product_name": "x"})
+    await anyio.sleep(200)
+    lost, named = pickle.loads(pickle.dumps(caught.value)), [known.state.request_id]  # noqa: S301
+    assert (await later.usage.find_submission(lost, exclude=named)).is_certainly_none
+    bare = await later.usage.find_submission(lost.target, lost.sent_at, exclude=named)
+    assert not bare.is_certainly_none
+    assert "give the error itself" in bare.reasons[0]
+
+
+WRONG_SEARCHES: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "no time": (("workflows/a",), {}, "sent_at is missing"),
+    "no time to a target": ((Target("workflows", "a"),), {}, "sent_at is missing"),
+    "another error": ((ConnectionFailedError("x"),), {}, "must be a SubmissionUnknownError"),
+    "one id": (("workflows/a", 1.0), {"exclude": "kie_1"}, "must be a collection of request ids"),
+    "no ids": (("workflows/a", 1.0), {"exclude": [1]}, "must be a collection of request ids"),
+    "a time without a zone": (("workflows/a", datetime(2026, 5, 8)), {}, "time zone"),  # noqa: DTZ001
+    "a tolerance below nothing": (("workflows/a", 1.0), {"tolerance": -1}, "tolerance=-1"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SEARCHES.values(), ids=WRONG_SEARCHES)
+async def test_a_search_that_asks_for_nothing_is_refused(make_client: Any, wrong: Any) -> None:
+    """What is left out or mistaken is named, rather than taken for a submit of 1970 of which there are no rows."""
+    given, options, words = wrong
+    with pytest.raises(InvalidArgumentError, match=words):
+        await make_client(Emulator()).usage.find_submission(*given, **options)
 
 
 LOSSES: dict[str, Callable[[], Fault]] = {

@@ -26,10 +26,14 @@ _PAGES_FOR_A_KNOWN_RUN: Final = 4
 
 @attrs.frozen(kw_only=True)
 class KnownRun:
-    """A run that is known to have begun: its request id, and when it had begun at the latest (epoch seconds)."""
+    """A run that is known to have begun: its request id, and when it had begun at the latest (epoch seconds).
+
+    `is_of_account`: whether it is certain to be of the account whose submit is looked for.
+    """
 
     request_id: str
     begun_by: float | None = None
+    is_of_account: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -67,10 +71,10 @@ class RecentRuns:
         if request_id:
             self._runs.append((str(target), KnownRun(request_id=request_id, begun_by=begun_by.latest)))
 
-    def of(self, target: Target) -> tuple[KnownRun, ...]:
-        """Return those of a target."""
+    def of(self, target: Target, *, is_of_account: bool = True) -> tuple[KnownRun, ...]:
+        """Return the runs of a target; `is_of_account`: whether the submit that is looked for is this client's too."""
         name = str(target)
-        return tuple(run for of, run in self._runs if of == name)
+        return tuple(attrs.evolve(run, is_of_account=is_of_account) for of, run in self._runs if of == name)
 
 
 @attrs.frozen(kw_only=True)
@@ -109,15 +113,15 @@ class Wanted:
 
     @classmethod
     def at(cls, sent_at: float, target: Target, now: Moment) -> Wanted:
-        """Return a submit that left at `sent_at` by this machine's clock or the service's: whichever, both count.
+        """Return a submit that left at `sent_at` by a clock that nobody names: this machine's or the service's.
 
-        A moment that is still to come is not when it left.
+        Both count, and neither is certain: it may have been set since. A moment still to come is not when it left.
         """
+        undated = "it is not known by which clock its time was told: give the error itself, which says when it left"
         if now.earliest is None or now.latest is None:
-            return cls(target=target, earliest=sent_at, latest=sent_at, undated=now.known)
+            return cls(target=target, earliest=sent_at, latest=sent_at, undated=f"{undated}; {now.known}")
         by_ours = (sent_at + now.earliest - now.wall, sent_at + now.latest - now.wall)
         past = [moment for moment in (sent_at, *by_ours) if moment <= now.latest]
-        undated = None if past else "the time that was given is still to come"
         return cls(target=target, earliest=min(sent_at, *by_ours), latest=max(past, default=sent_at), undated=undated)
 
     def not_yet(self, now: Moment) -> str | None:
@@ -149,7 +153,8 @@ class Wanted:
 
     def shows_known_run(self, row: UsageRow) -> bool:
         """Return whether a row is a run of the target, known to have run at about the submit's time or before it."""
-        is_known = bool(row.request_id) and any(run.request_id == row.request_id for run in self.known)
+        ids = {run.request_id for run in self.known if run.is_of_account}
+        is_known = bool(row.request_id) and row.request_id in ids
         return is_known and row.created_at is not None and self.is_of_target(row) and not self.is_after(row)
 
 

@@ -12,7 +12,7 @@ import attrs
 from knouds_async._io.clocks import ServiceTime
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import calls, names
-from knouds_async._sansio.reconcile import LAG, KnownRun, RecentRuns, Search, Wanted
+from knouds_async._sansio.reconcile import LAG, KnownRun, LostSubmit, RecentRuns, Search, Wanted
 from knouds_async.errors import InvalidArgumentError, SubmissionUnknownError
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
@@ -67,7 +67,7 @@ class Usage:
     async def find_submission(
         self,
         target: Target | str | SubmissionUnknownError,
-        sent_at: datetime | float = 0.0,
+        sent_at: datetime | float | None = None,
         *,
         tolerance: float = LAG,
         exclude: Collection[str] = (),
@@ -75,26 +75,32 @@ class Usage:
         """Look for a submit whose outcome is unknown: proof that it began no run, or every row that could be it.
 
         Give the SubmissionUnknownError itself, which knows when it left by the service's clock; or what was submitted
-        and when (an aware datetime, or epoch seconds, by this machine's clock or the service's). `tolerance`: seconds
-        by which rows may be late. `exclude`: request ids of other runs that are known to have run; what this client
-        submitted is known to it. One of them at least has to stand in the rows, else they may be another account's.
-        It never picks one of several; `reasons` of what it returns say what keeps it from being conclusive.
-        Contract 10.
+        and when, as `error.sent_at` said (an aware datetime, or epoch seconds): of a submit of another client that
+        finds the rows that could be it, but proves nothing, for the clock that told the time may have been set since.
+        `tolerance`: seconds by which rows may be late. `exclude`: request ids of other runs that are known to have run
+        on the account of the submit. One of them at least has to stand in the rows, else they may be another account's;
+        for a submit of this client's own, so do the runs that it submitted. It never picks one of several; `reasons`
+        of what it returns say what keeps it from being conclusive. Contract 10.
         """
         error = target if isinstance(target, SubmissionUnknownError) else None
-        known = _target(target)
-        moment, lag = _moment(sent_at), _seconds(tolerance)
+        known, lag = _target(target), _seconds(tolerance)
+        moment = _moment(sent_at) if error is None else error.sent_at
+        if isinstance(exclude, str) or not all(isinstance(each, str) for each in exclude):
+            raise InvalidArgumentError(f"exclude={exclude!r:.80}: must be a collection of request ids")
         if not self._time.moment().is_known:
             await self.list(limit=1)  # tells it
-        wanted = self._wanted(error, known, moment)
-        runs = (*self._recent.of(known), *(KnownRun(request_id=each, begun_by=0.0) for each in exclude))
+        lost = self._recent.lost(known, moment)
+        wanted = self._wanted(error, known, moment, lost)
+        own = self._recent.of(known, is_of_account=lost is not None)
+        runs = (*own, *(KnownRun(request_id=each, begun_by=0.0) for each in exclude))
         return await self.search(attrs.evolve(wanted, known=runs, lag=lag))
 
-    def _wanted(self, error: SubmissionUnknownError | None, target: Target, sent_at: datetime) -> Wanted:
+    def _wanted(
+        self, error: SubmissionUnknownError | None, target: Target, sent_at: datetime, lost: LostSubmit | None
+    ) -> Wanted:
         """Return what is known of a submit: from its error, from what this client remembers, or as it was given."""
         if error is not None and error.sent_after is not None:
             return Wanted.of_error(error, target)
-        lost = self._recent.lost(target, sent_at if error is None else error.sent_at)
         if lost is not None:
             return Wanted.between(self._time.moment(lost.since), self._time.moment(lost.until), lost.lasts, target)
         if error is not None:
@@ -155,15 +161,20 @@ class UsageRows:
                 self._given.add(row.id)
 
 
-def _target(target: Target | str | SubmissionUnknownError) -> Target:
+def _target(target: object) -> Target:
     if isinstance(target, SubmissionUnknownError):
         target = target.target
     known = Target.parse(target) if isinstance(target, str) else target
+    if not isinstance(known, Target):
+        said = f"target={target!r:.80}: must be a SubmissionUnknownError, a Target or its text (workflows/<slug>)"
+        raise InvalidArgumentError(said)
     names.slug(known.name)
     return known
 
 
-def _moment(moment: datetime | float) -> datetime:
+def _moment(moment: datetime | float | None) -> datetime:
+    if moment is None:
+        raise InvalidArgumentError("sent_at is missing: say when it was sent, or give the error itself")
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
             raise InvalidArgumentError(f"sent_at={moment!r}: must know its time zone; take it from the error as it is")

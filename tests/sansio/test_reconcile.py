@@ -236,14 +236,22 @@ def test_newest_first_nothing_is_missed(ages: list[float], size: int, width: flo
 
 
 def test_a_time_that_either_clock_may_have_told_is_looked_for_by_both() -> None:
-    """It is looked for at the service's time too; a time to come is not when it left, a clock unknown is not right."""
+    """It is looked for at the service's time too; a time to come is not when it left, and neither clock is certain."""
     ahead = Moment(wall=AT + 100, earliest=AT + 3700, latest=AT + 3700, known="heard")
     wanted = Wanted.at(AT, MINE, ahead)
-    assert (wanted.earliest, wanted.latest, wanted.undated) == (AT, AT + 3600, None)
+    assert (wanted.earliest, wanted.latest) == (AT, AT + 3600)
     early = Wanted.at(AT, MINE, attrs.evolve(ahead, earliest=AT + 100, latest=AT + 100, wall=AT - 3500))
     assert (early.earliest, early.latest) == (AT, AT)
-    assert Wanted.at(AT, MINE, Moment(wall=AT)).undated is not None
-    assert Wanted.at(AT + 9e6, MINE, ahead).undated == "the time that was given is still to come"
+    for now in (ahead, Moment(wall=AT), attrs.evolve(ahead, wall=AT - 9e6)):
+        assert "by which clock" in (Wanted.at(AT, MINE, now).undated or "")
+
+
+def test_runs_of_another_account_are_no_control() -> None:
+    """They account for rows, but that they stand in a listing does not say that it is of the submit's account."""
+    runs = [attrs.evolve(run, is_of_account=False) for run in KNOWN]
+    search = found(attrs.evolve(WANTED, known=runs), [])
+    assert "another account" in search.reasons[0]
+    assert search.candidates == ()
 
 
 def test_an_error_says_when_its_submit_left() -> None:
