@@ -120,6 +120,15 @@ def base_url(given: str | Secret | None, *, allow_insecure_http: bool = False) -
     return url.rstrip("/")
 
 
+def one_spelling(url: str) -> str:
+    """Return a base URL as every other spelling of the same one comes out, so that two of them can be compared."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host = f"[{ipaddress.ip_address(host)}]" if ":" in host else host
+    port = "" if parts.port in (None, _PORTS.get(parts.scheme)) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
+
+
 def _is_host(host: str) -> bool:
     """Tell whether a host is an ASCII name or an address; other names are to be given in their `xn--` form."""
     try:

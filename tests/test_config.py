@@ -217,6 +217,23 @@ def test_any_text_is_a_base_url_or_refused(text: str) -> None:
         assert httpx.URL(f"{passed}/api").host  # the library that sends takes it for a URL too
 
 
+SPELLINGS = (
+    ("https://knouds.ai", "HTTPS://Knouds.AI", "https://knouds.ai/", "https://knouds.ai:443", "https://knouds.ai:/"),
+    ("https://knouds.ai/Prefix", "https://KNOUDS.ai:0443/Prefix//"),
+    ("https://knouds.ai/prefix",),
+    ("https://knouds.ai:8443", "https://knouds.ai:08443/"),
+    ("http://localhost", "http://LOCALHOST:80"),
+    ("http://localhost:443",),
+    ("http://[::1]:8000", "http://[0:0::1]:8000/"),
+)
+
+
+def test_one_service_has_one_spelling() -> None:
+    """Case of scheme and host, the usual port, slashes at the end do not make another service; the rest does."""
+    seen = [{config.one_spelling(config.base_url(url)) for url in same} for same in SPELLINGS]
+    assert seen == [{same[0]} for same in SPELLINGS]
+
+
 # This machine.
 
 

@@ -31,6 +31,7 @@ from typing import Final, Literal, TypeAlias
 import attrs
 
 from knouds_async._sansio.clock import Moment
+from knouds_async.config import one_spelling
 
 
 class Stage(StrEnum):
@@ -76,7 +77,7 @@ class Payer:
     """Whose runs they are: the account's id, None when the service did not tell it, and the service's base URL."""
 
     user: str | None
-    base_url: str
+    base_url: str = attrs.field(converter=one_spelling)
 
     def __str__(self) -> str:
         """Name both."""

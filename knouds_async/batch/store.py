@@ -107,7 +107,7 @@ class Store:
         if entry is None:
             raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
         if isinstance(event, Accepted):
-            event = held_against(event, self._job_of(event.execution_id, key))
+            event = held_against(event, self._job_of(event.execution_id, key, attempt))
         dearest = self._dearest(entry.target)
         after = self._moved(entry, event)
         cost = after.ending.cost if after.ending is not None else None
@@ -122,10 +122,11 @@ class Store:
         for entry in list(self._entries(query, *_IN_DOUBT, target, cost)):
             self._changed(entry, repriced(entry, cost))
 
-    def _job_of(self, execution_id: str, key: str) -> str | None:
-        """Give the job whose run this is, if it is another's."""
-        query = "SELECT key FROM jobs WHERE execution_id = ? AND key <> ? LIMIT 1"
-        return next((row[0] for row in self._connection.execute(query, (execution_id, key))), None)
+    def _job_of(self, execution_id: str, key: str, attempt: int | None = None) -> str | None:
+        """Return the job whose run this is, if it is another's, or that of another `attempt` where one is given."""
+        query = "SELECT key FROM jobs WHERE execution_id = ? AND (key <> ? OR attempt <> ?) LIMIT 1"
+        mine = (execution_id, key, attempt)  # no attempt differs from NULL
+        return next((row[0] for row in self._connection.execute(query, mine)), None)
 
     def decision(self, key: str, event: Event) -> Entry:
         """Write what somebody has decided about the last attempt of a job; an approved one begins anew."""

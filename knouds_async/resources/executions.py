@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import calls, names
+from knouds_async.config import one_spelling
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import UNSEEN, Execution
 from knouds_async.resources.runs import Runs
@@ -61,7 +62,7 @@ class Executions:
         if not isinstance(execution, Execution):
             unseen = ExecutionState(execution_id=names.execution_id(execution), status=UNSEEN)
             return self._runs.attach(unseen, known, expected=expected)
-        if execution.base_url != self._base_url:
+        if one_spelling(execution.base_url) != one_spelling(self._base_url):
             raise InvalidArgumentError(
                 f"execution {execution.id} runs on {execution.base_url}, and this client is for {self._base_url}"
             )

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, Job, LedgerError, Outcome, Timeouts, Unknown
-from knouds_async._sansio.entries import Entry, Stage
+from knouds_async._sansio.entries import Accepted, Entry, Sending, Stage
 from knouds_async.batch.ledger import Claim, Claimed
 from knouds_async.testing import ApiKey, Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
@@ -208,6 +208,36 @@ async def test_what_one_service_ran_is_not_run_for_the_other(emulator: Emulator,
                 with pytest.raises(LedgerError, match=r"at https://one.test, and this is .* at https://two.test"):
                     await run(knouds, ledger, 2)
     assert len(emulator.runs) == 1
+
+
+async def test_the_same_service_in_another_spelling_is_not_refused(emulator: Emulator, ledger: Any) -> None:
+    """A slash, the usual port or capitals make no other service: the ledger goes on, and what is lost is proven."""
+    emulator.faults.add(faults.reset(), route=ROUTE, nth=2)
+    async with httpx.AsyncClient(transport=EmulatorTransport(emulator)) as http:
+        for url in ("https://one.test", "HTTPS://One.test:443/"):
+            async with AsyncKnouds(emulator.api_key, base_url=url, http_client=http) as knouds:
+                found = await run(knouds, ledger, 2)
+            await anyio.sleep(400)
+    assert kinds(found) == {"Completed": 2}
+    assert len(emulator.runs) == 2
+
+
+async def test_the_run_of_an_earlier_attempt_is_no_receipt(make_client: Any, ledger: Any) -> None:
+    """An answer that names the run of the same job's first attempt, which failed, is not that of the second."""
+    emulator = Emulator(tier="enterprise", duration=5.0, failure_rate=1.0)
+    knouds = make_client(emulator)
+    assert kinds(await run(knouds, ledger, 1)) == {"Failed": 1}
+    assert await ledger.retry_failed() == 1
+    first = emulator.runs[0].execution_id
+    entry = await sent(ledger, "job-0")
+    owner = await ledger.join()
+    claim = Claim(key="job-0", target=entry.target, digest=entry.digest, sending=Sending(owner=owner, sent_at=1.0))
+    await ledger.claim(claim)
+    written = await ledger.record("job-0", 2, Accepted(owner=owner, execution_id=first))
+    assert (written.entry.stage, written.entry.execution_id) == (Stage.UNKNOWN, None)
+    assert first in (written.entry.note or "")
+    again = await ledger.record("job-0", 2, Accepted(owner=owner, execution_id="another"))
+    assert again.entry.stage is Stage.SUBMITTED
 
 
 async def test_a_listing_that_shows_no_known_run_proves_nothing(
