@@ -12,6 +12,7 @@ from typing import Final
 
 from knouds_async._sansio import replies
 from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.values import UnreadableError
 from knouds_async._sansio.window import Reply
 
 READ: Final = (
@@ -79,9 +80,24 @@ def retry_after(answer: Answer, server_time: float | None) -> float | None:
 
 
 def is_own_refusal(answer: Answer) -> bool:
-    """Tell whether a 429 is the service's own: by its JSON, or by the headers that tell the quota (contract 6)."""
+    """Return whether a 429 is the service's own: by its JSON, or by the headers of the quota where that was cut short.
+
+    Gateways have such headers too (contract 6), so a body that came and is none of the service's is theirs.
+    """
     told = ("x-ratelimit-limit", "x-ratelimit-remaining")
-    return replies.own_words(answer) is not None or all(_whole(answer, name) is not None for name in told)
+    has_quota = all(_whole(answer, name) is not None for name in told)
+    return replies.own_words(answer) is not None or (has_quota and _may_be_cut_json(answer))
+
+
+def _may_be_cut_json(answer: Answer) -> bool:
+    kind, body = answer.headers.get("content-type", "json"), answer.body.strip()
+    if "json" not in kind or body[:1] not in (b"", b"{"):
+        return False
+    try:
+        replies.parsed(body)
+    except UnreadableError:
+        return True
+    return False
 
 
 def quota(answer: Answer, *, server_time: float | None) -> Reply:

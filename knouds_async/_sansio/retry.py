@@ -17,11 +17,11 @@ refused with 429. Source of the rows: contract 6 and 7.
     3xx, 4xx, anything else     again                        APIError            SubmissionUnknownError
     5xx, anything else          again                        ServiceError        SubmissionUnknownError
 
-Whose answer it is decides: "own JSON" is `{"error": <text>, ...}`, and a 429 is the service's own also by its
-X-RateLimit headers. A page of a proxy, firewall, CDN or login proves nothing of a paid run, for nobody knows what was
-passed on before, and a read is repeated. So is what answers another question: the body of another run is no answer to
-a look, and that of a look no receipt. 400 to 404 are the refusals of a run that contract 7 names; a status that it does
-not name (409, 418, 460) proves nothing either, whoever says it.
+Whose answer it is decides: "own JSON" is `{"error": <text>, ...}`, and a 429 whose body was cut short is the service's
+own also by its X-RateLimit headers. A page of a proxy, firewall, CDN or login proves nothing of a paid run, for nobody
+knows what was passed on before, and a read is repeated. So is what answers another question: the body of another run is
+no answer to a look, and that of a look no receipt. 400 to 404 are the refusals of a run that contract 7 names; a status
+that it does not name (409, 418, 460) proves nothing either, whoever says it.
 
 "Again" ends after `Retries` in the error that the next column names. A DELETE that finds nothing (404) the second time
 is done. EXECUTION_FAILED is the end of a synchronous run (ExecutionFailedError); in answer to a submit it is a
