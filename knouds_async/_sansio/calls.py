@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import attrs
 
 from knouds_async import types
-from knouds_async._sansio import names, replies
+from knouds_async._sansio import headers, names, replies
 from knouds_async._sansio.listing import Listing, listing
 from knouds_async._sansio.replies import Answer
 from knouds_async.errors import InvalidArgumentError
@@ -205,6 +205,18 @@ def list_usage(
     query = urlencode({key: value for key, value in asked.items() if value is not None})
     path = f"/api/usage?{query}" if query else "/api/usage"
     return Call(method="GET", path=path, route="GET /api/usage", reads=replies.usage_page)
+
+
+def search_usage(*, target: Target, offset: int) -> Call[tuple[types.UsagePage, float | None]]:
+    """GET /api/usage, for the rows of a target, with when the service wrote them: a cache may have kept them."""
+    model, slug = (None, target.name) if target.kind == "workflows" else (target.name, None)
+    page = list_usage(model_id=model, workflow_slug=slug, limit=LARGEST_PAGE, offset=offset)
+    return Call(
+        method="GET",
+        path=page.path,
+        route=page.route,
+        reads=lambda answer: (replies.usage_page(answer), headers.http_date(answer.headers.get("date"))),
+    )
 
 
 def sweep_usage(*, limit: int, offset: int) -> Call[Listing]:

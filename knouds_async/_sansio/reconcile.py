@@ -26,13 +26,15 @@ _PAGES_FOR_A_KNOWN_RUN: Final = 4
 
 @attrs.frozen(kw_only=True)
 class KnownRun:
-    """A run that is known to have begun: its request id, and when it had begun at the latest (epoch seconds).
+    """A run that is known to have begun: its request id, when it had begun at the latest and the earliest.
 
-    `is_of_account`: whether it is certain to be of the account whose submit is looked for.
+    Both in epoch seconds by the service's clock, None: not known. `is_of_account`: whether it is certain to be of the
+    account whose submit is looked for.
     """
 
     request_id: str
     begun_by: float | None = None
+    begun_after: float | None = None
     is_of_account: bool = True
 
 
@@ -157,6 +159,12 @@ class Wanted:
         is_known = bool(row.request_id) and row.request_id in ids
         return is_known and row.created_at is not None and self.is_of_target(row) and not self.is_after(row)
 
+    def is_misdated(self, row: UsageRow) -> bool:
+        """Return whether a row of a known run is older than the run: then the rows are dated by another clock."""
+        starts = [run.begun_after for run in self.known if run.request_id == row.request_id]
+        date = None if row.created_at is None or not self.is_of_target(row) else row.created_at.timestamp()
+        return bool(starts) and date is not None and all(each is not None and date < each - self.lag for each in starts)
+
 
 @attrs.frozen(kw_only=True)
 class Search:
@@ -166,6 +174,7 @@ class Search:
     older than the submit, or where a page brings nothing more: `total` may count the rows of a page.
 
     `rows`: those of the target that are not certainly older than the submit. `first`, `last`: of all that were read.
+    `written`: when the service wrote the oldest of the pages, as far as they say; `misdated`: a row of another clock.
     """
 
     wanted: Wanted
@@ -174,6 +183,8 @@ class Search:
     first: UsageRow | None = None
     last: UsageRow | None = None
     overlap: int = 0
+    written: float | None = None
+    misdated: UsageRow | None = None
     oldest: datetime | None = None
     is_ordered: bool = True
     is_whole: bool = True
@@ -181,8 +192,8 @@ class Search:
     has_known_run: bool = False
     pages_past: int = 0
 
-    def take(self, page: UsagePage) -> Search:
-        """Look through one page."""
+    def take(self, page: UsagePage, written: float | None = None) -> Search:
+        """Look through one page, which the service wrote at `written`, epoch seconds; None where it does not say."""
         oldest, is_ordered = _order(page, self.oldest, is_ordered=self.is_ordered)
         is_past = is_ordered and (self.is_past or any(self.wanted.is_before(row) for row in page.rows))
         has_known_run = self.has_known_run or any(self.wanted.shows_known_run(row) for row in page.rows)
@@ -196,6 +207,8 @@ class Search:
             first=self.first or next(iter(page.rows), None),
             last=page.rows[-1] if page.rows else self.last,
             overlap=overlap,
+            written=min((each for each in (self.written, written) if each is not None), default=None),
+            misdated=self.misdated or next(filter(self.wanted.is_misdated, page.rows), None),
             oldest=oldest,
             is_ordered=is_ordered,
             is_whole=self.is_whole and _all_read(page) and self._goes_on_in(page),
@@ -221,7 +234,12 @@ class Search:
         return [row for row in page.rows if self.wanted.is_of_target(row) and not self.wanted.is_before(row)]
 
     def result(self, now: Moment) -> SubmissionSearch:
-        """Return what is proven at the moment `now`, at which the walk began, and what keeps it from being a proof."""
+        """Return what is proven at the moment `now`, at which the walk began, and what keeps it from being a proof.
+
+        What a cache has kept is as old as it says.
+        """
+        if self.written is not None and now.earliest is not None:
+            now = attrs.evolve(now, earliest=min(now.earliest, self.written))
         candidates, unaccounted = self._accounts(now)
         dated = (self.wanted.undated, self.wanted.not_yet(now))
         reasons = (*filter(None, dated), *self._incomplete(), *unaccounted)
@@ -229,6 +247,8 @@ class Search:
 
     def _incomplete(self) -> list[str]:
         reasons = [] if self.is_whole else ["not every usage row could be read, or their pages do not join"]
+        if self.misdated is not None:
+            reasons.append(f"{_named(self.misdated)} is older than its run, so the rows are dated by another clock")
         if not self.has_known_run:
             reasons.append(
                 f"the usage rows show no run of {self.wanted.target} that is known to have run by then, so they may be "

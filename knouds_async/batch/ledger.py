@@ -146,7 +146,7 @@ class Ledger(Protocol):
         ...
 
     async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
-        """Return an account's runs of a target that are known to have begun since then (epoch seconds), and some before.
+        """Return an account's runs of a target that are known to have begun since then, in epoch seconds, and a few before.
 
         None of another account: the rows that show it would not be this one's.
         """

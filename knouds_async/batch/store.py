@@ -192,13 +192,17 @@ class Store:
 
     def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
         """Return an account's runs that are known to have begun since then, and the last few before."""
-        query = "SELECT request_id, until FROM jobs WHERE target = ? AND account = ? AND request_id IS NOT NULL"
+        query = "SELECT request_id, since, until FROM jobs WHERE target = ? AND account = ? AND request_id IS NOT NULL"
         values = (target, account, since)
         rows = self._connection.execute(f"{query} AND sent_at >= ?", values).fetchall()
         few = self._connection.execute(f"{query} AND sent_at < ? ORDER BY sent_at DESC LIMIT {_A_FEW}", values)
         return tuple(
-            KnownRun(request_id=request_id, begun_by=None if (at := _moment(until)) is None else at.latest)
-            for request_id, until in (*rows, *few)
+            KnownRun(
+                request_id=request_id,
+                begun_by=None if (at := _moment(until)) is None else at.latest,
+                begun_after=None if (at := _moment(begin)) is None else at.earliest,
+            )
+            for request_id, begin, until in (*rows, *few)
         )
 
     def bind(self, payer: Payer) -> Payer:

@@ -109,14 +109,10 @@ class Usage:
 
     async def search(self, wanted: Wanted) -> SubmissionSearch:
         """Walk through the rows of a target for a submit, and return what they prove."""
-        is_workflow = wanted.target.kind == "workflows"
-        slug, model = (wanted.target.name, None) if is_workflow else (None, wanted.target.name)
         search, now = Search(wanted=wanted), self._time.moment()
         while search.next_offset is not None:
-            page = await self.list(
-                workflow_slug=slug, model_id=model, limit=calls.LARGEST_PAGE, offset=search.next_offset
-            )
-            search = search.take(page)
+            page, written = await self._send(calls.search_usage(target=wanted.target, offset=search.next_offset))
+            search = search.take(page, written)
         return search.result(now)
 
     async def models(self) -> tuple[str, ...]:

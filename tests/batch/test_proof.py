@@ -210,6 +210,34 @@ async def test_what_one_service_ran_is_not_run_for_the_other(emulator: Emulator,
     assert len(emulator.runs) == 1
 
 
+class _Cache(EmulatorTransport):
+    """A cache in between that keeps the listing as it was once."""
+
+    kept: httpx.Response | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/usage" and self.kept is not None:
+            return httpx.Response(200, headers=self.kept.headers, content=self.kept.content)
+        return await super().handle_async_request(request)
+
+
+async def test_rows_that_a_cache_has_kept_prove_nothing(emulator: Emulator, ledger: Any) -> None:
+    """A listing from before the submit, which shows a known run, is no proof of its absence minutes later."""
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=2)
+    async with (
+        httpx.AsyncClient(transport=(cache := _Cache(emulator))) as http,
+        AsyncKnouds(emulator.api_key, base_url="https://one.test", http_client=http) as knouds,
+    ):
+        assert kinds(await run(knouds, ledger, 1)) == {"Completed": 1}
+        cache.kept = await http.get("https://one.test/api/usage", headers={"x-api-key": emulator.api_key})
+        await anyio.sleep(60)
+        assert kinds(await run(knouds, ledger, 2)) == {"Completed": 1, "Unknown": 1}
+        await anyio.sleep(400)
+        found = await run(knouds, ledger, 2)
+    assert "may be 120 s late" in why(found[1])
+    assert len(emulator.runs) == 2
+
+
 async def test_the_same_service_in_another_spelling_is_not_refused(emulator: Emulator, ledger: Any) -> None:
     """A slash, the usual port or capitals make no other service: the ledger goes on, and what is lost is proven."""
     emulator.faults.add(faults.reset(), route=ROUTE, nth=2)

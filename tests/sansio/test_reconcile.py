@@ -189,6 +189,26 @@ def test_rows_that_cannot_be_read_leave_it_open(page: UsagePage) -> None:
     assert "could be read" in Search(wanted=WANTED).take(page).result(at(3600)).reasons[0]
 
 
+def test_rows_that_a_cache_has_kept_are_as_old_as_they_say() -> None:
+    """A listing that was written before the submit's row must be there proves nothing, whenever it is read."""
+    for written, is_proof in ((AT + 59, False), (AT + 60, True), (None, True)):
+        search = Search(wanted=WANTED).take(UsagePage(rows=(CONTROL,)), AT + 3600).take(UsagePage(), written)
+        assert search.result(at(3600)).is_certainly_none is is_proof
+    late = Search(wanted=WANTED).take(UsagePage(rows=(CONTROL,)), AT + 9e6)
+    assert not late.result(at(59)).is_certainly_none
+
+
+def test_rows_of_another_clock_prove_nothing() -> None:
+    """The row of a known run that is older than the run shows that the submit's row is dated wrongly as well."""
+    for begun, is_proof in ((-300 + 61, False), (-300 + 60, True), (None, True)):
+        run = attrs.evolve(KNOWN[0], begun_after=None if begun is None else AT + begun)
+        search = found(attrs.evolve(WANTED, known=(run,)), [])
+        assert search.is_certainly_none is is_proof
+        assert is_proof or "another clock" in search.reasons[0]
+    either = (attrs.evolve(KNOWN[0], begun_after=AT), attrs.evolve(KNOWN[0], begun_after=AT - 400))
+    assert found(attrs.evolve(WANTED, known=either), []).is_certainly_none
+
+
 ODD_LISTINGS: dict[str, Callable[[list[UsageRow], int], tuple[Sequence[UsageRow], int | None]]] = {
     "its offset is ignored": lambda rows, _: (rows[:2], len(rows)),
     "its offset is ignored, and there is no total": lambda rows, _: (rows[:2], None),
