@@ -47,7 +47,9 @@ class Service:
         if not self._payers:
             try:
                 user = (await self.pipeline.send(calls.whoami())).id
-            except (NotFoundError, PermissionDeniedError):
+            except (NotFoundError, PermissionDeniedError) as error:
+                if error.status == 403 and not error.from_service:  # what stands in between would answer the runs too
+                    raise
                 user = None
             self._payers.append(Payer(user=user, base_url=self.base_url))
         return self._payers[0]

@@ -22,6 +22,7 @@ from knouds_async import (
     Unknown,
 )
 from knouds_async._sansio.entries import Stage
+from knouds_async.errors import PermissionDeniedError
 from knouds_async.testing import Emulator, EmulatorTransport, Fault, Response, faults
 from tests.batch.in_loop import InLoopLedger
 
@@ -94,6 +95,20 @@ async def test_a_stranger_costs_one_unknown(
     assert len([record for record in caplog.records if "in its place" in record.getMessage()]) == 1
     assert kinds(await run(knouds, ledger, 60)) == {"Completed": 59, "Unknown": 1}
     emulator.assert_charged_once()
+
+
+async def test_a_ledger_is_not_bound_by_the_word_of_somebody_in_between(make_client: Any, ledger: Any) -> None:
+    """A firewall's page in answer to whose key it is ends the batch before anything is sent, and binds nothing."""
+    emulator = Emulator(tier="enterprise", duration=1.0)
+    page = Fault("firewall", "before", lambda _: Response(403, PAGE, b"<html>denied</html>"))
+    emulator.faults.add(page, route="GET /api/whoami")
+    knouds = make_client(emulator)
+    with pytest.raises(PermissionDeniedError, match="Look what stands in between"):
+        await run(knouds, ledger, 2)
+    assert not emulator.runs
+    emulator.faults.clear()
+    assert kinds(await run(knouds, ledger, 2)) == {"Completed": 2}
+    assert (await ledger.find("job-0")).account == "u_knouds https://knouds.test"
 
 
 async def test_a_gateway_that_finds_the_service_away_is_borne_a_few_times(make_client: Any, ledger: Any) -> None:
