@@ -100,7 +100,7 @@ class Sender:
     async def _try(self, asked: Asked, keeper: Keeper, trouble: Trouble) -> Outcome | Entry | _Again | None:
         """Submit once and, when that began a run, see it to its end."""
         try:
-            await self._ask_for_time()
+            await self.ask_for_time()
             value = await self._submit(asked, keeper)
             if isinstance(value, RunResult) and keeper.entry is not None:
                 self._count()
@@ -116,8 +116,8 @@ class Sender:
                 await keeper.close()
         return _AGAIN
 
-    async def _ask_for_time(self) -> None:
-        """Have the service tell its time, if need be, before an intent is written that it should date."""
+    async def ask_for_time(self) -> None:
+        """Have the service tell its time, if need be, before an intent is written or a lost one is looked for."""
         if self._books.needs_time:
             with self._leaving_line():
                 async with self._asking:

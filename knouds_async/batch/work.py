@@ -7,7 +7,7 @@ outcome. Only a ledger that fails and a client that was closed end the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import anyio
@@ -101,6 +101,8 @@ class Work:
 
     async def _search(self, asked: Asked, entry: Entry) -> Outcome | Entry:
         """Look whether an unknown submit certainly began no run; it never picks one of several that could be it."""
+        with suppress(errors.ConnectionFailedError):
+            await self._sender.ask_for_time()
         entry = await self._dated(entry)
         bounds, reason = entry.may_have_begun, _not_provable(entry, self._books.payer)
         reasons = [reason] if reason is not None else []

@@ -210,6 +210,19 @@ async def test_what_one_service_ran_is_not_run_for_the_other(emulator: Emulator,
     assert len(emulator.runs) == 1
 
 
+async def test_a_search_asks_for_the_time_where_nothing_else_has_told_it(make_client: Any, ledger: Any) -> None:
+    """A pass that sends nothing new, hours later on the same client, proves as much as one of a new client."""
+    emulator = Emulator(tier="business", duration=5.0)
+    emulator.faults.add(faults.reset(), route="POST /api/models/:internalName/run", nth=2)
+    knouds = make_client(emulator)
+    for number, expected in enumerate(({"Completed": 1, "Unknown": 1}, {"Completed": 2})):
+        jobs = [Job(f"job-{each}", {"prompt": str(each)}) for each in range(2)]
+        async with knouds.models.map("suno-v5", jobs, ledger=ledger, max_in_flight=1) as outcomes:
+            assert kinds([outcome async for outcome in outcomes]) == expected
+        await anyio.sleep(7200.0 * (number + 1))
+    assert len(emulator.runs) == 2
+
+
 class _Cache(EmulatorTransport):
     """A cache in between that keeps the listing as it was once."""
 
