@@ -146,9 +146,9 @@ class Ledger(Protocol):
         ...
 
     async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
-        """Return an account's runs of a target that are known to have begun since then, in epoch seconds, and a few before.
+        """Return an account's runs of a target that are known to have begun since then, and a few before.
 
-        None of another account: the rows that show it would not be this one's.
+        `since`: epoch seconds. None of another account: the rows that show it would not be this one's.
         """
         ...
 
