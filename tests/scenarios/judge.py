@@ -51,7 +51,7 @@ class Judge:
         """Give what is on record."""
         if not self.path.exists():
             return []
-        connection = sqlite3.connect(self.path, timeout=10)
+        connection = sqlite3.connect(self.path, timeout=60)
         connection.row_factory = sqlite3.Row
         try:
             return [dict(row) for row in connection.execute("SELECT * FROM jobs ORDER BY key, attempt")]
