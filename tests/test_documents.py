@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
 DOCUMENTS = {"README.md": (ROOT / "README.md").read_text(encoding="utf-8"), **PAGES}
 DIRECTIVES = ("{toctree}", "{eval-rst}", "{include}")
-UNKNOWN = "README.md: When the outcome of a submit is unknown"
+UNKNOWN = "docs/errors.md: When the outcome of a submit is unknown"
 
 
 @attrs.frozen
@@ -98,7 +98,8 @@ PROJECTS = {
 
 def test_every_kind_of_block_is_found() -> None:
     """There are programs, projects and snippets: a change of form cannot empty these tests."""
-    assert len([block for block in PROGRAMS if block.document == "README.md"]) == 2
+    assert len([block for block in PROGRAMS if block.document == "README.md"]) == 1
+    assert len([block for block in PROGRAMS if "import trio" in block.source]) >= 1
     assert len(SNIPPETS) >= 20
     assert len([section for section in PROJECTS if section.startswith("docs/testing.md")]) >= 5
     assert UNKNOWN in SECTIONS
@@ -181,6 +182,21 @@ def test_unknown_submit_is_judged(fault: Fault, runs: int, said: str, capsys: py
     assert bool(said) is bool(printed)
 
 
+async def _run_program(block: Block, emulator: Emulator, folder: Path, *, times: int = 1) -> list[str]:
+    """Run a program so many times, each in a process of its own, and return what each printed."""
+    program = folder / "program.py"
+    program.write_text(block.source, encoding="utf-8")
+    command = [sys.executable, "-W", "error", str(Path(__file__).with_name("often.py")), str(program)]
+    printed = []
+    async with serve(emulator) as url:
+        environment = {**os.environ, "KNOUDS_KEY": emulator.api_key, "KNOUDS_BASE_URL": url}
+        for _ in range(times):
+            done = await anyio.run_process(command, env=environment, cwd=folder, check=False)
+            assert (done.returncode, done.stderr) == (0, b"")
+            printed.append(done.stdout.decode())
+    return printed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.place)
@@ -189,17 +205,27 @@ async def test_programs_run_on_a_port(block: Block, tmp_path: Path) -> None:
 
     One with a ledger is run twice: it says the same again, for nothing.
     """
-    emulator = Emulator(duration=0.2)
-    async with serve(emulator) as url:
-        environment = {**os.environ, "KNOUDS_KEY": emulator.api_key, "KNOUDS_BASE_URL": url}
-        program = tmp_path / "program.py"
-        program.write_text(block.source, encoding="utf-8")
-        command = [sys.executable, "-W", "error", str(Path(__file__).with_name("often.py")), str(program)]
-        for _ in range(2 if "ledger=" in block.source else 1):
-            done = await anyio.run_process(command, env=environment, cwd=tmp_path, check=False)
-            assert (done.returncode, done.stderr) == (0, b"")
-            assert b"https://" in done.stdout
+    emulator = Emulator(tier="business", duration=0.2)
+    for printed in await _run_program(block, emulator, tmp_path, times=2 if "ledger=" in block.source else 1):
+        assert "https://" in printed
     assert emulator.runs
+    emulator.assert_charged_once()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_failed_run_loses_no_result_in_the_readme(tmp_path: Path) -> None:
+    """The README's example shows every paid result when some runs fail, and again when it is started again."""
+    (block,) = (block for block in PROGRAMS if block.document == "README.md")
+    emulator = Emulator(tier="business", duration=0.2, failure_rate=0.05)
+    printed = await _run_program(block, emulator, tmp_path, times=2)
+    completed = [run for run in emulator.runs if run.status == "completed"]
+    assert len(emulator.runs) == 100
+    assert 0 < len(completed) < 100
+    for text in printed:
+        lines = text.splitlines()
+        assert len([line for line in lines if re.fullmatch(r"cup-\d+ https://\S+", line)]) == len(completed)
+        assert len([line for line in lines if line.startswith("not completed: Failed(")]) == 100 - len(completed)
     emulator.assert_charged_once()
 
 

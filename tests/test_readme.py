@@ -1,4 +1,4 @@
-"""What the README promises in commands and tables is what there is; `test_documents` runs its Python."""
+"""What the README and the docs say in commands and tables is true; `test_documents` runs their Python."""
 
 import os
 import re
@@ -12,6 +12,8 @@ from knouds_async.cli.exits import MEANINGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+ERRORS = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 
 DEMO_COMMAND = "python -m pip install '.[cli,testing]' && knouds demo"
 TEST_COMMAND = (
@@ -26,6 +28,11 @@ def test_the_two_commands_are_these() -> None:
     assert [command.strip() for command in commands] == [DEMO_COMMAND, TEST_COMMAND]
 
 
+def test_the_readme_fits_three_screens() -> None:
+    """The README is short enough to be read; tables of detail have pages of their own."""
+    assert len(README.splitlines()) <= 150
+
+
 def test_ci_runs_the_test_command() -> None:
     """`.ci/run` can be run, and ends with the README's test command as it stands and then the slow tests."""
     script = ROOT / ".ci" / "run"
@@ -35,22 +42,22 @@ def test_ci_runs_the_test_command() -> None:
 
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
-    """The README's table of exit codes is the one that `knouds --help` shows."""
-    rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", README, re.MULTILINE))
+    """The table of exit codes is the one that `knouds --help` shows."""
+    rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", COMMAND_LINE, re.MULTILINE))
     assert {code: text.replace("`", "") for code, text in rows.items()} == {
         str(code.value): meaning for code, meaning in MEANINGS.items()
     }
 
 
 def _rows_of_the_error_table() -> dict[str, str]:
-    table = README.partition("| Error | Money |")[2].partition("\n\n")[0]
+    table = ERRORS.partition("| Error | Money |")[2].partition("\n\n")[0]
     rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
     return {name: money.strip() for names, money in rows for name in re.findall(r"\w+Error\b", names)}
 
 
 @pytest.mark.parametrize(("name", "money"), _rows_of_the_error_table().items())
 def test_error_table_agrees_with_may_have_run(name: str, money: str) -> None:
-    """An error that the README calls harmless says that nothing ran, and one that may cost says that it may."""
+    """An error that the docs call harmless says that nothing ran, and one that may cost says that it may."""
     kind = getattr(knouds_async, name)
     assert issubclass(kind, KnoudsError)
     if name == "ServiceError":  # the one error of which only the instance can tell
