@@ -266,6 +266,18 @@ def test_links_lead_somewhere(document: str) -> None:
             assert heading in {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
+def test_every_citation_of_the_contract_leads_somewhere() -> None:
+    """Each section of the contract that code, tests or docs cite by its number is a section of the page."""
+    sections = set(re.findall(r"^## (\d+)\. ", DOCUMENTS["docs/api-contract.md"], re.MULTILINE))
+    folders = (Path(knouds_async.__file__).parent, *(ROOT / name for name in ("tests", "benchmarks", "docs")))
+    cited: dict[str, set[str]] = {}
+    for path in (path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".md")):
+        for numbers in re.findall(r"\b[Cc]ontract (\d+(?:(?:, | and )\d+)*)", path.read_text(encoding="utf-8")):
+            cited.setdefault(path.name, set()).update(re.findall(r"\d+", numbers))
+    assert len(cited) >= 10
+    assert {name: numbers - sections for name, numbers in cited.items() if numbers - sections} == {}
+
+
 def test_every_page_is_in_the_table_of_contents() -> None:
     """No page of the docs is left out of the index, and the README points at each."""
     index = DOCUMENTS["docs/index.md"]
