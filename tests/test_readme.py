@@ -60,7 +60,7 @@ def test_error_table_agrees_with_may_have_run(name: str, money: str) -> None:
     """An error that the docs call harmless says that nothing ran, and one that may cost says that it may."""
     kind = getattr(knouds_async, name)
     assert issubclass(kind, KnoudsError)
-    if name == "ServiceError":  # the one error of which only the instance can tell
-        assert money.startswith("`may_have_run` tells")
+    if name == "ServiceError":  # the one error of which only the instance knows
+        assert money.startswith("`may_have_run` says")
     else:
         assert kind.may_have_run is not money.startswith("none")
