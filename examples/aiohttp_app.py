@@ -1,9 +1,9 @@
-"""An aiohttp app that submits runs, says how they stand, streams that, and waits for their results.
+"""An aiohttp app that submits runs, reports and streams their status, and waits for their results.
 
 Reads the key from $KNOUDS_KEY and the port from $PORT (8080). Run it with `python examples/aiohttp_app.py`.
-With $KNOUDS_WEBHOOK_SECRET it takes deliveries at /webhooks/knouds, and looks at runs only where one is missing.
+With $KNOUDS_WEBHOOK_SECRET it receives deliveries at /webhooks/knouds, and seldom needs to poll.
 
-An id is all it takes to look at a run. Before you offer this to the public, remember whose each id is and check it.
+Whoever has an id can see the run. Before you make this public, store to whom each id belongs and check it.
 """
 
 import asyncio
@@ -46,8 +46,8 @@ async def client(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-async def let_go(app: web.Application) -> None:
-    """End the waits when the server shuts down: it does not stop before its last answer. The runs go on."""
+async def close_client(app: web.Application) -> None:
+    """Close the client when the server shuts down: it does not stop before its last answer. The runs continue."""
     await app[KNOUDS].aclose()
 
 
@@ -64,7 +64,7 @@ async def submit(request: web.Request) -> web.Response:
 
 @routes.get("/thumbnails/{run_id}")
 async def status(request: web.Request) -> web.Response:
-    """Say how a run stands; any worker process can, whoever submitted it."""
+    """Return the status of a run; any worker process can, whichever submitted it."""
     run_id = request.match_info["run_id"]
     state = await request.app[KNOUDS].executions.attach(run_id, TARGET).refresh()
     return web.json_response({"id": run_id, "status": state.status, "cost": state.cost})
@@ -72,7 +72,7 @@ async def status(request: web.Request) -> web.Response:
 
 @routes.get("/thumbnails/{run_id}/result")
 async def result(request: web.Request) -> web.Response:
-    """Wait for a run for `?timeout=` seconds, 25 at most; 202 when it is not over by then: ask again."""
+    """Wait for a run for `?timeout=` seconds, 25 at most; 202 when it has not finished by then: ask again."""
     try:
         timeout = min(25.0, float(request.query.get("timeout", "20")))
     except ValueError:
@@ -82,14 +82,14 @@ async def result(request: web.Request) -> web.Response:
         await execution.wait(timeout=timeout)
     except WaitTimeoutError:
         return web.json_response({"id": execution.id, "status": execution.state.status}, status=202)
-    run = await execution  # it is over, so this takes no request; it raises when the run has failed
+    run = await execution  # it has finished, so this takes no request; it raises when the run has failed
     images = [image.url for image in run.images]
     return web.json_response({"id": execution.id, "status": "completed", "images": images, "cost": run.cost})
 
 
 @routes.get("/thumbnails/{run_id}/events")
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream each change of a run's status as a server-sent event; the run goes on when the visitor leaves."""
+    """Stream each change of a run's status as a server-sent event; the run continues when the visitor leaves."""
     updates = request.app[KNOUDS].executions.attach(request.match_info["run_id"], TARGET).updates()
     state: ExecutionState | None = await anext(updates)  # an unknown id is a 404 while there is a status to answer with
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
@@ -104,21 +104,21 @@ async def events(request: web.Request) -> web.StreamResponse:
             StopAsyncIteration,
             ClientClosedError,
             ConnectionResetError,
-        ):  # over, shutting down, or the visitor left
+        ):  # finished, shutting down, or the visitor left
             return response
 
 
 def event(state: ExecutionState) -> bytes:
-    """Write a state as a server-sent event."""
-    told = json.dumps({"id": state.execution_id, "status": state.status})
-    return f"event: {state.status}\ndata: {told}\n\n".encode()
+    """Format a state as a server-sent event."""
+    data = json.dumps({"id": state.execution_id, "status": state.status})
+    return f"event: {state.status}\ndata: {data}\n\n".encode()
 
 
 @web.middleware
 async def report(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Answer with an error's kind and whether the run may have begun; its words are for the log."""
+    """Answer with the type of an error and whether the run may have started; log its message."""
     try:
         return await handler(request)
     except KnoudsError as error:
@@ -137,10 +137,10 @@ async def report(
 
 
 def build_app() -> web.Application:
-    """Make the app; the client is opened when it starts and closed when it stops."""
+    """Create the app; the client is opened when it starts and closed when it stops."""
     app = web.Application(middlewares=[report])
     app.cleanup_ctx.append(client)
-    app.on_shutdown.append(let_go)
+    app.on_shutdown.append(close_client)
     app.add_routes(routes)
     if secret := os.environ.get("KNOUDS_WEBHOOK_SECRET"):
         app[RECEIVER] = WebhookReceiver(secret)

@@ -1,9 +1,9 @@
-"""A FastAPI app that submits runs, says how they stand, streams that, and waits for their results.
+"""A FastAPI app that submits runs, reports and streams their status, and waits for their results.
 
 Reads the key from $KNOUDS_KEY. Run it with `uvicorn fastapi_app:app --app-dir examples --timeout-graceful-shutdown 10`.
-With $KNOUDS_WEBHOOK_SECRET it takes deliveries at /webhooks/knouds, and looks at runs only where one is missing.
+With $KNOUDS_WEBHOOK_SECRET it receives deliveries at /webhooks/knouds, and seldom needs to poll.
 
-An id is all it takes to look at a run. Before you offer this to the public, remember whose each id is and check it.
+Whoever has an id can see the run. Before you make this public, store to whom each id belongs and check it.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Thumbnail(BaseModel):
 
 
 class Run(BaseModel):
-    """How a run stands; `images` are there when it is completed."""
+    """The status of a run; `images` are there when it is completed."""
 
     id: str
     status: str
@@ -69,25 +69,25 @@ async def lifespan(_: FastAPI) -> AsyncIterator[State]:
     async with AsyncKnouds() as knouds:
         if receiver is not None:
             receiver.client = knouds
-        with let_go_by_signal(knouds):
+        with close_by_signal(knouds):
             yield {"knouds": knouds}
 
 
 @contextmanager
-def let_go_by_signal(knouds: AsyncKnouds) -> Iterator[None]:
-    """End the waits at SIGTERM and Ctrl-C: the server ends the lifespan only after its last answer. The runs go on."""
+def close_by_signal(knouds: AsyncKnouds) -> Iterator[None]:
+    """Close the client at SIGTERM and Ctrl-C: the server ends the lifespan after its last answer. Runs continue."""
     loop, closing = asyncio.get_running_loop(), set[asyncio.Task[None]]()
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if is_main}
 
-    def let_go(number: int, frame: FrameType | None) -> None:
+    def close_client(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(lambda: closing.add(loop.create_task(knouds.aclose())))
         if callable(server := found[signal.Signals(number)]):
             server(number, frame)
 
     for number, server in found.items():
         if callable(server):
-            signal.signal(number, let_go)
+            signal.signal(number, close_client)
     try:
         yield
     finally:
@@ -96,7 +96,7 @@ def let_go_by_signal(knouds: AsyncKnouds) -> Iterator[None]:
 
 
 async def client(request: Request) -> AsyncKnouds:
-    """Give the app's client to an endpoint."""
+    """Return the app's client, for an endpoint."""
     knouds: AsyncKnouds = request.state.knouds
     return knouds
 
@@ -118,7 +118,7 @@ async def submit(order: Thumbnail, knouds: Knouds) -> Run:
 
 @app.get("/thumbnails/{run_id}")
 async def status(run_id: str, knouds: Knouds) -> Run:
-    """Say how a run stands; any worker process can, whoever submitted it."""
+    """Return the status of a run; any worker process can, whichever submitted it."""
     state = await knouds.executions.attach(run_id, TARGET).refresh()
     return Run(id=run_id, status=state.status, cost=state.cost)
 
@@ -127,20 +127,20 @@ async def status(run_id: str, knouds: Knouds) -> Run:
 async def result(
     run_id: str, knouds: Knouds, response: Response, timeout: Annotated[float, Query(ge=0, le=25)] = 20
 ) -> Run:
-    """Wait for a run for `timeout` seconds; 202 when it is not over by then: ask again."""
+    """Wait for a run for `timeout` seconds; 202 when it has not finished by then: ask again."""
     execution = knouds.executions.attach(run_id, TARGET)
     try:
         await execution.wait(timeout=timeout)
     except WaitTimeoutError:
         response.status_code = 202
         return Run(id=run_id, status=execution.state.status)
-    run = await execution  # it is over, so this takes no request; it raises when the run has failed
+    run = await execution  # it has finished, so this takes no request; it raises when the run has failed
     return Run(id=run_id, status="completed", images=[image.url for image in run.images], cost=run.cost)
 
 
 @app.get("/thumbnails/{run_id}/events")
 async def events(run_id: str, knouds: Knouds) -> StreamingResponse:
-    """Stream each change of a run's status as a server-sent event; the run goes on when the visitor leaves."""
+    """Stream each change of a run's status as a server-sent event; the run continues when the visitor leaves."""
     updates = knouds.executions.attach(run_id, TARGET).updates()
     first = await anext(updates)  # an unknown id is a 404 while there is still a status to answer with
 
@@ -158,13 +158,13 @@ async def events(run_id: str, knouds: Knouds) -> StreamingResponse:
 
 
 def event(state: ExecutionState) -> str:
-    """Write a state as a server-sent event."""
+    """Format a state as a server-sent event."""
     return f"event: {state.status}\ndata: {json.dumps({'id': state.execution_id, 'status': state.status})}\n\n"
 
 
 @app.exception_handler(KnoudsError)
 async def report(_: Request, error: Exception) -> JSONResponse:
-    """Answer with an error's kind and whether the run may have begun; its words are for the log."""
+    """Answer with the type of an error and whether the run may have started; log its message."""
     assert isinstance(error, KnoudsError)
     logger.warning("%s: %s", type(error).__name__, error)
     match error:

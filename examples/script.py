@@ -1,6 +1,6 @@
-"""Submit one run, await it, print what it gave: `python examples/script.py "A coffee mug"`.
+"""Submit one run, await it, print its images: `python examples/script.py "A coffee mug"`.
 
-Reads the key from $KNOUDS_KEY. Replace the workflow and its inputs by your own.
+Reads the key from $KNOUDS_KEY. Replace the workflow and its inputs with your own.
 """
 
 import asyncio

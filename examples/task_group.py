@@ -1,4 +1,4 @@
-"""Fan out N runs in an asyncio.TaskGroup, each failure handled by itself: `python examples/task_group.py 20`.
+"""Fan out N runs in an asyncio.TaskGroup, and handle each failure in its own task: `python examples/task_group.py 20`.
 
 Reads the key from $KNOUDS_KEY. The client keeps the rate limit, so all runs can be started at once.
 """
@@ -12,7 +12,7 @@ SLUG = "my-thumbnail-pipeline"
 
 
 async def thumbnail(knouds: AsyncKnouds, product_name: str) -> RunResult | KnoudsError:
-    """Make one thumbnail; give the error instead when there is one, so that the other runs go on."""
+    """Make one thumbnail; return an error instead of raising it, which would cancel the other tasks."""
     try:
         execution = await knouds.workflows.submit(SLUG, {"product_name": product_name})
         return await execution
@@ -21,7 +21,7 @@ async def thumbnail(knouds: AsyncKnouds, product_name: str) -> RunResult | Knoud
 
 
 async def main(count: int) -> int:
-    """Make `count` thumbnails and say what became of each; give how many failed."""
+    """Make `count` thumbnails, print the outcome of each, and return how many failed."""
     products = [f"Product {number}" for number in range(1, count + 1)]
     async with AsyncKnouds() as knouds, asyncio.TaskGroup() as group:
         tasks = [group.create_task(thumbnail(knouds, product)) for product in products]

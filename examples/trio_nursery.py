@@ -1,4 +1,4 @@
-"""Fan out N runs in a trio nursery and print each as it ends: `python examples/trio_nursery.py 20`.
+"""Fan out N runs in a trio nursery and print each as it finishes: `python examples/trio_nursery.py 20`.
 
 Reads the key from $KNOUDS_KEY. It is the same client and the same calls as on asyncio.
 """
@@ -13,7 +13,7 @@ SLUG = "my-thumbnail-pipeline"
 
 
 async def thumbnail(knouds: AsyncKnouds, product_name: str) -> None:
-    """Make one thumbnail and print it; an error is printed instead, so that the other runs go on."""
+    """Make one thumbnail and print it; print an error instead of raising it, which would cancel the other tasks."""
     try:
         execution = await knouds.workflows.submit(SLUG, {"product_name": product_name})
         run = await execution
