@@ -1,7 +1,7 @@
-"""Those who are compared: this library, what stands below it, and the SDKs of other services that run and poll.
+"""The clients that are compared: this library, what it is built on, and the SDKs of other services that run and poll.
 
-Rule of the file: each submits a run, looks at one, and does both until it is over, in the way its own documentation
-shows; time-outs are long enough for none to fail. Every one of them meets the same server.
+Rule of the file: each submits a run, polls one, and does both until it has finished, as its own documentation shows;
+timeouts are long enough for none to fail. All of them use the same server.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ FLOOD = 100  # connections at once, as httpx and this library have by default
 
 @attrs.frozen(kw_only=True)
 class Client:
-    """An open client: `submit(seconds)` gives an id, `poll(id)` looks once, `run(seconds, interval)` when it ended.
+    """An open client: `submit(seconds)` returns an id, `poll(id)` polls once, `run(seconds, interval)` returns its end.
 
-    `interval`: seconds between looks, for those who look at fixed times.
+    `interval`: seconds between polls, for clients with a fixed interval.
     """
 
     submit: Callable[[float], Awaitable[str]]
@@ -173,7 +173,7 @@ async def by_fal(url: str) -> AsyncGenerator[Client]:
 
 @contextlib.asynccontextmanager
 async def by_openai(url: str) -> AsyncGenerator[Client]:
-    """`openai`: responses in the background, and a loop, for it has none."""
+    """`openai`: responses in the background, and a loop, since it has none."""
     async with openai.AsyncOpenAI(api_key="bench", base_url=f"{url}/openai", timeout=PATIENCE) as client:
 
         async def submit(seconds: float) -> str:
@@ -190,7 +190,7 @@ async def by_openai(url: str) -> AsyncGenerator[Client]:
 
 
 def ours_limited(url: str) -> Any:
-    """This library, with a key whose answers tell of a rate limit: the limiter has all of its work."""
+    """This library, with a key whose answers have the headers of a rate limit: the limiter does all of its work."""
     return ours(url, key=LIMITED_KEY)
 
 

@@ -1,6 +1,6 @@
 """The limiters that are compared: ours, real libraries, the usual homemade ones, and an oracle that sees the server.
 
-Rule of the file: a contestant lets one request go per `acquire()`, and may look at each answer.
+Rule of the file: a contestant admits one request per `acquire()`, and may read each answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GUESSES = {100: "pro", 1000: "business"}
 
 
 class Shared:
-    """What the processes of one simulation have in common: the server, and how many requests are on their way to it."""
+    """What the processes of one simulation have in common: the server, and how many requests are in flight to it."""
 
     def __init__(self, server: FixedWindowServer) -> None:
         """Begin with nothing on the way."""
@@ -50,14 +50,14 @@ class Contestant:
         self.shared, self.limit, self.length = shared, shared.server.limit, shared.server.length
 
     async def acquire(self) -> Any:
-        """Wait for the turn to send one request."""
+        """Wait until one request may be sent."""
 
     def answered(self, ticket: Any, answer: Answer) -> None:
-        """Look at an answer."""
+        """Read an answer."""
 
 
 class Ours(Contestant):
-    """The limiter of this library: many wait in its line, as in a client, and it sees every answer."""
+    """The limiter of this library: many wait in its queue, as in a client, and it sees every answer."""
 
     pauses = False
     in_line = 50
@@ -68,11 +68,11 @@ class Ours(Contestant):
         self.limiter = self.make(GUESSES.get(self.limit) if knows_limit else None, share)
 
     def make(self, tier: str | None, share: float) -> Limiter:
-        """Give a limiter of this process alone."""
+        """Return a limiter of this process alone."""
         return Limiter(tier, share=share)
 
     async def acquire(self) -> Ticket:
-        """Wait in line."""
+        """Wait in the queue."""
         return await self.limiter.acquire(ROUTE)
 
     def answered(self, ticket: Any, answer: Answer) -> None:
@@ -92,7 +92,7 @@ class OursShared(Ours):
     """The same with one file for all processes; each has the file open for itself."""
 
     def make(self, tier: str | None, share: float) -> Limiter:
-        """Give the limiter of an account in the file."""
+        """Return the limiter of an account in the file."""
         path = Path(self.shared.folder.name) / "quota.db"
         clock = asyncio.get_running_loop().time
         return SharedLimiter(path, tier, share=share, clock=clock).for_key(Secret("knouds_live_benchmark"))
@@ -177,7 +177,7 @@ class Oracle(Contestant):
         shared.news.add(self.arrival)
 
     async def acquire(self) -> None:
-        """Go while there are tokens for all on the way; else wait for an arrival or the edge."""
+        """Return while there are tokens for all requests in flight; otherwise wait for an arrival or the edge."""
         loop, server = asyncio.get_running_loop(), self.shared.server
         while server.left(loop.time()) - self.shared.on_the_way <= 0:
             self.arrival.clear()

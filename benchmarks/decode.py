@@ -1,4 +1,4 @@
-"""What large answers cost: a result of 5 MB and a page of 500 rows of use, from the socket to the value."""
+"""What large answers cost: a result of 5 MB and a page of 500 usage rows, from the socket to the value."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def _turn(make: Callable[[str, str], Any], url: str, what: str, times: int
 
 
 def run(url: str, options: Options) -> dict[str, Any]:
-    """Read both, print the tables, and give the figures."""
+    """Read both, print the tables, and return the figures."""
     for _ in range(ROWS):
         httpx.post(f"{url}/api/workflows/bench/run?async=true", json={"inputs": {"seconds": FOREVER}})
     found: dict[str, Any] = {}

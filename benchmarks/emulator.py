@@ -1,8 +1,8 @@
-"""What the emulator costs: requests a second, open runs in memory, the time until it answers; against respx's mocks.
+"""What the emulator costs: requests per second, open runs in memory, time to the first answer; next to respx's mocks.
 
-Run it with `python benchmarks/emulator.py [--quick]`. Times are of the CPU, so that a busy machine does not count.
-Whoever tests with it pays for httpx as well, so the same look is also taken through httpx, on the emulator and on a
-mock of respx that always gives the same answer, in the same run.
+Run it with `python benchmarks/emulator.py [--quick]`. Times are CPU times, so that a busy machine does not count.
+Tests pay for httpx as well, so the same poll is also made through httpx, on the emulator and on a mock of respx that
+always returns the same answer, in the same run.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TURNS = 3
 
 
 def best_rate(work: Callable[[], int]) -> float:
-    """Give the best of several turns, in things a second of CPU; `work` gives how many it did."""
+    """Return the best of several turns, in calls per second of CPU; `work` returns how many it made."""
     rates = []
     for _ in range(TURNS):
         began = time.process_time()
@@ -36,7 +36,7 @@ def best_rate(work: Callable[[], int]) -> float:
 
 
 def emulator() -> Emulator:
-    """Give an emulator whose limits are counted but never met, and whose runs stay open."""
+    """Return an emulator whose limits are counted but never reached, and whose runs stay open."""
     return Emulator(tier="business", limit=10**9, duration=1e6)
 
 
@@ -48,7 +48,7 @@ def submit(service: Emulator, number: int, *, since: int = 0) -> None:
 
 
 def look(service: Emulator, number: int) -> int:
-    """Look at runs so many times, at one after another."""
+    """Poll so many times, one run after another."""
     headers = {"x-api-key": service.api_key}
     paths = [f"/api/executions/{run.execution_id}" for run in service.runs[:: max(1, len(service.runs) // 1000)]]
     now = len(service.runs) / 1000
@@ -58,14 +58,14 @@ def look(service: Emulator, number: int) -> int:
 
 
 def time_to_first_answer() -> float:
-    """Give the milliseconds from nothing but the import to the first answer."""
+    """Return the milliseconds from the import to the first answer."""
     began = time.process_time()
     Emulator().handle(Request("GET", "/api/health"), 0.0)
     return (time.process_time() - began) * 1000
 
 
 def bytes_of_a_run(number: int) -> float:
-    """Give what an open run takes in memory, when the log of requests is full already."""
+    """Return the bytes that an open run takes in memory, when the log of requests is full already."""
     service = emulator()
     submit(service, 11_000)
     gc.collect()
@@ -79,7 +79,7 @@ def bytes_of_a_run(number: int) -> float:
 
 
 async def rate_through_httpx(client: httpx.AsyncClient, path: str, number: int) -> float:
-    """Give the looks a second of CPU that httpx manages."""
+    """Return the polls per second of CPU that httpx manages."""
     rates = []
     for _ in range(TURNS):
         began = time.process_time()
@@ -90,7 +90,7 @@ async def rate_through_httpx(client: httpx.AsyncClient, path: str, number: int) 
 
 
 async def through_httpx(number: int) -> tuple[float, float]:
-    """Give the rates on the emulator and on a mock."""
+    """Return the rates on the emulator and on a mock."""
     service = emulator()
     submit(service, 1)
     path = f"/api/executions/{service.runs[0].execution_id}"
@@ -106,7 +106,7 @@ async def through_httpx(number: int) -> tuple[float, float]:
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """Give how long something takes, the second time."""
+    """Return how long a call takes, the second time."""
     work()
     began = time.process_time()
     work()
@@ -123,11 +123,11 @@ def main() -> None:
     service = emulator()
     began = time.process_time()
     submit(service, runs)
-    print(f"{runs / (time.process_time() - began):>9,.0f} submits a second, {runs:,} runs open then")
-    print(f"{best_rate(lambda: look(service, looks)):>9,.0f} looks a second with {runs:,} runs open")
+    print(f"{runs / (time.process_time() - began):>9,.0f} submits per second, {runs:,} runs open then")
+    print(f"{best_rate(lambda: look(service, looks)):>9,.0f} polls per second with {runs:,} runs open")
     fresh = emulator()
     submit(fresh, 1)
-    print(f"{best_rate(lambda: look(fresh, looks)):>9,.0f} looks a second with one run open")
+    print(f"{best_rate(lambda: look(fresh, looks)):>9,.0f} polls per second with one run open")
     print(f"{bytes_of_a_run(20_000 // scale):>9,.0f} bytes for each open run, with its inputs")
     headers, now = {"x-api-key": service.api_key}, runs / 1000
     for name, request in (
@@ -137,7 +137,7 @@ def main() -> None:
         taken = milliseconds(partial(service.handle, request, now))
         print(f"{taken:>9.1f} ms for a {name}, {runs:,} runs open")
     emulated, mocked = asyncio.run(through_httpx(2_000 // scale))
-    print(f"{emulated:>9,.0f} looks a second through httpx; {mocked:,.0f} on a mock of respx: {emulated / mocked:.1f}x")
+    print(f"{emulated:>9,.0f} polls per second through httpx; {mocked:,.0f} on respx's mock: {emulated / mocked:.1f}x")
 
 
 if __name__ == "__main__":

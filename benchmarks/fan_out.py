@@ -1,7 +1,7 @@
-"""Many runs at once, without a rate limit: submitted, awaited, and noticed when they end.
+"""Many runs at once, without a rate limit: submitted, awaited, and noticed when they finish.
 
-Rule of the file: ours goes first in each round, and the others look as often as it takes to notice as soon. Each turn
-is a process of its own, whose whole CPU time and memory count from after its imports.
+Rule of the file: ours goes first in each round, and the others poll as often as it takes to notice as soon. Each turn
+is a process of its own, whose CPU time and memory are counted from after its imports.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from measure import OURS, Options, apart, in_turns, most_resident, ratio, reques
 __all__ = ["run"]
 
 SHORTEST, LONGEST = 2.0, 5.0  # seconds that a run takes
-SOONEST = 0.2  # seconds between looks, at least: nobody would look more often
+SOONEST = 0.2  # seconds between polls, at least: nobody would poll more often
 
 
 @attrs.frozen(kw_only=True)
 class Turn:
-    """What a turn took: seconds of wall and CPU, MiB at most, requests, and the seconds until an end was noticed."""
+    """What a turn took: seconds of wall and CPU, peak MiB, requests, and seconds until a finished run was noticed."""
 
     wall: float
     cpu: float
@@ -36,7 +36,7 @@ class Turn:
 
 
 def contestants() -> dict[str, Open]:
-    """Give ours without the headers of a limit, a loop over httpx, and the SDKs."""
+    """Return ours without the headers of a limit, a loop over httpx, and the SDKs."""
     return {OURS: ours, "httpx loop": CLIENTS["httpx"], "aiohttp loop": CLIENTS["aiohttp"], **PEERS}
 
 
@@ -93,10 +93,10 @@ def _measured(url: str, names: Sequence[str], runs: int, rounds: int) -> dict[st
 
 
 def run(url: str, options: Options) -> dict[str, Any]:
-    """Let everyone fan out, print the tables, and give the figures.
+    """Let everyone fan out, print the tables, and return the figures.
 
-    For thousands at once the SDKs take minutes each, for httpx's pool looks at every request in line for each that
-    comes and goes; there they have one round.
+    For thousands at once the SDKs take minutes each, because httpx's pool goes through all queued requests for each
+    that starts or finishes; there they have one round.
     """
     few, many, rounds = options.pick(500, 50), options.pick(2000, 100), options.pick(2, 1)
     loops = [name for name in contestants() if name not in PEERS]

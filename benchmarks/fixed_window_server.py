@@ -1,6 +1,6 @@
 """A server that counts requests in fixed windows, as seen by a limiter: it answers or refuses, and says so in headers.
 
-Rule of the file: it knows its own clock alone; `now` is the true time of a request's arrival, in seconds.
+Rule of the file: it knows only its own clock; `now` is the true time of a request's arrival, in seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROUNDINGS: Final[dict[str, Callable[[float], int]]] = {"up": math.ceil, "down": 
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """What one request was told: the headers of contract 6, and `Date`."""
+    """What one request was answered: the headers of contract 6, and `Date`."""
 
     refused: bool
     limit: int
@@ -42,13 +42,13 @@ class FixedWindowServer:
     opened: float = -math.inf
 
     def begins(self, now: float) -> float:
-        """Tell when the window that is on at `now` began (or would, with a hit)."""
+        """Return when the window at `now` began (or would, with a hit)."""
         if self.is_opened_by_hit:
             return self.opened if now < self.opened + self.length else now
         return math.floor((now - self.phase) / self.length) * self.length + self.phase
 
     def left(self, now: float) -> int:
-        """Count the tokens of the window that is on."""
+        """Return the remaining tokens of the current window."""
         return self.limit - self.counted if self.begins(now) == self.opened else self.limit
 
     def hit(self, now: float) -> Answer:

@@ -1,7 +1,7 @@
-"""How the benchmarks measure: contestants in turns, in rounds, and ratios within each round.
+"""How the benchmarks measure: contestants take turns, in rounds, and ratios are taken within each round.
 
-Rule of the file: a time in seconds says little of a library on a busy machine; the ratio of two times measured next to
-each other does, and the median of several such ratios more.
+Rule of the file: a time in seconds says little about a library on a busy machine; the ratio of two times measured next
+to each other says more, and the median of several such ratios most.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OURS = "knouds_async"
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """What was asked for on the command line: `quick` is for seeing that everything runs."""
+    """The options of the command line: `quick` is for checking that everything runs."""
 
     quick: bool
 
@@ -64,7 +64,7 @@ class Ratio:
 
 
 def in_turns(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
-    """Let everyone have a turn in each round, first another each time; give what each turn gave."""
+    """Give everyone a turn in each round, another one first each time; return what each turn returned."""
     found: dict[str, list[Any]] = {name: [] for name in contestants}
     names = list(contestants)
     for number in range(rounds):
@@ -81,7 +81,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
 
 
 async def all_at_once(concurrent: int, work: Callable[[], Awaitable[object]], each: int) -> tuple[float, float]:
-    """Do `work` in so many tasks, `each` times in each; give CPU seconds and the median latency of one, in seconds."""
+    """Do `work` in so many tasks, `each` times in each; return CPU seconds and the median latency in seconds."""
     taken: list[float] = []
 
     async def repeat(times: int) -> None:
@@ -121,7 +121,7 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def resident() -> float:
-    """Give the memory of this process in MiB: now where the system says it, the most so far elsewhere."""
+    """Return the memory of this process in MiB: now, where the system reports it, otherwise the peak so far."""
     now = Path("/proc/self/statm")
     if now.exists():
         return int(now.read_text().split()[1]) * resource.getpagesize() / 2**20
@@ -129,15 +129,15 @@ def resident() -> float:
 
 
 def most_resident() -> float:
-    """Give the most memory that this process has had, in MiB."""
+    """Return the peak memory of this process, in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would hold what the process that began this one had
+    if status.exists():  # ru_maxrss would hold what the parent process had
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def requests_seen(url: str) -> int:
-    """Give how many requests the server has had since it was last asked."""
+    """Return how many requests the server has had since it was last asked."""
     with urllib.request.urlopen(f"{url}/seen") as answer:  # noqa: S310  (the server of this benchmark)
         seen: dict[str, int] = json.load(answer)
     return sum(count for what, count in seen.items() if what != "seen")

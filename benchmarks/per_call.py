@@ -15,7 +15,7 @@ from server import FOREVER
 __all__ = ["run"]
 
 CONCURRENT = (1, 10, 100, 1000)
-LEAST_EACH = 3  # else most of what is measured is the first of each task, when nobody comes back to the end of the line
+LEAST_EACH = 3  # otherwise mostly the first call of each task is measured, before any goes back to the end of the queue
 
 Turn = tuple[float, float]
 
@@ -36,7 +36,7 @@ def _turns(contestants: Mapping[str, Open], url: str, what: str, concurrent: int
 
 
 def _compared(title: str, measured: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
-    """Print and give what everyone took, and how much more than ours."""
+    """Print and return what everyone took, and how much more than ours."""
     found: dict[str, Any] = {}
     rows = []
     for name, turns in measured.items():
@@ -72,7 +72,7 @@ def _flatness(url: str, options: Options) -> dict[str, Any]:
 
 
 def run(url: str, options: Options) -> dict[str, Any]:
-    """Measure everyone at every width, print the tables, and give the figures."""
+    """Measure everyone at every width, print the tables, and return the figures."""
     requests, found = options.pick(600, 60), dict[str, Any]()
     for what in ("poll", "submit"):
         for concurrent in CONCURRENT[:3] if options.quick else CONCURRENT:

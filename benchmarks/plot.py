@@ -1,4 +1,4 @@
-"""The plot for the README: what a poll and a fan-out cost others, as multiples of what they cost this library."""
+"""The plot of docs/benchmarks.md: what a poll and a fan-out cost other clients, as multiples of their cost here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHER = "#adb5bd"
 
 
 def _bars(title: str, bars: Sequence[tuple[str, float]], top: int) -> tuple[list[str], int]:
-    """Draw one group of bars, as long as the multiple they show; give the SVG and where it ends."""
+    """Draw one group of bars, as long as the multiple they show; return the SVG and where it ends."""
     longest = max(value for _, value in bars)
     drawn = [f'<text x="0" y="{top + 16}" font-weight="bold">{title}</text>']
     for place, (name, value) in enumerate(bars):
@@ -32,7 +32,7 @@ def _multiples(contestants: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def plot(results: dict[str, Any]) -> str:
-    """Give the plot of a full run as SVG."""
+    """Return the plot of a full run as SVG."""
     groups = []
     if "per_call" in results:
         groups += [

@@ -1,7 +1,7 @@
 """How others notice the end of a run: the schedules of well-known clients, as they ship, on the same emulated service.
 
-Rule of the file: a schedule is the pause before the k-th look. None of these clients keeps a rate limit: a 429 is
-slept out by its `Retry-After`, and asked again.
+Rule of the file: a schedule is the pause before the k-th poll. None of these clients keeps a rate limit: after a 429
+it sleeps for `Retry-After`, and polls again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEDULES: Final[dict[str, Schedule]] = {
 
 
 async def poll(http: httpx.AsyncClient, url: str, schedule: Schedule, dice: random.Random) -> None:
-    """Look at a run at the pace of a schedule until it is over."""
+    """Poll a run by a schedule until it has finished."""
     looks, pause = 0, schedule(dice, 0)
     while True:
         await anyio.sleep(pause)

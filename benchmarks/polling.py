@@ -5,8 +5,8 @@
 Everything runs in virtual time and is seeded: the real client against the emulated service, 40 ms each way. All
 contestants get the same runs. Exits with 1 when ours misses a figure it must reach.
 
-requests: looks and listings per run. mean, p95: seconds from the end of a run until its waiter knew. 429s: per seed.
-speed: the time until all runs were over, against the time until all were known to be.
+requests: polls and listings per run. mean, p95: seconds from the end of a run until its waiter knew. 429s: per seed.
+speed: the time until all runs had finished, against the time until all were known to have finished.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ LOOKS: Final = ("GET /api/executions/:id", "GET /api/usage")
 
 @attrs.frozen
 class Outcome:
-    """What one seed gave.
+    """The result of one seed.
 
-    `latencies`: seconds from each end until it was known. `ended`: when the last run was over, `known`: known to be.
-    `oracle`: the mean latency of one look at each run as soon as it is over and the quota allows it.
+    `latencies`: seconds from each end until it was known. `ended`: when the last run finished. `known`: when that was
+    known. `oracle`: the mean latency of one poll of each run as soon as it has finished and the quota allows it.
     """
 
     requests: int
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def service(scenario: Scenario, seed: int) -> Emulator:
-    """Make the emulated service of a scenario."""
+    """Create the emulated service of a scenario."""
     dice, drawn = random.Random(f"{seed}:durations"), 0
 
     def duration(_: random.Random) -> float:
@@ -78,7 +78,7 @@ def service(scenario: Scenario, seed: int) -> Emulator:
 
 
 def trained(law: Law, runs: int) -> dict[str, object] | None:
-    """Give the durations that a client has learned from so many runs of a law."""
+    """Return the durations that a client has learned from so many runs of a distribution."""
     if not runs:
         return None
     learned, dice = Learned(), random.Random(77)
@@ -89,10 +89,10 @@ def trained(law: Law, runs: int) -> dict[str, object] | None:
 
 
 class Simulation:
-    """One seed of one scenario, with our way of noticing ends or another's."""
+    """One seed of one scenario, with our way of polling or another's."""
 
     def __init__(self, scenario: Scenario, schedule: Schedule | None, seed: int) -> None:
-        """Prepare the service; the client is made in the loop."""
+        """Prepare the service; the client is created in the loop."""
         self.scenario, self.schedule, self.seed = scenario, schedule, seed
         self.emulator = service(scenario, seed)
         self.dice = random.Random(f"{seed}:pauses")
@@ -149,12 +149,12 @@ class Simulation:
         )
 
     def _edge(self) -> float:
-        """Give the time of an edge of the windows, by the answers' headers."""
+        """Return the time of an edge of the windows, by the answers' headers."""
         return self.emulator._service.windows._phase  # noqa: SLF001  (the oracle sees everything)
 
 
 def oracle(scenario: Scenario, ends: Sequence[float], edge: float) -> float:
-    """Give the mean latency of one look at each run as soon as it is over and the quota allows it."""
+    """Return the mean latency of one poll of each run as soon as it has finished and the quota allows it."""
     late, now, window, used = 0.0, 0.0, -2, 0
     for end in sorted(ends):
         now = max(now, end)
@@ -178,7 +178,7 @@ def simulate(scenario: Scenario, schedule: Schedule | None, seed: int) -> Outcom
 
 
 def row(scenario: Scenario, name: str, seeds: range) -> bool:
-    """Simulate all seeds and print the figures; tell whether they are what ours must reach."""
+    """Simulate all seeds and print the figures; return whether they are what ours must reach."""
     schedule = SCHEDULES.get(name)
     began = time.process_time()
     outcomes = [simulate(scenario, schedule, seed) for seed in seeds]

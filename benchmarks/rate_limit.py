@@ -26,7 +26,7 @@ from knouds_async._sansio.window import Go, Reply, answered, take, unknown
 
 
 def row(scenario: Scenario, name: str, seeds: range, oracle: list[Outcome]) -> bool:
-    """Simulate all seeds and print the figures; tell whether they are what ours must reach."""
+    """Simulate all seeds and print the figures; return whether they are what ours must reach."""
     began = time.process_time()
     outcomes = [simulate(scenario, CONTESTANTS[name], seed) for seed in seeds]
     spent = time.process_time() - began
@@ -54,7 +54,7 @@ def row(scenario: Scenario, name: str, seeds: range, oracle: list[Outcome]) -> b
 
 
 def table(scenario: Scenario, names: tuple[str, ...], seeds: range) -> bool:
-    """Print one scenario; tell whether ours reached its figures."""
+    """Print one scenario; return whether ours reached its figures."""
     oracle = [simulate(scenario, Oracle, seed) for seed in seeds]
     print(
         f"\n{scenario.name}: {scenario.jobs} jobs, {scenario.limit} per {scenario.length:.0f} s, {len(seeds)} seeds;"

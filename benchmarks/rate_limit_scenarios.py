@@ -41,7 +41,7 @@ ALONE: Final = {"late": 1.5, "pace": 0.995, "refused": 0}
 
 
 def one_process(name: str, **changes: object) -> Scenario:
-    """Make a scenario of a single client that meets nothing odd; `changes` say what it does meet."""
+    """Return a scenario of a single client with nothing unusual; `changes` add what is."""
     return Scenario(name=name, **(ALONE | changes))  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
-"""One backlog, worked off by one limiter against one server, in virtual time and seeded: when it was through.
+"""One backlog, worked off by one limiter against one server, in virtual time and seeded: when it was done.
 
-Rule of the file: what a limiter does not know, it is not told; only the oracle looks into the server.
+Rule of the file: a limiter learns only what it would learn in production; only the oracle looks into the server.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Outcome:
 
 
 class TickingLoop(VirtualTimeLoop):
-    """Virtual time that moves a hair whenever it is looked at, as real clocks do: aiolimiter spins for ever without."""
+    """Virtual time that advances a little with each reading, as real clocks do: else aiolimiter spins for ever."""
 
     def time(self) -> float:
-        """Give the virtual time, in seconds."""
+        """Return the virtual time, in seconds."""
         self._now += 1e-9
         return self._now
 
@@ -51,7 +51,7 @@ class Simulation:
     """One seed of one scenario with one contestant."""
 
     def __init__(self, scenario: Scenario, make: Make, seed: int) -> None:
-        """Draw the server; the network and the neighbour have dice of their own."""
+        """Draw the server; the network and the neighbour have random numbers of their own."""
         self.scenario, self.make = scenario, make
         dice = random.Random(seed)
         self.server = FixedWindowServer(
@@ -91,7 +91,7 @@ class Simulation:
         return Outcome(makespan, most, self.refused, self.windows_until(makespan), self.open_jobs)
 
     def hit(self) -> Answer:
-        """Let a request arrive at the server."""
+        """Send a request to the server."""
         now = self.loop.time()
         self.shared.on_the_way -= 1
         answer = self.server.hit(now)
@@ -102,12 +102,12 @@ class Simulation:
         return answer
 
     def windows_until(self, last: float) -> int:
-        """Count the windows that were on from the beginning until then."""
+        """Count the windows from the beginning until then."""
         phase, length = self.server.phase, self.server.length
         return math.floor((last - phase) / length) - math.floor(-phase / length) + 1
 
     def trip(self) -> float:
-        """Draw the seconds of one way."""
+        """Draw the seconds of a one-way trip."""
         return self.network.lognormvariate(math.log(0.04), self.scenario.sigma)
 
     def service(self) -> float:
@@ -136,7 +136,7 @@ class Process:
         self.news = asyncio.Event()
 
     async def work(self, start: float) -> None:
-        """Send a job whenever the limiter lets one go; as many stand in its line as it is made for."""
+        """Send a job whenever the limiter admits one; as many wait in its queue as it is made for."""
         await asyncio.sleep(start)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self.contestant.in_line):
@@ -154,7 +154,7 @@ class Process:
             tasks.create_task(self._exchange(job, ticket))
 
     async def _exchange(self, job: int, ticket: object) -> None:
-        """Go there and back; a refused job returns to the head of the line."""
+        """Make a round trip; a refused job returns to the front of the queue."""
         sim = self.simulation
         await asyncio.sleep(sim.trip())
         answer = sim.hit()

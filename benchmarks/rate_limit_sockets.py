@@ -86,7 +86,7 @@ class Connection(asyncio.Protocol):
 
 
 def serve(pipe: multiprocessing.connection.Connection, limit: int, length: float, phase: float, skew: float) -> None:
-    """Serve until told to end; then send the times of what was accepted and refused."""
+    """Serve until told to stop; then send the times of what was accepted and refused."""
     epoch = time.time() + skew - time.monotonic()
     server = FixedWindowServer(limit=limit, length=length, phase=phase, epoch=epoch)
     accepted, refused = list[float](), list[float]()
@@ -108,7 +108,7 @@ class Stopwatch:
     """Times the transactions of this process, in CPU seconds; the event loop stands still for each."""
 
     def __init__(self) -> None:
-        """Put itself round `Store.trade`."""
+        """Wrap `Store.trade`."""
         self.seconds: list[float] = []
         trade = Store.trade
 
@@ -149,7 +149,7 @@ def submit(
 
 
 def oracle(began: float, jobs: int, limit: int, length: float, phase: float) -> float:
-    """Tell when the last of so many jobs is accepted at the earliest."""
+    """Return when the last of so many jobs is accepted at the earliest."""
     first = math.floor((began - phase) / length)
     last = first + math.ceil(jobs / limit) - 1
     return began if last == first else phase + last * length
@@ -157,7 +157,7 @@ def oracle(began: float, jobs: int, limit: int, length: float, phase: float) -> 
 
 @attrs.frozen(kw_only=True)
 class Measured:
-    """What one run gave: when requests were accepted and refused, how many jobs were done, seconds of transactions."""
+    """The result of one run: when requests were accepted and refused, how many jobs were done, transaction seconds."""
 
     began: float
     accepted: list[float]
@@ -167,7 +167,7 @@ class Measured:
 
 
 def measure(args: argparse.Namespace, jobs: int, phase: float) -> Measured:
-    """Let the server and the clients run, each in a process of its own, with `jobs` for each client."""
+    """Run the server and the clients, each in a process of its own, with `jobs` for each client."""
     here, there = PROCESSES.Pipe()
     server = PROCESSES.Process(target=serve, args=(there, args.limit, args.length, phase, args.skew), daemon=True)
     server.start()

@@ -1,7 +1,7 @@
 """All benchmarks of the client: one server process, one client process, ratios, results.json and a plot.
 
-Run it with `python benchmarks/run.py [--quick] [per_call fan_out waiting start decode]`. `--quick` shows in a minute
-that everything runs; only a full run writes `results.json` and `results.svg` beside this file.
+Run it with `python benchmarks/run.py [--quick] [per_call fan_out waiting start decode]`. `--quick` shows in about a
+minute that everything runs; only a full run writes `results.json` and `results.svg` next to this file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PACKAGES = ("knouds-async", "httpx", "aiohttp", "replicate", "fal-client", "open
 
 
 def _plain(value: object) -> object:
-    """Make JSON of what JSON does not know."""
+    """Convert values that JSON does not know."""
     if isinstance(value, Ratio):
         return {name: round(figure, 4) for name, figure in attrs.asdict(value).items()}
     raise TypeError(type(value))

@@ -1,4 +1,4 @@
-"""The runs whose ends the benchmark of polling looks for: how long they last, on what service, and our figures."""
+"""The runs of the benchmark of polling: how long they take, on what service, and the figures that ours must reach."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Law: TypeAlias = Callable[[random.Random], float]
 
 
 def lognormal(median: float, sigma: float) -> Law:
-    """Make a law of durations."""
+    """Return a distribution of durations."""
     return lambda dice: dice.lognormvariate(math.log(median), sigma)
 
 
@@ -56,7 +56,7 @@ OTHERS: Final[dict[str, Law]] = {
 class Scenario:
     """Runs and a service, and the figures that ours must reach; `limit` None: no route is limited.
 
-    `alone`: one run after another. `trained`: runs of the same law that were seen before. `drift`: the factor by which
+    `alone`: one run after another. `trained`: runs of the same distribution seen before. `drift`: the factor by which
     durations have grown at the last run. `pause`: seconds within which all are submitted.
     """
 
@@ -86,7 +86,7 @@ PRO: Final = Scenario(name="", runs=1000, is_pipeline=True, refused=0, requests=
 
 
 def other(name: str, runs: int, *, sweeps: bool) -> Scenario:
-    """Make a scenario of runs of another law."""
+    """Return a scenario of runs of another distribution."""
     return Scenario(
         name=f"{runs} runs of {name}{'' if sweeps else ', no sweeps'}",
         law=OTHERS[name],

@@ -1,6 +1,6 @@
 """A server that speaks enough of Knouds, replicate, fal and openai to be polled, as cheaply as Python can.
 
-Rule of the file: a run takes the seconds that its inputs ask for and says when it ended, so that a client can tell how
+Rule of the file: a run takes the seconds that its inputs ask for and says when it finished, so that a client knows how
 soon it noticed. A key that ends in `limited` gets the headers of a rate limit that is never reached.
 """
 
@@ -50,7 +50,7 @@ class Runs:
         self.big = _result_of_5_mb()
 
     def begin(self, seconds: float) -> str:
-        """Begin a run that takes so long, and give its id."""
+        """Start a run that takes so long, and return its id."""
         number = next(self._number)
         run = f"00000000-0000-4000-8000-{number:012d}"
         self.ends[run] = time.time() + seconds
@@ -63,12 +63,12 @@ class Runs:
         return run
 
     def ended(self, run: str) -> float | None:
-        """Give when a run ended, None while it goes on."""
+        """Return when a run finished, None while it is running."""
         at = self.ends.get(run, FOREVER * 1e6)
         return at if at <= time.time() else None
 
     def page(self, offset: int, limit: int) -> bytes:
-        """Give a page of the account's use, newest first."""
+        """Return a page of the account's usage, newest first."""
         now = time.time()
         rows = itertools.islice(reversed(self.rows.values()), offset, offset + limit)
         shown = [f'{{"status": "{"completed" if end <= now else "processing"}", {row}}}' for row, end in rows]
@@ -166,7 +166,7 @@ class _Server(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer every request that ends here."""
+        """Answer every request that is complete."""
         self._left += data
         while (end := self._left.find(b"\r\n\r\n") + 4) >= 4:
             head = self._left[:end]
@@ -217,7 +217,7 @@ def _serve(ready: multiprocessing.connection.Connection) -> None:
 
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
-    """Run the server in a process of its own until the block ends, and give its URL."""
+    """Run the server in a process of its own for the block, and yield its URL."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there,), daemon=True)
     process.start()

@@ -1,7 +1,7 @@
-"""How long it takes to begin: the import of the package and `knouds --help`, as CPU time of fresh interpreters.
+"""How long it takes to start: the import of the package and `knouds --help`, as CPU time of fresh interpreters.
 
-Rule of the file: as after `pip install knouds-async`: byte code is there, and httpx finds no libraries for its own
-command line, which it would import.
+Rule of the file: as after `pip install knouds-async`: there is byte code, and httpx does not find the libraries of its
+own command line, which it would import.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _start(arguments: Sequence[str]) -> Turn:
 
 
 def run(url: str, options: Options) -> dict[str, Any]:  # noqa: ARG001  (nothing is sent)
-    """Start everything in turns, print the table, and give the figures."""
+    """Start everything in turns, print the table, and return the figures."""
     for program in PROGRAMS.values():
         _start(program)  # the first writes the byte code
     measured = in_turns({name: partial(_start, program) for name, program in PROGRAMS.items()}, options.pick(15, 2))

@@ -22,7 +22,7 @@ TASKS = "tasks alone"
 
 @attrs.frozen(kw_only=True)
 class Turn:
-    """Bytes for each that waits, the part of a core that is busy meanwhile, and the requests of a second."""
+    """Bytes for each that waits, the share of a core that is busy meanwhile, and the requests per second."""
 
     memory: float
     busy: float
@@ -71,7 +71,7 @@ def _alone(name: str, url: str, count: int, seconds: float) -> Turn:
 
 
 def run(url: str, options: Options) -> dict[str, Any]:
-    """Wait for many, print what that took, and give the figures."""
+    """Wait for many, print what that took, and return the figures."""
     count, seconds = options.pick(10_000, 500), options.pick(60, 3)
     turns = {
         OURS: partial(apart, _alone, OURS, url, count, seconds),
