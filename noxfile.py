@@ -37,12 +37,12 @@ BESIDE_THE_PACKAGE = (
 
 
 def group(name: str) -> list[str]:
-    """Give the requirements of a dependency group."""
+    """Return the requirements of a dependency group."""
     return list(nox.project.dependency_groups(PYPROJECT, name))
 
 
 def _interpreters(version: str) -> Iterator[Path]:
-    """Give where a Python may be: on PATH, and where pyenv keeps them."""
+    """Yield where a Python may be: on PATH, and where pyenv keeps them."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep) if folder]
     for folder in [*folders, *sorted(pyenv.glob("versions/*/bin"), reverse=True)]:
@@ -52,7 +52,7 @@ def _interpreters(version: str) -> Iterator[Path]:
 
 
 def _is_usable(interpreter: Path) -> bool:
-    """Tell whether an interpreter starts: a shim of pyenv for a version that is not selected does not."""
+    """Return whether an interpreter starts: a shim of pyenv for a version that is not selected does not."""
     command = [str(interpreter), "-c", "import venv, ensurepip"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
 
@@ -92,7 +92,7 @@ def wheel(session: nox.Session) -> None:
 
 
 def _enter_a_folder_with_the_wheel(session: nox.Session) -> None:
-    """Install the wheel, and go to a copy of all that the tests need but the package."""
+    """Install the wheel, and enter a copy of all that the tests need except the package."""
     (built,) = (ROOT / "dist").glob("*.whl")
     session.install("--force-reinstall", "--no-deps", str(built))
     session.install(f"{built}[cli,testing]", *group("tests"))

@@ -1,6 +1,5 @@
 """How the docs are built: Markdown by MyST, the reference from the docstrings, and no network."""
 
-import inspect
 import re
 from enum import Enum
 from typing import Any
@@ -29,6 +28,9 @@ default_role = "code"
 nitpicky = True
 suppress_warnings = ["ref.python"]  # `Workflow` is a record, and also what an emulator is given
 
+NOT_CALLED = {"Execution", "Updates", "Batch", "Workflows", "Models", "Executions", "Usage", "UsageRows"}
+"""Classes whose instances users get from a client, and never create."""
+
 autodoc_default_options = {"members": True, "undoc-members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -41,7 +43,7 @@ _PUBLIC = {
 
 
 def _link(app: Any, env: Any, node: Any, text: nodes.Node) -> nodes.Node | None:
-    """Lead a type in a signature to where it is documented, by its public name; others are shown as they are."""
+    """Link a type in a signature to where it is documented, by its public name; show others as they are."""
     if node.get("refdomain") != "py":
         return None
     target = _PUBLIC.get(node.get("reftarget", "").rpartition(".")[2], "")
@@ -50,16 +52,16 @@ def _link(app: Any, env: Any, node: Any, text: nodes.Node) -> nodes.Node | None:
 
 
 def _sign(app: Any, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str) -> Any:
-    """Leave out how a class is made that users are given, never make, and what a default is that is made anew."""
-    given = ("Made by", "Belong to one client")
-    is_given = what == "class" and (inspect.getdoc(thing.__init__) or "").startswith(given)
-    if is_given or (what == "class" and (issubclass(thing, Enum) or getattr(thing, "_is_protocol", False))):
+    """Remove the signatures of classes that users do not call, and the defaults that a factory makes."""
+    if what == "class" and (
+        thing.__name__ in NOT_CALLED or issubclass(thing, Enum) or getattr(thing, "_is_protocol", False)
+    ):
         return "", None
     return signature and (signature.replace("NOTHING", "..."), returns)
 
 
 def _read(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Leave out the references to the service's contract: they are for those who read the source."""
+    """Remove the references to the API contract: they are for readers of the source."""
     text = "\n".join(lines)
     lines[:] = re.sub(
         r" *\(contract [\d, and]+\)|: contract [\d, and]+(?=\))| *\bContract [\d, and]+\.", "", text
@@ -67,7 +69,7 @@ def _read(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[
 
 
 def setup(app: Any) -> None:
-    """Tell Sphinx of the above."""
+    """Register the functions above with Sphinx."""
     app.connect("missing-reference", _link)
     app.connect("autodoc-process-signature", _sign)
     app.connect("autodoc-process-docstring", _read)

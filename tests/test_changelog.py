@@ -14,13 +14,13 @@ DOTTED = re.compile(r"`(knouds(?:_async)?(?:\.\w+)+)(?:\([^`]*\))?`")
 
 
 def _sections() -> dict[str, str]:
-    """Give what is said of each release, by its heading."""
+    """Return the text of each release, by its heading."""
     _, *parts = re.split(r"^## (.+)$", CHANGELOG, flags=re.MULTILINE)
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _entries() -> list[str]:
-    """Give all entries, each as one line."""
+    """Return all entries, each as one line."""
     found = re.findall(r"^- (.*(?:\n  .*)*)$", CHANGELOG, re.MULTILINE)
     return [re.sub(r"\s+", " ", entry) for entry in found]
 

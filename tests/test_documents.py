@@ -172,7 +172,7 @@ def test_unknown_submit_is_settled(fault: Fault, rows_shown: int, capsys: pytest
     ],
 )
 def test_unknown_submit_is_judged(fault: Fault, runs: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the docs do about an unknown submit sends nothing again, and tells what became of it."""
+    """What the docs do about an unknown submit sends nothing again, and says what became of it."""
     emulator = Emulator(tier="business", duration=45.0)
     emulator.faults.add(fault, route="POST /api/workflows/:slug/run", nth=2)
     _run_in_virtual_time("docs/how-it-works.md: Money", emulator, is_in_use=True)

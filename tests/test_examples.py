@@ -40,13 +40,13 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def emulator() -> Emulator:
-    """Give a service whose runs take half a second."""
+    """Return a service whose runs take half a second."""
     return Emulator(tier="business", duration=0.5)
 
 
 @contextmanager
 def on_a_port(app: Any) -> Iterator[str]:
-    """Serve an ASGI app with uvicorn on a free port of the loopback, in a thread of its own; give its URL."""
+    """Serve an ASGI app with uvicorn on a free port of the loopback, in a thread of its own; yield its URL."""
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -71,7 +71,7 @@ def service(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 
 @pytest.fixture
 def run_example(service: str, tmp_path: Path) -> RunExample:
-    """Give what runs an example in a process of its own, far from the checkout."""
+    """Return a function that runs an example in a process of its own, away from the checkout."""
 
     def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # noqa: S603
@@ -141,7 +141,7 @@ def test_every_example_is_run_here() -> None:
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS | APPS))
 def test_examples_readme_names_every_example(name: str) -> None:
-    """The examples' README tells of each example."""
+    """The examples' README lists each example."""
     assert f"({name})" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
 
 
@@ -208,7 +208,7 @@ async def _serve_aiohttp(app: web.Application, stack: AsyncExitStack) -> str:
 async def start_app(
     request: pytest.FixtureRequest, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[StartApp]:
-    """Give what starts one more process's worth of a web app on a port, and visits it."""
+    """Yield a function that starts another instance of a web app on a port, and returns a client for it."""
     monkeypatch.setattr(knouds_async, "AsyncKnouds", _load(OFTEN).Often)
     async with AsyncExitStack() as stack:
         servers = stack.enter_context(ExitStack())
@@ -257,7 +257,7 @@ async def test_app_shares_the_polls_of_its_visitors(start_app: StartApp, emulato
 
 
 async def test_app_finds_a_run_that_another_process_submitted(start_app: StartApp, emulator: Emulator) -> None:
-    """A second instance of the app gives the status and the result of a run that the first one submitted."""
+    """A second instance of the app returns the status and the result of a run that the first one submitted."""
     first, second = await start_app(), await start_app()
     run_id = await _submitted(first)
     assert (await second.get(f"/thumbnails/{run_id}")).json()["status"] == "processing"
