@@ -254,6 +254,25 @@ def test_documents_name_only_errors_that_exist(document: str) -> None:
     assert set(re.findall(r"\b[A-Z]\w+Error\b", text)) <= {*knouds_async.__all__, *vars(builtins), *own}
 
 
+def test_the_map_names_files_that_exist() -> None:
+    """Every file and folder in the contributing guide's map is there, in the folder it is listed under."""
+    guide, package = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), Path(knouds_async.__file__).parent
+    (drawn,) = re.findall(r"^## The map$(.*?)^## ", guide, re.MULTILINE | re.DOTALL)
+    folder, places = "", list[tuple[str, str]]()
+    for line in drawn.splitlines():
+        names = re.findall(r"(?<![\w*/])\w+(?:/\w*)*(?:/|\.py|\.json|\.md)(?!\w)", line)
+        folder = folder if line.startswith("  ") else (names or [""])[0]
+        places += [(folder, name) for name in names]
+    assert len(places) >= 40
+    roots = (package, ROOT)
+    lost = [
+        name
+        for folder, name in places
+        if not any((at / name).exists() or (at / folder / name).exists() for at in roots)
+    ]
+    assert lost == []
+
+
 @pytest.mark.parametrize("document", [*DOCUMENTS, "examples/README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_lead_somewhere(document: str) -> None:
     """Every relative link of a document leads to a file or folder that is there, and to a heading if it names one."""
