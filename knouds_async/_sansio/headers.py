@@ -12,7 +12,6 @@ from typing import Final
 
 from knouds_async._sansio import replies
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.values import UnreadableError
 from knouds_async._sansio.window import Reply
 
 READ: Final = (
@@ -79,25 +78,15 @@ def retry_after(answer: Answer, server_time: float | None) -> float | None:
     return reset - since if is_ahead and reset is not None and since is not None else None
 
 
-def is_own_refusal(answer: Answer) -> bool:
+def is_own_refusal(answer: Answer, *, is_cut: bool = False) -> bool:
     """Return whether a 429 is the service's own: by its JSON, or by the headers of the quota where that was cut short.
 
-    Gateways have such headers too (contract 6), so a body that came and is none of the service's is theirs.
+    Gateways have such headers too (contract 6), so a body that came whole has to be the service's.
     """
     told = ("x-ratelimit-limit", "x-ratelimit-remaining")
+    may_be_json = "json" in answer.headers.get("content-type", "json")
     has_quota = all(_whole(answer, name) is not None for name in told)
-    return replies.own_words(answer) is not None or (has_quota and _may_be_cut_json(answer))
-
-
-def _may_be_cut_json(answer: Answer) -> bool:
-    kind, body = answer.headers.get("content-type", "json"), answer.body.strip()
-    if "json" not in kind or body[:1] not in (b"", b"{"):
-        return False
-    try:
-        replies.parsed(body)
-    except UnreadableError:
-        return True
-    return False
+    return replies.own_words(answer) is not None or (is_cut and may_be_json and has_quota)
 
 
 def quota(answer: Answer, *, server_time: float | None) -> Reply:

@@ -161,7 +161,8 @@ def decide(
             return _unanswered(call, seen, so_far, retries, roll, part=part)
         case Garbled(status, seen_headers, seen, is_cut, part):
             if not 200 <= status < 300:  # the status alone says what happened
-                return _refused(call, Answer(status, seen_headers, b""), so_far, retries, roll, part=part)
+                answer = Answer(status, seen_headers, b"")
+                return _refused(call, answer, so_far, retries, roll, part=part, is_cut=True)
             if is_cut:
                 return _unanswered(call, seen, so_far, retries, roll, part=part)
             return _unreadable(call, status, f"the answer was {status}; {seen}", so_far, retries, roll, part=part)
@@ -209,9 +210,16 @@ def _unreadable(
 
 
 def _refused(
-    call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries, roll: float, *, part: bytes
+    call: Call[Any],
+    answer: Answer,
+    so_far: SoFar,
+    retries: Retries,
+    roll: float,
+    *,
+    part: bytes,
+    is_cut: bool = False,
 ) -> Done[Any] | Again | Requeue | Fail:
-    if answer.status == 429 and (call.pays_for is None or headers.is_own_refusal(answer)):
+    if answer.status == 429 and (call.pays_for is None or headers.is_own_refusal(answer, is_cut=is_cut)):
         return _limited(call, answer, so_far, retries)
     if call.pays_for is not None:
         return Fail(_refused_run(call, answer, so_far, part))
