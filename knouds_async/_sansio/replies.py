@@ -134,7 +134,7 @@ def execution(execution_id: str) -> Callable[[Answer], types.ExecutionState]:
 def _of(execution_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Refuse the body of another run; one that names none contradicts nothing."""
     named = body.get("executionId")
-    if named is not None and str(named).casefold() != execution_id.casefold():
+    if isinstance(named, str) and named.casefold() != execution_id.casefold():
         raise OtherAnswerError(f"it is of execution {names.shown(named)}, not of {execution_id!r}")
     return body
 
