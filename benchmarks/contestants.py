@@ -20,7 +20,7 @@ import pyrate_limiter
 from fixed_window_server import Answer, FixedWindowServer
 
 from knouds_async import Limiter, Secret, SharedLimiter
-from knouds_async._sansio.window import Reply, Ticket
+from knouds_async._sansio.window import Permit, QuotaHeaders
 
 __all__ = ["CONTESTANTS", "Contestant", "Make", "Oracle", "Ours", "OursShared", "Shared"]
 
@@ -52,7 +52,7 @@ class Contestant:
     async def acquire(self) -> Any:
         """Wait until one request may be sent."""
 
-    def answered(self, ticket: Any, answer: Answer) -> None:
+    def answered(self, permit: Any, answer: Answer) -> None:
         """Read an answer."""
 
 
@@ -71,13 +71,13 @@ class Ours(Contestant):
         """Return a limiter of this process alone."""
         return Limiter(tier, share=share)
 
-    async def acquire(self) -> Ticket:
+    async def acquire(self) -> Permit:
         """Wait in the queue."""
         return await self.limiter.acquire(ROUTE)
 
-    def answered(self, ticket: Any, answer: Answer) -> None:
+    def answered(self, permit: Any, answer: Answer) -> None:
         """Learn."""
-        reply = Reply(
+        reply = QuotaHeaders(
             refused=answer.refused,
             succeeded=not answer.refused,
             limit=answer.limit,
@@ -85,7 +85,7 @@ class Ours(Contestant):
             reset=answer.reset,
             retry_after=answer.retry_after,
         )
-        self.limiter.answered(ROUTE, ticket, reply, answer.date)
+        self.limiter.on_response(ROUTE, permit, reply, answer.date)
 
 
 class OursShared(Ours):

@@ -21,8 +21,8 @@ from contestants import CONTESTANTS, Oracle
 from rate_limit_scenarios import SCENARIOS, Scenario
 from rate_limit_simulation import Outcome, simulate
 
-from knouds_async._sansio.clock import ServerClock
-from knouds_async._sansio.window import Go, Reply, answered, take, unknown
+from knouds_async._sansio.clock import ClockBounds
+from knouds_async._sansio.window import Granted, QuotaHeaders, new_window, on_response, try_acquire
 
 
 def row(scenario: Scenario, name: str, seeds: range, oracle: list[Outcome]) -> bool:
@@ -68,21 +68,21 @@ def table(scenario: Scenario, names: tuple[str, ...], seeds: range) -> bool:
 
 def cost(spread: float, in_flight: int = 2000, pairs: int = 20_000) -> float:
     """Measure the CPU microseconds of a `take` and an `answered`, with so many in flight, sent within `spread` s."""
-    clock = ServerClock().heard(1000.0, 0.0, 0.1)
-    window, turn = take(unknown(10**6), 0.0)
-    assert isinstance(turn, Go)
-    window = answered(window, 0.1, turn.ticket, Reply(limit=10**6, remaining=10**6, reset=9000.0), clock)
-    tickets, now, began = [], 0.1, 0.0
+    clock = ClockBounds().update(1000.0, 0.0, 0.1)
+    window, decision = try_acquire(new_window(10**6), 0.0)
+    assert isinstance(decision, Granted)
+    window = on_response(window, 0.1, decision.permit, QuotaHeaders(limit=10**6, remaining=10**6, reset=9000.0), clock)
+    permits, now, began = [], 0.1, 0.0
     for at in range(in_flight + pairs):
         if at == in_flight:
             began = time.process_time()
         now += spread / in_flight
-        window, turn = take(window, now)
-        assert isinstance(turn, Go)
-        tickets.append(turn.ticket)
+        window, decision = try_acquire(window, now)
+        assert isinstance(decision, Granted)
+        permits.append(decision.permit)
         if at >= in_flight:
-            told = Reply(limit=10**6, remaining=10**6 - at + in_flight, reset=9000.0)
-            window = answered(window, now, tickets[at - in_flight], told, clock)
+            told = QuotaHeaders(limit=10**6, remaining=10**6 - at + in_flight, reset=9000.0)
+            window = on_response(window, now, permits[at - in_flight], told, clock)
     return (time.process_time() - began) / pairs * 1e6
 
 

@@ -148,12 +148,12 @@ class Process:
                 self.news.clear()
                 await self.news.wait()
             job = self.waiting.popleft()
-            ticket = await self.contestant.acquire()
+            permit = await self.contestant.acquire()
             self.in_flight += 1
             self.simulation.shared.on_the_way += 1
-            tasks.create_task(self._exchange(job, ticket))
+            tasks.create_task(self._exchange(job, permit))
 
-    async def _exchange(self, job: int, ticket: object) -> None:
+    async def _exchange(self, job: int, permit: object) -> None:
         """Make a round trip; a refused job returns to the front of the queue."""
         sim = self.simulation
         await asyncio.sleep(sim.trip())
@@ -162,7 +162,7 @@ class Process:
         answer = attrs.evolve(answer, date=math.floor(sim.loop.time() + service + sim.server.epoch))
         await asyncio.sleep(service + sim.trip())
         self.in_flight -= 1
-        self.contestant.answered(ticket, answer)
+        self.contestant.answered(permit, answer)
         if answer.refused:
             sim.refused += 1
             if self.contestant.pauses:

@@ -32,7 +32,7 @@ import attrs
 from fixed_window_server import FixedWindowServer
 
 from knouds_async import AsyncKnouds, Limiter, SharedLimiter
-from knouds_async._io.limiter_store import Store
+from knouds_async._io.limiter_store import LimiterFile
 
 TIERS: Final = {100: "pro", 1000: "business"}
 PROCESSES: Final = multiprocessing.get_context("spawn")
@@ -108,9 +108,9 @@ class Stopwatch:
     """Times the transactions of this process, in CPU seconds; the event loop stands still for each."""
 
     def __init__(self) -> None:
-        """Wrap `Store.trade`."""
+        """Wrap `LimiterFile.report_and_lease`."""
         self.seconds: list[float] = []
-        trade = Store.trade
+        trade = LimiterFile.report_and_lease
 
         def timed(*args: Any) -> Any:
             began = time.thread_time()
@@ -119,7 +119,7 @@ class Stopwatch:
             finally:
                 self.seconds.append(time.thread_time() - began)
 
-        Store.trade = timed  # type: ignore[method-assign, assignment]
+        LimiterFile.report_and_lease = timed  # type: ignore[method-assign, assignment]
 
 
 def submit(

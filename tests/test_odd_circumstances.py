@@ -27,7 +27,7 @@ from knouds_async import (
     SubmissionUnknownError,
     Workflow,
 )
-from knouds_async._sansio.window import Reply, Ticket
+from knouds_async._sansio.window import Permit, QuotaHeaders
 from knouds_async.testing import Emulator, EmulatorTransport, faults
 
 SLUG = "my-thumbnail-pipeline"
@@ -44,7 +44,7 @@ def scripted(answer: Callable[[httpx.Request], httpx.Response], **options: Any) 
 class _BrokenBooks(Limiter):
     """A limiter whose books cannot be kept."""
 
-    def answered(self, route: str, ticket: Ticket, reply: Reply, date: float | None) -> None:
+    def on_response(self, route: str, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:
         raise OSError("disk full")
 
 

@@ -32,7 +32,7 @@ class ServiceTime:
         """Take in the `Date` (epoch seconds) of an answer of the service's own; None where it has none to go by."""
         self._is_wanted = False
         if date is not None:
-            self._clock = self._clock.heard(date, sent, read_clocks(anyio.current_time()))
+            self._clock = self._clock.update(date, sent, read_clocks(anyio.current_time()))
 
     def moment(self, at: Reading | None = None) -> Moment:
         """Return a moment, this one by default, dated as certainly as it can be by now."""

@@ -22,7 +22,7 @@ import httpx
 
 from knouds_async._io.http import own_client
 from knouds_async._io.lent import errors, httpx_of
-from knouds_async._io.slots import Slots
+from knouds_async._io.slots import FIFOLimiter
 from knouds_async._io.target_file import TargetFile
 from knouds_async._io.uninterrupted import in_thread
 from knouds_async._sansio import files
@@ -66,17 +66,17 @@ class Fetcher:
         self._http = http
         self._ssl_context = ssl_context
         self._own: httpx.AsyncClient | None = None
-        self._line = Slots(_CONNECTIONS)
+        self._slots = FIFOLimiter(_CONNECTIONS)
 
     async def fetch(self, hosts: Hosts, wanted: Wanted, folder: Path, *, overwrite: bool) -> Path:
         """Fetch a file and give its path; DownloadError for what goes wrong. Cancelled or failed: nothing is left."""
         http = self._client(hosts, wanted)
-        if not self._line.take_now():
-            await self._line.take()
+        if not self._slots.try_acquire():
+            await self._slots.acquire()
         try:
             return await self._saved(http, hosts, wanted, folder, overwrite=overwrite)
         finally:
-            self._line.give_back()
+            self._slots.release()
 
     async def _saved(
         self, http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, folder: Path, *, overwrite: bool

@@ -88,7 +88,7 @@ class Exchange:
 
     def limit(self, call: Call[Any], total: float | None) -> float:
         """Return the seconds that an exchange may take in all."""
-        limit: float = getattr(self._timeouts, call.patience.value) if total is None else total
+        limit: float = getattr(self._timeouts, call.timeout_kind.value) if total is None else total
         return limit
 
     def longest_queue(self, call: Call[Any], total: float | None) -> float:

@@ -1,7 +1,7 @@
-"""The file of a SharedLimiter: an SQLite database with a row per account and route. The mathematics is `lease`.
+"""The file of a SharedLimiter: an SQLite database with a row per account and route. The arithmetic is `lease`.
 
-Rule of the file: a transaction is short and never waited for, and trouble with the file never stops a request: what is
-believed is then kept in memory, and the file is tried again later.
+A transaction is short and never waited for, and a file that fails never stops a request: the windows are then kept in
+memory, and the file is tried again later.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from knouds_async._sansio import lease as leases
-from knouds_async._sansio.lease import Lease, Mirror, Report
-from knouds_async._sansio.window import Wait
+from knouds_async._sansio.lease import Lease, PermitReport, SharedWindow
+from knouds_async._sansio.window import RetryAt
 from knouds_async.config import Secret
 from knouds_async.errors import ConfigurationError
 
@@ -35,8 +35,8 @@ _AGAIN: Final = 10.0  # seconds until an unusable file is tried again
 logger = logging.getLogger("knouds_async")
 
 
-class Store:
-    """One file, as this process sees it. Works in any number of threads, and in a forked child."""
+class LimiterFile:
+    """The file of one SharedLimiter in this process. Works in any number of threads, and in a forked child."""
 
     def __init__(self, path: Path, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         """Open the file, or make it; ConfigurationError if it is not one of ours. `clock`: the time that all share."""
@@ -45,8 +45,8 @@ class Store:
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._abandoned: list[sqlite3.Connection] = []  # of a parent process: closing them here would break its locks
-        self._in_memory: dict[str, Mirror] = {}
-        self._unusable_until = self._held_since = -math.inf
+        self._in_memory: dict[str, SharedWindow] = {}
+        self._unusable_until = self._locked_since = -math.inf
         self._salt = b""
         self._inode: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
@@ -58,62 +58,62 @@ class Store:
         if connection is not None and self._owner == os.getpid():
             connection.close()
 
-    def trade(
-        self, key: Secret, route: str, believed: Mirror, now: float, reports: Sequence[Report], want: int
-    ) -> tuple[Mirror, Lease | Wait] | None:
-        """Trade in one transaction; None when another process holds the file at this moment.
+    def report_and_lease(
+        self, key: Secret, route: str, fallback: SharedWindow, now: float, reports: Sequence[PermitReport], want: int
+    ) -> tuple[SharedWindow, Lease | RetryAt] | None:
+        """Report and lease in one transaction; None when another process has the file locked at this moment.
 
-        `believed` counts where the file holds nothing for that account and route, or cannot be used.
+        `fallback` counts where the file holds nothing for that account and route, or cannot be used.
         """
         import sqlite3
 
-        self._notice_fork()
+        self._reset_after_fork()
         with self._lock:
             if now >= self._unusable_until:
                 try:
-                    traded = self._trade(key, route, believed, now, reports, want)
+                    leased = self._report_and_lease(key, route, fallback, now, reports, want)
                 except (sqlite3.Error, OSError, ConfigurationError) as error:
-                    if _is_held(error) and not self._is_stuck(now):
+                    if _is_locked(error) and not self._is_stuck(now):
                         return None
                     self._give_up(error, now)
                 else:
                     self._in_memory.clear()
-                    self._unusable_until = self._held_since = -math.inf
-                    return traded
+                    self._unusable_until = self._locked_since = -math.inf
+                    return leased
             name = self._name(key, route)
-            mirror, lot = leases.trade(self._in_memory.get(name, believed), now, reports, want)
-            self._in_memory[name] = mirror
-            return mirror, lot
+            shared, lease = leases.report_and_lease(self._in_memory.get(name, fallback), now, reports, want)
+            self._in_memory[name] = shared
+            return shared, lease
 
-    def _trade(
-        self, key: Secret, route: str, believed: Mirror, now: float, reports: Sequence[Report], want: int
-    ) -> tuple[Mirror, Lease | Wait]:
+    def _report_and_lease(
+        self, key: Secret, route: str, fallback: SharedWindow, now: float, reports: Sequence[PermitReport], want: int
+    ) -> tuple[SharedWindow, Lease | RetryAt]:
         connection = self._open()
         name = self._name(key, route)
         try:
             connection.execute("BEGIN IMMEDIATE")
-            mirror, lot = leases.trade(self._read(connection, name, now) or believed, now, reports, want)
-            row = (name, json.dumps(leases.to_plain(mirror)), now, self._wall())
+            shared, lease = leases.report_and_lease(self._read(connection, name, now) or fallback, now, reports, want)
+            row = (name, json.dumps(leases.to_plain(shared)), now, self._wall())
             connection.execute("INSERT OR REPLACE INTO mirror VALUES (?, ?, ?, ?)", row)
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        return mirror, lot
+        return shared, lease
 
-    def _read(self, connection: sqlite3.Connection, name: str, now: float) -> Mirror | None:
-        """Read a mirror; one that was written before the machine restarted is of no use, its times mean nothing."""
+    def _read(self, connection: sqlite3.Connection, name: str, now: float) -> SharedWindow | None:
+        """Return a shared window; None for one from before the machine restarted, whose times mean nothing."""
         found = connection.execute("SELECT state, at, wall FROM mirror WHERE name = ?", (name,)).fetchone()
         if found is None or abs((self._wall() - found[2]) - (now - found[1])) > _LEAP:
             return None
         return leases.from_plain(json.loads(found[0]))
 
     def _name(self, key: Secret, route: str) -> str:
-        """Name a route of a key's account, so that the name tells nothing of the key."""
+        """Return the name of a route of a key's account; it tells nothing of the key."""
         return f"{hmac.new(self._salt, key.reveal().encode(), hashlib.sha256).hexdigest()[:32]} {route}"
 
-    def _notice_fork(self) -> None:
-        """Begin anew in a forked child: the lock may have been held by a thread that is not there any more."""
+    def _reset_after_fork(self) -> None:
+        """Start anew in a forked child: the lock may have been held by a thread that is not there any more."""
         if self._owner != os.getpid():
             self._owner, self._lock = os.getpid(), threading.Lock()
             if self._connection is not None:
@@ -121,7 +121,7 @@ class Store:
             self._connection = None
 
     def _open(self) -> sqlite3.Connection:
-        """Give the connection to the file that is at the path now: it may have been removed, and made anew."""
+        """Return the connection to the file that is at the path now: it may have been removed, and created anew."""
         if self._connection is not None and _inode(self._path) == self._inode:
             return self._connection
         return self._connect()
@@ -135,19 +135,19 @@ class Store:
         return connection
 
     def _is_stuck(self, now: float) -> bool:
-        """Tell whether the file has been held for so long that its holder will hardly go on."""
-        if self._held_since == -math.inf:
-            self._held_since = now
-        return now > self._held_since + _STUCK
+        """Return whether the file has been locked for so long that its holder will hardly continue."""
+        if self._locked_since == -math.inf:
+            self._locked_since = now
+        return now > self._locked_since + _STUCK
 
     def _give_up(self, error: Exception, now: float) -> None:
-        """Go on without the file for a while: the quota is then shared blindly, which costs no more than some 429s."""
+        """Continue without the file for a while: the quota is then shared blindly, which costs some 429s at most."""
         if self._unusable_until == -math.inf:
-            logger.warning("the limiter's file %s cannot be used, going on without it: %s", self._path, error)
-        self._unusable_until, self._held_since = now + _AGAIN, -math.inf
+            logger.warning("the limiter's file %s cannot be used, continuing without it: %s", self._path, error)
+        self._unusable_until, self._locked_since = now + _AGAIN, -math.inf
 
 
-def _is_held(error: Exception) -> bool:
+def _is_locked(error: Exception) -> bool:
     return "locked" in str(error)
 
 
@@ -160,7 +160,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _connected(path: Path) -> tuple[sqlite3.Connection, bytes]:
-    """Open or make the file, and give its salt. It need not survive a power cut: what it holds is soon learned anew."""
+    """Open or create the file, and return its salt. It need not survive a power cut: it is soon learned anew."""
     import sqlite3
 
     try:
@@ -180,7 +180,7 @@ def _connected(path: Path) -> tuple[sqlite3.Connection, bytes]:
 
 
 def _prepared(connection: sqlite3.Connection) -> bytes:
-    """Make the tables in an empty file, and give the salt; refuse one with anything else in it."""
+    """Create the tables in an empty file, and return the salt; refuse one with anything else in it."""
     import sqlite3
 
     connection.execute("BEGIN IMMEDIATE")

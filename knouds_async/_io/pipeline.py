@@ -23,17 +23,17 @@ from knouds_async._io.clocks import ServiceTime, read_clocks
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.sent import SentTrace
-from knouds_async._io.slots import Slots
+from knouds_async._io.slots import FIFOLimiter
 from knouds_async._io.uninterrupted import CutShort, Finished, uninterrupted
 from knouds_async._io.witness import Witness, refuse_stale, tell
 from knouds_async._sansio import calls, headers, replies, retry
-from knouds_async._sansio.calls import Call, Patience
+from knouds_async._sansio.calls import Call, TimeoutKind
 from knouds_async._sansio.clock import UNDATED, Moment, Reading
 from knouds_async._sansio.given import Given
 from knouds_async._sansio.reconcile import LostSubmit, RecentRuns
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered
-from knouds_async._sansio.window import Ticket
+from knouds_async._sansio.window import Permit
 from knouds_async.config import Retries
 from knouds_async.errors import (
     APIError,
@@ -75,7 +75,7 @@ class Pipeline:
         self._exchange = exchange
         self._limiter = limiter
         self._retries = retries
-        self._connections = Slots(connections)
+        self._connections = FIFOLimiter(connections)
         self._home = HomeLoop()
         self.time: Final = ServiceTime()
         self.recent: Final = RecentRuns()
@@ -93,11 +93,11 @@ class Pipeline:
         Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
         submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
         """
-        attempts, spent, at_head, was_sent, terms = 0, 0.0, False, False, _Terms(total, witness)
+        attempts, spent, front, was_sent, terms = 0, 0.0, False, False, _Terms(total, witness)
         while True:
             if call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
                 await anyio.lowlevel.checkpoint_if_cancelled()
-            turn = await self._turn(call, total, at_head=at_head)
+            turn = await self._turn(call, total, front=front)
             attempts, began = attempts + 1, anyio.current_time()
             sent = read_clocks(began) if call.pays_for is not None or self.time.is_due(began) else None
             since = UNDATED if sent is None else self.time.moment(sent)
@@ -122,33 +122,33 @@ class Pipeline:
                 case Fail(error):
                     raise error
                 case Requeue():  # nor does it spend the budget
-                    attempts, at_head = attempts - 1, True
+                    attempts, front = attempts - 1, True
                 case Again(after):
                     was_sent = was_sent or not isinstance(finished.value, NotSent)
                     logger.debug("%s again in %.2f s", call.route, after)
                     await anyio.sleep(after)
                     spent += took + after
 
-    async def _turn(self, call: Call[Any], total: float | None, *, at_head: bool) -> Ticket | NotSent:
+    async def _turn(self, call: Call[Any], total: float | None, *, front: bool) -> Permit | NotSent:
         """Wait for a turn, and then for one of our connections; closing the client ends the wait."""
         self._check_open()
-        ticket = self._limiter.take_now(call.route)
-        if ticket is not None and self._connections.take_now():
-            return ticket
+        permit = self._limiter.try_acquire(call.route)
+        if permit is not None and self._connections.try_acquire():
+            return permit
         with anyio.CancelScope() as scope:
             self._in_line.add(scope)
             try:
-                ticket = ticket or await self._acquire(call, at_head=at_head)
-                return ticket if self._connections.take_now() else await self._connection(call, ticket, total)
+                permit = permit or await self._acquire(call, front=front)
+                return permit if self._connections.try_acquire() else await self._connection(call, permit, total)
             finally:
                 self._in_line.discard(scope)
         self._check_open()
         raise AssertionError("only closing cancels this scope")
 
-    async def _acquire(self, call: Call[Any], *, at_head: bool) -> Ticket:
-        return await self._limiter.acquire(call.route, call.lane, at_head=at_head, longest=self._retries.longest)
+    async def _acquire(self, call: Call[Any], *, front: bool) -> Permit:
+        return await self._limiter.acquire(call.route, call.priority, front=front, max_pause=self._retries.longest)
 
-    async def _connection(self, call: Call[Any], ticket: Ticket, total: float | None) -> Ticket | NotSent:
+    async def _connection(self, call: Call[Any], permit: Permit, total: float | None) -> Permit | NotSent:
         """Wait until one of our connections is free: a queue like the limiter's, that can be left at no cost.
 
         So it is no part of the exchange, which has a time of its own and, when it is paid, cannot be cut. Turns do
@@ -157,23 +157,23 @@ class Pipeline:
         began, longest = anyio.current_time(), self._exchange.longest_queue(call, total)
         try:
             with anyio.fail_after(longest):
-                await self._connections.take()
+                await self._connections.acquire()
         except BaseException as stop:
-            self._limiter.returned(call.route, ticket)
+            self._limiter.release(call.route, permit)
             if isinstance(stop, TimeoutError):
                 return NotSent(f"no connection became free within {longest:g} s")
             raise
         if anyio.current_time() < began + _STALE:
-            return ticket
-        self._limiter.returned(call.route, ticket)
+            return permit
+        self._limiter.release(call.route, permit)
         try:
-            return await self._acquire(call, at_head=True)
+            return await self._acquire(call, front=True)
         except BaseException:
-            self._connections.give_back()
+            self._connections.release()
             raise
 
     async def _finish(
-        self, call: Call[Any], turn: Ticket | NotSent, sent_at: datetime, terms: _Terms
+        self, call: Call[Any], turn: Permit | NotSent, sent_at: datetime, terms: _Terms
     ) -> Finished[Outcome]:
         """Make one attempt, and free its connection."""
         if isinstance(turn, NotSent):
@@ -181,15 +181,15 @@ class Pipeline:
         try:
             return await self._uncut(call, turn, sent_at, terms)
         finally:
-            self._exchange.release(self._connections.give_back)
+            self._exchange.release(self._connections.release)
 
-    async def _uncut(self, call: Call[Any], ticket: Ticket, sent_at: datetime, terms: _Terms) -> Finished[Outcome]:
+    async def _uncut(self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms) -> Finished[Outcome]:
         """Attempt a submit in a task of its own, so that no cancellation cuts it before its id is read."""
-        if call.patience is not Patience.SUBMIT:
-            return Finished(await self._witnessed(call, ticket, sent_at, terms), None)
+        if call.timeout_kind is not TimeoutKind.SUBMIT:
+            return Finished(await self._witnessed(call, permit, sent_at, terms), None)
         self._paid_out += 1
         try:
-            return await uninterrupted(lambda: self._witnessed(call, ticket, sent_at, terms))
+            return await uninterrupted(lambda: self._witnessed(call, permit, sent_at, terms))
         except CutShort:
             return Finished(Unanswered("the request was cancelled from elsewhere"), None)
         finally:
@@ -197,39 +197,39 @@ class Pipeline:
             if self._paid_out == 0 and self._all_in is not None:
                 self._all_in.set()
 
-    async def _witnessed(self, call: Call[Any], ticket: Ticket, sent_at: datetime, terms: _Terms) -> Outcome:
+    async def _witnessed(self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms) -> Outcome:
         trace = SentTrace()
         if terms.witness is not None:
             try:
                 claimed = await terms.witness.leaving(sent_at)
             except BaseException:
-                self._limiter.returned(call.route, ticket)
+                self._limiter.release(call.route, permit)
                 raise
             trace = SentTrace(None if claimed is None else partial(refuse_stale, claimed))
-        return await self._attempt(call, ticket, sent_at, terms.total, trace)
+        return await self._attempt(call, permit, sent_at, terms.total, trace)
 
     async def _attempt(
-        self, call: Call[Any], ticket: Ticket, sent_at: datetime, total: float | None, trace: SentTrace
+        self, call: Call[Any], permit: Permit, sent_at: datetime, total: float | None, trace: SentTrace
     ) -> Outcome:
         try:
             outcome = await self._exchange.attempt(call, trace, total=total)
         except BaseException:
-            self._cut(call, ticket, trace, sent_at)
+            self._cut(call, permit, trace, sent_at)
             raise
         try:
-            self._learn(call, ticket, outcome)
+            self._learn(call, permit, outcome)
         except Exception:
             logger.warning("the answer of %s could not be taken into account by the limiter", call.route, exc_info=True)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s %s", call.route, _described(outcome))
         return outcome
 
-    def _cut(self, call: Call[Any], ticket: Ticket, trace: SentTrace, sent_at: datetime) -> None:
+    def _cut(self, call: Call[Any], permit: Permit, trace: SentTrace, sent_at: datetime) -> None:
         """Account for an attempt that was cancelled: a paid one that may have left is reported as unknown."""
         if not trace.may_have_been_sent(None, transport_is_known=True):
-            self._limiter.returned(call.route, ticket)
+            self._limiter.release(call.route, permit)
             return
-        self._limiter.lost(call.route, ticket)
+        self._limiter.mark_unanswered(call.route, permit)
         if call.pays_for is not None:
             logger.warning(
                 "a run of %s was sent at %s and cancelled before its answer: it may have run and been charged; "
@@ -238,16 +238,16 @@ class Pipeline:
                 sent_at.isoformat(),
             )
 
-    def _learn(self, call: Call[Any], ticket: Ticket, outcome: Outcome) -> None:
+    def _learn(self, call: Call[Any], permit: Permit, outcome: Outcome) -> None:
         if isinstance(outcome, NotSent):
-            self._limiter.returned(call.route, ticket)
+            self._limiter.release(call.route, permit)
         elif isinstance(outcome, (Answer, Garbled)):
             answer = outcome if isinstance(outcome, Answer) else Answer(outcome.status, outcome.headers, b"")
             server_time = self._limiter.server_time(anyio.current_time()) if answer.status == headers.REFUSED else None
             reply = headers.quota(answer, server_time=server_time)
-            self._limiter.answered(call.route, ticket, reply, headers.http_date(outcome.headers.get("date")))
+            self._limiter.on_response(call.route, permit, reply, headers.http_date(outcome.headers.get("date")))
         else:
-            self._limiter.lost(call.route, ticket)
+            self._limiter.mark_unanswered(call.route, permit)
 
     def _decide(
         self, call: Call[T], outcome: Outcome, so_far: SoFar, sent: Reading | None, terms: _Terms
@@ -270,14 +270,14 @@ class Pipeline:
         if call.pays_for is None:
             return UNDATED
         until = self.time.moment()
-        if call.patience is not Patience.RUN or until.latest is None or since.latest is None:
+        if call.timeout_kind is not TimeoutKind.RUN or until.latest is None or since.latest is None:
             return until
         return attrs.evolve(until, latest=max(until.latest, since.latest + self._exchange.limit(call, total)))
 
     def _remember(self, call: Call[Any], decision: object, sent: Reading, total: float | None) -> None:
         """Remember what was lost, so that it can be dated also by what is heard later."""
         if isinstance(decision, Fail) and isinstance(error := decision.error, SubmissionUnknownError):
-            lasts = self._exchange.limit(call, total) if call.patience is Patience.RUN else 0.0
+            lasts = self._exchange.limit(call, total) if call.timeout_kind is TimeoutKind.RUN else 0.0
             until = read_clocks(anyio.current_time())
             self.recent.lose(
                 LostSubmit(target=error.target, sent_at=error.sent_at, since=sent, until=until, lasts=lasts)

@@ -1,6 +1,6 @@
-"""SharedLimiter: one quota for several processes on one machine, kept in an SQLite file. What users hold.
+"""SharedLimiter: one quota for several processes on one machine, kept in an SQLite file. The class users create.
 
-Rule of the file: what reads and writes the file is loaded with the first SharedLimiter, not with the package.
+What reads and writes the file is loaded with the first SharedLimiter, not with the package.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from knouds_async.config import Secret
 class SharedLimiter:
     """A rate limiter that every process of this machine may use at once, through one file.
 
-    `path`: the file; it is made with mode 0600, and the API key is never in it. `tier`, `share`, `max_wait`: as of
+    `path`: the file; it is created with mode 0600, and the API key is never in it. `tier`, `share`, `max_wait`: as of
     `Limiter`. `clock`: seconds that all of them agree on; only needed where time is virtual, instead of the machine's.
-    Turns are leased in small lots, so that ten requests cost about one transaction; a process that crashes loses its
-    lot at most. Works across fork and spawn, threads and event loops; pickled, it opens the same file again.
+    Permits are leased a few at once, so that ten requests cost about one transaction; a process that crashes loses one
+    lease at most. Works across fork and spawn, threads and event loops; pickled, it opens the same file again.
 
-    A file that is not one of ours raises ConfigurationError and is left as it is. One that is removed later is made
-    anew, and one that cannot be used any more is done without, with a warning, and tried again.
+    A file that is not one of ours raises ConfigurationError and is left as it is. One that is removed later is
+    created anew; without one that cannot be used any more the limiter continues, with a warning, and tries it again.
     """
 
     def __init__(
@@ -36,19 +36,19 @@ class SharedLimiter:
         clock: Callable[[], float] | None = None,
     ) -> None:
         """Open the file, or make it."""
-        from knouds_async._io.limiter_store import Store
+        from knouds_async._io.limiter_store import LimiterFile
 
         Limiter(tier, share=share, max_wait=max_wait)  # checks
         self._tier, self._share, self._max_wait = tier, share, max_wait
         self._path, self._virtual = Path(path), clock
-        self._store = Store(self._path, clock or time.monotonic, clock or time.time)
+        self._file = LimiterFile(self._path, clock or time.monotonic, clock or time.time)
 
     def for_key(self, key: Secret) -> Limiter:
-        """Give the limiter of a key's account."""
+        """Return the limiter of a key's account."""
         from knouds_async._io.leases import LeasedLimiter
 
         limiter = LeasedLimiter(self._tier, share=self._share, max_wait=self._max_wait)
-        limiter.join(self._store, key)
+        limiter.join(self._file, key)
         return limiter
 
     def __reduce__(self) -> tuple[object, ...]:

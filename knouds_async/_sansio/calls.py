@@ -23,14 +23,14 @@ T = TypeVar("T")
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 
 
-class Lane(IntEnum):
-    """Who goes first where a route is shared: ends of runs free resources, submits take them."""
+class Priority(IntEnum):
+    """Which request goes first where a route is shared: polls and cancels free resources, submits take them."""
 
     STATUS = 0
     SUBMIT = 1
 
 
-class Patience(Enum):
+class TimeoutKind(Enum):
     """Which of the caller's `Timeouts` bounds the whole exchange."""
 
     TOTAL = "total"
@@ -54,8 +54,8 @@ class Call(Generic[T]):
     repeatable: bool = True
     pays_for: Target | None = None
     keyed: bool = True
-    lane: Lane = Lane.STATUS
-    patience: Patience = Patience.TOTAL
+    priority: Priority = Priority.STATUS
+    timeout_kind: TimeoutKind = TimeoutKind.TOTAL
 
     @property
     def request(self) -> str:
@@ -86,8 +86,8 @@ def _run(target: Target, inputs: Inputs, reads: Callable[[Answer], T], *, is_asy
         reads=reads,
         repeatable=False,
         pays_for=checked,
-        lane=Lane.SUBMIT,
-        patience=Patience.SUBMIT if is_async else Patience.RUN,
+        priority=Priority.SUBMIT,
+        timeout_kind=TimeoutKind.SUBMIT if is_async else TimeoutKind.RUN,
     )
 
 

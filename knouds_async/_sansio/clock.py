@@ -11,7 +11,7 @@ from typing import Final
 
 import attrs
 
-__all__ = ["UNDATED", "Moment", "Reading", "ServerClock", "ServiceClock"]
+__all__ = ["UNDATED", "ClockBounds", "Moment", "Reading", "ServiceClock"]
 
 DRIFT: Final = 1e-4
 """Seconds by which two clocks can part in a second: about ten times what common crystals do."""
@@ -24,7 +24,7 @@ COARSE: Final = 2.0
 
 
 @attrs.frozen
-class ServerClock:
+class ClockBounds:
     """Bounds on (server epoch seconds - local monotonic seconds); a new value for every answer heard (contract 6)."""
 
     lo: float = -math.inf
@@ -36,7 +36,7 @@ class ServerClock:
         """Tell whether any `Date` header has been heard."""
         return self.lo > -math.inf
 
-    def heard(self, date: float, sent: float, answered: float) -> ServerClock:
+    def update(self, date: float, sent: float, answered: float) -> ClockBounds:
         """Take in a `Date` header (whole epoch seconds, cut) of an answer to a request `sent` and `answered` then.
 
         The server wrote it between those two local moments, so the difference is in [date - answered, date + 1 - sent].
@@ -47,11 +47,11 @@ class ServerClock:
         drift = DRIFT * max(0.0, answered - self.at) if self.known else 0.0
         both_lo, both_hi = max(lo, self.lo - drift), min(hi, self.hi + drift)
         if both_lo > both_hi:
-            return ServerClock(lo, hi, answered)
-        return ServerClock(both_lo, both_hi, answered)
+            return ClockBounds(lo, hi, answered)
+        return ClockBounds(both_lo, both_hi, answered)
 
     @property
-    def turn(self) -> float | None:
+    def next_second(self) -> float | None:
         """Give a local moment at which, by the middle of the bounds, one of the server's seconds begins.
 
         The `Date` of a request sent then halves the bounds. None while that is not worth it, or not to be had.
@@ -130,10 +130,10 @@ UNDATED: Final = Moment(wall=0.0)
 class ServiceClock:
     """What was heard of the service's clock, for proofs: nothing from caches, nothing old, nothing after a jump."""
 
-    bounds: ServerClock = ServerClock()
+    bounds: ClockBounds = ClockBounds()
     heard_at: Reading | None = None
 
-    def heard(self, date: float, sent: Reading, answered: Reading) -> ServiceClock:
+    def update(self, date: float, sent: Reading, answered: Reading) -> ServiceClock:
         """Take in the `Date` (epoch seconds) of an answer of the service's own; a jump meanwhile makes it worthless.
 
         A date that contradicts what is known may come from a cache, or what is known may: then both bound the clock.
@@ -143,11 +143,11 @@ class ServiceClock:
         lo, hi = date - answered.loop, date + 1 - sent.loop
         known = self._bounds(answered)
         if known is None:
-            return ServiceClock(ServerClock(lo, hi, answered.loop), answered)
+            return ServiceClock(ClockBounds(lo, hi, answered.loop), answered)
         both_lo, both_hi = max(lo, known.lo), min(hi, known.hi)
         if both_lo > both_hi:
             both_lo, both_hi = min(lo, known.lo), max(hi, known.hi)
-        return ServiceClock(ServerClock(both_lo, both_hi, answered.loop), answered)
+        return ServiceClock(ClockBounds(both_lo, both_hi, answered.loop), answered)
 
     def moment(self, now: Reading) -> Moment:
         """Return what is known of the moment `now`, which may lie before the clock was heard."""
@@ -161,7 +161,7 @@ class ServiceClock:
             known="the service's clock was heard",
         )
 
-    def _bounds(self, now: Reading) -> ServerClock | None:
+    def _bounds(self, now: Reading) -> ClockBounds | None:
         """Return the bounds with the drift since they were heard; None when they date nothing any more."""
         at = self.heard_at
         if at is None or at.loop is None or now.loop is None or now.has_jumped_since(at):
@@ -170,7 +170,7 @@ class ServiceClock:
         if apart > RECENT:
             return None
         drift = DRIFT * apart
-        return ServerClock(self.bounds.lo - drift, self.bounds.hi + drift, now.loop)
+        return ClockBounds(self.bounds.lo - drift, self.bounds.hi + drift, now.loop)
 
     def _lost(self, now: Reading) -> str:
         at = self.heard_at

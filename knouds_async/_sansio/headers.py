@@ -12,7 +12,7 @@ from typing import Final
 
 from knouds_async._sansio import replies
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.window import Reply
+from knouds_async._sansio.window import QuotaHeaders
 
 READ: Final = (
     "age",
@@ -89,11 +89,11 @@ def is_own_refusal(answer: Answer, *, is_cut: bool = False) -> bool:
     return replies.own_words(answer) is not None or (is_cut and may_be_json and has_quota)
 
 
-def quota(answer: Answer, *, server_time: float | None) -> Reply:
+def quota(answer: Answer, *, server_time: float | None) -> QuotaHeaders:
     """Give what an answer says of its route's quota; only a refusal's wait counts, and a web page is no success."""
     is_refused = answer.status == REFUSED
     asked = retry_after(answer, server_time) if is_refused else None
-    return Reply(
+    return QuotaHeaders(
         refused=is_refused,
         succeeded=200 <= answer.status < 300 and "html" not in answer.headers.get("content-type", ""),
         limit=_whole(answer, "x-ratelimit-limit"),

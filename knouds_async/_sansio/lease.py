@@ -1,7 +1,7 @@
-"""Turns at one quota for several processes: what was learned is handed in, a small lot of turns is handed out. Pure.
+"""One quota for several processes: they report what became of permits, and lease a few new ones. Pure.
 
-Rule of the file: `Mirror` is the state that all share; its times are one clock's, the same for every process. A lot is
-to be used within `FRESH` seconds: the mirror counts it as sent when it is given, so that nobody else spends it again.
+`SharedWindow` is the state that all share; its times are one clock's, the same for every process. A lease is to be used
+within `LEASE_TIME` seconds: its permits count as sent when they are given, so that nobody else spends them again.
 """
 
 from __future__ import annotations
@@ -14,107 +14,109 @@ import attrs
 import cattrs
 
 from knouds_async._sansio import window as windows
-from knouds_async._sansio.clock import ServerClock
-from knouds_async._sansio.inflight import Slot
-from knouds_async._sansio.window import Reply, Ticket, Wait, Window
+from knouds_async._sansio.clock import ClockBounds
+from knouds_async._sansio.inflight import TimeBin
+from knouds_async._sansio.window import Permit, QuotaHeaders, RetryAt, Window
 
-FRESH: Final = 0.5
-LARGEST: Final = 10
-GLANCE: Final = 0.05  # seconds between two looks for another process's answer, at first
-STROLL: Final = 1.0  # seconds between two looks for anything else, at least
-PATIENCE: Final = 5.0  # seconds between two looks for an answer that is late, at most
+LEASE_TIME: Final = 0.5
+MOST_PERMITS: Final = 10
+FIRST_PAUSE: Final = 0.05  # seconds between two reads of the file for another process's response, at first
+IDLE_PAUSE: Final = 1.0  # seconds between two reads for anything else, at least
+LONGEST_PAUSE: Final = 5.0  # seconds between two reads for a response that is late, at most
 
 
 @attrs.frozen(kw_only=True)
-class Report:
-    """What became of a turn: answered, given back unused, or sent and lost; `at` when."""
+class PermitReport:
+    """What became of a permit: answered, released unused, or sent and unanswered; `at` when."""
 
-    ending: Literal["answered", "returned", "lost"]
-    ticket: Ticket
+    outcome: Literal["answered", "released", "unanswered"]
+    permit: Permit
     at: float
-    reply: Reply | None = None
+    reply: QuotaHeaders | None = None
     date: float | None = None
 
 
 @attrs.frozen
-class Mirror:
-    """What all processes of one account believe of one route."""
+class SharedWindow:
+    """What all processes of one account know of one route."""
 
     window: Window
-    clock: ServerClock = attrs.field(factory=ServerClock)
+    clock: ClockBounds = attrs.field(factory=ClockBounds)
 
 
 @attrs.frozen(kw_only=True)
 class Lease:
-    """Turns that may be used until `until`. `is_awaited`: others wait for their answers, so report those at once."""
+    """Permits that may be used until `until`. `is_awaited`: others wait for their responses: report them at once."""
 
-    tickets: tuple[Ticket, ...]
+    permits: tuple[Permit, ...]
     until: float
     is_awaited: bool
 
 
-def trade(mirror: Mirror, now: float, reports: Iterable[Report], want: int) -> tuple[Mirror, Lease | Wait]:
-    """Take in the reports, then give up to `want` turns, or say when to ask again; 0: only say when."""
+def report_and_lease(
+    shared: SharedWindow, now: float, reports: Iterable[PermitReport], want: int
+) -> tuple[SharedWindow, Lease | RetryAt]:
+    """Apply the reports, then return up to `want` permits, or when to ask again; 0: only when."""
     for report in reports:
-        mirror = _told(mirror, report)
-    window, tickets = mirror.window, list[Ticket]()
+        shared = _applied(shared, report)
+    window, permits = shared.window, list[Permit]()
     until = math.inf
-    while len(tickets) < min(want, LARGEST):
-        window, turn = windows.take(window, now, want - len(tickets))
-        if isinstance(turn, Wait):
-            until = turn.until
+    while len(permits) < min(want, MOST_PERMITS):
+        window, decision = windows.try_acquire(window, now, want - len(permits))
+        if isinstance(decision, RetryAt):
+            until = decision.until
             break
-        tickets.append(turn.ticket)
+        permits.append(decision.permit)
     if want == 0:
-        _, turn = windows.take(window, now)
-        until = turn.until if isinstance(turn, Wait) else now
-    is_awaited = window.tally.cwnd < math.inf or window.frame.rolled or window.frame.reset is None
-    mirror = attrs.evolve(mirror, window=window)
-    if tickets:
-        fresh = min(now + FRESH, max(now, window.frame.edge))
-        return mirror, Lease(tickets=tuple(tickets), until=fresh, is_awaited=is_awaited)
-    return mirror, Wait(min(until, now + _pause(window, now, until, is_awaited=is_awaited)))
+        _, decision = windows.try_acquire(window, now)
+        until = decision.until if isinstance(decision, RetryAt) else now
+    is_awaited = window.counters.cwnd < math.inf or window.bounds.rolled_over or window.bounds.reset is None
+    shared = attrs.evolve(shared, window=window)
+    if permits:
+        fresh = min(now + LEASE_TIME, max(now, window.bounds.edge))
+        return shared, Lease(permits=tuple(permits), until=fresh, is_awaited=is_awaited)
+    return shared, RetryAt(min(until, now + _pause(window, now, until, is_awaited=is_awaited)))
 
 
 def _pause(window: Window, now: float, until: float, *, is_awaited: bool) -> float:
-    """Say in how many seconds to look again what the others have done, if nothing is to be expected before.
+    """Return in how many seconds to read again what the others have done, if nothing is to be expected before.
 
-    The longer the answer that is awaited has been out, or the further away the edge is, the later.
+    The longer the awaited response has been in flight, or the further away the edge is, the later.
     """
-    if is_awaited and window.flight:
-        return min(PATIENCE, max(GLANCE, (now - window.flight[-1].last) / 2))
-    return max(STROLL, min(until - now, windows.MINUTE) / 2)
+    if is_awaited and window.in_flight:
+        return min(LONGEST_PAUSE, max(FIRST_PAUSE, (now - window.in_flight[-1].last) / 2))
+    return max(IDLE_PAUSE, min(until - now, windows.MINUTE) / 2)
 
 
-def _told(mirror: Mirror, report: Report) -> Mirror:
-    """Let the mirror learn of one turn's end."""
-    window, clock = mirror.window, mirror.clock
+def _applied(shared: SharedWindow, report: PermitReport) -> SharedWindow:
+    """Apply what became of one permit."""
+    window, clock = shared.window, shared.clock
     if report.date is not None:
-        clock = clock.heard(report.date, report.ticket.sent, report.at)
-    if report.ending == "answered" and report.reply is not None:
-        window = windows.answered(window, report.at, report.ticket, report.reply, clock)
-    elif report.ending == "returned":
-        window = windows.returned(window, report.ticket)
+        clock = clock.update(report.date, report.permit.sent, report.at)
+    if report.outcome == "answered" and report.reply is not None:
+        window = windows.on_response(window, report.at, report.permit, report.reply, clock)
+    elif report.outcome == "released":
+        window = windows.release(window, report.permit)
     else:
-        window = windows.lost(window, report.at, report.ticket)
-    return Mirror(window, clock)
+        window = windows.mark_unanswered(window, report.at, report.permit)
+    return SharedWindow(window, clock)
 
 
 # As plain JSON, for whatever stores it.
 
 _converter: Final = cattrs.Converter(detailed_validation=False)
-_converter.register_unstructure_hook(Slot, list)
-_converter.register_structure_hook(Slot, lambda value, _: Slot(*value))
+_converter.register_unstructure_hook(TimeBin, list)
+_converter.register_structure_hook(TimeBin, lambda value, _: TimeBin(*value))
 
 
-def to_plain(mirror: Mirror) -> Any:
-    """Give a mirror as JSON values."""
-    return _converter.unstructure(mirror)
+def to_plain(shared: SharedWindow) -> Any:
+    """Return a shared window as JSON values."""
+    return _converter.unstructure(shared)
 
 
-def from_plain(value: Any) -> Mirror | None:
-    """Read a mirror; what another version wrote, or rubbish, is None: it is learned anew within a window."""
+def from_plain(value: Any) -> SharedWindow | None:
+    """Return the shared window that JSON values hold; None for another version's or rubbish: it is learned anew."""
     try:
-        return _converter.structure(value, Mirror)
+        return _converter.structure(value, SharedWindow)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -1,7 +1,7 @@
-"""What is believed of one route's quota: its rules, the window that is on, and what has been counted in it.
+"""What is known of one route's quota: its limits, the current window, and what has been counted in it.
 
-Rule of the file: values only. `window.py` spends by them and `lessons.py` corrects them. Times are local monotonic
-seconds; only `Frame.reset` is the server's (contract 6).
+Values only: `window.py` spends by them and `lessons.py` updates them. Times are local monotonic
+seconds; only `WindowBounds.reset` is the server's (contract 6).
 """
 
 from __future__ import annotations
@@ -11,9 +11,20 @@ from typing import Final
 
 import attrs
 
-from knouds_async._sansio.inflight import Flight, sent_since
+from knouds_async._sansio.inflight import InFlight, sent_since
 
-__all__ = ["GUARD", "MINUTE", "SETTLE", "SURE", "TRANSIT", "Frame", "Reply", "Rules", "Tally", "Window"]
+__all__ = [
+    "GUARD",
+    "MINUTE",
+    "SETTLE",
+    "SURE",
+    "TRANSIT",
+    "Counters",
+    "Limits",
+    "QuotaHeaders",
+    "Window",
+    "WindowBounds",
+]
 
 MINUTE: Final = 60.0
 """Seconds of a window, as documented: the first guess."""
@@ -28,14 +39,14 @@ SETTLE: Final = 0.5
 """Seconds after which an unanswered request no longer holds others back, while no quick answer has taken long."""
 
 SURE: Final = 1.25
-"""Seconds after the predicted edge at which no canary is needed: no rounding of Reset is off by more than one."""
+"""Seconds after the predicted edge at which no probe is needed: no rounding of Reset is off by more than one."""
 
 FIRST_LIMIT: Final = 10
 """Requests to send in a window of unknown limit before anything is heard: the lowest limit any tier has had."""
 
 
 @attrs.frozen(kw_only=True)
-class Reply:
+class QuotaHeaders:
     """What an answer said about the quota; None for each header that it did not carry.
 
     `refused`: it was a 429. `succeeded`: it was a 2xx, so without the headers its route is not limited.
@@ -51,23 +62,24 @@ class Reply:
 
 
 @attrs.frozen(kw_only=True)
-class Rules:
+class Limits:
     """What outlives a window: the limit, the window's length, the rounding of Reset, and how much care is due.
 
-    `slack`: seconds by which edges have turned out later than Reset. `shared_until`: others were seen using the quota.
-    `hold`: nothing may be sent before. `turn`: a local time at which one of the server's seconds begins, while it is
-    worth a look when exactly (`ServerClock.turn`). `settle`: seconds after which an unanswered request no longer holds
-    others back: a refusal would have come by then, only a grant's answer may take long.
+    `reset_skew`: seconds by which edges have turned out later than Reset. `shared_until`: others were seen using the
+    quota. `paused_until`: nothing may be sent before. `next_second`: a local time at which one of the server's seconds
+    begins, while it is worth a probe when exactly (`ClockBounds.next_second`). `settle`: seconds after which an
+    unanswered request no longer holds others back: a refusal would have come by then, only a grant's response may take
+    long.
     """
 
     limit: int | None
     share: float = 1.0
     unlimited: bool = False
     length: float = MINUTE
-    slack: float = 0.0
+    reset_skew: float = 0.0
     shared_until: float = -math.inf
-    hold: float = -math.inf
-    turn: float | None = None
+    paused_until: float = -math.inf
+    next_second: float | None = None
     settle: float = SETTLE
 
     @property
@@ -82,12 +94,12 @@ class Rules:
 
 
 @attrs.frozen
-class Frame:
+class WindowBounds:
     """One window in time: the `reset` that names it, and the send time of the request that first `shown` it.
 
     `oldest`: requests sent before were not counted in it. `start`: it has surely begun.
     `soonest`: it has surely not ended. `edge`: it has ended, by what is known.
-    `rolled`: the edge of the window named has passed; the times are a guess at the window that is on now.
+    `rolled_over`: the edge of the window named has passed; the times are a guess at the window that is on now.
     """
 
     reset: float | None = None
@@ -96,11 +108,11 @@ class Frame:
     start: float = -math.inf
     soonest: float = -math.inf
     edge: float = math.inf
-    rolled: bool = False
+    rolled_over: bool = False
 
 
 @attrs.frozen
-class Tally:
+class Counters:
     """What was counted in the window: lowest Remaining seen, who showed it (send time), own requests; slow start."""
 
     left: int
@@ -113,10 +125,10 @@ class Tally:
 class Window:
     """All that one route's limiter knows; every step makes a new one."""
 
-    rules: Rules
-    frame: Frame
-    tally: Tally
-    flight: Flight = ()
+    limits: Limits
+    bounds: WindowBounds
+    counters: Counters
+    in_flight: InFlight = ()
 
     @property
     def room(self) -> int:
@@ -124,15 +136,15 @@ class Window:
 
         What was left, less those in flight that Remaining may not include. Alone, our own count may tell more.
         """
-        frame, tally, free = self.frame, self.tally, self.tally.left - self.rules.reserve
-        room = free - sent_since(self.flight, max(frame.oldest, tally.left_sent - TRANSIT))
-        if room <= 0 < free and tally.cwnd == math.inf:
-            own = tally.own + sent_since(self.flight, frame.oldest)
-            return max(room, self.rules.tokens - self.rules.reserve - own)
+        bounds, counters, free = self.bounds, self.counters, self.counters.left - self.limits.reserve
+        room = free - sent_since(self.in_flight, max(bounds.oldest, counters.left_sent - TRANSIT))
+        if room <= 0 < free and counters.cwnd == math.inf:
+            own = counters.own + sent_since(self.in_flight, bounds.oldest)
+            return max(room, self.limits.tokens - self.limits.reserve - own)
         return room
 
     @property
-    def foreign(self) -> int:
+    def others_usage(self) -> int:
         """Requests counted in this window that are surely not ours."""
-        spent = self.rules.tokens - self.tally.left - self.tally.own
-        return max(0, spent - sent_since(self.flight, self.frame.oldest)) if spent > 0 else 0
+        spent = self.limits.tokens - self.counters.left - self.counters.own
+        return max(0, spent - sent_since(self.in_flight, self.bounds.oldest)) if spent > 0 else 0

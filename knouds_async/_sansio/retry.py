@@ -37,7 +37,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 import attrs
 
 from knouds_async._sansio import headers, receipts, refusals, replies
-from knouds_async._sansio.calls import Call, Patience
+from knouds_async._sansio.calls import Call, TimeoutKind
 from knouds_async._sansio.clock import UNDATED, Moment
 from knouds_async._sansio.replies import Answer
 from knouds_async._sansio.values import OtherAnswerError, UnreadableError
@@ -238,7 +238,7 @@ def _refused_run(call: Call[Any], answer: Answer, so_far: SoFar, part: bytes) ->
     own = replies.own_words(answer)
     error = refusals.refusal(answer, call, may_have_run=answer.status >= 500)
     is_run = isinstance(error, ExecutionFailedError)
-    is_open = is_run and call.patience is Patience.SUBMIT
+    is_open = is_run and call.timeout_kind is TimeoutKind.SUBMIT
     is_service = own is not None and (answer.status >= 500 or answer.status in _PROVEN or is_run)
     words = f" and not the service's own: {refusals.unworded(answer)}" if own is None else f": {own['error']:.200}"
     stranger = None if is_service else answer
@@ -274,7 +274,7 @@ def _unknown(
         call,
         seen,
         so_far,
-        execution_id=receipts.id_in_part(part) if call.patience is Patience.SUBMIT else None,
+        execution_id=receipts.id_in_part(part) if call.timeout_kind is TimeoutKind.SUBMIT else None,
         status=None if stranger is None else stranger.status,
         intermediary=None if stranger is None else refusals.sender(stranger),
     )

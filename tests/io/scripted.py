@@ -150,7 +150,7 @@ class Client:
 
     @property
     def books(self) -> tuple[int, int]:
-        """Slots in use, and idle connections."""
+        """FIFOLimiter in use, and idle connections."""
         return self.pool._pool.books.in_use, len(self.pool._pool.books.idle)
 
 

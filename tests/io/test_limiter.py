@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from knouds_async import ConfigurationError, Limiter, RateLimitError, WrongEventLoopError
-from knouds_async._sansio.calls import Lane
-from knouds_async._sansio.window import Reply, Ticket
+from knouds_async._sansio.calls import Priority
+from knouds_async._sansio.window import Permit, QuotaHeaders
 from knouds_async.testing import Fault, Response
 from knouds_async.testing.emulator import Emulator
 
@@ -29,19 +29,19 @@ class Server:
         self.limiter, self.limit = limiter, limit
         self.taken: dict[int, int] = {}
 
-    def answer(self, ticket: Ticket) -> None:
+    def answer(self, permit: Permit) -> None:
         now = anyio.current_time()
         window = int(now // 60)
         self.taken[window] = self.taken.get(window, 0) + 1
         refused = self.taken[window] > self.limit
-        reply = Reply(
+        reply = QuotaHeaders(
             refused=refused,
             limit=self.limit,
             remaining=max(0, self.limit - self.taken[window]),
             reset=float((window + 1) * 60),
             retry_after=60.0 - now % 60 if refused else None,
         )
-        self.limiter.answered(ROUTE, ticket, reply, float(int(now)))
+        self.limiter.on_response(ROUTE, permit, reply, float(int(now)))
 
 
 async def test_turns_are_given_in_order() -> None:
@@ -81,22 +81,22 @@ async def test_a_cancelled_waiter_costs_nothing_and_wakes_the_next() -> None:
 
 
 async def test_status_reads_go_before_submits_and_a_requeued_one_before_all() -> None:
-    """Two lanes: cancels and reads first; within a lane a request that was refused goes to the head."""
+    """Two lanes: cancels and reads first; within a priority a request that was refused goes to the head."""
     limiter = Limiter("pro")
     server, order = Server(limiter, 1), list[str]()
 
-    async def request(name: str, lane: Lane, at_head: bool) -> None:
-        server.answer(await limiter.acquire(ROUTE, lane, at_head=at_head))
+    async def request(name: str, priority: Priority, front: bool) -> None:
+        server.answer(await limiter.acquire(ROUTE, priority, front=front))
         order.append(name)
 
     async with anyio.create_task_group() as tasks:
-        for name, lane, at_head in (
-            ("first", Lane.SUBMIT, False),
-            ("submit", Lane.SUBMIT, False),
-            ("requeued", Lane.SUBMIT, True),
-            ("read", Lane.STATUS, False),
+        for name, priority, front in (
+            ("first", Priority.SUBMIT, False),
+            ("submit", Priority.SUBMIT, False),
+            ("requeued", Priority.SUBMIT, True),
+            ("read", Priority.STATUS, False),
         ):
-            tasks.start_soon(request, name, lane, at_head)
+            tasks.start_soon(request, name, priority, front)
             await anyio.lowlevel.checkpoint()
     assert order == ["first", "read", "requeued", "submit"]
 
@@ -104,8 +104,8 @@ async def test_status_reads_go_before_submits_and_a_requeued_one_before_all() ->
 async def test_a_turn_given_back_goes_to_the_next() -> None:
     """A request that never left gives its turn to whoever waits."""
     limiter = Limiter("pro")
-    ticket = await limiter.acquire(ROUTE)
-    got: list[Ticket] = []
+    permit = await limiter.acquire(ROUTE)
+    got: list[Permit] = []
 
     async def next_one() -> None:
         got.append(await limiter.acquire(ROUTE))
@@ -114,7 +114,7 @@ async def test_a_turn_given_back_goes_to_the_next() -> None:
         tasks.start_soon(next_one)
         await anyio.sleep(0.01)
         assert not got  # the first request of a route goes alone
-        limiter.returned(ROUTE, ticket)
+        limiter.release(ROUTE, permit)
     assert got
 
 
@@ -189,7 +189,7 @@ async def test_a_longest_wait_raises_instead_of_waiting(make_client: Any) -> Non
     for number in range(2):
         await knouds.workflows.submit(SLUG, {"product_name": str(number)})
     began = anyio.current_time()
-    with pytest.raises(RateLimitError, match="nothing was sent") as caught:
+    with pytest.raises(RateLimitError, match="was not sent") as caught:
         await knouds.workflows.submit(SLUG, {"product_name": "late"})
     assert anyio.current_time() - began == pytest.approx(3.0)
     assert caught.value.limit == 2
@@ -250,17 +250,17 @@ def test_a_limiter_belongs_to_one_event_loop(run: Any) -> None:
 async def test_ten_thousand_waiters_are_served_and_leave_without_a_scan() -> None:
     """Ten thousand in line: joining, leaving and being served do not grow with the line."""
     limiter = Limiter("enterprise")
-    limiter.answered(
+    limiter.on_response(
         ROUTE,
         await limiter.acquire(ROUTE),
-        Reply(limit=20_000, remaining=0, reset=60.0),
+        QuotaHeaders(limit=20_000, remaining=0, reset=60.0),
         0.0,
     )
     got: list[int] = []
 
     async def request(number: int) -> None:
         with anyio.move_on_after(1000 if number % 2 else 1):
-            limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+            limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
             got.append(number)
 
     async with anyio.create_task_group() as tasks:
@@ -276,15 +276,15 @@ async def test_what_a_turn_costs_does_not_grow_with_the_line() -> None:
     async def cost(line: int) -> float:
         limiter, left = Limiter("enterprise"), line
         first = await limiter.acquire(ROUTE)
-        limiter.answered(ROUTE, first, Reply(limit=line + 1, remaining=line, reset=60.0), 0.0)
-        hold = Reply(refused=True, succeeded=False, retry_after=30.0)
-        limiter.answered(ROUTE, first, hold, None)
+        limiter.on_response(ROUTE, first, QuotaHeaders(limit=line + 1, remaining=line, reset=60.0), 0.0)
+        hold = QuotaHeaders(refused=True, succeeded=False, retry_after=30.0)
+        limiter.on_response(ROUTE, first, hold, None)
 
         async def request() -> None:
             nonlocal left
-            ticket = await limiter.acquire(ROUTE)
+            permit = await limiter.acquire(ROUTE)
             left -= 1
-            limiter.answered(ROUTE, ticket, Reply(limit=line + 1, remaining=left, reset=60.0), 0.0)
+            limiter.on_response(ROUTE, permit, QuotaHeaders(limit=line + 1, remaining=left, reset=60.0), 0.0)
 
         calls = 0
 
@@ -305,7 +305,7 @@ async def test_what_a_turn_costs_does_not_grow_with_the_line() -> None:
     assert await cost(10_000) < 1.1 * await cost(500)
 
 
-DAY = Reply(refused=True, succeeded=False, retry_after=86_400.0)
+DAY = QuotaHeaders(refused=True, succeeded=False, retry_after=86_400.0)
 
 
 async def test_a_pause_of_a_day_is_raised_and_not_slept() -> None:
@@ -315,7 +315,7 @@ async def test_a_pause_of_a_day_is_raised_and_not_slept() -> None:
 
     async def request() -> None:
         with pytest.raises(RateLimitError) as caught:
-            await limiter.acquire(ROUTE, longest=120.0)
+            await limiter.acquire(ROUTE, max_pause=120.0)
         assert caught.value.is_pause
         assert not caught.value.may_have_run
         told.append(caught.value.retry_after)
@@ -325,7 +325,7 @@ async def test_a_pause_of_a_day_is_raised_and_not_slept() -> None:
             tasks.start_soon(request)
         await anyio.sleep(0.1)
         assert told == []
-        limiter.answered(ROUTE, first, DAY, None)
+        limiter.on_response(ROUTE, first, DAY, None)
         await anyio.sleep(1)
         assert len(told) == 5
     await anyio.sleep(40_000)
@@ -334,7 +334,7 @@ async def test_a_pause_of_a_day_is_raised_and_not_slept() -> None:
     assert told[-1] == pytest.approx(46_400, abs=10)
     await anyio.sleep(46_300)
     began = anyio.current_time()
-    await limiter.acquire(ROUTE, longest=120.0)
+    await limiter.acquire(ROUTE, max_pause=120.0)
     assert 90 < anyio.current_time() - began < 120
 
 
@@ -345,7 +345,7 @@ async def test_each_bears_what_it_was_given(emulator: Emulator) -> None:
 
     async def request(name: str, longest: float) -> None:
         try:
-            await limiter.acquire(ROUTE, longest=longest)
+            await limiter.acquire(ROUTE, max_pause=longest)
             order.append(name)
         except RateLimitError:
             order.append(f"not {name}")
@@ -354,7 +354,7 @@ async def test_each_bears_what_it_was_given(emulator: Emulator) -> None:
         for name, longest in (("patient", 1e6), ("impatient", 60.0)):
             tasks.start_soon(request, name, longest)
             await anyio.lowlevel.checkpoint()
-        limiter.answered(ROUTE, first, DAY, None)
+        limiter.on_response(ROUTE, first, DAY, None)
     assert order == ["not impatient", "patient"]
 
 

@@ -20,9 +20,9 @@ import anyio
 import pytest
 
 from knouds_async import AsyncKnouds, ConfigurationError, RateLimitError, Secret, SharedLimiter
-from knouds_async._io.limiter_store import Store
+from knouds_async._io.limiter_store import LimiterFile
 from knouds_async._sansio import lease as leases
-from knouds_async._sansio.window import Go, Reply
+from knouds_async._sansio.window import Granted, QuotaHeaders
 from knouds_async.testing import Emulator, Fault, Response, serve
 
 SLUG = "my-thumbnail-pipeline"
@@ -65,13 +65,13 @@ async def test_two_clients_with_one_file_provoke_no_429(
 ) -> None:
     """In virtual time: two clients, each with the file open for itself, go through five windows without a 429."""
     trades: list[int] = []
-    trade = Store.trade
+    trade = LimiterFile.report_and_lease
 
     def counted(*args: Any, **options: Any) -> Any:
         trades.append(1)
         return trade(*args, **options)
 
-    monkeypatch.setattr(Store, "trade", counted)
+    monkeypatch.setattr(LimiterFile, "report_and_lease", counted)
     emulator = Emulator(tier="pro", limit=100, duration=1.0)
     clients = [
         make_client(emulator, limiter=SharedLimiter(tmp_path / "q.db", "pro", clock=anyio.current_time))
@@ -94,13 +94,13 @@ async def test_turns_are_given_back_and_lost_ones_are_spent(tmp_path: Path) -> N
     """What becomes of a turn is known to the other processes at once."""
     mine = SharedLimiter(tmp_path / "q.db", "free").for_key(KEY)
     other = SharedLimiter(tmp_path / "q.db", "free").for_key(KEY)
-    ticket = await mine.acquire(ROUTE)
-    mine.returned(ROUTE, ticket)
+    permit = await mine.acquire(ROUTE)
+    mine.release(ROUTE, permit)
     again = await other.acquire(ROUTE)
-    other.lost(ROUTE, again)
+    other.mark_unanswered(ROUTE, again)
     mine.stats(ROUTE)
     assert mine.stats(ROUTE).limit == 10
-    ticket = await mine.acquire(ROUTE)
+    permit = await mine.acquire(ROUTE)
     assert mine.stats(ROUTE).left == 8
 
 
@@ -108,8 +108,8 @@ async def test_accounts_do_not_touch_each_other(tmp_path: Path) -> None:
     """Two keys in one file, each with its own quota on one route."""
     shared = SharedLimiter(tmp_path / "q.db", "free")
     mine, other = shared.for_key(KEY), shared.for_key(Secret("knouds_live_OTHER"))
-    mine.lost(ROUTE, await mine.acquire(ROUTE))
-    other.returned(ROUTE, await other.acquire(ROUTE))
+    mine.mark_unanswered(ROUTE, await mine.acquire(ROUTE))
+    other.release(ROUTE, await other.acquire(ROUTE))
     assert (mine.stats(ROUTE).left, other.stats(ROUTE).left) == (9, 10)
 
 
@@ -117,12 +117,12 @@ async def test_a_file_that_is_removed_is_made_anew(tmp_path: Path) -> None:
     """Who has it open notices at once, and all meet in the new file; what was believed goes into it."""
     path = tmp_path / "q.db"
     mine, other = (SharedLimiter(path, "free").for_key(KEY) for _ in range(2))
-    mine.lost(ROUTE, await mine.acquire(ROUTE))
+    mine.mark_unanswered(ROUTE, await mine.acquire(ROUTE))
     path.unlink()
     for number in range(1, 4):
-        mine.lost(ROUTE, await mine.acquire(ROUTE))
+        mine.mark_unanswered(ROUTE, await mine.acquire(ROUTE))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        other.returned(ROUTE, await other.acquire(ROUTE))
+        other.release(ROUTE, await other.acquire(ROUTE))
         assert other.stats(ROUTE).left == 9 - number
 
 
@@ -135,16 +135,16 @@ async def test_trouble_with_the_file_never_stops_a_request(
     folder.mkdir()
     path = folder / "q.db"
     limiter = SharedLimiter(path, "enterprise", clock=anyio.current_time).for_key(KEY)
-    limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+    limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
     path.unlink()
     path.write_bytes(b"a letter to a friend" * 100)
     for _ in range(50):
-        limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+        limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
     assert path.read_bytes().startswith(b"a letter")
     shutil.rmtree(folder)
     for _ in range(50):
-        limiter.lost(ROUTE, await limiter.acquire(ROUTE))
-    assert len([record for record in caplog.records if "going on without it" in record.message]) == 1
+        limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
+    assert len([record for record in caplog.records if "continuing without it" in record.message]) == 1
     assert "CANARY" not in caplog.text
 
 
@@ -152,16 +152,16 @@ async def test_a_file_that_can_be_used_again_is_used_again(tmp_path: Path) -> No
     """In virtual time: what held it has gone, and after ten seconds it is back; the next trouble is told again."""
     path = tmp_path / "q.db"
     mine, other = (SharedLimiter(path, "free", clock=anyio.current_time).for_key(KEY) for _ in range(2))
-    mine.lost(ROUTE, await mine.acquire(ROUTE))
+    mine.mark_unanswered(ROUTE, await mine.acquire(ROUTE))
     path.rename(tmp_path / "aside")
     path.mkdir()
     for _ in range(3):
-        mine.lost(ROUTE, await mine.acquire(ROUTE))
+        mine.mark_unanswered(ROUTE, await mine.acquire(ROUTE))
     path.rmdir()
     (tmp_path / "aside").rename(path)
     await anyio.sleep(10.1)
-    mine.lost(ROUTE, await mine.acquire(ROUTE))
-    other.returned(ROUTE, await other.acquire(ROUTE))
+    mine.mark_unanswered(ROUTE, await mine.acquire(ROUTE))
+    other.release(ROUTE, await other.acquire(ROUTE))
     assert other.stats(ROUTE).left == mine.stats(ROUTE).left == 8  # three were counted in memory only
 
 
@@ -193,11 +193,11 @@ from knouds_async import Secret, SharedLimiter
 
 async def main():
     limiter = SharedLimiter(sys.argv[1], "enterprise").for_key(Secret("k"))
-    limiter.lost("R", await limiter.acquire("R"))
+    limiter.mark_unanswered("R", await limiter.acquire("R"))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     for _ in range(20):
-        limiter.lost("R", await limiter.acquire("R"))
+        limiter.mark_unanswered("R", await limiter.acquire("R"))
     print("all went")
 
 anyio.run(main)
@@ -206,7 +206,7 @@ anyio.run(main)
         [sys.executable, "-c", code, tmp_path / "q.db"], capture_output=True, text=True, check=True, timeout=60
     )
     assert "all went" in done.stdout
-    assert "going on without it" in done.stderr
+    assert "continuing without it" in done.stderr
 
 
 async def test_a_crash_costs_its_lot_and_no_more(tmp_path: Path) -> None:
@@ -214,12 +214,12 @@ async def test_a_crash_costs_its_lot_and_no_more(tmp_path: Path) -> None:
     code = """
 import os, sys, anyio
 from knouds_async import Secret, SharedLimiter
-from knouds_async._sansio.window import Reply
+from knouds_async._sansio.window import QuotaHeaders
 
 async def main():
     limiter = SharedLimiter(sys.argv[1], "pro").for_key(Secret("knouds_live_CANARY"))
     first = await limiter.acquire(sys.argv[2])
-    limiter.answered(sys.argv[2], first, Reply(limit=100, remaining=99, reset=1e9 + 60), 1e9)
+    limiter.on_response(sys.argv[2], first, QuotaHeaders(limit=100, remaining=99, reset=1e9 + 60), 1e9)
     async with anyio.create_task_group() as tasks:
         for _ in range(30):
             tasks.start_soon(limiter.acquire, sys.argv[2])
@@ -231,8 +231,8 @@ anyio.run(main)
     argv = [sys.executable, "-c", code, str(tmp_path / "q.db"), ROUTE]
     assert subprocess.run(argv, timeout=60, check=False).returncode == 9  # noqa: S603, ASYNC221
     limiter = SharedLimiter(tmp_path / "q.db", "pro").for_key(KEY)
-    limiter.returned(ROUTE, await limiter.acquire(ROUTE))
-    assert 99 - 30 - leases.LARGEST <= (limiter.stats(ROUTE).left or 0) <= 99
+    limiter.release(ROUTE, await limiter.acquire(ROUTE))
+    assert 99 - 30 - leases.MOST_PERMITS <= (limiter.stats(ROUTE).left or 0) <= 99
 
 
 def test_it_is_handed_to_a_spawned_process_as_it_is(tmp_path: Path) -> None:
@@ -242,8 +242,8 @@ def test_it_is_handed_to_a_spawned_process_as_it_is(tmp_path: Path) -> None:
     limiters = [one.for_key(KEY) for one in (shared, twin)]
 
     async def take() -> None:
-        limiters[0].lost(ROUTE, await limiters[0].acquire(ROUTE))
-        limiters[1].returned(ROUTE, await limiters[1].acquire(ROUTE))
+        limiters[0].mark_unanswered(ROUTE, await limiters[0].acquire(ROUTE))
+        limiters[1].release(ROUTE, await limiters[1].acquire(ROUTE))
 
     anyio.run(take)
     assert limiters[1]._share == 0.5
@@ -252,16 +252,16 @@ def test_it_is_handed_to_a_spawned_process_as_it_is(tmp_path: Path) -> None:
 async def test_turns_that_were_not_used_in_time_are_given_back_at_once(tmp_path: Path) -> None:
     """In virtual time: a lot that a busy process could not use goes back, though the window is spent."""
     limiter = SharedLimiter(tmp_path / "q.db", "pro", clock=anyio.current_time).for_key(KEY)
-    reply = Reply(limit=11, remaining=10, reset=60.0)
-    limiter.answered(ROUTE, await limiter.acquire(ROUTE), reply, 0.0)
-    bucket = limiter._line(ROUTE).bucket
+    reply = QuotaHeaders(limit=11, remaining=10, reset=60.0)
+    limiter.on_response(ROUTE, await limiter.acquire(ROUTE), reply, 0.0)
+    bucket = limiter._queue(ROUTE).bucket
     now = anyio.current_time()
-    used = bucket.take(now, 10)
-    assert isinstance(used, Go)
-    bucket.lost(now, used.ticket)  # it looks into the file, where nothing is left before the edge
+    used = bucket.try_acquire(now, 10)
+    assert isinstance(used, Granted)
+    bucket.mark_unanswered(now, used.permit)  # it looks into the file, where nothing is left before the edge
     await anyio.sleep(1.0)
-    left = [bucket.take(anyio.current_time(), 9) for _ in range(9)]
-    assert all(isinstance(turn, Go) for turn in left)
+    left = [bucket.try_acquire(anyio.current_time(), 9) for _ in range(9)]
+    assert all(isinstance(turn, Granted) for turn in left)
 
 
 async def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ async def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:
     names = []
     for path in paths:
         limiter = SharedLimiter(path, "pro").for_key(KEY)
-        limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+        limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert b"CANARY" not in path.read_bytes()
         with closing(sqlite3.connect(path)) as connection:
@@ -323,13 +323,13 @@ async def test_a_mirror_from_before_a_restart_is_forgotten(tmp_path: Path) -> No
     """Times of another boot, and states that cannot be read, mean nothing: the quota is learned anew."""
     path = tmp_path / "q.db"
     limiter = SharedLimiter(path, "free").for_key(KEY)
-    limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+    limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
     connection = sqlite3.connect(path)
     for change in ("at = at + 1e9", f"state = '{json.dumps({'old': 1})}'"):
         connection.execute(f"UPDATE mirror SET {change}")  # noqa: S608
         connection.commit()
         again = SharedLimiter(path, "free").for_key(KEY)
-        again.returned(ROUTE, await again.acquire(ROUTE))
+        again.release(ROUTE, await again.acquire(ROUTE))
         assert again.stats(ROUTE).left == 10
     connection.close()
 
@@ -359,7 +359,7 @@ def test_threads_with_loops_of_their_own_share_it(tmp_path: Path) -> None:
     async def take() -> None:
         limiter = shared.for_key(KEY)
         for _ in range(50):
-            limiter.lost(ROUTE, await limiter.acquire(ROUTE))
+            limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
             taken.append(1)
 
     threads = [threading.Thread(target=anyio.run, args=(take,)) for _ in range(4)]

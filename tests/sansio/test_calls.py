@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from knouds_async import types
 from knouds_async._sansio import calls
-from knouds_async._sansio.calls import Call, Lane, Patience
+from knouds_async._sansio.calls import Call, Priority, TimeoutKind
 from knouds_async._sansio.replies import Answer
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
 from knouds_async.types import Status, Target
@@ -101,12 +101,12 @@ def test_the_key_stays_away_from_public_endpoints() -> None:
 
 def test_runs_have_a_lane_and_a_patience_of_their_own() -> None:
     """Submits and runs wait behind looks; a synchronous run is given its own time."""
-    assert {call.lane for call in ALL if call.pays_for} == {Lane.SUBMIT}
-    assert {call.lane for call in ALL if not call.pays_for} == {Lane.STATUS}
-    assert Lane.STATUS < Lane.SUBMIT
-    assert {call.patience for call in ALL if not call.pays_for} == {Patience.TOTAL}
-    assert calls.submit(MODEL, {}).patience is Patience.SUBMIT
-    assert calls.run(MODEL, {}).patience is Patience.RUN
+    assert {call.priority for call in ALL if call.pays_for} == {Priority.SUBMIT}
+    assert {call.priority for call in ALL if not call.pays_for} == {Priority.STATUS}
+    assert Priority.STATUS < Priority.SUBMIT
+    assert {call.timeout_kind for call in ALL if not call.pays_for} == {TimeoutKind.TOTAL}
+    assert calls.submit(MODEL, {}).timeout_kind is TimeoutKind.SUBMIT
+    assert calls.run(MODEL, {}).timeout_kind is TimeoutKind.RUN
 
 
 def test_a_call_does_not_show_its_inputs() -> None:

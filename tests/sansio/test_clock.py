@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio.clock import DRIFT, Moment, Reading, ServerClock, ServiceClock
+from knouds_async._sansio.clock import DRIFT, ClockBounds, Moment, Reading, ServiceClock
 
 exchanges = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 5), st.floats(0, 50)), min_size=1, max_size=30)
 
 
 def test_nothing_is_known_before_the_first_date() -> None:
     """Without a Date there is no server time."""
-    assert not ServerClock().known
-    assert ServerClock().server_time(5.0) is None
+    assert not ClockBounds().known
+    assert ClockBounds().server_time(5.0) is None
 
 
 def test_one_answer_bounds_the_offset_by_its_second_and_its_round_trip() -> None:
     """A Date of whole seconds leaves one second and the round trip open."""
-    clock = ServerClock().heard(1000.0, sent=10.0, answered=10.5)
+    clock = ClockBounds().update(1000.0, sent=10.0, answered=10.5)
     assert clock.known
     assert (clock.lo, clock.hi) == (989.5, 991.0)
     assert clock.server_time(20.0) == 1010.25
@@ -31,45 +31,45 @@ def test_one_answer_bounds_the_offset_by_its_second_and_its_round_trip() -> None
 @given(offset=st.floats(-1e9, 1e9), exchanges=exchanges)
 def test_the_true_offset_is_always_inside(offset: float, exchanges: list[tuple[float, float, float]]) -> None:
     """Whatever the latencies, each way, the bounds hold the true offset and never need a restart."""
-    clock, now = ServerClock(), 0.0
+    clock, now = ClockBounds(), 0.0
     for pause, up, down in exchanges:
         sent = now + pause
         now = sent + up + down
-        clock = clock.heard(math.floor(sent + up + offset), sent, now)
+        clock = clock.update(math.floor(sent + up + offset), sent, now)
         assert clock.lo - 1e-6 <= offset <= clock.hi + 1e-6
 
 
 def test_many_answers_narrow_the_bounds() -> None:
     """Answers spread over a second tell the offset to about the round trip."""
-    clock = ServerClock()
+    clock = ClockBounds()
     for tenth in range(100):
         sent = tenth * 0.1037
-        clock = clock.heard(math.floor(sent + 0.02 + 500.4), sent, sent + 0.04)
+        clock = clock.update(math.floor(sent + 0.02 + 500.4), sent, sent + 0.04)
     assert clock.hi - clock.lo < 0.1
     assert clock.server_time(0.0) == pytest.approx(500.4, abs=0.05)
 
 
 def test_a_clock_that_was_set_is_believed_at_once() -> None:
     """An answer that contradicts all before it counts alone."""
-    clock = ServerClock().heard(1000.0, 0.0, 0.1).heard(5000.0, 1.0, 1.1)
-    assert clock == ServerClock().heard(5000.0, 1.0, 1.1)
+    clock = ClockBounds().update(1000.0, 0.0, 0.1).update(5000.0, 1.0, 1.1)
+    assert clock == ClockBounds().update(5000.0, 1.0, 1.1)
 
 
 @given(rate=st.floats(-DRIFT, DRIFT))
 def test_clocks_that_part_slowly_stay_inside_the_bounds(rate: float) -> None:
     """Over a day of one answer a minute, the bounds follow a drifting clock and stay within two seconds."""
-    clock = ServerClock()
+    clock = ClockBounds()
     for minute in range(1440):
         sent = minute * 60.0
         server = 1000.0 + (sent + 0.02) * (1 + rate)
-        clock = clock.heard(math.floor(server), sent, sent + 0.04)
+        clock = clock.update(math.floor(server), sent, sent + 0.04)
         assert clock.lo - 1e-6 <= server - sent - 0.02 <= clock.hi + 1e-6
         assert clock.hi - clock.lo < 2
 
 
 def test_clocks_are_values() -> None:
     """Equal histories make equal, hashable clocks."""
-    assert len({ServerClock().heard(1.0, 0.0, 0.1), ServerClock().heard(1.0, 0.0, 0.1)}) == 1
+    assert len({ClockBounds().update(1.0, 0.0, 0.1), ClockBounds().update(1.0, 0.0, 0.1)}) == 1
 
 
 def clocks(loop: float, *, slept: float = 0.0, stepped: float = 0.0, boot: bool = True) -> Reading:
@@ -79,7 +79,7 @@ def clocks(loop: float, *, slept: float = 0.0, stepped: float = 0.0, boot: bool 
 
 
 DATE = 2e9
-HEARD = ServiceClock().heard(DATE, clocks(10.0), clocks(10.5))
+HEARD = ServiceClock().update(DATE, clocks(10.0), clocks(10.5))
 
 
 def test_a_moment_is_dated_within_bounds_that_hold() -> None:
@@ -98,7 +98,7 @@ def test_the_true_time_is_within_the_bounds(later: float, drift: float, out: flo
     """Whatever the way took, and however the clocks drift as crystals do."""
     written = 1e9 + 0.37
     sent, answered = clocks(100.0), clocks(100.0 + out + back)
-    clock = ServiceClock().heard(written // 1, sent, answered)
+    clock = ServiceClock().update(written // 1, sent, answered)
     truth = written + back + later * (1 + drift)
     moment = clock.moment(clocks(100.0 + out + back + later))
     assert moment.earliest is not None
@@ -125,19 +125,19 @@ def test_what_was_heard_before_a_jump_or_long_ago_dates_nothing(now: Reading) ->
 
 def test_a_jump_between_sending_and_answering_dates_nothing() -> None:
     """When the machine slept while the answer was on its way, nobody knows when in between it was written."""
-    assert not HEARD.heard(DATE, clocks(20.0), clocks(21.0, slept=600)).moment(clocks(21.0, slept=600)).is_known
+    assert not HEARD.update(DATE, clocks(20.0), clocks(21.0, slept=600)).moment(clocks(21.0, slept=600)).is_known
     assert ServiceClock().moment(clocks(1.0)) == Moment(wall=1e9 + 1.0)
 
 
 @pytest.mark.parametrize("date", [DATE - 3600, DATE + 3600], ids=["behind", "ahead"])
 def test_dates_that_contradict_each_other_both_count(date: float) -> None:
     """Either may be a cache's: the truth is between the one and the other, and the next that agrees narrows it."""
-    both = HEARD.heard(date, clocks(12.0), clocks(12.5)).moment(clocks(12.5))
+    both = HEARD.update(date, clocks(12.0), clocks(12.5)).moment(clocks(12.5))
     assert both.earliest is not None
     assert both.latest is not None
     assert both.earliest <= min(date, DATE) + 2
     assert both.latest >= max(date, DATE)
-    third = HEARD.heard(date, clocks(12.0), clocks(12.5)).heard(DATE + 3, clocks(13.0), clocks(13.5))
+    third = HEARD.update(date, clocks(12.0), clocks(12.5)).update(DATE + 3, clocks(13.0), clocks(13.5))
     assert third.moment(clocks(13.5)).middle == pytest.approx(DATE + 3.75, abs=0.6)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from knouds_async._sansio import headers
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.window import Reply
+from knouds_async._sansio.window import QuotaHeaders
 
 DATE = "Fri, 08 May 2026 19:29:55 GMT"
 EPOCH = 1778268595.0
@@ -109,7 +109,7 @@ QUOTA = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "42", "x-ratelimit
 
 def test_a_success_tells_the_quota() -> None:
     """The three headers are read from a success (contract 6)."""
-    assert headers.quota(answer(QUOTA, status=200), server_time=None) == Reply(
+    assert headers.quota(answer(QUOTA, status=200), server_time=None) == QuotaHeaders(
         refused=False, succeeded=True, limit=100, remaining=42, reset=1778268600
     )
 
@@ -117,7 +117,7 @@ def test_a_success_tells_the_quota() -> None:
 def test_a_refusal_tells_the_wait_too() -> None:
     """A 429 says how long to wait."""
     told = answer({**QUOTA, "x-ratelimit-remaining": "0", "retry-after": "12"})
-    assert headers.quota(told, server_time=None) == Reply(
+    assert headers.quota(told, server_time=None) == QuotaHeaders(
         refused=True, succeeded=False, limit=100, remaining=0, reset=1778268600, retry_after=12.0
     )
 
@@ -132,13 +132,13 @@ def test_a_refusal_is_followed_by_a_pause(asked: str, seconds: float | None) -> 
 def test_only_a_success_shows_that_a_route_is_not_limited(status: int) -> None:
     """The headers are missing on a proxy's page too, so only a 2xx without them counts; only a 429's wait does."""
     told = headers.quota(answer({"retry-after": "12"}, status=status), server_time=None)
-    assert told == Reply(refused=False, succeeded=False)
+    assert told == QuotaHeaders(refused=False, succeeded=False)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
 def test_any_2xx_is_a_success(status: int) -> None:
     """Every 2xx is a success."""
-    assert headers.quota(answer(status=status), server_time=None) == Reply(refused=False, succeeded=True)
+    assert headers.quota(answer(status=status), server_time=None) == QuotaHeaders(refused=False, succeeded=True)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "many", "\u0661", "1_0", "9" * 16, "nan"])

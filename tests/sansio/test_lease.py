@@ -13,108 +13,118 @@ from hypothesis import strategies as st
 
 from knouds_async._sansio import lease as leases
 from knouds_async._sansio import window as windows
-from knouds_async._sansio.lease import FRESH, GLANCE, LARGEST, Lease, Mirror, Report, from_plain, to_plain, trade
-from knouds_async._sansio.window import Reply, Ticket, Wait
+from knouds_async._sansio.lease import (
+    FIRST_PAUSE,
+    LEASE_TIME,
+    MOST_PERMITS,
+    Lease,
+    PermitReport,
+    SharedWindow,
+    from_plain,
+    report_and_lease,
+    to_plain,
+)
+from knouds_async._sansio.window import Permit, QuotaHeaders, RetryAt
 
 EPOCH = 1_780_000_000.0
 
 
-def fresh(limit: int | None = 100) -> Mirror:
+def fresh(limit: int | None = 100) -> SharedWindow:
     """Give what is believed at first."""
-    return Mirror(windows.unknown(limit))
+    return SharedWindow(windows.new_window(limit))
 
 
-def answered(ticket: Ticket, at: float, remaining: int, reset: float, limit: int = 100) -> Report:
+def answered(permit: Permit, at: float, remaining: int, reset: float, limit: int = 100) -> PermitReport:
     """Report an answer with the headers of a window."""
-    reply = Reply(limit=limit, remaining=remaining, reset=EPOCH + reset)
-    return Report(ending="answered", ticket=ticket, at=at, reply=reply, date=EPOCH + math.floor(at))
+    reply = QuotaHeaders(limit=limit, remaining=remaining, reset=EPOCH + reset)
+    return PermitReport(outcome="answered", permit=permit, at=at, reply=reply, date=EPOCH + math.floor(at))
 
 
-def lot(traded: Lease | Wait) -> tuple[Ticket, ...]:
+def lot(leased: Lease | RetryAt) -> tuple[Permit, ...]:
     """Give the turns of a lease."""
-    assert isinstance(traded, Lease)
-    return traded.tickets
+    assert isinstance(leased, Lease)
+    return leased.permits
 
 
 def test_the_first_turn_goes_alone_and_its_answer_releases_a_lot() -> None:
-    """One canary for all processes; then lots of at most ten."""
-    mirror, first = trade(fresh(), 5.0, [], 50)
+    """One probe for all processes; then lots of at most ten."""
+    shared, first = report_and_lease(fresh(), 5.0, [], 50)
     assert len(lot(first)) == 1
     assert isinstance(first, Lease)
     assert first.is_awaited
-    mirror, nothing = trade(mirror, 5.1, [], 50)
-    assert nothing == Wait(5.1 + GLANCE)
-    mirror, more = trade(mirror, 5.2, [answered(lot(first)[0], 5.2, 99, 60)], 50)
-    assert len(lot(more)) == LARGEST
+    shared, nothing = report_and_lease(shared, 5.1, [], 50)
+    assert nothing == RetryAt(5.1 + FIRST_PAUSE)
+    shared, more = report_and_lease(shared, 5.2, [answered(lot(first)[0], 5.2, 99, 60)], 50)
+    assert len(lot(more)) == MOST_PERMITS
     assert isinstance(more, Lease)
     assert not more.is_awaited
-    assert more.until == 5.2 + FRESH
+    assert more.until == 5.2 + LEASE_TIME
 
 
 def test_a_lot_is_never_larger_than_what_is_wanted_or_left() -> None:
     """Turns that nobody waits for stay in the file for others; an empty window gives none."""
-    mirror, first = trade(fresh(3), 5.0, [], 1)
-    mirror, some = trade(mirror, 5.1, [answered(lot(first)[0], 5.1, 2, 60, 3)], 1)
+    shared, first = report_and_lease(fresh(3), 5.0, [], 1)
+    shared, some = report_and_lease(shared, 5.1, [answered(lot(first)[0], 5.1, 2, 60, 3)], 1)
     assert len(lot(some)) == 1
-    mirror, last = trade(mirror, 5.2, [], 1)
+    shared, last = report_and_lease(shared, 5.2, [], 1)
     assert len(lot(last)) == 1
-    _, nothing = trade(mirror, 5.3, [], 9)
-    assert isinstance(nothing, Wait)
+    _, nothing = report_and_lease(shared, 5.3, [], 9)
+    assert isinstance(nothing, RetryAt)
     assert nothing.until > 5.3
 
 
 def test_turns_given_back_are_given_out_again() -> None:
     """A returned turn is as good as new; a lost one counts as spent."""
-    mirror, first = trade(fresh(2), 5.0, [], 1)
-    mirror, second = trade(mirror, 5.1, [answered(lot(first)[0], 5.1, 1, 60, 2)], 1)
-    back = Report(ending="returned", ticket=lot(second)[0], at=5.2)
-    mirror, again = trade(mirror, 5.2, [back], 1)
+    shared, first = report_and_lease(fresh(2), 5.0, [], 1)
+    shared, second = report_and_lease(shared, 5.1, [answered(lot(first)[0], 5.1, 1, 60, 2)], 1)
+    back = PermitReport(outcome="released", permit=lot(second)[0], at=5.2)
+    shared, again = report_and_lease(shared, 5.2, [back], 1)
     assert len(lot(again)) == 1
-    _, nothing = trade(mirror, 5.3, [Report(ending="lost", ticket=lot(again)[0], at=5.3)], 1)
-    assert isinstance(nothing, Wait)
+    _, nothing = report_and_lease(shared, 5.3, [PermitReport(outcome="unanswered", permit=lot(again)[0], at=5.3)], 1)
+    assert isinstance(nothing, RetryAt)
 
 
 def test_nothing_wanted_is_only_a_report() -> None:
     """A report may come without a wish."""
-    mirror, first = trade(fresh(), 5.0, [], 1)
-    mirror, nothing = trade(mirror, 5.1, [answered(lot(first)[0], 5.1, 99, 60)], 0)
-    assert isinstance(nothing, Wait)
-    assert mirror.clock.known
+    shared, first = report_and_lease(fresh(), 5.0, [], 1)
+    shared, nothing = report_and_lease(shared, 5.1, [answered(lot(first)[0], 5.1, 99, 60)], 0)
+    assert isinstance(nothing, RetryAt)
+    assert shared.clock.known
 
 
 def test_who_waits_looks_the_less_often_the_longer_it_takes() -> None:
-    """At once when a turn is free, soon for a canary's answer, and half way to an edge that is far away."""
-    mirror, _ = trade(fresh(1), 5.0, [], 1)
+    """At once when a turn is free, soon for a probe's answer, and half way to an edge that is far away."""
+    shared, _ = report_and_lease(fresh(1), 5.0, [], 1)
     looks = [5.1]
     for _ in range(25):
-        mirror, again = trade(mirror, looks[-1], [], 0)
-        assert isinstance(again, Wait)
+        shared, again = report_and_lease(shared, looks[-1], [], 0)
+        assert isinstance(again, RetryAt)
         looks.append(again.until)
     pauses = [late - soon for soon, late in pairwise(looks)]
-    assert pauses[0] == pytest.approx(GLANCE)
-    assert max(pauses) <= leases.PATIENCE
+    assert pauses[0] == pytest.approx(FIRST_PAUSE)
+    assert max(pauses) <= leases.LONGEST_PAUSE
     assert looks[-1] > 60
-    mirror, second = trade(fresh(), 5.0, [], 1)
-    mirror, free = trade(mirror, 5.1, [answered(lot(second)[0], 5.1, 99, 60)], 0)
-    assert free == Wait(5.1)
+    shared, second = report_and_lease(fresh(), 5.0, [], 1)
+    shared, free = report_and_lease(shared, 5.1, [answered(lot(second)[0], 5.1, 99, 60)], 0)
+    assert free == RetryAt(5.1)
     for _ in range(10):
-        mirror, _ = trade(mirror, 5.1, [], 50)
+        shared, _ = report_and_lease(shared, 5.1, [], 50)
     looks = [5.1]
     for _ in range(9):
-        mirror, full = trade(mirror, looks[-1], [], 9)
+        shared, full = report_and_lease(shared, looks[-1], [], 9)
         looks.append(full.until)
     assert looks == sorted(set(looks))
     assert looks[-1] > 57
 
 
 def test_a_mirror_goes_through_json() -> None:
-    """What is stored is read back as it was; rubbish is no mirror, and no error."""
-    mirror, first = trade(fresh(None), 5.0, [], 1)
-    mirror, _ = trade(mirror, 5.1, [answered(lot(first)[0], 5.1, 99, 60)], 7)
-    assert from_plain(json.loads(json.dumps(to_plain(mirror)))) == mirror
+    """What is stored is read back as it was; rubbish is no shared window, and no error."""
+    shared, first = report_and_lease(fresh(None), 5.0, [], 1)
+    shared, _ = report_and_lease(shared, 5.1, [answered(lot(first)[0], 5.1, 99, 60)], 7)
+    assert from_plain(json.loads(json.dumps(to_plain(shared)))) == shared
 
 
-@pytest.mark.parametrize("rubbish", [None, 7, "x", [], {}, {"window": 7}, {"window": {"rules": None}, "clock": {}}])
+@pytest.mark.parametrize("rubbish", [None, 7, "x", [], {}, {"window": 7}, {"window": {"limits": None}, "clock": {}}])
 def test_rubbish_is_no_mirror(rubbish: object) -> None:
     """A file of another version is learned anew."""
     assert from_plain(rubbish) is None
@@ -123,22 +133,22 @@ def test_rubbish_is_no_mirror(rubbish: object) -> None:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), processes=st.integers(1, 5), limit=st.integers(1, 30), phase=st.floats(0, 59))
 def test_no_window_gives_more_than_its_limit(seed: int, processes: int, limit: int, phase: float) -> None:
-    """Processes that trade at random moments, with any latency, together never pass the limit, and get it all."""
-    dice, mirror, now = Random(seed), fresh(None), 100.0
+    """Processes that lease at random moments, with any latency, together never pass the limit, and get it all."""
+    dice, shared, now = Random(seed), fresh(None), 100.0
     spent: dict[int, int] = {}
-    coming: list[tuple[float, Report]] = []
+    coming: list[tuple[float, PermitReport]] = []
     while now < 100 + 60 * 4:
         now += dice.uniform(0.0, 0.3) / processes
         for due in sorted((one for one in coming if one[0] <= now), key=lambda one: one[0]):
             coming.remove(due)
-            mirror, _ = trade(mirror, due[0], [due[1]], 0)
-        mirror, traded = trade(mirror, now, [], dice.randint(1, 15))
-        for ticket in traded.tickets if isinstance(traded, Lease) else ():
+            shared, _ = report_and_lease(shared, due[0], [due[1]], 0)
+        shared, leased = report_and_lease(shared, now, [], dice.randint(1, 15))
+        for permit in leased.permits if isinstance(leased, Lease) else ():
             arrived = now + dice.uniform(0.0, 0.05)
             window = math.floor((arrived - phase) / 60)
             spent[window] = spent.get(window, 0) + 1
             back = arrived + dice.uniform(0.01, 0.2)
-            coming.append((back, answered(ticket, back, limit - spent[window], _reset(phase, window), limit)))
+            coming.append((back, answered(permit, back, limit - spent[window], _reset(phase, window), limit)))
     assert max(spent.values()) <= limit
     assert all(spent[window] == limit for window in sorted(spent)[1:-1])
 
@@ -148,6 +158,6 @@ def _reset(phase: float, window: int) -> float:
 
 
 def test_the_constants_keep_a_lot_well_inside_the_time_of_transit() -> None:
-    """A turn is used soon enough for the mirror, which takes it as sent when it was leased."""
-    assert FRESH < 1.0
-    assert leases.STROLL > GLANCE
+    """A turn is used soon enough for the shared window, which takes it as sent when it was leased."""
+    assert LEASE_TIME < 1.0
+    assert leases.IDLE_PAUSE > FIRST_PAUSE

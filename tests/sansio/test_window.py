@@ -13,21 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knouds_async._sansio.clock import ServerClock
+from knouds_async._sansio.clock import ClockBounds
 from knouds_async._sansio.window import (
-    Go,
-    Reply,
-    Ticket,
-    Wait,
+    Granted,
+    Permit,
+    QuotaHeaders,
+    RetryAt,
     Window,
-    answered,
-    held,
-    left,
-    lost,
+    mark_unanswered,
+    new_window,
+    on_response,
+    pause_left,
+    release,
+    remaining,
     resets_in,
-    returned,
-    take,
-    unknown,
+    try_acquire,
 )
 
 EPOCH = 1_700_000_000.0
@@ -47,7 +47,7 @@ class Server:
     granted: int = 0
     refusals: dict[float, int] = attrs.field(factory=dict)
 
-    def hit(self, now: float) -> Reply:
+    def hit(self, now: float) -> QuotaHeaders:
         """Count a request or refuse it."""
         if self.is_opened_by_hit:
             opened = self.opened if now < self.opened + self.length else now
@@ -60,7 +60,7 @@ class Server:
             self.refusals[opened] = self.refusals.get(opened, 0) + 1
         self.granted += not refused
         edge = opened + self.length
-        return Reply(
+        return QuotaHeaders(
             refused=refused,
             succeeded=not refused,
             limit=self.limit,
@@ -85,7 +85,7 @@ class Client:
 
     window: Window
     trips: Iterator[Trip]
-    clock: ServerClock = attrs.field(factory=ServerClock)
+    clock: ClockBounds = attrs.field(factory=ClockBounds)
     waiting: int = 0
     refusals: int = 0
     granted: int = 0
@@ -135,40 +135,40 @@ class Play:
     def dispatch(self, client: Client) -> None:
         """Send what may be sent. The end of a wait, without news, must let a request go."""
         while client.waiting:
-            client.window, turn = take(client.window, self.now)
-            if isinstance(turn, Wait):
-                assert self.now < turn.until < math.inf
-                assert isinstance(take(client.window, turn.until)[1], Go)
-                if turn.until != client.alarm:
-                    client.alarm = turn.until
-                    self.at(turn.until, partial(self.wake, client, turn.until))
+            client.window, decision = try_acquire(client.window, self.now)
+            if isinstance(decision, RetryAt):
+                assert self.now < decision.until < math.inf
+                assert isinstance(try_acquire(client.window, decision.until)[1], Granted)
+                if decision.until != client.alarm:
+                    client.alarm = decision.until
+                    self.at(decision.until, partial(self.wake, client, decision.until))
                 return
             trip = next(client.trips)
             if trip.fate == "returned":
-                client.window = returned(client.window, turn.ticket)
+                client.window = release(client.window, decision.permit)
             else:
                 client.waiting -= 1
-                self.at(self.now + trip.up, partial(self.arrive, client, turn.ticket, trip))
+                self.at(self.now + trip.up, partial(self.arrive, client, decision.permit, trip))
 
-    def arrive(self, client: Client, ticket: Ticket, trip: Trip) -> None:
+    def arrive(self, client: Client, permit: Permit, trip: Trip) -> None:
         """Count a request on the server; only a grant's answer takes long, or is lost."""
         told = self.server.hit(self.now)
         down = min(trip.down, 1.9) if told.refused else trip.down
         date = math.floor(self.now + self.server.offset + (down if down > 5 else 0))
         heard = None if trip.fate == "lost" and not told.refused else date
-        self.at(self.now + down, partial(self.answer, client, ticket, told, heard))
+        self.at(self.now + down, partial(self.answer, client, permit, told, heard))
 
-    def answer(self, client: Client, ticket: Ticket, told: Reply, date: int | None) -> None:
+    def answer(self, client: Client, permit: Permit, told: QuotaHeaders, date: int | None) -> None:
         """Bring the answer home, or the news that there will be none (no date)."""
         client.refusals += told.refused
         client.waiting += told.refused
         client.granted += not told.refused
         self.open_jobs -= not told.refused
         if date is None:
-            client.window = lost(client.window, self.now, ticket)
+            client.window = mark_unanswered(client.window, self.now, permit)
         else:
-            client.clock = client.clock.heard(date, ticket.sent, self.now)
-            client.window = answered(client.window, self.now, ticket, told, client.clock)
+            client.clock = client.clock.update(date, permit.sent, self.now)
+            client.window = on_response(client.window, self.now, permit, told, client.clock)
         self.dispatch(client)
 
 
@@ -177,13 +177,15 @@ def play(server: Server, clients: list[Client], arrivals: list[float], foreign: 
     return Play(server, clients, arrivals, foreign).run()
 
 
-CLOCK = ServerClock(EPOCH, EPOCH)
-NO_CLOCK = ServerClock()
+CLOCK = ClockBounds(EPOCH, EPOCH)
+NO_CLOCK = ClockBounds()
 
 
-def reply(left: int, reset: float, *, limit: int = 100, refused: bool = False, after: float | None = None) -> Reply:
+def reply(
+    left: int, reset: float, *, limit: int = 100, refused: bool = False, after: float | None = None
+) -> QuotaHeaders:
     """Say what a limited route says; `reset` is the local time at which the server's window ends."""
-    return Reply(
+    return QuotaHeaders(
         refused=refused,
         succeeded=not refused,
         limit=limit,
@@ -195,32 +197,32 @@ def reply(left: int, reset: float, *, limit: int = 100, refused: bool = False, a
 
 def waits(window: Window, now: float) -> float:
     """Be told to wait; give until when."""
-    turn = take(window, now)[1]
-    assert isinstance(turn, Wait)
-    return turn.until
+    decision = try_acquire(window, now)[1]
+    assert isinstance(decision, RetryAt)
+    return decision.until
 
 
-def burst(window: Window, now: float) -> tuple[Window, list[Ticket], float]:
-    """Take until it says wait; give the tickets, and until when to wait."""
-    tickets: list[Ticket] = []
+def burst(window: Window, now: float) -> tuple[Window, list[Permit], float]:
+    """Take until it says wait; give the permits, and until when to wait."""
+    permits: list[Permit] = []
     while True:
-        window, turn = take(window, now)
-        if isinstance(turn, Wait):
-            return window, tickets, turn.until
-        tickets.append(turn.ticket)
+        window, decision = try_acquire(window, now)
+        if isinstance(decision, RetryAt):
+            return window, permits, decision.until
+        permits.append(decision.permit)
 
 
-def one(window: Window, now: float) -> tuple[Window, Ticket]:
+def one(window: Window, now: float) -> tuple[Window, Permit]:
     """Take one that must be let go."""
-    window, turn = take(window, now)
-    assert isinstance(turn, Go)
-    return window, turn.ticket
+    window, decision = try_acquire(window, now)
+    assert isinstance(decision, Granted)
+    return window, decision.permit
 
 
 def opened(*, limit: int | None = 100, left: int = 99, reset: float = 30.0, share: float = 1.0) -> Window:
     """Know a window that ends at `reset`: one request was sent at 0 and answered at 0.1."""
-    window, ticket = one(unknown(limit, share=share), 0.0)
-    return answered(window, 0.1, ticket, reply(left, reset, limit=limit or 100), CLOCK)
+    window, permit = one(new_window(limit, share=share), 0.0)
+    return on_response(window, 0.1, permit, reply(left, reset, limit=limit or 100), CLOCK)
 
 
 # --- a window, its edge, the next
@@ -228,47 +230,47 @@ def opened(*, limit: int | None = 100, left: int = 99, reset: float = 30.0, shar
 
 def test_one_canary_asks_and_its_answer_releases_what_is_left() -> None:
     """The first request goes alone; then all that the window has left goes at once, and the rest waits for the edge."""
-    window, tickets, until = burst(unknown(100), 0.0)
-    assert len(tickets) == 1
+    window, permits, until = burst(new_window(100), 0.0)
+    assert len(permits) == 1
     assert until == 0.5
-    window = answered(window, 0.1, tickets[0], reply(99, 30.0), CLOCK)
-    window, tickets, until = burst(window, 0.1)
-    assert len(tickets) == 99
+    window = on_response(window, 0.1, permits[0], reply(99, 30.0), CLOCK)
+    window, permits, until = burst(window, 0.1)
+    assert len(permits) == 99
     assert until == pytest.approx(30.05)
-    assert left(window, 0.2) == 0
+    assert remaining(window, 0.2) == 0
 
 
 def test_one_canary_crosses_the_edge() -> None:
     """At the edge one request goes alone, and its answer releases the new window."""
     window, _, until = burst(opened(), 0.2)
-    window, tickets, _ = burst(window, until)
-    assert len(tickets) == 1
-    window = answered(window, until + 0.1, tickets[0], reply(99, 90.0), CLOCK)
+    window, permits, _ = burst(window, until)
+    assert len(permits) == 1
+    window = on_response(window, until + 0.1, permits[0], reply(99, 90.0), CLOCK)
     assert len(burst(window, until + 0.1)[1]) == 99
 
 
 def test_no_canary_is_needed_when_the_edge_is_surely_past() -> None:
     """Well after the edge the whole new window is there at once."""
-    _, tickets, until = burst(opened(), 31.5)
-    assert len(tickets) == 100
+    _, permits, until = burst(opened(), 31.5)
+    assert len(permits) == 100
     assert until == pytest.approx(90.05)
 
 
 def test_a_canary_that_is_not_answered_holds_the_rest_back_for_a_moment_only() -> None:
-    """With answers minutes late, a canary that is not refused, as it would be at once, releases the new window."""
+    """With answers minutes late, a probe that is not refused, as it would be at once, releases the new window."""
     window, _, until = burst(opened(), 0.2)
-    window, tickets, until = burst(window, until)
-    assert len(tickets) == 1
+    window, permits, until = burst(window, until)
+    assert len(permits) == 1
     assert until == pytest.approx(30.55)
     assert len(burst(window, until)[1]) == 100 - 1
 
 
 def test_the_first_window_of_all_is_released_by_silence_step_by_step() -> None:
     """With answers minutes late and nothing known but a guess, sixteen times as many may be out after each silence."""
-    window, sizes, until = unknown(1000), list[int](), 0.0
+    window, sizes, until = new_window(1000), list[int](), 0.0
     for _ in range(4):
-        window, tickets, until = burst(window, until)
-        sizes.append(len(tickets))
+        window, permits, until = burst(window, until)
+        sizes.append(len(permits))
     assert sizes == [1, 16, 256, 727]
     assert until == pytest.approx(60.05)
 
@@ -276,16 +278,16 @@ def test_the_first_window_of_all_is_released_by_silence_step_by_step() -> None:
 def test_silence_means_less_where_answers_take_longer() -> None:
     """A refusal may take as long as quick answers do; that is learned, and forgotten when they come quicker again."""
     window = opened(left=60)
-    window, ticket = one(window, 0.1)
+    window, permit = one(window, 0.1)
     assert waits(window, 0.1) == pytest.approx(0.6)
-    window = answered(window, 0.9, ticket, reply(58, 30.0), CLOCK)
-    window, tickets, until = burst(window, 0.9)
+    window = on_response(window, 0.9, permit, reply(58, 30.0), CLOCK)
+    window, permits, until = burst(window, 0.9)
     assert until == pytest.approx(0.9 + 1.6)
     for edge, expected in ((90.0, 0.7 * 1.6), (150.0, 0.49 * 1.6), (210.0, 0.343 * 1.6), (270.0, 0.5)):
-        window, ticket = one(window, edge - 59.9)
-        window = answered(window, edge - 59.8, ticket, reply(50, edge), CLOCK)
-        window, tickets, until = burst(window, edge - 59.8)
-        assert tickets
+        window, permit = one(window, edge - 59.9)
+        window = on_response(window, edge - 59.8, permit, reply(50, edge), CLOCK)
+        window, permits, until = burst(window, edge - 59.8)
+        assert permits
         assert until == pytest.approx(edge - 59.8 + expected)
 
 
@@ -294,68 +296,68 @@ def test_silence_means_less_where_answers_take_longer() -> None:
 
 def coarse(left: int) -> Window:
     """Give a window whose edge is 30 s of the server's, on a clock of which only half a second is known."""
-    window, ticket = one(unknown(left + 1), 0.0)
-    return answered(window, 0.1, ticket, reply(left, 30.0, limit=left + 1), ServerClock(EPOCH, EPOCH + 0.5))
+    window, permit = one(new_window(left + 1), 0.0)
+    return on_response(window, 0.1, permit, reply(left, 30.0, limit=left + 1), ClockBounds(EPOCH, EPOCH + 0.5))
 
 
 def test_the_last_few_of_a_window_are_put_off_to_learn_the_servers_clock() -> None:
     """They go where a second of the server turns by the middle of what is known, one lot at a time."""
-    window, tickets = coarse(left=5), list[Ticket]()
+    window, permits = coarse(left=5), list[Permit]()
     for waiting in range(20, 0, -1):
-        window, turn = take(window, 0.2, waiting)
-        if isinstance(turn, Wait):
+        window, decision = try_acquire(window, 0.2, waiting)
+        if isinstance(decision, RetryAt):
             break
-        tickets.append(turn.ticket)
-    assert len(tickets) == 2
-    assert turn == Wait(pytest.approx(0.75))  # type: ignore[arg-type]
-    window, turn = take(window, 0.75, 18)
-    assert isinstance(turn, Go)
-    window = answered(window, 0.8, turn.ticket, reply(2, 30.0, limit=6), ServerClock(EPOCH, EPOCH + 0.25))
-    assert take(window, 0.9, 17)[1] == Wait(pytest.approx(1.875))  # type: ignore[arg-type]
-    window = answered(window, 1.0, tickets[0], reply(2, 30.0, limit=6), ServerClock(EPOCH, EPOCH + 0.1))
-    assert isinstance(take(window, 1.0, 17)[1], Go)
+        permits.append(decision.permit)
+    assert len(permits) == 2
+    assert decision == RetryAt(pytest.approx(0.75))  # type: ignore[arg-type]
+    window, decision = try_acquire(window, 0.75, 18)
+    assert isinstance(decision, Granted)
+    window = on_response(window, 0.8, decision.permit, reply(2, 30.0, limit=6), ClockBounds(EPOCH, EPOCH + 0.25))
+    assert try_acquire(window, 0.9, 17)[1] == RetryAt(pytest.approx(1.875))  # type: ignore[arg-type]
+    window = on_response(window, 1.0, permits[0], reply(2, 30.0, limit=6), ClockBounds(EPOCH, EPOCH + 0.1))
+    assert isinstance(try_acquire(window, 1.0, 17)[1], Granted)
 
 
 def test_nobody_waits_a_second_who_could_go() -> None:
     """Not while there is a turn for all, nor near the edge, nor where the clock is known well or cannot be."""
-    assert isinstance(take(coarse(left=3), 0.2, 3)[1], Go)
-    assert isinstance(take(coarse(left=3), 0.2, 4)[1], Wait)
-    assert isinstance(take(coarse(left=3), 27.0, 4)[1], Go)
-    assert isinstance(take(coarse(left=4), 0.2, 9)[1], Go)
+    assert isinstance(try_acquire(coarse(left=3), 0.2, 3)[1], Granted)
+    assert isinstance(try_acquire(coarse(left=3), 0.2, 4)[1], RetryAt)
+    assert isinstance(try_acquire(coarse(left=3), 27.0, 4)[1], Granted)
+    assert isinstance(try_acquire(coarse(left=4), 0.2, 9)[1], Granted)
 
 
 def test_the_clock_says_when_a_second_of_the_server_turns() -> None:
     """While the bounds are neither near enough nor hopelessly wide."""
-    assert ServerClock(100.0, 100.5).turn == -100.25
-    assert ServerClock(100.0, 100.1).turn is None
-    assert ServerClock(100.0, 140.0).turn is None
-    assert ServerClock().turn is None
+    assert ClockBounds(100.0, 100.5).next_second == -100.25
+    assert ClockBounds(100.0, 100.1).next_second is None
+    assert ClockBounds(100.0, 140.0).next_second is None
+    assert ClockBounds().next_second is None
 
 
 def test_the_local_clock_need_not_agree_with_the_server() -> None:
     """The edge is Reset by the server's clock, whatever the local one says."""
     for offset in (EPOCH - 137, EPOCH, EPOCH + 137, 0.0):
-        window, ticket = one(unknown(100), 1000.0)
-        told = Reply(limit=100, remaining=0, reset=offset + 1030)
-        window = answered(window, 1000.1, ticket, told, ServerClock(offset, offset))
+        window, permit = one(new_window(100), 1000.0)
+        told = QuotaHeaders(limit=100, remaining=0, reset=offset + 1030)
+        window = on_response(window, 1000.1, permit, told, ClockBounds(offset, offset))
         assert waits(window, 1000.2) == pytest.approx(1030.05)
 
 
 def test_without_dates_the_window_may_have_just_begun() -> None:
     """Reset is useless without the server's clock: the edge is a window's length, or Retry-After, away."""
-    window, ticket = one(unknown(100), 0.0)
-    silent = answered(window, 0.1, ticket, reply(0, 5.0), NO_CLOCK)
+    window, permit = one(new_window(100), 0.0)
+    silent = on_response(window, 0.1, permit, reply(0, 5.0), NO_CLOCK)
     assert waits(silent, 0.2) == pytest.approx(60.15)
-    refused = answered(window, 0.1, ticket, reply(0, 5.0, refused=True, after=7.0), NO_CLOCK)
+    refused = on_response(window, 0.1, permit, reply(0, 5.0, refused=True, after=7.0), NO_CLOCK)
     assert waits(refused, 0.2) == pytest.approx(7.15)
 
 
 def test_without_dates_a_long_window_is_asked_once_a_minute() -> None:
     """Where nothing tells how long the window lasts, one request a minute finds out when it is over."""
-    window, now = unknown(100), 0.0
+    window, now = new_window(100), 0.0
     for _ in range(30):
-        window, ticket = one(window, now)
-        window = answered(window, now + 0.1, ticket, reply(0, 3600.0, refused=True), NO_CLOCK)
+        window, permit = one(window, now)
+        window = on_response(window, now + 0.1, permit, reply(0, 3600.0, refused=True), NO_CLOCK)
         now = waits(window, now + 0.1)
     assert now == pytest.approx(30 * 60, rel=0.15)
 
@@ -369,10 +371,10 @@ def test_a_senseless_reset_is_not_believed(reset: float) -> None:
 
 def test_a_retry_after_past_reset_is_obeyed() -> None:
     """Where Retry-After and Reset differ, the later holds, within a day."""
-    window, ticket = one(opened(left=1), 1.0)
-    later = answered(window, 1.1, ticket, reply(0, 30.0, refused=True, after=40.0), CLOCK)
+    window, permit = one(opened(left=1), 1.0)
+    later = on_response(window, 1.1, permit, reply(0, 30.0, refused=True, after=40.0), CLOCK)
     assert waits(later, 1.2) == pytest.approx(40.0)
-    absurd = answered(window, 1.1, ticket, reply(0, 30.0, refused=True, after=1e9), CLOCK)
+    absurd = on_response(window, 1.1, permit, reply(0, 30.0, refused=True, after=1e9), CLOCK)
     assert waits(absurd, 1.2) == pytest.approx(86_400.0)
 
 
@@ -380,17 +382,17 @@ def test_late_news_of_windows_that_are_over_changes_nothing() -> None:
     """Answers that name an earlier window are only taken out of flight."""
     window, old = one(opened(), 1.0)
     window, older = one(window, 1.0)
-    window, canary = one(window, 40.0)
-    assert answered(window, 40.1, old, reply(50, 30.0), CLOCK).tally == window.tally
-    window = answered(window, 40.2, canary, reply(99, 90.0), CLOCK)
-    late = answered(window, 41.0, older, reply(3, 30.0, refused=True), CLOCK)
-    assert (late.frame, late.tally) == (window.frame, window.tally)
+    window, probe = one(window, 40.0)
+    assert on_response(window, 40.1, old, reply(50, 30.0), CLOCK).counters == window.counters
+    window = on_response(window, 40.2, probe, reply(99, 90.0), CLOCK)
+    late = on_response(window, 41.0, older, reply(3, 30.0, refused=True), CLOCK)
+    assert (late.bounds, late.counters) == (window.bounds, window.counters)
 
 
 def test_a_server_whose_clock_was_set_back_is_followed() -> None:
     """A newer request that shows an earlier Reset is not late news."""
-    window, ticket = one(opened(reset=50.0), 10.0)
-    window = answered(window, 10.1, ticket, reply(0, 25.0), CLOCK)
+    window, permit = one(opened(reset=50.0), 10.0)
+    window = on_response(window, 10.1, permit, reply(0, 25.0), CLOCK)
     assert resets_in(window, 10.1) == pytest.approx(14.9)
 
 
@@ -398,18 +400,18 @@ def test_answers_out_of_order_keep_the_lowest_remaining() -> None:
     """A higher Remaining that comes later was shown earlier."""
     window, first = one(opened(), 1.0)
     window, second = one(window, 1.0)
-    window = answered(window, 1.1, second, reply(97, 30.0), CLOCK)
-    window = answered(window, 1.2, first, reply(98, 30.0), CLOCK)
-    assert left(window, 1.2) == 97
+    window = on_response(window, 1.1, second, reply(97, 30.0), CLOCK)
+    window = on_response(window, 1.2, first, reply(98, 30.0), CLOCK)
+    assert remaining(window, 1.2) == 97
 
 
 def test_the_edge_is_sharpened_by_later_answers() -> None:
     """A better bound on the server's clock brings the edge nearer; it never goes back."""
-    window, ticket = one(opened(), 1.0)
+    window, permit = one(opened(), 1.0)
     window, second = one(window, 1.0)
-    window = answered(window, 1.1, ticket, reply(98, 30.0), ServerClock(EPOCH + 0.5, EPOCH + 0.6))
+    window = on_response(window, 1.1, permit, reply(98, 30.0), ClockBounds(EPOCH + 0.5, EPOCH + 0.6))
     assert resets_in(window, 1.1) == pytest.approx(28.4)
-    window = answered(window, 1.1, second, reply(97, 30.0), CLOCK)
+    window = on_response(window, 1.1, second, reply(97, 30.0), CLOCK)
     assert resets_in(window, 1.1) == pytest.approx(28.4)
 
 
@@ -418,32 +420,32 @@ def test_the_edge_is_sharpened_by_later_answers() -> None:
 
 def test_the_limit_is_learned_from_the_headers() -> None:
     """Until a header says more, an unknown limit is taken for the lowest there is."""
-    window, tickets, now = burst(unknown(None), 0.0)
-    sent = len(tickets)
+    window, permits, now = burst(new_window(None), 0.0)
+    sent = len(permits)
     while now < 60:
-        window, tickets, now = burst(window, now)
-        sent += len(tickets)
+        window, permits, now = burst(window, now)
+        sent += len(permits)
     assert sent == 10
-    assert left(window, 1.0) is None
-    assert left(opened(limit=None), 0.2) == 99
-    window, ticket = one(opened(), 1.0)
-    window = answered(window, 1.1, ticket, reply(248, 30.0, limit=250), CLOCK)
-    assert left(window, 31.0) == 250
+    assert remaining(window, 1.0) is None
+    assert remaining(opened(limit=None), 0.2) == 99
+    window, permit = one(opened(), 1.0)
+    window = on_response(window, 1.1, permit, reply(248, 30.0, limit=250), CLOCK)
+    assert remaining(window, 31.0) == 250
 
 
 @pytest.mark.parametrize("length", [5.0, 8.0, 61.0, 90.0, 3600.0])
 def test_the_length_of_the_window_is_learned(length: float) -> None:
     """From its second edge on, a server with other windows than a minute's is foreseen."""
     server = Server(limit=20, length=length, phase=length / 3)
-    client = Client(unknown(20), cycle([Trip()]))
+    client = Client(new_window(20), cycle([Trip()]))
     play(server, [client], [0.0] * 20 * 6)
-    assert client.window.rules.length == pytest.approx(length, abs=1)
+    assert client.window.limits.length == pytest.approx(length, abs=1)
     assert client.refusals <= (length == 61)
 
 
 def test_windows_that_open_with_their_first_request_lose_no_second_each() -> None:
     """A window has begun when its first answer comes, so it ends a length later at most: before a rounded Reset."""
-    client = Client(unknown(20), cycle([Trip()]))
+    client = Client(new_window(20), cycle([Trip()]))
     ended = play(Server(limit=20, is_opened_by_hit=True), [client], [0.0] * 20 * 6)
     assert ended == pytest.approx(5 * 60, abs=5 * 0.2)
     assert client.refusals == 0
@@ -452,11 +454,11 @@ def test_windows_that_open_with_their_first_request_lose_no_second_each() -> Non
 def test_a_reset_rounded_down_is_learned_by_one_refusal() -> None:
     """The first edge that turns out to be later than Reset teaches to wait a second more for all that follow."""
     server = Server(limit=20, rounding=math.floor, phase=7.7)
-    client = Client(unknown(20), cycle([Trip()]))
+    client = Client(new_window(20), cycle([Trip()]))
     play(server, [client], [0.0] * 200)
     assert client.refusals == 1
-    assert client.window.rules.slack == 1
-    assert client.window.rules.shared_until == -math.inf
+    assert client.window.limits.reset_skew == 1
+    assert client.window.limits.shared_until == -math.inf
 
 
 def test_an_edge_that_is_early_by_more_is_learned_too() -> None:
@@ -464,21 +466,21 @@ def test_an_edge_that_is_early_by_more_is_learned_too() -> None:
     window = opened(left=0, reset=30.0)
     now, slacks = 30.05, []
     for _ in range(20):
-        window, ticket = one(window, now)
-        window = answered(window, now + 0.05, ticket, reply(0, 30.0, refused=True, after=1.0), CLOCK)
-        slacks.append(window.rules.slack)
-        turn = take(window, now + 0.1)[1]
-        assert isinstance(turn, Wait)
-        now = turn.until
+        window, permit = one(window, now)
+        window = on_response(window, now + 0.05, permit, reply(0, 30.0, refused=True, after=1.0), CLOCK)
+        slacks.append(window.limits.reset_skew)
+        decision = try_acquire(window, now + 0.1)[1]
+        assert isinstance(decision, RetryAt)
+        now = decision.until
     assert slacks[:3] == [1.0, 1.5, 2.0]
     assert slacks[-1] == 6.0
 
 
 def test_a_request_granted_before_the_edge_steps_back_too() -> None:
-    """A canary that the old window had a token for shows that its edge is to come, and what is left until then."""
-    window, canary = one(opened(left=40), 30.06)
-    window = answered(window, 30.1, canary, reply(39, 30.0), CLOCK)
-    assert left(window, 30.1) == 39
+    """A probe that the old window had a token for shows that its edge is to come, and what is left until then."""
+    window, probe = one(opened(left=40), 30.06)
+    window = on_response(window, 30.1, probe, reply(39, 30.0), CLOCK)
+    assert remaining(window, 30.1) == 39
     assert resets_in(window, 30.1) == pytest.approx(0.9)
 
 
@@ -487,38 +489,40 @@ def test_a_request_granted_before_the_edge_steps_back_too() -> None:
 
 def test_a_refusal_ends_the_spending_of_the_window() -> None:
     """After a 429 nothing more goes until the edge."""
-    window, ticket = one(opened(), 1.0)
-    window = answered(window, 1.1, ticket, reply(0, 30.0, refused=True, after=29.0), CLOCK)
-    assert left(window, 1.1) == 0
+    window, permit = one(opened(), 1.0)
+    window = on_response(window, 1.1, permit, reply(0, 30.0, refused=True, after=29.0), CLOCK)
+    assert remaining(window, 1.1) == 0
     assert waits(window, 1.1) == pytest.approx(30.05)
 
 
 def test_a_refusal_with_tokens_left_is_a_pause() -> None:
     """A 429 that was not for the quota is obeyed for as long as it asks; without a word on that, until the edge."""
-    window, ticket = one(opened(), 1.0)
-    paused = answered(window, 1.1, ticket, reply(98, 30.0, refused=True, after=5.0), CLOCK)
+    window, permit = one(opened(), 1.0)
+    paused = on_response(window, 1.1, permit, reply(98, 30.0, refused=True, after=5.0), CLOCK)
     assert waits(paused, 1.1) == pytest.approx(6.1)
-    assert left(paused, 6.1) == 98
-    silent = answered(window, 1.1, ticket, reply(98, 30.0, refused=True), CLOCK)
+    assert remaining(paused, 6.1) == 98
+    silent = on_response(window, 1.1, permit, reply(98, 30.0, refused=True), CLOCK)
     assert waits(silent, 1.1) == pytest.approx(30.05)
 
 
 def test_a_refusal_without_headers_is_a_pause() -> None:
     """Retry-After alone is obeyed, or a few seconds are; then one request asks again."""
-    window, ticket = one(unknown(100), 0.0)
+    window, permit = one(new_window(100), 0.0)
     for after, until in ((12.0, 12.1), (None, 5.1)):
-        paused = answered(window, 0.1, ticket, Reply(refused=True, succeeded=False, retry_after=after), NO_CLOCK)
+        paused = on_response(
+            window, 0.1, permit, QuotaHeaders(refused=True, succeeded=False, retry_after=after), NO_CLOCK
+        )
         assert waits(paused, 0.2) == pytest.approx(until)
         assert len(burst(paused, until)[1]) == 1
 
 
 def test_a_pause_outlasts_the_edge() -> None:
-    """A pause that ends after the edge ends with a canary in the new window."""
-    window, ticket = one(opened(), 1.0)
-    window = answered(window, 1.1, ticket, Reply(refused=True, retry_after=60.0), CLOCK)
-    window, tickets, _ = burst(window, 61.1)
-    assert len(tickets) == 1
-    assert window.frame.rolled
+    """A pause that ends after the edge ends with a probe in the new window."""
+    window, permit = one(opened(), 1.0)
+    window = on_response(window, 1.1, permit, QuotaHeaders(refused=True, retry_after=60.0), CLOCK)
+    window, permits, _ = burst(window, 61.1)
+    assert len(permits) == 1
+    assert window.bounds.rolled_over
 
 
 # --- unlimited routes
@@ -526,43 +530,43 @@ def test_a_pause_outlasts_the_edge() -> None:
 
 def test_a_success_without_the_headers_is_from_an_unlimited_route() -> None:
     """Nothing is held back any more, for hours, until headers come."""
-    window, ticket = one(unknown(100), 0.0)
-    window = answered(window, 0.1, ticket, Reply(), NO_CLOCK)
+    window, permit = one(new_window(100), 0.0)
+    window = on_response(window, 0.1, permit, QuotaHeaders(), NO_CLOCK)
     for now in (0.2, 60.06, 100.0, 7200.0):
         for _ in range(500):
-            window, ticket = one(window, now)
-    assert (left(window, 1.0), resets_in(window, 1.0)) == (None, None)
-    window = answered(window, 7200.1, ticket, reply(0, 7230.0), CLOCK)
-    assert isinstance(take(window, 7200.2)[1], Wait)
+            window, permit = one(window, now)
+    assert (remaining(window, 1.0), resets_in(window, 1.0)) == (None, None)
+    window = on_response(window, 7200.1, permit, reply(0, 7230.0), CLOCK)
+    assert isinstance(try_acquire(window, 7200.2)[1], RetryAt)
 
 
 def test_a_route_known_to_be_unlimited_needs_no_canary() -> None:
     """With such a tier everything goes from the start."""
-    window, ticket = one(unknown(None, unlimited=True), 0.0)
+    window, permit = one(new_window(None, unlimited=True), 0.0)
     for _ in range(100):
         window, _ = one(window, 0.0)
-    assert answered(window, 0.1, ticket, Reply(), NO_CLOCK).rules == window.rules
+    assert on_response(window, 0.1, permit, QuotaHeaders(), NO_CLOCK).limits == window.limits
 
 
 def test_an_unlimited_route_that_refuses_is_approached_with_care() -> None:
     """After a 429 without headers, successes double what goes out instead of releasing all."""
-    window, ticket = one(unknown(None, unlimited=True), 0.0)
-    window = answered(window, 0.1, ticket, Reply(refused=True, succeeded=False, retry_after=2.0), NO_CLOCK)
-    window, tickets, _ = burst(window, 2.1)
-    assert len(tickets) == 1
-    window = answered(window, 2.2, tickets[0], Reply(), NO_CLOCK)
-    assert window.rules.unlimited
+    window, permit = one(new_window(None, unlimited=True), 0.0)
+    window = on_response(window, 0.1, permit, QuotaHeaders(refused=True, succeeded=False, retry_after=2.0), NO_CLOCK)
+    window, permits, _ = burst(window, 2.1)
+    assert len(permits) == 1
+    window = on_response(window, 2.2, permits[0], QuotaHeaders(), NO_CLOCK)
+    assert window.limits.unlimited
     assert len(burst(window, 2.2)[1]) == 2
-    window = answered(window, 400.0, Ticket(0.0), Reply(), NO_CLOCK)
+    window = on_response(window, 400.0, Permit(0.0), QuotaHeaders(), NO_CLOCK)
     assert len([one(window, 400.0) for _ in range(50)]) == 50
 
 
 def test_an_error_without_the_headers_says_nothing() -> None:
     """A 500 does not make a route unlimited, and its request stays spent."""
-    window, ticket = one(opened(left=2), 1.0)
-    window = answered(window, 1.1, ticket, Reply(succeeded=False), CLOCK)
-    assert not window.rules.unlimited
-    assert left(window, 1.1) == 1
+    window, permit = one(opened(left=2), 1.0)
+    window = on_response(window, 1.1, permit, QuotaHeaders(succeeded=False), CLOCK)
+    assert not window.limits.unlimited
+    assert remaining(window, 1.1) == 1
 
 
 # --- others
@@ -570,18 +574,18 @@ def test_an_error_without_the_headers_says_nothing() -> None:
 
 def test_others_on_the_quota_are_met_with_slow_start() -> None:
     """A Remaining lower than our own requests explain means somebody else: few go at once, more with every answer."""
-    window, tickets, until = burst(opened(left=60), 0.1)
-    assert len(tickets) == 1
+    window, permits, until = burst(opened(left=60), 0.1)
+    assert len(permits) == 1
     assert until == pytest.approx(0.6)
     sizes = []
     for round_ in range(4):
         now = 0.2 + round_ / 10
-        for at, ticket in enumerate(tickets):
-            remaining = left(window, now)
-            assert remaining is not None
-            window = answered(window, now, ticket, reply(remaining + len(tickets) - at - 1, 30.0), CLOCK)
-        window, tickets, _ = burst(window, now)
-        sizes.append(len(tickets))
+        for at, permit in enumerate(permits):
+            left = remaining(window, now)
+            assert left is not None
+            window = on_response(window, now, permit, reply(left + len(permits) - at - 1, 30.0), CLOCK)
+        window, permits, _ = burst(window, now)
+        sizes.append(len(permits))
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] < 30
 
@@ -600,56 +604,56 @@ def test_a_share_leaves_the_rest_of_each_window_to_others() -> None:
     assert len(burst(opened(share=0.001), 31.5)[1]) == 1
 
 
-# --- tickets
+# --- permits
 
 
 def test_a_returned_ticket_gives_its_token_back() -> None:
     """A request that never left is as if it had not been taken."""
     window = opened(left=1)
-    taken, ticket = one(window, 1.0)
-    assert isinstance(take(taken, 1.0)[1], Wait)
-    back = returned(taken, ticket)
+    taken, permit = one(window, 1.0)
+    assert isinstance(try_acquire(taken, 1.0)[1], RetryAt)
+    back = release(taken, permit)
     assert back == window
-    assert isinstance(take(back, 1.0)[1], Go)
+    assert isinstance(try_acquire(back, 1.0)[1], Granted)
 
 
 def test_a_lost_request_counts_as_spent_until_the_server_shows_otherwise() -> None:
     """It holds its token, but nobody back; a Remaining of a later request settles it."""
-    window, ticket = one(opened(left=50), 1.0)
-    window = lost(window, 3.0, ticket)
-    assert left(window, 3.0) == 49
-    window, ticket = one(window, 8.0)
-    window = answered(window, 8.1, ticket, reply(49, 30.0), CLOCK)
-    assert left(window, 8.1) == 49
+    window, permit = one(opened(left=50), 1.0)
+    window = mark_unanswered(window, 3.0, permit)
+    assert remaining(window, 3.0) == 49
+    window, permit = one(window, 8.0)
+    window = on_response(window, 8.1, permit, reply(49, 30.0), CLOCK)
+    assert remaining(window, 8.1) == 49
 
 
 def test_a_lost_canary_lets_the_next_go_at_once() -> None:
     """There is no answer to wait for."""
-    window, ticket = one(unknown(100), 0.0)
-    assert take(window, 0.3)[1] == Wait(0.5)
-    assert isinstance(take(lost(window, 0.3, ticket), 0.3)[1], Go)
+    window, permit = one(new_window(100), 0.0)
+    assert try_acquire(window, 0.3)[1] == RetryAt(0.5)
+    assert isinstance(try_acquire(mark_unanswered(window, 0.3, permit), 0.3)[1], Granted)
 
 
 def test_requests_that_may_have_arrived_late_are_waited_for() -> None:
     """A new window that those in flight could have used up is not asked before they should have been answered."""
-    window, ticket = one(opened(limit=1, left=0, reset=30.0), 30.5)
-    window, turn = take(window, 90.06)
-    assert isinstance(turn, Go)
-    window = unknown(1)
-    window, ticket = one(window, 0.0)
-    window = answered(window, 0.1, ticket, reply(0, 5.0, limit=1), CLOCK)
-    window, ticket = one(window, 64.0)
-    turn = take(window, 65.06)[1]
-    assert turn == Wait(pytest.approx(68.0))  # type: ignore[arg-type]
-    assert isinstance(take(window, 68.0)[1], Go)
+    window, permit = one(opened(limit=1, left=0, reset=30.0), 30.5)
+    window, decision = try_acquire(window, 90.06)
+    assert isinstance(decision, Granted)
+    window = new_window(1)
+    window, permit = one(window, 0.0)
+    window = on_response(window, 0.1, permit, reply(0, 5.0, limit=1), CLOCK)
+    window, permit = one(window, 64.0)
+    decision = try_acquire(window, 65.06)[1]
+    assert decision == RetryAt(pytest.approx(68.0))  # type: ignore[arg-type]
+    assert isinstance(try_acquire(window, 68.0)[1], Granted)
 
 
 def test_requests_of_the_last_seconds_count_in_the_next_window_too() -> None:
     """Reset is rounded and requests take time: what was sent three seconds before the edge may count after it."""
     late, _, _ = burst(opened(), 27.5)
-    assert left(late, 31.5) == 1
+    assert remaining(late, 31.5) == 1
     early, _, _ = burst(opened(), 26.5)
-    assert left(early, 31.5) == 100
+    assert remaining(early, 31.5) == 100
 
 
 def test_alone_our_own_count_tells_what_is_left() -> None:
@@ -657,79 +661,79 @@ def test_alone_our_own_count_tells_what_is_left() -> None:
     window, first = one(opened(), 1.0)
     for _ in range(49):
         window, _ = one(window, 1.0)
-    window = answered(window, 11.0, first, reply(60, 30.0), CLOCK)
-    assert left(window, 11.0) == 11
+    window = on_response(window, 11.0, first, reply(60, 30.0), CLOCK)
+    assert remaining(window, 11.0) == 11
     assert len(burst(window, 11.0)[1]) == 100 - 1 - 50
 
 
 def test_doubt_about_requests_sent_before_the_edge_costs_no_tokens() -> None:
-    """Alone, when a canary's answer leaves open whether those in flight are counted, one more asks after a while."""
+    """Alone, when a probe's answer leaves open whether those in flight are counted, one more asks after a while."""
     window, _, until = burst(opened(), 29.9)
-    window, canary = one(window, until)
-    window = answered(window, until + 0.1, canary, reply(50, 90.0), CLOCK)
-    window, tickets, until = burst(window, until + 0.1)
-    assert (len(tickets), until) == (0, 33.9)
+    window, probe = one(window, until)
+    window = on_response(window, until + 0.1, probe, reply(50, 90.0), CLOCK)
+    window, permits, until = burst(window, until + 0.1)
+    assert (len(permits), until) == (0, 33.9)
     assert len(burst(window, until)[1]) == 1
 
 
 def test_where_others_use_the_quota_doubt_is_no_reason_to_ask() -> None:
     """A token that one of our own in flight may have used is left alone when others are about."""
     window, _ = one(opened(left=60), 29.9)
-    window, canary = one(window, 30.06)
-    window = answered(window, 30.1, canary, reply(1, 90.0), CLOCK)
+    window, probe = one(window, 30.06)
+    window = on_response(window, 30.1, probe, reply(1, 90.0), CLOCK)
     assert waits(window, 30.1) == pytest.approx(90.05)
 
 
 def test_late_answers_do_not_blur_the_edge() -> None:
     """However late an answer is, its Date is fresh: requests sent well before the edge are not counted after it."""
-    window, ticket = one(unknown(100), 0.0)
-    window = answered(window, 40.0, ticket, reply(99, 70.0), ServerClock(EPOCH, EPOCH + 40))
+    window, permit = one(new_window(100), 0.0)
+    window = on_response(window, 40.0, permit, reply(99, 70.0), ClockBounds(EPOCH, EPOCH + 40))
     window, _, _ = burst(window, 60.0)
-    assert left(window, 71.5) == 100
+    assert remaining(window, 71.5) == 100
 
 
 def test_tokens_that_are_probably_there_are_asked_for_one_by_one() -> None:
     """Alone, with answers minutes late, doubt about those in flight costs no tokens; a refusal would be here."""
     window, _, until = burst(opened(left=99, reset=5.0), 3.0)
-    window, tickets, until = burst(window, 6.5)  # the 99 could have arrived after the edge
-    assert (len(tickets), until) == (1, 10.5)
-    window, tickets, until = burst(window, until)
-    assert (len(tickets), until) == (1, 14.5)
-    window = answered(window, 10.6, tickets[0], reply(0, 65.0, refused=True, after=55.0), CLOCK)
+    window, permits, until = burst(window, 6.5)  # the 99 could have arrived after the edge
+    assert (len(permits), until) == (1, 10.5)
+    window, permits, until = burst(window, until)
+    assert (len(permits), until) == (1, 14.5)
+    window = on_response(window, 10.6, permits[0], reply(0, 65.0, refused=True, after=55.0), CLOCK)
     assert waits(window, 14.5) == pytest.approx(65.05)
 
 
 def test_a_timer_that_rings_a_little_early_still_gets_its_turn() -> None:
     """Event loops ring by the resolution of their clock too soon; asking again would spin."""
     window, _, until = burst(opened(), 0.1)
-    assert isinstance(take(window, until - 1e-9)[1], Go)
+    assert isinstance(try_acquire(window, until - 1e-9)[1], Granted)
 
 
 def test_a_dashboard_sees_through_the_edge() -> None:
     """What is left, and when it resets, is told for the moment asked about; nothing before anything was heard."""
-    assert (left(unknown(100), 0.0), resets_in(unknown(100), 0.0)) == (100, None)
+    assert (remaining(new_window(100), 0.0), resets_in(new_window(100), 0.0)) == (100, None)
     window = opened(left=10)
-    assert left(window, 10.0) == 10
+    assert remaining(window, 10.0) == 10
     assert resets_in(window, 10.0) == pytest.approx(20.0)
-    assert left(window, 40.0) == 100
+    assert remaining(window, 40.0) == 100
     assert resets_in(window, 40.0) == pytest.approx(50.0)
 
 
 def test_a_limit_of_nothing_is_asked_once_a_window() -> None:
     """Even then something is sent now and then: the limit may have been raised."""
-    window, ticket = one(unknown(0), 0.0)
-    window = answered(window, 0.1, ticket, reply(0, 30.0, limit=0, refused=True, after=30.0), CLOCK)
-    window, tickets, until = burst(window, 30.06)
-    assert len(tickets) == 1
+    window, permit = one(new_window(0), 0.0)
+    window = on_response(window, 0.1, permit, reply(0, 30.0, limit=0, refused=True, after=30.0), CLOCK)
+    window, permits, until = burst(window, 30.06)
+    assert len(permits) == 1
     assert until == pytest.approx(90.05)
 
 
 def test_silence_does_not_block_for_ever() -> None:
     """When no request is ever answered, each window still gets some."""
-    window, sent, now = unknown(100), 0, 0.0
+    window, sent, now = new_window(100), 0, 0.0
     while now < 3600:
-        window, tickets, now = burst(window, now)
-        sent += len(tickets)
+        window, permits, now = burst(window, now)
+        sent += len(permits)
     assert sent >= 60
 
 
@@ -775,7 +779,7 @@ def ways(some: list[Trip]) -> Iterator[Trip]:
 def test_alone_nothing_is_ever_refused(server: Server, hit: bool, some: list[Trip], jobs: list[float]) -> None:
     """Alone, with Reset rounded up, no request exceeds a window's limit, whatever phase, latencies and order."""
     server.is_opened_by_hit = hit
-    client = Client(unknown(server.limit), ways(some))
+    client = Client(new_window(server.limit), ways(some))
     play(server, [client], jobs)
     assert client.granted == len(jobs)
     assert server.refusals == {}
@@ -785,7 +789,7 @@ def test_alone_nothing_is_ever_refused(server: Server, hit: bool, some: list[Tri
 @given(server=anchored, some=st.lists(late_trips, max_size=20), jobs=bursts)
 def test_late_and_lost_answers_cost_a_canary_at_most(server: Server, some: list[Trip], jobs: list[float]) -> None:
     """With answers up to 50 s late, or lost, a window refuses one request at most: the one that asks."""
-    play(server, [Client(unknown(server.limit), ways(some))], jobs)
+    play(server, [Client(new_window(server.limit), ways(some))], jobs)
     assert max(server.refusals.values(), default=0) <= 1
 
 
@@ -801,14 +805,14 @@ def test_every_job_is_granted_in_the_end(
     server: Server, some: list[Trip], jobs: list[float], processes: int, foreign: list[float]
 ) -> None:
     """Whatever the rounding, the neighbours and the losses: progress, and each wait ends with a turn."""
-    clients = [Client(unknown(server.limit), ways(some)) for _ in range(processes)]
+    clients = [Client(new_window(server.limit), ways(some)) for _ in range(processes)]
     ended = play(server, clients, jobs, foreign)
     assert sum(client.granted for client in clients) == processes * len(jobs)
     assert ended < 300 + 120 * (2 + processes * len(jobs))
 
 
 some_reply = st.builds(
-    Reply,
+    QuotaHeaders,
     refused=st.booleans(),
     succeeded=st.booleans(),
     limit=st.sampled_from([None, 0, 1, 5, 100, 10**6]),
@@ -830,47 +834,47 @@ steps = st.lists(
     unlimited=st.booleans(),
 )
 def test_nothing_a_server_says_can_block_or_break_it(
-    steps: list[tuple[str, float, Reply]], limit: int | None, share: float, unlimited: bool
+    steps: list[tuple[str, float, QuotaHeaders]], limit: int | None, share: float, unlimited: bool
 ) -> None:
     """After any history a wait is finite, ends with a turn, and the state is a small value that equals its twin."""
-    windows = [unknown(limit, share=share, unlimited=unlimited)] * 2
-    out: list[Ticket] = []
+    windows = [new_window(limit, share=share, unlimited=unlimited)] * 2
+    out: list[Permit] = []
     now, clock = 0.0, NO_CLOCK
     for step, pause, told in steps:
         now += pause
         if step == "take":
-            (windows[0], turn), (windows[1], _) = [take(window, now) for window in windows]
-            if isinstance(turn, Go):
-                out.append(turn.ticket)
+            (windows[0], decision), (windows[1], _) = [try_acquire(window, now) for window in windows]
+            if isinstance(decision, Granted):
+                out.append(decision.permit)
             else:
-                assert now < turn.until < now + 2 * 86_400
-                assert isinstance(take(windows[0], turn.until)[1], Go)
+                assert now < decision.until < now + 2 * 86_400
+                assert isinstance(try_acquire(windows[0], decision.until)[1], Granted)
         elif step == "answered" and out:
-            ticket = out.pop(0)
+            permit = out.pop(0)
             if told.reset is not None:
-                clock = clock.heard(math.floor(EPOCH + now), ticket.sent, now)
-            windows = [answered(window, now, ticket, told, clock) for window in windows]
+                clock = clock.update(math.floor(EPOCH + now), permit.sent, now)
+            windows = [on_response(window, now, permit, told, clock) for window in windows]
         elif step == "lost" and out:
-            ticket = out.pop()
-            windows = [lost(window, now, ticket) for window in windows]
+            permit = out.pop()
+            windows = [mark_unanswered(window, now, permit) for window in windows]
         elif step == "returned" and out:
-            ticket = out.pop()
-            windows = [returned(window, ticket) for window in windows]
+            permit = out.pop()
+            windows = [release(window, permit) for window in windows]
         assert windows[0] == windows[1]
         assert hash(windows[0]) == hash(windows[1])
-        assert len(windows[0].flight) <= 12
-        assert (left(windows[0], now) or 0) >= 0
+        assert len(windows[0].in_flight) <= 12
+        assert (remaining(windows[0], now) or 0) >= 0
         assert (resets_in(windows[0], now) or 0.0) >= 0
 
 
 def test_only_a_pause_that_was_asked_for_is_held() -> None:
     """The rest of a used-up window is the quota's; what is asked for beyond it, or with no window known, is held."""
-    window, ticket = one(opened(), 5.0)
-    used_up = answered(window, 5.1, ticket, reply(0, 30.0, refused=True, after=25.0), CLOCK)
-    assert held(used_up, 6.0) == 0.0
-    asked = answered(window, 5.1, ticket, reply(0, 30.0, refused=True, after=86_400.0), CLOCK)
-    assert held(asked, 6.0) == pytest.approx(86_400, abs=3)
-    assert held(asked, 90_000.0) == 0.0
-    bare, ticket = one(unknown(100), 5.0)
-    bare = answered(bare, 5.1, ticket, Reply(refused=True, succeeded=False, retry_after=40.0), CLOCK)
-    assert held(bare, 6.0) == pytest.approx(40, abs=2)
+    window, permit = one(opened(), 5.0)
+    used_up = on_response(window, 5.1, permit, reply(0, 30.0, refused=True, after=25.0), CLOCK)
+    assert pause_left(used_up, 6.0) == 0.0
+    asked = on_response(window, 5.1, permit, reply(0, 30.0, refused=True, after=86_400.0), CLOCK)
+    assert pause_left(asked, 6.0) == pytest.approx(86_400, abs=3)
+    assert pause_left(asked, 90_000.0) == 0.0
+    bare, permit = one(new_window(100), 5.0)
+    bare = on_response(bare, 5.1, permit, QuotaHeaders(refused=True, succeeded=False, retry_after=40.0), CLOCK)
+    assert pause_left(bare, 6.0) == pytest.approx(40, abs=2)
