@@ -1,6 +1,6 @@
 """What a client is told at construction, as frozen values; the only reader of the environment.
 
-Rule of the file: a bad value is a ConfigurationError that names it, before any request. The key is never named.
+A bad value is a ConfigurationError that names it, before any request. The key is never named.
 """
 
 from __future__ import annotations
@@ -44,16 +44,15 @@ MOST_BYTES: Final = 2 * 1024**3
 """How large a file may be unless a caller allows more: 2 GiB."""
 
 OnBytes: TypeAlias = Callable[[int, int | None], None]
-"""Told after each piece; the bytes that are there, and the bytes in all where the host has said."""
+"""Called after each piece with the bytes received, and the total where the host said it."""
 
 
 class Secret:
-    """A text that never shows in a repr, a log, a traceback with locals or a pickle; `reveal()` gives it."""
+    """A string that never shows in a repr, a log, a traceback with locals or a pickle; `reveal()` gives it."""
 
     __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
-        """Wrap the text."""
         self._text = text
 
     @classmethod
@@ -62,7 +61,7 @@ class Secret:
         return text if text is None or isinstance(text, Secret) else cls(text)
 
     def reveal(self) -> str:
-        """Give the text itself; only where it is sent."""
+        """Return the text itself; only where it is sent."""
         return self._text
 
     def __repr__(self) -> str:
@@ -75,10 +74,10 @@ class Secret:
 
 
 def api_key(given: Secret | None) -> Secret:
-    """Give the key: the argument, else `$KNOUDS_KEY`. It is checked for form and never printed."""
+    """Return the key: the argument, else `$KNOUDS_KEY`. It is checked for form and never printed."""
     key = given if given is not None else Secret(os.environ.get("KNOUDS_KEY", ""))
     if not isinstance(key.reveal(), str):
-        raise ConfigurationError(f"the API key must be a text, not {type(key.reveal()).__name__}")
+        raise ConfigurationError(f"the API key must be a string, not {type(key.reveal()).__name__}")
     if not key.reveal():
         raise ConfigurationError(
             "no API key: set $KNOUDS_KEY (export KNOUDS_KEY=knouds_live_...) or pass AsyncKnouds(api_key=...)"
@@ -92,14 +91,14 @@ def api_key(given: Secret | None) -> Secret:
 
 
 def base_url(given: str | Secret | None, *, allow_insecure_http: bool = False) -> str:
-    """Give the base URL: the argument, else `$KNOUDS_BASE_URL`, else the vendor's; without a trailing slash.
+    """Return the base URL: the argument, else `$KNOUDS_BASE_URL`, else the vendor's; without a trailing slash.
 
     Plain http is refused except to loopback, or when asked for: the key would travel in the clear.
     """
     text = given.reveal() if isinstance(given, Secret) else given
     url = text if text is not None else os.environ.get("KNOUDS_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(url, str):
-        raise ConfigurationError(f"base_url must be a text, not {type(url).__name__}")
+        raise ConfigurationError(f"base_url must be a string, not {type(url).__name__}")
     if "@" in url or KEY_BEGINNING in url:
         text = url = ""  # so that no frame of ours shows it in a traceback with locals
         raise ConfigurationError("base_url must not hold a user name, a password or a key (it is not shown here)")
@@ -130,7 +129,7 @@ def one_spelling(url: str) -> str:
 
 
 def _is_host(host: str) -> bool:
-    """Tell whether a host is an ASCII name or an address; other names are to be given in their `xn--` form."""
+    """Return whether a host is an ASCII name or an address; other names are to be given in their `xn--` form."""
     try:
         return _NAME.match(host) is not None or bool(ipaddress.ip_address(host))
     except ValueError:
@@ -138,7 +137,7 @@ def _is_host(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host name is this machine's loopback, without looking it up."""
+    """Return whether a host name is this machine's loopback, without looking it up."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -153,7 +152,7 @@ def environment() -> Mapping[str, str]:
 
 
 def option(name: str, value: T | None, kind: type[T]) -> T:
-    """Give an option, or the default of its kind where it is None; another kind is refused by the option's name."""
+    """Return an option, or the default of its kind where it is None; another kind is refused by the option's name."""
     if value is None:
         return kind()
     if not isinstance(value, kind):
@@ -162,7 +161,7 @@ def option(name: str, value: T | None, kind: type[T]) -> T:
 
 
 def requests_per_minute(tier: str | None) -> float | None:
-    """Give the first guess of a tier's limit: inf when unlimited, None when it has to be learned."""
+    """Return the first guess of a tier's limit: inf when unlimited, None when it has to be learned."""
     if tier is None:
         return None
     if not isinstance(tier, str) or tier not in TIERS:
@@ -180,12 +179,12 @@ def share(value: float) -> float:
 
 
 def _above(least: float, *, inclusive: bool = False, kinds: tuple[type, ...] = (int, float)) -> Any:
-    """Make a validator for a finite-or-infinite number above a bound, whose error names the field and the value."""
+    """Return a validator for a finite-or-infinite number above a bound, whose error names the field and the value."""
 
     def check(owner: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         is_number = isinstance(value, kinds) and not isinstance(value, bool)
         if not is_number or not (value > least or (value == least and inclusive)) or _MOST < value < math.inf:
-            number = "a whole number" if float not in kinds else "a number"
+            number = "an integer" if float not in kinds else "a number"
             bound = "of at least" if inclusive else "of more than"
             raise ConfigurationError(
                 f"{type(owner).__name__}({attribute.name}={value!r:.80}): must be {number} {bound} {least:g}"
@@ -231,10 +230,10 @@ def _truth(owner: object, attribute: attrs.Attribute[Any], value: object) -> Non
 
 @attrs.frozen(kw_only=True)
 class Polling:
-    """How the ends of runs are noticed: by what was learned of how long such runs last, or on a plain schedule.
+    """How finished runs are noticed: by what was learned of how long such runs last, or on a plain schedule.
 
     `cost_of_request`: what a request is worth, in seconds of notice: 1 makes fewer requests, 0.05 notices sooner.
-    `sweeps`: whether listings of `GET /api/usage` may stand for many looks when three or more runs are out.
+    `sweeps`: whether listings of `GET /api/usage` may replace many polls when three or more runs are in progress.
     `schedule`: a plain schedule instead, without sweeps (make one with `Polling.backoff` or `Polling.every`).
     """
 
@@ -244,12 +243,12 @@ class Polling:
 
     @classmethod
     def backoff(cls, first: float = 1.0, factor: float = 1.5, longest: float = 5.0) -> Polling:
-        """Look first after `first` seconds, then at steps longer by `factor` up to `longest` seconds, with jitter."""
+        """Poll first after `first` seconds, then at steps longer by `factor` up to `longest` seconds, with jitter."""
         return cls(schedule=Backoff(first=first, factor=factor, longest=longest))
 
     @classmethod
     def every(cls, seconds: float) -> Polling:
-        """Look at a fixed pace of `seconds`."""
+        """Poll at a fixed pace of `seconds`."""
         return cls(schedule=Backoff(first=seconds, factor=1.0, longest=seconds, jitter=0.0))
 
 
@@ -273,7 +272,7 @@ class Timeouts:
 
     `connect`, `read`, `write`: per connection, read and write; `pool`: to get a connection when all are busy, before
     the exchange begins (a paid request waits at least as long as its exchange may take); `total`: a whole exchange,
-    `submit`: the same for a submit. `run`: the same for a synchronous run, whose answer comes when the run is over
+    `submit`: the same for a submit. `run`: the same for a synchronous run, whose answer comes when the run is finished
     (15 minutes: contract 3).
     """
 

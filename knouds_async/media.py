@@ -1,6 +1,6 @@
 """Downloads: the files of results, fetched by a client that knows neither key nor cookies (contract 12).
 
-Rule of the file: what users call; the fetching is `_io/download`, the rules are `_sansio/files`.
+What users call; the fetching is `_io/download`, the rules are `_sansio/files`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 
 from knouds_async._io.backend import HomeLoop
-from knouds_async._io.download import Fetcher, Wanted, exists, unwritable
+from knouds_async._io.download import Fetcher, PendingFile, exists, unwritable
 from knouds_async._io.uninterrupted import in_thread
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts
@@ -25,10 +25,9 @@ _AT_ONCE: Final = 4
 
 
 class Downloads:
-    """Fetches files for one AsyncKnouds; its HTTP client is made when the first one is asked for."""
+    """Fetches files for one AsyncKnouds, from `hosts` alone (None: the vendor's) and from a service on this machine."""
 
     def __init__(self, hosts: Iterable[str] | None, base_url: str, fetcher: Fetcher) -> None:
-        """Fetch through `fetcher`, from `hosts` alone, None for the vendor's, and from a service on this machine."""
         self._hosts = Hosts.of(hosts, base_url)
         self._fetcher = fetcher
         self._home = HomeLoop()
@@ -58,8 +57,8 @@ class Downloads:
         is_known = name is not None or media.url_extension is not None
         if is_known and not overwrite and await in_thread(lambda: os.path.lexists(named(None))):
             raise exists(media, named(None))
-        wanted = Wanted(media, max_bytes, on_progress, named)
-        return await self._fetcher.fetch(self._hosts, wanted, folder, overwrite=overwrite)
+        pending = PendingFile(media, max_bytes, on_progress, named)
+        return await self._fetcher.fetch(self._hosts, pending, folder, overwrite=overwrite)
 
     async def all(
         self, run: RunResult, folder: str | os.PathLike[str], *, overwrite: bool, max_bytes: int
@@ -102,11 +101,11 @@ def _text(path: object) -> str:
     try:
         return os.fsdecode(path)  # type: ignore[arg-type]
     except TypeError:
-        raise InvalidArgumentError(f"{path!r:.200} is no path: give a text or a pathlib.Path") from None
+        raise InvalidArgumentError(f"{path!r:.200} is no path: pass a string or a pathlib.Path") from None
 
 
 def _place(given: str) -> tuple[Path, str | None]:
-    """Give the folder and, where the caller has chosen one, the file's name; a folder that is not there is made."""
+    """Return the folder and, where the caller has chosen one, the file's name; create a folder that is not there."""
     if "\0" in given:
         raise ValueError("a path holds no null character")
     path = Path(given)
@@ -120,4 +119,4 @@ def _check(media: object, max_bytes: object) -> None:
     if not isinstance(media, Media):
         raise InvalidArgumentError(f"{type(media).__name__} is not a file of a result: pass one of run.media")
     if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
-        raise InvalidArgumentError(f"max_bytes={max_bytes!r:.80}: must be a whole number of at least 1")
+        raise InvalidArgumentError(f"max_bytes={max_bytes!r:.80}: must be an integer of at least 1")

@@ -267,9 +267,9 @@ def test_a_row_of_use_takes_few_calls() -> None:
     row = {"id": 1, "workflowSlug": "w", "modelIds": ["m"], "status": "completed", "creditsCost": 5, "requestId": "k"}
     body = json.dumps({"rows": [row] * 500, "page": 0, "pageSize": 500, "total": 500}).encode()
     call = calls.list_usage(limit=500)
-    call.reads(Answer(200, {}, body))
+    call.parse(Answer(200, {}, body))
     with Counted() as counted:
-        assert len(call.reads(Answer(200, {}, body)).rows) == 500
+        assert len(call.parse(Answer(200, {}, body)).rows) == 500
     assert counted.all / 500 < 80
 
 

@@ -197,7 +197,7 @@ def test_secrets_in_a_base_url_are_refused_and_not_shown(url: str) -> None:
 @pytest.mark.parametrize("url", [5, b"https://knouds.ai", ["https://knouds.ai"]])
 def test_a_base_url_is_a_text(url: Any) -> None:
     """A URL of another type is refused by its type."""
-    with pytest.raises(ConfigurationError, match=f"base_url must be a text, not {type(url).__name__}"):
+    with pytest.raises(ConfigurationError, match=f"base_url must be a string, not {type(url).__name__}"):
         config.base_url(url)
 
 
@@ -301,7 +301,7 @@ def test_a_bad_number_is_named_with_its_field(kind: type[Any], name: str) -> Non
     for value in ODD:
         with pytest.raises(ConfigurationError) as caught:
             kind(**{name: value})
-        assert f"{kind.__name__}({name}={value!r:.80}): must be a " in str(caught.value)
+        assert f"{kind.__name__}({name}={value!r:.80}): must be a" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +313,8 @@ def test_a_bad_number_is_named_with_its_field(kind: type[Any], name: str) -> Non
         (lambda: Backoff(jitter=1.01), "Backoff(jitter=1.01): must be a number of at most 1"),
         (lambda: Polling.every(0), "Backoff(first=0): must be a number of more than 0"),
         (lambda: Polling.backoff(factor=0.5), "Backoff(factor=0.5): must be a number of at least 1"),
-        (lambda: Retries(attempts=0), "Retries(attempts=0): must be a whole number of at least 1"),
-        (lambda: Retries(attempts=1.5), "Retries(attempts=1.5): must be a whole number of at least 1"),  # type: ignore[arg-type]
+        (lambda: Retries(attempts=0), "Retries(attempts=0): must be an integer of at least 1"),
+        (lambda: Retries(attempts=1.5), "Retries(attempts=1.5): must be an integer of at least 1"),  # type: ignore[arg-type]
         (lambda: Timeouts(read=0), "Timeouts(read=0): must be a number of more than 0"),
     ],
 )

@@ -188,7 +188,7 @@ def test_the_errors_of_a_run_name_it_and_say_what_to_do() -> None:
     for words in ("workflows/a", "2026-05-08T19:29:55+00:00", "ReadTimeout", "was not sent again", "find_submission"):
         assert words in str(unknown)
     waited = made(errors.WaitTimeoutError)
-    for words in ("run-1", "1.5 s", "it goes on", "error.execution", "knouds.executions.attach('run-1')"):
+    for words in ("run-1", "1.5 s", "it continues", "error.execution", "knouds.executions.attach('run-1')"):
         assert words in str(waited)
     assert (waited.execution, waited.timeout, waited.execution_id) == ("a handle", 1.5, "run-1")
     assert "charged all the same" in str(made(errors.ExecutionCancelledError))

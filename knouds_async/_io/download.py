@@ -1,6 +1,6 @@
-"""Fetches one file of a result into a folder: without key and cookies, in pieces, and on from where a drop left it.
+"""Downloads one file of a result into a folder: without key and cookies, in pieces, and on from where a drop left it.
 
-Rule of the file: what an answer means is decided in `files`; here it is carried out. Every address is checked before
+What an answer means is decided in `files`; here it is carried out. Every address is checked before
 anything is sent to it, redirects included.
 """
 
@@ -26,7 +26,7 @@ from knouds_async._io.slots import FIFOLimiter
 from knouds_async._io.target_file import TargetFile
 from knouds_async._io.uninterrupted import in_thread
 from knouds_async._sansio import files
-from knouds_async._sansio.files import Elsewhere, Hosts, Refused, Start
+from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
 from knouds_async.config import OnBytes
 from knouds_async.errors import DownloadError, DownloadFault
 from knouds_async.types import Media
@@ -35,66 +35,68 @@ _PIECE: Final = 256 * 1024
 """Bytes that are written at once, and that must come within `_STALLED` seconds of each other."""
 _STALLED: Final = 60.0
 _PROGRESS: Final = 64 * 1024
-_FRUITLESS: Final = 5  # attempts in a row that brought less than _PROGRESS
+_MOST_FAILURES: Final = 5  # attempts in a row that brought less than _PROGRESS
 _MOST_ATTEMPTS: Final = 100
 _CONNECTIONS: Final = 16  # and so many files at once, the others wait in line
 _TIMEOUT: Final = httpx.Timeout(30.0, pool=120.0)
 
 
 @attrs.define
-class Wanted:
+class PendingFile:
     """A file that is to be fetched, and how far that has come."""
 
     media: Media
     most: int
     on_progress: OnBytes | None
     name: Callable[[str | None], Path]
-    got: int = 0
+    received: int = 0
     start: Start | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether all bytes that were announced are there."""
-        return self.start is not None and self.start.total in (None, self.got)
+        return self.start is not None and self.start.total in (None, self.received)
 
 
 class Fetcher:
-    """Fetches files through the caller's HTTP client, or through one that is made when the first file is asked for."""
+    """Fetches files through the caller's HTTP client, or through one that is created for the first file.
+
+    `http`: the caller's own; nothing of its headers, cookies and auth is used, and it is not closed.
+    """
 
     def __init__(self, http: httpx.AsyncClient | None, ssl_context: ssl.SSLContext | None) -> None:
-        """`http`: the caller's own; nothing of its headers, cookies and auth is used, and it is not closed."""
         self._http = http
         self._ssl_context = ssl_context
         self._own: httpx.AsyncClient | None = None
         self._slots = FIFOLimiter(_CONNECTIONS)
 
-    async def fetch(self, hosts: Hosts, wanted: Wanted, folder: Path, *, overwrite: bool) -> Path:
-        """Fetch a file and give its path; DownloadError for what goes wrong. Cancelled or failed: nothing is left."""
-        http = self._client(hosts, wanted)
+    async def fetch(self, hosts: Hosts, pending: PendingFile, folder: Path, *, overwrite: bool) -> Path:
+        """Fetch a file and return its path; DownloadError for what goes wrong. Cancelled or failed: nothing is left."""
+        http = self._client(hosts, pending)
         if not self._slots.try_acquire():
             await self._slots.acquire()
         try:
-            return await self._saved(http, hosts, wanted, folder, overwrite=overwrite)
+            return await self._saved(http, hosts, pending, folder, overwrite=overwrite)
         finally:
             self._slots.release()
 
     async def _saved(
-        self, http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, folder: Path, *, overwrite: bool
+        self, http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile, folder: Path, *, overwrite: bool
     ) -> Path:
         target = TargetFile(folder)
         try:
-            with _written(wanted):
+            with _file_errors(pending):
                 await in_thread(target.open)
-            await _fetch(http, hosts, wanted, target)
-            path = wanted.name(wanted.start.extension if wanted.start else None)
-            with _written(wanted):
+            await _attempts(http, hosts, pending, target)
+            path = pending.name(pending.start.extension if pending.start else None)
+            with _file_errors(pending):
                 await in_thread(lambda: target.finish(path, overwrite=overwrite))
             return path
         finally:
             target.discard()
 
-    def _client(self, hosts: Hosts, wanted: Wanted) -> httpx.AsyncClient:
-        url = _checked(hosts, wanted, httpx.URL, wanted.media.url)  # before anything is made for it
+    def _client(self, hosts: Hosts, pending: PendingFile) -> httpx.AsyncClient:
+        url = _checked_url(hosts, pending, httpx.URL, pending.media.url)  # before anything is made for it
         if self._http is not None:
             return self._http
         if self._own is None:
@@ -107,104 +109,108 @@ class Fetcher:
             await self._own.aclose()
 
 
-async def _fetch(http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, target: TargetFile) -> None:
-    fruitless, why = 0, ""
+async def _attempts(http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile, target: TargetFile) -> None:
+    failures, why = 0, ""
     for _ in range(_MOST_ATTEMPTS):
-        before = wanted.got
+        before = pending.received
         try:
-            seen = await _attempt(http, hosts, wanted, target)
+            seen = await _attempt(http, hosts, pending, target)
         except errors("TransportError") as error:
-            seen = Refused(DownloadFault.DROPPED, type(error).__name__, is_passing=True)
+            seen = Rejected(DownloadFault.DROPPED, type(error).__name__, is_temporary=True)
         if seen is None:
             return
-        if not seen.is_passing:
-            raise _error(wanted, seen.fault, seen.why)
-        why, fruitless = seen.why, 0 if wanted.got - before >= _PROGRESS else fruitless + 1
-        if fruitless >= _FRUITLESS:
-            raise _error(wanted, seen.fault, f"{seen.why}; {fruitless} attempts in a row brought nothing")
-        await anyio.sleep(min(8.0, 0.1 * 2**fruitless))
-    raise _error(wanted, DownloadFault.DROPPED, why)
+        if not seen.is_temporary:
+            raise _error(pending, seen.fault, seen.why)
+        why, failures = seen.why, 0 if pending.received - before >= _PROGRESS else failures + 1
+        if failures >= _MOST_FAILURES:
+            raise _error(pending, seen.fault, f"{seen.why}; {failures} attempts in a row brought nothing")
+        await anyio.sleep(min(8.0, 0.1 * 2**failures))
+    raise _error(pending, DownloadFault.DROPPED, why)
 
 
-async def _attempt(http: httpx.AsyncClient, hosts: Hosts, wanted: Wanted, target: TargetFile) -> Refused | None:
+async def _attempt(http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile, target: TargetFile) -> Rejected | None:
     """Ask for the file, or for the rest of it, wherever redirects lead; None when it is whole."""
     own = httpx_of(http)
-    url = _checked(hosts, wanted, own.URL, wanted.media.url)
+    url = _checked_url(hosts, pending, own.URL, pending.media.url)
     for _ in range(files.MOST_REDIRECTS + 1):
         try:
-            response = await http.send(_request(own, url, wanted), stream=True, auth=None, follow_redirects=False)
+            response = await http.send(_request(own, url, pending), stream=True, auth=None, follow_redirects=False)
         except errors("InvalidURL"):  # httpx reads where a redirect leads also when it does not follow
-            raise _error(wanted, DownloadFault.REFUSED_ADDRESS, "a redirect leads to what is not a URL") from None
+            raise _error(pending, DownloadFault.REFUSED_ADDRESS, "a redirect leads to what is not a URL") from None
         async with _closing(response) as chunks:
-            seen = files.judge(
+            seen = files.evaluate(
                 response.status_code,
                 response.headers,
-                wanted.media,
-                got=wanted.got,
-                most=wanted.most,
-                begun=wanted.start,
+                pending.media,
+                received=pending.received,
+                most=pending.most,
+                started=pending.start,
             )
             match seen:
                 case Start():
-                    return await _take(chunks, seen, wanted, target)
-                case Refused():
+                    return await _write_body(chunks, seen, pending, target)
+                case Rejected():
                     if response.status_code in (206, 416):  # what is there is of no use
-                        await _begin_anew(wanted, target)
+                        await _restart(pending, target)
                     return seen
-                case Elsewhere(location):
-                    url = _checked(hosts, wanted, url.join, location, is_redirect=True)
-    return Refused(DownloadFault.REFUSED_ADDRESS, f"it leads through more than {files.MOST_REDIRECTS} redirects")
+                case Redirected(location):
+                    url = _checked_url(hosts, pending, url.join, location, is_redirect=True)
+    return Rejected(DownloadFault.REFUSED_ADDRESS, f"it leads through more than {files.MOST_REDIRECTS} redirects")
 
 
-def _checked(
-    hosts: Hosts, wanted: Wanted, read: Callable[[str], httpx.URL], address: str, *, is_redirect: bool = False
+def _checked_url(
+    hosts: Hosts, pending: PendingFile, read: Callable[[str], httpx.URL], address: str, *, is_redirect: bool = False
 ) -> httpx.URL:
-    """Give an address that may be fetched, as `read`; the URL that is checked is the one that is sent to."""
+    """Return an address that may be fetched, as `read`; the URL that is checked is the one that is sent to."""
     unreadable: tuple[type[Exception], ...] = (ValueError, *errors("InvalidURL"))
     try:
         url = read(address)
         refusal = hosts.refusal(url.scheme, url.host, url.port, has_user=bool(url.userinfo))
     except unreadable:
-        raise _error(wanted, DownloadFault.REFUSED_ADDRESS, "its address is not a URL") from None
+        raise _error(pending, DownloadFault.REFUSED_ADDRESS, "its address is not a URL") from None
     if refusal is not None:
         what = f"a redirect leads to {url.host or 'nowhere'}, and that address" if is_redirect else "its address"
-        raise _error(wanted, DownloadFault.REFUSED_ADDRESS, f"{what} was refused: {refusal}")
+        raise _error(pending, DownloadFault.REFUSED_ADDRESS, f"{what} was refused: {refusal}")
     return url
 
 
-def _request(own: ModuleType, url: httpx.URL, wanted: Wanted) -> httpx.Request:
+def _request(own: ModuleType, url: httpx.URL, pending: PendingFile) -> httpx.Request:
     """Build the request by itself: what a client would add, cookies and headers of its own, must not go there."""
-    validator = wanted.start.validator if wanted.start is not None else None
+    validator = pending.start.validator if pending.start is not None else None
     extensions = {"timeout": _TIMEOUT.as_dict()}
-    request: httpx.Request = own.Request("GET", url, headers=files.asked(wanted.got, validator), extensions=extensions)
+    request: httpx.Request = own.Request(
+        "GET", url, headers=files.request_headers(pending.received, validator), extensions=extensions
+    )
     return request
 
 
-async def _take(chunks: AsyncIterator[bytes], start: Start, wanted: Wanted, target: TargetFile) -> Refused | None:
-    """Write what comes, to its end; Refused when it breaks off, stalls, grows too large or is no such file."""
+async def _write_body(
+    chunks: AsyncIterator[bytes], start: Start, pending: PendingFile, target: TargetFile
+) -> Rejected | None:
+    """Write what comes, to its end; Rejected when it breaks off, stalls, grows too large or is no such file."""
     if start.at == 0:
-        await _begin_anew(wanted, target)
-    wanted.start = start
-    cut: Refused | None = None
-    is_over = False
-    while not is_over and cut is None:
-        piece, is_over, cut = await _piece(chunks)
-        if wanted.got + len(piece) > wanted.most:
-            return Refused(DownloadFault.TOO_LARGE, f"it has more than {wanted.most} bytes")
-        if wanted.got == 0 and files.is_markup(piece):
-            return Refused(DownloadFault.WRONG_TYPE, f"it is no {wanted.media.kind} but a page")
-        with _written(wanted):
+        await _restart(pending, target)
+    pending.start = start
+    broken: Rejected | None = None
+    is_last = False
+    while not is_last and broken is None:
+        piece, is_last, broken = await _next_piece(chunks)
+        if pending.received + len(piece) > pending.most:
+            return Rejected(DownloadFault.TOO_LARGE, f"it has more than {pending.most} bytes")
+        if pending.received == 0 and files.is_markup(piece):
+            return Rejected(DownloadFault.WRONG_TYPE, f"it is no {pending.media.kind} but a page")
+        with _file_errors(pending):
             await in_thread(partial(target.write, piece))
-        wanted.got += len(piece)
-        if wanted.on_progress is not None:
-            wanted.on_progress(wanted.got, start.total)
-    if cut is None and not wanted.is_whole:
-        return Refused(DownloadFault.DROPPED, "it was cut short", is_passing=True)
-    return cut
+        pending.received += len(piece)
+        if pending.on_progress is not None:
+            pending.on_progress(pending.received, start.total)
+    if broken is None and not pending.is_whole:
+        return Rejected(DownloadFault.DROPPED, "it was cut short", is_temporary=True)
+    return broken
 
 
-async def _piece(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool, Refused | None]:
-    """Read the next piece; say whether it is the last, and what cut it, which takes nothing of what came before."""
+async def _next_piece(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool, Rejected | None]:
+    """Read the next piece; return it, whether it is the last, and what cut it short, which keeps what came before."""
     piece = bytearray()
     try:
         with anyio.move_on_after(_STALLED):
@@ -215,19 +221,19 @@ async def _piece(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool, Refused | N
                 piece += chunk
             return bytes(piece), False, None
     except errors("TransportError") as error:
-        return bytes(piece), False, Refused(DownloadFault.DROPPED, type(error).__name__, is_passing=True)
-    return bytes(piece), False, Refused(DownloadFault.DROPPED, "the host stalled", is_passing=True)
+        return bytes(piece), False, Rejected(DownloadFault.DROPPED, type(error).__name__, is_temporary=True)
+    return bytes(piece), False, Rejected(DownloadFault.DROPPED, "the host stalled", is_temporary=True)
 
 
-async def _begin_anew(wanted: Wanted, target: TargetFile) -> None:
-    wanted.got, wanted.start = 0, None
-    with _written(wanted):
+async def _restart(pending: PendingFile, target: TargetFile) -> None:
+    pending.received, pending.start = 0, None
+    with _file_errors(pending):
         await in_thread(target.restart)
 
 
 @asynccontextmanager
 async def _closing(response: httpx.Response) -> AsyncGenerator[AsyncIterator[bytes]]:
-    """Give the body of a response, and close it however the block ends."""
+    """Yield the body of a response, and close it however the block ends."""
     chunks = response.aiter_raw()
     try:
         yield chunks
@@ -240,32 +246,34 @@ async def _closing(response: httpx.Response) -> AsyncGenerator[AsyncIterator[byt
 
 
 @contextlib.contextmanager
-def _written(wanted: Wanted) -> Generator[None]:
+def _file_errors(pending: PendingFile) -> Generator[None]:
     """Raise what the file system says as a DownloadError."""
     try:
         yield
     except FileExistsError as error:
-        raise _error(wanted, DownloadFault.EXISTS, f"{error.filename2 or error.filename} is there already") from None
+        raise _error(pending, DownloadFault.EXISTS, f"{error.filename2 or error.filename} is there already") from None
     except OSError as error:
-        raise _error(wanted, DownloadFault.NOT_WRITTEN, f"it cannot be written here: {error.strerror}") from None
+        raise _error(pending, DownloadFault.NOT_WRITTEN, f"it cannot be written here: {error.strerror}") from None
 
 
 def exists(media: Media, path: Path) -> DownloadError:
-    """Make the error for a file that is there already."""
+    """Return the error for a file that is there already."""
     said = f"{path} is there already; pass overwrite=True to replace it"
     return DownloadError(f"a file was not downloaded: {said}", reason=DownloadFault.EXISTS, host=_host(media))
 
 
 def unwritable(media: Media, error: OSError | ValueError) -> DownloadError:
-    """Make the error for a place where nothing can be written."""
+    """Return the error for a place where nothing can be written."""
     why = getattr(error, "strerror", None) or str(error)
     said = f"a file was not downloaded: it cannot be written here: {why}"
     return DownloadError(said, reason=DownloadFault.NOT_WRITTEN, host=_host(media))
 
 
-def _error(wanted: Wanted, fault: DownloadFault, why: str) -> DownloadError:
-    host = _host(wanted.media)
-    return DownloadError(f"{wanted.media.kind} from {host or 'nowhere'} not downloaded: {why}", reason=fault, host=host)
+def _error(pending: PendingFile, fault: DownloadFault, why: str) -> DownloadError:
+    host = _host(pending.media)
+    return DownloadError(
+        f"{pending.media.kind} from {host or 'nowhere'} not downloaded: {why}", reason=fault, host=host
+    )
 
 
 def _host(media: Media) -> str | None:

@@ -60,7 +60,6 @@ class LocalBucket:
     """A bucket of this process alone."""
 
     def __init__(self, limit: float | None, share: float) -> None:
-        """Guess the limit at first: inf is unlimited, None not known."""
         is_unlimited = limit == math.inf
         known = None if limit is None or is_unlimited else int(limit)
         self._window = windows.new_window(known, share=share, unlimited=is_unlimited)
@@ -171,7 +170,6 @@ class Limiter:
     """
 
     def __init__(self, tier: str | None = None, *, share: float = 1.0, max_wait: float | None = None) -> None:
-        """Start without knowledge of the server."""
         self._guess = config.requests_per_minute(tier)
         self._share = config.share(share)
         if max_wait is not None and not (isinstance(max_wait, (int, float)) and max_wait >= 0):

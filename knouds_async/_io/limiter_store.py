@@ -36,10 +36,12 @@ logger = logging.getLogger("knouds_async")
 
 
 class LimiterFile:
-    """The file of one SharedLimiter in this process. Works in any number of threads, and in a forked child."""
+    """The file of one SharedLimiter in this process. Works in any number of threads, and in a forked child.
+
+    It is created where there is none; ConfigurationError if it is not one of ours. `clock`: the time that all share.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-        """Open the file, or make it; ConfigurationError if it is not one of ours. `clock`: the time that all share."""
         self.now: Final = clock
         self._wall, self._path = wall, path
         self._owner = os.getpid()

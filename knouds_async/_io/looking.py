@@ -34,7 +34,7 @@ logger = logging.getLogger("knouds_async")
 
 _WORKERS: Final = 100
 _POLLS: Final = calls.get_execution("x").route
-_USAGE: Final = calls.sweep_usage(limit=1, offset=0).route
+_USAGE: Final = calls.list_usage_statuses(limit=1, offset=0).route
 
 Job: TypeAlias = Callable[[], Awaitable[None]]
 Stats: TypeAlias = Callable[[str], LimiterStats]
@@ -157,7 +157,7 @@ class Looking:
     async def _sweep(self, page: Page | None) -> None:
         try:
             while page is not None:
-                listing = await self._send(calls.sweep_usage(limit=page.limit, offset=page.offset))
+                listing = await self._send(calls.list_usage_statuses(limit=page.limit, offset=page.offset))
                 page = self._agenda.listed(page, listing, anyio.current_time())
                 self._stir.set()
         except Exception as error:  # noqa: BLE001  (without sweeps there are looks)

@@ -262,7 +262,7 @@ class Pipeline:
 
     def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:
         """Take the service's time from an answer that is its own."""
-        if isinstance(outcome, Answer) and (isinstance(decision, Done) or replies.own_words(outcome) is not None):
+        if isinstance(outcome, Answer) and (isinstance(decision, Done) or replies.service_error(outcome) is not None):
             self.time.hear(headers.fresh_date(outcome), sent)
 
     def _until(self, call: Call[Any], since: Moment, total: float | None) -> Moment:

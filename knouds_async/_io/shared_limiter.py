@@ -35,7 +35,6 @@ class SharedLimiter:
         max_wait: float | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """Open the file, or make it."""
         from knouds_async._io.limiter_store import LimiterFile
 
         Limiter(tier, share=share, max_wait=max_wait)  # checks

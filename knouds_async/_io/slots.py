@@ -21,7 +21,6 @@ class FIFOLimiter:
     """
 
     def __init__(self, limit: float) -> None:
-        """Allow `limit` slots to be in use at once; inf: any number."""
         self.limit: Final = limit
         self.in_use = 0
         self._queue: OrderedDict[anyio.Event, None] = OrderedDict()

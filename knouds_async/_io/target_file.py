@@ -1,6 +1,6 @@
 """A file that is there whole or not at all: written under another name in the same folder, then moved into place.
 
-Rule of the file: blocking; call it by `in_thread`. Nothing is overwritten unless that was asked for.
+Blocking; call it by `in_thread`. Nothing is overwritten unless that was asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ class TargetFile:
     """One file on its way into a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open nothing yet."""
         self._folder = folder
         self._path = folder / f".knouds-{secrets.token_hex(8)}.part"
         self._file: io.FileIO | None = None
@@ -38,7 +37,7 @@ class TargetFile:
             rest = rest[self._file.write(rest) or 0 :]
 
     def restart(self) -> None:
-        """Begin anew."""
+        """Start again with an empty file."""
         assert self._file is not None  # noqa: S101
         self._file.seek(0)
         self._file.truncate()
@@ -74,7 +73,7 @@ class TargetFile:
             raise
 
     def discard(self) -> None:
-        """Leave nothing behind; after `finish` there is nothing left to do."""
+        """Remove the temporary file; after `finish` there is nothing left to do."""
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
@@ -83,12 +82,12 @@ class TargetFile:
 
 
 def _has_no_links(error: OSError) -> bool:
-    """Tell whether an error of `link` says that the file system has no hard links, or no more of them."""
+    """Return whether an error of `link` says that the file system has no hard links, or no more of them."""
     return error.errno in _NO_LINKS or getattr(error, "winerror", None) in (1, 50)  # invalid function, not supported
 
 
 def _sync(folder: Path) -> None:
-    """Make a new name durable, where folders can be synced."""
+    """Sync a new name to disk, where folders can be synced."""
     with contextlib.suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:

@@ -1,6 +1,6 @@
-"""The endpoint list: one function per row of contract 2, each giving a `Call` that says all there is to know of it.
+"""The endpoint list: one function per row of contract 2, each returning a `Call` that says all there is to know of it.
 
-Rule of the file: a bad slug, id or input raises here, before any request. Paths are built from checked names only.
+A bad slug, id or input raises here, before any request. Paths are built from checked names only.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Call(Generic[T]):
     method: Method
     path: str
     route: str
-    reads: Callable[[Answer], T] = attrs.field(repr=False)
+    parse: Callable[[Answer], T] = attrs.field(repr=False)
     body: bytes | None = attrs.field(default=None, repr=False)
     repeatable: bool = True
     pays_for: Target | None = None
@@ -68,13 +68,13 @@ class Call(Generic[T]):
 
 def whoami() -> Call[types.Account]:
     """GET /api/whoami: whose key this is."""
-    return Call(method="GET", path="/api/whoami", route="GET /api/whoami", reads=replies.account)
+    return Call(method="GET", path="/api/whoami", route="GET /api/whoami", parse=replies.account)
 
 
 # Runs. Sync and async share a route, hence a quota (contract 6).
 
 
-def _run(target: Target, inputs: Inputs, reads: Callable[[Answer], T], *, is_async: bool) -> Call[T]:
+def _run(target: Target, inputs: Inputs, parse: Callable[[Answer], T], *, is_async: bool) -> Call[T]:
     is_workflow = target.kind == "workflows"
     name = names.slug(target.name, "slug" if is_workflow else "model name")
     checked = Target("workflows" if is_workflow else "models", name)
@@ -83,7 +83,7 @@ def _run(target: Target, inputs: Inputs, reads: Callable[[Answer], T], *, is_asy
         path=f"/api/{checked}/run{'?async=true' if is_async else ''}",
         route=f"POST /api/{checked.kind}/{':slug' if is_workflow else ':internalName'}/run",
         body=names.run_body(inputs),
-        reads=reads,
+        parse=parse,
         repeatable=False,
         pays_for=checked,
         priority=Priority.SUBMIT,
@@ -109,25 +109,25 @@ _WORKFLOW: Final = "/api/workflows/:slug"
 def workflow_schema(slug: str) -> Call[types.WorkflowSchema]:
     """GET /api/workflows/:slug/schema: the inputs it takes."""
     path = f"/api/workflows/{names.slug(slug)}/schema"
-    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/schema", reads=replies.read(types.WorkflowSchema))
+    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/schema", parse=replies.read(types.WorkflowSchema))
 
 
 def public_schema(slug: str) -> Call[types.WorkflowSchema]:
     """GET /api/workflows/:slug/public-schema: the same for a public playground, without a key."""
     path = f"/api/workflows/{names.slug(slug)}/public-schema"
-    reads = replies.read(types.WorkflowSchema)
-    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/public-schema", reads=reads, keyed=False)
+    parse = replies.read(types.WorkflowSchema)
+    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/public-schema", parse=parse, keyed=False)
 
 
 def list_workflows() -> Call[tuple[types.WorkflowSummary, ...]]:
     """GET /api/workflows: yours and the templates everyone sees."""
-    return Call(method="GET", path="/api/workflows", route="GET /api/workflows", reads=replies.workflows)
+    return Call(method="GET", path="/api/workflows", route="GET /api/workflows", parse=replies.workflows)
 
 
 def get_workflow(slug: str) -> Call[types.Workflow]:
     """GET /api/workflows/:slug: the whole workflow."""
     path = f"/api/workflows/{names.slug(slug)}"
-    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}", reads=replies.read(types.Workflow))
+    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}", parse=replies.read(types.Workflow))
 
 
 def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
@@ -137,7 +137,7 @@ def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
         path="/api/workflows",
         route="POST /api/workflows",
         body=names.json_body(workflow),
-        reads=replies.read(types.Workflow),
+        parse=replies.read(types.Workflow),
         repeatable=False,
     )
 
@@ -145,19 +145,19 @@ def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
 def update_workflow(slug: str, workflow: Mapping[str, Any]) -> Call[types.Workflow]:
     """PUT /api/workflows/:slug: update."""
     path, body = f"/api/workflows/{names.slug(slug)}", names.json_body(workflow)
-    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}", body=body, reads=replies.read(types.Workflow))
+    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}", body=body, parse=replies.read(types.Workflow))
 
 
 def move_workflow(slug: str, folder_id: str | None) -> Call[None]:
     """PUT /api/workflows/:slug/move: into a folder, None for the root."""
     path, body = f"/api/workflows/{names.slug(slug)}/move", names.json_body({"folderId": folder_id})
-    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}/move", body=body, reads=replies.nothing)
+    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}/move", body=body, parse=replies.nothing)
 
 
 def delete_workflow(slug: str) -> Call[None]:
     """DELETE /api/workflows/:slug."""
     path = f"/api/workflows/{names.slug(slug)}"
-    return Call(method="DELETE", path=path, route=f"DELETE {_WORKFLOW}", reads=replies.nothing)
+    return Call(method="DELETE", path=path, route=f"DELETE {_WORKFLOW}", parse=replies.nothing)
 
 
 # Executions (contract 5).
@@ -166,14 +166,14 @@ def delete_workflow(slug: str) -> Call[None]:
 def get_execution(execution_id: str) -> Call[types.ExecutionState]:
     """GET /api/executions/:id: where a run stands."""
     path = f"/api/executions/{names.execution_id(execution_id)}"
-    return Call(method="GET", path=path, route="GET /api/executions/:id", reads=replies.execution(execution_id))
+    return Call(method="GET", path=path, route="GET /api/executions/:id", parse=replies.execution(execution_id))
 
 
 def cancel_execution(execution_id: str) -> Call[types.ExecutionState]:
     """POST /api/executions/:id/cancel: ask for its end; it is charged all the same. Repeatable."""
     path = f"/api/executions/{names.execution_id(execution_id)}/cancel"
-    reads = replies.cancelled(execution_id)
-    return Call(method="POST", path=path, route="POST /api/executions/:id/cancel", reads=reads)
+    parse = replies.cancelled(execution_id)
+    return Call(method="POST", path=path, route="POST /api/executions/:id/cancel", parse=parse)
 
 
 # Usage (contract 10).
@@ -191,10 +191,10 @@ def list_usage(
     offset: int | None = None,
 ) -> Call[types.UsagePage]:
     """GET /api/usage: rows of the account's use of the API, newest first."""
-    if limit is not None and not (_is_whole(limit) and 1 <= limit <= LARGEST_PAGE):
-        raise InvalidArgumentError(f"limit={names.shown(limit)}: must be a whole number from 1 to {LARGEST_PAGE}")
-    if offset is not None and not (_is_whole(offset) and 0 <= offset <= _LARGEST_OFFSET):
-        raise InvalidArgumentError(f"offset={names.shown(offset)}: must be a whole number of at least 0, below 2**53")
+    if limit is not None and not (_is_integer(limit) and 1 <= limit <= LARGEST_PAGE):
+        raise InvalidArgumentError(f"limit={names.safe_repr(limit)}: must be an integer from 1 to {LARGEST_PAGE}")
+    if offset is not None and not (_is_integer(offset) and 0 <= offset <= _LARGEST_OFFSET):
+        raise InvalidArgumentError(f"offset={names.safe_repr(offset)}: must be an integer of at least 0, below 2**53")
     asked = {
         "status": _filter("status", status),
         "modelId": _filter("model_id", model_id),
@@ -204,7 +204,7 @@ def list_usage(
     }
     query = urlencode({key: value for key, value in asked.items() if value is not None})
     path = f"/api/usage?{query}" if query else "/api/usage"
-    return Call(method="GET", path=path, route="GET /api/usage", reads=replies.usage_page)
+    return Call(method="GET", path=path, route="GET /api/usage", parse=replies.usage_page)
 
 
 def search_usage(*, target: Target, offset: int) -> Call[tuple[types.UsagePage, float | None]]:
@@ -215,32 +215,32 @@ def search_usage(*, target: Target, offset: int) -> Call[tuple[types.UsagePage, 
         method="GET",
         path=page.path,
         route=page.route,
-        reads=lambda answer: (replies.usage_page(answer), headers.http_date(answer.headers.get("date"))),
+        parse=lambda answer: (replies.usage_page(answer), headers.http_date(answer.headers.get("date"))),
     )
 
 
-def sweep_usage(*, limit: int, offset: int) -> Call[Listing]:
-    """GET /api/usage, read for no more than which requests are over."""
+def list_usage_statuses(*, limit: int, offset: int) -> Call[Listing]:
+    """GET /api/usage, read only for which requests are finished."""
     page = list_usage(limit=limit, offset=offset)
-    return Call(method=page.method, path=page.path, route=page.route, reads=listing)
+    return Call(method=page.method, path=page.path, route=page.route, parse=listing)
 
 
 def _filter(name: str, value: object) -> str | None:
-    """Give a filter as plain text; what cannot stand in a query is refused by the argument's name."""
+    """Return a filter as a plain string; what cannot stand in a query is refused by the argument's name."""
     if value is None:
         return None
     if isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value):
         return str.__str__(value)
-    raise InvalidArgumentError(f"{name}={names.shown(value)}: must be a text")
+    raise InvalidArgumentError(f"{name}={names.safe_repr(value)}: must be a string")
 
 
-def _is_whole(value: object) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def usage_models() -> Call[tuple[str, ...]]:
     """GET /api/usage/models: the distinct models in the account's usage."""
-    return Call(method="GET", path="/api/usage/models", route="GET /api/usage/models", reads=replies.usage_models)
+    return Call(method="GET", path="/api/usage/models", route="GET /api/usage/models", parse=replies.usage_models)
 
 
 # Public.
@@ -249,9 +249,9 @@ def usage_models() -> Call[tuple[str, ...]]:
 def pricing() -> Call[types.Pricing]:
     """GET /api/pricing/public: prices and tiers, without a key."""
     route = "GET /api/pricing/public"
-    return Call(method="GET", path="/api/pricing/public", route=route, reads=replies.pricing, keyed=False)
+    return Call(method="GET", path="/api/pricing/public", route=route, parse=replies.pricing, keyed=False)
 
 
 def health() -> Call[types.Health]:
     """GET /api/health, without a key."""
-    return Call(method="GET", path="/api/health", route="GET /api/health", reads=replies.health, keyed=False)
+    return Call(method="GET", path="/api/health", route="GET /api/health", parse=replies.health, keyed=False)

@@ -33,11 +33,11 @@ class ClockBounds:
 
     @property
     def known(self) -> bool:
-        """Tell whether any `Date` header has been heard."""
+        """Return whether any `Date` header has been heard."""
         return self.lo > -math.inf
 
     def update(self, date: float, sent: float, answered: float) -> ClockBounds:
-        """Take in a `Date` header (whole epoch seconds, cut) of an answer to a request `sent` and `answered` then.
+        """Update from a `Date` header (whole epoch seconds, cut) of an answer to a request `sent` and `answered` then.
 
         The server wrote it between those two local moments, so the difference is in [date - answered, date + 1 - sent].
         What was known before counts too, a little widened for drift; when the two contradict each other,
@@ -52,7 +52,7 @@ class ClockBounds:
 
     @property
     def next_second(self) -> float | None:
-        """Give a local moment at which, by the middle of the bounds, one of the server's seconds begins.
+        """Return a local moment at which, by the middle of the bounds, one of the server's seconds begins.
 
         The `Date` of a request sent then halves the bounds. None while that is not worth it, or not to be had.
         """
@@ -134,7 +134,7 @@ class ServiceClock:
     heard_at: Reading | None = None
 
     def update(self, date: float, sent: Reading, answered: Reading) -> ServiceClock:
-        """Take in the `Date` (epoch seconds) of an answer of the service's own; a jump meanwhile makes it worthless.
+        """Update from the `Date` (epoch seconds) of an answer of the service's own; after a jump it is worthless.
 
         A date that contradicts what is known may come from a cache, or what is known may: then both bound the clock.
         """

@@ -1,6 +1,6 @@
 """Files of results: which addresses may be fetched, what an answer means, and what a file is called. Pure.
 
-Rule of the file: everything that a server says is hostile: its names are never used, its types and sizes are checked
+Everything that a server says is hostile: its names are never used, its types and sizes are checked
 (contract 12; traps, "Files").
 """
 
@@ -36,7 +36,7 @@ _TYPES: Final = {
     "audio/mpeg": ".mp3", "audio/mp3": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav", "audio/mp4": ".m4a",
     "audio/ogg": ".ogg", "audio/flac": ".flac", "audio/aac": ".aac",
 }  # fmt: skip
-_PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
+_TEMPORARY: Final = (408, 425, 429, 500, 502, 503, 504)
 
 
 @attrs.frozen
@@ -59,7 +59,7 @@ class Hosts:
         return cls(checked, config.is_loopback(urlsplit(base_url).hostname or ""))
 
     def refusal(self, scheme: str, host: str, port: int | None, *, has_user: bool) -> str | None:
-        """Say why an address is not to be fetched; None when it may be."""
+        """Return why an address is not to be fetched; None when it may be."""
         if has_user:
             return "it holds a user name or a password"
         if self.has_loopback and config.is_loopback(host) and scheme in ("http", "https"):
@@ -81,57 +81,57 @@ class Start:
 
 
 @attrs.frozen
-class Elsewhere:
+class Redirected:
     """The file lies at another address."""
 
     location: str
 
 
 @attrs.frozen
-class Refused:
-    """The answer is not the file; `is_passing`: it may be the next time."""
+class Rejected:
+    """The answer is not the file; `is_temporary`: it may be the next time."""
 
     fault: DownloadFault
     why: str
-    is_passing: bool = False
+    is_temporary: bool = False
 
 
-def asked(got: int, validator: str | None) -> dict[str, str]:
-    """Give the headers of a request: for the rest, where something is there that can be told to be of the same file."""
+def request_headers(received: int, validator: str | None) -> dict[str, str]:
+    """Return the headers of a request: for the rest only, where it can be proven to be of the same file."""
     head = {"accept": "*/*", "accept-encoding": "identity"}
-    return {**head, "range": f"bytes={got}-", "if-range": validator} if got and validator else head
+    return {**head, "range": f"bytes={received}-", "if-range": validator} if received and validator else head
 
 
-def judge(
-    status: int, headers: Mapping[str, str], media: Media, *, got: int, most: int, begun: Start | None = None
-) -> Start | Elsewhere | Refused:
-    """Say what an answer to `asked` means.
+def evaluate(
+    status: int, headers: Mapping[str, str], media: Media, *, received: int, most: int, started: Start | None = None
+) -> Start | Redirected | Rejected:
+    """Return what an answer to a request means.
 
-    `got`: bytes that are there, and `begun`: as what they came; `most`: bytes that may be.
+    `received`: bytes that are there, and `started`: how the file began; `most`: bytes that may be.
     """
     if 300 <= status < 400 and status != 304:
         location = headers.get("location")
-        return Elsewhere(location) if location else Refused(DownloadFault.REFUSED_STATUS, f"the answer was {status}")
+        return Redirected(location) if location else Rejected(DownloadFault.REFUSED_STATUS, f"the answer was {status}")
     if status == 416:
-        return Refused(DownloadFault.DROPPED, "the rest could not be asked for", is_passing=True)
+        return Rejected(DownloadFault.DROPPED, "the rest could not be asked for", is_temporary=True)
     if status not in (200, 206):
-        return Refused(DownloadFault.REFUSED_STATUS, f"the answer was {status}", is_passing=status in _PASSING)
+        return Rejected(DownloadFault.REFUSED_STATUS, f"the answer was {status}", is_temporary=status in _TEMPORARY)
     kind = headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in _UNTYPED and (not kind.startswith(f"{media.kind}/") or kind == "image/svg+xml"):
-        return Refused(DownloadFault.WRONG_TYPE, f"it is no {media.kind} but {kind[:100]!r}")
+        return Rejected(DownloadFault.WRONG_TYPE, f"it is no {media.kind} but {kind[:100]!r}")
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        return Refused(DownloadFault.WRONG_TYPE, "it is encoded, which was not asked for")
-    start = _start(status, headers, _TYPES.get(kind), got)
-    if start is not None and status == 206 and begun is not None:
-        start = _continued(begun, start, headers)
+        return Rejected(DownloadFault.WRONG_TYPE, "it is encoded, which was not asked for")
+    start = _start(status, headers, _TYPES.get(kind), received)
+    if start is not None and status == 206 and started is not None:
+        start = _continued(started, start, headers)
     if start is None:
-        return Refused(DownloadFault.DROPPED, "another part came than was asked for", is_passing=True)
+        return Rejected(DownloadFault.DROPPED, "another part came than was asked for", is_temporary=True)
     if start.total is not None and start.total > most:
-        return Refused(DownloadFault.TOO_LARGE, f"it has {start.total} bytes, more than {most}")
+        return Rejected(DownloadFault.TOO_LARGE, f"it has {start.total} bytes, more than {most}")
     return start
 
 
-def _start(status: int, headers: Mapping[str, str], extension: str | None, got: int) -> Start | None:
+def _start(status: int, headers: Mapping[str, str], extension: str | None, received: int) -> Start | None:
     etag = headers.get("etag", "")
     validator = etag if etag and not etag.startswith("W/") else _strong_date(headers)
     if status == 200:
@@ -141,7 +141,7 @@ def _start(status: int, headers: Mapping[str, str], extension: str | None, got: 
     if part is None:
         return None
     first, last, total = (int(number) for number in part.groups())
-    return Start(first, total, validator, extension) if first == got and last + 1 == total else None
+    return Start(first, total, validator, extension) if first == received and last + 1 == total else None
 
 
 def _strong_date(headers: Mapping[str, str]) -> str | None:
@@ -154,16 +154,16 @@ def _strong_date(headers: Mapping[str, str]) -> str | None:
     return modified if age >= timedelta(seconds=1) else None
 
 
-def _continued(begun: Start, rest: Start, headers: Mapping[str, str]) -> Start | None:
-    """Give the rest of a file, None if it may be of another: not every host minds what the request was bound to."""
-    told = headers.get("etag" if (begun.validator or "").startswith('"') else "last-modified")
-    if told is None or told != begun.validator or begun.total not in (None, rest.total):
+def _continued(started: Start, rest: Start, headers: Mapping[str, str]) -> Start | None:
+    """Return the rest of a file, None if it may be of another: not every host minds what the request was bound to."""
+    told = headers.get("etag" if (started.validator or "").startswith('"') else "last-modified")
+    if told is None or told != started.validator or started.total not in (None, rest.total):
         return None
-    return attrs.evolve(rest, validator=begun.validator)
+    return attrs.evolve(rest, validator=started.validator)
 
 
 def is_markup(head: bytes) -> bool:
-    """Tell whether a file begins like a page or an error of the host: no image, video or audio file does."""
+    """Return whether a file begins like a page or an error of the host: no image, video or audio file does."""
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<!", b"<?", b"<html", b"<Error", b"<HTML", b"<svg"))
 
 

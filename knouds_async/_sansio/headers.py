@@ -1,6 +1,6 @@
 """What the headers of an answer say: the server's time, the wait it asks for, the state of the quota. Contract 6.
 
-Rule of the file: an odd value is as good as none; nothing here raises.
+An odd value is as good as none; nothing here raises.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WHOLE: Final = re.compile(r"[0-9]{1,15}\Z")
 
 @functools.lru_cache(maxsize=8)  # answers of the same second carry the same
 def http_date(text: str | None) -> float | None:
-    """Give an HTTP date as epoch seconds; what is none gives None."""
+    """Return an HTTP date as epoch seconds; what is none gives None."""
     if not text:
         return None
     from email.utils import parsedate_to_datetime  # loaded with the first answer, not with the package
@@ -58,7 +58,7 @@ def fresh_date(answer: Answer) -> float | None:
 
 
 def retry_after(answer: Answer, server_time: float | None) -> float | None:
-    """Give the seconds the service asks to wait: `Retry-After` in seconds or as a date, else the body's `retryAfter`.
+    """Return the seconds the service asks to wait: `Retry-After` in seconds or as a date, else the body's `retryAfter`.
 
     A refusal that says neither may still say when its window ends. A date is taken against the answer's own `Date`,
     else against `server_time` (epoch seconds); never the local clock.
@@ -70,7 +70,7 @@ def retry_after(answer: Answer, server_time: float | None) -> float | None:
     since = http_date(answer.headers.get("date")) or server_time
     if until is not None and since is not None:
         return max(0.0, until - since)
-    asked = (replies.own_words(answer) or {}).get("retryAfter")
+    asked = (replies.service_error(answer) or {}).get("retryAfter")
     if isinstance(asked, (int, float)) and not isinstance(asked, bool) and asked >= 0:
         return float(min(asked, _FOREVER))
     reset = _whole(answer, "x-ratelimit-reset") if answer.status == REFUSED else None
@@ -86,11 +86,11 @@ def is_own_refusal(answer: Answer, *, is_cut: bool = False) -> bool:
     told = ("x-ratelimit-limit", "x-ratelimit-remaining")
     may_be_json = "json" in answer.headers.get("content-type", "json")
     has_quota = all(_whole(answer, name) is not None for name in told)
-    return replies.own_words(answer) is not None or (is_cut and may_be_json and has_quota)
+    return replies.service_error(answer) is not None or (is_cut and may_be_json and has_quota)
 
 
 def quota(answer: Answer, *, server_time: float | None) -> QuotaHeaders:
-    """Give what an answer says of its route's quota; only a refusal's wait counts, and a web page is no success."""
+    """Return what an answer says of its route's quota; only a refusal's wait counts, and a web page is no success."""
     is_refused = answer.status == REFUSED
     asked = retry_after(answer, server_time) if is_refused else None
     return QuotaHeaders(

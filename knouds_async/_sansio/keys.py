@@ -15,28 +15,27 @@ _FIRST_SIZE: Final = 1024
 
 
 def digest(inputs: Mapping[str, Any]) -> str:
-    """Give what tells inputs apart, whatever order their names have; InvalidInputsError when they are not JSON."""
+    """Return what tells inputs apart, whatever order their names have; InvalidInputsError when they are not JSON."""
     plain = json.dumps(json.loads(names.run_body(inputs))["inputs"], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
 class Seen:
-    """A set of texts that can only grow, in about 16 bytes each, whatever they are.
+    """A set of strings that can only grow, in about 16 bytes each, whatever they are.
 
     It keeps 64 bits of a hash of each; among a million texts, one in ten millions is taken for another.
     """
 
     def __init__(self) -> None:
-        """Have seen nothing."""
         self._slots = array("Q", bytes(8 * _FIRST_SIZE))
         self._count = 0
 
     def __len__(self) -> int:
-        """Give how many different texts were seen."""
+        """Return how many different strings were added."""
         return self._count
 
     def add(self, text: str) -> bool:
-        """Take note of a text; whether it was new."""
+        """Add a string; return whether it was new."""
         mark = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) or 1  # 0 is an empty slot
         if not _put(self._slots, mark):
             return False
@@ -51,7 +50,7 @@ class Seen:
 
 
 def _put(slots: array[int], mark: int) -> bool:
-    """Put a mark into the first free slot from its own on; whether it was not there yet."""
+    """Add a mark at the first free slot from its own on; return whether it was new."""
     at = mark & (len(slots) - 1)
     while slots[at]:
         if slots[at] == mark:
@@ -68,12 +67,11 @@ class Keys:
     """
 
     def __init__(self) -> None:
-        """Have given none."""
         self._seen = Seen()
         self._repeats: dict[str, int] = {}
 
     def of(self, digest: str) -> str:
-        """Give the next key for inputs of this digest."""
+        """Return the next key for inputs of this digest."""
         short = digest[:_SHORT]
         if self._seen.add(short):
             return short

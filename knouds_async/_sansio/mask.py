@@ -1,6 +1,6 @@
 """The key, hidden in whatever comes back: as it is, and as JSON, URLs and HTML may spell it. Pure.
 
-Rule of the file: a body is masked before it is parsed, so that no error, record or log holds what parsing would undo.
+A body is masked before it is parsed, so that no error, record or log holds what parsing would undo.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ class Mask:
     __slots__ = ("_key", "_patterns")
 
     def __init__(self, key: Secret) -> None:
-        """Prepare nothing yet: most answers need no more than a look for the key itself."""
         self._key = key
         self._patterns: tuple[re.Pattern[str], re.Pattern[bytes]] | None = None
 
     def text(self, text: str) -> str:
-        """Give a text without the key."""
+        """Return a text without the key."""
         if _SIGN.search(text) is not None:
             return self._prepared()[0].sub(_MASK, text)
         return text.replace(self._key.reveal(), _MASK)
@@ -39,7 +38,7 @@ class Mask:
         return headers if self.text(together) == together else {name: self.text(each) for name, each in headers.items()}
 
     def body(self, body: bytes) -> bytes:
-        """Give a body without the key, in UTF-8: JSON may come in UTF-16 and UTF-32 as well."""
+        """Return a body without the key, in UTF-8: JSON may come in UTF-16 and UTF-32 as well."""
         if b"\0" in body[:4] or body[:2] in (b"\xff\xfe", b"\xfe\xff"):
             body = _in_utf8(body)
         if _SIGN_IN_BYTES.search(body) is not None:
@@ -61,7 +60,7 @@ def _in_utf8(body: bytes) -> bytes:
 
 
 def _spellings(char: str) -> str:
-    """Give a pattern of all spellings of a character; every repetition in it is bounded, for bodies may be hostile."""
+    """Return a pattern of all spellings of a character; its repetitions are bounded, for bodies may be hostile."""
     code = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{ord(char):02x}")
     escaped = r"\\\\{0,7}"
     plain = rf"{escaped}{re.escape(char)}|{re.escape(char)}" if char in '/"' else re.escape(char)

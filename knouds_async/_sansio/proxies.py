@@ -1,6 +1,6 @@
 """Which proxy the environment names for a host, and what is wrong with it. Pure.
 
-Rule of the file: a proxy's value may hold a password, so no message shows any of it but a scheme and never a cause.
+A proxy's value may hold a password, so no message shows any of it but a scheme and never a cause.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def chosen(environment: Mapping[str, str], scheme: str) -> Variable | None:
 
 
 def fault(variable: Variable, *, has_socks: bool) -> str | None:
-    """Say what is wrong with a proxy; None when it can be used. `has_socks`: SOCKS can be spoken."""
+    """Return what is wrong with a proxy; None when it can be used. `has_socks`: SOCKS can be spoken."""
     value = variable.value
     if _UNCLEAN.search(value):
         return "it holds quotes, spaces, line ends or other characters that no URL has (it is not shown here)"
@@ -68,7 +68,7 @@ def url_of(variable: Variable) -> str:
 
 
 def _is_address(url: str) -> bool:
-    """Tell whether a URL is one of a host alone; its errors would quote it."""
+    """Return whether a URL is one of a host alone; its errors would quote it."""
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/") and not parts.query + parts.fragment
@@ -77,7 +77,7 @@ def _is_address(url: str) -> bool:
 
 
 def is_bypassed(no_proxy: str, host: str, port: int | None) -> bool:
-    """Tell whether `NO_PROXY` names a host.
+    """Return whether `NO_PROXY` names a host.
 
     Its entries, separated by commas or spaces: `*`; a name, for itself and what is below it; `*.name`, for what is
     below it; an address, IPv6 in brackets or not; a range of addresses, `10.0.0.0/8`. A port binds an entry to it.

@@ -12,8 +12,8 @@ from knouds_async._sansio import names, replies
 _OPENS, _COLON, _COMMA = (re.compile(rf"\s*{sign}\s*") for sign in "{:,")
 
 
-def id_in_part(part: bytes) -> str | None:
-    """Give the id in the beginning of a receipt; None unless it is whole, and the receipt's own."""
+def salvage_execution_id(part: bytes) -> str | None:
+    """Return the id in the beginning of a receipt; None unless it is whole, and the receipt's own."""
     found: dict[str, Any] = {}
     try:
         for key, value in _pairs(part.decode(errors="replace")):
@@ -21,13 +21,13 @@ def id_in_part(part: bytes) -> str | None:
     except (ValueError, RecursionError):  # here it was cut
         pass
     execution_id = found.get("executionId")
-    if replies.tells_an_end(found) or not names.is_execution_id(execution_id):
+    if replies.is_finished_state(found) or not names.is_execution_id(execution_id):
         return None
     return str(execution_id)
 
 
 def _pairs(text: str) -> Iterator[tuple[str, Any]]:
-    """Give the members of the object that a text begins with, as far as they came whole."""
+    """Return the members of the object that a text begins with, as far as they came whole."""
     decoder, at, sign = json.JSONDecoder(), 0, _OPENS
     while begin := sign.match(text, at):
         key, at = decoder.raw_decode(text, begin.end())

@@ -35,7 +35,7 @@ BY_CODE: Final[Mapping[str, type[APIError]]] = {
 }
 
 _FREE: Final = "Nothing was run"
-_STRANGER: Final = "Look what stands in between: a proxy, a firewall, a login page"
+_STRANGER: Final = "Check what stands in between: a proxy, a firewall, a login page"
 
 _BY_STATUS: Final[Mapping[int, type[APIError]]] = {
     400: errors.BadRequestError,
@@ -48,7 +48,7 @@ _BY_STATUS: Final[Mapping[int, type[APIError]]] = {
 
 
 def class_of(status: int, code: str | None) -> type[APIError]:
-    """Give the class of a refusal: by its code, else by its HTTP status.
+    """Return the class of a refusal: by its code, else by its HTTP status.
 
     A code counts in a 4xx only, for its advice says that nothing was run; a 429 is a 429, whatever else it says.
     """
@@ -61,11 +61,11 @@ def class_of(status: int, code: str | None) -> type[APIError]:
     return BY_CODE.get(code or "") or _BY_STATUS.get(status, APIError)
 
 
-def refusal(
+def api_error(
     answer: Answer, call: Call[Any], *, may_have_run: bool = False, server_time: float | None = None
 ) -> KnoudsError:
-    """Give the error of an answer outside 2xx; `server_time`: the service's clock, epoch seconds, for a wait's end."""
-    is_own = replies.own_words(answer) is not None
+    """Return the error of an answer outside 2xx; `server_time`: the service's clock in epoch seconds, for waits."""
+    is_own = replies.service_error(answer) is not None
     body = _json_object(answer)
     said = next((body[key] for key in ("error", "message") if isinstance(body.get(key), str)), None)
     code = body["code"] if isinstance(body.get("code"), str) else None
@@ -86,7 +86,7 @@ def refusal(
         if asked is not None:
             advice = re.sub("([Ww]ait),", rf"\1 {asked:.0f} s,", advice, count=1)
     return kind(
-        unworded(answer) if said is None else said,
+        describe_body(answer) if said is None else said,
         status=answer.status,
         code=code,
         body=body or None,
@@ -100,7 +100,7 @@ def refusal(
 
 
 def _advice(kind: type[APIError], status: int, call: Call[Any], *, is_own: bool) -> str:
-    """Give the advice of a class; that nothing was run is said of paid calls refused with a 4xx, and of no other."""
+    """Return the advice of a class; that nothing was run is said of paid calls refused with a 4xx, and of no other."""
     if not is_own and 400 <= status < 500 and status != 429:
         return _STRANGER
     if call.pays_for is None:
@@ -119,26 +119,26 @@ def _json_object(answer: Answer) -> Mapping[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def unworded(answer: Answer) -> str:
-    """Say what came instead of the service's JSON, in words of bounded length."""
+def describe_body(answer: Answer) -> str:
+    """Return what came instead of the service's JSON, in words of bounded length."""
     if 300 <= answer.status < 400:
         where = _host(answer.headers.get("location", ""))
-        return f"a redirect to {where}, which is never followed{_named(answer)}"
+        return f"a redirect to {where}, which is never followed{_intermediary(answer)}"
     what = _type(answer) or "a body of no named type"
-    return f"no JSON of the service but {what if answer.body.strip() else 'an empty body'}{_named(answer)}"
+    return f"no JSON of the service but {what if answer.body.strip() else 'an empty body'}{_intermediary(answer)}"
 
 
-def sender(answer: Answer) -> str:
-    """Say by status, type and headers who answered, in words of bounded length."""
-    return f"{answer.status} {_type(answer) or 'of no named type'}{_named(answer)}"
+def describe_sender(answer: Answer) -> str:
+    """Return by status, type and headers who answered, in words of bounded length."""
+    return f"{answer.status} {_type(answer) or 'of no named type'}{_intermediary(answer)}"
 
 
 def _type(answer: Answer) -> str:
     return answer.headers.get("content-type", "").split(";")[0].strip()[:100]
 
 
-def _named(answer: Answer) -> str:
-    """Give what an answer names itself: `server` and `via`."""
+def _intermediary(answer: Answer) -> str:
+    """Return what an answer names itself: `server` and `via`."""
     told = [f"{name}: {answer.headers[name]:.100}" for name in ("server", "via") if answer.headers.get(name)]
     return f" ({', '.join(told)})" if told else ""
 

@@ -176,7 +176,7 @@ def _answered(
     if not 200 <= answer.status < 300:
         return _refused(call, answer, so_far, retries, roll, part=answer.body)
     try:
-        return Done(call.reads(answer))
+        return Done(call.parse(answer))
     except UnreadableError as odd:
         what = "answers something else" if isinstance(odd, OtherAnswerError) else "has a body that cannot be read"
         seen = f"the answer {answer.status} {what}: {odd}"
@@ -223,10 +223,10 @@ def _refused(
         return _limited(call, answer, so_far, retries)
     if call.pays_for is not None:
         return Fail(_refused_run(call, answer, so_far, part))
-    is_own = replies.own_words(answer) is not None
+    is_own = replies.service_error(answer) is not None
     if is_own and answer.status == 404 and call.method == "DELETE" and so_far.was_sent:
         return Done(None)
-    error = refusals.refusal(answer, call)
+    error = refusals.api_error(answer, call)
     if call.repeatable and (answer.status >= 500 or not is_own):
         asked = headers.retry_after(answer, so_far.server_time) or 0.0
         return _again(so_far, retries, roll, at_least=asked) or Fail(error)
@@ -235,12 +235,12 @@ def _refused(
 
 def _refused_run(call: Call[Any], answer: Answer, so_far: SoFar, part: bytes) -> KnoudsError:
     """Give the error of a paid request that was not taken: only the service's own documented words prove that."""
-    own = replies.own_words(answer)
-    error = refusals.refusal(answer, call, may_have_run=answer.status >= 500)
+    own = replies.service_error(answer)
+    error = refusals.api_error(answer, call, may_have_run=answer.status >= 500)
     is_run = isinstance(error, ExecutionFailedError)
     is_open = is_run and call.timeout_kind is TimeoutKind.SUBMIT
     is_service = own is not None and (answer.status >= 500 or answer.status in _PROVEN or is_run)
-    words = f" and not the service's own: {refusals.unworded(answer)}" if own is None else f": {own['error']:.200}"
+    words = f" and not the service's own: {refusals.describe_body(answer)}" if own is None else f": {own['error']:.200}"
     stranger = None if is_service else answer
     unknown = _unknown(call, f"the answer was {answer.status}{words}", so_far, part, stranger=stranger)
     return error if is_service and not is_open and unknown.execution_id is None else unknown
@@ -251,7 +251,7 @@ def _limited(call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries) -
     asked = headers.retry_after(answer, so_far.server_time)
     if asked is None or asked <= retries.longest:
         return Requeue()
-    return Fail(refusals.refusal(answer, call, server_time=so_far.server_time))
+    return Fail(refusals.api_error(answer, call, server_time=so_far.server_time))
 
 
 def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.0) -> Again | None:
@@ -274,9 +274,9 @@ def _unknown(
         call,
         seen,
         so_far,
-        execution_id=receipts.id_in_part(part) if call.timeout_kind is TimeoutKind.SUBMIT else None,
+        execution_id=receipts.salvage_execution_id(part) if call.timeout_kind is TimeoutKind.SUBMIT else None,
         status=None if stranger is None else stranger.status,
-        intermediary=None if stranger is None else refusals.sender(stranger),
+        intermediary=None if stranger is None else refusals.describe_sender(stranger),
     )
 
 

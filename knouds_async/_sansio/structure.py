@@ -1,6 +1,6 @@
 """From JSON to the records of `types`: strict in what the contract promises, forgiving in all else. Pure.
 
-Rule of the file: it owns the one cattrs converter, and is loaded with the first client, not with the package. Names the
+It owns the one cattrs converter, and is loaded with the first client, not with the package. Names the
 contract promises must be there; everything else is None when it is missing or odd, and unknown fields, statuses and
 tiers pass (contract 1).
 """
@@ -16,19 +16,28 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from knouds_async._sansio.values import Told, UnreadableError, an_object, moment, number, text, truth, whole
+from knouds_async._sansio.values import (
+    ExtendedBody,
+    UnreadableError,
+    boolean,
+    integer,
+    json_object,
+    number,
+    string,
+    timestamp,
+)
 from knouds_async.types import Status
 
 T = TypeVar("T")
 
 
 def _status(value: Any, _: Any = None) -> Status | str:
-    given = text(value)
+    given = string(value)
     return Status(given) if given in _STATUSES else given
 
 
 def _row_id(value: Any, _: Any = None) -> int | str:
-    return value if isinstance(value, str) else whole(value)
+    return value if isinstance(value, str) else integer(value)
 
 
 _STATUSES: Final = frozenset(Status)
@@ -41,7 +50,7 @@ def _is_optional(kind: Any) -> bool:
 
 
 def _optional(kind: Any) -> Callable[[Any, Any], Any]:
-    """Make the hook of `X | None`."""
+    """Return the hook of `X | None`."""
     inner: Any = Union[tuple(each for each in get_args(kind) if each is not NoneType)]  # noqa: UP007
     read = _converter.get_structure_hook(inner)
     return lambda value, _: None if value is None else read(value, inner)
@@ -52,7 +61,7 @@ _AS_THEY_ARE: Final[dict[Any, type]] = {str | None: str, bool | None: bool}
 
 
 def _forgiving(field: attrs.Attribute[Any]) -> Callable[[Any, Any], Any]:
-    """Make the hook of a field that has a default: what cannot be read gives that."""
+    """Return the hook of a field that has a default: what cannot be read gives that."""
     if field.default is None and field.type in _AS_THEY_ARE:
         kind = _AS_THEY_ARE[field.type]
         return lambda value, _: value if type(value) is kind else None
@@ -69,7 +78,7 @@ def _forgiving(field: attrs.Attribute[Any]) -> Callable[[Any, Any], Any]:
 
 
 def _items(kind: Any) -> Callable[[Any, Any], Any]:
-    """Make the hook of `tuple[X, ...]`: what is not a list gives nothing, items that are no X are left out."""
+    """Return the hook of `tuple[X, ...]`: what is not a list gives nothing, items that are no X are left out."""
     (inner, _) = get_args(kind)
     read = _converter.get_structure_hook(inner)
 
@@ -91,7 +100,7 @@ def _camel(name: str) -> str:
 
 
 def _record(kind: Any) -> Callable[[Any, Any], Any]:
-    """Make the hook of a record: snake_case fields from camelCase keys, and the source kept in `raw`."""
+    """Return the hook of a record: snake_case fields from camelCase keys, and the source kept in `raw`."""
     fields = {
         field.name: override(
             rename=_RAW if field.name == "raw" else _camel(field.name),
@@ -102,7 +111,7 @@ def _record(kind: Any) -> Callable[[Any, Any], Any]:
     read = make_dict_structure_fn(kind, _converter, _cattrs_detailed_validation=False, **fields)  # type: ignore[arg-type]
 
     def structure(value: Any, _: Any) -> Any:
-        return read({**an_object(value), _RAW: value.body if isinstance(value, Told) else value}, kind)
+        return read({**json_object(value), _RAW: value.body if isinstance(value, ExtendedBody) else value}, kind)
 
     return structure
 
@@ -112,14 +121,14 @@ _converter.register_structure_hook_factory(attrs.has, _record)
 _converter.register_structure_hook_factory(_is_optional, _optional)
 _converter.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is tuple, _items)
 _converter.register_structure_hook_func(lambda kind: kind == (Status | str), _status)
-_converter.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Mapping, an_object)
+_converter.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Mapping, json_object)
 _converter.register_structure_hook_func(lambda kind: kind == (int | str), _row_id)
-for _kind, _hook in ((str, text), (float, number), (int, whole), (bool, truth), (datetime, moment)):
+for _kind, _hook in ((str, string), (float, number), (int, integer), (bool, boolean), (datetime, timestamp)):
     _converter.register_structure_hook(_kind, _hook)
 
 
 def structured(value: Any, kind: type[T]) -> T:
-    """Give the record that a value holds, or say why it holds none."""
+    """Return the record that a value holds, or say why it holds none."""
     try:
         return _converter.structure(value, kind)
     except KeyError as missing:

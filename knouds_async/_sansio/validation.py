@@ -1,4 +1,4 @@
-"""Whether the inputs of a job fit a workflow's schema: every fault at once, in words. Pure.
+"""Whether the inputs of a job fit a workflow's schema: every error at once, in words. Pure.
 
 Only names and a type of a field are promised (contract 8): what the schema does not say, or says in a way that is not
 known here, is let through for the service to judge.
@@ -13,23 +13,23 @@ from knouds_async._sansio import names
 from knouds_async.types import Inputs, SchemaField, WorkflowSchema
 
 
-def faults(schema: WorkflowSchema, inputs: Inputs) -> tuple[str, ...]:
-    """Give every fault, in the order of the inputs and then of the fields; empty when the inputs fit."""
+def input_errors(schema: WorkflowSchema, inputs: Inputs) -> tuple[str, ...]:
+    """Return every fault, in the order of the inputs and then of the fields; empty when the inputs fit."""
     fields = {field.name: field for field in schema.fields}
     found = []
     for name, value in inputs.items():
         if name in fields:
-            fault = _fault(fields[name], value)
-            found += [f"{name!r} {fault}, not {names.shown(value)}"] if fault else []
+            error = _field_error(fields[name], value)
+            found += [f"{name!r} {error}, not {names.safe_repr(value)}"] if error else []
         elif _lists_all(schema):
             known = f"the fields are {', '.join(map(repr, fields))}" if fields else "the workflow takes no inputs"
-            found.append(f"{names.shown(name)} is no field ({known})")
+            found.append(f"{names.safe_repr(name)} is no field ({known})")
     missing = [field.name for field in schema.fields if field.name not in inputs and _must_be_given(field, schema)]
     return (*found, *(f"{name!r} is required and missing" for name in missing))
 
 
 def _lists_all(schema: WorkflowSchema) -> bool:
-    """Tell whether every field of the answer could be read, so that other names are certainly no fields."""
+    """Return whether every field of the answer could be read, so that other names are certainly no fields."""
     raw = schema.raw.get("fields") if isinstance(schema.raw, Mapping) else schema.fields
     return isinstance(raw, (list, tuple)) and len(raw) == len(schema.fields)
 
@@ -39,7 +39,7 @@ def _must_be_given(field: SchemaField, schema: WorkflowSchema) -> bool:
     return field.required is True and not has_default
 
 
-def _fault(field: SchemaField, value: Any) -> str | None:
+def _field_error(field: SchemaField, value: Any) -> str | None:
     if value is None:  # whether a null counts as left out is not documented
         return None
     wrong = _TYPES.get((field.type or "").lower(), _anything)(value)
@@ -63,7 +63,7 @@ def _not_offered(field: SchemaField, value: Any) -> str | None:
         return None
     chosen = value if isinstance(value, (list, tuple)) else [value]
     is_offered = all(any(_is_same(each, option) for option in offered) for each in chosen)
-    return None if is_offered else f"must be one of {', '.join(map(names.shown, offered))}"
+    return None if is_offered else f"must be one of {', '.join(map(names.safe_repr, offered))}"
 
 
 def _is_same(value: Any, option: Any) -> bool:
@@ -79,15 +79,15 @@ def _anything(_: Any) -> str | None:
     return None
 
 
-def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) else "must be a text"
+def _string(value: Any) -> str | None:
+    return None if isinstance(value, str) else "must be a string"
 
 
 def _number(value: Any) -> str | None:
     return None if _is_number(value) else "must be a number"
 
 
-def _truth(value: Any) -> str | None:
+def _boolean(value: Any) -> str | None:
     return None if isinstance(value, bool) else "must be true or false"
 
 
@@ -97,11 +97,11 @@ def _url(value: Any) -> str | None:
 
 
 _TYPES: Final[Mapping[str, Callable[[Any], str | None]]] = {
-    "text": _text,
-    "textarea": _text,
+    "text": _string,
+    "textarea": _string,
     "number": _number,
     "slider": _number,
-    "toggle": _truth,
+    "toggle": _boolean,
     "image": _url,
     "video": _url,
 }

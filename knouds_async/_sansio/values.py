@@ -19,18 +19,18 @@ class OtherAnswerError(UnreadableError):
     """A body that can be read, but answers something else than was asked."""
 
 
-def text(value: Any, _: Any = None) -> str:
-    """Give a value that is a text; another is unreadable."""
+def string(value: Any, _: Any = None) -> str:
+    """Return a value that is a string; another is unreadable."""
     if isinstance(value, str):
         return value
-    raise UnreadableError(f"{names.shown(value)} is not a text")
+    raise UnreadableError(f"{names.safe_repr(value)} is not a string")
 
 
 def number(value: Any, _: Any = None) -> float:
-    """Give a value that is a number that a float can hold; another is unreadable."""
+    """Return a value that is a number that a float can hold; another is unreadable."""
     if is_number(value):
         return value
-    raise UnreadableError(f"{names.shown(value)} is not a number")
+    raise UnreadableError(f"{names.safe_repr(value)} is not a number")
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -38,34 +38,34 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _BEYOND
 
 
-def whole(value: Any, _: Any = None) -> int:
-    """Give a value that is a whole number; another is unreadable."""
+def integer(value: Any, _: Any = None) -> int:
+    """Return a value that is an integer; another is unreadable."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise UnreadableError(f"{names.shown(value)} is not a whole number")
+    raise UnreadableError(f"{names.safe_repr(value)} is not an integer")
 
 
-def truth(value: Any, _: Any = None) -> bool:
-    """Give a value that is true or false; another is unreadable."""
+def boolean(value: Any, _: Any = None) -> bool:
+    """Return a value that is true or false; another is unreadable."""
     if isinstance(value, bool):
         return value
-    raise UnreadableError(f"{names.shown(value)} is neither true nor false")
+    raise UnreadableError(f"{names.safe_repr(value)} is not a boolean")
 
 
-def moment(value: Any, _: Any = None) -> datetime:
+def timestamp(value: Any, _: Any = None) -> datetime:
     """Read ISO 8601; a time without a zone is taken as UTC, as the service means it."""
-    given = datetime.fromisoformat(text(value))
+    given = datetime.fromisoformat(string(value))
     return given if given.tzinfo else given.replace(tzinfo=UTC)
 
 
-def an_object(value: Any, _: Any = None) -> Mapping[str, Any]:
-    """Give a value that is a JSON object; another is unreadable."""
+def json_object(value: Any, _: Any = None) -> Mapping[str, Any]:
+    """Return a value that is a JSON object; another is unreadable."""
     if isinstance(value, dict):
         return value
-    raise UnreadableError(f"{names.shown(value)} is not an object")
+    raise UnreadableError(f"{names.safe_repr(value)} is not an object")
 
 
-class Told(dict[str, Any]):
+class ExtendedBody(dict[str, Any]):
     """The body of an answer, and what is known besides; a record's `raw` is the body alone."""
 
     __slots__ = ("body",)

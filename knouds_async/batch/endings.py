@@ -13,7 +13,7 @@ from typing import Any, Literal
 from knouds_async._sansio import replies
 from knouds_async._sansio.entries import Ending, Entry, Stage
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.values import UnreadableError, an_object
+from knouds_async._sansio.values import UnreadableError, json_object
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, Outcome, Unknown
 from knouds_async.errors import ExecutionCancelledError, ExecutionFailedError, SubmissionUnknownError
@@ -112,7 +112,7 @@ def outcome_of_entry(job: Job, entry: Entry, *, from_ledger: bool = True, open_b
     answer = Answer(200, {}, ending.reply.encode())
     if entry.execution_id is None:
         return Completed(job=job, run=replies.run_result(answer), from_ledger=from_ledger)
-    state = replies.execution_state(entry.execution_id, an_object(replies.parsed(answer.body)))
+    state = replies.execution_state(entry.execution_id, json_object(replies.parsed(answer.body)))
     return outcome_of_state(job, state, from_ledger=from_ledger)
 
 

@@ -17,7 +17,7 @@ LONGEST_KEY: Final = 200
 def _is_key(_: object, attribute: attrs.Attribute[Any], key: object) -> None:
     if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
         raise InvalidArgumentError(
-            f"Job({attribute.name}={names.shown(key)}): must be a text of 1 to {LONGEST_KEY} printable characters"
+            f"Job({attribute.name}={names.safe_repr(key)}): must be a text of 1 to {LONGEST_KEY} printable characters"
         )
 
 
@@ -62,7 +62,9 @@ class Reader:
     def read(self, item: Job | Inputs) -> Asked:
         """Read the next item; one that is neither a job nor inputs is an InvalidArgumentError."""
         if not isinstance(item, (Job, Mapping)):
-            raise InvalidArgumentError(f"{names.shown(item)} is no job: give Job(key, inputs) or a mapping of inputs")
+            raise InvalidArgumentError(
+                f"{names.safe_repr(item)} is no job: give Job(key, inputs) or a mapping of inputs"
+            )
         inputs = item.inputs if isinstance(item, Job) else item
         digest, error = "", None
         try:

@@ -84,7 +84,7 @@ class Sender:
 
     async def send(self, asked: Asked) -> Outcome | Entry | None:
         """Send a job that never ran, unless it cannot be."""
-        wrong = validation.faults(self.schema, asked.job.inputs) if self.schema is not None else ()
+        wrong = validation.input_errors(self.schema, asked.job.inputs) if self.schema is not None else ()
         if wrong:
             said = f"{self._target}: {'; '.join(wrong)}"
             refused = errors.InvalidInputsError(said, code="INVALID_INPUTS")

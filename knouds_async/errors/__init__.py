@@ -29,8 +29,8 @@
     │   └── ServiceError               5xx
     ├── ExecutionFailedError           the run ended as failed
     ├── ExecutionCancelledError        the run ended as cancelled
-    ├── WaitTimeoutError               the wait ended, the run goes on (also a TimeoutError)
-    ├── BudgetExceededError            the credits set aside for a batch are used up
+    ├── WaitTimeoutError               the wait ended, the run continues (also a TimeoutError)
+    ├── BudgetExceededError            the credits reserved for a batch are used up
     ├── LedgerError                    a batch's ledger cannot be used, or not any more
     ├── DownloadError                  a file of a result was not downloaded
     └── WebhookVerificationError       a delivery that is not the service's

@@ -36,7 +36,7 @@ class InvalidArgumentError(KnoudsError, ValueError):
 
 
 class ClientClosedError(KnoudsError, RuntimeError):
-    """The client was closed. Runs that are out go on: attach them in another client."""
+    """The client was closed. Runs in progress continue: attach them in another client."""
 
 
 class WrongEventLoopError(KnoudsError, RuntimeError):
@@ -65,7 +65,6 @@ class InvalidResponseError(KnoudsError):
     def __init__(
         self, message: str, *, status: int | None = None, route: str | None = None, may_have_run: bool = False
     ) -> None:
-        """Keep where the answer came from."""
         super().__init__(message)
         self.status = status
         self.route = route

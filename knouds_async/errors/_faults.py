@@ -30,7 +30,6 @@ class WebhookVerificationError(KnoudsError):
     """A webhook delivery was refused: not signed by the service, too old, or malformed; `reason` says which."""
 
     def __init__(self, message: str, *, reason: WebhookFault) -> None:
-        """Keep the reason."""
         super().__init__(message)
         self.reason = reason
 
@@ -61,7 +60,6 @@ class DownloadError(KnoudsError):
     """
 
     def __init__(self, message: str, *, reason: DownloadFault, host: str | None = None) -> None:
-        """Keep the reason."""
         super().__init__(message)
         self.reason = reason
         self.host = host

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 
 from knouds_async.errors._base import KnoudsError
 
-_MAY_HAVE_RUN: Final = "It may have run and been charged: look into knouds.usage before you submit it anew"
+_MAY_HAVE_RUN: Final = "It may have run and been charged: check knouds.usage before you submit it anew"
 
 
 class APIError(KnoudsError):
@@ -35,7 +35,6 @@ class APIError(KnoudsError):
         advice: str | None = None,
         from_service: bool = True,
     ) -> None:
-        """Compose the message: what was refused, why, and what to do next."""
         self.body = body
         self.advice = self.advice if advice is None else advice
         asked = " ".join(str(part) for part in (request or route, "answered", status, code) if part) if status else code
@@ -51,7 +50,7 @@ class APIError(KnoudsError):
         self.from_service = from_service
 
     def _word(self, key: str) -> str | None:
-        """Give a word of the body, if it is there and a word."""
+        """Return a word of the body, if it is there and a word."""
         value = self.body.get(key) if isinstance(self.body, dict) else None
         return value if isinstance(value, str) else None
 
@@ -199,9 +198,9 @@ class ExecutionNotFoundError(NotFoundError):
 
 
 class ConflictError(APIError):
-    """409: the thing is in a state that does not allow this, e.g. a run that is already over."""
+    """409: the thing is in a state that does not allow this, e.g. a run that is already finished."""
 
-    advice = "Look at its present state first"
+    advice = "Check its present state first"
 
 
 class RateLimitError(APIError):
@@ -222,7 +221,6 @@ class RateLimitError(APIError):
         is_pause: bool = False,
         **answer: Any,
     ) -> None:
-        """Keep what the service said of the wait."""
         super().__init__(message, **answer)
         self.retry_after = retry_after
         self.limit = limit

@@ -18,7 +18,7 @@ class SubmissionUnknownError(KnoudsError):
     that clock was not known. `seen`: what came instead of the answer. `execution_id`: the id, when the part of the
     answer that came held it; the run most likely exists then, and `knouds.executions.attach(error.execution_id)` picks
     it up. `status`, `intermediary`: of an answer that is not known to be the service's own, its HTTP status and who it
-    names itself. Else look it up with `await knouds.usage.find_submission(error)` before you decide.
+    names itself. Else search for it with `await knouds.usage.find_submission(error)` before you decide.
     """
 
     may_have_run = True
@@ -35,9 +35,8 @@ class SubmissionUnknownError(KnoudsError):
         status: int | None = None,
         intermediary: str | None = None,
     ) -> None:
-        """Keep what reconciliation needs."""
         advice = (
-            "It may have run and been charged, so it was not sent again. Look for it with "
+            "It may have run and been charged, so it was not sent again. Search for it with "
             "knouds.usage.find_submission(error) before you submit it anew"
             if execution_id is None
             else f"The part that came names execution {execution_id}, so it most likely runs and is charged: "
@@ -67,7 +66,6 @@ class ExecutionFailedError(KnoudsError):
     def __init__(
         self, message: str, *, code: str | None = None, execution_id: str | None = None, state: Any = None
     ) -> None:
-        """Name the run and the reason."""
         run = f"execution {execution_id}" if execution_id else "the run"
         super().__init__(f"{run} failed{f' with {code}' if code else ''}: {message}")
         self.code = code
@@ -82,14 +80,13 @@ class ExecutionCancelledError(KnoudsError):
     may_have_run = True
 
     def __init__(self, *, execution_id: str, state: Any = None) -> None:
-        """Name the run."""
         super().__init__(f"execution {execution_id} was cancelled; it is charged all the same")
         self.execution_id: str | None = execution_id
         self.state = state
 
 
 class WaitTimeoutError(KnoudsError, TimeoutError):
-    """The wait ended before the run did. The run goes on: `execution` is its handle, wait on it again.
+    """The wait ended before the run did. The run continues: `execution` is its handle, wait on it again.
 
     `timeout`: the seconds that were waited.
     """
@@ -97,10 +94,9 @@ class WaitTimeoutError(KnoudsError, TimeoutError):
     may_have_run = True
 
     def __init__(self, *, execution: Any, execution_id: str, timeout: float) -> None:
-        """Keep the handle."""
         super().__init__(
-            f"execution {execution_id} was not over after {timeout:g} s; it goes on: wait on error.execution again, "
-            f"or pick it up anywhere with knouds.executions.attach({execution_id!r})"
+            f"execution {execution_id} was not finished after {timeout:g} s; it continues: wait on error.execution "
+            f"again, or pick it up anywhere with knouds.executions.attach({execution_id!r})"
         )
         self.execution = execution
         self.execution_id: str | None = execution_id
@@ -108,7 +104,7 @@ class WaitTimeoutError(KnoudsError, TimeoutError):
 
 
 class BudgetExceededError(KnoudsError):
-    """The credits set aside for a batch do not cover the next run. Nothing more was submitted."""
+    """The credits reserved for a batch do not cover the next run. Nothing more was submitted."""
 
 
 class LedgerError(KnoudsError):

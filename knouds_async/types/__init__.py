@@ -1,6 +1,6 @@
 """What the service says, as frozen records; each keeps the JSON it was read from in `raw`.
 
-Rule of the package: plain values. A field that the contract does not promise is None when it is missing or odd, so
+Plain values. A field that the contract does not promise is None when it is missing or odd, so
 that additions to the service never break reading (contract 1). Annotations are types, not text, for the records are
 read by them, and go by the name of this module.
 """

@@ -39,7 +39,7 @@ class Target:
     name: str
 
     def __str__(self) -> str:
-        """Give `workflows/<slug>` or `models/<name>`."""
+        """Return `workflows/<slug>` or `models/<name>`."""
         return f"{self.kind}/{self.name}"
 
     @classmethod
@@ -55,7 +55,7 @@ class Target:
 
 
 def raw_field() -> Any:
-    """Make the field of a record that keeps the JSON it was read from."""
+    """Return the field of a record that keeps the JSON it was read from."""
     return attrs.field(default=None, repr=False, eq=False)
 
 
@@ -91,7 +91,7 @@ class ExecutionState:
 
     @property
     def is_final(self) -> bool:
-        """Whether the run is over: completed, failed or cancelled."""
+        """Whether the run is finished: completed, failed or cancelled."""
         return self.status in _FINAL
 
 

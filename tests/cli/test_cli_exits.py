@@ -37,7 +37,7 @@ def assert_one_line(ended: Any, code: int, words: str) -> None:
         (["run"], "`knouds run --help`"),
         (["batch", SLUG, "no.jsonl", "--max-in-flight", "x"], "`knouds batch --help`"),
         (["usage", "--limit", "many"], "many"),
-        (["usage", "--limit", "900"], "--limit 900: must be a whole number from 1 to 500"),
+        (["usage", "--limit", "900"], "--limit 900: must be an integer from 1 to 500"),
         (["usage", "--limit", "5", "--all"], "exclude each other"),
         (["run", "Bad_Slug"], "`knouds workflows`"),
         (["run", SLUG, "-i", "product_name"], "write key=value"),

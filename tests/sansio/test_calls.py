@@ -71,7 +71,7 @@ def test_an_endpoint_is_the_contract_s(
     """Method, path, route and body are those of contract 2, and a documented reply is read as its record."""
     assert (call.method, call.path, call.route) == (method, path, f"{method} {route}")
     assert (None if call.body is None else json.loads(call.body)) == body
-    assert isinstance(call.reads(Answer(200, {}, json.dumps(reply).encode())), kind)
+    assert isinstance(call.parse(Answer(200, {}, json.dumps(reply).encode())), kind)
 
 
 def test_only_runs_cost_money_and_each_names_its_target() -> None:
@@ -217,7 +217,7 @@ def test_a_known_status_is_a_filter() -> None:
 @pytest.mark.parametrize("limit", [0, -1, 501, 1.0, "50", True, math.nan, 10**5000], ids=lambda value: f"{type(value)}")
 def test_a_page_has_1_to_500_rows(limit: Any) -> None:
     """A page size that the service would refuse is refused here, by name."""
-    with pytest.raises(InvalidArgumentError, match=r"^limit=.*: must be a whole number from 1 to 500$"):
+    with pytest.raises(InvalidArgumentError, match=r"^limit=.*: must be an integer from 1 to 500$"):
         calls.list_usage(limit=limit)
 
 
@@ -232,7 +232,7 @@ def test_the_bounds_of_a_page_are_allowed(limit: int) -> None:
 )
 def test_an_offset_is_a_whole_number(offset: Any) -> None:
     """An offset that is no row's number is refused by name; 2^53 rows are more than JSON can count."""
-    with pytest.raises(InvalidArgumentError, match=r"^offset=.*: must be a whole number of at least 0"):
+    with pytest.raises(InvalidArgumentError, match=r"^offset=.*: must be an integer of at least 0"):
         calls.list_usage(offset=offset)
 
 
@@ -247,5 +247,5 @@ def test_the_bounds_of_an_offset_are_allowed(offset: int) -> None:
 def test_a_filter_is_a_text(name: str, value: Any) -> None:
     """A filter of another type, or one that cannot be sent, is refused under the name the caller gave it."""
     filters: dict[str, Any] = {name: value}
-    with pytest.raises(InvalidArgumentError, match=f"^{name}=.*: must be a text"):
+    with pytest.raises(InvalidArgumentError, match=f"^{name}=.*: must be a string"):
         calls.list_usage(**filters)

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from knouds_async._sansio.files import (
     MEDIA_HOSTS,
-    Elsewhere,
     Hosts,
-    Refused,
+    Redirected,
+    Rejected,
     Start,
-    asked,
     default_name,
+    evaluate,
     is_markup,
-    judge,
+    request_headers,
 )
 from knouds_async.errors import ConfigurationError, DownloadFault
 from knouds_async.types import EXTENSIONS, Media
@@ -80,12 +80,12 @@ def test_what_is_no_list_of_hosts_is_refused(given_hosts: object) -> None:
 
 def test_asks_for_the_rest_only_of_the_same_file() -> None:
     """Without a validator there is no telling whether the rest is of the same file, so it is asked for whole."""
-    assert asked(0, '"v1"') == asked(10, None) == {"accept": "*/*", "accept-encoding": "identity"}
-    assert asked(10, '"v1"') == {**asked(0, None), "range": "bytes=10-", "if-range": '"v1"'}
+    assert request_headers(0, '"v1"') == request_headers(10, None) == {"accept": "*/*", "accept-encoding": "identity"}
+    assert request_headers(10, '"v1"') == {**request_headers(0, None), "range": "bytes=10-", "if-range": '"v1"'}
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "got", "expected"),
+    ("status", "headers", "received", "expected"),
     [
         (200, PNG, 0, Start(0, 100, '"v1"', ".png")),
         (200, PNG, 50, Start(0, 100, '"v1"', ".png")),
@@ -96,16 +96,16 @@ def test_asks_for_the_rest_only_of_the_same_file() -> None:
         (200, {"last-modified": THEN}, 0, Start(0, None, None, None)),
         (200, {"last-modified": "then", "date": LATER}, 0, Start(0, None, None, None)),
         (206, {**PNG, "content-range": "bytes 50-99/100"}, 50, Start(50, 100, '"v1"', ".png")),
-        (302, {"location": "/x"}, 0, Elsewhere("/x")),
+        (302, {"location": "/x"}, 0, Redirected("/x")),
     ],
 )
-def test_what_is_taken(status: int, headers: dict[str, str], got: int, expected: object) -> None:
+def test_what_is_taken(status: int, headers: dict[str, str], received: int, expected: object) -> None:
     """A whole file, the rest of one, or a place to look."""
-    assert judge(status, headers, IMAGE, got=got, most=1000) == expected
+    assert evaluate(status, headers, IMAGE, received=received, most=1000) == expected
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "got", "fault", "passing"),
+    ("status", "headers", "received", "fault", "passing"),
     [
         (404, PNG, 0, DownloadFault.REFUSED_STATUS, False),
         (403, PNG, 0, DownloadFault.REFUSED_STATUS, False),
@@ -125,18 +125,20 @@ def test_what_is_taken(status: int, headers: dict[str, str], got: int, expected:
         (206, {**PNG, "content-range": "bytes 50-1000/1001"}, 50, DownloadFault.TOO_LARGE, False),
     ],
 )
-def test_what_is_refused(status: int, headers: dict[str, str], got: int, fault: DownloadFault, passing: bool) -> None:
+def test_what_is_refused(
+    status: int, headers: dict[str, str], received: int, fault: DownloadFault, passing: bool
+) -> None:
     """Another type, too much of it, a part that was not asked for, or no file at all."""
-    seen = judge(status, headers, IMAGE, got=got, most=1000)
-    assert isinstance(seen, Refused)
-    assert (seen.fault, seen.is_passing) == (fault, passing)
+    seen = evaluate(status, headers, IMAGE, received=received, most=1000)
+    assert isinstance(seen, Rejected)
+    assert (seen.fault, seen.is_temporary) == (fault, passing)
 
 
 REST = {**PNG, "content-range": "bytes 50-99/100"}
 
 
 @pytest.mark.parametrize(
-    ("begun", "headers", "expected"),
+    ("started", "headers", "expected"),
     [
         (Start(0, 100, '"v1"', ".png"), REST, Start(50, 100, '"v1"', ".png")),
         (Start(0, None, '"v1"', ".png"), REST, Start(50, 100, '"v1"', ".png")),
@@ -149,12 +151,12 @@ REST = {**PNG, "content-range": "bytes 50-99/100"}
         (Start(0, 101, '"v1"', ".png"), REST, None),
     ],
 )
-def test_the_rest_is_of_what_was_begun(begun: Start, headers: dict[str, str], expected: Start | None) -> None:
+def test_the_rest_is_of_what_was_begun(started: Start, headers: dict[str, str], expected: Start | None) -> None:
     """Where the rest is not told to be of the same version and length, it is not taken, and all is fetched anew."""
-    seen = judge(206, headers, IMAGE, got=50, most=1000, begun=begun)
+    seen = evaluate(206, headers, IMAGE, received=50, most=1000, started=started)
     if expected is None:
-        assert isinstance(seen, Refused)
-        assert (seen.fault, seen.is_passing) == (DownloadFault.DROPPED, True)
+        assert isinstance(seen, Rejected)
+        assert (seen.fault, seen.is_temporary) == (DownloadFault.DROPPED, True)
     else:
         assert seen == expected
 

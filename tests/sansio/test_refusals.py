@@ -63,7 +63,7 @@ PLAIN_BY_STATUS: dict[int, type[APIError]] = {
 def refused(status: int, body: Any, headers: dict[str, str] | None = None, **more: Any) -> KnoudsError:
     """Give the error of an answer with this JSON, or these bytes."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return refusals.refusal(Answer(status, headers or {}, content), SUBMIT, **more)
+    return refusals.api_error(Answer(status, headers or {}, content), SUBMIT, **more)
 
 
 @pytest.mark.parametrize(("status", "code", "kind", "advice"), DOCUMENTED)
@@ -215,13 +215,13 @@ def test_a_paid_call_that_is_refused_says_that_nothing_was_run(
     [
         (calls.workflow_schema("my-slug"), "GET /api/workflows/my-slug/schema answered 404: x. Check the name"),
         (calls.get_execution("run-1"), "GET /api/executions/run-1 answered 404: x. Check the name"),
-        (calls.sweep_usage(limit=5, offset=0), "GET /api/usage answered 404: x. Check the name"),
+        (calls.list_usage_statuses(limit=5, offset=0), "GET /api/usage answered 404: x. Check the name"),
         (SUBMIT, f"{REQUEST} answered 404: x. Nothing was run; check the name"),
     ],
 )
 def test_a_refusal_names_what_was_asked_for(call: calls.Call[Any], words: str) -> None:
     """The slug or the id stands in the message, the query does not, and a look never says that nothing was run."""
-    assert str(refusals.refusal(Answer(404, {}, b'{"error": "x"}'), call)).startswith(words)
+    assert str(refusals.api_error(Answer(404, {}, b'{"error": "x"}'), call)).startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_long_host_or_type_is_cut() -> None:
 def test_a_page_in_the_place_of_a_refusal_is_somebody_else_s(status: int, call: calls.Call[Any]) -> None:
     """It says who answered and to look in between, and never that nothing was run or that the key is wrong."""
     told = {"content-type": "text/html", "server": "squid", "via": "1.1 office"}
-    error = refusals.refusal(Answer(status, told, b"<html>no</html>"), call)
+    error = refusals.api_error(Answer(status, told, b"<html>no</html>"), call)
     assert isinstance(error, APIError)
     assert not error.from_service
     for words in ("text/html (server: squid, via: 1.1 office)", "a proxy, a firewall, a login page"):

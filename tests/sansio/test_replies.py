@@ -57,24 +57,24 @@ USAGE = {
 }  # fmt: skip
 
 READERS: dict[str, tuple[Reader, Any]] = {
-    "submit": (calls.submit(TARGET, {}).reads, RECEIPT),
-    "run": (calls.run(TARGET, {}).reads, RESULT),
-    "execution": (calls.get_execution(ID).reads, STATE),
-    "failed execution": (calls.get_execution(ID).reads, FAILED),
-    "cancel": (calls.cancel_execution(ID).reads, STATE),
-    "whoami": (calls.whoami().reads, ACCOUNT),
-    "schema": (calls.workflow_schema("a").reads, SCHEMA),
-    "public schema": (calls.public_schema("a").reads, SCHEMA),
-    "workflows": (calls.list_workflows().reads, SUMMARIES),
-    "workflow": (calls.get_workflow("a").reads, WORKFLOW),
-    "create": (calls.create_workflow({}).reads, WORKFLOW),
-    "update": (calls.update_workflow("a", {}).reads, WORKFLOW),
-    "move": (calls.move_workflow("a", None).reads, {}),
-    "delete": (calls.delete_workflow("a").reads, {}),
-    "usage": (calls.list_usage().reads, USAGE),
-    "usage models": (calls.usage_models().reads, ["a", "b"]),
-    "pricing": (calls.pricing().reads, {"tiers": []}),
-    "health": (calls.health().reads, {"status": "ok"}),
+    "submit": (calls.submit(TARGET, {}).parse, RECEIPT),
+    "run": (calls.run(TARGET, {}).parse, RESULT),
+    "execution": (calls.get_execution(ID).parse, STATE),
+    "failed execution": (calls.get_execution(ID).parse, FAILED),
+    "cancel": (calls.cancel_execution(ID).parse, STATE),
+    "whoami": (calls.whoami().parse, ACCOUNT),
+    "schema": (calls.workflow_schema("a").parse, SCHEMA),
+    "public schema": (calls.public_schema("a").parse, SCHEMA),
+    "workflows": (calls.list_workflows().parse, SUMMARIES),
+    "workflow": (calls.get_workflow("a").parse, WORKFLOW),
+    "create": (calls.create_workflow({}).parse, WORKFLOW),
+    "update": (calls.update_workflow("a", {}).parse, WORKFLOW),
+    "move": (calls.move_workflow("a", None).parse, {}),
+    "delete": (calls.delete_workflow("a").parse, {}),
+    "usage": (calls.list_usage().parse, USAGE),
+    "usage models": (calls.usage_models().parse, ["a", "b"]),
+    "pricing": (calls.pricing().parse, {"tiers": []}),
+    "health": (calls.health().parse, {"status": "ok"}),
 }
 
 each_reader = pytest.mark.parametrize("name", READERS)
@@ -249,7 +249,7 @@ def test_a_webhook_is_configured_only_when_said_so(delivery: object, is_configur
 def test_a_usable_id_is_always_given(odd: dict[str, Any], execution_id: str) -> None:
     """A paid run's id is never lost for what else is odd in its receipt, unless it is the end of some run."""
     odd = json.loads(json.dumps(odd), parse_constant=str)
-    if replies.tells_an_end(odd):
+    if replies.is_finished_state(odd):
         odd["_async"] = True
     assert read("submit", {**odd, "executionId": execution_id}).execution_id == execution_id
 
@@ -463,7 +463,7 @@ def test_a_cancel_tells_the_state() -> None:
 )  # fmt: skip
 def test_a_promised_field_must_be_there(name: str, body: object) -> None:
     """A missing or odd status, slug or array is unreadable, and the reason says so."""
-    with pytest.raises(UnreadableError, match=r"missing|is not a text|is not a list|is not an object"):
+    with pytest.raises(UnreadableError, match=r"missing|is not a string|is not a list|is not an object"):
         read(name, body)
 
 
@@ -588,7 +588,7 @@ def test_moments_have_a_zone(text: str, moment: datetime | None) -> None:
 )  # fmt: skip
 def test_the_service_s_own_words_are_told_from_a_proxy_s(body: bytes, is_own: bool) -> None:
     """Only an object with a text under `error` is the service's own (contract 1)."""
-    words = replies.own_words(Answer(500, {}, body))
+    words = replies.service_error(Answer(500, {}, body))
     assert words == (json.loads(body) if is_own else None)
 
 

@@ -176,7 +176,7 @@ def test_what_can_be_read_is_done(name: str) -> None:
     """A 2xx that can be read ends the call with its value."""
     decision = after(name, good(name))
     assert isinstance(decision, Done)
-    assert decision.value == ALL[name].reads(good(name))
+    assert decision.value == ALL[name].parse(good(name))
 
 
 @pytest.mark.parametrize("name", PAID)
@@ -239,7 +239,7 @@ def test_any_fault_of_a_reader_keeps_the_id_of_a_paid_run(fault: Exception) -> N
 
     answer, where = good("submit"), SoFar(attempts=1, spent=1.0, sent_at=SENT_AT)
     for name, kind in (("submit", errors.SubmissionUnknownError), ("look", errors.InvalidResponseError)):
-        call = attrs.evolve(ALL[name], reads=reads)
+        call = attrs.evolve(ALL[name], parse=reads)
         failed = decide(call, answer, where, Retries(attempts=1), roll=0.5)
         assert isinstance(failed, Fail)
         assert type(failed.error) is kind
@@ -299,7 +299,7 @@ def test_an_id_in_the_part_of_a_synchronous_run_is_not_its_own() -> None:
 @given(st.integers(0, len(RECEIPT)), st.sampled_from([b"", b"\xff", b"\x00", b'"', b"}", b"\\", b'\\u00"']))
 def test_an_id_is_told_whole_or_not_at_all(end: int, rubbish: bytes) -> None:
     """Wherever a receipt is cut, and whatever is stuck to it, the id is never a part of one."""
-    found = receipts.id_in_part(RECEIPT[:end] + rubbish)
+    found = receipts.salvage_execution_id(RECEIPT[:end] + rubbish)
     is_there = RECEIPT.index(b'b"') + 2
     if end >= is_there:
         assert found == "550e8400-e29b"
@@ -329,7 +329,7 @@ def test_an_id_is_told_whole_or_not_at_all(end: int, rubbish: bytes) -> None:
 )
 def test_only_a_receipts_own_id_is_told(part: bytes) -> None:
     """What is not the id of the receipt itself, by the contract's pattern, is none."""
-    assert receipts.id_in_part(part) is None
+    assert receipts.salvage_execution_id(part) is None
 
 
 FAILED_RUN = b'{"error": "no GPU", "code": "EXECUTION_FAILED"}'

@@ -1,4 +1,4 @@
-"""Inputs against a schema: every fault of a job at once, and what is not known is let through."""
+"""Inputs against a schema: every error of a job at once, and what is not known is let through."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from knouds_async._sansio import replies
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.validation import faults
+from knouds_async._sansio.validation import input_errors
 from knouds_async.types import SchemaField, WorkflowSchema
 
 
@@ -24,8 +24,8 @@ def schema(*fields: dict[str, Any], **values: Any) -> WorkflowSchema:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ({"type": "text"}, 5, "a text"),
-        ({"type": "textarea"}, ["x"], "a text"),
+        ({"type": "text"}, 5, "a string"),
+        ({"type": "textarea"}, ["x"], "a string"),
         ({"type": "number"}, "5", "a number"),
         ({"type": "number"}, True, "a number"),
         ({"type": "number", "min": 2}, 1.5, "at least 2"),
@@ -44,7 +44,7 @@ def schema(*fields: dict[str, Any], **values: Any) -> WorkflowSchema:
 )
 def test_a_fault_is_named(field: dict[str, Any], value: Any, said: str) -> None:
     """The field, what it must be, and the value stand in the fault."""
-    (found,) = faults(schema({"name": "f", **field}), {"f": value})
+    (found,) = input_errors(schema({"name": "f", **field}), {"f": value})
     assert said in found
     assert found.startswith("'f' must be")
     assert repr(value) in found
@@ -72,7 +72,7 @@ def test_a_fault_is_named(field: dict[str, Any], value: Any, said: str) -> None:
 )
 def test_what_fits_or_is_not_known_is_let_through(field: dict[str, Any], value: Any) -> None:
     """A type that nobody has documented, and a bound that cannot be read, refuse nothing."""
-    assert faults(schema({"name": "f", **field}), {"f": value}) == ()
+    assert input_errors(schema({"name": "f", **field}), {"f": value}) == ()
 
 
 def test_every_fault_is_found_at_once() -> None:
@@ -82,7 +82,7 @@ def test_every_fault_is_found_at_once() -> None:
         {"name": "style", "type": "pills", "options": ["photo"], "required": True},
         {"name": "count", "type": "slider", "max": 4},
     ]
-    found = faults(schema(*fields), {"count": 9, "colour": "red"})
+    found = input_errors(schema(*fields), {"count": 9, "colour": "red"})
     assert len(found) == 4
     assert [text.split()[0] for text in found] == ["'count'", "'colour'", "'product_name'", "'style'"]
     assert "the fields are 'product_name', 'style', 'count'" in found[1]
@@ -90,23 +90,23 @@ def test_every_fault_is_found_at_once() -> None:
 
 def test_a_field_with_a_default_may_be_left_out() -> None:
     """A default, of the field or among the schema's values, stands in for a required field."""
-    assert faults(schema({"name": "f", "required": True, "default": "x"}), {}) == ()
-    assert faults(schema({"name": "f", "required": True}, f="x"), {}) == ()
-    assert faults(schema({"name": "f", "required": False}), {}) == ()
-    assert faults(schema({"name": "f", "required": True}), {}) == ("'f' is required and missing",)
+    assert input_errors(schema({"name": "f", "required": True, "default": "x"}), {}) == ()
+    assert input_errors(schema({"name": "f", "required": True}, f="x"), {}) == ()
+    assert input_errors(schema({"name": "f", "required": False}), {}) == ()
+    assert input_errors(schema({"name": "f", "required": True}), {}) == ("'f' is required and missing",)
 
 
 def test_a_workflow_without_fields_takes_no_inputs() -> None:
     """Its schema lists nothing, so every name is unknown."""
-    assert faults(schema(), {}) == ()
-    assert "takes no inputs" in faults(schema(), {"f": 1})[0]
+    assert input_errors(schema(), {}) == ()
+    assert "takes no inputs" in input_errors(schema(), {"f": 1})[0]
 
 
 def test_fields_that_cannot_be_read_make_no_name_unknown() -> None:
     """When the schema holds fields that cannot be read, a name may be one of them."""
     odd = schema({"name": "f"}, {"label": "no name"})
-    assert faults(odd, {"g": 1}) == ()
-    assert "is no field" in faults(WorkflowSchema(fields=(SchemaField(name="f"),)), {"g": 1})[0]
+    assert input_errors(odd, {"g": 1}) == ()
+    assert "is no field" in input_errors(WorkflowSchema(fields=(SchemaField(name="f"),)), {"g": 1})[0]
 
 
 _json = st.recursive(
@@ -125,4 +125,4 @@ _attributes = st.sampled_from(["name", "type", "options", "min", "max", "require
 )
 def test_no_schema_makes_it_fail(fields: list[dict[str, Any]], inputs: dict[str, Any]) -> None:
     """Whatever the service says of its fields and whatever the inputs are, the answer is a list of words."""
-    assert all(isinstance(text, str) for text in faults(schema(*fields), inputs))
+    assert all(isinstance(text, str) for text in input_errors(schema(*fields), inputs))
