@@ -76,7 +76,7 @@ def whoami() -> Call[types.Account]:
 
 def _run(target: Target, inputs: Inputs, parse: Callable[[Answer], T], *, is_async: bool) -> Call[T]:
     is_workflow = target.kind == "workflows"
-    name = names.slug(target.name, "slug" if is_workflow else "model name")
+    name = names.checked_slug(target.name, "slug" if is_workflow else "model name")
     checked = Target("workflows" if is_workflow else "models", name)
     return Call(
         method="POST",
@@ -108,13 +108,13 @@ _WORKFLOW: Final = "/api/workflows/:slug"
 
 def workflow_schema(slug: str) -> Call[types.WorkflowSchema]:
     """GET /api/workflows/:slug/schema: the inputs it takes."""
-    path = f"/api/workflows/{names.slug(slug)}/schema"
+    path = f"/api/workflows/{names.checked_slug(slug)}/schema"
     return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/schema", parse=replies.read(types.WorkflowSchema))
 
 
 def public_schema(slug: str) -> Call[types.WorkflowSchema]:
     """GET /api/workflows/:slug/public-schema: the same for a public playground, without a key."""
-    path = f"/api/workflows/{names.slug(slug)}/public-schema"
+    path = f"/api/workflows/{names.checked_slug(slug)}/public-schema"
     parse = replies.read(types.WorkflowSchema)
     return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/public-schema", parse=parse, keyed=False)
 
@@ -126,7 +126,7 @@ def list_workflows() -> Call[tuple[types.WorkflowSummary, ...]]:
 
 def get_workflow(slug: str) -> Call[types.Workflow]:
     """GET /api/workflows/:slug: the whole workflow."""
-    path = f"/api/workflows/{names.slug(slug)}"
+    path = f"/api/workflows/{names.checked_slug(slug)}"
     return Call(method="GET", path=path, route=f"GET {_WORKFLOW}", parse=replies.read(types.Workflow))
 
 
@@ -144,19 +144,19 @@ def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
 
 def update_workflow(slug: str, workflow: Mapping[str, Any]) -> Call[types.Workflow]:
     """PUT /api/workflows/:slug: update."""
-    path, body = f"/api/workflows/{names.slug(slug)}", names.json_body(workflow)
+    path, body = f"/api/workflows/{names.checked_slug(slug)}", names.json_body(workflow)
     return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}", body=body, parse=replies.read(types.Workflow))
 
 
 def move_workflow(slug: str, folder_id: str | None) -> Call[None]:
     """PUT /api/workflows/:slug/move: into a folder, None for the root."""
-    path, body = f"/api/workflows/{names.slug(slug)}/move", names.json_body({"folderId": folder_id})
+    path, body = f"/api/workflows/{names.checked_slug(slug)}/move", names.json_body({"folderId": folder_id})
     return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}/move", body=body, parse=replies.nothing)
 
 
 def delete_workflow(slug: str) -> Call[None]:
     """DELETE /api/workflows/:slug."""
-    path = f"/api/workflows/{names.slug(slug)}"
+    path = f"/api/workflows/{names.checked_slug(slug)}"
     return Call(method="DELETE", path=path, route=f"DELETE {_WORKFLOW}", parse=replies.nothing)
 
 
@@ -165,13 +165,13 @@ def delete_workflow(slug: str) -> Call[None]:
 
 def get_execution(execution_id: str) -> Call[types.ExecutionState]:
     """GET /api/executions/:id: where a run stands."""
-    path = f"/api/executions/{names.execution_id(execution_id)}"
+    path = f"/api/executions/{names.checked_execution_id(execution_id)}"
     return Call(method="GET", path=path, route="GET /api/executions/:id", parse=replies.execution(execution_id))
 
 
 def cancel_execution(execution_id: str) -> Call[types.ExecutionState]:
     """POST /api/executions/:id/cancel: ask for its end; it is charged all the same. Repeatable."""
-    path = f"/api/executions/{names.execution_id(execution_id)}/cancel"
+    path = f"/api/executions/{names.checked_execution_id(execution_id)}/cancel"
     parse = replies.cancelled(execution_id)
     return Call(method="POST", path=path, route="POST /api/executions/:id/cancel", parse=parse)
 

@@ -21,7 +21,7 @@ _MOST_LEVELS: Final = 200
 _MOST_BITS: Final = 10_000
 
 
-def slug(name: object, what: str = "slug") -> str:
+def checked_slug(name: object, what: str = "slug") -> str:
     """Return a slug or model name back if it is one; it can then stand in a path as it is."""
     if isinstance(name, str) and len(name) <= 200 and _SLUG.match(name):
         return str.__str__(name)
@@ -34,7 +34,7 @@ def is_execution_id(text: object) -> bool:
     return fits and not str(text).startswith(KEY_BEGINNING)  # a key in its place would be shown by errors and logs
 
 
-def execution_id(text: object) -> str:
+def checked_execution_id(text: object) -> str:
     """Return an execution id back if it is one; it can then stand in a path as it is."""
     if isinstance(text, str) and is_execution_id(text):
         return str.__str__(text)

@@ -27,7 +27,7 @@ from knouds_async._sansio.entries import (
     ResendApproved,
     Resolved,
 )
-from knouds_async._sansio.names import execution_id as checked_id
+from knouds_async._sansio.names import checked_execution_id
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written
 from knouds_async.batch.owners import end, new_owner
@@ -115,7 +115,7 @@ class SQLiteLedger:
 
         A wrong id can be told anew, once no batch waits for its run; a run of another workflow is never taken.
         """
-        return await self._decide(key, Resolved(checked_id(execution_id)))
+        return await self._decide(key, Resolved(checked_execution_id(execution_id)))
 
     async def approve_resend(self, key: str) -> Entry:
         """Decide that an unknown job is sent once more by the next batch, at the risk of paying for it twice.

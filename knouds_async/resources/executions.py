@@ -60,7 +60,7 @@ class Executions:
         if known is not None and not isinstance(known, Target):
             raise InvalidArgumentError(f"target={target!r:.80}: must be a Target, its text (workflows/<slug>) or None")
         if not isinstance(execution, Execution):
-            unseen = ExecutionState(execution_id=names.execution_id(execution), status=UNSEEN)
+            unseen = ExecutionState(execution_id=names.checked_execution_id(execution), status=UNSEEN)
             return self._runs.attach(unseen, known, expected=expected)
         if one_spelling(execution.base_url) != one_spelling(self._base_url):
             raise InvalidArgumentError(

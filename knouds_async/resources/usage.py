@@ -164,7 +164,7 @@ def _target(target: object) -> Target:
     if not isinstance(known, Target):
         said = f"target={target!r:.80}: must be a SubmissionUnknownError, a Target or its text (workflows/<slug>)"
         raise InvalidArgumentError(said)
-    names.slug(known.name)
+    names.checked_slug(known.name)
     return known
 
 

@@ -72,14 +72,14 @@ NO_IDS = [
 @pytest.mark.parametrize("text", ["a", "0", "my-thumbnail-pipeline", "gpt-image-2", "a--b", "a-", "a" * 200])
 def test_a_slug_is_given_back(text: str) -> None:
     """Lowercase letters, digits and hyphens pass unchanged (contract 2)."""
-    assert names.slug(text) == text
+    assert names.checked_slug(text) == text
 
 
 @pytest.mark.parametrize("text", NO_SLUGS)
 def test_what_is_no_slug_is_refused(text: str) -> None:
     """Whatever could change the path or is malformed raises InvalidSlugError, which names the value."""
     with pytest.raises(InvalidSlugError) as caught:
-        names.slug(text)
+        names.checked_slug(text)
     assert repr(text)[:200] in str(caught.value)
     assert "nothing was sent" in str(caught.value)
     assert (caught.value.status, caught.value.code, caught.value.may_have_run) == (None, "INVALID_SLUG", False)
@@ -89,7 +89,7 @@ def test_what_is_no_slug_is_refused(text: str) -> None:
     "value", [None, 5, 1.5, True, b"my-pipeline", ["a"], ("a",), *UNSHOWABLE], ids=lambda value: type(value).__name__
 )
 @pytest.mark.parametrize(
-    ("check", "error"), [(names.slug, InvalidSlugError), (names.execution_id, InvalidArgumentError)]
+    ("check", "error"), [(names.checked_slug, InvalidSlugError), (names.checked_execution_id, InvalidArgumentError)]
 )
 def test_what_is_no_text_is_refused(check: Callable[[object], str], error: type[Exception], value: object) -> None:
     """A name that is not a text is refused as a name, also when it cannot be shown."""
@@ -100,14 +100,14 @@ def test_what_is_no_text_is_refused(check: Callable[[object], str], error: type[
 def test_a_refused_slug_says_what_it_was_meant_to_be() -> None:
     """A model's name is called a model name."""
     with pytest.raises(InvalidSlugError, match="'A' is not a model name"):
-        names.slug("A", "model name")
+        names.checked_slug("A", "model name")
 
 
 @given(st.text())
 def test_a_slug_stands_in_a_path_as_it_is(text: str) -> None:
     """For any text: refused, or in need of no quoting and of no more than 200 characters."""
     try:
-        passed = names.slug(text)
+        passed = names.checked_slug(text)
     except InvalidSlugError:
         assert not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,199}", text)
     else:
@@ -115,7 +115,7 @@ def test_a_slug_stands_in_a_path_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [Word.VALUE, Sly("my-pipeline")])
-@pytest.mark.parametrize("check", [names.slug, names.execution_id])
+@pytest.mark.parametrize("check", [names.checked_slug, names.checked_execution_id])
 def test_a_name_of_a_type_of_its_own_becomes_a_plain_text(check: Callable[[object], str], text: str) -> None:
     """What is given back formats as what was checked, whatever the type of the name says of itself."""
     passed = check(text)
@@ -127,7 +127,7 @@ def test_a_name_of_a_type_of_its_own_becomes_a_plain_text(check: Callable[[objec
 def test_an_execution_id_is_given_back(text: str) -> None:
     """Letters, digits, hyphens and underscores pass unchanged."""
     assert names.is_execution_id(text)
-    assert names.execution_id(text) == text
+    assert names.checked_execution_id(text) == text
 
 
 @pytest.mark.parametrize("text", NO_IDS)
@@ -135,7 +135,7 @@ def test_what_is_no_execution_id_is_refused(text: str) -> None:
     """Whatever could change the path raises InvalidArgumentError, which names the value."""
     assert not names.is_execution_id(text)
     with pytest.raises(InvalidArgumentError) as caught:
-        names.execution_id(text)
+        names.checked_execution_id(text)
     assert repr(text)[:200] in str(caught.value)
 
 
