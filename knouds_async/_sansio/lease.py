@@ -6,17 +6,20 @@ within `LEASE_TIME` seconds: its permits count as sent when they are given, so t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
-import cattrs
 
 from knouds_async._sansio import window as windows
 from knouds_async._sansio.clock import ClockBounds
 from knouds_async._sansio.inflight import TimeBin
 from knouds_async._sansio.window import Permit, QuotaHeaders, RetryAt, Window
+
+if TYPE_CHECKING:
+    import cattrs
 
 LEASE_TIME: Final = 0.5
 MOST_PERMITS: Final = 10
@@ -104,19 +107,26 @@ def _applied(shared: SharedWindow, report: PermitReport) -> SharedWindow:
 
 # As plain JSON, for whatever stores it.
 
-_converter: Final = cattrs.Converter(detailed_validation=False)
-_converter.register_unstructure_hook(TimeBin, list)
-_converter.register_structure_hook(TimeBin, lambda value, _: TimeBin(*value))
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    """Return the converter; cattrs is loaded with the first shared window that is stored."""
+    import cattrs
+
+    converter = cattrs.Converter(detailed_validation=False)
+    converter.register_unstructure_hook(TimeBin, list)
+    converter.register_structure_hook(TimeBin, lambda value, _: TimeBin(*value))
+    return converter
 
 
 def to_plain(shared: SharedWindow) -> Any:
     """Return a shared window as JSON values."""
-    return _converter.unstructure(shared)
+    return _converter().unstructure(shared)
 
 
 def from_plain(value: Any) -> SharedWindow | None:
     """Return the shared window that JSON values hold; None for another version's or rubbish: it is learned anew."""
     try:
-        return _converter.structure(value, SharedWindow)
+        return _converter().structure(value, SharedWindow)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -10,6 +10,7 @@ import attrs
 
 from knouds_async import types
 from knouds_async._sansio import names
+from knouds_async._sansio.structure import structured
 from knouds_async._sansio.values import ExtendedBody, OtherAnswerError, UnreadableError, is_number, json_object
 from knouds_async.types import Status
 
@@ -47,13 +48,6 @@ def service_error(answer: Answer) -> Mapping[str, Any] | None:
     except UnreadableError:
         return None
     return body if isinstance(body, dict) and isinstance(body.get("error"), str) else None
-
-
-def structured(value: Any, kind: type[T]) -> T:
-    """Return the record that a value holds, or say why it holds none."""
-    from knouds_async._sansio import structure  # cattrs is loaded with the first client, not with the package
-
-    return structure.structured(value, kind)
 
 
 # One reader per kind of reply.

@@ -1,20 +1,19 @@
 """From JSON to the records of `types`: strict in what the contract promises, forgiving in all else. Pure.
 
-It owns the one cattrs converter, and is loaded with the first client, not with the package. Names the
+It owns the one cattrs converter. Names the
 contract promises must be there; everything else is None when it is missing or odd, and unknown fields, statuses and
 tiers pass (contract 1).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import NoneType, UnionType
-from typing import Any, Final, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
 
 import attrs
-import cattrs
-from cattrs.gen import make_dict_structure_fn, override
 
 from knouds_async._sansio.values import (
     ExtendedBody,
@@ -27,6 +26,9 @@ from knouds_async._sansio.values import (
     timestamp,
 )
 from knouds_async.types import Status
+
+if TYPE_CHECKING:
+    import cattrs
 
 T = TypeVar("T")
 
@@ -52,7 +54,7 @@ def _is_optional(kind: Any) -> bool:
 def _optional(kind: Any) -> Callable[[Any, Any], Any]:
     """Return the hook of `X | None`."""
     inner: Any = Union[tuple(each for each in get_args(kind) if each is not NoneType)]  # noqa: UP007
-    read = _converter.get_structure_hook(inner)
+    read = converter().get_structure_hook(inner)
     return lambda value, _: None if value is None else read(value, inner)
 
 
@@ -65,7 +67,7 @@ def _forgiving(field: attrs.Attribute[Any]) -> Callable[[Any, Any], Any]:
     if field.default is None and field.type in _AS_THEY_ARE:
         kind = _AS_THEY_ARE[field.type]
         return lambda value, _: value if type(value) is kind else None
-    read = _converter.get_structure_hook(field.type)
+    read = converter().get_structure_hook(field.type)
     make = getattr(field.default, "factory", lambda: field.default)
 
     def structure(value: Any, _: Any) -> Any:
@@ -80,7 +82,7 @@ def _forgiving(field: attrs.Attribute[Any]) -> Callable[[Any, Any], Any]:
 def _items(kind: Any) -> Callable[[Any, Any], Any]:
     """Return the hook of `tuple[X, ...]`: what is not a list gives nothing, items that are no X are left out."""
     (inner, _) = get_args(kind)
-    read = _converter.get_structure_hook(inner)
+    read = converter().get_structure_hook(inner)
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
         found = []
@@ -101,6 +103,8 @@ def _camel(name: str) -> str:
 
 def _record(kind: Any) -> Callable[[Any, Any], Any]:
     """Return the hook of a record: snake_case fields from camelCase keys, and the source kept in `raw`."""
+    from cattrs.gen import make_dict_structure_fn, override
+
     fields = {
         field.name: override(
             rename=_RAW if field.name == "raw" else _camel(field.name),
@@ -108,7 +112,7 @@ def _record(kind: Any) -> Callable[[Any, Any], Any]:
         )
         for field in attrs.fields(attrs.resolve_types(kind))
     }
-    read = make_dict_structure_fn(kind, _converter, _cattrs_detailed_validation=False, **fields)  # type: ignore[arg-type]
+    read = make_dict_structure_fn(kind, converter(), _cattrs_detailed_validation=False, **fields)  # type: ignore[arg-type]
 
     def structure(value: Any, _: Any) -> Any:
         return read({**json_object(value), _RAW: value.body if isinstance(value, ExtendedBody) else value}, kind)
@@ -116,21 +120,27 @@ def _record(kind: Any) -> Callable[[Any, Any], Any]:
     return structure
 
 
-_converter: Final = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=False)
-_converter.register_structure_hook_factory(attrs.has, _record)
-_converter.register_structure_hook_factory(_is_optional, _optional)
-_converter.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is tuple, _items)
-_converter.register_structure_hook_func(lambda kind: kind == (Status | str), _status)
-_converter.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Mapping, json_object)
-_converter.register_structure_hook_func(lambda kind: kind == (int | str), _row_id)
-for _kind, _hook in ((str, string), (float, number), (int, integer), (bool, boolean), (datetime, timestamp)):
-    _converter.register_structure_hook(_kind, _hook)
+@functools.cache
+def converter() -> cattrs.Converter:
+    """Return the one converter; cattrs is loaded with the first client, not with the package."""
+    import cattrs
+
+    made = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=False)
+    made.register_structure_hook_factory(attrs.has, _record)
+    made.register_structure_hook_factory(_is_optional, _optional)
+    made.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is tuple, _items)
+    made.register_structure_hook_func(lambda kind: kind == (Status | str), _status)
+    made.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Mapping, json_object)
+    made.register_structure_hook_func(lambda kind: kind == (int | str), _row_id)
+    for kind, hook in ((str, string), (float, number), (int, integer), (bool, boolean), (datetime, timestamp)):
+        made.register_structure_hook(kind, hook)
+    return made
 
 
 def structured(value: Any, kind: type[T]) -> T:
     """Return the record that a value holds, or say why it holds none."""
     try:
-        return _converter.structure(value, kind)
+        return converter().structure(value, kind)
     except KeyError as missing:
         raise UnreadableError(f"{missing} is missing") from None
     except _ODD as odd:
