@@ -20,7 +20,7 @@ import pyrate_limiter
 from fixed_window_server import Answer, FixedWindowServer
 
 from knouds_async import Limiter, Secret, SharedLimiter
-from knouds_async._sansio.window import Permit, QuotaHeaders
+from knouds_async._sansio.rate_limit import Permit, QuotaHeaders
 
 __all__ = ["CONTESTANTS", "Contestant", "Make", "Oracle", "Ours", "OursShared", "Shared"]
 

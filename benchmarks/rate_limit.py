@@ -22,7 +22,7 @@ from rate_limit_scenarios import SCENARIOS, Scenario
 from rate_limit_simulation import Outcome, simulate
 
 from knouds_async._sansio.clock import ClockBounds
-from knouds_async._sansio.window import Granted, QuotaHeaders, new_window, on_response, try_acquire
+from knouds_async._sansio.rate_limit import Granted, QuotaHeaders, new_window, on_response, try_acquire
 
 
 def row(scenario: Scenario, name: str, seeds: range, oracle: list[Outcome]) -> bool:

@@ -27,7 +27,7 @@ from knouds_async import (
     SubmissionUnknownError,
     Workflow,
 )
-from knouds_async._sansio.window import Permit, QuotaHeaders
+from knouds_async._sansio.rate_limit import Permit, QuotaHeaders
 from knouds_async.testing import Emulator, EmulatorTransport, faults
 
 SLUG = "my-thumbnail-pipeline"

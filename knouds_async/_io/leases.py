@@ -1,4 +1,4 @@
-"""The limiter of one account whose buckets are in a file: it leases a few permits at once. The arithmetic is `lease`.
+"""The limiter of one account whose buckets are in a file: it leases a few permits at once. See `rate_limit`.
 
 One short transaction for each lease, on the event loop's own thread: it takes a fraction of a
 millisecond, and a file that another process holds at that moment is asked again a moment later instead of waited for.
@@ -12,10 +12,18 @@ from typing import Final
 
 from knouds_async._io.limiter import Bucket, Limiter
 from knouds_async._io.limiter_store import LimiterFile
-from knouds_async._sansio import window as windows
+from knouds_async._sansio import rate_limit
 from knouds_async._sansio.clock import ClockBounds
-from knouds_async._sansio.lease import Lease, PermitReport, SharedWindow
-from knouds_async._sansio.window import Decision, Granted, Permit, QuotaHeaders, RetryAt
+from knouds_async._sansio.rate_limit import (
+    Decision,
+    Granted,
+    Lease,
+    Permit,
+    PermitReport,
+    QuotaHeaders,
+    RetryAt,
+    SharedWindow,
+)
 from knouds_async.config import Secret
 
 _LOCKED_RETRY: Final = 0.003  # seconds until a file that is held by another process is asked again
@@ -45,7 +53,7 @@ class LeasedBucket:
         self._is_awaited = True
         self._next_lease_at = -math.inf  # nothing can have changed before, unless it is reported here
         self._reports: list[PermitReport] = []
-        self._last_read = SharedWindow(windows.new_window(known, share=share, unlimited=is_unlimited))
+        self._last_read = SharedWindow(rate_limit.new_window(known, share=share, unlimited=is_unlimited))
 
     def try_acquire(self, now: float, waiting: int) -> Decision:
         """Return a permit of the lease, or lease more."""
@@ -89,11 +97,11 @@ class LeasedBucket:
         """Return limit, remaining and the seconds to the reset, as last read from the file."""
         window, here = self._last_read.window, self._file.now()
         limit = None if window.limits.unlimited else window.limits.limit
-        return limit, windows.remaining(window, here), windows.resets_in(window, here)
+        return limit, rate_limit.remaining(window, here), rate_limit.resets_in(window, here)
 
     def pause_left(self, now: float) -> float:  # noqa: ARG002
         """Return the seconds for which the service asked to send nothing, as last read from the file."""
-        return windows.pause_left(self._last_read.window, self._file.now())
+        return rate_limit.pause_left(self._last_read.window, self._file.now())
 
     def _report(self, outcome: str, permit: Permit) -> None:
         at = self._file.now()

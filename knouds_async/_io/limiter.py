@@ -1,4 +1,4 @@
-"""Rate limiter: `acquire(route)` waits until the request may be sent. The arithmetic is `window`.
+"""Rate limiter: `acquire(route)` waits until the request may be sent. The arithmetic is `rate_limit`.
 
 Order and waiting only. First come, first served within a priority; only the first in the queue sleeps; a waiter that is
 cancelled costs nothing and notifies the next. No task of its own.
@@ -15,14 +15,14 @@ import attrs
 
 from knouds_async import config
 from knouds_async._io.backend import HomeLoop
-from knouds_async._sansio import window as windows
+from knouds_async._sansio import rate_limit
 from knouds_async._sansio.calls import Priority
 from knouds_async._sansio.clock import ClockBounds
-from knouds_async._sansio.window import Decision, Granted, Permit, QuotaHeaders
+from knouds_async._sansio.rate_limit import Decision, Granted, Permit, QuotaHeaders
 from knouds_async.config import Secret
 from knouds_async.errors import ConfigurationError, RateLimitError
 
-_OURS: Final = windows.MINUTE / 12  # seconds that are paused after a 429 which names no time, so asked for by nobody
+_OURS: Final = rate_limit.MINUTE / 12  # seconds that are paused after a 429 which names no time, so asked for by nobody
 _ADVICE: Final = "Wait, or allow longer waits (Retries(longest=...), Limiter(max_wait=...))"
 
 
@@ -62,11 +62,11 @@ class LocalBucket:
     def __init__(self, limit: float | None, share: float) -> None:
         is_unlimited = limit == math.inf
         known = None if limit is None or is_unlimited else int(limit)
-        self._window = windows.new_window(known, share=share, unlimited=is_unlimited)
+        self._window = rate_limit.new_window(known, share=share, unlimited=is_unlimited)
 
     def try_acquire(self, now: float, waiting: int) -> Decision:
         """Return a permit, or when to ask again."""
-        self._window, decision = windows.try_acquire(self._window, now, waiting)
+        self._window, decision = rate_limit.try_acquire(self._window, now, waiting)
         return decision
 
     def on_response(
@@ -78,24 +78,24 @@ class LocalBucket:
         clock: ClockBounds,
     ) -> None:
         """Update from the headers of a response."""
-        self._window = windows.on_response(self._window, now, permit, reply, clock)
+        self._window = rate_limit.on_response(self._window, now, permit, reply, clock)
 
     def release(self, now: float, permit: Permit) -> None:  # noqa: ARG002
         """Take back a permit that was not used."""
-        self._window = windows.release(self._window, permit)
+        self._window = rate_limit.release(self._window, permit)
 
     def mark_unanswered(self, now: float, permit: Permit) -> None:
         """Count a request as sent to which no response will come."""
-        self._window = windows.mark_unanswered(self._window, now, permit)
+        self._window = rate_limit.mark_unanswered(self._window, now, permit)
 
     def state(self, now: float) -> tuple[int | None, int | None, float | None]:
         """Return limit, remaining and the seconds to the reset."""
         limit = None if self._window.limits.unlimited else self._window.limits.limit
-        return limit, windows.remaining(self._window, now), windows.resets_in(self._window, now)
+        return limit, rate_limit.remaining(self._window, now), rate_limit.resets_in(self._window, now)
 
     def pause_left(self, now: float) -> float:
         """Return the seconds for which the service asked to send nothing."""
-        return windows.pause_left(self._window, now)
+        return rate_limit.pause_left(self._window, now)
 
 
 class _Waiter:

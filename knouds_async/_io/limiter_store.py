@@ -1,4 +1,4 @@
-"""The file of a SharedLimiter: an SQLite database with a row per account and route. The arithmetic is `lease`.
+"""The file of a SharedLimiter: an SQLite database with a row per account and route. The arithmetic is `rate_limit`.
 
 A transaction is short and never waited for, and a file that fails never stops a request: the windows are then kept in
 memory, and the file is tried again later.
@@ -19,9 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from knouds_async._sansio import lease as leases
-from knouds_async._sansio.lease import Lease, PermitReport, SharedWindow
-from knouds_async._sansio.window import RetryAt
+from knouds_async._sansio import rate_limit
+from knouds_async._sansio.rate_limit import Lease, PermitReport, RetryAt, SharedWindow
 from knouds_async.config import Secret
 from knouds_async.errors import ConfigurationError
 
@@ -83,7 +82,7 @@ class LimiterFile:
                     self._unusable_until = self._locked_since = -math.inf
                     return leased
             name = self._name(key, route)
-            shared, lease = leases.report_and_lease(self._in_memory.get(name, fallback), now, reports, want)
+            shared, lease = rate_limit.report_and_lease(self._in_memory.get(name, fallback), now, reports, want)
             self._in_memory[name] = shared
             return shared, lease
 
@@ -94,8 +93,10 @@ class LimiterFile:
         name = self._name(key, route)
         try:
             connection.execute("BEGIN IMMEDIATE")
-            shared, lease = leases.report_and_lease(self._read(connection, name, now) or fallback, now, reports, want)
-            row = (name, json.dumps(leases.to_plain(shared)), now, self._wall())
+            shared, lease = rate_limit.report_and_lease(
+                self._read(connection, name, now) or fallback, now, reports, want
+            )
+            row = (name, json.dumps(rate_limit.to_plain(shared)), now, self._wall())
             connection.execute("INSERT OR REPLACE INTO mirror VALUES (?, ?, ?, ?)", row)
             connection.execute("COMMIT")
         finally:
@@ -108,7 +109,7 @@ class LimiterFile:
         found = connection.execute("SELECT state, at, wall FROM mirror WHERE name = ?", (name,)).fetchone()
         if found is None or abs((self._wall() - found[2]) - (now - found[1])) > _LEAP:
             return None
-        return leases.from_plain(json.loads(found[0]))
+        return rate_limit.from_plain(json.loads(found[0]))
 
     def _name(self, key: Secret, route: str) -> str:
         """Return the name of a route of a key's account; it tells nothing of the key."""

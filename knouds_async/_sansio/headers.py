@@ -11,8 +11,8 @@ from datetime import UTC
 from typing import Final
 
 from knouds_async._sansio import replies
+from knouds_async._sansio.rate_limit import QuotaHeaders
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.window import QuotaHeaders
 
 READ: Final = (
     "age",

@@ -21,8 +21,8 @@ import pytest
 
 from knouds_async import AsyncKnouds, ConfigurationError, RateLimitError, Secret, SharedLimiter
 from knouds_async._io.limiter_store import LimiterFile
-from knouds_async._sansio import lease as leases
-from knouds_async._sansio.window import Granted, QuotaHeaders
+from knouds_async._sansio import rate_limit
+from knouds_async._sansio.rate_limit import Granted, QuotaHeaders
 from knouds_async.testing import Emulator, Fault, Response, serve
 
 SLUG = "my-thumbnail-pipeline"
@@ -214,7 +214,7 @@ async def test_a_crash_costs_its_lot_and_no_more(tmp_path: Path) -> None:
     code = """
 import os, sys, anyio
 from knouds_async import Secret, SharedLimiter
-from knouds_async._sansio.window import QuotaHeaders
+from knouds_async._sansio.rate_limit import QuotaHeaders
 
 async def main():
     limiter = SharedLimiter(sys.argv[1], "pro").for_key(Secret("knouds_live_CANARY"))
@@ -232,7 +232,7 @@ anyio.run(main)
     assert subprocess.run(argv, timeout=60, check=False).returncode == 9  # noqa: S603, ASYNC221
     limiter = SharedLimiter(tmp_path / "q.db", "pro").for_key(KEY)
     limiter.release(ROUTE, await limiter.acquire(ROUTE))
-    assert 99 - 30 - leases.MOST_PERMITS <= (limiter.stats(ROUTE).left or 0) <= 99
+    assert 99 - 30 - rate_limit.MOST_PERMITS <= (limiter.stats(ROUTE).left or 0) <= 99
 
 
 def test_it_is_handed_to_a_spawned_process_as_it_is(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async._sansio import headers
+from knouds_async._sansio.rate_limit import QuotaHeaders
 from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.window import QuotaHeaders
 
 DATE = "Fri, 08 May 2026 19:29:55 GMT"
 EPOCH = 1778268595.0

@@ -11,27 +11,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knouds_async._sansio import lease as leases
-from knouds_async._sansio import window as windows
-from knouds_async._sansio.lease import (
+from knouds_async._sansio import rate_limit
+from knouds_async._sansio.rate_limit import (
     FIRST_PAUSE,
     LEASE_TIME,
     MOST_PERMITS,
     Lease,
+    Permit,
     PermitReport,
+    QuotaHeaders,
+    RetryAt,
     SharedWindow,
     from_plain,
     report_and_lease,
     to_plain,
 )
-from knouds_async._sansio.window import Permit, QuotaHeaders, RetryAt
 
 EPOCH = 1_780_000_000.0
 
 
 def fresh(limit: int | None = 100) -> SharedWindow:
     """Give what is believed at first."""
-    return SharedWindow(windows.new_window(limit))
+    return SharedWindow(rate_limit.new_window(limit))
 
 
 def answered(permit: Permit, at: float, remaining: int, reset: float, limit: int = 100) -> PermitReport:
@@ -102,7 +103,7 @@ def test_who_waits_looks_the_less_often_the_longer_it_takes() -> None:
         looks.append(again.until)
     pauses = [late - soon for soon, late in pairwise(looks)]
     assert pauses[0] == pytest.approx(FIRST_PAUSE)
-    assert max(pauses) <= leases.LONGEST_PAUSE
+    assert max(pauses) <= rate_limit.LONGEST_PAUSE
     assert looks[-1] > 60
     shared, second = report_and_lease(fresh(), 5.0, [], 1)
     shared, free = report_and_lease(shared, 5.1, [answered(lot(second)[0], 5.1, 99, 60)], 0)
@@ -160,4 +161,4 @@ def _reset(phase: float, window: int) -> float:
 def test_the_constants_keep_a_lot_well_inside_the_time_of_transit() -> None:
     """A turn is used soon enough for the shared window, which takes it as sent when it was leased."""
     assert LEASE_TIME < 1.0
-    assert leases.IDLE_PAUSE > FIRST_PAUSE
+    assert rate_limit.IDLE_PAUSE > FIRST_PAUSE

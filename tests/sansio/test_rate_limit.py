@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knouds_async._sansio.clock import ClockBounds
-from knouds_async._sansio.window import (
+from knouds_async._sansio.rate_limit import (
     Granted,
     Permit,
     QuotaHeaders,

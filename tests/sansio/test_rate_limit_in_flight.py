@@ -7,7 +7,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from knouds_async._sansio.inflight import (
+from knouds_async._sansio.rate_limit import (
     BIN_WIDTH,
     MOST_BINS,
     InFlight,
