@@ -32,7 +32,7 @@ import attrs
 from fixed_window_server import FixedWindowServer
 
 from knouds_async import AsyncKnouds, Limiter, SharedLimiter
-from knouds_async._io.limiter_store import LimiterFile
+from knouds_async._io.shared_limiter import LimiterFile
 
 TIERS: Final = {100: "pro", 1000: "business"}
 PROCESSES: Final = multiprocessing.get_context("spawn")

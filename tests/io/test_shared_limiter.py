@@ -20,7 +20,7 @@ import anyio
 import pytest
 
 from knouds_async import AsyncKnouds, ConfigurationError, RateLimitError, Secret, SharedLimiter
-from knouds_async._io.limiter_store import LimiterFile
+from knouds_async._io.shared_limiter import LimiterFile
 from knouds_async._sansio import rate_limit
 from knouds_async._sansio.rate_limit import Granted, QuotaHeaders
 from knouds_async.testing import Emulator, Fault, Response, serve
