@@ -26,11 +26,10 @@ BELOW: dict[str, set[str]] = {
     "execution": {*CORE, "_io"},
     "batch": {*CORE, "_io", "execution", "batch"},
     "resources": {*CORE, "_io", "execution", "batch", "resources"},
-    "media": {*CORE, "_io"},
-    "client": {*CORE, "_io", "execution", "batch", "resources", "media"},
+    "client": {*CORE, "_io", "execution", "batch", "resources"},
     **{top: {*PUBLIC, "_sansio", top} for top in ("webhooks", "testing")},
     "cli": {*PUBLIC, "_sansio", "cli", "batch", "testing"},
-    "": {*CORE, "_io", "execution", "resources", "client", "batch", "webhooks", "media"},
+    "": {*CORE, "_io", "execution", "resources", "client", "batch", "webhooks"},
 }
 FOREIGN: dict[str, set[str]] = {
     "errors": set(),
@@ -41,7 +40,6 @@ FOREIGN: dict[str, set[str]] = {
     "execution": {"attrs", "anyio"},
     "batch": {"attrs", "anyio"},
     "resources": {"attrs", "anyio"},
-    "media": {"anyio"},
     "client": {"anyio", "httpx", "httpx2"},
 }
 IMPURE = {

@@ -1,14 +1,19 @@
-"""Downloads one file of a result into a folder: without key and cookies, in pieces, and on from where a drop left it.
+"""Downloads: the files of results, fetched by a client that has neither key nor cookies (contract 12).
 
-What an answer means is decided in `files`; here it is carried out. Every address is checked before
-anything is sent to it, redirects included.
+`Downloads` is what the client calls, `Fetcher` fetches one file, in pieces, and continues where a connection broke, and
+`TargetFile` is there whole or not at all: written under another name in the same folder, then moved into place. What a
+response means is decided in `files`; every address is checked before anything is sent to it, redirects included.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
+import os
+import secrets
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,16 +25,117 @@ import anyio
 import attrs
 import httpx
 
+from knouds_async._io.backend import HomeLoop
 from knouds_async._io.http import own_client
 from knouds_async._io.lent import errors, httpx_of
 from knouds_async._io.slots import FIFOLimiter
-from knouds_async._io.target_file import TargetFile
 from knouds_async._io.uninterrupted import in_thread
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
 from knouds_async.config import OnBytes
-from knouds_async.errors import DownloadError, DownloadFault
-from knouds_async.types import Media
+from knouds_async.errors import ClientClosedError, DownloadError, DownloadFault, InvalidArgumentError
+from knouds_async.types import Media, RunResult
+
+_AT_ONCE: Final = 4
+
+
+class Downloads:
+    """Fetches files for one AsyncKnouds, from `hosts` alone (None: the vendor's) and from a service on this machine."""
+
+    def __init__(self, hosts: Iterable[str] | None, base_url: str, fetcher: Fetcher) -> None:
+        self._hosts = Hosts.of(hosts, base_url)
+        self._fetcher = fetcher
+        self._home = HomeLoop()
+        self._is_closed = False
+
+    async def one(
+        self,
+        media: Media,
+        path_or_dir: str | os.PathLike[str],
+        *,
+        overwrite: bool,
+        max_bytes: int,
+        on_progress: OnBytes | None,
+    ) -> Path:
+        """Fetch one file; see `AsyncKnouds.download`."""
+        _check(media, max_bytes)
+        self._check_open()
+        given = _text(path_or_dir)
+        try:
+            folder, name = await in_thread(lambda: _place(given))
+        except (OSError, ValueError) as error:
+            raise unwritable(media, error) from None
+
+        def named(extension: str | None) -> Path:
+            return folder / (name or files.default_name(media, extension))
+
+        is_known = name is not None or media.url_extension is not None
+        if is_known and not overwrite and await in_thread(lambda: os.path.lexists(named(None))):
+            raise exists(media, named(None))
+        pending = PendingFile(media, max_bytes, on_progress, named)
+        return await self._fetcher.fetch(self._hosts, pending, folder, overwrite=overwrite)
+
+    async def all(
+        self, run: RunResult, folder: str | os.PathLike[str], *, overwrite: bool, max_bytes: int
+    ) -> tuple[Path, ...]:
+        """Fetch all files of a run; see `AsyncKnouds.download_all`."""
+        into = os.path.join(_text(folder), "")  # noqa: PTH118  (a Path would drop the slash that says: a folder)
+        paths: dict[int, Path] = {}
+        failures: list[DownloadError] = []
+        turns = anyio.Semaphore(_AT_ONCE)
+
+        async def save(media: Media) -> None:
+            async with turns:
+                try:
+                    paths[media.number] = await self.one(
+                        media, into, overwrite=overwrite, max_bytes=max_bytes, on_progress=None
+                    )
+                except DownloadError as error:
+                    failures.append(error)
+                    tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for media in run.media:
+                tasks.start_soon(save, media)
+        if failures:
+            raise failures[0]
+        return tuple(paths[media.number] for media in run.media)
+
+    async def aclose(self) -> None:
+        """Refuse further downloads and close the HTTP client that was made for them."""
+        self._is_closed = True
+        await self._fetcher.aclose()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosedError("this AsyncKnouds is closed: build a new one to download with")
+        self._home.enter()
+
+
+def _text(path: object) -> str:
+    try:
+        return os.fsdecode(path)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidArgumentError(f"{path!r:.200} is no path: pass a string or a pathlib.Path") from None
+
+
+def _place(given: str) -> tuple[Path, str | None]:
+    """Return the folder and, where the caller has chosen one, the file's name; create a folder that is not there."""
+    if "\0" in given:
+        raise ValueError("a path holds no null character")
+    path = Path(given)
+    if given.endswith(("/", os.sep)):
+        path.mkdir(parents=True, exist_ok=True)
+        return path, None
+    return (path, None) if path.is_dir() else (path.parent, path.name)
+
+
+def _check(media: object, max_bytes: object) -> None:
+    if not isinstance(media, Media):
+        raise InvalidArgumentError(f"{type(media).__name__} is not a file of a result: pass one of run.media")
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        raise InvalidArgumentError(f"max_bytes={max_bytes!r:.80}: must be an integer of at least 1")
+
 
 _PIECE: Final = 256 * 1024
 """Bytes that are written at once, and that must come within `_STALLED` seconds of each other."""
@@ -282,3 +388,86 @@ def _host(media: Media) -> str | None:
         return urlsplit(media.url).hostname
     except ValueError:
         return None
+
+
+_NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
+
+
+class TargetFile:
+    """One file on its way into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / f".knouds-{secrets.token_hex(8)}.part"
+        self._file: io.FileIO | None = None
+
+    def open(self) -> None:
+        """Open an exclusive temporary in the folder; OSError when that cannot be done."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        self._file = io.FileIO(os.open(self._path, flags, 0o666), "wb")
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes."""
+        assert self._file is not None  # noqa: S101  (here and below: it was opened)
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[self._file.write(rest) or 0 :]
+
+    def restart(self) -> None:
+        """Start again with an empty file."""
+        assert self._file is not None  # noqa: S101
+        self._file.seek(0)
+        self._file.truncate()
+
+    def finish(self, path: Path, *, overwrite: bool) -> None:
+        """Move the file to its place, durably; FileExistsError when there is one and it is not to be overwritten."""
+        assert self._file is not None  # noqa: S101
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if overwrite:
+            self._path.replace(path)
+        else:
+            self._link(path)
+        _sync(self._folder)
+
+    def _link(self, path: Path) -> None:
+        """Move without overwriting, in one step where the file system has hard links."""
+        try:
+            os.link(self._path, path)
+        except OSError as error:
+            if not _has_no_links(error):
+                raise
+            self._replace_reserved(path)
+        else:
+            self._path.unlink()
+
+    def _replace_reserved(self, path: Path) -> None:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))  # the name is ours from here on
+        try:
+            self._path.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+
+    def discard(self) -> None:
+        """Remove the temporary file; after `finish` there is nothing left to do."""
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+def _has_no_links(error: OSError) -> bool:
+    """Return whether an error of `link` says that the file system has no hard links, or no more of them."""
+    return error.errno in _NO_LINKS or getattr(error, "winerror", None) in (1, 50)  # invalid function, not supported
+
+
+def _sync(folder: Path) -> None:
+    """Sync a new name to disk, where folders can be synced."""
+    with contextlib.suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
