@@ -26,7 +26,7 @@ import knouds_async
 from knouds_async import AsyncKnouds, Execution
 from knouds_async._io.transport import PooledTransport
 from knouds_async._sansio import calls
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async.testing.virtual_time import BACKENDS, virtual_backend
 from knouds_async.types import Target
 

@@ -22,7 +22,7 @@ from knouds_async._io.causes import causes_of
 from knouds_async._io.sent import SentTrace
 from knouds_async._sansio.calls import Call
 from knouds_async._sansio.mask import Mask
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Secret, Timeouts
 

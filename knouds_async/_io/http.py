@@ -15,10 +15,10 @@ from knouds_async._io.environment import host_of_proxy, proxy_for, tls_context
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.proxy import Proxy
 from knouds_async._io.transport import PooledTransport
-from knouds_async._sansio import structure
+from knouds_async._sansio import responses
 from knouds_async.config import Secret, Timeouts, __version__
 
-structure.converter()  # what reads answers is loaded before there are any
+responses.converter()  # what reads answers is loaded before there are any
 
 
 class Http:

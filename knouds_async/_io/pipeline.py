@@ -26,13 +26,13 @@ from knouds_async._io.sent import SentTrace
 from knouds_async._io.slots import FIFOLimiter
 from knouds_async._io.uninterrupted import CutShort, Finished, uninterrupted
 from knouds_async._io.witness import Witness, refuse_stale, tell
-from knouds_async._sansio import calls, headers, replies, retry
+from knouds_async._sansio import calls, responses, retry
 from knouds_async._sansio.calls import Call, TimeoutKind
 from knouds_async._sansio.clock import UNDATED, Moment, Reading
 from knouds_async._sansio.given import Given
 from knouds_async._sansio.rate_limit import Permit
 from knouds_async._sansio.reconcile import LostSubmit, RecentRuns
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered
 from knouds_async.config import Retries
 from knouds_async.errors import (
@@ -243,9 +243,11 @@ class Pipeline:
             self._limiter.release(call.route, permit)
         elif isinstance(outcome, (Answer, Garbled)):
             answer = outcome if isinstance(outcome, Answer) else Answer(outcome.status, outcome.headers, b"")
-            server_time = self._limiter.server_time(anyio.current_time()) if answer.status == headers.REFUSED else None
-            reply = headers.quota(answer, server_time=server_time)
-            self._limiter.on_response(call.route, permit, reply, headers.http_date(outcome.headers.get("date")))
+            server_time = (
+                self._limiter.server_time(anyio.current_time()) if answer.status == responses.REFUSED else None
+            )
+            reply = responses.quota(answer, server_time=server_time)
+            self._limiter.on_response(call.route, permit, reply, responses.http_date(outcome.headers.get("date")))
         else:
             self._limiter.mark_unanswered(call.route, permit)
 
@@ -262,8 +264,8 @@ class Pipeline:
 
     def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:
         """Take the service's time from an answer that is its own."""
-        if isinstance(outcome, Answer) and (isinstance(decision, Done) or replies.service_error(outcome) is not None):
-            self.time.hear(headers.fresh_date(outcome), sent)
+        if isinstance(outcome, Answer) and (isinstance(decision, Done) or responses.service_error(outcome) is not None):
+            self.time.hear(responses.fresh_date(outcome), sent)
 
     def _until(self, call: Call[Any], since: Moment, total: float | None) -> Moment:
         """Return a moment after which an attempt begins no run any more: a synchronous one may still be on its way."""

@@ -18,11 +18,11 @@ from knouds_async._io.lent import errors, httpx_of
 from knouds_async._io.sent import SentTrace
 from knouds_async._io.transport import Whole
 from knouds_async._io.withheld import withheld
-from knouds_async._sansio import headers
+from knouds_async._sansio import responses
 from knouds_async._sansio.calls import Call
 from knouds_async.config import Secret, Timeouts
 
-_READ: Final = {name.encode(): name for name in headers.READ}
+_READ: Final = {name.encode(): name for name in responses.READ}
 _OF_LIMIT: Final = 0.9
 _OVER: Final = httpx.ByteStream(b"")
 _ADDRESSES: Final = 1024  # a URL is looked at again and again while its run lasts, and costs much to parse

@@ -13,9 +13,9 @@ from urllib.parse import urlencode
 import attrs
 
 from knouds_async import types
-from knouds_async._sansio import headers, names, replies
+from knouds_async._sansio import names, responses
 from knouds_async._sansio.listing import Listing, listing
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Inputs, Target
 
@@ -68,7 +68,7 @@ class Call(Generic[T]):
 
 def whoami() -> Call[types.Account]:
     """GET /api/whoami: whose key this is."""
-    return Call(method="GET", path="/api/whoami", route="GET /api/whoami", parse=replies.account)
+    return Call(method="GET", path="/api/whoami", route="GET /api/whoami", parse=responses.account)
 
 
 # Runs. Sync and async share a route, hence a quota (contract 6).
@@ -93,12 +93,12 @@ def _run(target: Target, inputs: Inputs, parse: Callable[[Answer], T], *, is_asy
 
 def submit(target: Target, inputs: Inputs) -> Call[types.Submitted]:
     """POST /api/workflows/:slug/run?async=true or the same of a model: submit a run (contract 4)."""
-    return _run(target, inputs, replies.submitted, is_async=True)
+    return _run(target, inputs, responses.submitted, is_async=True)
 
 
 def run(target: Target, inputs: Inputs) -> Call[types.RunResult]:
     """POST /api/workflows/:slug/run or the same of a model: run and wait for the result (contract 3)."""
-    return _run(target, inputs, replies.run_result, is_async=False)
+    return _run(target, inputs, responses.run_result, is_async=False)
 
 
 # Workflows (contract 8 and 9).
@@ -109,25 +109,25 @@ _WORKFLOW: Final = "/api/workflows/:slug"
 def workflow_schema(slug: str) -> Call[types.WorkflowSchema]:
     """GET /api/workflows/:slug/schema: the inputs it takes."""
     path = f"/api/workflows/{names.checked_slug(slug)}/schema"
-    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/schema", parse=replies.read(types.WorkflowSchema))
+    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/schema", parse=responses.read(types.WorkflowSchema))
 
 
 def public_schema(slug: str) -> Call[types.WorkflowSchema]:
     """GET /api/workflows/:slug/public-schema: the same for a public playground, without a key."""
     path = f"/api/workflows/{names.checked_slug(slug)}/public-schema"
-    parse = replies.read(types.WorkflowSchema)
+    parse = responses.read(types.WorkflowSchema)
     return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/public-schema", parse=parse, keyed=False)
 
 
 def list_workflows() -> Call[tuple[types.WorkflowSummary, ...]]:
     """GET /api/workflows: yours and the templates everyone sees."""
-    return Call(method="GET", path="/api/workflows", route="GET /api/workflows", parse=replies.workflows)
+    return Call(method="GET", path="/api/workflows", route="GET /api/workflows", parse=responses.workflows)
 
 
 def get_workflow(slug: str) -> Call[types.Workflow]:
     """GET /api/workflows/:slug: the whole workflow."""
     path = f"/api/workflows/{names.checked_slug(slug)}"
-    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}", parse=replies.read(types.Workflow))
+    return Call(method="GET", path=path, route=f"GET {_WORKFLOW}", parse=responses.read(types.Workflow))
 
 
 def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
@@ -137,7 +137,7 @@ def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
         path="/api/workflows",
         route="POST /api/workflows",
         body=names.json_body(workflow),
-        parse=replies.read(types.Workflow),
+        parse=responses.read(types.Workflow),
         repeatable=False,
     )
 
@@ -145,19 +145,19 @@ def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
 def update_workflow(slug: str, workflow: Mapping[str, Any]) -> Call[types.Workflow]:
     """PUT /api/workflows/:slug: update."""
     path, body = f"/api/workflows/{names.checked_slug(slug)}", names.json_body(workflow)
-    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}", body=body, parse=replies.read(types.Workflow))
+    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}", body=body, parse=responses.read(types.Workflow))
 
 
 def move_workflow(slug: str, folder_id: str | None) -> Call[None]:
     """PUT /api/workflows/:slug/move: into a folder, None for the root."""
     path, body = f"/api/workflows/{names.checked_slug(slug)}/move", names.json_body({"folderId": folder_id})
-    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}/move", body=body, parse=replies.nothing)
+    return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}/move", body=body, parse=responses.nothing)
 
 
 def delete_workflow(slug: str) -> Call[None]:
     """DELETE /api/workflows/:slug."""
     path = f"/api/workflows/{names.checked_slug(slug)}"
-    return Call(method="DELETE", path=path, route=f"DELETE {_WORKFLOW}", parse=replies.nothing)
+    return Call(method="DELETE", path=path, route=f"DELETE {_WORKFLOW}", parse=responses.nothing)
 
 
 # Executions (contract 5).
@@ -166,13 +166,13 @@ def delete_workflow(slug: str) -> Call[None]:
 def get_execution(execution_id: str) -> Call[types.ExecutionState]:
     """GET /api/executions/:id: where a run stands."""
     path = f"/api/executions/{names.checked_execution_id(execution_id)}"
-    return Call(method="GET", path=path, route="GET /api/executions/:id", parse=replies.execution(execution_id))
+    return Call(method="GET", path=path, route="GET /api/executions/:id", parse=responses.execution(execution_id))
 
 
 def cancel_execution(execution_id: str) -> Call[types.ExecutionState]:
     """POST /api/executions/:id/cancel: ask for its end; it is charged all the same. Repeatable."""
     path = f"/api/executions/{names.checked_execution_id(execution_id)}/cancel"
-    parse = replies.cancelled(execution_id)
+    parse = responses.cancelled(execution_id)
     return Call(method="POST", path=path, route="POST /api/executions/:id/cancel", parse=parse)
 
 
@@ -204,7 +204,7 @@ def list_usage(
     }
     query = urlencode({key: value for key, value in asked.items() if value is not None})
     path = f"/api/usage?{query}" if query else "/api/usage"
-    return Call(method="GET", path=path, route="GET /api/usage", parse=replies.usage_page)
+    return Call(method="GET", path=path, route="GET /api/usage", parse=responses.usage_page)
 
 
 def search_usage(*, target: Target, offset: int) -> Call[tuple[types.UsagePage, float | None]]:
@@ -215,7 +215,7 @@ def search_usage(*, target: Target, offset: int) -> Call[tuple[types.UsagePage, 
         method="GET",
         path=page.path,
         route=page.route,
-        parse=lambda answer: (replies.usage_page(answer), headers.http_date(answer.headers.get("date"))),
+        parse=lambda answer: (responses.usage_page(answer), responses.http_date(answer.headers.get("date"))),
     )
 
 
@@ -240,7 +240,7 @@ def _is_integer(value: object) -> bool:
 
 def usage_models() -> Call[tuple[str, ...]]:
     """GET /api/usage/models: the distinct models in the account's usage."""
-    return Call(method="GET", path="/api/usage/models", route="GET /api/usage/models", parse=replies.usage_models)
+    return Call(method="GET", path="/api/usage/models", route="GET /api/usage/models", parse=responses.usage_models)
 
 
 # Public.
@@ -249,9 +249,9 @@ def usage_models() -> Call[tuple[str, ...]]:
 def pricing() -> Call[types.Pricing]:
     """GET /api/pricing/public: prices and tiers, without a key."""
     route = "GET /api/pricing/public"
-    return Call(method="GET", path="/api/pricing/public", route=route, parse=replies.pricing, keyed=False)
+    return Call(method="GET", path="/api/pricing/public", route=route, parse=responses.pricing, keyed=False)
 
 
 def health() -> Call[types.Health]:
     """GET /api/health, without a key."""
-    return Call(method="GET", path="/api/health", route="GET /api/health", parse=replies.health, keyed=False)
+    return Call(method="GET", path="/api/health", route="GET /api/health", parse=responses.health, keyed=False)

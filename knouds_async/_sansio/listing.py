@@ -7,8 +7,7 @@ from typing import TypeAlias
 
 import attrs
 
-from knouds_async._sansio.replies import Answer, parsed
-from knouds_async._sansio.values import UnreadableError
+from knouds_async._sansio.responses import Answer, UnreadableError, parsed
 
 Mark: TypeAlias = tuple[str, str]
 """A request id and what a row says of its status."""

@@ -8,10 +8,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from knouds_async import errors
-from knouds_async._sansio import headers, replies
+from knouds_async._sansio import responses
 from knouds_async._sansio.calls import Call
-from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.values import UnreadableError
+from knouds_async._sansio.responses import Answer, UnreadableError
 from knouds_async.errors import APIError, KnoudsError
 
 BY_CODE: Final[Mapping[str, type[APIError]]] = {
@@ -65,7 +64,7 @@ def api_error(
     answer: Answer, call: Call[Any], *, may_have_run: bool = False, server_time: float | None = None
 ) -> KnoudsError:
     """Return the error of an answer outside 2xx; `server_time`: the service's clock in epoch seconds, for waits."""
-    is_own = replies.service_error(answer) is not None
+    is_own = responses.service_error(answer) is not None
     body = _json_object(answer)
     said = next((body[key] for key in ("error", "message") if isinstance(body.get(key), str)), None)
     code = body["code"] if isinstance(body.get("code"), str) else None
@@ -81,7 +80,7 @@ def api_error(
     extra: dict[str, Any] = {}
     advice = _advice(kind, answer.status, call, is_own=is_own)
     if issubclass(kind, errors.RateLimitError):
-        asked = headers.retry_after(answer, server_time)
+        asked = responses.retry_after(answer, server_time)
         extra = {"retry_after": asked, "limit": _limit(body), "is_pause": asked is not None}
         if asked is not None:
             advice = re.sub("([Ww]ait),", rf"\1 {asked:.0f} s,", advice, count=1)
@@ -113,7 +112,7 @@ def _advice(kind: type[APIError], status: int, call: Call[Any], *, is_own: bool)
 
 def _json_object(answer: Answer) -> Mapping[str, Any]:
     try:
-        body = replies.parsed(answer.body)
+        body = responses.parsed(answer.body)
     except UnreadableError:
         return {}
     return body if isinstance(body, dict) else {}

@@ -36,11 +36,10 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
 
-from knouds_async._sansio import headers, receipts, refusals, replies
+from knouds_async._sansio import refusals, responses
 from knouds_async._sansio.calls import Call, TimeoutKind
 from knouds_async._sansio.clock import UNDATED, Moment
-from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.values import OtherAnswerError, UnreadableError
+from knouds_async._sansio.responses import Answer, OtherAnswerError, UnreadableError
 from knouds_async.config import Retries
 from knouds_async.errors import (
     ConnectionFailedError,
@@ -219,23 +218,23 @@ def _refused(
     part: bytes,
     is_cut: bool = False,
 ) -> Done[Any] | Again | Requeue | Fail:
-    if answer.status == 429 and (call.pays_for is None or headers.is_own_refusal(answer, is_cut=is_cut)):
+    if answer.status == 429 and (call.pays_for is None or responses.is_own_refusal(answer, is_cut=is_cut)):
         return _limited(call, answer, so_far, retries)
     if call.pays_for is not None:
         return Fail(_refused_run(call, answer, so_far, part))
-    is_own = replies.service_error(answer) is not None
+    is_own = responses.service_error(answer) is not None
     if is_own and answer.status == 404 and call.method == "DELETE" and so_far.was_sent:
         return Done(None)
     error = refusals.api_error(answer, call)
     if call.repeatable and (answer.status >= 500 or not is_own):
-        asked = headers.retry_after(answer, so_far.server_time) or 0.0
+        asked = responses.retry_after(answer, so_far.server_time) or 0.0
         return _again(so_far, retries, roll, at_least=asked) or Fail(error)
     return Fail(error)
 
 
 def _refused_run(call: Call[Any], answer: Answer, so_far: SoFar, part: bytes) -> KnoudsError:
     """Give the error of a paid request that was not taken: only the service's own documented words prove that."""
-    own = replies.service_error(answer)
+    own = responses.service_error(answer)
     error = refusals.api_error(answer, call, may_have_run=answer.status >= 500)
     is_run = isinstance(error, ExecutionFailedError)
     is_open = is_run and call.timeout_kind is TimeoutKind.SUBMIT
@@ -248,7 +247,7 @@ def _refused_run(call: Call[Any], answer: Answer, so_far: SoFar, part: bytes) ->
 
 def _limited(call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries) -> Requeue | Fail:
     """Requeue, unless the service asks for a wait that nobody would want to sit out silently."""
-    asked = headers.retry_after(answer, so_far.server_time)
+    asked = responses.retry_after(answer, so_far.server_time)
     if asked is None or asked <= retries.longest:
         return Requeue()
     return Fail(refusals.api_error(answer, call, server_time=so_far.server_time))
@@ -274,7 +273,7 @@ def _unknown(
         call,
         seen,
         so_far,
-        execution_id=receipts.salvage_execution_id(part) if call.timeout_kind is TimeoutKind.SUBMIT else None,
+        execution_id=responses.salvage_execution_id(part) if call.timeout_kind is TimeoutKind.SUBMIT else None,
         status=None if stranger is None else stranger.status,
         intermediary=None if stranger is None else refusals.describe_sender(stranger),
     )

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from knouds_async._sansio import replies
+from knouds_async._sansio import responses
 from knouds_async._sansio.entries import Ending, Entry, Stage
-from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.values import UnreadableError, json_object
+from knouds_async._sansio.responses import Answer, UnreadableError, json_object
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, Outcome, Unknown
 from knouds_async.errors import ExecutionCancelledError, ExecutionFailedError, SubmissionUnknownError
@@ -65,7 +64,7 @@ def _plain(state: ExecutionState) -> str:
 
 def _reads_as(body: dict[str, Any], state: ExecutionState) -> bool:
     try:
-        return replies.execution_state(state.execution_id, body) == state
+        return responses.execution_state(state.execution_id, body) == state
     except UnreadableError:
         return False
 
@@ -111,8 +110,8 @@ def outcome_of_entry(job: Job, entry: Entry, *, from_ledger: bool = True, open_b
         return Failed(job=job, error=error, from_ledger=from_ledger)
     answer = Answer(200, {}, ending.reply.encode())
     if entry.execution_id is None:
-        return Completed(job=job, run=replies.run_result(answer), from_ledger=from_ledger)
-    state = replies.execution_state(entry.execution_id, json_object(replies.parsed(answer.body)))
+        return Completed(job=job, run=responses.run_result(answer), from_ledger=from_ledger)
+    state = responses.execution_state(entry.execution_id, json_object(responses.parsed(answer.body)))
     return outcome_of_state(job, state, from_ledger=from_ledger)
 
 

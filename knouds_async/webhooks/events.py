@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import attrs
 
-from knouds_async._sansio import names, replies
+from knouds_async._sansio import names, responses
 from knouds_async._sansio.deliveries import CONTRADICTORY
-from knouds_async._sansio.values import UnreadableError
+from knouds_async._sansio.responses import UnreadableError
 from knouds_async.types import ExecutionState, Status
 
 TEST: Final = "webhook.test"
@@ -48,7 +48,7 @@ class WebhookEvent:
 
 def read_event(body: bytes) -> WebhookEvent:
     """Read the body of a delivery; UnreadableError when it is not an event."""
-    parsed = replies.parsed(body)
+    parsed = responses.parsed(body)
     name = parsed.get("event") if isinstance(parsed, dict) else None
     if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
         raise UnreadableError("the body is not an event")
@@ -64,7 +64,7 @@ def _state(execution_id: str, event: str, body: Mapping[str, Any]) -> ExecutionS
     """Read the run's state; where name and status of the event contradict each other, it says nothing of the end."""
     told, known = body.get("status"), _ENDS.get(event)
     if known is None:
-        return replies.execution_state(execution_id, body if isinstance(told, str) else {**body, "status": event})
+        return responses.execution_state(execution_id, body if isinstance(told, str) else {**body, "status": event})
     is_contradiction = isinstance(told, str) and told != known and told in set(_ENDS.values())
     status = CONTRADICTORY if is_contradiction else known
-    return attrs.evolve(replies.execution_state(execution_id, {**body, "status": status}), raw=body)
+    return attrs.evolve(responses.execution_state(execution_id, {**body, "status": status}), raw=body)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from knouds_async._sansio import signature as signatures
-from knouds_async._sansio.values import UnreadableError
+from knouds_async._sansio.responses import UnreadableError
 from knouds_async.config import Secret
 from knouds_async.errors import InvalidArgumentError, WebhookFault, WebhookVerificationError
 from knouds_async.webhooks.events import WebhookEvent, read_event

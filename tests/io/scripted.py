@@ -21,7 +21,7 @@ from knouds_async._io.sent import SentTrace
 from knouds_async._io.transport import PooledTransport
 from knouds_async._sansio import calls
 from knouds_async._sansio.calls import Call
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Outcome
 from knouds_async.config import Secret, Timeouts
 

@@ -18,7 +18,7 @@ import pytest
 import respx
 
 from knouds_async._sansio import calls
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Timeouts
 from knouds_async.types import Target

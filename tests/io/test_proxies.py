@@ -20,7 +20,7 @@ from anyio.streams.tls import TLSListener
 
 from knouds_async import AsyncKnouds, Completed, ConnectionFailedError, Outcome, Retries
 from knouds_async._sansio import calls
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import NotSent, Unanswered
 from knouds_async.config import Timeouts
 from knouds_async.testing import Emulator, serve

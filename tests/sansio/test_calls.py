@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from knouds_async import types
 from knouds_async._sansio import calls
 from knouds_async._sansio.calls import Call, Priority, TimeoutKind
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
 from knouds_async.types import Status, Target
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from knouds_async import errors
 from knouds_async._sansio import calls, refusals
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async.errors import APIError, KnoudsError
 from knouds_async.types import Target
 

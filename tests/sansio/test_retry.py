@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import errors
-from knouds_async._sansio import calls, receipts, retry
+from knouds_async._sansio import calls, responses, retry
 from knouds_async._sansio.calls import Call
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered, decide
 from knouds_async.config import Retries
 from knouds_async.errors import KnoudsError
@@ -299,7 +299,7 @@ def test_an_id_in_the_part_of_a_synchronous_run_is_not_its_own() -> None:
 @given(st.integers(0, len(RECEIPT)), st.sampled_from([b"", b"\xff", b"\x00", b'"', b"}", b"\\", b'\\u00"']))
 def test_an_id_is_told_whole_or_not_at_all(end: int, rubbish: bytes) -> None:
     """Wherever a receipt is cut, and whatever is stuck to it, the id is never a part of one."""
-    found = receipts.salvage_execution_id(RECEIPT[:end] + rubbish)
+    found = responses.salvage_execution_id(RECEIPT[:end] + rubbish)
     is_there = RECEIPT.index(b'b"') + 2
     if end >= is_there:
         assert found == "550e8400-e29b"
@@ -329,7 +329,7 @@ def test_an_id_is_told_whole_or_not_at_all(end: int, rubbish: bytes) -> None:
 )
 def test_only_a_receipts_own_id_is_told(part: bytes) -> None:
     """What is not the id of the receipt itself, by the contract's pattern, is none."""
-    assert receipts.salvage_execution_id(part) is None
+    assert responses.salvage_execution_id(part) is None
 
 
 FAILED_RUN = b'{"error": "no GPU", "code": "EXECUTION_FAILED"}'

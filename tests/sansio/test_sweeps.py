@@ -5,11 +5,10 @@ import math
 import pytest
 
 from knouds_async._sansio.listing import Listing, listing
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio.responses import Answer, UnreadableError
 from knouds_async._sansio.spending import DEAREST, Quota, Spread, price
 from knouds_async._sansio.sweeps import LARGEST, Page, Sweeps
 from knouds_async._sansio.trust import Trust
-from knouds_async._sansio.values import UnreadableError
 
 FREE = Quota()
 

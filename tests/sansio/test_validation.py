@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio import replies
-from knouds_async._sansio.replies import Answer
+from knouds_async._sansio import responses
+from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.validation import input_errors
 from knouds_async.types import SchemaField, WorkflowSchema
 
 
 def schema(*fields: dict[str, Any], **values: Any) -> WorkflowSchema:
     """Give a schema as it is read from the service."""
-    read = replies.read(WorkflowSchema)
+    read = responses.read(WorkflowSchema)
     return read(Answer(200, {}, json.dumps({"fields": list(fields), "values": values}).encode()))
 
 

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import types
-from knouds_async._sansio import calls, replies
-from knouds_async._sansio.replies import Answer
-from knouds_async._sansio.values import UnreadableError
+from knouds_async._sansio import calls, responses
+from knouds_async._sansio.responses import Answer, UnreadableError
 from knouds_async.types import Status, Target
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
@@ -176,14 +175,14 @@ def test_an_empty_body_is_called_empty() -> None:
     """The reason says what is wrong with the body."""
     for body, words in (("", "it is empty"), ("<html>", "it is not JSON"), ("[" * 9**5, "nested too deeply")):
         with pytest.raises(UnreadableError, match=words):
-            replies.parsed(held(body).body)
+            responses.parsed(held(body).body)
     with pytest.raises(UnreadableError, match="NaN"):
-        replies.parsed(b"[NaN]")
+        responses.parsed(b"[NaN]")
 
 
 def test_json_may_begin_with_a_byte_order_mark() -> None:
     """A mark in front of the JSON is no fault."""
-    assert replies.parsed(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+    assert responses.parsed(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
 
 
 # Additions never break reading, and the source is kept.
@@ -249,7 +248,7 @@ def test_a_webhook_is_configured_only_when_said_so(delivery: object, is_configur
 def test_a_usable_id_is_always_given(odd: dict[str, Any], execution_id: str) -> None:
     """A paid run's id is never lost for what else is odd in its receipt, unless it is the end of some run."""
     odd = json.loads(json.dumps(odd), parse_constant=str)
-    if replies.is_finished_state(odd):
+    if responses.is_finished_state(odd):
         odd["_async"] = True
     assert read("submit", {**odd, "executionId": execution_id}).execution_id == execution_id
 
@@ -588,7 +587,7 @@ def test_moments_have_a_zone(text: str, moment: datetime | None) -> None:
 )  # fmt: skip
 def test_the_service_s_own_words_are_told_from_a_proxy_s(body: bytes, is_own: bool) -> None:
     """Only an object with a text under `error` is the service's own (contract 1)."""
-    words = replies.service_error(Answer(500, {}, body))
+    words = responses.service_error(Answer(500, {}, body))
     assert words == (json.loads(body) if is_own else None)
 
 
@@ -597,4 +596,4 @@ def test_the_service_s_own_words_are_told_from_a_proxy_s(body: bytes, is_own: bo
 def test_a_webhook_is_told_of_by_its_delivery_alone(configured: bool, other: Any) -> None:
     """Whether deliveries are to be expected stands under `webhookDelivery`, whatever else a receipt holds."""
     receipt = {**RECEIPT, "webhookConfigured": other, "webhookDelivery": {"configured": configured}}
-    assert replies.submitted(Answer(200, {}, json.dumps(receipt).encode())).webhook_configured is configured
+    assert responses.submitted(Answer(200, {}, json.dumps(receipt).encode())).webhook_configured is configured
