@@ -13,7 +13,8 @@ from urllib.parse import urlencode
 import attrs
 
 from knouds_async import types
-from knouds_async._sansio import names, responses
+from knouds_async._sansio import responses
+from knouds_async._sansio.inputs import checked_execution_id, checked_slug, json_body, run_body, safe_repr
 from knouds_async._sansio.listing import Listing, listing
 from knouds_async._sansio.responses import Answer
 from knouds_async.errors import InvalidArgumentError
@@ -76,13 +77,13 @@ def whoami() -> Call[types.Account]:
 
 def _run(target: Target, inputs: Inputs, parse: Callable[[Answer], T], *, is_async: bool) -> Call[T]:
     is_workflow = target.kind == "workflows"
-    name = names.checked_slug(target.name, "slug" if is_workflow else "model name")
+    name = checked_slug(target.name, "slug" if is_workflow else "model name")
     checked = Target("workflows" if is_workflow else "models", name)
     return Call(
         method="POST",
         path=f"/api/{checked}/run{'?async=true' if is_async else ''}",
         route=f"POST /api/{checked.kind}/{':slug' if is_workflow else ':internalName'}/run",
-        body=names.run_body(inputs),
+        body=run_body(inputs),
         parse=parse,
         repeatable=False,
         pays_for=checked,
@@ -108,13 +109,13 @@ _WORKFLOW: Final = "/api/workflows/:slug"
 
 def workflow_schema(slug: str) -> Call[types.WorkflowSchema]:
     """GET /api/workflows/:slug/schema: the inputs it takes."""
-    path = f"/api/workflows/{names.checked_slug(slug)}/schema"
+    path = f"/api/workflows/{checked_slug(slug)}/schema"
     return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/schema", parse=responses.read(types.WorkflowSchema))
 
 
 def public_schema(slug: str) -> Call[types.WorkflowSchema]:
     """GET /api/workflows/:slug/public-schema: the same for a public playground, without a key."""
-    path = f"/api/workflows/{names.checked_slug(slug)}/public-schema"
+    path = f"/api/workflows/{checked_slug(slug)}/public-schema"
     parse = responses.read(types.WorkflowSchema)
     return Call(method="GET", path=path, route=f"GET {_WORKFLOW}/public-schema", parse=parse, keyed=False)
 
@@ -126,7 +127,7 @@ def list_workflows() -> Call[tuple[types.WorkflowSummary, ...]]:
 
 def get_workflow(slug: str) -> Call[types.Workflow]:
     """GET /api/workflows/:slug: the whole workflow."""
-    path = f"/api/workflows/{names.checked_slug(slug)}"
+    path = f"/api/workflows/{checked_slug(slug)}"
     return Call(method="GET", path=path, route=f"GET {_WORKFLOW}", parse=responses.read(types.Workflow))
 
 
@@ -136,7 +137,7 @@ def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
         method="POST",
         path="/api/workflows",
         route="POST /api/workflows",
-        body=names.json_body(workflow),
+        body=json_body(workflow),
         parse=responses.read(types.Workflow),
         repeatable=False,
     )
@@ -144,19 +145,19 @@ def create_workflow(workflow: Mapping[str, Any]) -> Call[types.Workflow]:
 
 def update_workflow(slug: str, workflow: Mapping[str, Any]) -> Call[types.Workflow]:
     """PUT /api/workflows/:slug: update."""
-    path, body = f"/api/workflows/{names.checked_slug(slug)}", names.json_body(workflow)
+    path, body = f"/api/workflows/{checked_slug(slug)}", json_body(workflow)
     return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}", body=body, parse=responses.read(types.Workflow))
 
 
 def move_workflow(slug: str, folder_id: str | None) -> Call[None]:
     """PUT /api/workflows/:slug/move: into a folder, None for the root."""
-    path, body = f"/api/workflows/{names.checked_slug(slug)}/move", names.json_body({"folderId": folder_id})
+    path, body = f"/api/workflows/{checked_slug(slug)}/move", json_body({"folderId": folder_id})
     return Call(method="PUT", path=path, route=f"PUT {_WORKFLOW}/move", body=body, parse=responses.nothing)
 
 
 def delete_workflow(slug: str) -> Call[None]:
     """DELETE /api/workflows/:slug."""
-    path = f"/api/workflows/{names.checked_slug(slug)}"
+    path = f"/api/workflows/{checked_slug(slug)}"
     return Call(method="DELETE", path=path, route=f"DELETE {_WORKFLOW}", parse=responses.nothing)
 
 
@@ -165,13 +166,13 @@ def delete_workflow(slug: str) -> Call[None]:
 
 def get_execution(execution_id: str) -> Call[types.ExecutionState]:
     """GET /api/executions/:id: where a run stands."""
-    path = f"/api/executions/{names.checked_execution_id(execution_id)}"
+    path = f"/api/executions/{checked_execution_id(execution_id)}"
     return Call(method="GET", path=path, route="GET /api/executions/:id", parse=responses.execution(execution_id))
 
 
 def cancel_execution(execution_id: str) -> Call[types.ExecutionState]:
     """POST /api/executions/:id/cancel: ask for its end; it is charged all the same. Repeatable."""
-    path = f"/api/executions/{names.checked_execution_id(execution_id)}/cancel"
+    path = f"/api/executions/{checked_execution_id(execution_id)}/cancel"
     parse = responses.cancelled(execution_id)
     return Call(method="POST", path=path, route="POST /api/executions/:id/cancel", parse=parse)
 
@@ -192,9 +193,9 @@ def list_usage(
 ) -> Call[types.UsagePage]:
     """GET /api/usage: rows of the account's use of the API, newest first."""
     if limit is not None and not (_is_integer(limit) and 1 <= limit <= LARGEST_PAGE):
-        raise InvalidArgumentError(f"limit={names.safe_repr(limit)}: must be an integer from 1 to {LARGEST_PAGE}")
+        raise InvalidArgumentError(f"limit={safe_repr(limit)}: must be an integer from 1 to {LARGEST_PAGE}")
     if offset is not None and not (_is_integer(offset) and 0 <= offset <= _LARGEST_OFFSET):
-        raise InvalidArgumentError(f"offset={names.safe_repr(offset)}: must be an integer of at least 0, below 2**53")
+        raise InvalidArgumentError(f"offset={safe_repr(offset)}: must be an integer of at least 0, below 2**53")
     asked = {
         "status": _filter("status", status),
         "modelId": _filter("model_id", model_id),
@@ -231,7 +232,7 @@ def _filter(name: str, value: object) -> str | None:
         return None
     if isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value):
         return str.__str__(value)
-    raise InvalidArgumentError(f"{name}={names.safe_repr(value)}: must be a string")
+    raise InvalidArgumentError(f"{name}={safe_repr(value)}: must be a string")
 
 
 def _is_integer(value: object) -> bool:

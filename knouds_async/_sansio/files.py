@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from knouds_async import config
-from knouds_async._sansio import names
+from knouds_async._sansio.inputs import is_execution_id
 from knouds_async.errors import ConfigurationError, DownloadFault
 from knouds_async.types import EXTENSIONS, Media
 
@@ -173,8 +173,6 @@ def default_name(media: Media, extension: str | None) -> str:
     `extension`: by the type that came, for addresses that end in none.
     """
     run = media.execution_id
-    stem = (
-        run if run is not None and names.is_execution_id(run) else hashlib.sha256(media.url.encode()).hexdigest()[:16]
-    )
+    stem = run if run is not None and is_execution_id(run) else hashlib.sha256(media.url.encode()).hexdigest()[:16]
     known = media.url_extension or (extension if extension in EXTENSIONS[media.kind] else None)
     return f"{stem}-{media.number}{known or media.extension}"

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any, Final
 
-from knouds_async._sansio import names
+from knouds_async._sansio.inputs import run_body
 
 _SHORT: Final = 20
 _FIRST_SIZE: Final = 1024
@@ -16,7 +16,7 @@ _FIRST_SIZE: Final = 1024
 
 def digest(inputs: Mapping[str, Any]) -> str:
     """Return what tells inputs apart, whatever order their names have; InvalidInputsError when they are not JSON."""
-    plain = json.dumps(json.loads(names.run_body(inputs))["inputs"], sort_keys=True, separators=(",", ":"))
+    plain = json.dumps(json.loads(run_body(inputs))["inputs"], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(plain.encode()).hexdigest()
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar, Union, get_arg
 import attrs
 
 from knouds_async import types
-from knouds_async._sansio import names
+from knouds_async._sansio.inputs import is_execution_id, safe_repr
 from knouds_async._sansio.rate_limit import QuotaHeaders
 from knouds_async.types import Status
 
@@ -90,7 +90,7 @@ def workflows(answer: Answer) -> tuple[types.WorkflowSummary, ...]:
     """Read the list of workflows: a JSON array (contract 2)."""
     rows = parsed(answer.body)
     if not isinstance(rows, list):
-        raise UnreadableError(f"{names.safe_repr(rows)} is not a list")
+        raise UnreadableError(f"{safe_repr(rows)} is not a list")
     return tuple(structured(row, types.WorkflowSummary) for row in rows)
 
 
@@ -101,10 +101,10 @@ def submitted(answer: Answer) -> types.Submitted:
     """
     body = json_object(parsed(answer.body))
     if is_finished_state(body):
-        raise OtherAnswerError(f"it is no receipt but the end of execution {names.safe_repr(body.get('executionId'))}")
+        raise OtherAnswerError(f"it is no receipt but the end of execution {safe_repr(body.get('executionId'))}")
     receipt = structured({"executionId": None, **body}, types.Submitted)
-    if not names.is_execution_id(receipt.execution_id):
-        raise UnreadableError(f"executionId {names.safe_repr(receipt.execution_id)} is not an id")
+    if not is_execution_id(receipt.execution_id):
+        raise UnreadableError(f"executionId {safe_repr(receipt.execution_id)} is not an id")
     webhook = body.get("webhookDelivery")
     return attrs.evolve(receipt, webhook_configured=isinstance(webhook, dict) and webhook.get("configured") is True)
 
@@ -126,7 +126,7 @@ def run_result(answer: Answer) -> types.RunResult:
     if body.get("success") is False:
         raise UnreadableError("'success' is false, and no error is named")
     if "success" not in body and isinstance(body.get("status"), str) and isinstance(body.get("executionId"), str):
-        raise OtherAnswerError(f"it is what a look finds of execution {names.safe_repr(body['executionId'])}")
+        raise OtherAnswerError(f"it is what a look finds of execution {safe_repr(body['executionId'])}")
     if "result" not in body:
         raise UnreadableError("'result' is missing")
     return structured(body, types.RunResult)
@@ -141,7 +141,7 @@ def _own_body(execution_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Refuse the body of another run; one that names none contradicts nothing."""
     named = body.get("executionId")
     if isinstance(named, str) and named.casefold() != execution_id.casefold():
-        raise OtherAnswerError(f"it is of execution {names.safe_repr(named)}, not of {execution_id!r}")
+        raise OtherAnswerError(f"it is of execution {safe_repr(named)}, not of {execution_id!r}")
     return body
 
 
@@ -177,7 +177,7 @@ def usage_models(answer: Answer) -> tuple[str, ...]:
     if isinstance(found, dict):
         found = next((value for value in (found.get("models"), *found.values()) if isinstance(value, list)), [])
     if not isinstance(found, list):
-        raise UnreadableError(f"{names.safe_repr(found)} is not a list")
+        raise UnreadableError(f"{safe_repr(found)} is not a list")
     return tuple(item for item in found if isinstance(item, str))
 
 
@@ -210,14 +210,14 @@ def string(value: Any, _: Any = None) -> str:
     """Return a value that is a string; another is unreadable."""
     if isinstance(value, str):
         return value
-    raise UnreadableError(f"{names.safe_repr(value)} is not a string")
+    raise UnreadableError(f"{safe_repr(value)} is not a string")
 
 
 def number(value: Any, _: Any = None) -> float:
     """Return a value that is a number that a float can hold; another is unreadable."""
     if is_number(value):
         return value
-    raise UnreadableError(f"{names.safe_repr(value)} is not a number")
+    raise UnreadableError(f"{safe_repr(value)} is not a number")
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -229,14 +229,14 @@ def integer(value: Any, _: Any = None) -> int:
     """Return a value that is an integer; another is unreadable."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise UnreadableError(f"{names.safe_repr(value)} is not an integer")
+    raise UnreadableError(f"{safe_repr(value)} is not an integer")
 
 
 def boolean(value: Any, _: Any = None) -> bool:
     """Return a value that is true or false; another is unreadable."""
     if isinstance(value, bool):
         return value
-    raise UnreadableError(f"{names.safe_repr(value)} is not a boolean")
+    raise UnreadableError(f"{safe_repr(value)} is not a boolean")
 
 
 def timestamp(value: Any, _: Any = None) -> datetime:
@@ -249,7 +249,7 @@ def json_object(value: Any, _: Any = None) -> Mapping[str, Any]:
     """Return a value that is a JSON object; another is unreadable."""
     if isinstance(value, dict):
         return value
-    raise UnreadableError(f"{names.safe_repr(value)} is not an object")
+    raise UnreadableError(f"{safe_repr(value)} is not an object")
 
 
 class ExtendedBody(dict[str, Any]):
@@ -482,7 +482,7 @@ def salvage_execution_id(part: bytes) -> str | None:
     except (ValueError, RecursionError):  # here it was cut
         pass
     execution_id = found.get("executionId")
-    if is_finished_state(found) or not names.is_execution_id(execution_id):
+    if is_finished_state(found) or not is_execution_id(execution_id):
         return None
     return str(execution_id)
 

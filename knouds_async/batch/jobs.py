@@ -7,7 +7,8 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-from knouds_async._sansio import keys, names
+from knouds_async._sansio import keys
+from knouds_async._sansio.inputs import safe_repr
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, KnoudsError
 from knouds_async.types import Inputs
 
@@ -17,7 +18,7 @@ LONGEST_KEY: Final = 200
 def _is_key(_: object, attribute: attrs.Attribute[Any], key: object) -> None:
     if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
         raise InvalidArgumentError(
-            f"Job({attribute.name}={names.safe_repr(key)}): must be a text of 1 to {LONGEST_KEY} printable characters"
+            f"Job({attribute.name}={safe_repr(key)}): must be a text of 1 to {LONGEST_KEY} printable characters"
         )
 
 
@@ -62,9 +63,7 @@ class Reader:
     def read(self, item: Job | Inputs) -> Asked:
         """Read the next item; one that is neither a job nor inputs is an InvalidArgumentError."""
         if not isinstance(item, (Job, Mapping)):
-            raise InvalidArgumentError(
-                f"{names.safe_repr(item)} is no job: give Job(key, inputs) or a mapping of inputs"
-            )
+            raise InvalidArgumentError(f"{safe_repr(item)} is no job: give Job(key, inputs) or a mapping of inputs")
         inputs = item.inputs if isinstance(item, Job) else item
         digest, error = "", None
         try:

@@ -16,8 +16,9 @@ import anyio
 
 from knouds_async import errors
 from knouds_async._io.witness import Decision
-from knouds_async._sansio import calls, validation
+from knouds_async._sansio import calls
 from knouds_async._sansio.entries import Ended, Entry, OwnerGone, Stage
+from knouds_async._sansio.inputs import input_errors
 from knouds_async._sansio.retry import Done, Requeue
 from knouds_async.batch.books import Books
 from knouds_async.batch.endings import ending_of, outcome_of_entry, outcome_of_state
@@ -84,7 +85,7 @@ class Sender:
 
     async def send(self, asked: Asked) -> Outcome | Entry | None:
         """Send a job that never ran, unless it cannot be."""
-        wrong = validation.input_errors(self.schema, asked.job.inputs) if self.schema is not None else ()
+        wrong = input_errors(self.schema, asked.job.inputs) if self.schema is not None else ()
         if wrong:
             said = f"{self._target}: {'; '.join(wrong)}"
             refused = errors.InvalidInputsError(said, code="INVALID_INPUTS")

@@ -27,7 +27,7 @@ from knouds_async._sansio.entries import (
     ResendApproved,
     Resolved,
 )
-from knouds_async._sansio.names import checked_execution_id
+from knouds_async._sansio.inputs import checked_execution_id
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written
 from knouds_async.batch.owners import end, new_owner

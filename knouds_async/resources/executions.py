@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from knouds_async._io.pipeline import Send
-from knouds_async._sansio import calls, names
+from knouds_async._sansio import calls
+from knouds_async._sansio.inputs import checked_execution_id
 from knouds_async.config import one_spelling
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import UNSEEN, Execution
@@ -60,7 +61,7 @@ class Executions:
         if known is not None and not isinstance(known, Target):
             raise InvalidArgumentError(f"target={target!r:.80}: must be a Target, its text (workflows/<slug>) or None")
         if not isinstance(execution, Execution):
-            unseen = ExecutionState(execution_id=names.checked_execution_id(execution), status=UNSEEN)
+            unseen = ExecutionState(execution_id=checked_execution_id(execution), status=UNSEEN)
             return self._runs.attach(unseen, known, expected=expected)
         if one_spelling(execution.base_url) != one_spelling(self._base_url):
             raise InvalidArgumentError(

@@ -11,7 +11,8 @@ import attrs
 
 from knouds_async._io.clocks import ServiceTime
 from knouds_async._io.pipeline import Send
-from knouds_async._sansio import calls, names
+from knouds_async._sansio import calls
+from knouds_async._sansio.inputs import checked_slug
 from knouds_async._sansio.reconcile import LAG, KnownRun, LostSubmit, RecentRuns, Search, Wanted
 from knouds_async.errors import InvalidArgumentError, SubmissionUnknownError
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
@@ -164,7 +165,7 @@ def _target(target: object) -> Target:
     if not isinstance(known, Target):
         said = f"target={target!r:.80}: must be a SubmissionUnknownError, a Target or its text (workflows/<slug>)"
         raise InvalidArgumentError(said)
-    names.checked_slug(known.name)
+    checked_slug(known.name)
     return known
 
 

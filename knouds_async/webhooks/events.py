@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import attrs
 
-from knouds_async._sansio import names, responses
+from knouds_async._sansio import responses
 from knouds_async._sansio.deliveries import CONTRADICTORY
+from knouds_async._sansio.inputs import is_execution_id
 from knouds_async._sansio.responses import UnreadableError
 from knouds_async.types import ExecutionState, Status
 
@@ -55,7 +56,7 @@ def read_event(body: bytes) -> WebhookEvent:
     found = parsed.get("executionId")
     if name == TEST or (found is None and name not in _ENDS):
         return WebhookEvent(name, None, None, parsed)
-    if not isinstance(found, str) or not names.is_execution_id(found):
+    if not isinstance(found, str) or not is_execution_id(found):
         raise UnreadableError("the event names no execution")
     return WebhookEvent(name, found, _state(found, name, parsed), parsed)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio import names
+from knouds_async._sansio.inputs import checked_execution_id, checked_slug, is_execution_id, json_body, run_body
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
 
 
@@ -72,14 +72,14 @@ NO_IDS = [
 @pytest.mark.parametrize("text", ["a", "0", "my-thumbnail-pipeline", "gpt-image-2", "a--b", "a-", "a" * 200])
 def test_a_slug_is_given_back(text: str) -> None:
     """Lowercase letters, digits and hyphens pass unchanged (contract 2)."""
-    assert names.checked_slug(text) == text
+    assert checked_slug(text) == text
 
 
 @pytest.mark.parametrize("text", NO_SLUGS)
 def test_what_is_no_slug_is_refused(text: str) -> None:
     """Whatever could change the path or is malformed raises InvalidSlugError, which names the value."""
     with pytest.raises(InvalidSlugError) as caught:
-        names.checked_slug(text)
+        checked_slug(text)
     assert repr(text)[:200] in str(caught.value)
     assert "nothing was sent" in str(caught.value)
     assert (caught.value.status, caught.value.code, caught.value.may_have_run) == (None, "INVALID_SLUG", False)
@@ -89,7 +89,7 @@ def test_what_is_no_slug_is_refused(text: str) -> None:
     "value", [None, 5, 1.5, True, b"my-pipeline", ["a"], ("a",), *UNSHOWABLE], ids=lambda value: type(value).__name__
 )
 @pytest.mark.parametrize(
-    ("check", "error"), [(names.checked_slug, InvalidSlugError), (names.checked_execution_id, InvalidArgumentError)]
+    ("check", "error"), [(checked_slug, InvalidSlugError), (checked_execution_id, InvalidArgumentError)]
 )
 def test_what_is_no_text_is_refused(check: Callable[[object], str], error: type[Exception], value: object) -> None:
     """A name that is not a text is refused as a name, also when it cannot be shown."""
@@ -100,14 +100,14 @@ def test_what_is_no_text_is_refused(check: Callable[[object], str], error: type[
 def test_a_refused_slug_says_what_it_was_meant_to_be() -> None:
     """A model's name is called a model name."""
     with pytest.raises(InvalidSlugError, match="'A' is not a model name"):
-        names.checked_slug("A", "model name")
+        checked_slug("A", "model name")
 
 
 @given(st.text())
 def test_a_slug_stands_in_a_path_as_it_is(text: str) -> None:
     """For any text: refused, or in need of no quoting and of no more than 200 characters."""
     try:
-        passed = names.checked_slug(text)
+        passed = checked_slug(text)
     except InvalidSlugError:
         assert not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,199}", text)
     else:
@@ -115,7 +115,7 @@ def test_a_slug_stands_in_a_path_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [Word.VALUE, Sly("my-pipeline")])
-@pytest.mark.parametrize("check", [names.checked_slug, names.checked_execution_id])
+@pytest.mark.parametrize("check", [checked_slug, checked_execution_id])
 def test_a_name_of_a_type_of_its_own_becomes_a_plain_text(check: Callable[[object], str], text: str) -> None:
     """What is given back formats as what was checked, whatever the type of the name says of itself."""
     passed = check(text)
@@ -126,16 +126,16 @@ def test_a_name_of_a_type_of_its_own_becomes_a_plain_text(check: Callable[[objec
 @pytest.mark.parametrize("text", ["550e8400-e29b-41d4-a716-446655440000", "kie_xyz789", "A", "-", "_", "a" * 200])
 def test_an_execution_id_is_given_back(text: str) -> None:
     """Letters, digits, hyphens and underscores pass unchanged."""
-    assert names.is_execution_id(text)
-    assert names.checked_execution_id(text) == text
+    assert is_execution_id(text)
+    assert checked_execution_id(text) == text
 
 
 @pytest.mark.parametrize("text", NO_IDS)
 def test_what_is_no_execution_id_is_refused(text: str) -> None:
     """Whatever could change the path raises InvalidArgumentError, which names the value."""
-    assert not names.is_execution_id(text)
+    assert not is_execution_id(text)
     with pytest.raises(InvalidArgumentError) as caught:
-        names.checked_execution_id(text)
+        checked_execution_id(text)
     assert repr(text)[:200] in str(caught.value)
 
 
@@ -169,15 +169,15 @@ def said(value: Any) -> Any:
 @given(st.dictionaries(st.text(), json_like(PLAIN), max_size=4))
 def test_what_passes_is_what_arrives(inputs: dict[str, Any]) -> None:
     """Inputs that are accepted are exactly what JSON gives back on the other side."""
-    assert json.loads(names.run_body(inputs)) == {"inputs": said(inputs)}
-    assert json.loads(names.json_body(inputs)) == said(inputs)
+    assert json.loads(run_body(inputs)) == {"inputs": said(inputs)}
+    assert json.loads(json_body(inputs)) == said(inputs)
 
 
 @given(st.dictionaries(st.text(max_size=3), json_like(PLAIN | st.floats() | st.binary() | st.sets(st.integers()))))
 def test_inputs_of_any_shape_are_sent_whole_or_refused(inputs: dict[str, Any]) -> None:
     """Whatever the inputs hold: the body says all of it, or InvalidInputsError is raised."""
     try:
-        body = names.run_body(inputs)
+        body = run_body(inputs)
     except InvalidInputsError:
         return
     assert json.loads(body, parse_constant=_not_json) == {"inputs": said(inputs)}
@@ -200,7 +200,7 @@ def _not_json(name: str) -> NoReturn:
 )
 def test_any_mapping_is_an_object(inputs: Mapping[str, Any]) -> None:
     """Mappings of every type are sent as JSON objects."""
-    assert json.loads(names.run_body(inputs)) == {"inputs": said(inputs)}
+    assert json.loads(run_body(inputs)) == {"inputs": said(inputs)}
 
 
 @pytest.mark.parametrize(
@@ -215,20 +215,20 @@ def test_any_mapping_is_an_object(inputs: Mapping[str, Any]) -> None:
 def test_half_a_surrogate_pair_is_refused(inputs: dict[str, Any], place: str) -> None:
     """JSON could say it, but it is no character: a service that stores UTF-8 would fail on it, after the charge."""
     with pytest.raises(InvalidInputsError, match="half a surrogate pair") as caught:
-        names.run_body(inputs)
+        run_body(inputs)
     assert place in str(caught.value)
 
 
 def test_types_of_their_own_are_sent_as_what_they_hold() -> None:
     """Enumerations and subclasses of JSON's types are sent by value."""
     inputs = {Word.VALUE: Word.VALUE, "rank": Rank.SECOND, "sly": Sly("honest"), Sly("key"): True}
-    assert names.run_body(inputs) == b'{"inputs":{"my-pipeline":"my-pipeline","rank":2,"sly":"honest","key":true}}'
+    assert run_body(inputs) == b'{"inputs":{"my-pipeline":"my-pipeline","rank":2,"sly":"honest","key":true}}'
 
 
 def test_one_object_may_stand_in_several_places() -> None:
     """A shared object is not a circle."""
     shared: dict[str, Any] = {"a": [1]}
-    assert json.loads(names.run_body({"x": shared, "y": [shared, shared]}))["inputs"]["y"] == [shared, shared]
+    assert json.loads(run_body({"x": shared, "y": [shared, shared]}))["inputs"]["y"] == [shared, shared]
 
 
 class Opaque:
@@ -265,7 +265,7 @@ class Opaque:
 def test_a_refusal_names_the_place_and_the_value(inputs: dict[str, Any], words: str) -> None:
     """What JSON cannot say is refused before any request, by place and value."""
     with pytest.raises(InvalidInputsError) as caught:
-        names.run_body(inputs)
+        run_body(inputs)
     assert words in str(caught.value)
     assert "nothing was sent" in str(caught.value)
     assert (caught.value.status, caught.value.code) == (None, "INVALID_INPUTS")
@@ -280,7 +280,7 @@ def test_a_refusal_names_the_place_and_the_value(inputs: dict[str, Any], words: 
 def test_inputs_must_be_a_mapping(inputs: Any) -> None:
     """Inputs of another type are refused, also when they cannot be shown."""
     with pytest.raises(InvalidInputsError, match="inputs must be a mapping of names to JSON values"):
-        names.run_body(inputs)
+        run_body(inputs)
 
 
 def test_circles_are_refused() -> None:
@@ -288,24 +288,24 @@ def test_circles_are_refused() -> None:
     ring: list[Any] = []
     ring.append({"again": (ring,)})
     with pytest.raises(InvalidInputsError, match=re.escape("inputs['a'][0]['again'][0] contains itself")):
-        names.run_body({"a": ring})
+        run_body({"a": ring})
     own: dict[str, Any] = {}
     own["self"] = own
     with pytest.raises(InvalidInputsError, match=re.escape("inputs['self'] contains itself")):
-        names.run_body(own)
+        run_body(own)
 
 
 def test_the_largest_that_is_accepted_is_read_back() -> None:
     """The deepest inputs and the largest number that pass survive JSON's own bounds."""
     inputs = {"deep": nested(199), "wide": 2**10_000 - 1}
-    assert json.loads(names.run_body(inputs)) == {"inputs": inputs}
+    assert json.loads(run_body(inputs)) == {"inputs": inputs}
 
 
 def test_a_caller_deep_in_its_stack_gets_no_other_error() -> None:
     """With little stack left, inputs are sent or refused: no RecursionError comes out."""
 
     def from_below(frames: int) -> bytes:
-        return names.run_body({"a": nested(199)}) if frames == 0 else from_below(frames - 1)
+        return run_body({"a": nested(199)}) if frames == 0 else from_below(frames - 1)
 
     sizes = set()
     for frames in range(0, 850, 50):
@@ -321,4 +321,4 @@ def test_a_caller_deep_in_its_stack_gets_no_other_error() -> None:
 def test_a_body_that_is_no_run_is_named_so() -> None:
     """Faults of other bodies are named from the body on."""
     with pytest.raises(InvalidInputsError, match=re.escape("body['nodes'][0]['x'] is nan")):
-        names.json_body({"nodes": [{"x": math.nan}]})
+        json_body({"nodes": [{"x": math.nan}]})

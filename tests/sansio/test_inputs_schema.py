@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async._sansio import responses
+from knouds_async._sansio.inputs import input_errors
 from knouds_async._sansio.responses import Answer
-from knouds_async._sansio.validation import input_errors
 from knouds_async.types import SchemaField, WorkflowSchema
 
 
