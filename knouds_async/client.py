@@ -16,7 +16,7 @@ from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._io.watcher import Watcher
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.learned import Learned
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.service import Service
@@ -125,15 +125,15 @@ class AsyncKnouds:
 
     async def whoami(self) -> Account:
         """Give the account that the key belongs to: role, tier, whether it is approved."""
-        return await self._pipeline.send(calls.whoami())
+        return await self._pipeline.send(endpoints.whoami())
 
     async def pricing(self) -> Pricing:
         """Give the public prices and tiers; no key is sent."""
-        return await self._pipeline.send(calls.pricing())
+        return await self._pipeline.send(endpoints.pricing())
 
     async def health(self) -> Health:
         """Give the service's health; no key is sent."""
-        return await self._pipeline.send(calls.health())
+        return await self._pipeline.send(endpoints.health())
 
     async def download(
         self,

@@ -25,7 +25,7 @@ import pytest
 import knouds_async
 from knouds_async import AsyncKnouds, Execution
 from knouds_async._io.transport import PooledTransport
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async.testing.virtual_time import BACKENDS, virtual_backend
 from knouds_async.types import Target
@@ -266,7 +266,7 @@ def test_a_row_of_use_takes_few_calls() -> None:
     """A page of 500 rows is read in a number of calls that grows with its rows, and slowly."""
     row = {"id": 1, "workflowSlug": "w", "modelIds": ["m"], "status": "completed", "creditsCost": 5, "requestId": "k"}
     body = json.dumps({"rows": [row] * 500, "page": 0, "pageSize": 500, "total": 500}).encode()
-    call = calls.list_usage(limit=500)
+    call = endpoints.list_usage(limit=500)
     call.parse(Answer(200, {}, body))
     with Counted() as counted:
         assert len(call.parse(Answer(200, {}, body)).rows) == 500
@@ -279,9 +279,9 @@ def test_a_submit_is_prepared_in_few_calls() -> None:
         {"prompt": "a lighthouse", "steps": 30, "strength": 0.5, "tags": ["a", "b"]},
         Target("workflows", "a"),
     )
-    calls.submit(target, inputs)
+    endpoints.submit(target, inputs)
     with Counted() as counted:
-        calls.submit(target, inputs)
+        endpoints.submit(target, inputs)
     assert counted.all < 120
 
 

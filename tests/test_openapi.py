@@ -18,7 +18,7 @@ from openapi_core.exceptions import OpenAPIError
 from werkzeug.datastructures import Headers, ImmutableMultiDict
 
 from knouds_async import AsyncKnouds, Polling, Target
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async.testing import Deliveries, Emulator, EmulatorTransport, Request, openapi, serve
 from knouds_async.testing.messages import Outcome
 
@@ -179,13 +179,13 @@ PLAIN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 TARGETS = st.builds(Target, st.sampled_from(["workflows", "models"]), NAMES)
 INPUTS = st.dictionaries(st.text(), JSON, max_size=3)
 CALLS = st.one_of(
-    st.builds(calls.submit, TARGETS, INPUTS),
-    st.builds(calls.run, TARGETS, INPUTS),
-    st.builds(calls.get_execution, st.from_regex(r"[A-Za-z0-9_-]+", fullmatch=True)),
-    st.builds(calls.get_workflow, NAMES),
-    st.builds(calls.move_workflow, NAMES, st.none() | PLAIN),
+    st.builds(endpoints.submit, TARGETS, INPUTS),
+    st.builds(endpoints.run, TARGETS, INPUTS),
+    st.builds(endpoints.get_execution, st.from_regex(r"[A-Za-z0-9_-]+", fullmatch=True)),
+    st.builds(endpoints.get_workflow, NAMES),
+    st.builds(endpoints.move_workflow, NAMES, st.none() | PLAIN),
     st.builds(
-        calls.list_usage,
+        endpoints.list_usage,
         status=st.none() | PLAIN,
         model_id=st.none() | PLAIN,
         workflow_slug=st.none() | PLAIN,
@@ -197,7 +197,7 @@ CALLS = st.one_of(
 
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(CALLS)
-def test_any_call_is_as_described(call: calls.Call[Any]) -> None:
+def test_any_call_is_as_described(call: endpoints.Call[Any]) -> None:
     """Whatever is asked, what is sent of it is described."""
     path, _, query = call.path.partition("?")
     headers = {"x-api-key": "key"} | ({} if call.body is None else {"content-type": "application/json"})
@@ -236,10 +236,10 @@ def test_deliveries_are_as_described() -> None:
     odd = Deliveries(repeated=0.5, forged=0.5, expired=0.5, stale=0.5)
     emulator = Emulator(webhook_url="https://app.example/hook", deliveries=odd, failure_rate=0.3, duration=10.0)
     for number in range(20):
-        submit = calls.submit(Target("workflows", "jingle"), {"mood": str(number)})
+        submit = endpoints.submit(Target("workflows", "jingle"), {"mood": str(number)})
         emulator.handle(_as_request(emulator, submit), 0.0)
     for run in emulator.runs[:5]:
-        emulator.handle(_as_request(emulator, calls.cancel_execution(run.execution_id)), 1.0)
+        emulator.handle(_as_request(emulator, endpoints.cancel_execution(run.execution_id)), 1.0)
     deliveries = emulator.due_deliveries(1000.0)
     assert len({delivery.kind for delivery in deliveries}) == 5
     for delivery in deliveries:
@@ -247,6 +247,6 @@ def test_deliveries_are_as_described() -> None:
         DESCRIPTION.validate_webhook_request(sent)
 
 
-def _as_request(emulator: Emulator, call: calls.Call[Any]) -> Request:
+def _as_request(emulator: Emulator, call: endpoints.Call[Any]) -> Request:
     path, _, query = call.path.partition("?")
     return Request(call.method, path, query, {"x-api-key": emulator.api_key}, call.body or b"")

@@ -20,7 +20,7 @@ from knouds_async._io.apart import Apart
 from knouds_async._io.body import CutBody, UnreadableBody
 from knouds_async._io.causes import causes_of
 from knouds_async._io.sent import SentTrace
-from knouds_async._sansio.calls import Call
+from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.mask import Mask
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered

@@ -16,8 +16,8 @@ import attrs
 from knouds_async import config
 from knouds_async._io.backend import HomeLoop
 from knouds_async._sansio import rate_limit
-from knouds_async._sansio.calls import Priority
 from knouds_async._sansio.clock import ClockBounds
+from knouds_async._sansio.endpoints import Priority
 from knouds_async._sansio.rate_limit import Decision, Granted, Permit, QuotaHeaders
 from knouds_async.config import Secret
 from knouds_async.errors import ConfigurationError, RateLimitError

@@ -21,7 +21,7 @@ from knouds_async._io.backend import spawn
 from knouds_async._io.limiter import LimiterStats
 from knouds_async._io.pipeline import Send
 from knouds_async._io.records import Watched
-from knouds_async._sansio import calls, faults
+from knouds_async._sansio import endpoints, faults
 from knouds_async._sansio.agenda import Agenda
 from knouds_async._sansio.deliveries import Net
 from knouds_async._sansio.faults import Fault
@@ -33,8 +33,8 @@ from knouds_async.types import ExecutionState
 logger = logging.getLogger("knouds_async")
 
 _WORKERS: Final = 100
-_POLLS: Final = calls.get_execution("x").route
-_USAGE: Final = calls.list_usage_statuses(limit=1, offset=0).route
+_POLLS: Final = endpoints.get_execution("x").route
+_USAGE: Final = endpoints.list_usage_statuses(limit=1, offset=0).route
 
 Job: TypeAlias = Callable[[], Awaitable[None]]
 Stats: TypeAlias = Callable[[str], LimiterStats]
@@ -140,7 +140,7 @@ class Looking:
     async def _look(self, watched: Watched) -> None:
         is_answered = False
         try:
-            state = await self._send(calls.get_execution(watched.execution_id))
+            state = await self._send(endpoints.get_execution(watched.execution_id))
         except KnoudsError as error:
             is_answered = self._reports.failed(watched, error)
         except Exception as error:  # noqa: BLE001  (one look's trouble must not end the looks at all others)
@@ -157,7 +157,7 @@ class Looking:
     async def _sweep(self, page: Page | None) -> None:
         try:
             while page is not None:
-                listing = await self._send(calls.list_usage_statuses(limit=page.limit, offset=page.offset))
+                listing = await self._send(endpoints.list_usage_statuses(limit=page.limit, offset=page.offset))
                 page = self._agenda.listed(page, listing, anyio.current_time())
                 self._stir.set()
         except Exception as error:  # noqa: BLE001  (without sweeps there are looks)

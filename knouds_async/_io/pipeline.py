@@ -26,9 +26,9 @@ from knouds_async._io.sent import SentTrace
 from knouds_async._io.slots import FIFOLimiter
 from knouds_async._io.uninterrupted import CutShort, Finished, uninterrupted
 from knouds_async._io.witness import Witness, refuse_stale, tell
-from knouds_async._sansio import calls, responses, retry
-from knouds_async._sansio.calls import Call, TimeoutKind
+from knouds_async._sansio import endpoints, responses, retry
 from knouds_async._sansio.clock import UNDATED, Moment, Reading
+from knouds_async._sansio.endpoints import Call, TimeoutKind
 from knouds_async._sansio.given import Given
 from knouds_async._sansio.rate_limit import Permit
 from knouds_async._sansio.reconcile import LostSubmit, RecentRuns
@@ -292,7 +292,7 @@ class Pipeline:
         """
         if self.time.is_worth_asking():
             with suppress(APIError, NoAnswerError, InvalidResponseError):
-                await self.send(calls.whoami())
+                await self.send(endpoints.whoami())
             self.time.asked()
 
     def _check_open(self) -> None:

@@ -19,7 +19,7 @@ from knouds_async._io.sent import SentTrace
 from knouds_async._io.transport import Whole
 from knouds_async._io.withheld import withheld
 from knouds_async._sansio import responses
-from knouds_async._sansio.calls import Call
+from knouds_async._sansio.endpoints import Call
 from knouds_async.config import Secret, Timeouts
 
 _READ: Final = {name.encode(): name for name in responses.READ}

@@ -20,7 +20,7 @@ from knouds_async._io.backend import HomeLoop
 from knouds_async._io.looking import Looking, Reports, Stats
 from knouds_async._io.pipeline import Send
 from knouds_async._io.records import Watched
-from knouds_async._sansio import calls, faults
+from knouds_async._sansio import endpoints, faults
 from knouds_async._sansio.agenda import Agenda
 from knouds_async._sansio.deliveries import Early, Net, is_whole, tells_end
 from knouds_async._sansio.faults import Fault
@@ -137,13 +137,13 @@ class Watcher:
 
     async def refresh(self, watched: Watched) -> ExecutionState:
         """Look now, once, for the caller; every waiter learns of it."""
-        self.saw(watched, await self._send(calls.get_execution(watched.execution_id)))
+        self.saw(watched, await self._send(endpoints.get_execution(watched.execution_id)))
         return watched.state
 
     async def cancel(self, watched: Watched) -> ExecutionState:
         """Ask for the end of the run; one that is over already is looked at instead, for only a look has its result."""
         try:
-            state = await self._send(calls.cancel_execution(watched.execution_id))
+            state = await self._send(endpoints.cancel_execution(watched.execution_id))
         except ConflictError:
             return await self.refresh(watched)
         if state.is_final:

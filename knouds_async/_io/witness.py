@@ -13,8 +13,8 @@ import anyio
 
 from knouds_async._io.clocks import read_clocks
 from knouds_async._io.uninterrupted import is_cancelled, uninterrupted
-from knouds_async._sansio.calls import Call
 from knouds_async._sansio.clock import Reading
+from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.retry import Again, Done, Fail, Requeue
 from knouds_async.types import Submitted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final, TypeVar
 
-from knouds_async._sansio.calls import Call
+from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.retry import Again, Done, Fail, Requeue, SoFar, unknown
 from knouds_async.errors import SubmissionUnknownError
 from knouds_async.types import Submitted

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from knouds_async import errors
 from knouds_async._sansio import responses
-from knouds_async._sansio.calls import Call
+from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer, UnreadableError
 from knouds_async.errors import APIError, KnoudsError
 

@@ -37,8 +37,8 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 import attrs
 
 from knouds_async._sansio import refusals, responses
-from knouds_async._sansio.calls import Call, TimeoutKind
 from knouds_async._sansio.clock import UNDATED, Moment
+from knouds_async._sansio.endpoints import Call, TimeoutKind
 from knouds_async._sansio.responses import Answer, OtherAnswerError, UnreadableError
 from knouds_async.config import Retries
 from knouds_async.errors import (

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import Final
 
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.learned import check_expected
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.books import Books
@@ -52,7 +52,7 @@ class Maps:
         on_progress: OnProgress | None,
     ) -> Batch:
         """Make a batch; see `Workflows.map`."""
-        calls.submit(target, {})  # checks the name
+        endpoints.submit(target, {})  # checks the name
         _check(jobs, max_in_flight, max_credits, on_unknown)
         check_expected(expected)
         service = self._service.expecting(expected)
@@ -96,7 +96,7 @@ class Maps:
     async def _fetch_schema(self, target: Target, sender: Sender, books: Books, *, validate: bool) -> None:
         """Fetch the schema once; a key that may run the workflow but not read it goes without."""
         try:
-            schema = await self._service.pipeline.send(calls.workflow_schema(target.name))
+            schema = await self._service.pipeline.send(endpoints.workflow_schema(target.name))
         except PermissionDeniedError as error:
             if not error.from_service:  # what stands in between would answer the runs as well
                 raise

@@ -16,7 +16,7 @@ import anyio
 
 from knouds_async import errors
 from knouds_async._io.witness import Decision
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.entries import Ended, Entry, OwnerGone, Stage
 from knouds_async._sansio.inputs import input_errors
 from knouds_async._sansio.retry import Done, Requeue
@@ -58,7 +58,7 @@ class Sender:
         self._strangers = Strangers()
         self._pauses = Pauses()
         self._is_away = False
-        self._route = calls.submit(target, {}).route
+        self._route = endpoints.submit(target, {}).route
         self._in_line: dict[anyio.CancelScope, Keeper | None] = {}
         self._reading: anyio.CancelScope | None = None
         self.on_change: Callable[[], None] = lambda: None
@@ -145,7 +145,7 @@ class Sender:
         self._say_pause()
         is_one_go = self._target in self._service.one_go
         keeper.lasts = self._service.run_lasts if is_one_go else 0.0
-        call: calls.Call[Any] = (calls.run if is_one_go else calls.submit)(self._target, asked.job.inputs)
+        call: endpoints.Call[Any] = (endpoints.run if is_one_go else endpoints.submit)(self._target, asked.job.inputs)
         try:
             value: Submitted | RunResult = await self._service.pipeline.send(call, witness=keeper)
         except (errors.APIError, errors.SubmissionUnknownError, errors.ExecutionFailedError):

@@ -9,7 +9,7 @@ import attrs
 
 from knouds_async._io.limiter import LimiterStats
 from knouds_async._io.pipeline import Pipeline
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.entries import Payer
 from knouds_async._sansio.reconcile import Wanted
 from knouds_async.errors import NotFoundError, PermissionDeniedError
@@ -46,7 +46,7 @@ class Service:
         """Return whose key this is, and of which service; asked once. A service that does not say leaves it open."""
         if not self._payers:
             try:
-                user = (await self.pipeline.send(calls.whoami())).id
+                user = (await self.pipeline.send(endpoints.whoami())).id
             except (NotFoundError, PermissionDeniedError) as error:
                 if error.status == 403 and not error.from_service:  # what stands in between would answer the runs too
                     raise

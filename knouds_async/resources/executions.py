@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from knouds_async._io.pipeline import Send
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import checked_execution_id
 from knouds_async.config import one_spelling
 from knouds_async.errors import InvalidArgumentError
@@ -23,7 +23,7 @@ class Executions:
 
     async def get(self, execution_id: str) -> ExecutionState:
         """Look at an execution once. An unknown id raises NotFoundError."""
-        return await self._send(calls.get_execution(execution_id))
+        return await self._send(endpoints.get_execution(execution_id))
 
     async def cancel(self, execution_id: str) -> ExecutionState:
         """Ask for the end of a run and give its state then; it is charged all the same.

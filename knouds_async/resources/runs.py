@@ -7,7 +7,7 @@ import anyio
 from knouds_async._io.clocks import ServiceTime
 from knouds_async._io.pipeline import Send
 from knouds_async._io.watcher import Watcher
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.learned import check_expected
 from knouds_async._sansio.reconcile import RecentRuns
 from knouds_async.errors import InvalidArgumentError
@@ -29,7 +29,7 @@ class Runs:
     async def submit(self, target: Target, inputs: Inputs, *, expected: float | None = None) -> Execution:
         """Submit a run and give its handle; `expected`: seconds that it should take."""
         check_expected(expected)
-        return self.begun(await self._send(calls.submit(target, inputs)), target, expected)
+        return self.begun(await self._send(endpoints.submit(target, inputs)), target, expected)
 
     def begun(self, receipt: Submitted, target: Target, expected: float | None = None) -> Execution:
         """Give the handle of a run whose receipt has just come."""
@@ -47,7 +47,7 @@ class Runs:
         """Run synchronously; `timeout` in seconds."""
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
             raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
-        return await self._send(calls.run(target, inputs), total=timeout)
+        return await self._send(endpoints.run(target, inputs), total=timeout)
 
     def expect_deliveries(self) -> None:
         """Take note that ends will be delivered."""

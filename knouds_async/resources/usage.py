@@ -11,7 +11,7 @@ import attrs
 
 from knouds_async._io.clocks import ServiceTime
 from knouds_async._io.pipeline import Send
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import checked_slug
 from knouds_async._sansio.reconcile import LAG, KnownRun, LostSubmit, RecentRuns, Search, Wanted
 from knouds_async.errors import InvalidArgumentError, SubmissionUnknownError
@@ -38,7 +38,7 @@ class Usage:
     ) -> UsagePage:
         """Give one page: `limit` rows (50 when None, 500 at most) from `offset` on, filtered by what is not None."""
         filters = {"status": status, "model_id": model_id, "workflow_slug": workflow_slug}
-        return await self._send(calls.list_usage(**filters, limit=limit, offset=offset))
+        return await self._send(endpoints.list_usage(**filters, limit=limit, offset=offset))
 
     def iter(
         self,
@@ -46,13 +46,13 @@ class Usage:
         status: str | None = None,
         model_id: str | None = None,
         workflow_slug: str | None = None,
-        page_size: int = calls.LARGEST_PAGE,
+        page_size: int = endpoints.LARGEST_PAGE,
     ) -> UsageRows:
         """Walk all rows, page by page: `async for row in knouds.usage.iter(): ...`.
 
         Rows that arrive meanwhile push older ones down; a row with an id that was given already is left out.
         """
-        calls.list_usage(status=status, model_id=model_id, workflow_slug=workflow_slug, limit=page_size)  # checks
+        endpoints.list_usage(status=status, model_id=model_id, workflow_slug=workflow_slug, limit=page_size)  # checks
         return UsageRows(self, {"status": status, "model_id": model_id, "workflow_slug": workflow_slug}, page_size)
 
     @overload
@@ -112,13 +112,13 @@ class Usage:
         """Walk through the rows of a target for a submit, and return what they prove."""
         search, now = Search(wanted=wanted), self._time.moment()
         while search.next_offset is not None:
-            page, written = await self._send(calls.search_usage(target=wanted.target, offset=search.next_offset))
+            page, written = await self._send(endpoints.search_usage(target=wanted.target, offset=search.next_offset))
             search = search.take(page, written)
         return search.result(now)
 
     async def models(self) -> tuple[str, ...]:
         """Give the distinct model ids of the account's usage."""
-        return await self._send(calls.usage_models())
+        return await self._send(endpoints.usage_models())
 
 
 class UsageRows:

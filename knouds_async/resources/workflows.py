@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from knouds_async._io.pipeline import Send
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.jobs import Jobs
 from knouds_async.batch.ledger import Ledger
@@ -110,19 +110,19 @@ class Workflows:
 
     async def schema(self, slug: str) -> WorkflowSchema:
         """Give the inputs that a workflow takes, with its estimated cost in credits."""
-        return await self._send(calls.workflow_schema(slug))
+        return await self._send(endpoints.workflow_schema(slug))
 
     async def public_schema(self, slug: str) -> WorkflowSchema:
         """Give the inputs of a public playground; no key is sent. NotFoundError when it is not public."""
-        return await self._send(calls.public_schema(slug))
+        return await self._send(endpoints.public_schema(slug))
 
     async def list(self) -> tuple[WorkflowSummary, ...]:
         """Give your workflows and the templates that everyone sees."""
-        return await self._send(calls.list_workflows())
+        return await self._send(endpoints.list_workflows())
 
     async def get(self, slug: str) -> Workflow:
         """Give a whole workflow; it can be changed and written back with `update`."""
-        return await self._send(calls.get_workflow(slug))
+        return await self._send(endpoints.get_workflow(slug))
 
     async def create(
         self,
@@ -150,7 +150,7 @@ class Workflows:
             viewport=viewport,
             publicPlayground=public_playground,
         )
-        return await self._send(calls.create_workflow(body))
+        return await self._send(endpoints.create_workflow(body))
 
     async def update(
         self,
@@ -184,17 +184,17 @@ class Workflows:
         )
         if not whole and not given:
             raise InvalidArgumentError("nothing to update: give a Workflow, or the fields that change")
-        return await self._send(calls.update_workflow(slug, {**whole, **given}))
+        return await self._send(endpoints.update_workflow(slug, {**whole, **given}))
 
     async def move(self, slug: str, folder_id: str | None) -> None:
         """Move a workflow you own into a folder; None is the root."""
         if folder_id is not None and not isinstance(folder_id, str):
             raise InvalidArgumentError(f"folder_id={folder_id!r:.80}: must be a text, or None for the root")
-        await self._send(calls.move_workflow(slug, folder_id))
+        await self._send(endpoints.move_workflow(slug, folder_id))
 
     async def delete(self, slug: str) -> None:
         """Delete a workflow you own. Found gone when repeated after a lost answer: done."""
-        await self._send(calls.delete_workflow(slug))
+        await self._send(endpoints.delete_workflow(slug))
 
 
 def _whole(workflow: Workflow) -> dict[str, Any]:

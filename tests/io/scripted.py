@@ -19,8 +19,8 @@ from knouds_async._io.exchange import Exchange
 from knouds_async._io.proxy import Proxy
 from knouds_async._io.sent import SentTrace
 from knouds_async._io.transport import PooledTransport
-from knouds_async._sansio import calls
-from knouds_async._sansio.calls import Call
+from knouds_async._sansio import endpoints
+from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Outcome
 from knouds_async.config import Secret, Timeouts
@@ -142,7 +142,7 @@ class Client:
 
     async def get(self, part: str, total: float | None = None) -> Outcome:
         """Look at an execution, by whose id the server knows its part."""
-        return await self.attempt(calls.get_execution(part), total=total)
+        return await self.attempt(endpoints.get_execution(part), total=total)
 
     async def attempt(self, call: Call[Any], total: float | None = None) -> Outcome:
         """Send a call once."""

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import respx
 
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Timeouts
@@ -56,9 +56,9 @@ async def test_what_is_sent() -> None:
     """A read sends host, key and what it accepts; a submit its body too; no key goes where none is due."""
     async with serving() as server, connected(server.url) as client:
         await client.get("a")
-        await client.attempt(calls.submit(Target("workflows", "a"), {"n": 1}))
-        await client.attempt(calls.cancel_execution("a"))
-        await client.attempt(calls.health())
+        await client.attempt(endpoints.submit(Target("workflows", "a"), {"n": 1}))
+        await client.attempt(endpoints.cancel_execution("a"))
+        await client.attempt(endpoints.health())
     heads = [head.split("\r\n") for _, head in server.served]
     assert [lines[0] for lines in heads] == [
         "GET /api/executions/a HTTP/1.1",
@@ -132,7 +132,7 @@ async def test_the_whole_exchange_is_bounded(part: str) -> None:
 async def test_a_paid_call_may_be_silent_for_as_long_as_it_may_take() -> None:
     """The time of a single read does not cut a run that is still going on."""
     async with serving() as server, connected(server.url, timeouts=Timeouts(read=0.01, run=0.1)) as client:
-        outcome = await client.attempt(calls.run(Target("workflows", "stall"), {}))
+        outcome = await client.attempt(endpoints.run(Target("workflows", "stall"), {}))
         assert isinstance(outcome, Unanswered)
         assert "within 0.1 s" in outcome.seen
 
@@ -178,7 +178,7 @@ async def test_an_answer_nobody_asked_for_is_no_answer_to_what_comes_next(part: 
 
     Also in a TLS record of its own, and where the answer fills all that is read at once.
     """
-    submit = calls.submit(Target("workflows", "a"), {})
+    submit = endpoints.submit(Target("workflows", "a"), {})
     async with serving(scheme) as server, connected(server.url) as client:
         assert body_of(await client.get(part)).strip(b"x") in (b"{}", b"")
         outcome = await client.attempt(submit)
@@ -200,7 +200,7 @@ async def test_a_connection_whose_parser_is_not_found_is_used_once() -> None:
 @pytest.mark.parametrize("clock", ["loop", "steady", "boot", "wall"])
 async def test_a_paid_call_trusts_only_a_connection_just_used(clock: str) -> None:
     """One that was idle for a while, by any clock (a laptop that slept), may be dead: was the run begun, then?"""
-    submit = calls.submit(Target("workflows", "a"), {})
+    submit = endpoints.submit(Target("workflows", "a"), {})
     async with serving() as server, connected(server.url) as client:
         await client.get("a")
         await client.attempt(submit)
@@ -276,7 +276,7 @@ async def test_every_call_goes_where_tools_listen(kind: type, method: str, monke
     monkeypatch.setattr(kind, method, listening)
     async with serving() as server, connected(server.url) as client:
         await client.get("a")
-        await client.attempt(calls.submit(Target("workflows", "a"), {"n": 1}))
+        await client.attempt(endpoints.submit(Target("workflows", "a"), {"n": 1}))
         assert (heard, len(server.served)) == ([method] * 2, 2)
 
 
@@ -289,7 +289,7 @@ async def test_tools_find_the_body_of_a_request() -> None:
 
     async with serving() as server, connected(server.url) as client:
         client.http.event_hooks = {"request": [look]}
-        await client.attempt(calls.submit(Target("workflows", "a"), {"n": 1}))
+        await client.attempt(endpoints.submit(Target("workflows", "a"), {"n": 1}))
     assert [(each.content, each.headers["x-api-key"]) for each in seen] == [(b'{"inputs":{"n":1}}', KEY)]
 
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from knouds_async import ConfigurationError, Limiter, RateLimitError, WrongEventLoopError
-from knouds_async._sansio.calls import Priority
+from knouds_async._sansio.endpoints import Priority
 from knouds_async._sansio.rate_limit import Permit, QuotaHeaders
 from knouds_async.testing import Fault, Response
 from knouds_async.testing.emulator import Emulator

@@ -14,7 +14,7 @@ import pytest
 from knouds_async import AsyncKnouds, ClientClosedError, ConnectionFailedError, Limiter, Retries, Timeouts
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.pipeline import Pipeline
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async.config import Secret
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
@@ -59,7 +59,7 @@ async def test_the_line_for_a_connection_does_not_eat_the_exchange(make_pipeline
     began = anyio.current_time()
     async with anyio.create_task_group() as tasks:
         for _ in range(20):
-            tasks.start_soon(pipeline.send, calls.submit(TARGET, INPUTS))
+            tasks.start_soon(pipeline.send, endpoints.submit(TARGET, INPUTS))
     assert len(emulator.runs) == 20
     assert anyio.current_time() - began == pytest.approx(20, abs=0.5)
 
@@ -69,9 +69,9 @@ async def test_the_line_for_a_connection_has_a_time_of_its_own(make_pipeline: Ma
     """`Timeouts.pool` ends that wait, a paid request's not before its exchange's own time; nothing was sent."""
     emulator = Emulator(tier="enterprise", duration=500.0)
     pipeline = make_pipeline(emulator, connections=1, timeouts=Timeouts(pool=7, total=9, submit=9))
-    call: Any = calls.submit(TARGET, INPUTS) if is_paid else calls.whoami()
+    call: Any = endpoints.submit(TARGET, INPUTS) if is_paid else endpoints.whoami()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(pipeline.send, calls.run(TARGET, INPUTS))
+        tasks.start_soon(pipeline.send, endpoints.run(TARGET, INPUTS))
         await anyio.sleep(1)
         began = anyio.current_time()
         with pytest.raises(ConnectionFailedError, match="no connection became free within") as caught:
@@ -87,17 +87,17 @@ async def test_a_call_cancelled_in_line_for_a_connection_sends_nothing(make_pipe
     emulator = Emulator(tier="pro", duration=20.0)
     limiter = Limiter("pro")
     pipeline = make_pipeline(emulator, connections=1, limiter=limiter)
-    await pipeline.send(calls.submit(TARGET, INPUTS))
+    await pipeline.send(endpoints.submit(TARGET, INPUTS))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(pipeline.send, calls.run(TARGET, INPUTS))
+        tasks.start_soon(pipeline.send, endpoints.run(TARGET, INPUTS))
         await anyio.sleep(1)
         left, began = limiter.stats(RUN).left, anyio.current_time()
         with anyio.move_on_after(0.5) as scope:
-            await pipeline.send(calls.submit(TARGET, INPUTS))
+            await pipeline.send(endpoints.submit(TARGET, INPUTS))
         assert scope.cancelled_caught
         assert anyio.current_time() - began == pytest.approx(0.5, abs=0.01)
         assert limiter.stats(RUN).left == left
-        tasks.start_soon(pipeline.send, calls.whoami())
+        tasks.start_soon(pipeline.send, endpoints.whoami())
     assert len(emulator.runs) == 2
 
 
@@ -107,7 +107,7 @@ async def test_turns_do_not_keep_while_a_connection_is_waited_for(make_pipeline:
     pipeline = make_pipeline(emulator, connections=2)
     async with anyio.create_task_group() as tasks:
         for _ in range(12):
-            tasks.start_soon(pipeline.send, calls.run(TARGET, INPUTS))
+            tasks.start_soon(pipeline.send, endpoints.run(TARGET, INPUTS))
     assert len(emulator.runs) == 12
     emulator.assert_no_429()
 
@@ -118,26 +118,26 @@ async def test_a_call_cancelled_with_a_connection_in_hand_frees_it(make_pipeline
     emulator.faults.add(faults.rate_limited(), route=RUN, nth=3)
     limiter = Limiter("pro")
     one, many = (make_pipeline(emulator, connections=number, limiter=limiter) for number in (1, math.inf))
-    await many.send(calls.submit(TARGET, INPUTS))
+    await many.send(endpoints.submit(TARGET, INPUTS))
     async with anyio.create_task_group() as tasks:
         began = anyio.current_time()
-        tasks.start_soon(one.send, calls.run(TARGET, INPUTS))
+        tasks.start_soon(one.send, endpoints.run(TARGET, INPUTS))
         await anyio.sleep(1)
         late = anyio.CancelScope()
 
         async def wait() -> None:
             with late:
-                await one.send(calls.submit(TARGET, INPUTS))
+                await one.send(endpoints.submit(TARGET, INPUTS))
 
         tasks.start_soon(wait)
         await anyio.sleep_until(began + 9)
-        tasks.start_soon(many.send, calls.submit(TARGET, INPUTS))  # refused: nobody may send for 5 s
+        tasks.start_soon(many.send, endpoints.submit(TARGET, INPUTS))  # refused: nobody may send for 5 s
         await anyio.sleep_until(began + 12)
         late.cancel()
         await anyio.sleep(0.01)
         assert late.cancelled_caught
         before = anyio.current_time()
-        await one.send(calls.whoami())
+        await one.send(endpoints.whoami())
         assert anyio.current_time() - before < 1
     assert len(emulator.runs) == 3
 
@@ -150,12 +150,12 @@ async def test_closing_ends_the_line_for_a_connection(make_pipeline: MakePipelin
 
     async def late(number: int) -> None:
         with pytest.raises(ClientClosedError):
-            await pipeline.send(calls.submit(TARGET, INPUTS))
+            await pipeline.send(endpoints.submit(TARGET, INPUTS))
         told.append(number)
 
-    await pipeline.send(calls.whoami())
+    await pipeline.send(endpoints.whoami())
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(pipeline.send, calls.run(TARGET, INPUTS))
+        tasks.start_soon(pipeline.send, endpoints.run(TARGET, INPUTS))
         await anyio.sleep(1)
         for number in range(3):
             tasks.start_soon(late, number)
@@ -172,7 +172,7 @@ async def test_refusals_spend_nothing_of_the_retry_budget(make_pipeline: MakePip
         emulator.faults.add(faults.rate_limited(), route=ME, nth=number)
     emulator.faults.add(faults.service_error(), route=ME, nth=6)
     pipeline = make_pipeline(emulator, connections=math.inf, latency=2.0, retries=Retries(attempts=2, budget=10.0))
-    assert (await pipeline.send(calls.whoami())).role
+    assert (await pipeline.send(endpoints.whoami())).role
 
 
 async def test_every_call_queues_for_a_connection_with_us(emulator: Emulator) -> None:

@@ -19,7 +19,7 @@ import respx
 from anyio.streams.tls import TLSListener
 
 from knouds_async import AsyncKnouds, Completed, ConnectionFailedError, Outcome, Retries
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import NotSent, Unanswered
 from knouds_async.config import Timeouts
@@ -30,7 +30,7 @@ from tests.io.scripted import AUTHORITY, Client, Server, body_of, connected, eve
 
 pytest.importorskip("socksio")
 
-SUBMIT = calls.submit(Target("workflows", "a"), {})
+SUBMIT = endpoints.submit(Target("workflows", "a"), {})
 HURRIED = Timeouts(connect=0.2)
 SCHEMES = ["http", "https"]
 
@@ -145,7 +145,7 @@ async def test_a_proxy_that_falls_silent_was_sent_nothing(kind: str, refusal: by
     """The time for connecting ends it, also a paid call's whose answer might take long."""
     async with behind(kind, "https", timeouts=HURRIED) as (server, proxy, client):
         proxy.refusal, proxy.hangs_up = refusal, False
-        outcome = await client.attempt(calls.run(Target("workflows", "a"), {}))
+        outcome = await client.attempt(endpoints.run(Target("workflows", "a"), {}))
         assert isinstance(outcome, NotSent)
         await eventually(lambda: proxy.open == 0)
         assert server.served == []
@@ -182,7 +182,7 @@ async def test_a_proxy_that_is_not_there_is_named_by_its_host(kind: str) -> None
 async def test_what_a_tunnel_carried_may_have_run(kind: str, scheme: str) -> None:
     """Once our own request has left, a proxy that dies proves nothing."""
     async with behind(kind, scheme) as (server, _, client):
-        outcome = await client.attempt(calls.submit(Target("workflows", "reset"), {}))
+        outcome = await client.attempt(endpoints.submit(Target("workflows", "reset"), {}))
         assert isinstance(outcome, Unanswered)
         assert len(server.served) == 1
 

@@ -18,15 +18,15 @@ import httpx
 import pytest
 
 from knouds_async._io.stream import Stream
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.retry import Unanswered
 from knouds_async.config import Timeouts
 from knouds_async.types import Target
 from tests.io.scripted import Client, connected, eventually, serving
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the options and the reset are looked at as Linux has them")
-SUBMIT = calls.submit(Target("workflows", "a"), {})
-STALL = calls.run(Target("workflows", "stall"), {})
+SUBMIT = endpoints.submit(Target("workflows", "a"), {})
+STALL = endpoints.run(Target("workflows", "stall"), {})
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -129,7 +129,7 @@ async def test_what_was_not_delivered_is_waited_for_no_longer_than_that(
     inputs = {"text": "x" * 8_000_000}  # more than the buffers on the way hold
     with deaf() as (url, _):
         async with connected(url) as client, anyio.create_task_group() as tasks:
-            tasks.start_soon(client.attempt, calls.submit(Target("workflows", "a"), inputs), 20.0)
+            tasks.start_soon(client.attempt, endpoints.submit(Target("workflows", "a"), inputs), 20.0)
             await eventually(lambda: bool(sockets.opened))
             await anyio.sleep(0.1)
             assert sockets.patience() == 30_000
@@ -162,7 +162,7 @@ def heard_by(listener: socket.socket) -> tuple[int, type[OSError] | None]:
 @pytest.mark.parametrize("size", [1, 8_000_000])
 async def test_a_paid_request_that_was_not_taken_is_not_delivered_once_it_is_given_up(size: int) -> None:
     """Its connection ends in a reset: what is in buffers here is thrown away and tried again by nobody."""
-    submit = calls.submit(Target("workflows", "a"), {"text": "x" * size})
+    submit = endpoints.submit(Target("workflows", "a"), {"text": "x" * size})
     with deaf() as (url, listener):
         async with connected(url) as client:
             outcome = await client.attempt(submit, 0.3)

@@ -15,15 +15,15 @@ from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.witness import Decision
-from knouds_async._sansio import calls
-from knouds_async._sansio.calls import Call
+from knouds_async._sansio import endpoints
+from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.retry import Done, Fail, Requeue
 from knouds_async.config import Retries, Secret, Timeouts
 from knouds_async.errors import KnoudsError, SubmissionUnknownError
 from knouds_async.testing import Emulator, EmulatorTransport, faults
 from knouds_async.types import Submitted, Target
 
-CALL: Call[Submitted] = calls.submit(Target("workflows", "my-thumbnail-pipeline"), {"product_name": "Knouds"})
+CALL: Call[Submitted] = endpoints.submit(Target("workflows", "my-thumbnail-pipeline"), {"product_name": "Knouds"})
 ROUTE = "POST /api/workflows/:slug/run"
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.given import Given
 from knouds_async._sansio.retry import Again, Done, Fail, Requeue, SoFar
 from knouds_async.errors import ServiceError, SubmissionUnknownError
 from knouds_async.types import RunResult, Submitted, Target
 
-SUBMIT = calls.submit(Target("workflows", "a"), {})
+SUBMIT = endpoints.submit(Target("workflows", "a"), {})
 WHERE = SoFar(attempts=1, spent=1.0, sent_at=datetime(2026, 5, 8, tzinfo=UTC))
 
 

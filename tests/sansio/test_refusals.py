@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import errors
-from knouds_async._sansio import calls, refusals
+from knouds_async._sansio import endpoints, refusals
 from knouds_async._sansio.responses import Answer
 from knouds_async.errors import APIError, KnoudsError
 from knouds_async.types import Target
 
 ROUTE = "POST /api/workflows/:slug/run"
 REQUEST = "POST /api/workflows/my-slug/run"
-SUBMIT = calls.submit(Target("workflows", "my-slug"), {})
+SUBMIT = endpoints.submit(Target("workflows", "my-slug"), {})
 
 # contract 7: HTTP status, code, class, a word of the advice
 DOCUMENTED: list[tuple[int, str | None, type[APIError], str]] = [
@@ -213,13 +213,13 @@ def test_a_paid_call_that_is_refused_says_that_nothing_was_run(
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (calls.workflow_schema("my-slug"), "GET /api/workflows/my-slug/schema answered 404: x. Check the name"),
-        (calls.get_execution("run-1"), "GET /api/executions/run-1 answered 404: x. Check the name"),
-        (calls.list_usage_statuses(limit=5, offset=0), "GET /api/usage answered 404: x. Check the name"),
+        (endpoints.workflow_schema("my-slug"), "GET /api/workflows/my-slug/schema answered 404: x. Check the name"),
+        (endpoints.get_execution("run-1"), "GET /api/executions/run-1 answered 404: x. Check the name"),
+        (endpoints.list_usage_statuses(limit=5, offset=0), "GET /api/usage answered 404: x. Check the name"),
         (SUBMIT, f"{REQUEST} answered 404: x. Nothing was run; check the name"),
     ],
 )
-def test_a_refusal_names_what_was_asked_for(call: calls.Call[Any], words: str) -> None:
+def test_a_refusal_names_what_was_asked_for(call: endpoints.Call[Any], words: str) -> None:
     """The slug or the id stands in the message, the query does not, and a look never says that nothing was run."""
     assert str(refusals.api_error(Answer(404, {}, b'{"error": "x"}'), call)).startswith(words)
 
@@ -252,8 +252,8 @@ def test_a_long_host_or_type_is_cut() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 425])
-@pytest.mark.parametrize("call", [SUBMIT, calls.get_execution("run-1")])
-def test_a_page_in_the_place_of_a_refusal_is_somebody_else_s(status: int, call: calls.Call[Any]) -> None:
+@pytest.mark.parametrize("call", [SUBMIT, endpoints.get_execution("run-1")])
+def test_a_page_in_the_place_of_a_refusal_is_somebody_else_s(status: int, call: endpoints.Call[Any]) -> None:
     """It says who answered and to look in between, and never that nothing was run or that the key is wrong."""
     told = {"content-type": "text/html", "server": "squid", "via": "1.1 office"}
     error = refusals.api_error(Answer(status, told, b"<html>no</html>"), call)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import types
-from knouds_async._sansio import calls, responses
+from knouds_async._sansio import endpoints, responses
 from knouds_async._sansio.responses import Answer, UnreadableError
 from knouds_async.types import Status, Target
 
@@ -56,24 +56,24 @@ USAGE = {
 }  # fmt: skip
 
 READERS: dict[str, tuple[Reader, Any]] = {
-    "submit": (calls.submit(TARGET, {}).parse, RECEIPT),
-    "run": (calls.run(TARGET, {}).parse, RESULT),
-    "execution": (calls.get_execution(ID).parse, STATE),
-    "failed execution": (calls.get_execution(ID).parse, FAILED),
-    "cancel": (calls.cancel_execution(ID).parse, STATE),
-    "whoami": (calls.whoami().parse, ACCOUNT),
-    "schema": (calls.workflow_schema("a").parse, SCHEMA),
-    "public schema": (calls.public_schema("a").parse, SCHEMA),
-    "workflows": (calls.list_workflows().parse, SUMMARIES),
-    "workflow": (calls.get_workflow("a").parse, WORKFLOW),
-    "create": (calls.create_workflow({}).parse, WORKFLOW),
-    "update": (calls.update_workflow("a", {}).parse, WORKFLOW),
-    "move": (calls.move_workflow("a", None).parse, {}),
-    "delete": (calls.delete_workflow("a").parse, {}),
-    "usage": (calls.list_usage().parse, USAGE),
-    "usage models": (calls.usage_models().parse, ["a", "b"]),
-    "pricing": (calls.pricing().parse, {"tiers": []}),
-    "health": (calls.health().parse, {"status": "ok"}),
+    "submit": (endpoints.submit(TARGET, {}).parse, RECEIPT),
+    "run": (endpoints.run(TARGET, {}).parse, RESULT),
+    "execution": (endpoints.get_execution(ID).parse, STATE),
+    "failed execution": (endpoints.get_execution(ID).parse, FAILED),
+    "cancel": (endpoints.cancel_execution(ID).parse, STATE),
+    "whoami": (endpoints.whoami().parse, ACCOUNT),
+    "schema": (endpoints.workflow_schema("a").parse, SCHEMA),
+    "public schema": (endpoints.public_schema("a").parse, SCHEMA),
+    "workflows": (endpoints.list_workflows().parse, SUMMARIES),
+    "workflow": (endpoints.get_workflow("a").parse, WORKFLOW),
+    "create": (endpoints.create_workflow({}).parse, WORKFLOW),
+    "update": (endpoints.update_workflow("a", {}).parse, WORKFLOW),
+    "move": (endpoints.move_workflow("a", None).parse, {}),
+    "delete": (endpoints.delete_workflow("a").parse, {}),
+    "usage": (endpoints.list_usage().parse, USAGE),
+    "usage models": (endpoints.usage_models().parse, ["a", "b"]),
+    "pricing": (endpoints.pricing().parse, {"tiers": []}),
+    "health": (endpoints.health().parse, {"status": "ok"}),
 }
 
 each_reader = pytest.mark.parametrize("name", READERS)

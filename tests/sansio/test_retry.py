@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import errors
-from knouds_async._sansio import calls, responses, retry
-from knouds_async._sansio.calls import Call
+from knouds_async._sansio import endpoints, responses, retry
+from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered, decide
 from knouds_async.config import Retries
@@ -23,21 +23,21 @@ WORKFLOW, MODEL = Target("workflows", "my-pipeline"), Target("models", "gpt-imag
 SENT_AT = datetime(2026, 5, 8, 19, 29, 55, tzinfo=UTC)
 
 READS: dict[str, Call[Any]] = {
-    "look": calls.get_execution(ID),
-    "list": calls.list_workflows(),
-    "usage": calls.list_usage(),
-    "whoami": calls.whoami(),
-    "cancel": calls.cancel_execution(ID),
-    "put": calls.update_workflow("a", {}),
-    "move": calls.move_workflow("a", None),
-    "delete": calls.delete_workflow("a"),
+    "look": endpoints.get_execution(ID),
+    "list": endpoints.list_workflows(),
+    "usage": endpoints.list_usage(),
+    "whoami": endpoints.whoami(),
+    "cancel": endpoints.cancel_execution(ID),
+    "put": endpoints.update_workflow("a", {}),
+    "move": endpoints.move_workflow("a", None),
+    "delete": endpoints.delete_workflow("a"),
 }
-CREATE: dict[str, Call[Any]] = {"create": calls.create_workflow({})}
+CREATE: dict[str, Call[Any]] = {"create": endpoints.create_workflow({})}
 PAID: dict[str, Call[Any]] = {
-    "submit": calls.submit(WORKFLOW, {}),
-    "run": calls.run(WORKFLOW, {}),
-    "submit model": calls.submit(MODEL, {}),
-    "run model": calls.run(MODEL, {}),
+    "submit": endpoints.submit(WORKFLOW, {}),
+    "run": endpoints.run(WORKFLOW, {}),
+    "submit model": endpoints.submit(MODEL, {}),
+    "run model": endpoints.run(MODEL, {}),
 }
 ALL = READS | CREATE | PAID
 

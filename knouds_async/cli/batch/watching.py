@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 from knouds_async import AsyncKnouds, LimiterStats
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async.batch.batch import Batch
 from knouds_async.cli import output
 from knouds_async.cli.batch.display import Display, shown
@@ -41,7 +41,7 @@ async def watched(run: Run, batch: Batch, knouds: AsyncKnouds, stream: Stream | 
     def word() -> str:
         if run.account.is_interrupted:
             return "stopping: waiting for what is out; Ctrl-C again leaves at once"
-        stats = knouds.limiter.stats(calls.submit(run.order.target, {}).route)
+        stats = knouds.limiter.stats(endpoints.submit(run.order.target, {}).route)
         return paused(stats, datetime.now().astimezone()) or quota(stats)
 
     display = Display(lambda: run.account.without_stopped(batch.progress), word)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import types
-from knouds_async._sansio import calls
-from knouds_async._sansio.calls import Call, Priority, TimeoutKind
+from knouds_async._sansio import endpoints
+from knouds_async._sansio.endpoints import Call, Priority, TimeoutKind
 from knouds_async._sansio.responses import Answer
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
 from knouds_async.types import Status, Target
@@ -28,37 +28,39 @@ RECEIPT = {"_async": True, "executionId": ID, "status": "processing"}
 
 # call, method, path, route, body, a reply, the type it is read as
 ENDPOINTS: list[tuple[Call[Any], str, str, str, Any, Any, type]] = [
-    (calls.whoami(), "GET", "/api/whoami", "/api/whoami", None, {"user": {"id": "u"}}, types.Account),
-    (calls.submit(WORKFLOW, {"a": 1}), "POST", "/api/workflows/my-pipeline/run?async=true", "/api/workflows/:slug/run",
-     {"inputs": {"a": 1}}, RECEIPT, types.Submitted),
-    (calls.run(WORKFLOW, {}), "POST", "/api/workflows/my-pipeline/run", "/api/workflows/:slug/run",
+    (endpoints.whoami(), "GET", "/api/whoami", "/api/whoami", None, {"user": {"id": "u"}}, types.Account),
+    (endpoints.submit(WORKFLOW, {"a": 1}), "POST", "/api/workflows/my-pipeline/run?async=true",
+     "/api/workflows/:slug/run", {"inputs": {"a": 1}}, RECEIPT, types.Submitted),
+    (endpoints.run(WORKFLOW, {}), "POST", "/api/workflows/my-pipeline/run", "/api/workflows/:slug/run",
      {"inputs": {}}, RUN, types.RunResult),
-    (calls.submit(MODEL, {"a": 1}), "POST", "/api/models/gpt-image-2/run?async=true", "/api/models/:internalName/run",
-     {"inputs": {"a": 1}}, RECEIPT, types.Submitted),
-    (calls.run(MODEL, {}), "POST", "/api/models/gpt-image-2/run", "/api/models/:internalName/run",
+    (endpoints.submit(MODEL, {"a": 1}), "POST", "/api/models/gpt-image-2/run?async=true",
+     "/api/models/:internalName/run", {"inputs": {"a": 1}}, RECEIPT, types.Submitted),
+    (endpoints.run(MODEL, {}), "POST", "/api/models/gpt-image-2/run", "/api/models/:internalName/run",
      {"inputs": {}}, RUN, types.RunResult),
-    (calls.workflow_schema("a"), "GET", "/api/workflows/a/schema", "/api/workflows/:slug/schema",
+    (endpoints.workflow_schema("a"), "GET", "/api/workflows/a/schema", "/api/workflows/:slug/schema",
      None, SCHEMA, types.WorkflowSchema),
-    (calls.public_schema("a"), "GET", "/api/workflows/a/public-schema", "/api/workflows/:slug/public-schema",
+    (endpoints.public_schema("a"), "GET", "/api/workflows/a/public-schema", "/api/workflows/:slug/public-schema",
      None, SCHEMA, types.WorkflowSchema),
-    (calls.list_workflows(), "GET", "/api/workflows", "/api/workflows", None, [{"slug": "a"}], tuple),
-    (calls.get_workflow("a"), "GET", "/api/workflows/a", "/api/workflows/:slug", None, {"slug": "a"}, types.Workflow),
-    (calls.create_workflow({"name": "A"}), "POST", "/api/workflows", "/api/workflows",
+    (endpoints.list_workflows(), "GET", "/api/workflows", "/api/workflows", None, [{"slug": "a"}], tuple),
+    (endpoints.get_workflow("a"), "GET", "/api/workflows/a", "/api/workflows/:slug",
+     None, {"slug": "a"}, types.Workflow),
+    (endpoints.create_workflow({"name": "A"}), "POST", "/api/workflows", "/api/workflows",
      {"name": "A"}, {"slug": "a"}, types.Workflow),
-    (calls.update_workflow("a", {"name": "B"}), "PUT", "/api/workflows/a", "/api/workflows/:slug",
+    (endpoints.update_workflow("a", {"name": "B"}), "PUT", "/api/workflows/a", "/api/workflows/:slug",
      {"name": "B"}, {"slug": "a"}, types.Workflow),
-    (calls.move_workflow("a", "f1"), "PUT", "/api/workflows/a/move", "/api/workflows/:slug/move",
+    (endpoints.move_workflow("a", "f1"), "PUT", "/api/workflows/a/move", "/api/workflows/:slug/move",
      {"folderId": "f1"}, {}, type(None)),
-    (calls.move_workflow("a", None), "PUT", "/api/workflows/a/move", "/api/workflows/:slug/move",
+    (endpoints.move_workflow("a", None), "PUT", "/api/workflows/a/move", "/api/workflows/:slug/move",
      {"folderId": None}, {}, type(None)),
-    (calls.delete_workflow("a"), "DELETE", "/api/workflows/a", "/api/workflows/:slug", None, {}, type(None)),
-    (calls.get_execution(ID), "GET", f"/api/executions/{ID}", "/api/executions/:id", None, STATE, types.ExecutionState),
-    (calls.cancel_execution(ID), "POST", f"/api/executions/{ID}/cancel", "/api/executions/:id/cancel",
+    (endpoints.delete_workflow("a"), "DELETE", "/api/workflows/a", "/api/workflows/:slug", None, {}, type(None)),
+    (endpoints.get_execution(ID), "GET", f"/api/executions/{ID}", "/api/executions/:id",
      None, STATE, types.ExecutionState),
-    (calls.list_usage(), "GET", "/api/usage", "/api/usage", None, {"rows": []}, types.UsagePage),
-    (calls.usage_models(), "GET", "/api/usage/models", "/api/usage/models", None, ["gpt-image-2"], tuple),
-    (calls.pricing(), "GET", "/api/pricing/public", "/api/pricing/public", None, {"tiers": []}, types.Pricing),
-    (calls.health(), "GET", "/api/health", "/api/health", None, {"status": "ok"}, types.Health),
+    (endpoints.cancel_execution(ID), "POST", f"/api/executions/{ID}/cancel", "/api/executions/:id/cancel",
+     None, STATE, types.ExecutionState),
+    (endpoints.list_usage(), "GET", "/api/usage", "/api/usage", None, {"rows": []}, types.UsagePage),
+    (endpoints.usage_models(), "GET", "/api/usage/models", "/api/usage/models", None, ["gpt-image-2"], tuple),
+    (endpoints.pricing(), "GET", "/api/pricing/public", "/api/pricing/public", None, {"tiers": []}, types.Pricing),
+    (endpoints.health(), "GET", "/api/health", "/api/health", None, {"status": "ok"}, types.Health),
 ]  # fmt: skip
 
 ALL = [row[0] for row in ENDPOINTS]
@@ -105,28 +107,28 @@ def test_runs_have_a_lane_and_a_patience_of_their_own() -> None:
     assert {call.priority for call in ALL if not call.pays_for} == {Priority.STATUS}
     assert Priority.STATUS < Priority.SUBMIT
     assert {call.timeout_kind for call in ALL if not call.pays_for} == {TimeoutKind.TOTAL}
-    assert calls.submit(MODEL, {}).timeout_kind is TimeoutKind.SUBMIT
-    assert calls.run(MODEL, {}).timeout_kind is TimeoutKind.RUN
+    assert endpoints.submit(MODEL, {}).timeout_kind is TimeoutKind.SUBMIT
+    assert endpoints.run(MODEL, {}).timeout_kind is TimeoutKind.RUN
 
 
 def test_a_call_does_not_show_its_inputs() -> None:
     """Inputs are the caller's own: they do not show in a repr, hence in no log."""
-    assert "canary" not in repr(calls.submit(WORKFLOW, {"prompt": "canary"}))
+    assert "canary" not in repr(endpoints.submit(WORKFLOW, {"prompt": "canary"}))
 
 
 BY_SLUG: list[Callable[[str], Call[Any]]] = [
-    lambda slug: calls.submit(Target("workflows", slug), {}),
-    lambda slug: calls.run(Target("workflows", slug), {}),
-    lambda slug: calls.submit(Target("models", slug), {}),
-    lambda slug: calls.run(Target("models", slug), {}),
-    calls.workflow_schema,
-    calls.public_schema,
-    calls.get_workflow,
-    lambda slug: calls.update_workflow(slug, {}),
-    lambda slug: calls.move_workflow(slug, None),
-    calls.delete_workflow,
+    lambda slug: endpoints.submit(Target("workflows", slug), {}),
+    lambda slug: endpoints.run(Target("workflows", slug), {}),
+    lambda slug: endpoints.submit(Target("models", slug), {}),
+    lambda slug: endpoints.run(Target("models", slug), {}),
+    endpoints.workflow_schema,
+    endpoints.public_schema,
+    endpoints.get_workflow,
+    lambda slug: endpoints.update_workflow(slug, {}),
+    lambda slug: endpoints.move_workflow(slug, None),
+    endpoints.delete_workflow,
 ]
-BY_ID: list[Callable[[str], Call[Any]]] = [calls.get_execution, calls.cancel_execution]
+BY_ID: list[Callable[[str], Call[Any]]] = [endpoints.get_execution, endpoints.cancel_execution]
 HOSTILE = ["", "..", "../..", "a/b", "x?async=false&", "x#y", "a\n", "a b", "%2e%2e", "\u0661", "x" * 201]
 
 
@@ -141,9 +143,9 @@ def test_no_slug_bends_a_path(slug: str) -> None:
 def test_a_refused_name_is_called_what_it_is() -> None:
     """The error of a model's name speaks of a model, that of a workflow's of a slug."""
     with pytest.raises(InvalidSlugError, match="'A' is not a model name"):
-        calls.submit(Target("models", "A"), {})
+        endpoints.submit(Target("models", "A"), {})
     with pytest.raises(InvalidSlugError, match="'A' is not a slug"):
-        calls.submit(Target("workflows", "A"), {})
+        endpoints.submit(Target("workflows", "A"), {})
 
 
 @pytest.mark.parametrize("execution_id", HOSTILE)
@@ -169,12 +171,12 @@ def test_a_name_of_a_type_of_its_own_stands_in_the_path_by_value(build: Callable
 
 def test_a_target_of_a_type_of_its_own_stands_in_the_path_by_value() -> None:
     """The kind of a target is sent by value too, and the run is paid for under that name."""
-    call = calls.submit(Target(cast(Any, Odd.KIND), Odd.NAME), {})
+    call = endpoints.submit(Target(cast(Any, Odd.KIND), Odd.NAME), {})
     assert call.path == "/api/workflows/my-pipeline/run?async=true"
     assert str(call.pays_for) == "workflows/my-pipeline"
 
 
-@pytest.mark.parametrize("build", [calls.submit, calls.run])
+@pytest.mark.parametrize("build", [endpoints.submit, endpoints.run])
 def test_bad_inputs_are_refused_with_their_place(build: Callable[[Target, Any], Call[Any]]) -> None:
     """What is not JSON never becomes a call."""
     with pytest.raises(InvalidInputsError, match=r"inputs.*nan"):
@@ -197,7 +199,7 @@ def test_filters_arrive_as_given(
     status: str | None, model_id: str | None, workflow_slug: str | None, limit: int | None, offset: int | None
 ) -> None:
     """Whatever the filters hold, the query says exactly them and nothing else."""
-    path = calls.list_usage(
+    path = endpoints.list_usage(
         status=status, model_id=model_id, workflow_slug=workflow_slug, limit=limit, offset=offset
     ).path
     given = {"status": status, "modelId": model_id, "workflowSlug": workflow_slug, "limit": limit, "offset": offset}
@@ -210,21 +212,21 @@ def test_filters_arrive_as_given(
 
 def test_a_known_status_is_a_filter() -> None:
     """A Status is sent by its value."""
-    assert calls.list_usage(status=Status.COMPLETED).path == "/api/usage?status=completed"
-    assert calls.list_usage(status=Odd.NAME).path == "/api/usage?status=my-pipeline"
+    assert endpoints.list_usage(status=Status.COMPLETED).path == "/api/usage?status=completed"
+    assert endpoints.list_usage(status=Odd.NAME).path == "/api/usage?status=my-pipeline"
 
 
 @pytest.mark.parametrize("limit", [0, -1, 501, 1.0, "50", True, math.nan, 10**5000], ids=lambda value: f"{type(value)}")
 def test_a_page_has_1_to_500_rows(limit: Any) -> None:
     """A page size that the service would refuse is refused here, by name."""
     with pytest.raises(InvalidArgumentError, match=r"^limit=.*: must be an integer from 1 to 500$"):
-        calls.list_usage(limit=limit)
+        endpoints.list_usage(limit=limit)
 
 
 @pytest.mark.parametrize("limit", [1, 500])
 def test_the_bounds_of_a_page_are_allowed(limit: int) -> None:
     """One row and five hundred are fine."""
-    assert calls.list_usage(limit=limit).path == f"/api/usage?limit={limit}"
+    assert endpoints.list_usage(limit=limit).path == f"/api/usage?limit={limit}"
 
 
 @pytest.mark.parametrize(
@@ -233,13 +235,13 @@ def test_the_bounds_of_a_page_are_allowed(limit: int) -> None:
 def test_an_offset_is_a_whole_number(offset: Any) -> None:
     """An offset that is no row's number is refused by name; 2^53 rows are more than JSON can count."""
     with pytest.raises(InvalidArgumentError, match=r"^offset=.*: must be an integer of at least 0"):
-        calls.list_usage(offset=offset)
+        endpoints.list_usage(offset=offset)
 
 
 @pytest.mark.parametrize("offset", [0, 2**53 - 1])
 def test_the_bounds_of_an_offset_are_allowed(offset: int) -> None:
     """The first row is number nought, and the last is one that JSON can count."""
-    assert calls.list_usage(offset=offset).path == f"/api/usage?offset={offset}"
+    assert endpoints.list_usage(offset=offset).path == f"/api/usage?offset={offset}"
 
 
 @pytest.mark.parametrize("value", [5, 1.5, True, b"x", ["completed"], "\ud800", "a\udfff"])
@@ -248,4 +250,4 @@ def test_a_filter_is_a_text(name: str, value: Any) -> None:
     """A filter of another type, or one that cannot be sent, is refused under the name the caller gave it."""
     filters: dict[str, Any] = {name: value}
     with pytest.raises(InvalidArgumentError, match=f"^{name}=.*: must be a string"):
-        calls.list_usage(**filters)
+        endpoints.list_usage(**filters)
