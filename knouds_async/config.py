@@ -1,4 +1,4 @@
-"""What a client is told at construction, as frozen values; the only reader of the environment.
+"""What a client is configured with, as frozen values; the only reader of the environment.
 
 A bad value is a ConfigurationError that names it, before any request. The key is never named.
 """
@@ -212,7 +212,7 @@ def _at_most_one(owner: object, attribute: attrs.Attribute[Any], value: float) -
 
 @attrs.frozen(kw_only=True)
 class Backoff:
-    """A plain schedule of looks: `first` seconds after the submit, then longer by `factor`, `longest` at most.
+    """A plain schedule of polls: `first` seconds after the submit, then longer by `factor`, `longest` at most.
 
     `jitter`: the part of a pause by which it varies, from 0 to 1.
     """

@@ -136,7 +136,7 @@ class WrongEventLoopError(KnoudsError, RuntimeError):
 class ConnectionFailedError(KnoudsError):
     """No connection, or none in time: the request was certainly not sent.
 
-    `is_lasting`: the fault does not pass by itself, a certificate that is not believed say: it was not tried again.
+    `is_lasting`: the fault does not pass by itself, an untrusted certificate say: it was not tried again.
     """
 
     is_lasting: bool = False
@@ -361,7 +361,7 @@ class ConflictError(APIError):
 class RateLimitError(APIError):
     """429: the quota of the window is used up and the wait is longer than allowed. Nothing was run.
 
-    `retry_after`: seconds to wait, `limit`: requests per window, where told. `is_pause`: whether the service asked for
+    `retry_after`: seconds to wait, `limit`: requests per window, where known. `is_pause`: whether the service asked for
     that wait, so that every call on the route meets it; else it is the line for the quota that is long.
     """
 

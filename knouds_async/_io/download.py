@@ -82,10 +82,10 @@ class Downloads:
         into = os.path.join(_text(folder), "")  # noqa: PTH118  (a Path would drop the slash that says: a folder)
         paths: dict[int, Path] = {}
         failures: list[DownloadError] = []
-        turns = anyio.Semaphore(_AT_ONCE)
+        slots = anyio.Semaphore(_AT_ONCE)
 
         async def save(media: Media) -> None:
-            async with turns:
+            async with slots:
                 try:
                     paths[media.number] = await self.one(
                         media, into, overwrite=overwrite, max_bytes=max_bytes, on_progress=None

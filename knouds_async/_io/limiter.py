@@ -146,7 +146,7 @@ class _WaitQueue:
 
 @attrs.frozen(kw_only=True)
 class LimiterStats:
-    """A route's quota as it is believed to stand: `limit` and `left` in requests, `resets_in` in seconds.
+    """The estimated state of a route's quota: `limit` and `left` in requests, `resets_in` in seconds.
 
     `waiting`: requests in the queue, `refusals`: 429s seen. `held_for`: seconds for which the service asked to send
     nothing (`Retry-After` of a 429). None: not known, or not limited.

@@ -34,15 +34,15 @@ class FIFOLimiter:
 
     async def acquire(self) -> None:
         """Wait in the queue for a slot; cancelled, none is taken."""
-        turn = anyio.Event()
-        self._queue[turn] = None
+        granted = anyio.Event()
+        self._queue[granted] = None
         try:
-            await turn.wait()
+            await granted.wait()
         except BaseException:
-            if turn.is_set():  # the slot was handed over in the very moment of the cancellation
+            if granted.is_set():  # the slot was handed over in the very moment of the cancellation
                 self.release()
             else:
-                del self._queue[turn]
+                del self._queue[granted]
             raise
 
     def release(self) -> None:

@@ -25,7 +25,7 @@ COARSE: Final = 2.0
 
 @attrs.frozen
 class ClockBounds:
-    """Bounds on (server epoch seconds - local monotonic seconds); a new value for every answer heard (contract 6)."""
+    """Bounds on (server epoch seconds - local monotonic seconds); a new value for every response (contract 6)."""
 
     lo: float = -math.inf
     hi: float = math.inf
@@ -33,7 +33,7 @@ class ClockBounds:
 
     @property
     def known(self) -> bool:
-        """Return whether any `Date` header has been heard."""
+        """Return whether any `Date` header has been received."""
         return self.lo > -math.inf
 
     def update(self, date: float, sent: float, answered: float) -> ClockBounds:
@@ -59,12 +59,12 @@ class ClockBounds:
         return -(self.lo + self.hi) / 2 if FINE < self.hi - self.lo < COARSE else None
 
     def server_time(self, now: float) -> float | None:
-        """Estimate the server's epoch time at the local moment `now`; None before any `Date` was heard."""
+        """Estimate the server's epoch time at the local moment `now`; None before any `Date` was received."""
         return now + (self.lo + self.hi) / 2 if self.known else None
 
 
 RECENT: Final = 600.0
-"""Seconds for which a `Date` that was heard still dates anything."""
+"""Seconds for which a `Date` that was received still dates anything."""
 
 JUMP: Final = 1.0
 """Seconds by which clocks of one machine may part before one of them was set, or stood still in a sleep."""

@@ -72,7 +72,7 @@ class Hosts:
 
 @attrs.frozen
 class Start:
-    """The file comes from `at` on; `total`: its whole length if told, `validator`: what to ask for the rest with."""
+    """The file comes from `at` on; `total`: its whole length if known, `validator`: what to ask for the rest with."""
 
     at: int
     total: int | None
@@ -156,8 +156,8 @@ def _strong_date(headers: Mapping[str, str]) -> str | None:
 
 def _continued(started: Start, rest: Start, headers: Mapping[str, str]) -> Start | None:
     """Return the rest of a file, None if it may be of another: not every host minds what the request was bound to."""
-    told = headers.get("etag" if (started.validator or "").startswith('"') else "last-modified")
-    if told is None or told != started.validator or started.total not in (None, rest.total):
+    current = headers.get("etag" if (started.validator or "").startswith('"') else "last-modified")
+    if current is None or current != started.validator or started.total not in (None, rest.total):
         return None
     return attrs.evolve(rest, validator=started.validator)
 

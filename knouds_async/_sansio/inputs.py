@@ -101,7 +101,7 @@ def _to_json(value: Any, path: str, parents: tuple[int, ...]) -> Any:
 
 
 def _checked_text(text: str, path: str) -> str:
-    """Return a text that can be sent: half a surrogate pair is no character, and not every service survives it."""
+    """Return a string that can be sent: half a surrogate pair is no character, and not every service survives it."""
     try:
         str.encode(text)
     except UnicodeEncodeError:

@@ -23,7 +23,7 @@ def digest(inputs: Mapping[str, Any]) -> str:
 class Seen:
     """A set of strings that can only grow, in about 16 bytes each, whatever they are.
 
-    It keeps 64 bits of a hash of each; among a million texts, one in ten millions is taken for another.
+    It keeps 64 bits of a hash of each; among a million strings, one in ten millions is taken for another.
     """
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ class Mask:
         self._patterns: tuple[re.Pattern[str], re.Pattern[bytes]] | None = None
 
     def text(self, text: str) -> str:
-        """Return a text without the key."""
+        """Return a string without the key."""
         if _SIGN.search(text) is not None:
             return self._prepared()[0].sub(_MASK, text)
         return text.replace(self._key.reveal(), _MASK)

@@ -39,7 +39,7 @@ SURE: Final = 1.25
 """Seconds after the predicted edge at which no probe is needed: no rounding of Reset is off by more than one."""
 
 FIRST_LIMIT: Final = 10
-"""Requests to send in a window of unknown limit before anything is heard: the lowest limit any tier has had."""
+"""Requests to send in a window of unknown limit before any response: the lowest limit any tier has had."""
 
 
 @attrs.frozen(kw_only=True)
@@ -201,7 +201,7 @@ def sent_since(in_flight: InFlight, time: float) -> int:
 
 
 def _inserted(in_flight: InFlight, now: float, since: float) -> InFlight:
-    """Add a request that is reported late, where `remove_sent` will look for it."""
+    """Add a request that is reported late, where `remove_sent` will find it."""
     at = len(in_flight) - 1
     while at >= 0 and in_flight[at].first > now:
         at -= 1
@@ -244,7 +244,7 @@ ROUNDING: Final = 1.0
 """Seconds by which Reset may differ within a window, and by which it may be off: it is rounded."""
 
 LONGEST_WINDOW: Final = 86_400.0
-"""Seconds; a Reset further away than this is not believed."""
+"""Seconds; a Reset further away than this is ignored."""
 
 SHARED_FOR: Final = 300.0
 """Seconds for which care lasts after somebody else was seen using the quota."""

@@ -138,8 +138,8 @@ def _type(answer: Answer) -> str:
 
 def _intermediary(answer: Answer) -> str:
     """Return what an answer names itself: `server` and `via`."""
-    told = [f"{name}: {answer.headers[name]:.100}" for name in ("server", "via") if answer.headers.get(name)]
-    return f" ({', '.join(told)})" if told else ""
+    named = [f"{name}: {answer.headers[name]:.100}" for name in ("server", "via") if answer.headers.get(name)]
+    return f" ({', '.join(named)})" if named else ""
 
 
 def _host(location: str) -> str:

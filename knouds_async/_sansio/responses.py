@@ -97,7 +97,7 @@ def workflows(answer: Answer) -> tuple[types.WorkflowSummary, ...]:
 def submitted(answer: Answer) -> types.Submitted:
     """Read the receipt of a submit: only the id must be there and usable, for a paid run hangs on it (contract 4).
 
-    What tells of a run that has ended is the answer to a look at some run, and no receipt.
+    A body that describes a finished run is the response to a poll of some run, and no receipt.
     """
     body = json_object(parsed(answer.body))
     if is_finished_state(body):
@@ -113,7 +113,7 @@ _FINISHED_FIELDS: Final = ("result", "completedAt", "cost", "ms", "durationMs")
 
 
 def is_finished_state(body: Mapping[str, Any]) -> bool:
-    """Return whether a body is a look's that found a run ended, in the place of a receipt (contract 4 and 5)."""
+    """Return whether a body is a poll's that found a run finished, in the place of a receipt (contract 4 and 5)."""
     status = body.get("status")
     is_failed = isinstance(status, str) and status in (Status.FAILED, Status.CANCELLED)
     is_ended = is_failed or any(body.get(key) is not None for key in _FINISHED_FIELDS)
@@ -126,7 +126,7 @@ def run_result(answer: Answer) -> types.RunResult:
     if body.get("success") is False:
         raise UnreadableError("'success' is false, and no error is named")
     if "success" not in body and isinstance(body.get("status"), str) and isinstance(body.get("executionId"), str):
-        raise OtherAnswerError(f"it is what a look finds of execution {safe_repr(body['executionId'])}")
+        raise OtherAnswerError(f"it is what a poll finds of execution {safe_repr(body['executionId'])}")
     if "result" not in body:
         raise UnreadableError("'result' is missing")
     return structured(body, types.RunResult)
@@ -388,13 +388,13 @@ READ: Final = (
     "x-ratelimit-remaining",
     "x-ratelimit-reset",
 )
-"""The headers that are kept of an answer; no other is ever looked at."""
+"""The headers that are kept of an answer; no other is ever read."""
 
 REFUSED: Final = 429
 
 _FOREVER: Final = 1e9  # seconds; a body's number may be of any length
 _END_OF_DATES: Final = 2.0**36  # the year 4147: what a clock that is ahead of this says is no time
-_LONGEST_WINDOW: Final = 86_400.0  # seconds; a Reset further away is not believed
+_LONGEST_WINDOW: Final = 86_400.0  # seconds; a Reset further away is ignored
 _SHORTEST_PAUSE: Final = 1.0  # seconds after a refusal, however short a pause it asks for
 _WHOLE: Final = re.compile(r"[0-9]{1,15}\Z")
 
@@ -445,9 +445,9 @@ def is_own_refusal(answer: Answer, *, is_cut: bool = False) -> bool:
 
     Gateways have such headers too (contract 6), so a body that came whole has to be the service's.
     """
-    told = ("x-ratelimit-limit", "x-ratelimit-remaining")
+    named = ("x-ratelimit-limit", "x-ratelimit-remaining")
     may_be_json = "json" in answer.headers.get("content-type", "json")
-    has_quota = all(_whole(answer, name) is not None for name in told)
+    has_quota = all(_whole(answer, name) is not None for name in named)
     return service_error(answer) is not None or (is_cut and may_be_json and has_quota)
 
 
@@ -488,7 +488,7 @@ def salvage_execution_id(part: bytes) -> str | None:
 
 
 def _pairs(text: str) -> Iterator[tuple[str, Any]]:
-    """Return the members of the object that a text begins with, as far as they came whole."""
+    """Yield the members of the object that a string begins with, as far as they came whole."""
     decoder, at, sign = json.JSONDecoder(), 0, _OPENS
     while begin := sign.match(text, at):
         key, at = decoder.raw_decode(text, begin.end())
