@@ -12,12 +12,14 @@ from knouds_async import AsyncKnouds, KnoudsError, SubmissionUnknownError
 from knouds_async.cli import output
 from knouds_async.cli.exits import UsageError
 from knouds_async.cli.prompts import read_prompts
-from knouds_async.cli.tally import Tally
+from knouds_async.cli.tally import DemoStats
 
 _WORKFLOW = "my-thumbnail-pipeline"
-_MOST = 1000
+_MAX_RUNS = 1000
 
-Runs = Annotated[int, Parameter(help=f"How many runs, 1 to {_MOST}. Above 200 the account is of the tier business.")]
+Runs = Annotated[
+    int, Parameter(help=f"How many runs, 1 to {_MAX_RUNS}. Above 200 the account is of the tier business.")
+]
 Seed = Annotated[int, Parameter(help="The same seed gives the same durations and failures.")]
 
 
@@ -27,48 +29,48 @@ def demo(*, runs: Runs = 200, seed: Seed = 1) -> None:
     It needs no key and no network and takes about half a minute. The emulator serves on a free port of this machine,
     with the rate limit of a real account; a few runs fail, as runs do.
     """
-    if not 1 <= runs <= _MOST:
-        raise UsageError(f"--runs {runs}: must be 1 to {_MOST}")
+    if not 1 <= runs <= _MAX_RUNS:
+        raise UsageError(f"--runs {runs}: must be 1 to {_MAX_RUNS}")
     asyncio.run(_demo(list(islice(cycle(read_prompts()), runs)), seed))
 
 
 async def _demo(prompts: list[dict[str, Any]], seed: int) -> None:
-    from knouds_async.cli.progress import Scene, shown
-    from knouds_async.cli.serving import served
-    from knouds_async.cli.stage import LIMITS, SECONDS, demo_emulator
-    from knouds_async.cli.summary import give_summary
+    from knouds_async.cli.progress import DemoProgress, show_progress
+    from knouds_async.cli.serving import serving
+    from knouds_async.cli.stage import LIMITS, RUN_SECONDS, make_demo_emulator
+    from knouds_async.cli.summary import print_summary
 
-    emulator, tally = demo_emulator(len(prompts), seed), Tally(prompts)
-    async with served(emulator) as base_url, AsyncKnouds(emulator.api_key, base_url=base_url) as knouds:
-        output.note(
-            f"{tally.total} runs of {_WORKFLOW} on an emulator at {base_url}; nothing is paid.\n"
-            f"Tier {emulator.tier}: {LIMITS[emulator.tier]:,} submits a minute. A run takes about {SECONDS:g} s."
+    emulator, stats = make_demo_emulator(len(prompts), seed), DemoStats(prompts)
+    async with serving(emulator) as base_url, AsyncKnouds(emulator.api_key, base_url=base_url) as knouds:
+        output.print_info(
+            f"{stats.total} runs of {_WORKFLOW} on an emulator at {base_url}; nothing is paid.\n"
+            f"Tier {emulator.tier}: {LIMITS[emulator.tier]:,} submits a minute. A run takes about {RUN_SECONDS:g} s."
         )
-        scene = Scene(tally, emulator, knouds)
-        async with shown(scene):
-            await fan_out(knouds, prompts, tally)
-        seconds = scene.seconds
-    give_summary(tally, emulator, seconds)
+        progress = DemoProgress(stats, emulator, knouds)
+        async with show_progress(progress):
+            await run_all(knouds, prompts, stats)
+        seconds = progress.seconds
+    print_summary(stats, emulator, seconds)
 
 
-async def fan_out(knouds: AsyncKnouds, prompts: list[dict[str, Any]], tally: Tally) -> None:
+async def run_all(knouds: AsyncKnouds, prompts: list[dict[str, Any]], stats: DemoStats) -> None:
     """Run every prompt at once; the first error that is not of a single run ends the demo."""
-    first: Exception | None = None
+    error: Exception | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             for inputs in prompts:
-                tasks.create_task(_run_one(knouds, inputs, tally))
+                tasks.create_task(_run_one(knouds, inputs, stats))
     except* KnoudsError as errors:
-        first = errors.exceptions[0]
-    if first is not None:
-        raise first  # out here: Python 3.11.0 to 3.11.3 put what is raised in `except*` into a group
+        error = errors.exceptions[0]
+    if error is not None:
+        raise error  # out here: Python 3.11.0 to 3.11.3 put what is raised in `except*` into a group
 
 
-async def _run_one(knouds: AsyncKnouds, inputs: dict[str, Any], tally: Tally) -> None:
+async def _run_one(knouds: AsyncKnouds, inputs: dict[str, Any], stats: DemoStats) -> None:
     try:
         execution = await knouds.workflows.submit(_WORKFLOW, inputs)
     except SubmissionUnknownError:
-        tally.unknown += 1
+        stats.unknown += 1
         return
-    tally.submitted += 1
-    tally.ended(inputs, await execution.wait())
+    stats.submitted += 1
+    stats.record(inputs, await execution.wait())

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from knouds_async.cli import output
-from knouds_async.cli.exits import Exit, UsageError
-from knouds_async.cli.words import counted
+from knouds_async.cli.exits import ExitCode, UsageError
+from knouds_async.cli.words import plural
 
-_ODD = Group("Odd circumstances")
+_FAULTS = Group("Odd circumstances")
 _FAULT = (
     "What goes wrong: KIND [NAME=VALUE] [after_run] [on ROUTE] [nth=1,3 or 20%], such as 'closed after_run on submit "
     "nth=2' or 'bad_gateway on poll 5%'. May be given more than once; 'help' lists kinds and routes."
@@ -28,13 +28,19 @@ AllowRemote = Annotated[bool, Parameter(show_default=False, help="Let --host be 
 Tier = Annotated[str, Parameter(help="The account's tier: free, pro, business, enterprise, or any other.")]
 Duration = Annotated[float, Parameter(help="Median seconds that a run takes.")]
 Seed = Annotated[int, Parameter(help="The same seed gives the same durations and failures.")]
-FailureRate = Annotated[float, Parameter(help="Share of runs that fail, 0 to 1.", group=_ODD)]
-Limit = Annotated[int | None, Parameter(help="Requests per minute and route, instead of the tier's.", group=_ODD)]
-Others = Annotated[float, Parameter(help="Share of each quota that others of the account use up, 0 to 1.", group=_ODD)]
-Faults = Annotated[Sequence[str], Parameter(name="--fault", help=_FAULT, negative=(), show_default=False, group=_ODD)]
+FailureRate = Annotated[float, Parameter(help="Share of runs that fail, 0 to 1.", group=_FAULTS)]
+RateLimit = Annotated[
+    int | None, Parameter(help="Requests per minute and route, instead of the tier's.", group=_FAULTS)
+]
+OthersShare = Annotated[
+    float, Parameter(help="Share of each quota that others of the account use up, 0 to 1.", group=_FAULTS)
+]
+Faults = Annotated[
+    Sequence[str], Parameter(name="--fault", help=_FAULT, negative=(), show_default=False, group=_FAULTS)
+]
 WebhookUrl = Annotated[str | None, Parameter(help="Where to deliver webhooks; plain http, as this is a trial.")]
 WebhookSecret = Annotated[str | None, Parameter(help="What deliveries are signed with; one is made up without it.")]
-Set = Annotated[Sequence[str], Parameter(name="--set", help=_SET, negative=(), show_default=False, group=_ODD)]
+Settings = Annotated[Sequence[str], Parameter(name="--set", help=_SET, negative=(), show_default=False, group=_FAULTS)]
 
 
 def emulator(
@@ -48,10 +54,10 @@ def emulator(
     webhook_url: WebhookUrl = None,
     webhook_secret: WebhookSecret = None,
     failure_rate: FailureRate = 0.0,
-    limit: Limit = None,
-    others: Others = 0.0,
+    limit: RateLimit = None,
+    others: OthersShare = 0.0,
     fault: Faults = (),
-    set_: Set = (),
+    set_: Settings = (),
 ) -> int:
     """Serve an emulator of Knouds on this machine, until Ctrl-C.
 
@@ -65,32 +71,32 @@ def emulator(
         return _explain_faults()
     if not allow_remote and not _is_loopback(host):
         raise UsageError(f"--host {host}: other machines could reach it; say --allow-remote if that is meant")
-    from knouds_async.cli.serving import make_emulator, serve_for_good
+    from knouds_async.cli.serving import make_emulator, serve_forever
     from knouds_async.testing import Lognormal
 
-    law = Lognormal(duration) if duration > 0 else duration
-    given: dict[str, Any] = {"tier": tier, "duration": law, "seed": seed, "failure_rate": failure_rate}
-    given |= {"limit": limit, "others": others, "webhook_url": webhook_url, "epoch": time.time()}
-    given |= {} if webhook_secret is None else {"webhook_secret": webhook_secret}
-    served = make_emulator(given, set_, fault)
+    distribution = Lognormal(duration) if duration > 0 else duration
+    settings: dict[str, Any] = {"tier": tier, "duration": distribution, "seed": seed, "failure_rate": failure_rate}
+    settings |= {"limit": limit, "others": others, "webhook_url": webhook_url, "epoch": time.time()}
+    settings |= {} if webhook_secret is None else {"webhook_secret": webhook_secret}
+    made = make_emulator(settings, set_, fault)
     try:
-        asyncio.run(serve_for_good(served, host, port))
+        asyncio.run(serve_forever(made, host, port))
     except KeyboardInterrupt:
-        seen = f"{counted(served.requests.count, 'request')} and {counted(len(served.runs), 'run')}"
-        output.note(f"\nstopped after {seen}; {counted(served.credits_spent, 'credit')} would have been paid")
-    return Exit.FINE
+        received = f"{plural(made.requests.count, 'request')} and {plural(len(made.runs), 'run')}"
+        output.print_info(f"\nstopped after {received}; {plural(made.credits_spent, 'credit')} would have been paid")
+    return ExitCode.OK
 
 
 def _explain_faults() -> int:
     from knouds_async.testing.faults import GRAMMAR, KINDS, PLACES, takes
 
-    output.give(f"A fault reads: {GRAMMAR}\n\nKinds:")
+    output.print_result(f"A fault reads: {GRAMMAR}\n\nKinds:")
     for kind, make in KINDS.items():
-        output.give(f"  {' '.join([kind, *takes(kind)])}\n      {(make.__doc__ or '').partition(chr(10))[0]}")
-    output.give("\nRoutes, or a method and a path as the contract writes it:")
+        output.print_result(f"  {' '.join([kind, *takes(kind)])}\n      {(make.__doc__ or '').partition(chr(10))[0]}")
+    output.print_result("\nRoutes, or a method and a path as the contract writes it:")
     for name, label in PLACES.items():
-        output.give(f"  {name:13} {label}")
-    return Exit.FINE
+        output.print_result(f"  {name:13} {label}")
+    return ExitCode.OK
 
 
 def _is_loopback(host: str) -> bool:

@@ -23,10 +23,10 @@ class ServingError(Exception):
     """The emulator could not be served, e.g. because its port is taken."""
 
 
-class Exit(IntEnum):
+class ExitCode(IntEnum):
     """How `knouds` ends."""
 
-    FINE = 0
+    OK = 0
     ERROR = 1
     USAGE = 2
     KEY = 3
@@ -37,48 +37,50 @@ class Exit(IntEnum):
 
 
 MEANINGS: Final = {
-    Exit.FINE: "fine",
-    Exit.ERROR: "another error, or a run failed or was cancelled",
-    Exit.USAGE: "wrong usage: an option, the inputs, a slug; nothing was run",
-    Exit.KEY: "the key is missing or refused, or may not do this",
-    Exit.CREDITS: "the account cannot pay, or --max-credits is reached; nothing more was run",
-    Exit.MAY_HAVE_RUN: "unknown: it may have run and been charged; look before you repeat it",
-    Exit.TIMED_OUT: "--timeout passed; the run goes on",
-    Exit.INTERRUPTED: "interrupted (Ctrl-C); a run that was submitted goes on",
+    ExitCode.OK: "fine",
+    ExitCode.ERROR: "another error, or a run failed or was cancelled",
+    ExitCode.USAGE: "wrong usage: an option, the inputs, a slug; nothing was run",
+    ExitCode.KEY: "the key is missing or refused, or may not do this",
+    ExitCode.CREDITS: "the account cannot pay, or --max-credits is reached; nothing more was run",
+    ExitCode.MAY_HAVE_RUN: "unknown: it may have run and been charged; look before you repeat it",
+    ExitCode.TIMED_OUT: "--timeout passed; the run goes on",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C); a run that was submitted goes on",
 }
 
 # The first row that fits counts.
-BY_ERROR: Final[tuple[tuple[type[BaseException], Exit], ...]] = (
-    (UsageError, Exit.USAGE),
-    (KeyMissingError, Exit.KEY),
-    (KeyboardInterrupt, Exit.INTERRUPTED),
-    (errors.ExecutionFailedError, Exit.ERROR),
-    (errors.ExecutionCancelledError, Exit.ERROR),
-    (errors.WaitTimeoutError, Exit.TIMED_OUT),
-    (errors.SubmissionUnknownError, Exit.MAY_HAVE_RUN),
-    (errors.ConfigurationError, Exit.USAGE),
-    (errors.InvalidArgumentError, Exit.USAGE),
-    (errors.BadRequestError, Exit.USAGE),
-    (errors.AuthenticationError, Exit.KEY),
-    (errors.PermissionDeniedError, Exit.KEY),
-    (errors.PaymentRequiredError, Exit.CREDITS),
-    (errors.BudgetExceededError, Exit.CREDITS),
+CODES_BY_ERROR: Final[tuple[tuple[type[BaseException], ExitCode], ...]] = (
+    (UsageError, ExitCode.USAGE),
+    (KeyMissingError, ExitCode.KEY),
+    (KeyboardInterrupt, ExitCode.INTERRUPTED),
+    (errors.ExecutionFailedError, ExitCode.ERROR),
+    (errors.ExecutionCancelledError, ExitCode.ERROR),
+    (errors.WaitTimeoutError, ExitCode.TIMED_OUT),
+    (errors.SubmissionUnknownError, ExitCode.MAY_HAVE_RUN),
+    (errors.ConfigurationError, ExitCode.USAGE),
+    (errors.InvalidArgumentError, ExitCode.USAGE),
+    (errors.BadRequestError, ExitCode.USAGE),
+    (errors.AuthenticationError, ExitCode.KEY),
+    (errors.PermissionDeniedError, ExitCode.KEY),
+    (errors.PaymentRequiredError, ExitCode.CREDITS),
+    (errors.BudgetExceededError, ExitCode.CREDITS),
 )
 
 
-def exit_of(error: BaseException) -> Exit:
+def exit_code_for(error: BaseException) -> ExitCode:
     """Give the exit code of an error; one that leaves open whether a run began never looks harmless."""
     if isinstance(error, errors.APIError) and not error.from_service:
-        return Exit.MAY_HAVE_RUN if error.may_have_run else Exit.ERROR  # a firewall's 403 says nothing of the key
-    for kind, code in BY_ERROR:
+        return (
+            ExitCode.MAY_HAVE_RUN if error.may_have_run else ExitCode.ERROR
+        )  # a firewall's 403 says nothing of the key
+    for kind, code in CODES_BY_ERROR:
         if isinstance(error, kind):
             return code
     if isinstance(error, errors.KnoudsError) and error.may_have_run:
-        return Exit.MAY_HAVE_RUN
-    is_a_wrong_name = isinstance(error, errors.NotFoundError) and not isinstance(error, errors.ExecutionNotFoundError)
-    return Exit.USAGE if is_a_wrong_name else Exit.ERROR
+        return ExitCode.MAY_HAVE_RUN
+    is_wrong_name = isinstance(error, errors.NotFoundError) and not isinstance(error, errors.ExecutionNotFoundError)
+    return ExitCode.USAGE if is_wrong_name else ExitCode.ERROR
 
 
-def table() -> str:
+def exit_code_table() -> str:
     """Give the exit codes as text, for `knouds --help`."""
     return "\n".join(f"{code.value:>5}  {meaning}" for code, meaning in MEANINGS.items())

@@ -14,7 +14,7 @@ from typing import Any
 from knouds_async.cli.exits import UsageError
 
 
-def inputs_of(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
+def read_inputs(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
     """Give the inputs: what the file holds, with each pair over it; UsageError says what cannot be read."""
     given = read_pairs(pairs)
     return ({} if file is None else _read_file(file)) | given
@@ -36,12 +36,12 @@ def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
 def read_value(text: str) -> Any:
     """Read a value: JSON when it is JSON, else the text itself."""
     try:
-        return json.loads(text, parse_constant=_no_json)
+        return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return text
 
 
-def _no_json(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
@@ -49,7 +49,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     name = "stdin" if str(file) == "-" else str(file)
     try:
         text = sys.stdin.read() if name == "stdin" else file.read_text(encoding="utf-8-sig")
-        inputs = json.loads(text, parse_constant=_no_json)
+        inputs = json.loads(text, parse_constant=_reject_constant)
     except OSError as error:
         raise UsageError(f"--input-file {name}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

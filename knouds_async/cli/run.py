@@ -28,18 +28,17 @@ from knouds_async import (
 )
 from knouds_async._sansio.learned import check_expected
 from knouds_async.cli import output
-from knouds_async.cli.exits import Exit, UsageError, exit_of
-from knouds_async.cli.inputs import inputs_of
+from knouds_async.cli.exits import ExitCode, UsageError, exit_code_for
+from knouds_async.cli.inputs import read_inputs
 from knouds_async.cli.options import BaseUrl, Expected, Json
-from knouds_async.cli.saving import Save, prepared
-from knouds_async.cli.saving import save as saved
+from knouds_async.cli.saving import Save, create_folder, download_files
 from knouds_async.cli.service import connect
-from knouds_async.cli.shown import ended, give_result
-from knouds_async.cli.signals import as_by_ctrl_c
-from knouds_async.cli.waiting import on_show, wait
-from knouds_async.cli.words import said_of
+from knouds_async.cli.shown import print_run_result, summarize_state
+from knouds_async.cli.signals import termination_as_ctrl_c
+from knouds_async.cli.waiting import show_spinner, wait
+from knouds_async.cli.words import format_error
 
-Slug = Annotated[str, Parameter(help="The workflow's slug; with --model a model's internal name.")]
+RunTarget = Annotated[str, Parameter(help="The workflow's slug; with --model a model's internal name.")]
 Inputs = Annotated[
     list[str] | None,
     Parameter(
@@ -62,7 +61,7 @@ Seconds = Annotated[float | None, Parameter(help="Seconds to wait for the end; t
 
 
 @attrs.define
-class _Job:
+class _RunRequest:
     """What is to be run where, and the handle once it is out."""
 
     target: Target
@@ -77,7 +76,7 @@ class _Job:
 
 
 def run(
-    slug: Slug,
+    slug: RunTarget,
     /,
     *,
     inputs: Inputs = None,
@@ -98,90 +97,98 @@ def run(
         raise UsageError(f"--timeout {timeout:g}: must be more than 0 seconds")
     check_expected(expected)
     target = Target("models" if is_model else "workflows", slug)
-    job = _Job(target, inputs_of(inputs or (), input_file), timeout, expected, base_url, prepared(save))
+    request = _RunRequest(
+        target, read_inputs(inputs or (), input_file), timeout, expected, base_url, create_folder(save)
+    )
     failure: KnoudsError | KeyboardInterrupt | None
     try:
-        with as_by_ctrl_c():
-            failure = asyncio.run(_carry_out(job))
+        with termination_as_ctrl_c():
+            failure = asyncio.run(_submit_and_wait(request))
     except (KeyboardInterrupt, KnoudsError) as error:
-        if job.state is None:
-            if job.execution is None:
+        if request.state is None:
+            if request.execution is None:
                 raise
-            return _left(job.execution, job, error, as_json=as_json)
+            return _print_unfinished(request.execution, request, error, as_json=as_json)
         failure = error  # while its files were being saved
-    return _give(job, job.state, failure, as_json=as_json)
+    return _print_outcome(request, request.state, failure, as_json=as_json)
 
 
-async def _carry_out(job: _Job) -> KnoudsError | None:
+async def _submit_and_wait(request: _RunRequest) -> KnoudsError | None:
     """Submit, wait and save; give the error of a run that did not complete."""
-    async with connect(job.base_url) as knouds:
-        runs = knouds.models if job.target.kind == "models" else knouds.workflows
+    async with connect(request.base_url) as knouds:
+        runs = knouds.models if request.target.kind == "models" else knouds.workflows
         try:
-            job.execution = await runs.submit(job.target.name, job.inputs, expected=job.expected)
+            request.execution = await runs.submit(request.target.name, request.inputs, expected=request.expected)
         except AsyncNotSupportedError:
-            job.state = await _synchronously(knouds, job)
+            request.state = await _run_synchronously(knouds, request)
         else:
-            output.note(f"submitted execution {job.execution.id}")
-            job.state = await wait(job.execution, timeout=job.timeout)
+            output.print_info(f"submitted execution {request.execution.id}")
+            request.state = await wait(request.execution, timeout=request.timeout)
             try:
-                await job.execution  # is over, so this only says how it ended
+                await request.execution  # is over, so this only says how it ended
             except (ExecutionFailedError, ExecutionCancelledError) as failure:
                 return failure
-        if job.folder is not None:
-            run = RunResult(job.state.result, execution_id=job.state.execution_id or None)
-            job.files = await saved(knouds, run, job.folder)
+        if request.folder is not None:
+            run = RunResult(request.state.result, execution_id=request.state.execution_id or None)
+            request.files = await download_files(knouds, run, request.folder)
         return None
 
 
-async def _synchronously(knouds: AsyncKnouds, job: _Job) -> ExecutionState:
+async def _run_synchronously(knouds: AsyncKnouds, request: _RunRequest) -> ExecutionState:
     """Run what cannot be submitted (contract 4): it was refused uncharged, so this is the first run of it."""
-    output.note(
+    output.print_info(
         "its provider cannot be polled, so it runs in one request: Ctrl-C would lose its result, not its charge"
     )
-    runs = knouds.models if job.target.kind == "models" else knouds.workflows
-    async with on_show(lambda: "running"):
-        given = await runs.run(job.target.name, job.inputs, timeout=job.timeout)
+    runs = knouds.models if request.target.kind == "models" else knouds.workflows
+    async with show_spinner(lambda: "running"):
+        run = await runs.run(request.target.name, request.inputs, timeout=request.timeout)
     return ExecutionState(
-        execution_id="", status=Status.COMPLETED, result=given.result, cost=given.cost, ms=given.ms, raw=given.raw
+        execution_id="", status=Status.COMPLETED, result=run.result, cost=run.cost, ms=run.ms, raw=run.raw
     )
 
 
-def _give(
-    job: _Job, state: ExecutionState | None, failure: KnoudsError | KeyboardInterrupt | None, *, as_json: bool
+def _print_outcome(
+    request: _RunRequest,
+    state: ExecutionState | None,
+    failure: KnoudsError | KeyboardInterrupt | None,
+    *,
+    as_json: bool,
 ) -> int:
     """Give what a run that is over left, and say how it ended."""
     assert state is not None  # noqa: S101  (for the type checker)
     if as_json:
-        no_id = {} if state.execution_id else {"execution_id": None}
-        files = {} if job.folder is None else {"files": [str(path) for path in job.files or ()]}
-        output.give_json(output.plain(state) | no_id | files)
+        missing_id = {} if state.execution_id else {"execution_id": None}
+        files = {} if request.folder is None else {"files": [str(path) for path in request.files or ()]}
+        output.print_json(output.to_jsonable(state) | missing_id | files)
     elif state.result is not None:
-        give_result(state.result, files=job.files)
-    output.finish()  # results first, where both go to one terminal
+        print_run_result(state.result, files=request.files)
+    output.flush_stdout()  # results first, where both go to one terminal
     if failure is None:
-        output.note(ended(state))
-        return Exit.FINE if job.folder is None or job.files is not None else Exit.ERROR
+        output.print_info(summarize_state(state))
+        return ExitCode.OK if request.folder is None or request.files is not None else ExitCode.ERROR
     if isinstance(failure, KeyboardInterrupt):
-        output.tell("interrupted while its files were saved; the run is over")
-        return Exit.INTERRUPTED
-    output.tell(said_of(failure))
-    return exit_of(failure)
+        output.print_error("interrupted while its files were saved; the run is over")
+        return ExitCode.INTERRUPTED
+    output.print_error(format_error(failure))
+    return exit_code_for(failure)
 
 
-def _left(execution: Execution, job: _Job, error: KnoudsError | KeyboardInterrupt, *, as_json: bool) -> int:
+def _print_unfinished(
+    execution: Execution, request: _RunRequest, error: KnoudsError | KeyboardInterrupt, *, as_json: bool
+) -> int:
     """Say why the waiting ended, and that the run goes on."""
-    at = "" if job.base_url is None else f" --base-url {shlex.quote(job.base_url)}"
-    look = f"`knouds status {execution.id}{at}` shows it, `knouds cancel` ends it"
+    at = "" if request.base_url is None else f" --base-url {shlex.quote(request.base_url)}"
+    hint = f"`knouds status {execution.id}{at}` shows it, `knouds cancel` ends it"
     match error:
         case KeyboardInterrupt():
-            output.tell(f"interrupted; the run goes on and is charged: {look}")
-            return Exit.INTERRUPTED
+            output.print_error(f"interrupted; the run goes on and is charged: {hint}")
+            return ExitCode.INTERRUPTED
         case WaitTimeoutError():
-            output.tell(f"not over after {error.timeout:g} s; the run goes on: {look}")
+            output.print_error(f"not over after {error.timeout:g} s; the run goes on: {hint}")
             if as_json:
-                output.give_json(execution.state)
-            return Exit.TIMED_OUT
+                output.print_json(execution.state)
+            return ExitCode.TIMED_OUT
         case _:
-            why = said_of(error)
-            output.tell(f"{why}; the run may go on and is charged: {look}")
-            return Exit.MAY_HAVE_RUN
+            why = format_error(error)
+            output.print_error(f"{why}; the run may go on and is charged: {hint}")
+            return ExitCode.MAY_HAVE_RUN

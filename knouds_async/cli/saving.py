@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from knouds_async import AsyncKnouds, DownloadError, RunResult
 from knouds_async.cli import output
 from knouds_async.cli.exits import UsageError
-from knouds_async.cli.words import one_line, said_of
+from knouds_async.cli.words import format_error, one_line
 
 Save = Annotated[
     Path | None,
@@ -26,7 +26,7 @@ Save = Annotated[
 ]
 
 
-def prepared(folder: Path | None) -> Path | None:
+def create_folder(folder: Path | None) -> Path | None:
     """Make the folder; UsageError when that cannot be done."""
     if folder is None:
         return None
@@ -38,10 +38,10 @@ def prepared(folder: Path | None) -> Path | None:
     return folder
 
 
-async def save(knouds: AsyncKnouds, run: RunResult, folder: Path) -> tuple[Path, ...] | None:
+async def download_files(knouds: AsyncKnouds, run: RunResult, folder: Path) -> tuple[Path, ...] | None:
     """Fetch the files of a run and give their paths; None, and a word on stderr, when one cannot be had."""
     try:
         return await knouds.download_all(run, folder)
     except DownloadError as error:
-        output.tell(f"{said_of(error)}; the run is over and its result is on stdout")
+        output.print_error(f"{format_error(error)}; the run is over and its result is on stdout")
         return None

@@ -32,11 +32,11 @@ def _keyless(base_url: str | None) -> AsyncKnouds:
         raise UsageError(str(error).replace(", or pass allow_insecure_http=True", "")) from None
 
 
-def ask(base_url: str | None, question: Callable[[AsyncKnouds], Awaitable[T]], *, needs_key: bool = True) -> T:
+def query(base_url: str | None, request: Callable[[AsyncKnouds], Awaitable[T]], *, needs_key: bool = True) -> T:
     """Put one question to the service and give its answer."""
 
-    async def asking() -> T:
+    async def send() -> T:
         async with connect(base_url, needs_key=needs_key) as knouds:
-            return await question(knouds)
+            return await request(knouds)
 
-    return asyncio.run(asking())
+    return asyncio.run(send())

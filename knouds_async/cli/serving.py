@@ -15,10 +15,10 @@ from knouds_async.testing.faults import add_fault
 from knouds_async.testing.settings import DEFAULT_MEDIA_URL, settings_from
 
 
-def make_emulator(given: dict[str, Any], pairs: Sequence[str], faults: Sequence[str]) -> Emulator:
+def make_emulator(settings: dict[str, Any], pairs: Sequence[str], faults: Sequence[str]) -> Emulator:
     """Make an emulator from options, NAME=VALUE pairs over them, and faults in words; UsageError when it cannot be."""
     try:
-        made = Emulator(**(given | settings_from(dict(_pair(text) for text in pairs))))
+        made = Emulator(**(settings | settings_from(dict(_parse_pair(text) for text in pairs))))
         for text in faults:
             add_fault(made.faults, text)
     except (TypeError, ValueError) as error:
@@ -27,7 +27,7 @@ def make_emulator(given: dict[str, Any], pairs: Sequence[str], faults: Sequence[
 
 
 @asynccontextmanager
-async def served(
+async def serving(
     emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0, serves_media: bool = False
 ) -> AsyncIterator[str]:
     """Serve an emulator while the block runs and give its base URL; port 0 takes a free one.
@@ -42,23 +42,23 @@ async def served(
         yield base_url
 
 
-async def serve_for_good(emulator: Emulator, host: str, port: int) -> None:
+async def serve_forever(emulator: Emulator, host: str, port: int) -> None:
     """Serve an emulator until the task is cancelled, and say how to reach it."""
     is_media_here = emulator.media_url == DEFAULT_MEDIA_URL  # else somebody has said where it is
-    async with served(emulator, host=host, port=port, serves_media=is_media_here) as base_url:
-        output.note(
+    async with serving(emulator, host=host, port=port, serves_media=is_media_here) as base_url:
+        output.print_info(
             f"An emulator of Knouds at {base_url} (nothing is paid); open it in a browser to see what it does.\n"
             f"Ctrl-C ends it. In another shell:\n"
         )
-        output.give(f"export KNOUDS_BASE_URL={base_url}")
-        output.give(f"export KNOUDS_KEY={emulator.api_key}")
+        output.print_result(f"export KNOUDS_BASE_URL={base_url}")
+        output.print_result(f"export KNOUDS_KEY={emulator.api_key}")
         if emulator.webhook_url is not None:
-            output.give(f"export KNOUDS_WEBHOOK_SECRET={emulator.webhook_secret}")
-        output.finish()
+            output.print_result(f"export KNOUDS_WEBHOOK_SECRET={emulator.webhook_secret}")
+        output.flush_stdout()
         await asyncio.Event().wait()
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def _parse_pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text!r}: write NAME=VALUE")

@@ -11,10 +11,10 @@ from knouds_async.cli import output
 from knouds_async.cli.words import one_line
 
 
-def give_state(state: ExecutionState) -> None:
+def print_state(state: ExecutionState) -> None:
     """Show how an execution stands, and its result if there is one."""
     error = state.error
-    output.give_pairs(
+    output.print_pairs(
         ("execution", state.execution_id),
         ("status", state.status),
         ("runs", state.workflow_slug or state.model_ids),
@@ -25,27 +25,27 @@ def give_state(state: ExecutionState) -> None:
         ("ended", state.completed_at),
     )
     if state.result is not None:
-        give_result(state.result)
+        print_run_result(state.result)
 
 
-def give_result(result: Any, *, files: Iterable[Path] | None = None) -> None:
+def print_run_result(result: Any, *, files: Iterable[Path] | None = None) -> None:
     """Give a result: its text, then the address of each file on a line of its own; any other JSON as it is.
 
     `files`: where they were saved, to be given instead of their addresses.
     """
     run = RunResult(result)
-    media = (*run.images, *run.videos, *run.audios)
-    if run.text is None and not media:
-        output.give_json(result)
+    files_of_run = (*run.images, *run.videos, *run.audios)
+    if run.text is None and not files_of_run:
+        output.print_json(result)
         return
     if run.text is not None:
-        output.give(run.text)
-    for place in files if files is not None else (file.url for file in media):
-        output.give(one_line(str(place)))
+        output.print_result(run.text)
+    for location in files if files is not None else (file.url for file in files_of_run):
+        output.print_result(one_line(str(location)))
 
 
-def ended(state: ExecutionState) -> str:
+def summarize_state(state: ExecutionState) -> str:
     """Say how a run ended, in what time, for what."""
-    took = f" in {state.ms / 1000:.1f} s" if state.ms is not None else ""
-    cost = f", {output.cell(state.cost)} credits" if state.cost is not None else ""
-    return f"{state.status}{took}{cost}"
+    duration = f" in {state.ms / 1000:.1f} s" if state.ms is not None else ""
+    cost = f", {output.format_cell(state.cost)} credits" if state.cost is not None else ""
+    return f"{state.status}{duration}{cost}"

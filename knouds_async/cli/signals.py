@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-ASKED_TO_END: Final = frozenset({signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})
+TERMINATION_SIGNALS: Final = frozenset({signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})
 """SIGTERM, and SIGHUP, which tells that the terminal is gone; there is none on Windows."""
 
 
 @contextmanager
-def as_by_ctrl_c() -> Iterator[None]:
+def termination_as_ctrl_c() -> Iterator[None]:
     """Take them so while the block runs; where Ctrl-C itself is ignored, or not ours to take, leave all as it is."""
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    numbers = [one for one in ASKED_TO_END if signal.getsignal(one) is signal.SIG_DFL]
+    numbers = [one for one in TERMINATION_SIGNALS if signal.getsignal(one) is signal.SIG_DFL]
     for one in numbers:
         signal.signal(one, lambda *_: signal.raise_signal(signal.SIGINT))
     try:

@@ -8,18 +8,18 @@ from typing import Final
 from knouds_async.testing import Emulator, Lognormal
 
 LIMITS: Final = {"pro": 100, "business": 1000}  # requests per minute and route (contract 6)
-SECONDS: Final = 6.0  # median length of a run
-_EDGE = 12.0  # seconds until the first window of the quota ends, so that its edge is met early
-_FAILURES = 0.03
+RUN_SECONDS: Final = 6.0  # median length of a run
+_FIRST_WINDOW = 12.0  # seconds until the first window of the quota ends, so that its edge is met early
+_FAILURE_RATE = 0.03
 
 
-def demo_emulator(runs: int, seed: int) -> Emulator:
+def make_demo_emulator(runs: int, seed: int) -> Emulator:
     """Make the emulator for so many runs."""
     return Emulator(
         tier="pro" if runs <= 2 * LIMITS["pro"] else "business",
-        duration=Lognormal(SECONDS, 0.25),
-        failure_rate=_FAILURES,
-        window_phase=_EDGE,
+        duration=Lognormal(RUN_SECONDS, 0.25),
+        failure_rate=_FAILURE_RATE,
+        window_phase=_FIRST_WINDOW,
         polls_limited=False,  # whether the service limits them is not documented (contract 6)
         seed=seed,
         epoch=time.time(),

@@ -12,14 +12,14 @@ import attrs
 
 from knouds_async import ExecutionState, Status
 
-SHOWN = 5  # first results that are kept to be shown
+RESULTS_KEPT = 5  # first results that are kept to be shown
 
 
 @attrs.define
-class Tally:
+class DemoStats:
     """Counts of the runs of one demo; `asked` holds the inputs of all, `results` the first ends with theirs."""
 
-    asked: list[dict[str, Any]]
+    requested: list[dict[str, Any]]
     submitted: int = 0
     completed: int = 0
     failed: int = 0
@@ -30,7 +30,7 @@ class Tally:
     @property
     def total(self) -> int:
         """Runs asked for."""
-        return len(self.asked)
+        return len(self.requested)
 
     @property
     def finished(self) -> int:
@@ -42,18 +42,18 @@ class Tally:
         """Runs that are out."""
         return self.submitted - self.finished
 
-    def ended(self, inputs: dict[str, Any], state: ExecutionState) -> None:
+    def record(self, inputs: dict[str, Any], state: ExecutionState) -> None:
         """Count the end of a run."""
         self.completed += state.status == Status.COMPLETED
         self.failed += state.status == Status.FAILED
         self.cancelled += state.status == Status.CANCELLED
-        if state.status == Status.COMPLETED and len(self.results) < SHOWN:
+        if state.status == Status.COMPLETED and len(self.results) < RESULTS_KEPT:
             self.results.append((inputs, state))
 
 
-def begun_twice(asked: Iterable[Mapping[str, Any]], begun: Iterable[Mapping[str, Any]]) -> int:
+def count_duplicates(requested: Iterable[Mapping[str, Any]], started: Iterable[Mapping[str, Any]]) -> int:
     """Count the runs that began more often than they were asked for."""
-    wanted, seen = (Counter(json.dumps(inputs, sort_keys=True) for inputs in each) for each in (asked, begun))
+    wanted, seen = (Counter(json.dumps(inputs, sort_keys=True) for inputs in each) for each in (requested, started))
     return (seen - wanted).total()
 
 

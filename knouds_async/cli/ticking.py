@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 
 @asynccontextmanager
-async def ticking(period: float, tick: Callable[[], object]) -> AsyncIterator[None]:
+async def call_every(period: float, tick: Callable[[], object]) -> AsyncIterator[None]:
     """Call `tick` every `period` seconds while the block runs, on the same event loop."""
     task = asyncio.create_task(_tick(period, tick))
     try:

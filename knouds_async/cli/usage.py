@@ -10,22 +10,22 @@ from knouds_async import AsyncKnouds, UsageRow
 from knouds_async.cli import output
 from knouds_async.cli.exits import UsageError
 from knouds_async.cli.options import BaseUrl, Json
-from knouds_async.cli.service import ask
+from knouds_async.cli.service import query
 
-Limit = Annotated[int | None, Parameter(help="The most rows, up to 500; 50 without it.")]
-All = Annotated[bool, Parameter(name="--all", show_default=False, help="Every row, page by page.")]
-Status = Annotated[str | None, Parameter(help="Only runs that are processing, completed or failed.")]
-Workflow = Annotated[str | None, Parameter(help="Only runs of the workflow with this slug.")]
-Model = Annotated[str | None, Parameter(help="Only runs that used the model with this id.")]
+RowLimit = Annotated[int | None, Parameter(help="The most rows, up to 500; 50 without it.")]
+AllRows = Annotated[bool, Parameter(name="--all", show_default=False, help="Every row, page by page.")]
+StatusFilter = Annotated[str | None, Parameter(help="Only runs that are processing, completed or failed.")]
+WorkflowFilter = Annotated[str | None, Parameter(help="Only runs of the workflow with this slug.")]
+ModelFilter = Annotated[str | None, Parameter(help="Only runs that used the model with this id.")]
 
 
 def usage(
     *,
-    limit: Limit = None,
-    every_row: All = False,
-    status: Status = None,
-    workflow: Workflow = None,
-    model: Model = None,
+    limit: RowLimit = None,
+    every_row: AllRows = False,
+    status: StatusFilter = None,
+    workflow: WorkflowFilter = None,
+    model: ModelFilter = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
 ) -> None:
@@ -37,27 +37,27 @@ def usage(
     if every_row and limit is not None:
         raise UsageError("--limit and --all exclude each other")
 
-    async def listed(knouds: AsyncKnouds) -> tuple[list[UsageRow], int | None]:
+    async def fetch(knouds: AsyncKnouds) -> tuple[list[UsageRow], int | None]:
         if every_row:
-            walk = knouds.usage.iter(status=status, workflow_slug=workflow, model_id=model)
-            return [row async for row in walk], None
+            iterator = knouds.usage.iter(status=status, workflow_slug=workflow, model_id=model)
+            return [row async for row in iterator], None
         page = await knouds.usage.list(status=status, workflow_slug=workflow, model_id=model, limit=limit)
         return list(page.rows), page.total
 
-    rows, total = ask(base_url, listed)
+    rows, total = query(base_url, fetch)
     if as_json:
-        output.give_json(rows)
+        output.print_json(rows)
         return
     if not rows:
-        output.note("no such runs")
+        output.print_info("no such runs")
         return
     heads = ("started (UTC)", "what", "status", "credits", "seconds", "error", "request id")
-    output.give_table(heads, [_cells(row) for row in rows], whole="request id")
+    output.print_table(heads, [_usage_cells(row) for row in rows], unbroken="request id")
     if total is not None and total > len(rows):
-        output.note(f"{len(rows)} of {total} rows; --all gives every one")
+        output.print_info(f"{len(rows)} of {total} rows; --all gives every one")
 
 
-def _cells(row: UsageRow) -> tuple[object, ...]:
+def _usage_cells(row: UsageRow) -> tuple[object, ...]:
     seconds = None if row.duration_ms is None else round(row.duration_ms / 1000, 1)
     what = row.workflow_slug or row.model_ids
     return row.created_at, what, row.status, row.credits_cost, seconds, row.error_code, row.request_id

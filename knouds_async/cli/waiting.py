@@ -9,23 +9,23 @@ from contextlib import asynccontextmanager, suppress
 
 from knouds_async import Execution, ExecutionState, KnoudsError
 from knouds_async.cli import output
-from knouds_async.cli.ticking import ticking
+from knouds_async.cli.ticking import call_every
 from knouds_async.cli.words import one_line
 
 
 async def wait(execution: Execution, *, timeout: float | None) -> ExecutionState:
     """Wait for the end and give the final state; raises what `Execution.wait` raises."""
-    telling = None if output.is_live() else asyncio.create_task(_tell_changes(execution))
+    printer = None if output.is_live() else asyncio.create_task(_print_changes(execution))
     try:
-        async with on_show(lambda: f"{execution.state.status}"):
+        async with show_spinner(lambda: f"{execution.state.status}"):
             return await execution.wait(timeout=timeout)
     finally:
-        if telling is not None:
-            telling.cancel()
+        if printer is not None:
+            printer.cancel()
 
 
 @asynccontextmanager
-async def on_show(words: Callable[[], str]) -> AsyncIterator[None]:
+async def show_spinner(status: Callable[[], str]) -> AsyncIterator[None]:
     """Keep words and the seconds so far on show at a terminal while the block runs; elsewhere nothing."""
     if not output.is_live():
         yield
@@ -35,21 +35,21 @@ async def on_show(words: Callable[[], str]) -> AsyncIterator[None]:
     from rich.spinner import Spinner
     from rich.text import Text
 
-    began = time.monotonic()
+    started = time.monotonic()
     spinner = Spinner("dots")
 
     def draw() -> None:
-        now = f"{words()}, {time.monotonic() - began:.0f} s"
-        spinner.update(text=Text(one_line(now), overflow="ellipsis", no_wrap=True))
+        line = f"{status()}, {time.monotonic() - started:.0f} s"
+        spinner.update(text=Text(one_line(line), overflow="ellipsis", no_wrap=True))
         display.update(spinner, refresh=True)
 
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as display:
-        async with ticking(0.1, draw):
+        async with call_every(0.1, draw):
             yield
 
 
-async def _tell_changes(execution: Execution) -> None:
+async def _print_changes(execution: Execution) -> None:
     with suppress(KnoudsError):  # the wait itself meets it too, and raises it
         async for state in execution.updates():
             if not state.is_final:
-                output.note(one_line(state.status))
+                output.print_info(one_line(state.status))

@@ -9,11 +9,11 @@ import re
 from typing import Final
 
 from knouds_async import errors
-from knouds_async.cli.exits import Exit, exit_of
+from knouds_async.cli.exits import ExitCode, exit_code_for
 
-_STEERING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_FREE: Final = "Nothing was run; "
-_LOOK: Final = "Look for it with `{}` before you run it again"
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_RUN: Final = "Nothing was run; "
+_CHECK_FIRST: Final = "Look for it with `{}` before you run it again"
 
 _ARGUMENT: Final = re.compile(
     r"(expected|limit|max_credits|max_in_flight)=(?=\S+: must be)"
@@ -34,29 +34,29 @@ def one_line(text: str) -> str:
 
 def printable(text: str) -> str:
     """Show what could steer a terminal or turn its text round instead of sending it; line ends and tabs stay."""
-    return _STEERING.sub(lambda found: _visible(found[0]), text)
+    return _CONTROLS.sub(lambda found: _escaped(found[0]), text)
 
 
-def counted(number: int, what: str) -> str:
+def plural(number: int, what: str) -> str:
     """Say how many: `1 run`, `2 runs`."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _visible(char: str) -> str:
+def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
-def said_of(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Say what went wrong and what to do, in one line."""
     match error:
         case errors.SubmissionUnknownError():
             when = f"{error.sent_at:%Y-%m-%d %H:%M:%S} UTC"
-            said = f"{error.target} was submitted at {when} and its outcome is unknown: {error.seen}. "
-            return one_line(f"{said}{_fate_of(error)}")
+            start = f"{error.target} was submitted at {when} and its outcome is unknown: {error.seen}. "
+            return one_line(f"{start}{_describe_unknown(error)}")
         case errors.APIError():
-            return one_line(_of_refusal(error))
+            return one_line(_format_api_error(error))
         case errors.InvalidArgumentError():
-            return one_line(_ARGUMENT.sub(_option, str(error)).removesuffix(", or None"))
+            return one_line(_ARGUMENT.sub(_as_option, str(error)).removesuffix(", or None"))
         case KeyboardInterrupt():
             return "interrupted"
         case OSError():
@@ -65,39 +65,41 @@ def said_of(error: BaseException) -> str:
             return one_line(str(error))
 
 
-def _option(argument: re.Match[str]) -> str:
+def _as_option(argument: re.Match[str]) -> str:
     return f"--{argument[1].replace('_', '-')} "
 
 
-def _fate_of(error: errors.SubmissionUnknownError) -> str:
+def _describe_unknown(error: errors.SubmissionUnknownError) -> str:
     if error.execution_id is not None:
-        look = f"`knouds status {error.execution_id}` shows it; do not run it again"
-        return f"The part that came names execution {error.execution_id}, so it most likely runs and is charged: {look}"
-    look = _LOOK.format(_usage_of(error.target))
-    return f"It may have run and been charged, so it was not sent again. {look}"
+        check = f"`knouds status {error.execution_id}` shows it; do not run it again"
+        return (
+            f"The part that came names execution {error.execution_id}, so it most likely runs and is charged: {check}"
+        )
+    check = _CHECK_FIRST.format(_usage_command(error.target))
+    return f"It may have run and been charged, so it was not sent again. {check}"
 
 
-def _usage_of(target: str) -> str:
+def _usage_command(target: str) -> str:
     """Give the command that lists the uses of a target, `workflows/<slug>` or `models/<name>`."""
     kind, _, name = target.partition("/")
     return f"knouds usage --{kind.removesuffix('s')} {name}"
 
 
-def _of_refusal(error: errors.APIError) -> str:
-    if exit_of(error) is Exit.MAY_HAVE_RUN:
-        return f"{_bare(error)}. It may have run and been charged. {_LOOK.format('knouds usage')}"
+def _format_api_error(error: errors.APIError) -> str:
+    if exit_code_for(error) is ExitCode.MAY_HAVE_RUN:
+        return f"{_without_advice(error)}. It may have run and been charged. {_CHECK_FIRST.format('knouds usage')}"
     advice = error.advice
     if isinstance(error, errors.RateLimitError):
-        advice = f"{_FREE}{_later(error)}" if advice.startswith(_FREE) else _later(error).capitalize()
+        advice = f"{_NOT_RUN}{_retry_hint(error)}" if advice.startswith(_NOT_RUN) else _retry_hint(error).capitalize()
     elif error.from_service:
         advice = next((words for kind, words in _ADVICE if isinstance(error, kind)), error.advice)
-    return f"{_bare(error)}. {advice}" if advice else _bare(error)
+    return f"{_without_advice(error)}. {advice}" if advice else _without_advice(error)
 
 
-def _later(error: errors.RateLimitError) -> str:
+def _retry_hint(error: errors.RateLimitError) -> str:
     wait = "wait" if error.retry_after is None else f"wait {error.retry_after:,.0f} s"
     return f"{wait}, then try again"
 
 
-def _bare(error: errors.APIError) -> str:
+def _without_advice(error: errors.APIError) -> str:
     return str(error).removesuffix(error.advice).rstrip(". ")

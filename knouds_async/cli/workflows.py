@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from knouds_async.cli import output
 from knouds_async.cli.options import BaseUrl, Json
-from knouds_async.cli.service import ask
+from knouds_async.cli.service import query
 
 
 def workflows(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
@@ -12,11 +12,11 @@ def workflows(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
 
     Columns: slug, name, estimated credits of a run, last change. Piped, they are separated by tabs.
     """
-    listed = ask(base_url, lambda knouds: knouds.workflows.list())
+    found = query(base_url, lambda knouds: knouds.workflows.list())
     if as_json:
-        output.give_json(listed)
+        output.print_json(found)
         return
-    output.give_table(
+    output.print_table(
         ("slug", "name", "credits", "changed (UTC)"),
-        [(one.slug, one.name, one.estimated_credit_cost, one.updated_at) for one in listed],
+        [(workflow.slug, workflow.name, workflow.estimated_credit_cost, workflow.updated_at) for workflow in found],
     )

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, CapabilityDeniedError
-from knouds_async.cli.demo import fan_out
+from knouds_async.cli.demo import run_all
 from knouds_async.cli.prompts import read_prompts
-from knouds_async.cli.tally import Tally, begun_twice, per_minute, quantile
+from knouds_async.cli.tally import DemoStats, count_duplicates, per_minute, quantile
 from knouds_async.testing import Emulator, EmulatorTransport, faults, virtual_backend
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")])  # as the command line runs
@@ -123,7 +123,7 @@ async def test_an_error_that_is_not_of_one_run_ends_the_demo() -> None:
         AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
     ):
         with pytest.raises(CapabilityDeniedError):
-            await fan_out(knouds, read_prompts()[:3], Tally(read_prompts()[:3]))
+            await run_all(knouds, read_prompts()[:3], DemoStats(read_prompts()[:3]))
 
 
 @on_asyncio
@@ -131,13 +131,13 @@ async def test_a_submit_without_an_answer_is_counted_as_unknown() -> None:
     """A demo counts a submit whose answer was lost, and goes on with the others."""
     emulator = Emulator(tier="business", duration=1.0)
     emulator.faults.add(faults.closed(after_run=True), route="POST /api/workflows/:slug/run", nth=2)
-    tally = Tally(read_prompts()[:3])
+    stats = DemoStats(read_prompts()[:3])
     async with (
         httpx.AsyncClient(transport=EmulatorTransport(emulator)) as http,
         AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
     ):
-        await fan_out(knouds, tally.asked, tally)
-    assert (tally.unknown, tally.completed, len(emulator.runs)) == (1, 2, 3)
+        await run_all(knouds, stats.requested, stats)
+    assert (stats.unknown, stats.completed, len(emulator.runs)) == (1, 2, 3)
 
 
 def test_a_port_that_is_taken_is_one_line(knouds: Callable[..., Any]) -> None:
@@ -173,9 +173,9 @@ async def test_every_prompt_fits_its_workflow() -> None:
 
 def test_a_run_too_many_is_counted() -> None:
     """A run that began more often than it was asked for is found, whatever the order of its inputs."""
-    asked = [{"a": 1, "b": 2}, {"a": 2}, {"a": 2}]
-    assert begun_twice(asked, [{"b": 2, "a": 1}, {"a": 2}]) == 0
-    assert begun_twice(asked, [*asked, {"a": 2}, {"c": 3}]) == 2
+    requested = [{"a": 1, "b": 2}, {"a": 2}, {"a": 2}]
+    assert count_duplicates(requested, [{"b": 2, "a": 1}, {"a": 2}]) == 0
+    assert count_duplicates(requested, [*requested, {"a": 2}, {"c": 3}]) == 2
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 2.0), (0.95, 4.0), (0.0, 1.0), (1.0, 4.0)])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from knouds_async import errors
-from knouds_async.cli.exits import MEANINGS, Exit, KeyMissingError, UsageError, exit_of
+from knouds_async.cli.exits import MEANINGS, ExitCode, KeyMissingError, UsageError, exit_code_for
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"
@@ -259,7 +259,7 @@ def test_an_error_that_leaves_a_run_open_never_looks_harmless() -> None:
             errors.InvalidArgumentError,
             errors.BudgetExceededError,
         )
-        assert (exit_of(error) == Exit.MAY_HAVE_RUN) == (not issubclass(kind, (*of_the_run, *refused))), kind
+        assert (exit_code_for(error) == ExitCode.MAY_HAVE_RUN) == (not issubclass(kind, (*of_the_run, *refused))), kind
 
 
 @pytest.mark.parametrize(
@@ -288,14 +288,14 @@ def test_an_error_that_leaves_a_run_open_never_looks_harmless() -> None:
 )
 def test_the_table_gives_the_code(error: BaseException, code: int) -> None:
     """Each error has the exit code that the help promises."""
-    assert exit_of(error) == code
+    assert exit_code_for(error) == code
 
 
 def test_every_code_is_documented(knouds: Callable[..., Any]) -> None:
     """`knouds --help` shows every exit code with its meaning."""
     ended = knouds("--help")
     assert ended.code == 0
-    for code in Exit:
+    for code in ExitCode:
         assert f"{code.value:>5}  {MEANINGS[code]}" in ended.out
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async.cli.exits import UsageError
-from knouds_async.cli.inputs import inputs_of, read_pairs, read_value
+from knouds_async.cli.inputs import read_inputs, read_pairs, read_value
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"
@@ -136,11 +136,11 @@ def test_a_file_that_holds_no_object_is_refused(tmp_path: Path, text: str) -> No
     file = tmp_path / "inputs.json"
     file.write_text(text)
     with pytest.raises(UsageError, match=r"inputs\.json"):
-        inputs_of([], file)
+        read_inputs([], file)
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     """A file that an editor saved with a byte order mark is read."""
     file = tmp_path / "inputs.json"
     file.write_text('{"a": 1}', encoding="utf-8-sig")
-    assert inputs_of(["b=2"], file) == {"a": 1, "b": 2}
+    assert read_inputs(["b=2"], file) == {"a": 1, "b": 2}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from knouds_async import ExecutionState, Failure, errors
 from knouds_async.cli import output
-from knouds_async.cli.shown import give_result, give_state
-from knouds_async.cli.words import one_line, printable, said_of
+from knouds_async.cli.shown import print_run_result, print_state
+from knouds_async.cli.words import format_error, one_line, printable
 
 TEXTS = st.text(max_size=200)
 STEERING = {chr(code) for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc"} | {"\u202e", "\u2066"}
@@ -26,7 +26,7 @@ def test_no_error_takes_two_lines_or_steers_a_terminal(text: str) -> None:
         errors.InvalidInputsError(text, status=400),
         OSError(5, text),
     ):
-        assert STEERING.isdisjoint(said_of(error))
+        assert STEERING.isdisjoint(format_error(error))
 
 
 @given(TEXTS)
@@ -43,7 +43,7 @@ def test_what_is_printed_keeps_its_lines_and_loses_its_controls(text: str) -> No
 def test_the_world_s_texts_are_left_alone(capsys: pytest.CaptureFixture[str], text: str) -> None:
     """Spaces, joiners and letters of any language are no controls."""
     assert printable(text) == text
-    output.give(text)
+    output.print_result(text)
     assert capsys.readouterr().out == f"{text}\n"
 
 
@@ -79,8 +79,8 @@ def test_the_world_s_texts_are_left_alone(capsys: pytest.CaptureFixture[str], te
 )
 def test_advice_is_a_command_and_not_python(error: BaseException, has: str, lacks: str) -> None:
     """Where the library advises a call, the command line advises a command."""
-    assert has in said_of(error)
-    assert lacks not in said_of(error)
+    assert has in format_error(error)
+    assert lacks not in format_error(error)
     assert pickle.loads(pickle.dumps(error)).args == error.args  # noqa: S301
 
 
@@ -99,13 +99,13 @@ def test_advice_is_a_command_and_not_python(error: BaseException, has: str, lack
 )
 def test_a_result_is_text_and_addresses(capsys: pytest.CaptureFixture[str], result: object, lines: list[str]) -> None:
     """A result is shown as its text and one address a line, and as JSON where it has neither."""
-    give_result(result)
+    print_run_result(result)
     assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_a_failed_state_shows_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     """The state of a failed run shows the code and the message, in one line."""
-    give_state(ExecutionState(execution_id="x", status="failed", error=Failure("BAD", "went\nwrong")))
+    print_state(ExecutionState(execution_id="x", status="failed", error=Failure("BAD", "went\nwrong")))
     assert "error      BAD went wrong" in capsys.readouterr().out.splitlines()
 
 
@@ -123,4 +123,4 @@ def test_a_failed_state_shows_its_reason(capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_a_cell_is_short(value: object, text: str) -> None:
     """Values in tables have no needless digits, and nothing where there is nothing."""
-    assert output.cell(value) == text
+    assert output.format_cell(value) == text

@@ -11,16 +11,16 @@ import attrs
 from knouds_async import KnoudsError
 from knouds_async.batch.outcomes import Cancelled, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.progress import Progress
-from knouds_async.cli.batch.display import amount
-from knouds_async.cli.batch.pace import clock
-from knouds_async.cli.exits import Exit, exit_of
-from knouds_async.cli.words import counted, said_of
+from knouds_async.cli.batch.display import format_credits
+from knouds_async.cli.batch.pace import format_duration
+from knouds_async.cli.exits import ExitCode, exit_code_for
+from knouds_async.cli.words import format_error, plural
 
-_NAMED: Final = 5  # how many unknown runs are named
+_MAX_NAMED: Final = 5  # how many unknown runs are named
 
 
 @attrs.define
-class Account:
+class BatchReport:
     """Takes note of each outcome, in memory that does not grow with their number."""
 
     not_run: dict[NotRunReason, tuple[int, str, KnoudsError]] = attrs.Factory(dict)
@@ -30,7 +30,7 @@ class Account:
     unsaved: int = 0
     is_interrupted: bool = False
 
-    def see(self, outcome: Outcome) -> None:
+    def record(self, outcome: Outcome) -> None:
         """Take note of an outcome."""
         match outcome:
             case NotRun(job=job, reason=reason, error=error):
@@ -38,59 +38,61 @@ class Account:
                 self.not_run[reason] = (count + 1, key, first)
             case Unknown(job=job, is_abandoned=False):
                 self.unknowns += 1
-                if len(self.unknown) < _NAMED:
+                if len(self.unknown) < _MAX_NAMED:
                     self.unknown.append(job.key)
             case Failed() | Cancelled():
                 self.others += 1
 
-    def without_stopped(self, progress: Progress) -> Progress:
+    def excluding_stopped(self, progress: Progress) -> Progress:
         """Give a progress in which jobs that were only left for the next run do not count as done."""
         stopped, _, _ = self.not_run.get(NotRunReason.STOPPED, (0, "", None))
         return attrs.evolve(progress, not_run=max(progress.not_run - stopped, 0))
 
-    def exit(self, progress: Progress, failure: Exception | None = None) -> Exit:
+    def exit_code(self, progress: Progress, failure: Exception | None = None) -> ExitCode:
         """Give the exit code: what may have been paid for first, then what keeps the rest from being run."""
         if self.unknowns:
-            return Exit.MAY_HAVE_RUN
+            return ExitCode.MAY_HAVE_RUN
         if self.is_interrupted and not self.is_complete(progress):
-            return Exit.INTERRUPTED
-        codes = {exit_of(error) for reason, (_, _, error) in self.not_run.items() if reason != NotRunReason.STOPPED}
+            return ExitCode.INTERRUPTED
+        codes = {
+            exit_code_for(error) for reason, (_, _, error) in self.not_run.items() if reason != NotRunReason.STOPPED
+        }
         if failure is not None:
-            codes.add(exit_of(failure))
-        for code in (Exit.MAY_HAVE_RUN, Exit.KEY, Exit.CREDITS):
+            codes.add(exit_code_for(failure))
+        for code in (ExitCode.MAY_HAVE_RUN, ExitCode.KEY, ExitCode.CREDITS):
             if code in codes:
                 return code
-        if codes == {Exit.USAGE} and progress.outcomes == progress.not_run:
-            return Exit.USAGE  # nothing was run
-        return Exit.ERROR if codes or self.others or self.unsaved else Exit.FINE
+        if codes == {ExitCode.USAGE} and progress.outcomes == progress.not_run:
+            return ExitCode.USAGE  # nothing was run
+        return ExitCode.ERROR if codes or self.others or self.unsaved else ExitCode.OK
 
     def is_complete(self, progress: Progress) -> bool:
         """Tell whether nothing is left for another run."""
         return progress.total is not None and progress.outcomes == progress.total and not progress.not_run
 
     @property
-    def is_put_off(self) -> bool:
+    def is_deferred(self) -> bool:
         """Whether jobs are left that the same command may run later."""
-        return not _LATER.isdisjoint(self.not_run)
+        return not _DEFERRED.isdisjoint(self.not_run)
 
-    def troubles(self, ledger: str) -> Iterator[str]:
+    def problems(self, ledger: str) -> Iterator[str]:
         """Say what is wrong, a line each; `ledger` as a shell takes it."""
         for reason, (count, key, error) in self.not_run.items():
             if reason != NotRunReason.STOPPED:
-                first = f"{key}: " if reason not in _OF_ALL else ""
-                yield f"{counted(count, 'job')} not run ({reason}): {first}{said_of(error)}"
+                first = f"{key}: " if reason not in _BATCH_WIDE else ""
+                yield f"{plural(count, 'job')} not run ({reason}): {first}{format_error(error)}"
         if self.unsaved:
-            yield f"the files of {counted(self.unsaved, 'run')} could not be had; the same command tries again"
+            yield f"the files of {plural(self.unsaved, 'run')} could not be had; the same command tries again"
         if self.unknowns:
             named = ", ".join(self.unknown) + (" and others" if self.unknowns > len(self.unknown) else "")
             yield (
-                f"{counted(self.unknowns, 'run')} unknown: {named}. They may have run and been charged, so they were "
+                f"{plural(self.unknowns, 'run')} unknown: {named}. They may have run and been charged, so they were "
                 f"not sent again. The same command looks for them anew; `knouds batch --status {ledger}` lists them, "
                 f"`knouds batch --resolve {ledger} KEY resend|abandon|run=ID` decides"
             )
 
 
-_OF_ALL: Final = (
+_BATCH_WIDE: Final = (
     NotRunReason.BUDGET,
     NotRunReason.REFUSED,
     NotRunReason.UNREACHABLE,
@@ -99,23 +101,23 @@ _OF_ALL: Final = (
 )
 
 
-_LATER: Final = frozenset({NotRunReason.UNREACHABLE, NotRunReason.INTERCEPTED, NotRunReason.RATE_LIMITED})
+_DEFERRED: Final = frozenset({NotRunReason.UNREACHABLE, NotRunReason.INTERCEPTED, NotRunReason.RATE_LIMITED})
 
 
-def in_words(now: Progress) -> str:
+def summarize(now: Progress) -> str:
     """Sum up a batch in one line."""
     kinds = ("completed", "failed", "cancelled", "not_run", "unknown")
-    ends = ", ".join(f"{getattr(now, kind):,} {kind.replace('_', ' ')}" for kind in kinds if getattr(now, kind))
-    earlier = f" ({now.from_ledger:,} in earlier runs)" if now.from_ledger else ""
-    jobs = counted(now.outcomes, "job")
+    outcomes = ", ".join(f"{getattr(now, kind):,} {kind.replace('_', ' ')}" for kind in kinds if getattr(now, kind))
+    resumed = f" ({now.from_ledger:,} in earlier runs)" if now.from_ledger else ""
+    jobs = plural(now.outcomes, "job")
     if now.total not in (None, now.outcomes):
-        jobs = f"{now.outcomes:,} of {counted(now.total or 0, 'job')}"
-    cap = "" if now.max_credits is None else f" of {amount(now.max_credits)}"
-    credits = f"{amount(now.credits_spent)}{cap} credits spent"
-    return f"{jobs} done{f': {ends}' if ends else ''}{earlier}; {credits}; {clock(now.elapsed)}"
+        jobs = f"{now.outcomes:,} of {plural(now.total or 0, 'job')}"
+    cap = "" if now.max_credits is None else f" of {format_credits(now.max_credits)}"
+    credits = f"{format_credits(now.credits_spent)}{cap} credits spent"
+    return f"{jobs} done{f': {outcomes}' if outcomes else ''}{resumed}; {credits}; {format_duration(now.elapsed)}"
 
 
-def as_record(now: Progress, ledger: Path, out: Path | None, code: Exit) -> dict[str, Any]:
+def to_record(now: Progress, ledger: Path, out: Path | None, code: ExitCode) -> dict[str, Any]:
     """Sum up a batch for programs."""
     record = attrs.asdict(now) | {"seconds": round(now.elapsed, 3), "exit_code": int(code)}
     del record["elapsed"], record["held_for"]

@@ -17,50 +17,52 @@ from knouds_async._sansio.entries import Entry
 from knouds_async.batch.ledger import LedgerCounts
 from knouds_async.batch.sqlite import SQLiteLedger
 from knouds_async.cli import output
-from knouds_async.cli.exits import Exit, UsageError
-from knouds_async.cli.words import counted, one_line
+from knouds_async.cli.exits import ExitCode, UsageError
+from knouds_async.cli.words import one_line, plural
 
 _RUN: Final = "run="
-_FOLLOWS: Final = {"resend": "the next batch runs it once more", "abandon": "it is never run"}
+_CONSEQUENCES: Final = {"resend": "the next batch runs it once more", "abandon": "it is never run"}
 
 
-def show(path: Path, *, as_json: bool) -> int:
+def print_status(path: Path, *, as_json: bool) -> int:
     """Show what a ledger holds; the exit code is 5 while a run is unknown."""
-    counts, unknown = asyncio.run(_look(_there("--status", path)))
+    counts, unknown = asyncio.run(_read_ledger(_existing("--status", path)))
     if as_json:
         record = {"ledger": str(path), **attrs.asdict(counts)}
-        output.give_json(record | {"unknown_jobs": [_record(entry) for entry in unknown]})
+        output.print_json(record | {"unknown_jobs": [_entry_record(entry) for entry in unknown]})
     else:
         names = [field.name for field in attrs.fields(LedgerCounts)]
-        output.give_pairs(*((name.replace("_", " "), getattr(counts, name) or None) for name in names))
-        _list(path, unknown)
-    return Exit.MAY_HAVE_RUN if unknown else Exit.FINE
+        output.print_pairs(*((name.replace("_", " "), getattr(counts, name) or None) for name in names))
+        _print_unknown(path, unknown)
+    return ExitCode.MAY_HAVE_RUN if unknown else ExitCode.OK
 
 
 def resolve(path: Path, key: str, decision: str) -> int:
     """Write down what was decided about a run, and say what follows."""
-    if decision not in _FOLLOWS and not decision.startswith(_RUN):
+    if decision not in _CONSEQUENCES and not decision.startswith(_RUN):
         raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
-    left = asyncio.run(_decide(_there("--resolve", path), key, decision))
-    follows = _FOLLOWS.get(decision, f"it is {one_line(decision.removeprefix(_RUN))}, which the next batch waits for")
-    output.note(f"{one_line(key)}: {follows}; {counted(left, 'run')} unknown")
-    return Exit.FINE
+    remaining = asyncio.run(_apply_decision(_existing("--resolve", path), key, decision))
+    consequence = _CONSEQUENCES.get(
+        decision, f"it is {one_line(decision.removeprefix(_RUN))}, which the next batch waits for"
+    )
+    output.print_info(f"{one_line(key)}: {consequence}; {plural(remaining, 'run')} unknown")
+    return ExitCode.OK
 
 
 def rebind(path: Path) -> int:
     """Let the next batch bind a ledger to its own account and service."""
-    asyncio.run(_rebind(_there("--rebind", path)))
-    output.note(f"{one_line(str(path))}: it is bound to the account and the service of the next batch")
-    return Exit.FINE
+    asyncio.run(_rebind(_existing("--rebind", path)))
+    output.print_info(f"{one_line(str(path))}: it is bound to the account and the service of the next batch")
+    return ExitCode.OK
 
 
-def _there(option: str, path: Path) -> Path:
+def _existing(option: str, path: Path) -> Path:
     if not path.is_file():
         raise UsageError(f"{option} {one_line(str(path))}: there is no such ledger")
     return path
 
 
-async def _look(path: Path) -> tuple[LedgerCounts, tuple[Entry, ...]]:
+async def _read_ledger(path: Path) -> tuple[LedgerCounts, tuple[Entry, ...]]:
     async with SQLiteLedger(path) as ledger:
         return await ledger.counts(), await ledger.unknown()
 
@@ -70,7 +72,7 @@ async def _rebind(path: Path) -> None:
         await ledger.rebind()
 
 
-async def _decide(path: Path, key: str, decision: str) -> int:
+async def _apply_decision(path: Path, key: str, decision: str) -> int:
     async with SQLiteLedger(path) as ledger:
         match decision:
             case "resend":
@@ -82,22 +84,22 @@ async def _decide(path: Path, key: str, decision: str) -> int:
         return (await ledger.counts()).unknown
 
 
-def _list(path: Path, unknown: tuple[Entry, ...]) -> None:
+def _print_unknown(path: Path, unknown: tuple[Entry, ...]) -> None:
     """List the unknown runs, and say what can be done about them."""
     if not unknown:
         return
-    output.give("")
+    output.print_result("")
     heads = ("unknown", "sent (UTC)", "target", "why")
-    output.give_table(heads, [(entry.key, _sent(entry), entry.target, entry.note) for entry in unknown])
-    output.finish()  # results first, where both go to one terminal
-    output.note(
+    output.print_table(heads, [(entry.key, _sent_at(entry), entry.target, entry.note) for entry in unknown])
+    output.flush_stdout()  # results first, where both go to one terminal
+    output.print_info(
         "They may have run and been charged; `knouds usage` shows what did. The next batch looks for them there. "
         f"Decide with `knouds batch --resolve {shlex.quote(str(path))} KEY resend|abandon|run=ID`."
     )
 
 
-def _record(entry: Entry) -> dict[str, Any]:
-    sent = _sent(entry)
+def _entry_record(entry: Entry) -> dict[str, Any]:
+    sent = _sent_at(entry)
     return {
         "key": entry.key,
         "target": entry.target,
@@ -107,5 +109,5 @@ def _record(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _sent(entry: Entry) -> datetime | None:
+def _sent_at(entry: Entry) -> datetime | None:
     return None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)

@@ -9,13 +9,13 @@ from cyclopts import Parameter
 
 from knouds_async import Target
 from knouds_async._sansio.learned import check_expected
-from knouds_async.cli.batch.order import Order
+from knouds_async.cli.batch.order import BatchOptions
 from knouds_async.cli.exits import UsageError
 from knouds_async.cli.options import BaseUrl, Expected, Json
-from knouds_async.cli.saving import Save, prepared
+from knouds_async.cli.saving import Save, create_folder
 
-Slug = Annotated[str | None, Parameter(help="The workflow's slug; with --model a model's internal name.")]
-Jobs = Annotated[
+BatchTarget = Annotated[str | None, Parameter(help="The workflow's slug; with --model a model's internal name.")]
+JobsPath = Annotated[
     Path | None,
     Parameter(
         allow_leading_hyphen=True,
@@ -27,14 +27,14 @@ Jobs = Annotated[
 IsModel = Annotated[
     bool, Parameter(name="--model", show_default=False, help="Run a single model instead of a workflow.")
 ]
-Ledger = Annotated[
+LedgerPath = Annotated[
     Path | None,
     Parameter(
         help="The file that remembers every run, so that the same command goes on after Ctrl-C or a crash and pays for "
         "nothing twice; else JOBS.ledger beside the jobs. Jobs from stdin need one."
     ),
 ]
-Out = Annotated[
+OutPath = Annotated[
     Path | None,
     Parameter(
         allow_leading_hyphen=True,
@@ -48,10 +48,10 @@ MaxCredits = Annotated[
     Parameter(help="The most credits that the ledger's runs may cost, earlier ones included; then exit code 4."),
 ]
 RetryFailed = Annotated[bool, Parameter(show_default=False, help="Run once more what has failed in earlier runs.")]
-Status = Annotated[
+StatusLedger = Annotated[
     Path | None, Parameter(show_default=False, help="Show what a ledger holds, and which runs are unknown.")
 ]
-Resolve = Annotated[
+Decision = Annotated[
     tuple[Path, str, str] | None,
     Parameter(
         allow_leading_hyphen=True,
@@ -60,7 +60,7 @@ Resolve = Annotated[
         "lists them); the next batch waits for its end.",
     ),
 ]
-Rebind = Annotated[
+RebindLedger = Annotated[
     Path | None,
     Parameter(
         show_default=False,
@@ -70,21 +70,21 @@ Rebind = Annotated[
 
 
 def batch(
-    slug: Slug = None,
-    jobs: Jobs = None,
+    slug: BatchTarget = None,
+    jobs: JobsPath = None,
     /,
     *,
-    ledger: Ledger = None,
-    out: Out = None,
+    ledger: LedgerPath = None,
+    out: OutPath = None,
     is_model: IsModel = False,
     max_in_flight: MaxInFlight = None,
     max_credits: MaxCredits = None,
     retry_failed: RetryFailed = False,
     expected: Expected = None,
     save: Save = None,
-    status: Status = None,
-    resolve: Resolve = None,
-    rebind: Rebind = None,
+    status: StatusLedger = None,
+    resolve: Decision = None,
+    rebind: RebindLedger = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
 ) -> int:
@@ -102,7 +102,7 @@ def batch(
             "give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID, or --rebind LEDGER"
         )
     if status is not None:
-        return admin.show(status, as_json=as_json)
+        return admin.print_status(status, as_json=as_json)
     if resolve is not None:
         return admin.resolve(*resolve)
     if rebind is not None:
@@ -112,7 +112,7 @@ def batch(
     if ledger is None and str(jobs) == "-":
         raise UsageError("jobs from stdin need --ledger FILE: it is what keeps a rerun from paying twice")
     check_expected(expected)
-    order = Order(
+    options = BatchOptions(
         target=Target("models" if is_model else "workflows", slug),
         jobs=jobs,
         ledger=ledger or Path(f"{jobs}.ledger"),
@@ -121,8 +121,8 @@ def batch(
         max_credits=max_credits,
         retry_failed=retry_failed,
         expected=expected,
-        save=prepared(save),
+        save=create_folder(save),
         as_json=as_json,
         base_url=base_url,
     )
-    return running.run(order)
+    return running.run_batch(options)

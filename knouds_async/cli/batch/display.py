@@ -11,44 +11,54 @@ import attrs
 
 from knouds_async.batch.progress import Progress
 from knouds_async.cli import output
-from knouds_async.cli.batch.pace import Pace, clock
-from knouds_async.cli.ticking import ticking
+from knouds_async.cli.batch.pace import Throughput, format_duration
+from knouds_async.cli.ticking import call_every
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_FRAME: Final = 0.2  # seconds between two pictures at a terminal
-_BEAT: Final = 10.0  # seconds between two lines elsewhere
-_BAR: Final = 34
+_REFRESH_INTERVAL: Final = 0.2  # seconds between two pictures at a terminal
+_LINE_INTERVAL: Final = 10.0  # seconds between two lines elsewhere
+_BAR_WIDTH: Final = 34
 
 
 @attrs.define
-class Display:
+class BatchDisplay:
     """What is shown: how the batch stands, and a word on what is waited for if it is not the runs alone."""
 
     progress: Callable[[], Progress]
-    word: Callable[[], str] = str
+    status_line: Callable[[], str] = str
     is_stopping: bool = False
-    _pace: Pace = attrs.Factory(Pace)
+    _throughput: Throughput = attrs.Factory(Throughput)
 
     def lines(self) -> tuple[str, ...]:
         """Say it in lines of at most 80 columns for any batch of less than a million jobs."""
         now = self.progress()
-        self._pace.see(now)
-        return tuple(line for line in (_jobs(now), _ends(now), _money(now), self._speed(now), self.word()) if line)
+        self._throughput.update(now)
+        return tuple(
+            line
+            for line in (
+                _jobs_line(now),
+                _outcomes_line(now),
+                _credits_line(now),
+                self._speed_line(now),
+                self.status_line(),
+            )
+            if line
+        )
 
-    def _speed(self, now: Progress) -> str:
-        left = None if self.is_stopping else self._pace.left(now)
-        ahead = f", about {clock(left)} to go" if left else ""
-        return f"{clock(now.elapsed)}, {60 * self._pace.per_second(now):,.0f} jobs a minute{ahead}"
+    def _speed_line(self, now: Progress) -> str:
+        eta = None if self.is_stopping else self._throughput.eta(now)
+        remaining = f", about {format_duration(eta)} to go" if eta else ""
+        return f"{format_duration(now.elapsed)}, {60 * self._throughput.per_second(now):,.0f} jobs a minute{remaining}"
 
 
-def _jobs(now: Progress) -> str:
+def _jobs_line(now: Progress) -> str:
     of = "" if now.total is None else f" of {now.total:,}"
     return f"{now.outcomes:,}{of} done, {now.in_flight:,} in flight"
 
 
-def _ends(now: Progress) -> str:
+def _outcomes_line(now: Progress) -> str:
     """Say how the jobs ended; what did not occur is left out."""
     kinds = (
         (now.completed, "completed"),
@@ -60,23 +70,23 @@ def _ends(now: Progress) -> str:
     return ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
 
 
-def _money(now: Progress) -> str:
+def _credits_line(now: Progress) -> str:
     """Say what was spent, against the cap if there is one, and what is set aside for runs that are out."""
-    cap = "" if now.max_credits is None else f" of {amount(now.max_credits)}"
-    aside = f", {amount(now.credits_reserved)} set aside" if now.credits_reserved else ""
-    return f"{amount(now.credits_spent)}{cap} credits spent{aside}"
+    cap = "" if now.max_credits is None else f" of {format_credits(now.max_credits)}"
+    reserved = f", {format_credits(now.credits_reserved)} set aside" if now.credits_reserved else ""
+    return f"{format_credits(now.credits_spent)}{cap} credits spent{reserved}"
 
 
-def amount(credits: float) -> str:
+def format_credits(credits: float) -> str:
     """Say an amount of credits."""
     return f"{round(credits, 2):,.12g}"
 
 
 @asynccontextmanager
-async def shown(display: Display) -> AsyncIterator[None]:
+async def show_display(display: BatchDisplay) -> AsyncIterator[None]:
     """Show the progress while the block runs."""
     if not output.is_live():
-        async with ticking(_BEAT, lambda: output.note("; ".join(display.lines()))):
+        async with call_every(_LINE_INTERVAL, lambda: output.print_info("; ".join(display.lines()))):
             yield
         return
     from rich.console import Console
@@ -90,11 +100,11 @@ async def shown(display: Display) -> AsyncIterator[None]:
         redirect_stdout=sys.stdout.isatty(),
     )
     with live:
-        async with ticking(_FRAME, lambda: live.update(_drawn(display), refresh=True)):
+        async with call_every(_REFRESH_INTERVAL, lambda: live.update(_render(display), refresh=True)):
             yield
 
 
-def _drawn(display: Display) -> RenderableType:
+def _render(display: BatchDisplay) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -105,5 +115,5 @@ def _drawn(display: Display) -> RenderableType:
     if not now.total:
         return Group(*lines)
     first = Table.grid(padding=(0, 1))
-    first.add_row(ProgressBar(now.total, now.outcomes, width=_BAR), lines[0])
+    first.add_row(ProgressBar(now.total, now.outcomes, width=_BAR_WIDTH), lines[0])
     return Group(first, *lines[1:])

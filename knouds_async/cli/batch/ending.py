@@ -5,24 +5,24 @@ from __future__ import annotations
 import shlex
 
 from knouds_async.cli import output
-from knouds_async.cli.batch.account import as_record, in_words
-from knouds_async.cli.batch.state import Run
-from knouds_async.cli.words import said_of
+from knouds_async.cli.batch.account import summarize, to_record
+from knouds_async.cli.batch.state import BatchRun
+from knouds_async.cli.words import format_error
 
 
-def ended(run: Run) -> int:
+def print_report(run: BatchRun) -> int:
     """Say how a batch ended, what is wrong and how to go on."""
-    order, account = run.order, run.account
-    now = account.without_stopped(run.progress)
-    code = account.exit(now, run.failure)
-    if order.as_json and order.out is not None:
-        output.give_json(as_record(now, order.ledger, order.out, code))
-        output.finish()  # results first, where both go to one terminal
-    output.note(in_words(now))
-    for trouble in account.troubles(shlex.quote(str(order.ledger))):
-        output.tell(trouble)
+    options, report = run.options, run.report
+    now = report.excluding_stopped(run.progress)
+    code = report.exit_code(now, run.failure)
+    if options.as_json and options.out is not None:
+        output.print_json(to_record(now, options.ledger, options.out, code))
+        output.flush_stdout()  # results first, where both go to one terminal
+    output.print_info(summarize(now))
+    for problem in report.problems(shlex.quote(str(options.ledger))):
+        output.print_error(problem)
     if run.failure is not None:
-        output.tell(f"stopped: {said_of(run.failure)}")
-    if run.failure is not None or account.is_put_off or (account.is_interrupted and not account.is_complete(now)):
-        output.tell(f"To go on: {order.command}")
+        output.print_error(f"stopped: {format_error(run.failure)}")
+    if run.failure is not None or report.is_deferred or (report.is_interrupted and not report.is_complete(now)):
+        output.print_error(f"To go on: {options.resume_command}")
     return code

@@ -16,21 +16,21 @@ from typing import Any, BinaryIO, Final, ParamSpec, TypeVar
 import attrs
 
 from knouds_async.batch.jobs import LONGEST_KEY
-from knouds_async.cli.batch.lines import LONGEST, FaultyLineError, Line, read_lines
+from knouds_async.cli.batch.lines import MAX_LINE_BYTES, InvalidLineError, NumberedLine, read_lines
 from knouds_async.cli.inputs import read_value
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _SEPARATORS: Final = ",;\t"
-_NO_ARRAY: Final = "a JSON array; write each job on a line of its own, as `jq -c '.[]'` does"
-_BESIDE: Final = (
+_ARRAY_ERROR: Final = "a JSON array; write each job on a line of its own, as `jq -c '.[]'` does"
+_FORMAT_ERROR: Final = (
     'a job is {"key": ..., "inputs": {...}} with no other names, or the inputs alone with no "key" among them'
 )
 
 
 @attrs.frozen
-class Entry:
+class FileJob:
     """A job as a file lists it: the number of its line, its key if it has one, its inputs."""
 
     line: int
@@ -39,71 +39,71 @@ class Entry:
 
 
 @attrs.frozen
-class Form:
+class FileFormat:
     """How a file is to be read: its name in messages, whether it is CSV, the inputs whose cells stay text."""
 
     name: str
     is_csv: bool = False
-    texts: Collection[str] = frozenset()
+    text_inputs: Collection[str] = frozenset()
 
 
-def read_entries(stream: BinaryIO, form: Form) -> Iterator[Entry | FaultyLineError]:
+def read_jobs(stream: BinaryIO, file_format: FileFormat) -> Iterator[FileJob | InvalidLineError]:
     """Give each job of a stream, or what is wrong with its line; FaultyLineError where no more can be read."""
-    lines = read_lines(stream, form.name)
-    return _of_csv(lines, form) if form.is_csv else _of_json(lines, form.name)
+    lines = read_lines(stream, file_format.name)
+    return _read_csv(lines, file_format) if file_format.is_csv else _read_json_lines(lines, file_format.name)
 
 
-def _of_json(lines: Iterator[Line], name: str) -> Iterator[Entry | FaultyLineError]:
+def _read_json_lines(lines: Iterator[NumberedLine], name: str) -> Iterator[FileJob | InvalidLineError]:
     for line in lines:
         if line.text.strip():
-            yield _faultless(name, line.number, _read_object, line.number, line.text)
+            yield _caught(name, line.number, _read_object, line.number, line.text)
 
 
-def _faultless(name: str, number: int, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | FaultyLineError:
+def _caught(name: str, number: int, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | InvalidLineError:
     """Read something of a line, or give what is wrong with it, with its number."""
     try:
         return read(*args, **kwargs)
     except ValueError as error:
-        return FaultyLineError(name, number, str(error))
+        return InvalidLineError(name, number, str(error))
 
 
-def _load(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_json, parse_float=_finite)
+        return json.loads(text, parse_constant=_reject_constant, parse_float=_parse_finite)
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("["):
-            raise ValueError(_NO_ARRAY) from None
+            raise ValueError(_ARRAY_ERROR) from None
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("not JSON: nested too deeply") from None
 
 
-def _no_json(word: str) -> Any:
+def _reject_constant(word: str) -> Any:
     raise ValueError(f"not JSON: {word}")
 
 
-def _finite(digits: str) -> float:
+def _parse_finite(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
         raise ValueError(f"{digits:.40} is too large a number")
     return number
 
 
-def _read_object(number: int, text: str) -> Entry:
+def _read_object(number: int, text: str) -> FileJob:
     """Read a job with a key, or bare inputs; ValueError says what it is instead."""
-    value = _load(text)
+    value = _parse_json(text)
     if isinstance(value, list):
-        raise ValueError(_NO_ARRAY)  # noqa: TRY004
+        raise ValueError(_ARRAY_ERROR)  # noqa: TRY004
     if not isinstance(value, dict):
-        raise ValueError(f"not a JSON object: {_BESIDE}")  # noqa: TRY004
+        raise ValueError(f"not a JSON object: {_FORMAT_ERROR}")  # noqa: TRY004
     inputs = value.get("inputs")
     if not isinstance(inputs, dict):
         if "key" in value or set(value) == {"inputs"}:
-            raise ValueError(_BESIDE)
-        return Entry(number, None, value)
+            raise ValueError(_FORMAT_ERROR)
+        return FileJob(number, None, value)
     if others := set(value) - {"key", "inputs"}:
-        raise ValueError(f"{', '.join(map(repr, sorted(others)))} beside 'inputs', an object: {_BESIDE}")
-    return Entry(number, _read_key(value.get("key")), inputs)
+        raise ValueError(f"{', '.join(map(repr, sorted(others)))} beside 'inputs', an object: {_FORMAT_ERROR}")
+    return FileJob(number, _read_key(value.get("key")), inputs)
 
 
 def _read_key(key: Any) -> str | None:
@@ -119,10 +119,10 @@ def _read_key(key: Any) -> str | None:
     return key
 
 
-class _Texts:
+class _LineTexts:
     """The texts of lines, for the csv module; remembers the number of the last one it took."""
 
-    def __init__(self, lines: Iterator[Line], number: int) -> None:
+    def __init__(self, lines: Iterator[NumberedLine], number: int) -> None:
         self._lines = lines
         self.number = number
 
@@ -132,36 +132,36 @@ class _Texts:
             yield line.text
 
 
-def _of_csv(lines: Iterator[Line], form: Form) -> Iterator[Entry | FaultyLineError]:
-    csv.field_size_limit(LONGEST)
+def _read_csv(lines: Iterator[NumberedLine], file_format: FileFormat) -> Iterator[FileJob | InvalidLineError]:
+    csv.field_size_limit(MAX_LINE_BYTES)
     first = next((line for line in lines if line.text.strip()), None)
     if first is None:
         return
-    texts = _Texts(chain([first], lines), first.number - 1)
-    rows = _rows(texts, max(_SEPARATORS, key=first.text.count), form.name)
-    names = _faultless(form.name, first.number, _read_head, next(rows)[1])
-    if isinstance(names, FaultyLineError):
+    texts = _LineTexts(chain([first], lines), first.number - 1)
+    rows = _read_rows(texts, max(_SEPARATORS, key=first.text.count), file_format.name)
+    names = _caught(file_format.name, first.number, _read_header, next(rows)[1])
+    if isinstance(names, InvalidLineError):
         raise names
     for number, cells in rows:
         if any(cells):  # spreadsheets leave rows of empty cells behind
-            yield _faultless(form.name, number, _read_row, number, names, cells, form.texts)
+            yield _caught(file_format.name, number, _read_row, number, names, cells, file_format.text_inputs)
 
 
-def _rows(texts: _Texts, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
+def _read_rows(texts: _LineTexts, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
     """Give each row with the number of its first line: a cell may hold line ends."""
     reader = csv.reader(texts, delimiter=separator, strict=True)
     while True:
-        begins = texts.number + 1
+        first_line = texts.number + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise FaultyLineError(name, begins, f"not CSV: {error}") from None
-        yield begins, cells
+            raise InvalidLineError(name, first_line, f"not CSV: {error}") from None
+        yield first_line, cells
 
 
-def _read_head(cells: list[str]) -> list[str]:
+def _read_header(cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     for name in names:
         if not name:
@@ -171,10 +171,12 @@ def _read_head(cells: list[str]) -> list[str]:
     return names
 
 
-def _read_row(number: int, names: list[str], cells: list[str], texts: Collection[str]) -> Entry:
+def _read_row(number: int, names: list[str], cells: list[str], text_inputs: Collection[str]) -> FileJob:
     """Read a row: an empty cell is an input that is not given."""
     if len(cells) != len(names):
         raise ValueError(f"{len(cells)} cells where the first line names {len(names)}")
     given = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
     key = _read_key(given.pop("key", None))
-    return Entry(number, key, {name: cell if name in texts else read_value(cell) for name, cell in given.items()})
+    return FileJob(
+        number, key, {name: cell if name in text_inputs else read_value(cell) for name, cell in given.items()}
+    )

@@ -13,14 +13,14 @@ import attrs
 from knouds_async.cli.exits import UsageError
 from knouds_async.cli.words import one_line
 
-LONGEST: Final = 32 * 1024**2
+MAX_LINE_BYTES: Final = 32 * 1024**2
 """How many bytes a line may have; a file without line ends is no file of jobs."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
-class FaultyLineError(UsageError):
+class InvalidLineError(UsageError):
     """A line that is no job; `line` counts from 1, `why` says what is wrong with it."""
 
     def __init__(self, name: str, line: int, why: str) -> None:
@@ -30,26 +30,26 @@ class FaultyLineError(UsageError):
 
 
 @attrs.frozen
-class Line:
+class NumberedLine:
     """A line of text with its end, and its number from 1."""
 
     number: int
     text: str
 
 
-def read_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
+def read_lines(stream: BinaryIO, name: str) -> Iterator[NumberedLine]:
     """Give each line of a stream of UTF-8, with or without a byte order mark."""
     number = 0
-    while raw := stream.readline(LONGEST + 1):
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
-        if len(raw) > LONGEST:
-            raise FaultyLineError(name, number, f"longer than {LONGEST // 1024**2} MiB")
+        if len(raw) > MAX_LINE_BYTES:
+            raise InvalidLineError(name, number, f"longer than {MAX_LINE_BYTES // 1024**2} MiB")
         if number == 1:
             if raw.startswith(_UTF_16):
-                raise FaultyLineError(name, number, "the file is UTF-16; save it as UTF-8")
+                raise InvalidLineError(name, number, "the file is UTF-16; save it as UTF-8")
             raw = raw.removeprefix(_BOM)
         try:
-            yield Line(number, raw.decode("utf-8"))
+            yield NumberedLine(number, raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             why = f"byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8; save the file as UTF-8"
-            raise FaultyLineError(name, number, why) from None
+            raise InvalidLineError(name, number, why) from None

@@ -19,10 +19,10 @@ from knouds_async._sansio.keys import Seen
 from knouds_async.cli.exits import UsageError
 from knouds_async.cli.words import one_line
 
-Line: TypeAlias = Mapping[str, Any]
-Keep: TypeAlias = Callable[[Line], bool]
+ResultLine: TypeAlias = Mapping[str, Any]
+KeepLine: TypeAlias = Callable[[ResultLine], bool]
 
-_BEGINNING: Final = b'{"key": "'  # of every line
+_LINE_PREFIX: Final = b'{"key": "'  # of every line
 
 
 def lock(file: int, path: Path) -> None:
@@ -41,46 +41,46 @@ def lock(file: int, path: Path) -> None:
 
 
 @attrs.define
-class _Found:
+class _ScanResult:
     """What is in a file: the keys that stay, the length of its whole lines, what follows, whether a line must go."""
 
     keys: Seen = attrs.Factory(Seen)
-    whole: int = 0
-    rest: bytes = b""
-    has_stale: bool = False
+    complete_bytes: int = 0
+    trailing: bytes = b""
+    needs_rewrite: bool = False
 
 
-def take_over(file: int, path: Path, keep: Keep) -> tuple[int, Seen]:
+def recover(file: int, path: Path, keep: KeepLine) -> tuple[int, Seen]:
     """Mend a file and take out each line that `keep` refuses; give the descriptor to go on with, and the keys in it."""
-    found = _look(file, path, keep)
-    _mend_end(file, path, found)
-    return _rewritten(file, path, keep) if found.has_stale else (file, found.keys)
+    scan = _scan(file, path, keep)
+    _repair_last_line(file, path, scan)
+    return _rewrite(file, path, keep) if scan.needs_rewrite else (file, scan.keys)
 
 
-def _look(file: int, path: Path, keep: Keep, copy: BinaryIO | None = None) -> _Found:
+def _scan(file: int, path: Path, keep: KeepLine, copy: BinaryIO | None = None) -> _ScanResult:
     """Read the whole lines and copy those that stay; a job's second line and one that a crash left holes in go."""
     os.lseek(file, 0, os.SEEK_SET)
     with open(file, "rb", closefd=False) as stream:
-        return _look_through(stream, path, keep, copy)
+        return _scan_stream(stream, path, keep, copy)
 
 
-def _look_through(stream: BinaryIO, path: Path, keep: Keep, copy: BinaryIO | None) -> _Found:
-    found, number = _Found(), 0
+def _scan_stream(stream: BinaryIO, path: Path, keep: KeepLine, copy: BinaryIO | None) -> _ScanResult:
+    scan, number = _ScanResult(), 0
     while (raw := stream.readline()).endswith(b"\n"):
         number += 1
-        line = _read(raw)
+        line = _parse_line(raw)
         if line is None and (number == 1 or b"\0" not in raw):
             raise UsageError(f"--out {one_line(str(path))} line {number} is no result; the file was left as it is")
-        if line is None or not keep(line) or not found.keys.add(line["key"]):
-            found.has_stale = True
+        if line is None or not keep(line) or not scan.keys.add(line["key"]):
+            scan.needs_rewrite = True
         elif copy is not None:
             copy.write(raw)
-        found.whole += len(raw)
-    found.rest = raw
-    return found
+        scan.complete_bytes += len(raw)
+    scan.trailing = raw
+    return scan
 
 
-def _read(raw: bytes) -> Line | None:
+def _parse_line(raw: bytes) -> ResultLine | None:
     """Read a line; None when it is no result."""
     try:
         line = json.loads(raw)
@@ -90,38 +90,40 @@ def _read(raw: bytes) -> Line | None:
     return line if is_result else None
 
 
-def _mend_end(file: int, path: Path, found: _Found) -> None:
+def _repair_last_line(file: int, path: Path, scan: _ScanResult) -> None:
     """Cut off the beginning of a line; a line that lacks nothing but its end gets it."""
-    if not found.rest:
+    if not scan.trailing:
         return
-    line = _read(found.rest)
-    if not (line or found.whole or found.rest.startswith(_BEGINNING) or _BEGINNING.startswith(found.rest)):
+    line = _parse_line(scan.trailing)
+    if not (
+        line or scan.complete_bytes or scan.trailing.startswith(_LINE_PREFIX) or _LINE_PREFIX.startswith(scan.trailing)
+    ):
         raise UsageError(f"--out {one_line(str(path))} is no file of results; it was left as it is")
     if line is None:
-        os.ftruncate(file, found.whole)
+        os.ftruncate(file, scan.complete_bytes)
         return
     os.lseek(file, 0, os.SEEK_END)
     os.write(file, b"\n")
-    found.has_stale = True  # it was not looked at: look again
+    scan.needs_rewrite = True  # it was not looked at: look again
 
 
-def _rewritten(file: int, path: Path, keep: Keep) -> tuple[int, Seen]:
+def _rewrite(file: int, path: Path, keep: KeepLine) -> tuple[int, Seen]:
     """Put a file with the lines that stay in the place of this one; a crash leaves the one or the other."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    new = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    new = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
         lock(new, path)
         with open(new, "wb", closefd=False) as copy:
-            found = _look(file, path, keep, copy)
-        part.chmod(stat.S_IMODE(os.fstat(file).st_mode))
+            scan = _scan(file, path, keep, copy)
+        temporary.chmod(stat.S_IMODE(os.fstat(file).st_mode))
         os.fsync(new)
         if os.name == "nt":
             os.close(file)  # nothing that is open can be replaced there
-        part.replace(path)
+        temporary.replace(path)
     except BaseException:
         os.close(new)
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if os.name != "nt":
         os.close(file)  # not before: it keeps others out
-    return new, found.keys
+    return new, scan.keys

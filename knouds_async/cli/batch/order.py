@@ -11,7 +11,7 @@ from knouds_async import Target
 
 
 @attrs.frozen(kw_only=True)
-class Order:
+class BatchOptions:
     """A batch as the command line says it; `out` is None for stdout."""
 
     target: Target
@@ -27,7 +27,7 @@ class Order:
     base_url: str | None = None
 
     @property
-    def command(self) -> str:
+    def resume_command(self) -> str:
         """The command that goes on with it, for a shell.
 
         Not with --retry-failed: the ledger has it by now, and what has failed since then would be paid for once more.

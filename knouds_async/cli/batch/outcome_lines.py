@@ -16,61 +16,65 @@ from knouds_async._sansio.entries import Entry, Stage
 from knouds_async.batch.endings import outcome_of_entry
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
-from knouds_async.cli.words import said_of
+from knouds_async.cli.words import format_error
 
-_RETRIED = (Status.FAILED, Status.CANCELLED)
-_OVER = (Status.COMPLETED, *_RETRIED, "abandoned")
-_UNWRITTEN = (NotRunReason.DUPLICATE, NotRunReason.STOPPED)  # the line of the key is another job's, or comes later
+_RETRYABLE = (Status.FAILED, Status.CANCELLED)
+_FINISHED = (Status.COMPLETED, *_RETRYABLE, "abandoned")
+_NOT_WRITTEN = (NotRunReason.DUPLICATE, NotRunReason.STOPPED)  # the line of the key is another job's, or comes later
 
 
-def line_of(outcome: Outcome, files: Iterable[Path] | None = None, *, save: bool = False) -> dict[str, Any]:
+def result_line(outcome: Outcome, files: Iterable[Path] | None = None, *, save: bool = False) -> dict[str, Any]:
     """Give the line of an outcome; with `save` also where its files are, None when one could not be had."""
-    line = _bare(outcome)
+    line = _line_without_files(outcome)
     return line | {"files": None if files is None else [str(path) for path in files]} if save else line
 
 
-def is_written(outcome: Outcome) -> bool:
+def has_line(outcome: Outcome) -> bool:
     """Tell whether an outcome has a line."""
-    return not (isinstance(outcome, NotRun) and outcome.reason in _UNWRITTEN)
+    return not (isinstance(outcome, NotRun) and outcome.reason in _NOT_WRITTEN)
 
 
-def stays(line: Mapping[str, Any], *, retry_failed: bool, save: bool) -> bool:
+def is_kept(line: Mapping[str, Any], *, retry_failed: bool, save: bool) -> bool:
     """Tell whether a line of an earlier run stays in this one; it does not when its job or its files come anew."""
     status = line["status"]
     is_saved = not save or status != Status.COMPLETED or line.get("files") is not None
-    return status in _OVER and is_saved and not (retry_failed and status in _RETRIED)
+    return status in _FINISHED and is_saved and not (retry_failed and status in _RETRYABLE)
 
 
-def may_be_retried(line: Mapping[str, Any]) -> bool:
+def is_retryable(line: Mapping[str, Any]) -> bool:
     """Tell whether a line is of a run after which the job may be run once more."""
-    return line["status"] in _RETRIED
+    return line["status"] in _RETRYABLE
 
 
-def is_of(line: Mapping[str, Any], entry: Entry) -> bool:
+def is_current(line: Mapping[str, Any], entry: Entry) -> bool:
     """Tell whether a line is of the last run of its job that a ledger knows, and not of one before it."""
     if entry.stage is not Stage.FINAL:
         return False
-    now: dict[str, Any] = json.loads(json.dumps(line_of(outcome_of_entry(Job(entry.key, {}), entry)), default=str))
-    return now == line
+    current: dict[str, Any] = json.loads(
+        json.dumps(result_line(outcome_of_entry(Job(entry.key, {}), entry)), default=str)
+    )
+    return current == line
 
 
-def _bare(outcome: Outcome) -> dict[str, Any]:
+def _line_without_files(outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case Completed(job=job, run=run):
-            return _line(job.key, Status.COMPLETED, run.execution_id, result=run.result, cost=run.cost, ms=run.ms)
+            return _make_line(job.key, Status.COMPLETED, run.execution_id, result=run.result, cost=run.cost, ms=run.ms)
         case Failed(job=job, error=error, execution_id=execution_id, state=state):
-            return _line(job.key, Status.FAILED, execution_id, state, error=_error(error, None))
+            return _make_line(job.key, Status.FAILED, execution_id, state, error=_error_record(error, None))
         case Cancelled(job=job, state=state):
-            return _line(job.key, Status.CANCELLED, state.execution_id, state)
+            return _make_line(job.key, Status.CANCELLED, state.execution_id, state)
         case NotRun(job=job, reason=reason, error=error):
-            return _line(job.key, "not_run", error=_error(error, reason))
+            return _make_line(job.key, "not_run", error=_error_record(error, reason))
         case Unknown(job=job, error=error, execution_id=execution_id, is_abandoned=is_abandoned):
-            return _line(job.key, "abandoned" if is_abandoned else "unknown", execution_id, error=_error(error, None))
+            return _make_line(
+                job.key, "abandoned" if is_abandoned else "unknown", execution_id, error=_error_record(error, None)
+            )
         case _:
             assert_never(outcome)
 
 
-def _line(
+def _make_line(
     key: str,
     status: str,
     execution_id: str | None = None,
@@ -93,6 +97,9 @@ def _line(
     }
 
 
-def _error(error: KnoudsError, reason: str | None) -> dict[str, Any]:
+def _error_record(error: KnoudsError, reason: str | None) -> dict[str, Any]:
     """Give an error: the service's code, else why the job was not run, and the service's words, else ours."""
-    return {"code": getattr(error, "code", None) or reason, "message": getattr(error, "message", "") or said_of(error)}
+    return {
+        "code": getattr(error, "code", None) or reason,
+        "message": getattr(error, "message", "") or format_error(error),
+    }

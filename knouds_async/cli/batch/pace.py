@@ -9,37 +9,37 @@ import attrs
 
 from knouds_async.batch.progress import Progress
 
-_MEMORY: Final = 120.0  # seconds: two windows of the rate limit, which lets runs through in bursts
-_STEP: Final = 1.0  # seconds between two points that are kept
-_LEAST: Final = 2.0  # seconds before a pace is said
+_SPAN: Final = 120.0  # seconds: two windows of the rate limit, which lets runs through in bursts
+_MIN_STEP: Final = 1.0  # seconds between two points that are kept
+_MIN_SPAN: Final = 2.0  # seconds before a pace is said
 
 
 @attrs.define
-class Pace:
+class Throughput:
     """Remembers how many jobs had been done by when, over the last two minutes."""
 
-    _seen: deque[tuple[float, int]] = attrs.field(factory=lambda: deque([(0.0, 0)]))
+    _points: deque[tuple[float, int]] = attrs.field(factory=lambda: deque([(0.0, 0)]))
 
-    def see(self, progress: Progress) -> None:
+    def update(self, progress: Progress) -> None:
         """Take note of how the batch stands."""
         now = progress.elapsed
-        if now - self._seen[-1][0] >= _STEP:
-            self._seen.append((now, _done(progress)))
-        while len(self._seen) > 1 and now - self._seen[0][0] > _MEMORY:
-            self._seen.popleft()
+        if now - self._points[-1][0] >= _MIN_STEP:
+            self._points.append((now, _done(progress)))
+        while len(self._points) > 1 and now - self._points[0][0] > _SPAN:
+            self._points.popleft()
 
     def per_second(self, progress: Progress) -> float:
         """Give how many jobs were done a second; 0 while there is too little to tell."""
-        began, done = self._seen[0]
-        seconds = progress.elapsed - began
-        return (_done(progress) - done) / seconds if seconds >= _LEAST else 0.0
+        started, done = self._points[0]
+        seconds = progress.elapsed - started
+        return (_done(progress) - done) / seconds if seconds >= _MIN_SPAN else 0.0
 
-    def left(self, progress: Progress) -> float | None:
+    def eta(self, progress: Progress) -> float | None:
         """Give the seconds until all jobs are done at this pace; None when that cannot be told."""
-        pace = self.per_second(progress)
-        if progress.total is None or not pace:
+        rate = self.per_second(progress)
+        if progress.total is None or not rate:
             return None
-        return max(progress.total - progress.outcomes, 0) / pace
+        return max(progress.total - progress.outcomes, 0) / rate
 
 
 def _done(progress: Progress) -> int:
@@ -47,8 +47,8 @@ def _done(progress: Progress) -> int:
     return progress.outcomes - progress.from_ledger
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Say a time as it is said on a clock: 0:07, 12:34, 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"

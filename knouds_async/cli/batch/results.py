@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from knouds_async._sansio.keys import Seen
-from knouds_async.cli.batch.mending import Keep, lock, take_over
+from knouds_async.cli.batch.mending import KeepLine, lock, recover
 from knouds_async.cli.exits import UsageError
 from knouds_async.cli.words import one_line
 
 
-class Results:
+class ResultsFile:
     """An open file of results."""
 
-    def __init__(self, path: Path, keep: Keep) -> None:
+    def __init__(self, path: Path, keep: KeepLine) -> None:
         """Open a file to append to it, made if need be; a line that `keep` refuses is taken out, to be made anew.
 
         UsageError, with the file left as it is, when it cannot be had, holds something else, or is another process's.
@@ -32,22 +32,22 @@ class Results:
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             self._is_regular = stat.S_ISREG(os.fstat(self._file).st_mode)
-            self._keys = self._taken_over(keep) if self._is_regular else Seen()
+            self._keys = self._recover(keep) if self._is_regular else Seen()
         except OSError as error:
             raise UsageError(f"--out {one_line(str(path))}: {error.strerror}") from None
 
-    def drop(self, keys: Collection[str]) -> None:
+    def remove(self, keys: Collection[str]) -> None:
         """Take out the lines of jobs that were run once more; UsageError when the file cannot be written."""
         try:
-            self._file, self._keys = take_over(self._file, self._path, lambda line: line["key"] not in keys)
+            self._file, self._keys = recover(self._file, self._path, lambda line: line["key"] not in keys)
             self._end = os.lseek(self._file, 0, os.SEEK_END)
         except OSError as error:
             raise UsageError(f"--out {one_line(str(self._path))}: {error.strerror}") from None
 
-    def _taken_over(self, keep: Keep) -> Seen:
+    def _recover(self, keep: KeepLine) -> Seen:
         try:
             lock(self._file, self._path)
-            self._file, keys = take_over(self._file, self._path, keep)
+            self._file, keys = recover(self._file, self._path, keep)
         except BaseException:
             os.close(self._file)
             raise
@@ -59,15 +59,15 @@ class Results:
         if not self._keys.add(line["key"]):
             return
         try:
-            self._append(as_bytes(line))
+            self._append(encode_line(line))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def _append(self, data: bytes) -> None:
-        rest = memoryview(data)
+        remaining = memoryview(data)
         try:
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            while remaining:
+                remaining = remaining[os.write(self._file, remaining) :]
         except OSError:
             if self._is_regular:
                 with contextlib.suppress(OSError):
@@ -84,6 +84,6 @@ class Results:
         os.close(self._file)
 
 
-def as_bytes(line: Mapping[str, Any]) -> bytes:
+def encode_line(line: Mapping[str, Any]) -> bytes:
     """Give a line as it is written: JSON of ASCII alone, so that no reader sees a line end inside it."""
     return (json.dumps(line, default=str) + "\n").encode("ascii")

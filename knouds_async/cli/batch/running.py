@@ -16,43 +16,47 @@ from knouds_async import AsyncKnouds, PermissionDeniedError, SchemaField
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.outcomes import Completed
 from knouds_async.batch.sqlite import SQLiteLedger
-from knouds_async.cli.batch.ending import ended
-from knouds_async.cli.batch.order import Order
-from knouds_async.cli.batch.outcome_lines import is_of, is_written, line_of, may_be_retried, stays
-from knouds_async.cli.batch.results import Results
-from knouds_async.cli.batch.saved import save
-from knouds_async.cli.batch.sinks import Stdout
-from knouds_async.cli.batch.source import CountedJobs, Source
-from knouds_async.cli.batch.state import Run
-from knouds_async.cli.batch.stream import Stream
-from knouds_async.cli.batch.watching import watched
-from knouds_async.cli.exits import Exit, UsageError
+from knouds_async.cli.batch.ending import print_report
+from knouds_async.cli.batch.order import BatchOptions
+from knouds_async.cli.batch.outcome_lines import has_line, is_current, is_kept, is_retryable, result_line
+from knouds_async.cli.batch.results import ResultsFile
+from knouds_async.cli.batch.saved import download_missing
+from knouds_async.cli.batch.sinks import StdoutResults
+from knouds_async.cli.batch.source import CountedJobs, JobSource
+from knouds_async.cli.batch.state import BatchRun
+from knouds_async.cli.batch.stream import JobStream
+from knouds_async.cli.batch.watching import supervised
+from knouds_async.cli.exits import ExitCode, UsageError
 from knouds_async.cli.service import connect
 
-_SAVED_AT_ONCE: Final = 8
-_TEXTS: Final = ("text", "textarea", "image", "video")
+_MAX_DOWNLOADS: Final = 8
+_TEXT_TYPES: Final = ("text", "textarea", "image", "video")
 
 
-def run(order: Order) -> int:
+def run_batch(options: BatchOptions) -> int:
     """Run a batch to its end and give the exit code."""
-    source = Source(order.jobs)
-    _check_paths(order)
+    source = JobSource(options.jobs)
+    _check_paths(options)
     total = source.count() if source.is_file else None
     retried: dict[str, Mapping[str, Any]] = {}
-    sink = Stdout(is_exact=order.as_json) if order.out is None else Results(order.out, _keep(order, retried))
-    batch = Run(order, source, total, sink, retried)
+    sink = (
+        StdoutResults(is_exact=options.as_json)
+        if options.out is None
+        else ResultsFile(options.out, _keep_line(options, retried))
+    )
+    batch = BatchRun(options, source, total, sink, retried)
     try:
-        asyncio.run(_carry_out(batch))
+        asyncio.run(_run_and_record(batch))
     except asyncio.CancelledError:
-        return Exit.INTERRUPTED  # by a second Ctrl-C: all has been said
+        return ExitCode.INTERRUPTED  # by a second Ctrl-C: all has been said
     finally:
         sink.close()
-    return ended(batch)
+    return print_report(batch)
 
 
-def _check_paths(order: Order) -> None:
+def _check_paths(options: BatchOptions) -> None:
     """Refuse one file in two roles; the ledger and the results are checked for what they hold when they are opened."""
-    roles = {"the jobs": order.jobs, "--ledger": order.ledger, "--out": order.out}
+    roles = {"the jobs": options.jobs, "--ledger": options.ledger, "--out": options.out}
     seen: dict[Path, str] = {}
     for role, path in roles.items():
         if path is not None and str(path) != "-":
@@ -61,39 +65,43 @@ def _check_paths(order: Order) -> None:
                 raise UsageError(f"{role} and {other} are the same file, {path}")
 
 
-def _keep(order: Order, retried: dict[str, Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
+def _keep_line(options: BatchOptions, retried: dict[str, Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
     """Return what tells which lines stay, and puts aside those whose job may have been run once more since."""
 
     def keep(line: Mapping[str, Any]) -> bool:
-        is_kept = stays(line, retry_failed=order.retry_failed, save=order.save is not None)
-        if is_kept and may_be_retried(line):
+        is_kept_line = is_kept(line, retry_failed=options.retry_failed, save=options.save is not None)
+        if is_kept_line and is_retryable(line):
             retried.setdefault(line["key"], line)
-        return is_kept
+        return is_kept_line
 
     return keep
 
 
-async def _carry_out(run: Run) -> None:
+async def _run_and_record(run: BatchRun) -> None:
     """Run the batch; what ends it before its time is kept in `run.failure`."""
-    order = run.order
-    async with connect(order.base_url) as knouds, SQLiteLedger(order.ledger) as ledger:
-        if order.retry_failed:
+    options = run.options
+    async with connect(options.base_url) as knouds, SQLiteLedger(options.ledger) as ledger:
+        if options.retry_failed:
             await ledger.retry_failed()
         await _drop_lines_of_earlier_runs(run, ledger)
-        texts = await _texts(knouds, run)
-        source = Stream(run.source.jobs(texts)) if run.total is None else CountedJobs(run.source, texts, run.total)
-        runs = knouds.models if order.target.kind == "models" else knouds.workflows
+        text_inputs = await _text_inputs(knouds, run)
+        source = (
+            JobStream(run.source.jobs(text_inputs))
+            if run.total is None
+            else CountedJobs(run.source, text_inputs, run.total)
+        )
+        runs = knouds.models if options.target.kind == "models" else knouds.workflows
         batch = runs.map(
-            order.target.name,
+            options.target.name,
             source,
             ledger=ledger,
-            max_in_flight=order.max_in_flight,
-            max_credits=order.max_credits,
-            expected=order.expected,
+            max_in_flight=options.max_in_flight,
+            max_credits=options.max_credits,
+            expected=options.expected,
         )
         try:
-            async with batch, watched(run, batch, knouds, source if isinstance(source, Stream) else None):
-                await _take_all(run, batch, knouds)
+            async with batch, supervised(run, batch, knouds, source if isinstance(source, JobStream) else None):
+                await _write_outcomes(run, batch, knouds)
         finally:
             run.progress = batch.progress
         if run.failure is None:  # what other batches on the same ledger have spent meanwhile is in it
@@ -102,54 +110,56 @@ async def _carry_out(run: Run) -> None:
             run.progress = attrs.evolve(run.progress, credits_spent=spent, credits_reserved=reserved)
 
 
-async def _drop_lines_of_earlier_runs(run: Run, ledger: SQLiteLedger) -> None:
+async def _drop_lines_of_earlier_runs(run: BatchRun, ledger: SQLiteLedger) -> None:
     """Make room for jobs that were run once more, in whatever way that was asked for: the ledger is the record."""
     lines, run.failed_before = list(run.failed_before.values()), {}
     entries = await asyncio.gather(*(ledger.find(line["key"]) for line in lines))
     pairs = zip(lines, entries, strict=True)
-    stale = {line["key"] for line, entry in pairs if entry is not None and not is_of(line, entry)}
-    if stale and isinstance(run.sink, Results):
-        run.sink.drop(stale)
+    stale = {line["key"] for line, entry in pairs if entry is not None and not is_current(line, entry)}
+    if stale and isinstance(run.sink, ResultsFile):
+        run.sink.remove(stale)
 
 
-async def _texts(knouds: AsyncKnouds, run: Run) -> Collection[str]:
+async def _text_inputs(knouds: AsyncKnouds, run: BatchRun) -> Collection[str]:
     """Give the inputs whose cells stay text in CSV, as far as the workflow says so."""
-    if not run.source.may_be_csv or run.order.target.kind == "models":
+    if not run.source.may_be_csv or run.options.target.kind == "models":
         return ()
     try:
-        schema = await knouds.workflows.schema(run.order.target.name)
+        schema = await knouds.workflows.schema(run.options.target.name)
     except PermissionDeniedError as error:
         if not error.from_service:  # what stands in between would answer the runs as well
             raise
         return ()  # a key that may run it but not read it
-    return frozenset(field.name for field in schema.fields if _is_text(field))
+    return frozenset(field.name for field in schema.fields if _takes_text(field))
 
 
-def _is_text(field: SchemaField) -> bool:
-    has_texts = bool(field.options) and all(isinstance(option, str) for option in field.options)
-    return has_texts or field.type in _TEXTS
+def _takes_text(field: SchemaField) -> bool:
+    has_text_options = bool(field.options) and all(isinstance(option, str) for option in field.options)
+    return has_text_options or field.type in _TEXT_TYPES
 
 
-async def _take_all(run: Run, batch: Batch, knouds: AsyncKnouds) -> None:
+async def _write_outcomes(run: BatchRun, batch: Batch, knouds: AsyncKnouds) -> None:
     """Write a line for each outcome; with --save, once its files are there."""
-    turns = asyncio.Semaphore(_SAVED_AT_ONCE)
+    slots = asyncio.Semaphore(_MAX_DOWNLOADS)
     try:
         async with asyncio.TaskGroup() as saving:
             async for outcome in batch:
-                run.account.see(outcome)
-                if run.order.save is not None and isinstance(outcome, Completed):
-                    await turns.acquire()
-                    saving.create_task(_save(run, outcome, run.order.save, knouds, turns))
-                elif is_written(outcome):
-                    run.sink.write(line_of(outcome))
+                run.report.record(outcome)
+                if run.options.save is not None and isinstance(outcome, Completed):
+                    await slots.acquire()
+                    saving.create_task(_save_and_write(run, outcome, run.options.save, knouds, slots))
+                elif has_line(outcome):
+                    run.sink.write(result_line(outcome))
     except* Exception as errors:  # noqa: BLE001  (said when the batch has been left)
         run.failure = errors.exceptions[0]
 
 
-async def _save(run: Run, outcome: Completed, folder: Path, knouds: AsyncKnouds, turns: asyncio.Semaphore) -> None:
+async def _save_and_write(
+    run: BatchRun, outcome: Completed, folder: Path, knouds: AsyncKnouds, slots: asyncio.Semaphore
+) -> None:
     try:
-        files = await save(knouds, outcome.job.key, outcome.run, folder)
-        run.account.unsaved += files is None
-        run.sink.write(line_of(outcome, files, save=True))
+        files = await download_missing(knouds, outcome.job.key, outcome.run, folder)
+        run.report.unsaved += files is None
+        run.sink.write(result_line(outcome, files, save=True))
     finally:
-        turns.release()
+        slots.release()

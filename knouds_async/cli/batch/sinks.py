@@ -12,7 +12,7 @@ from knouds_async.cli import output
 from knouds_async.cli.words import one_line
 
 
-class Stdout:
+class StdoutResults:
     """Writes each line at once; `is_exact`: as JSON at a terminal too."""
 
     def __init__(self, *, is_exact: bool) -> None:
@@ -22,20 +22,20 @@ class Stdout:
     def write(self, line: Mapping[str, Any]) -> None:
         """Write a line; OSError when nobody reads."""
         try:
-            print(_short(line) if self._is_short else json.dumps(line, default=str), flush=True)
+            print(_short_line(line) if self._is_short else json.dumps(line, default=str), flush=True)
         except OSError:
-            output.give_up()
+            output.discard_stdout()
             raise
 
     def close(self) -> None:
         """Leave it open."""
 
 
-def _short(line: Mapping[str, Any]) -> str:
+def _short_line(line: Mapping[str, Any]) -> str:
     """Give a line for people: key, how it ended, and where its first file is, what it said or what was wrong."""
     error = line["error"]
     run = RunResult(line["result"])
-    found = line.get("files") or [one.url for one in run.media] or ([run.text] if run.text else [])
-    last = error["message"] if error else " ".join(map(str, found[:1]))
-    cost = "" if line["cost"] is None else f"{output.cell(line['cost'])} credits"
+    outputs = line.get("files") or [one.url for one in run.media] or ([run.text] if run.text else [])
+    last = error["message"] if error else " ".join(map(str, outputs[:1]))
+    cost = "" if line["cost"] is None else f"{output.format_cell(line['cost'])} credits"
     return "  ".join(one_line(part) for part in (line["key"], line["status"], cost, last) if part)

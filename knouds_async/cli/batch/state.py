@@ -8,22 +8,22 @@ from typing import Any
 import attrs
 
 from knouds_async.batch.progress import Progress
-from knouds_async.cli.batch.account import Account
-from knouds_async.cli.batch.order import Order
-from knouds_async.cli.batch.results import Results
-from knouds_async.cli.batch.sinks import Stdout
-from knouds_async.cli.batch.source import Source
+from knouds_async.cli.batch.account import BatchReport
+from knouds_async.cli.batch.order import BatchOptions
+from knouds_async.cli.batch.results import ResultsFile
+from knouds_async.cli.batch.sinks import StdoutResults
+from knouds_async.cli.batch.source import JobSource
 
 
 @attrs.define
-class Run:
+class BatchRun:
     """A batch under way."""
 
-    order: Order
-    source: Source
+    options: BatchOptions
+    source: JobSource
     total: int | None
-    sink: Results | Stdout
+    sink: ResultsFile | StdoutResults
     failed_before: dict[str, Mapping[str, Any]] = attrs.Factory(dict)
-    account: Account = attrs.Factory(Account)
+    report: BatchReport = attrs.Factory(BatchReport)
     progress: Progress = attrs.Factory(Progress)
     failure: Exception | None = None

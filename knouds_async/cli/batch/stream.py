@@ -15,36 +15,36 @@ from knouds_async.batch.jobs import Job
 from knouds_async.types import Inputs
 
 
-class Stream(AsyncIterator[Job | Inputs]):
+class JobStream(AsyncIterator[Job | Inputs]):
     """The jobs of an iterator that may block, on the event loop that is running; raises what it raises."""
 
     def __init__(self, jobs: Iterator[Job | Inputs]) -> None:
         """Read nothing before the first job is asked for."""
         self._jobs = jobs
-        self._asked = threading.Semaphore(0)
-        self._read: asyncio.Queue[Job | Inputs | BaseException] = asyncio.Queue()
+        self._requests = threading.Semaphore(0)
+        self._results: asyncio.Queue[Job | Inputs | BaseException] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._work, name="knouds batch reads jobs", daemon=True)
+        self._thread = threading.Thread(target=self._read_loop, name="knouds batch reads jobs", daemon=True)
 
     async def __anext__(self) -> Job | Inputs:
         """Give the next job."""
         if not self._thread.is_alive() and self._thread.ident is None:
             self._thread.start()
-        self._asked.release()
-        got = await self._read.get()
-        if isinstance(got, BaseException):
-            self._read.put_nowait(got)  # for who asks again
-            raise got
-        return got
+        self._requests.release()
+        item = await self._results.get()
+        if isinstance(item, BaseException):
+            self._results.put_nowait(item)  # for who asks again
+            raise item
+        return item
 
     def stop(self) -> None:
         """Give no more jobs: what is read from now on stays unread."""
-        self._read.put_nowait(StopAsyncIteration())
+        self._results.put_nowait(StopAsyncIteration())
 
-    def _work(self) -> None:
+    def _read_loop(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed
-            while self._asked.acquire():
-                self._loop.call_soon_threadsafe(self._read.put_nowait, self._next())
+            while self._requests.acquire():
+                self._loop.call_soon_threadsafe(self._results.put_nowait, self._next())
 
     def _next(self) -> Job | Inputs | BaseException:
         try:

@@ -11,45 +11,47 @@ from knouds_async import AsyncKnouds, LimiterStats
 from knouds_async._sansio import endpoints
 from knouds_async.batch.batch import Batch
 from knouds_async.cli import output
-from knouds_async.cli.batch.display import Display, shown
-from knouds_async.cli.batch.interrupts import taken
-from knouds_async.cli.batch.state import Run
-from knouds_async.cli.batch.stream import Stream
-from knouds_async.cli.words import counted
+from knouds_async.cli.batch.display import BatchDisplay, show_display
+from knouds_async.cli.batch.interrupts import handle_interrupts
+from knouds_async.cli.batch.state import BatchRun
+from knouds_async.cli.batch.stream import JobStream
+from knouds_async.cli.words import plural
 
 
 @asynccontextmanager
-async def watched(run: Run, batch: Batch, knouds: AsyncKnouds, stream: Stream | None) -> AsyncIterator[None]:
+async def supervised(run: BatchRun, batch: Batch, knouds: AsyncKnouds, stream: JobStream | None) -> AsyncIterator[None]:
     """Show the progress and take Ctrl-C while the block runs."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  (for the type checker)
 
     def stop() -> None:
         display.is_stopping = True
-        run.account.is_interrupted = True
+        run.report.is_interrupted = True
         batch.stop()
         if stream is not None:
             stream.stop()
-        out = counted(batch.progress.in_flight, "run")
-        output.tell(f"nothing more is submitted; waiting for {out} still out; Ctrl-C again leaves at once")
+        in_flight = plural(batch.progress.in_flight, "run")
+        output.print_error(f"nothing more is submitted; waiting for {in_flight} still out; Ctrl-C again leaves at once")
 
-    def leave() -> None:
-        out = counted(batch.progress.in_flight, "run")
-        output.tell(f"left at once; {out} still out, charged and in the ledger. To go on: {run.order.command}")
+    def abort() -> None:
+        in_flight = plural(batch.progress.in_flight, "run")
+        output.print_error(
+            f"left at once; {in_flight} still out, charged and in the ledger. To go on: {run.options.resume_command}"
+        )
         task.cancel()
 
-    def word() -> str:
-        if run.account.is_interrupted:
+    def status_line() -> str:
+        if run.report.is_interrupted:
             return "stopping: waiting for what is out; Ctrl-C again leaves at once"
-        stats = knouds.limiter.stats(endpoints.submit(run.order.target, {}).route)
-        return paused(stats, datetime.now().astimezone()) or quota(stats)
+        stats = knouds.limiter.stats(endpoints.submit(run.options.target, {}).route)
+        return format_pause(stats, datetime.now().astimezone()) or format_quota(stats)
 
-    display = Display(lambda: run.account.without_stopped(batch.progress), word)
-    async with taken(stop, leave), shown(display):
+    display = BatchDisplay(lambda: run.report.excluding_stopped(batch.progress), status_line)
+    async with handle_interrupts(stop, abort), show_display(display):
         yield
 
 
-def paused(stats: LimiterStats, now: datetime) -> str:
+def format_pause(stats: LimiterStats, now: datetime) -> str:
     """Say until when the service asked for a pause while jobs wait for its end."""
     if not stats.waiting or stats.held_for < 1:
         return ""
@@ -58,7 +60,7 @@ def paused(stats: LimiterStats, now: datetime) -> str:
     return f"{stats.waiting:,} wait: the service asked for a pause until {day}{until:%H:%M:%S}"
 
 
-def quota(stats: LimiterStats) -> str:
+def format_quota(stats: LimiterStats) -> str:
     """Say how the quota stands while jobs wait for it."""
     if not stats.waiting or stats.resets_in is None:
         return ""

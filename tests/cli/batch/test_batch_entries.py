@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async.cli.batch.entries import Entry, Form, read_entries
-from knouds_async.cli.batch.lines import LONGEST, FaultyLineError
+from knouds_async.cli.batch.entries import FileFormat, FileJob, read_jobs
+from knouds_async.cli.batch.lines import MAX_LINE_BYTES, InvalidLineError
 
-JSONL, CSV = Form("jobs.jsonl"), Form("jobs.csv", is_csv=True)
+JSONL, CSV = FileFormat("jobs.jsonl"), FileFormat("jobs.csv", is_csv=True)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -22,19 +22,19 @@ VALUES = st.recursive(
 INPUTS = st.dictionaries(st.text().filter(lambda name: name not in ("key", "inputs")), VALUES, max_size=4)
 
 
-def read(data: bytes | str, form: Form = JSONL) -> list[Entry]:
+def read(data: bytes | str, form: FileFormat = JSONL) -> list[FileJob]:
     """Read all jobs of these bytes; the first line that is none raises what is wrong with it."""
     jobs = []
-    for entry in read_entries(io.BytesIO(data.encode() if isinstance(data, str) else data), form):
-        if isinstance(entry, FaultyLineError):
+    for entry in read_jobs(io.BytesIO(data.encode() if isinstance(data, str) else data), form):
+        if isinstance(entry, InvalidLineError):
             raise entry
         jobs.append(entry)
     return jobs
 
 
-def fault(data: bytes | str, form: Form = JSONL) -> str:
+def fault(data: bytes | str, form: FileFormat = JSONL) -> str:
     """Give what is said of the first line that is no job."""
-    with pytest.raises(FaultyLineError) as caught:
+    with pytest.raises(InvalidLineError) as caught:
         read(data, form)
     return str(caught.value)
 
@@ -43,11 +43,11 @@ def test_a_job_has_a_key_and_inputs_or_is_its_inputs() -> None:
     """Both forms are read, in one file if need be; a whole number is a key by its text."""
     text = '{"key": "a", "inputs": {"x": 1}}\n{"x": [2]}\n{"inputs": {"key": 3}, "key": 17}\n{"inputs": {}}\n{}'
     assert read(text) == [
-        Entry(1, "a", {"x": 1}),
-        Entry(2, None, {"x": [2]}),
-        Entry(3, "17", {"key": 3}),
-        Entry(4, None, {}),
-        Entry(5, None, {}),
+        FileJob(1, "a", {"x": 1}),
+        FileJob(2, None, {"x": [2]}),
+        FileJob(3, "17", {"key": 3}),
+        FileJob(4, None, {}),
+        FileJob(5, None, {}),
     ]
 
 
@@ -56,17 +56,17 @@ def test_a_job_has_a_key_and_inputs_or_is_its_inputs() -> None:
 def test_marks_line_ends_and_empty_lines_are_no_matter(end: str, mark: bytes) -> None:
     """A byte order mark, CRLF and lines of nothing but space change neither the jobs nor the numbers of their lines."""
     assert read(mark + f'{end}{{"x": "ü"}}{end} \t{end}{{"x": 2}}'.encode()) == [
-        Entry(2, None, {"x": "ü"}),
-        Entry(4, None, {"x": 2}),
+        FileJob(2, None, {"x": "ü"}),
+        FileJob(4, None, {"x": 2}),
     ]
     assert read(mark + f"{end}x,key{end}ü,a{end}{end}2,{end}".encode(), CSV) == [
-        Entry(3, "a", {"x": "ü"}),
-        Entry(5, None, {"x": 2}),
+        FileJob(3, "a", {"x": "ü"}),
+        FileJob(5, None, {"x": 2}),
     ]
 
 
 @pytest.mark.parametrize("form", [JSONL, CSV])
-def test_no_lines_are_no_jobs(form: Form) -> None:
+def test_no_lines_are_no_jobs(form: FileFormat) -> None:
     """A file of nothing has no jobs, and that is no fault of a line."""
     assert read(b"", form) == read(b"\n\n", form) == read(b"\xef\xbb\xbf", form) == []
 
@@ -108,10 +108,10 @@ def test_a_line_that_is_no_job_is_named(line: str, words: str) -> None:
     ("text", "form", "lines"),
     [("{}\n{\n{}\n3\n{}\n", JSONL, [2, 4]), ("a\n1\n1,2\n1\n1,2\n", CSV, [3, 5])],
 )
-def test_faults_stand_among_the_jobs(text: str, form: Form, lines: list[int]) -> None:
+def test_faults_stand_among_the_jobs(text: str, form: FileFormat, lines: list[int]) -> None:
     """A line that is no job does not hide those after it."""
-    found = list(read_entries(io.BytesIO(text.encode()), form))
-    assert [one.line for one in found if isinstance(one, FaultyLineError)] == lines
+    found = list(read_jobs(io.BytesIO(text.encode()), form))
+    assert [one.line for one in found if isinstance(one, InvalidLineError)] == lines
     assert len(found) - len(lines) in (2, 3)
 
 
@@ -137,9 +137,9 @@ def test_a_line_without_end_is_refused_before_it_is_held() -> None:
             return len(buffer)
 
     endless = Endless()
-    with pytest.raises(FaultyLineError, match="line 1: longer than 32 MiB"):
-        next(read_entries(io.BufferedReader(endless), JSONL))
-    assert endless.taken <= LONGEST + 1024**2
+    with pytest.raises(InvalidLineError, match="line 1: longer than 32 MiB"):
+        next(read_jobs(io.BufferedReader(endless), JSONL))
+    assert endless.taken <= MAX_LINE_BYTES + 1024**2
 
 
 def test_a_long_line_is_a_job() -> None:
@@ -151,17 +151,19 @@ def test_cells_are_read_as_on_the_command_line() -> None:
     """A cell that reads as JSON is JSON, any other is text, an empty one is not given; cells of texts stay text."""
     text = 'a,b,key,c\n1,true,0017,007\n,"[1, 2]",,\n"x\ny","he said ""no""",k,1e3\n'
     assert read(text, CSV) == [
-        Entry(2, "0017", {"a": 1, "b": True, "c": "007"}),
-        Entry(3, None, {"b": [1, 2]}),
-        Entry(4, "k", {"a": "x\ny", "b": 'he said "no"', "c": 1000.0}),
+        FileJob(2, "0017", {"a": 1, "b": True, "c": "007"}),
+        FileJob(3, None, {"b": [1, 2]}),
+        FileJob(4, "k", {"a": "x\ny", "b": 'he said "no"', "c": 1000.0}),
     ]
-    assert read("a,b\n1984,1984\n", Form("x", is_csv=True, texts={"a"})) == [Entry(2, None, {"a": "1984", "b": 1984})]
+    assert read("a,b\n1984,1984\n", FileFormat("x", is_csv=True, text_inputs={"a"})) == [
+        FileJob(2, None, {"a": "1984", "b": 1984})
+    ]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_the_first_line_shows_the_separator(separator: str) -> None:
     """Spreadsheets write commas, semicolons or tabs."""
-    assert read(f"a{separator}b\n1{separator}x\n", CSV) == [Entry(2, None, {"a": 1, "b": "x"})]
+    assert read(f"a{separator}b\n1{separator}x\n", CSV) == [FileJob(2, None, {"a": 1, "b": "x"})]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_a_row_that_is_no_job_is_named(text: str, words: str) -> None:
 
 def test_rows_of_empty_cells_are_no_jobs() -> None:
     """A spreadsheet's empty rows are passed over."""
-    assert read("a,b\n,\n1,\n,\n", CSV) == [Entry(3, None, {"a": 1})]
+    assert read("a,b\n,\n1,\n,\n", CSV) == [FileJob(3, None, {"a": 1})]
 
 
 @given(st.lists(INPUTS))
@@ -199,7 +201,7 @@ def test_what_json_wrote_is_read(inputs: list[dict[str, Any]]) -> None:
 @given(st.binary(max_size=200), st.booleans())
 def test_no_bytes_are_more_than_a_faulty_line(data: bytes, is_csv: bool) -> None:
     """Whatever a file holds, it is read or refused with the number of a line."""
-    with suppress(FaultyLineError):
+    with suppress(InvalidLineError):
         read(data, CSV if is_csv else JSONL)
 
 
@@ -209,5 +211,5 @@ def test_what_a_spreadsheet_wrote_is_read(cells: list[str]) -> None:
     names = [f"n{number}" for number, _ in enumerate(cells)]
     file = io.StringIO()
     csv.writer(file).writerows([names, cells])
-    form = Form("jobs.csv", is_csv=True, texts=set(names))
+    form = FileFormat("jobs.csv", is_csv=True, text_inputs=set(names))
     assert [entry.inputs for entry in read(file.getvalue(), form)] == [dict(zip(names, cells, strict=True))]

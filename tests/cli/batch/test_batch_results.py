@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async.cli.batch.results import Results, as_bytes
+from knouds_async.cli.batch.results import ResultsFile, encode_line
 from knouds_async.cli.exits import UsageError
 
 
@@ -29,7 +29,7 @@ def final(given: Mapping[str, Any]) -> bool:
 
 def write(path: Path, *lines: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Open a file, write lines, close it; give what is in it then."""
-    results = Results(path, final)
+    results = ResultsFile(path, final)
     for one in lines:
         results.write(one)
     results.close()
@@ -60,30 +60,30 @@ def test_no_text_makes_two_lines(tmp_path_factory: pytest.TempPathFactory, key: 
 
 def test_a_torn_last_line_is_mended(path: Path) -> None:
     """Wherever a crash cut the last line, the others stay and its job gets a whole one."""
-    for cut in range(1, len(as_bytes(line("b", result="x" * 9)))):
+    for cut in range(1, len(encode_line(line("b", result="x" * 9)))):
         whole = [line("a"), line("b", result="x" * 9)]
-        path.write_bytes(as_bytes(whole[0]) + as_bytes(whole[1])[:cut])
+        path.write_bytes(encode_line(whole[0]) + encode_line(whole[1])[:cut])
         assert write(path, *whole) == whole, cut
 
 
 def test_a_torn_only_line_is_mended(path: Path) -> None:
     """The first line that a crash cut is mended too."""
-    for cut in range(1, len(as_bytes(line("a")))):
-        path.write_bytes(as_bytes(line("a"))[:cut])
+    for cut in range(1, len(encode_line(line("a")))):
+        path.write_bytes(encode_line(line("a"))[:cut])
         assert write(path, line("a")) == [line("a")], cut
 
 
 def test_holes_that_a_crash_of_the_machine_left_are_mended(path: Path) -> None:
     """Blocks of zeros at the end or before later lines are taken out."""
-    path.write_bytes(as_bytes(line("a")) + b"\0" * 50 + as_bytes(line("b")) + as_bytes(line("c")) + b"\0" * 9)
+    path.write_bytes(encode_line(line("a")) + b"\0" * 50 + encode_line(line("b")) + encode_line(line("c")) + b"\0" * 9)
     assert write(path, line("b")) == [line("a"), line("c"), line("b")]
 
 
 def test_a_line_that_lacks_its_end_gets_it(path: Path) -> None:
     """What an editor has cut is no loss, and what is to be made anew is taken out there too."""
-    path.write_bytes(as_bytes(line("a")) + as_bytes(line("b"))[:-1])
+    path.write_bytes(encode_line(line("a")) + encode_line(line("b"))[:-1])
     assert write(path) == [line("a"), line("b")]
-    path.write_bytes(as_bytes(line("a")) + as_bytes(line("b", "unknown"))[:-1])
+    path.write_bytes(encode_line(line("a")) + encode_line(line("b", "unknown"))[:-1])
     assert write(path, line("b")) == [line("a"), line("b")]
 
 
@@ -98,14 +98,14 @@ def test_what_is_not_final_is_made_anew(path: Path) -> None:
 
 def test_a_second_line_of_a_job_goes(path: Path) -> None:
     """A file in which a job has two lines keeps the first."""
-    path.write_bytes(as_bytes(line("a")) + as_bytes(line("a", "failed")))
+    path.write_bytes(encode_line(line("a")) + encode_line(line("a", "failed")))
     assert write(path) == [line("a")]
 
 
 def test_a_link_is_followed(path: Path) -> None:
     """What a link points to is written, and the link stays."""
     real = path.with_name("real.jsonl")
-    real.write_bytes(as_bytes(line("a")) + as_bytes(line("b", "unknown")))
+    real.write_bytes(encode_line(line("a")) + encode_line(line("b", "unknown")))
     path.symlink_to(real)
     assert write(path) == [line("a")]
     assert path.is_symlink()
@@ -121,24 +121,24 @@ def test_a_link_is_followed(path: Path) -> None:
         b"no line end",
         b"\0",
         b'{"product_name": "x"',
-        as_bytes(line("a")) + b"three\n",
-        as_bytes(line("a")) + b'{"key": 3, "status": "completed"}\n',
+        encode_line(line("a")) + b"three\n",
+        encode_line(line("a")) + b'{"key": 3, "status": "completed"}\n',
     ],
 )
 def test_what_is_no_file_of_results_is_left_as_it_is(path: Path, data: bytes) -> None:
     """Another file that was named by mistake is refused and keeps every byte."""
     path.write_bytes(data)
     with pytest.raises(UsageError, match=r"--out .*results\.jsonl.* left as it is"):
-        Results(path, final)
+        ResultsFile(path, final)
     assert path.read_bytes() == data
 
 
 def test_what_cannot_be_had_is_said(path: Path) -> None:
     """A folder, or a folder that is not there, is wrong usage in one line."""
     with pytest.raises(UsageError, match="Is a directory"):
-        Results(path.parent, final)
+        ResultsFile(path.parent, final)
     with pytest.raises(UsageError, match="No such file"):
-        Results(path / "results.jsonl", final)
+        ResultsFile(path / "results.jsonl", final)
 
 
 @pytest.mark.slow
@@ -146,12 +146,12 @@ def test_two_processes_do_not_share_a_file(path: Path) -> None:
     """A file that another batch writes is refused until that one has ended, also when it was rewritten."""
     write(path, line("a"), line("b", "unknown"))
     program = (
-        "import sys; from pathlib import Path; from knouds_async.cli.batch.results import Results\n"
-        "try: Results(Path(sys.argv[1]), bool)\n"
+        "import sys; from pathlib import Path; from knouds_async.cli.batch.results import ResultsFile\n"
+        "try: ResultsFile(Path(sys.argv[1]), bool)\n"
         "except Exception as error: print(error)"
     )
     for _ in range(2):  # the first time it is rewritten when it is opened
-        results = Results(path, final)
+        results = ResultsFile(path, final)
         done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, check=True, text=True)  # noqa: S603
         results.close()
         assert "another `knouds batch` writes it" in done.stdout
@@ -162,10 +162,10 @@ def test_a_pipe_gets_every_line(path: Path) -> None:
     """What is no file, such as a pipe to a program, is written to as it is."""
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    results = Results(path, final)
+    results = ResultsFile(path, final)
     results.write(line("a"))
     results.close()
-    assert os.read(reader, 1000) == as_bytes(line("a"))
+    assert os.read(reader, 1000) == encode_line(line("a"))
     os.close(reader)
 
 
@@ -174,9 +174,9 @@ def test_a_full_disk_leaves_whole_lines(path: Path) -> None:
     program = (
         "import json, resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from knouds_async.cli.batch.results import Results\n"
+        "from knouds_async.cli.batch.results import ResultsFile\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "results = Results(Path(sys.argv[1]), bool)\n"
+        "results = ResultsFile(Path(sys.argv[1]), bool)\n"
         "results.write({'key': 'a', 'status': 'completed'})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
         "try: results.write({'key': 'b', 'status': 'completed', 'result': 'x' * 100})\n"

@@ -23,12 +23,12 @@ from knouds_async import (
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.progress import Progress
-from knouds_async.cli.batch.account import Account, in_words
-from knouds_async.cli.batch.display import Display
-from knouds_async.cli.batch.order import Order
-from knouds_async.cli.batch.outcome_lines import is_written, line_of, stays
-from knouds_async.cli.batch.pace import Pace, clock
-from knouds_async.cli.batch.watching import paused, quota
+from knouds_async.cli.batch.account import BatchReport, summarize
+from knouds_async.cli.batch.display import BatchDisplay
+from knouds_async.cli.batch.order import BatchOptions
+from knouds_async.cli.batch.outcome_lines import has_line, is_kept, result_line
+from knouds_async.cli.batch.pace import Throughput, format_duration
+from knouds_async.cli.batch.watching import format_pause, format_quota
 
 NAMES = ["key", "status", "execution_id", "result", "cost", "ms", "error"]
 JOB = Job("a", {"x": 1})
@@ -61,24 +61,24 @@ OUTCOMES: list[tuple[Outcome, list[Any]]] = [
 @pytest.mark.parametrize(("outcome", "values"), OUTCOMES)
 def test_every_outcome_is_a_line_with_the_same_names(outcome: Outcome, values: list[Any]) -> None:
     """A line says key, status, id, result, cost, time and error, null where there is none, and is JSON."""
-    assert line_of(outcome) == dict(zip(NAMES, values, strict=True))
-    assert list(json.loads(json.dumps(line_of(outcome)))) == NAMES
-    assert is_written(outcome)
+    assert result_line(outcome) == dict(zip(NAMES, values, strict=True))
+    assert list(json.loads(json.dumps(result_line(outcome)))) == NAMES
+    assert has_line(outcome)
 
 
 def test_files_stand_in_the_line() -> None:
     """Where files were to be saved, their paths are in the line, or null when one could not be had."""
-    assert line_of(OUTCOMES[0][0], (Path("x/e-1.png"),), save=True)["files"] == [str(Path("x/e-1.png"))]
-    assert line_of(OUTCOMES[0][0], save=True)["files"] is None
-    assert "files" not in line_of(OUTCOMES[0][0])
+    assert result_line(OUTCOMES[0][0], (Path("x/e-1.png"),), save=True)["files"] == [str(Path("x/e-1.png"))]
+    assert result_line(OUTCOMES[0][0], save=True)["files"] is None
+    assert "files" not in result_line(OUTCOMES[0][0])
 
 
 def test_the_line_of_a_key_is_that_of_the_job_that_runs() -> None:
     """A second job of a key, and a job that was stopped before its turn, have no line."""
     invalid = NotRun(job=JOB, reason=NotRunReason.INVALID, error=InvalidInputsError("no"))
-    assert is_written(invalid)
-    assert not is_written(attrs.evolve(invalid, reason=NotRunReason.DUPLICATE))
-    assert not is_written(attrs.evolve(invalid, reason=NotRunReason.STOPPED))
+    assert has_line(invalid)
+    assert not has_line(attrs.evolve(invalid, reason=NotRunReason.DUPLICATE))
+    assert not has_line(attrs.evolve(invalid, reason=NotRunReason.STOPPED))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_the_line_of_a_key_is_that_of_the_job_that_runs() -> None:
 )
 def test_what_comes_anew_makes_room(line: dict[str, Any], plain: bool, retrying: bool, saving: bool) -> None:
     """Lines of runs that are over stay, unless they are run again or their files are still to be saved."""
-    assert stays(line, retry_failed=False, save=False) is plain
-    assert stays(line, retry_failed=True, save=False) is retrying
-    assert stays(line, retry_failed=False, save=True) is saving
+    assert is_kept(line, retry_failed=False, save=False) is plain
+    assert is_kept(line, retry_failed=True, save=False) is retrying
+    assert is_kept(line, retry_failed=False, save=True) is saving
 
 
 def at(elapsed: float, completed: int, **more: Any) -> Progress:
@@ -109,37 +109,37 @@ def at(elapsed: float, completed: int, **more: Any) -> Progress:
 
 def test_the_pace_is_that_of_the_last_two_minutes() -> None:
     """A batch that has become faster is soon said to be, and what came out of the ledger took no time."""
-    pace, now = Pace(), at(0, 0)
+    throughput, now = Throughput(), at(0, 0)
     for second in range(600):
         now = at(float(second), 1000 + second + 9 * max(0, second - 400), from_ledger=1000, total=5000)
-        pace.see(now)
-    assert pace.per_second(now) == pytest.approx(10)
-    assert pace.left(now) == pytest.approx((5000 - now.outcomes) / 10)
+        throughput.update(now)
+    assert throughput.per_second(now) == pytest.approx(10)
+    assert throughput.eta(now) == pytest.approx((5000 - now.outcomes) / 10)
 
 
 def test_no_pace_is_said_of_nothing() -> None:
     """Without a pace or a number of jobs there is no time left to be said."""
-    pace = Pace()
-    assert pace.per_second(at(5, 0)) == 0
-    pace.see(at(0, 0))
-    assert pace.per_second(at(1, 5)) == 0
-    assert pace.left(at(60, 0, total=9)) is None
-    assert pace.left(at(60, 5)) is None
-    assert pace.left(at(60, 6, total=6)) == 0
+    throughput = Throughput()
+    assert throughput.per_second(at(5, 0)) == 0
+    throughput.update(at(0, 0))
+    assert throughput.per_second(at(1, 5)) == 0
+    assert throughput.eta(at(60, 0, total=9)) is None
+    assert throughput.eta(at(60, 5)) is None
+    assert throughput.eta(at(60, 6, total=6)) == 0
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(0, 50)), min_size=1))
 def test_no_course_of_events_breaks_the_pace(steps: list[tuple[float, int]]) -> None:
     """However a batch goes, its pace is not negative, the time left is finite, and memory stays bounded."""
-    pace, elapsed, done = Pace(), 0.0, 0
+    throughput, elapsed, done = Throughput(), 0.0, 0
     for seconds, more in steps:
         elapsed, done = elapsed + seconds, done + more
         now = at(elapsed, done, total=2000)
-        pace.see(now)
-        assert pace.per_second(now) >= 0
-        left = pace.left(now)
+        throughput.update(now)
+        assert throughput.per_second(now) >= 0
+        left = throughput.eta(now)
         assert left is None or 0 <= left < float("inf")
-    assert len(pace._seen) <= 122
+    assert len(throughput._points) <= 122
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_no_course_of_events_breaks_the_pace(steps: list[tuple[float, int]]) -> 
 )
 def test_times_are_said_as_on_a_clock(seconds: float, said: str) -> None:
     """Minutes and seconds, and hours where there are some."""
-    assert clock(seconds) == said
+    assert format_duration(seconds) == said
 
 
 def test_the_progress_fits_a_terminal() -> None:
@@ -165,7 +165,7 @@ def test_the_progress_fits_a_terminal() -> None:
         credits_reserved=12_000.5,
         max_credits=11_000_000.0,
     )
-    display = Display(lambda: now)
+    display = BatchDisplay(lambda: now)
     assert display.lines() == (
         "824,798 of 999,999 done, 1,000 in flight",
         "812,345 completed, 12,345 failed, 9 cancelled, 99 unknown",
@@ -178,47 +178,49 @@ def test_the_progress_fits_a_terminal() -> None:
 def test_a_wait_for_the_rate_limit_is_said() -> None:
     """While jobs wait for a turn, how many do and when the next window opens is said, and nothing otherwise."""
     stats = LimiterStats(limit=100, left=0, resets_in=31.6, waiting=1_234, refusals=0)
-    assert quota(stats) == "1,234 wait for their turn; the next window opens in 32 s"
-    assert quota(attrs.evolve(stats, waiting=0)) == quota(attrs.evolve(stats, resets_in=None)) == ""
+    assert format_quota(stats) == "1,234 wait for their turn; the next window opens in 32 s"
+    assert format_quota(attrs.evolve(stats, waiting=0)) == format_quota(attrs.evolve(stats, resets_in=None)) == ""
 
 
 def test_a_pause_that_the_service_asked_for_is_said() -> None:
     """While jobs wait for the end of a pause, until when is said; the day too when it is another."""
     now = datetime(2026, 5, 8, 19, 29, 55, tzinfo=UTC)
     stats = LimiterStats(limit=100, left=0, resets_in=None, waiting=1_234, refusals=1, held_for=65.0)
-    assert paused(stats, now) == "1,234 wait: the service asked for a pause until 19:31:00"
-    assert paused(attrs.evolve(stats, held_for=86_400.0), now).endswith("until 2026-05-09 19:29:55")
-    assert paused(attrs.evolve(stats, waiting=0), now) == paused(attrs.evolve(stats, held_for=0.0), now) == ""
+    assert format_pause(stats, now) == "1,234 wait: the service asked for a pause until 19:31:00"
+    assert format_pause(attrs.evolve(stats, held_for=86_400.0), now).endswith("until 2026-05-09 19:29:55")
+    assert (
+        format_pause(attrs.evolve(stats, waiting=0), now) == format_pause(attrs.evolve(stats, held_for=0.0), now) == ""
+    )
 
 
 def test_what_can_be_run_later_says_how_to_go_on() -> None:
     """A batch that was ended by a pause, or by somebody in between, is not over."""
     for reason in NotRunReason:
-        account = Account()
-        account.see(NotRun(job=JOB, reason=reason, error=KnoudsError("no")))
-        assert account.is_put_off is (reason in ("unreachable", "intercepted", "rate_limited"))
+        report = BatchReport()
+        report.record(NotRun(job=JOB, reason=reason, error=KnoudsError("no")))
+        assert report.is_deferred is (reason in ("unreachable", "intercepted", "rate_limited"))
 
 
 def test_jobs_that_wait_for_the_next_run_are_not_done() -> None:
     """After Ctrl-C the jobs that were read and not submitted count as left, in the progress and at the end."""
-    account = Account()
+    report = BatchReport()
     for reason in (NotRunReason.STOPPED, NotRunReason.STOPPED, NotRunReason.INVALID):
-        account.see(NotRun(job=JOB, reason=reason, error=KnoudsError("no")))
-    now = account.without_stopped(Progress(elapsed=9.0, total=10, completed=4, not_run=3))
-    assert in_words(now) == "5 of 10 jobs done: 4 completed, 1 not run; 0 credits spent; 0:09"
-    display = Display(lambda: now, is_stopping=True)
+        report.record(NotRun(job=JOB, reason=reason, error=KnoudsError("no")))
+    now = report.excluding_stopped(Progress(elapsed=9.0, total=10, completed=4, not_run=3))
+    assert summarize(now) == "5 of 10 jobs done: 4 completed, 1 not run; 0 credits spent; 0:09"
+    display = BatchDisplay(lambda: now, is_stopping=True)
     assert display.lines()[0] == "5 of 10 done, 0 in flight"
     assert "to go" not in "".join(display.lines())
-    assert [line.split(":")[0] for line in account.troubles("l")] == ["1 job not run (invalid)"]
+    assert [line.split(":")[0] for line in report.problems("l")] == ["1 job not run (invalid)"]
 
 
 def test_what_did_not_occur_is_not_said() -> None:
     """A batch without a known number of jobs, a cap and odd outcomes says none of them."""
-    display = Display(lambda: Progress(elapsed=3.0, completed=3, in_flight=2, credits_spent=36.0))
+    display = BatchDisplay(lambda: Progress(elapsed=3.0, completed=3, in_flight=2, credits_spent=36.0))
     assert display.lines() == ("3 done, 2 in flight", "3 completed", "36 credits spent", "0:03, 60 jobs a minute")
 
 
 def test_going_on_retries_nothing_once_more() -> None:
     """The command that goes on is the one that was given, but for --retry-failed, which has had its effect."""
-    order = Order(target=Target("models", "suno-v5"), jobs=Path("a b.csv"), ledger=Path("l"), retry_failed=True)
-    assert order.command == "knouds batch suno-v5 'a b.csv' --model --ledger l"
+    order = BatchOptions(target=Target("models", "suno-v5"), jobs=Path("a b.csv"), ledger=Path("l"), retry_failed=True)
+    assert order.resume_command == "knouds batch suno-v5 'a b.csv' --model --ledger l"
