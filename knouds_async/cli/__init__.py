@@ -1,6 +1,6 @@
-"""The command line, `knouds`: the extra `cli`; nothing else of the package imports it.
+"""The command line, `knouds`: the extra `cli`; nothing else in the package imports it.
 
-Rule of the folder: the only code that prints. What a machine reads goes to stdout, words and progress to stderr.
+Only this package prints: what a program reads goes to stdout, messages and progress to stderr.
 """
 
 import sys
@@ -9,7 +9,7 @@ _EXTRA = ("cyclopts", "rich")
 
 
 def main() -> int:
-    """Run `knouds` with the arguments of this process and give its exit code."""
+    """Run `knouds` with the arguments of this process and return its exit code."""
     try:
         from knouds_async.cli.app import run
 
@@ -25,7 +25,7 @@ def main() -> int:
 
 
 def _missing_names(error: BaseException | None) -> list[str | None]:
-    """Give the modules that could not be imported, from an ImportError and what caused it."""
+    """Return the modules that could not be imported: that of an ImportError and those of its causes."""
     names = []
     while error is not None:
         names.append(error.name if isinstance(error, ImportError) else None)

@@ -1,4 +1,4 @@
-"""`python -m knouds_async.cli` is `knouds`."""
+"""Run `knouds` as `python -m knouds_async.cli`."""
 
 import sys
 

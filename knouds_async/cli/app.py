@@ -1,4 +1,4 @@
-"""The application: the commands, and the one place where an error becomes a line and an exit code."""
+"""The application: registers the commands and turns an error into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _COMMANDS: Final[tuple[Callable[..., Any], ...]] = (
 
 
 def build() -> App:
-    """Build the application."""
+    """Return the application with its commands."""
     app = App(
         name="knouds",
         help=_unwrapped(_HELP),
@@ -62,21 +62,21 @@ def build() -> App:
 
 
 def _unwrapped(text: str) -> str:
-    """Give a docstring with each paragraph on one line, to be wrapped where the terminal ends."""
+    """Return a docstring with each paragraph on one line; the terminal's width decides where lines break."""
     return "\n\n".join(" ".join(part.split()) for part in cleandoc(text).split("\n\n"))
 
 
 def run(tokens: Sequence[str]) -> int:
-    """Run one command line and give its exit code; what goes wrong is said in one line on stderr."""
+    """Run one command line and return its exit code; an error is one line on stderr."""
     with output.safe_streams():
         try:
             return _run_command(tokens)
         except BrokenPipeError:
-            return ExitCode.OK  # the reader has seen enough, as `head` does
+            return ExitCode.OK  # the reader closed the pipe, as `head` does
         except SystemExit as exit_request:
             if not isinstance(exit_request.__context__, BrokenPipeError):
                 raise
-            return ExitCode.OK  # so rich ends when it meets the same
+            return ExitCode.OK  # rich exits so on a broken pipe
 
 
 def _run_command(tokens: Sequence[str]) -> int:

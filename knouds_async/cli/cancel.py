@@ -1,4 +1,4 @@
-"""`knouds cancel`: ask for the end of a run."""
+"""`knouds cancel`: cancel a run."""
 
 from __future__ import annotations
 

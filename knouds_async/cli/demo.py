@@ -1,4 +1,4 @@
-"""`knouds demo`: many runs at once against the emulator on this machine, through a real socket."""
+"""`knouds demo`: many runs at once against the emulator on this machine, over a real socket."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def _demo(prompts: list[dict[str, Any]], seed: int) -> None:
 
 
 async def run_all(knouds: AsyncKnouds, prompts: list[dict[str, Any]], stats: DemoStats) -> None:
-    """Run every prompt at once; the first error that is not of a single run ends the demo."""
+    """Run all prompts at once; the first error that concerns more than one run ends the demo."""
     error: Exception | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -63,7 +63,7 @@ async def run_all(knouds: AsyncKnouds, prompts: list[dict[str, Any]], stats: Dem
     except* KnoudsError as errors:
         error = errors.exceptions[0]
     if error is not None:
-        raise error  # out here: Python 3.11.0 to 3.11.3 put what is raised in `except*` into a group
+        raise error  # here: Python 3.11.0 to 3.11.3 wrap what is raised in `except*` in a group
 
 
 async def _run_one(knouds: AsyncKnouds, inputs: dict[str, Any], stats: DemoStats) -> None:

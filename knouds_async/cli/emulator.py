@@ -1,4 +1,4 @@
-"""`knouds emulator`: the service on this machine, to try things out with neither a key nor credits."""
+"""`knouds emulator`: serve the emulator on this machine, without a key or credits."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _explain_faults() -> int:
 
 
 def _is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches a host; one that cannot be looked up is left to the server to refuse."""
+    """Return whether only this machine can reach a host; the server rejects one that cannot be resolved."""
     try:
         return all(ip_address(found[4][0]).is_loopback for found in getaddrinfo(host, None))
     except OSError:

@@ -1,6 +1,6 @@
-"""The exit codes: the one table of error class to code, and what each code means.
+"""The exit codes: the one table from error classes to codes, and the meaning of each code.
 
-Rule of the file: a script decides by the code alone whether money may have been spent (5) and what to repeat.
+The code alone says whether money may have been spent (5) and what may be repeated.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from knouds_async import errors
 
 
 class UsageError(Exception):
-    """The command line was wrong: an option, an input, a file. Nothing was sent."""
+    """An option, an input or a file is invalid. Nothing was sent."""
 
 
 class KeyMissingError(Exception):
-    """No usable key in $KNOUDS_KEY. Nothing was sent."""
+    """$KNOUDS_KEY holds no valid key. Nothing was sent."""
 
 
 class ServingError(Exception):
-    """The emulator could not be served, e.g. because its port is taken."""
+    """The emulator could not be served, e.g. because its port is in use."""
 
 
 class ExitCode(IntEnum):
-    """How `knouds` ends."""
+    """The exit codes of `knouds`."""
 
     OK = 0
     ERROR = 1
@@ -47,7 +47,7 @@ MEANINGS: Final = {
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C); a run that was submitted goes on",
 }
 
-# The first row that fits counts.
+# The first match counts.
 CODES_BY_ERROR: Final[tuple[tuple[type[BaseException], ExitCode], ...]] = (
     (UsageError, ExitCode.USAGE),
     (KeyMissingError, ExitCode.KEY),
@@ -67,11 +67,11 @@ CODES_BY_ERROR: Final[tuple[tuple[type[BaseException], ExitCode], ...]] = (
 
 
 def exit_code_for(error: BaseException) -> ExitCode:
-    """Give the exit code of an error; one that leaves open whether a run began never looks harmless."""
+    """Return the exit code of an error; one after which a run may have started is never a harmless code."""
     if isinstance(error, errors.APIError) and not error.from_service:
         return (
             ExitCode.MAY_HAVE_RUN if error.may_have_run else ExitCode.ERROR
-        )  # a firewall's 403 says nothing of the key
+        )  # a firewall's 403 says nothing about the key
     for kind, code in CODES_BY_ERROR:
         if isinstance(error, kind):
             return code
@@ -82,5 +82,5 @@ def exit_code_for(error: BaseException) -> ExitCode:
 
 
 def exit_code_table() -> str:
-    """Give the exit codes as text, for `knouds --help`."""
+    """Return the exit codes and their meanings, for `knouds --help`."""
     return "\n".join(f"{code.value:>5}  {meaning}" for code, meaning in MEANINGS.items())

@@ -1,6 +1,6 @@
-"""The inputs of a run from the command line: `-i key=value` over the JSON object of a file.
+"""The inputs of a run: `-i key=value` over the JSON object in a file.
 
-Rule of the file: a value that reads as JSON is JSON (3, true, null, [1, 2], "3"), any other is text as it stands.
+A value that is valid JSON is JSON (3, true, null, [1, 2], "3"), any other is a string.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from knouds_async.cli.exits import UsageError
 
 
 def read_inputs(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
-    """Give the inputs: what the file holds, with each pair over it; UsageError says what cannot be read."""
+    """Return the inputs in a file updated with the pairs; raises UsageError when they cannot be read."""
     given = read_pairs(pairs)
     return ({} if file is None else _read_file(file)) | given
 
 
 def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` texts; a key may come once."""
+    """Return the inputs in `key=value` strings; raises UsageError for a duplicate key."""
     inputs: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -34,7 +34,7 @@ def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """Read a value: JSON when it is JSON, else the text itself."""
+    """Return a value parsed as JSON, or the string itself."""
     try:
         return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Where things are printed: what a machine reads on stdout, words on stderr, each line free of control characters.
+"""Print results on stdout, messages on stderr, without control characters.
 
-Rule of the file: people at a terminal get tables, pipes get tab-separated lines without a heading; `--json` is exact.
+A terminal gets tables, a pipe gets tab-separated lines without a header; `--json` is exact.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from knouds_async.cli.words import one_line, printable
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Make both streams fit to be written while the block runs, and let the library's warnings be seen.
+    """Make both streams safe to write while the block runs, and print the library's warnings.
 
-    What stdout does not take at the end goes nowhere, so that the exit of the process does not complain of it again.
+    What stdout cannot take at the end is discarded, so that the interpreter does not complain of it at exit.
     """
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
     log, warnings = logging.getLogger("knouds_async"), _WarningPrinter(logging.WARNING)
@@ -41,7 +41,7 @@ def safe_streams() -> Iterator[None]:
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:
-    """Give a stream that never fails on a character; a closed one (`>&-`) swallows everything."""
+    """Return a stream that can write any character; a closed one (`>&-`) discards everything."""
     if stream is None:
         return Path(os.devnull).open("w", encoding="utf-8")
     if isinstance(stream, TextIOWrapper):
@@ -50,20 +50,20 @@ def _tolerant(stream: TextIO | None) -> TextIO:
 
 
 class _WarningPrinter(logging.Handler):
-    """Says the library's warnings: ids of runs that must not get lost."""
+    """Prints the library's warnings: ids of runs that must not be lost."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say one warning."""
+        """Print one warning."""
         print_error(record.getMessage())
 
 
 def flush_stdout() -> None:
-    """Write out what is buffered; BrokenPipeError when the reader of stdout has gone."""
+    """Flush stdout; raises BrokenPipeError when its reader has closed the pipe."""
     sys.stdout.flush()
 
 
 def discard_stdout() -> None:
-    """Give nothing more: the reader of stdout has gone, and what is left for it goes nowhere."""
+    """Discard what is still to be written: the reader of stdout has closed the pipe."""
     _redirect_to_devnull(sys.stdout)
 
 
@@ -74,7 +74,7 @@ def _redirect_to_devnull(stream: TextIO) -> None:
 
 
 def _write_stderr(text: str) -> None:
-    """Write on stderr; whoever closed it wants no words, and the command goes on without them."""
+    """Write to stderr; when it is closed the command continues without messages."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
@@ -82,27 +82,27 @@ def _write_stderr(text: str) -> None:
 
 
 def print_error(words: str) -> None:
-    """Say something in one line, on stderr."""
+    """Print a message of one line on stderr."""
     _write_stderr(f"knouds: {one_line(words)}")
 
 
 def print_info(words: str) -> None:
-    """Say something beside the result, on stderr; more than one line is fine."""
+    """Print information beside the result on stderr; it may have several lines."""
     _write_stderr(printable(words))
 
 
 def print_result(text: str) -> None:
-    """Give a result as text, on stdout: exact in a pipe or a file, harmless at a terminal."""
+    """Print a result on stdout: exact in a pipe or a file, harmless at a terminal."""
     print(printable(text) if sys.stdout.isatty() else text)
 
 
 def print_json(value: Any) -> None:
-    """Give a value as JSON, on stdout: records by the names of their fields, without `raw`."""
+    """Print a value as JSON on stdout: records by the names of their fields, without `raw`."""
     print(json.dumps(to_jsonable(value), indent=2, default=str))
 
 
 def to_jsonable(value: Any) -> Any:
-    """Give a value as what JSON can say."""
+    """Return a value as JSON types."""
     if attrs.has(type(value)):
         return attrs.asdict(value, filter=lambda field, _: field.name != "raw", value_serializer=_serialize)
     return [to_jsonable(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -113,7 +113,7 @@ def _serialize(_: Any, __: Any, value: Any) -> Any:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, unbroken: str = "") -> None:
-    """Give rows on stdout: a table at a terminal, else tab-separated lines; the column `whole` is never broken."""
+    """Print rows on stdout: a table at a terminal, else tab-separated lines; the column `unbroken` is never wrapped."""
     cells = [[format_cell(value) for value in row] for row in rows]
     if sys.stdout.isatty():
         _draw_table(heads, cells, unbroken)
@@ -123,7 +123,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, unbroken
 
 
 def print_pairs(*pairs: tuple[str, Any]) -> None:
-    """Give names and values on stdout, a line each; what is None is left out."""
+    """Print names and values on stdout, one pair per line, without those that are None."""
     shown = [(name, one_line(format_cell(value))) for name, value in pairs if value is not None and format_cell(value)]
     width = max((len(name) for name, _ in shown), default=0)
     for name, text in shown:
@@ -131,7 +131,7 @@ def print_pairs(*pairs: tuple[str, Any]) -> None:
 
 
 def is_live() -> bool:
-    """Tell whether stderr is a terminal that can redraw lines."""
+    """Return whether stderr is a terminal that can redraw lines."""
     return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
@@ -149,7 +149,7 @@ def _draw_table(heads: Sequence[str], rows: Sequence[Sequence[str]], unbroken: s
 
 
 def format_cell(value: Any) -> str:
-    """Show a value in a table or a line: numbers without needless digits, times to the second, nothing for None."""
+    """Return a value as text: numbers without needless digits, times to the second, "" for None."""
     match value:
         case None:
             return ""

@@ -1,4 +1,4 @@
-"""The demo's progress on stderr: a display that is redrawn at a terminal, a line every few seconds elsewhere."""
+"""The demo's progress on stderr: redrawn at a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 RUN_ROUTE = "POST /api/workflows/:slug/run"
-_LINE_INTERVAL = 5.0  # seconds between two lines where nothing can be redrawn
-_REFRESH_INTERVAL = 0.1  # seconds between two pictures where it can
+_LINE_INTERVAL = 5.0  # seconds between two lines elsewhere
+_REFRESH_INTERVAL = 0.1  # seconds between two refreshes at a terminal
 
 
 @attrs.frozen
 class DemoProgress:
-    """All that the progress of a demo can be read from; `began` in monotonic seconds."""
+    """What the progress of a demo is read from; `started` in monotonic seconds."""
 
     stats: DemoStats
     emulator: Emulator
@@ -35,24 +35,24 @@ class DemoProgress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     def counts(self) -> str:
-        """Say how many runs stand where."""
+        """Return how many runs are in each state."""
         stats = self.stats
         ends = f"{stats.finished} finished, {stats.failed} failed, {stats.unknown} unknown"
         return f"{stats.submitted} submitted, {stats.running} running, {ends}"
 
     def rates(self) -> str:
-        """Say how many requests it takes and what it would cost."""
+        """Return the rate of requests, and the credits they would cost."""
         requests = self.emulator.requests.count
         rate = per_minute(requests, self.seconds)
         refused = len(self.emulator.refusals)
         return f"{rate:,.0f} requests per minute, {refused} refused (429), {self.emulator.credits_spent:,} credits"
 
     def quota(self) -> str:
-        """Say how the quota of the run route stands, while runs still wait for their turn at it."""
+        """Return how long runs wait for the rate limit; "" when none do."""
         limiter = self.knouds.limiter.stats(RUN_ROUTE)
         if not limiter.waiting or limiter.resets_in is None:
             return ""
@@ -61,7 +61,7 @@ class DemoProgress:
 
 @asynccontextmanager
 async def show_progress(progress: DemoProgress) -> AsyncIterator[None]:
-    """Show the progress while the block runs, and how it stands at its end."""
+    """Show the progress while the block runs, and once more at its end."""
     if output.is_live():
         with _live_display() as display:
             async with call_every(_REFRESH_INTERVAL, lambda: display.update(_render(progress), refresh=True)):

@@ -1,4 +1,4 @@
-"""The demo's prompts: one JSON object a line, from the package or, in a checkout, from `examples/`."""
+"""The demo's prompts: one JSON object per line, from the package or, in a checkout, from `examples/`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAME = "prompts.jsonl"
 
 
 def read_prompts() -> list[dict[str, Any]]:
-    """Give the inputs of each line; ServingError when the installation is without them."""
+    """Return the inputs on each line; raises ServingError when the file is missing."""
     packed = files("knouds_async.cli").joinpath(_NAME)
     checkout = Path(__file__).parents[2] / "examples" / _NAME
     found = next((place for place in (packed, checkout) if place.is_file()), None)

@@ -1,6 +1,6 @@
-"""`knouds run`: submit a run, wait for its end, give its result.
+"""`knouds run`: submit a run, wait for it to finish, print its result.
 
-Rule of the file: whatever ends the wait, the id of a run that was submitted is on stderr, and how to look at it.
+However the wait ends, the id of a submitted run is on stderr, and the command that shows it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Seconds = Annotated[float | None, Parameter(help="Seconds to wait for the end; t
 
 @attrs.define
 class _RunRequest:
-    """What is to be run where, and the handle once it is out."""
+    """What to run, and its execution once it was submitted."""
 
     target: Target
     inputs: dict[str, Any]
@@ -71,7 +71,7 @@ class _RunRequest:
     base_url: str | None
     folder: Path | None
     execution: Execution | None = None
-    state: ExecutionState | None = None  # of a run that is over
+    state: ExecutionState | None = None  # of a finished run
     files: tuple[Path, ...] | None = None
 
 
@@ -114,7 +114,7 @@ def run(
 
 
 async def _submit_and_wait(request: _RunRequest) -> KnoudsError | None:
-    """Submit, wait and save; give the error of a run that did not complete."""
+    """Submit, wait and save; return the error of a run that did not complete."""
     async with connect(request.base_url) as knouds:
         runs = knouds.models if request.target.kind == "models" else knouds.workflows
         try:
@@ -125,7 +125,7 @@ async def _submit_and_wait(request: _RunRequest) -> KnoudsError | None:
             output.print_info(f"submitted execution {request.execution.id}")
             request.state = await wait(request.execution, timeout=request.timeout)
             try:
-                await request.execution  # is over, so this only says how it ended
+                await request.execution  # has finished: raises unless it completed
             except (ExecutionFailedError, ExecutionCancelledError) as failure:
                 return failure
         if request.folder is not None:
@@ -135,7 +135,7 @@ async def _submit_and_wait(request: _RunRequest) -> KnoudsError | None:
 
 
 async def _run_synchronously(knouds: AsyncKnouds, request: _RunRequest) -> ExecutionState:
-    """Run what cannot be submitted (contract 4): it was refused uncharged, so this is the first run of it."""
+    """Run what cannot be submitted (contract 4): the submit was refused uncharged, so this is the only run."""
     output.print_info(
         "its provider cannot be polled, so it runs in one request: Ctrl-C would lose its result, not its charge"
     )
@@ -154,7 +154,7 @@ def _print_outcome(
     *,
     as_json: bool,
 ) -> int:
-    """Give what a run that is over left, and say how it ended."""
+    """Print the result of a finished run, and how it finished."""
     assert state is not None  # noqa: S101  (for the type checker)
     if as_json:
         missing_id = {} if state.execution_id else {"execution_id": None}
@@ -162,7 +162,7 @@ def _print_outcome(
         output.print_json(output.to_jsonable(state) | missing_id | files)
     elif state.result is not None:
         print_run_result(state.result, files=request.files)
-    output.flush_stdout()  # results first, where both go to one terminal
+    output.flush_stdout()  # results before messages at a terminal
     if failure is None:
         output.print_info(summarize_state(state))
         return ExitCode.OK if request.folder is None or request.files is not None else ExitCode.ERROR
@@ -176,7 +176,7 @@ def _print_outcome(
 def _print_unfinished(
     execution: Execution, request: _RunRequest, error: KnoudsError | KeyboardInterrupt, *, as_json: bool
 ) -> int:
-    """Say why the waiting ended, and that the run goes on."""
+    """Print why the wait ended, and that the run continues."""
     at = "" if request.base_url is None else f" --base-url {shlex.quote(request.base_url)}"
     hint = f"`knouds status {execution.id}{at}` shows it, `knouds cancel` ends it"
     match error:

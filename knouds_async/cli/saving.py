@@ -1,7 +1,6 @@
-"""`--save DIR`: the files of a run, fetched into a folder once it is over.
+"""`--save DIR`: download the files of a finished run into a folder.
 
-Rule of the file: whether the folder can be had is found out before anything is run; a file that cannot be fetched takes
-nothing of the result that was paid for.
+The folder is created before anything is run; a failed download does not affect the result that was paid for.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Save = Annotated[
 
 
 def create_folder(folder: Path | None) -> Path | None:
-    """Make the folder; UsageError when that cannot be done."""
+    """Create the folder; raises UsageError when that fails."""
     if folder is None:
         return None
     try:
@@ -39,7 +38,7 @@ def create_folder(folder: Path | None) -> Path | None:
 
 
 async def download_files(knouds: AsyncKnouds, run: RunResult, folder: Path) -> tuple[Path, ...] | None:
-    """Fetch the files of a run and give their paths; None, and a word on stderr, when one cannot be had."""
+    """Download the files of a run and return their paths; print an error and return None when one fails."""
     try:
         return await knouds.download_all(run, folder)
     except DownloadError as error:

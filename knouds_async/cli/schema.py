@@ -1,4 +1,4 @@
-"""`knouds schema`: the inputs that a workflow takes."""
+"""`knouds schema`: show the inputs of a workflow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def schema(slug: Slug, /, *, public: Public = False, as_json: Json = False, base
 
 
 def _allowed(field: SchemaField) -> str:
-    """Say what a field takes: its options, or its bounds and step."""
+    """Return what a field allows: its options, or its bounds and step."""
     if field.options:
         return ", ".join(output.format_cell(option) for option in field.options)
     bounds = [f"{output.format_cell(bound)}" for bound in (field.min, field.max) if bound is not None]

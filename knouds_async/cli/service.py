@@ -1,4 +1,4 @@
-"""The connection of a command to the service: the key from $KNOUDS_KEY alone, all checked before any request."""
+"""The client of a command: the key from $KNOUDS_KEY only, checked before any request."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _NO_KEY = Secret("no-key-is-sent")
 
 
 def connect(base_url: str | None, *, needs_key: bool = True) -> AsyncKnouds:
-    """Build the client; UsageError when the address will not do, KeyMissingError when the key will not."""
+    """Return the client; raises UsageError for an invalid address, KeyMissingError for a missing or invalid key."""
     if not needs_key:
         return _keyless(base_url)
     try:
         return AsyncKnouds(base_url=base_url)
     except ConfigurationError as error:
-        _keyless(base_url)  # raises when it is the address
+        _keyless(base_url)  # raises when the address is invalid
         raise KeyMissingError(str(error).replace(" or pass AsyncKnouds(api_key=...)", "")) from None
 
 
@@ -33,7 +33,7 @@ def _keyless(base_url: str | None) -> AsyncKnouds:
 
 
 def query(base_url: str | None, request: Callable[[AsyncKnouds], Awaitable[T]], *, needs_key: bool = True) -> T:
-    """Put one question to the service and give its answer."""
+    """Send one request and return its result."""
 
     async def send() -> T:
         async with connect(base_url, needs_key=needs_key) as knouds:

@@ -1,4 +1,4 @@
-"""An emulator made from a command line, and on a port until the command is over."""
+"""Create an emulator from options, and serve it until the command ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from knouds_async.testing.settings import DEFAULT_MEDIA_URL, settings_from
 
 
 def make_emulator(settings: dict[str, Any], pairs: Sequence[str], faults: Sequence[str]) -> Emulator:
-    """Make an emulator from options, NAME=VALUE pairs over them, and faults in words; UsageError when it cannot be."""
+    """Return an emulator with these settings, NAME=VALUE pairs and faults; raises UsageError when one is invalid."""
     try:
         made = Emulator(**(settings | settings_from(dict(_parse_pair(text) for text in pairs))))
         for text in faults:
@@ -30,9 +30,9 @@ def make_emulator(settings: dict[str, Any], pairs: Sequence[str], faults: Sequen
 async def serving(
     emulator: Emulator, *, host: str = "127.0.0.1", port: int = 0, serves_media: bool = False
 ) -> AsyncIterator[str]:
-    """Serve an emulator while the block runs and give its base URL; port 0 takes a free one.
+    """Serve an emulator while the block runs and yield its base URL; port 0 takes a free one.
 
-    ServingError when the port is taken or the host is not this machine's. Requests under way at the end are cut.
+    Raises ServingError when the port is in use or the host is not this machine. Requests in flight at the end are cut.
     """
     async with AsyncExitStack() as stack:
         try:
@@ -43,8 +43,8 @@ async def serving(
 
 
 async def serve_forever(emulator: Emulator, host: str, port: int) -> None:
-    """Serve an emulator until the task is cancelled, and say how to reach it."""
-    is_media_here = emulator.media_url == DEFAULT_MEDIA_URL  # else somebody has said where it is
+    """Serve an emulator until the task is cancelled, and print how to reach it."""
+    is_media_here = emulator.media_url == DEFAULT_MEDIA_URL  # else it was set by the user
     async with serving(emulator, host=host, port=port, serves_media=is_media_here) as base_url:
         output.print_info(
             f"An emulator of Knouds at {base_url} (nothing is paid); open it in a browser to see what it does.\n"

@@ -1,4 +1,4 @@
-"""How an execution is shown: its result as addresses and text, its state in pairs."""
+"""Print executions: a result as addresses and text, a state as pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from knouds_async.cli.words import one_line
 
 
 def print_state(state: ExecutionState) -> None:
-    """Show how an execution stands, and its result if there is one."""
+    """Print the state of an execution, and its result if there is one."""
     error = state.error
     output.print_pairs(
         ("execution", state.execution_id),
@@ -29,9 +29,9 @@ def print_state(state: ExecutionState) -> None:
 
 
 def print_run_result(result: Any, *, files: Iterable[Path] | None = None) -> None:
-    """Give a result: its text, then the address of each file on a line of its own; any other JSON as it is.
+    """Print a result: its text, then the address of each file on its own line; any other JSON as it is.
 
-    `files`: where they were saved, to be given instead of their addresses.
+    `files`: where they were saved, printed instead of their addresses.
     """
     run = RunResult(result)
     files_of_run = (*run.images, *run.videos, *run.audios)
@@ -45,7 +45,7 @@ def print_run_result(result: Any, *, files: Iterable[Path] | None = None) -> Non
 
 
 def summarize_state(state: ExecutionState) -> str:
-    """Say how a run ended, in what time, for what."""
+    """Return the status of a finished run, its duration and its cost."""
     duration = f" in {state.ms / 1000:.1f} s" if state.ms is not None else ""
     cost = f", {output.format_cell(state.cost)} credits" if state.cost is not None else ""
     return f"{state.status}{duration}{cost}"

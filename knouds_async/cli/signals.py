@@ -1,7 +1,4 @@
-"""What asks a command to end besides Ctrl-C, and how `knouds run` takes it for that, to say what it leaves behind.
-
-Rule of the file: left to itself, such a signal ends the process between a submit and its id.
-"""
+"""Signals that end a command like Ctrl-C: the default action would end the process between a submit and its id."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from contextlib import contextmanager
 from typing import Final
 
 TERMINATION_SIGNALS: Final = frozenset({signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})
-"""SIGTERM, and SIGHUP, which tells that the terminal is gone; there is none on Windows."""
+"""SIGTERM, and SIGHUP (the terminal was closed), which does not exist on Windows."""
 
 
 @contextmanager
 def termination_as_ctrl_c() -> Iterator[None]:
-    """Take them so while the block runs; where Ctrl-C itself is ignored, or not ours to take, leave all as it is."""
+    """Turn them into Ctrl-C while the block runs; nothing is changed where Ctrl-C is ignored or handled by others."""
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

@@ -1,4 +1,4 @@
-"""The demo's stage: an emulator whose limits are met early and whose runs are short. Imported when it is needed."""
+"""The demo's settings: an emulator with an early rate limit and short runs. Imported lazily."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from knouds_async.testing import Emulator, Lognormal
 
 LIMITS: Final = {"pro": 100, "business": 1000}  # requests per minute and route (contract 6)
 RUN_SECONDS: Final = 6.0  # median length of a run
-_FIRST_WINDOW = 12.0  # seconds until the first window of the quota ends, so that its edge is met early
+_FIRST_WINDOW = 12.0  # seconds until the first window ends: early, so that the limit is reached
 _FAILURE_RATE = 0.03
 
 
 def make_demo_emulator(runs: int, seed: int) -> Emulator:
-    """Make the emulator for so many runs."""
+    """Return the emulator for this many runs."""
     return Emulator(
         tier="pro" if runs <= 2 * LIMITS["pro"] else "business",
         duration=Lognormal(RUN_SECONDS, 0.25),

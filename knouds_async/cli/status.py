@@ -1,4 +1,4 @@
-"""`knouds status`: how a run stands."""
+"""`knouds status`: show the state of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo says at its end: its figures, each measured, and the first results."""
+"""The demo's summary: measured figures, and the first results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from knouds_async.testing import Emulator, Run
 
 
 def print_summary(stats: DemoStats, emulator: Emulator, seconds: float) -> None:
-    """Give the figures of a demo that took so many seconds, and the first results."""
+    """Print the figures of a demo that took this many seconds, and the first results."""
     output.print_result("")
     output.print_pairs(*_figures(stats, emulator, seconds))
     output.print_result("\nFirst results (addresses made up by the emulator):")
@@ -37,7 +37,7 @@ def _figures(stats: DemoStats, emulator: Emulator, seconds: float) -> tuple[tupl
 
 
 def _detection_delay(runs: Sequence[Run]) -> str | None:
-    """Say how long after a run's end it was seen: median, 95 of 100, longest."""
+    """Return the time from the end of a run to its detection: median, 95th percentile, longest."""
     delays = [run.seen_ended_at - run.ends for run in runs if run.seen_ended_at is not None]
     if not delays:
         return None

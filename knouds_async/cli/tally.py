@@ -1,4 +1,4 @@
-"""What has become of the demo's runs so far, and the figures that sum it up. Pure."""
+"""Counts of the demo's runs, and the figures of its summary. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import attrs
 
 from knouds_async import ExecutionState, Status
 
-RESULTS_KEPT = 5  # first results that are kept to be shown
+RESULTS_KEPT = 5  # results kept for the summary
 
 
 @attrs.define
 class DemoStats:
-    """Counts of the runs of one demo; `asked` holds the inputs of all, `results` the first ends with theirs."""
+    """Counts the runs of one demo; `requested` holds the inputs of all, `results` the first finished with theirs."""
 
     requested: list[dict[str, Any]]
     submitted: int = 0
@@ -29,21 +29,21 @@ class DemoStats:
 
     @property
     def total(self) -> int:
-        """Runs asked for."""
+        """Runs requested."""
         return len(self.requested)
 
     @property
     def finished(self) -> int:
-        """Runs that are over."""
+        """Runs that have finished."""
         return self.completed + self.failed + self.cancelled
 
     @property
     def running(self) -> int:
-        """Runs that are out."""
+        """Runs that were submitted and have not finished."""
         return self.submitted - self.finished
 
     def record(self, inputs: dict[str, Any], state: ExecutionState) -> None:
-        """Count the end of a run."""
+        """Count a finished run."""
         self.completed += state.status == Status.COMPLETED
         self.failed += state.status == Status.FAILED
         self.cancelled += state.status == Status.CANCELLED
@@ -52,17 +52,17 @@ class DemoStats:
 
 
 def count_duplicates(requested: Iterable[Mapping[str, Any]], started: Iterable[Mapping[str, Any]]) -> int:
-    """Count the runs that began more often than they were asked for."""
+    """Return how many runs were started beyond those requested."""
     wanted, seen = (Counter(json.dumps(inputs, sort_keys=True) for inputs in each) for each in (requested, started))
     return (seen - wanted).total()
 
 
 def per_minute(count: int, seconds: float) -> float:
-    """Give a pace."""
+    """Return a count per minute."""
     return 60 * count / seconds if seconds > 0 else 0.0
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Give the smallest value that so large a share of the values does not exceed; nan of none."""
+    """Return the smallest value that this share of the values does not exceed; nan for no values."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan

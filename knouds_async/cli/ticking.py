@@ -1,4 +1,4 @@
-"""Something done again and again while something else goes on: how progress is kept on show."""
+"""Call a function periodically while something else runs: how progress is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`knouds usage`: what the account ran, and what it cost."""
+"""`knouds usage`: list the account's runs and their costs."""
 
 from __future__ import annotations
 

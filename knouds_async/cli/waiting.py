@@ -1,4 +1,4 @@
-"""Waiting for a run, with something to see: a line that changes at a terminal, a line for each change elsewhere."""
+"""Wait for a run and show it: a redrawn line at a terminal, a line per change of status elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from knouds_async.cli.words import one_line
 
 
 async def wait(execution: Execution, *, timeout: float | None) -> ExecutionState:
-    """Wait for the end and give the final state; raises what `Execution.wait` raises."""
+    """Wait for the run to finish and return its final state; raises what `Execution.wait` raises."""
     printer = None if output.is_live() else asyncio.create_task(_print_changes(execution))
     try:
         async with show_spinner(lambda: f"{execution.state.status}"):
@@ -26,7 +26,7 @@ async def wait(execution: Execution, *, timeout: float | None) -> ExecutionState
 
 @asynccontextmanager
 async def show_spinner(status: Callable[[], str]) -> AsyncIterator[None]:
-    """Keep words and the seconds so far on show at a terminal while the block runs; elsewhere nothing."""
+    """Show a status and the elapsed seconds at a terminal while the block runs; elsewhere nothing."""
     if not output.is_live():
         yield
         return
@@ -49,7 +49,7 @@ async def show_spinner(status: Callable[[], str]) -> AsyncIterator[None]:
 
 
 async def _print_changes(execution: Execution) -> None:
-    with suppress(KnoudsError):  # the wait itself meets it too, and raises it
+    with suppress(KnoudsError):  # the wait raises it too
         async for state in execution.updates():
             if not state.is_final:
                 output.print_info(one_line(state.status))

@@ -1,4 +1,4 @@
-"""`knouds whoami`: whose key this is."""
+"""`knouds whoami`: show the account of the key."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is said of an error: one line, in terms of the command line. Pure.
+"""Format an error as one line, in terms of the command line. Pure.
 
-Rule of the file: where the library advises a line of Python, a command is advised instead.
+Where the library advises Python code, a command is advised instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ARGUMENT: Final = re.compile(
     r"(expected|limit|max_credits|max_in_flight)=(?=\S+: must be)"
 )  # those that are options as well
 
-# The first row that fits counts; "" leaves the library's advice out.
+# The first match counts; "" omits the library's advice.
 _ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (
     (errors.InvalidInputsError, "Nothing was run or charged; `knouds schema SLUG` shows what a workflow takes"),
     (errors.InvalidSlugError, "A slug is lowercase letters, digits and hyphens; `knouds workflows` lists yours"),
@@ -28,17 +28,17 @@ _ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (
 
 
 def one_line(text: str) -> str:
-    """Give a text as one line with no control characters: servers write some of it."""
+    """Return text as one line without control characters: servers write some of it."""
     return printable(" ".join(text.split()))
 
 
 def printable(text: str) -> str:
-    """Show what could steer a terminal or turn its text round instead of sending it; line ends and tabs stay."""
+    """Return text with control and direction characters escaped; line ends and tabs stay."""
     return _CONTROLS.sub(lambda found: _escaped(found[0]), text)
 
 
 def plural(number: int, what: str) -> str:
-    """Say how many: `1 run`, `2 runs`."""
+    """Return a count with its noun: `1 run`, `2 runs`."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
@@ -47,7 +47,7 @@ def _escaped(char: str) -> str:
 
 
 def format_error(error: BaseException) -> str:
-    """Say what went wrong and what to do, in one line."""
+    """Return what went wrong and what to do, in one line."""
     match error:
         case errors.SubmissionUnknownError():
             when = f"{error.sent_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -80,7 +80,7 @@ def _describe_unknown(error: errors.SubmissionUnknownError) -> str:
 
 
 def _usage_command(target: str) -> str:
-    """Give the command that lists the uses of a target, `workflows/<slug>` or `models/<name>`."""
+    """Return the command that lists the runs of a target, `workflows/<slug>` or `models/<name>`."""
     kind, _, name = target.partition("/")
     return f"knouds usage --{kind.removesuffix('s')} {name}"
 

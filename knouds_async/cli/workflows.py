@@ -1,4 +1,4 @@
-"""`knouds workflows`: the workflows that the key's account sees."""
+"""`knouds workflows`: list the workflows that the account can see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`knouds batch`: a file of jobs in, a file of results out, at any time resumed by the same command.
+"""`knouds batch`: run a file of jobs, write a file of results; the same command resumes it.
 
-Rule of the folder: `command` decides what is done; nothing but `command` and `admin` is imported before it is.
+Only `command` and `admin` are imported before it is known what to do.
 """

@@ -1,4 +1,4 @@
-"""The account of a batch: what has become of its jobs, what is said of it at the end, and the exit code. Pure."""
+"""The report on a batch: counts of outcomes, the messages at its end, and the exit code. Pure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from knouds_async.cli.batch.pace import format_duration
 from knouds_async.cli.exits import ExitCode, exit_code_for
 from knouds_async.cli.words import format_error, plural
 
-_MAX_NAMED: Final = 5  # how many unknown runs are named
+_MAX_NAMED: Final = 5  # unknown runs that are named
 
 
 @attrs.define
 class BatchReport:
-    """Takes note of each outcome, in memory that does not grow with their number."""
+    """Counts outcomes, in memory that does not grow with their number."""
 
     not_run: dict[NotRunReason, tuple[int, str, KnoudsError]] = attrs.Factory(dict)
     unknown: list[str] = attrs.Factory(list)  # keys, the first few
@@ -31,7 +31,7 @@ class BatchReport:
     is_interrupted: bool = False
 
     def record(self, outcome: Outcome) -> None:
-        """Take note of an outcome."""
+        """Count one outcome."""
         match outcome:
             case NotRun(job=job, reason=reason, error=error):
                 count, key, first = self.not_run.get(reason, (0, job.key, error))
@@ -44,12 +44,12 @@ class BatchReport:
                 self.others += 1
 
     def excluding_stopped(self, progress: Progress) -> Progress:
-        """Give a progress in which jobs that were only left for the next run do not count as done."""
+        """Return the progress without the jobs that were stopped before they were submitted."""
         stopped, _, _ = self.not_run.get(NotRunReason.STOPPED, (0, "", None))
         return attrs.evolve(progress, not_run=max(progress.not_run - stopped, 0))
 
     def exit_code(self, progress: Progress, failure: Exception | None = None) -> ExitCode:
-        """Give the exit code: what may have been paid for first, then what keeps the rest from being run."""
+        """Return the exit code: first what may have been charged, then what keeps other jobs from running."""
         if self.unknowns:
             return ExitCode.MAY_HAVE_RUN
         if self.is_interrupted and not self.is_complete(progress):
@@ -67,7 +67,7 @@ class BatchReport:
         return ExitCode.ERROR if codes or self.others or self.unsaved else ExitCode.OK
 
     def is_complete(self, progress: Progress) -> bool:
-        """Tell whether nothing is left for another run."""
+        """Return whether no job is left for another run."""
         return progress.total is not None and progress.outcomes == progress.total and not progress.not_run
 
     @property
@@ -76,7 +76,7 @@ class BatchReport:
         return not _DEFERRED.isdisjoint(self.not_run)
 
     def problems(self, ledger: str) -> Iterator[str]:
-        """Say what is wrong, a line each; `ledger` as a shell takes it."""
+        """Yield one line for each kind of problem; `ledger` is quoted for a shell."""
         for reason, (count, key, error) in self.not_run.items():
             if reason != NotRunReason.STOPPED:
                 first = f"{key}: " if reason not in _BATCH_WIDE else ""
@@ -105,7 +105,7 @@ _DEFERRED: Final = frozenset({NotRunReason.UNREACHABLE, NotRunReason.INTERCEPTED
 
 
 def summarize(now: Progress) -> str:
-    """Sum up a batch in one line."""
+    """Return one line that sums up a batch."""
     kinds = ("completed", "failed", "cancelled", "not_run", "unknown")
     outcomes = ", ".join(f"{getattr(now, kind):,} {kind.replace('_', ' ')}" for kind in kinds if getattr(now, kind))
     resumed = f" ({now.from_ledger:,} in earlier runs)" if now.from_ledger else ""
@@ -118,7 +118,7 @@ def summarize(now: Progress) -> str:
 
 
 def to_record(now: Progress, ledger: Path, out: Path | None, code: ExitCode) -> dict[str, Any]:
-    """Sum up a batch for programs."""
+    """Return the summary of a batch for programs."""
     record = attrs.asdict(now) | {"seconds": round(now.elapsed, 3), "exit_code": int(code)}
     del record["elapsed"], record["held_for"]
     return record | {"ledger": str(ledger), "out": None if out is None else str(out)}

@@ -1,6 +1,6 @@
-"""`knouds batch --status`, `--resolve` and `--rebind`: what a ledger holds, and what somebody decides about it.
+"""`knouds batch --status`, `--resolve` and `--rebind`: show a ledger, or record a decision in it.
 
-Rule of the file: no request is made and no key is needed; a ledger that is not there is not made.
+No request is sent and no key is needed; a ledger that does not exist is not created.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONSEQUENCES: Final = {"resend": "the next batch runs it once more", "abandon":
 
 
 def print_status(path: Path, *, as_json: bool) -> int:
-    """Show what a ledger holds; the exit code is 5 while a run is unknown."""
+    """Print what a ledger holds; the exit code is 5 while a run is unknown."""
     counts, unknown = asyncio.run(_read_ledger(_existing("--status", path)))
     if as_json:
         record = {"ledger": str(path), **attrs.asdict(counts)}
@@ -38,7 +38,7 @@ def print_status(path: Path, *, as_json: bool) -> int:
 
 
 def resolve(path: Path, key: str, decision: str) -> int:
-    """Write down what was decided about a run, and say what follows."""
+    """Record what was decided about an unknown run, and print the consequence."""
     if decision not in _CONSEQUENCES and not decision.startswith(_RUN):
         raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
     remaining = asyncio.run(_apply_decision(_existing("--resolve", path), key, decision))
@@ -50,7 +50,7 @@ def resolve(path: Path, key: str, decision: str) -> int:
 
 
 def rebind(path: Path) -> int:
-    """Let the next batch bind a ledger to its own account and service."""
+    """Remove the account and service from a ledger, so that the next batch binds it to its own."""
     asyncio.run(_rebind(_existing("--rebind", path)))
     output.print_info(f"{one_line(str(path))}: it is bound to the account and the service of the next batch")
     return ExitCode.OK
@@ -85,13 +85,13 @@ async def _apply_decision(path: Path, key: str, decision: str) -> int:
 
 
 def _print_unknown(path: Path, unknown: tuple[Entry, ...]) -> None:
-    """List the unknown runs, and say what can be done about them."""
+    """Print the unknown runs, and what can be done about them."""
     if not unknown:
         return
     output.print_result("")
     heads = ("unknown", "sent (UTC)", "target", "why")
     output.print_table(heads, [(entry.key, _sent_at(entry), entry.target, entry.note) for entry in unknown])
-    output.flush_stdout()  # results first, where both go to one terminal
+    output.flush_stdout()  # results before messages at a terminal
     output.print_info(
         "They may have run and been charged; `knouds usage` shows what did. The next batch looks for them there. "
         f"Decide with `knouds batch --resolve {shlex.quote(str(path))} KEY resend|abandon|run=ID`."

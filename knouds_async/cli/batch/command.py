@@ -1,4 +1,4 @@
-"""`knouds batch`: run a file of jobs, or look at and decide about what a ledger holds of one."""
+"""`knouds batch`: run a file of jobs, or show a ledger and decide about its unknown runs."""
 
 from __future__ import annotations
 

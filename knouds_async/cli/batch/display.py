@@ -1,4 +1,4 @@
-"""The progress of a batch on stderr: lines that are redrawn at a terminal, a line now and then elsewhere."""
+"""The progress of a batch on stderr: redrawn lines at a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from knouds_async.cli.ticking import call_every
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_REFRESH_INTERVAL: Final = 0.2  # seconds between two pictures at a terminal
+_REFRESH_INTERVAL: Final = 0.2  # seconds between two refreshes at a terminal
 _LINE_INTERVAL: Final = 10.0  # seconds between two lines elsewhere
 _BAR_WIDTH: Final = 34
 
 
 @attrs.define
 class BatchDisplay:
-    """What is shown: how the batch stands, and a word on what is waited for if it is not the runs alone."""
+    """Formats the progress of a batch, and what jobs wait for if not for their runs alone."""
 
     progress: Callable[[], Progress]
     status_line: Callable[[], str] = str
@@ -32,7 +32,7 @@ class BatchDisplay:
     _throughput: Throughput = attrs.Factory(Throughput)
 
     def lines(self) -> tuple[str, ...]:
-        """Say it in lines of at most 80 columns for any batch of less than a million jobs."""
+        """Return lines of at most 80 columns for any batch of less than a million jobs."""
         now = self.progress()
         self._throughput.update(now)
         return tuple(
@@ -59,7 +59,7 @@ def _jobs_line(now: Progress) -> str:
 
 
 def _outcomes_line(now: Progress) -> str:
-    """Say how the jobs ended; what did not occur is left out."""
+    """Return how many jobs had each outcome, without those that did not occur."""
     kinds = (
         (now.completed, "completed"),
         (now.failed, "failed"),
@@ -71,14 +71,14 @@ def _outcomes_line(now: Progress) -> str:
 
 
 def _credits_line(now: Progress) -> str:
-    """Say what was spent, against the cap if there is one, and what is set aside for runs that are out."""
+    """Return the credits spent, the limit if there is one, and what is reserved for runs in flight."""
     cap = "" if now.max_credits is None else f" of {format_credits(now.max_credits)}"
     reserved = f", {format_credits(now.credits_reserved)} set aside" if now.credits_reserved else ""
     return f"{format_credits(now.credits_spent)}{cap} credits spent{reserved}"
 
 
 def format_credits(credits: float) -> str:
-    """Say an amount of credits."""
+    """Return an amount of credits as text."""
     return f"{round(credits, 2):,.12g}"
 
 
@@ -92,7 +92,7 @@ async def show_display(display: BatchDisplay) -> AsyncIterator[None]:
     from rich.console import Console
     from rich.live import Live
 
-    # What goes to the same terminal is put above the lines; what goes elsewhere is none of its business.
+    # Output to the same terminal is printed above the progress; output to a file or a pipe is not touched.
     live = Live(
         console=Console(stderr=True),
         auto_refresh=False,

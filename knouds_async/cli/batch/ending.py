@@ -1,4 +1,4 @@
-"""What is said at the end of a batch: how it went, what is wrong, how to go on."""
+"""Print the report at the end of a batch: a summary, the problems, and how to resume."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from knouds_async.cli.words import format_error
 
 
 def print_report(run: BatchRun) -> int:
-    """Say how a batch ended, what is wrong and how to go on."""
+    """Print the report and return the exit code."""
     options, report = run.options, run.report
     now = report.excluding_stopped(run.progress)
     code = report.exit_code(now, run.failure)
     if options.as_json and options.out is not None:
         output.print_json(to_record(now, options.ledger, options.out, code))
-        output.flush_stdout()  # results first, where both go to one terminal
+        output.flush_stdout()  # results before messages at a terminal
     output.print_info(summarize(now))
     for problem in report.problems(shlex.quote(str(options.ledger))):
         output.print_error(problem)

@@ -1,7 +1,7 @@
-"""The jobs that a file lists, in JSON Lines or CSV, one at a time.
+"""Read the jobs in a file, JSON Lines or CSV, one at a time.
 
-Rule of the file: an empty line is no job; anything else that is no job is a FaultyLineError, never passed over. Where
-the lines after it can still be read, it is given in the place of the job, so that a file can be looked through whole.
+An empty line is skipped; any other line that is not a job is an InvalidLineError. Where the lines after it can still be
+read, the error is yielded in place of the job, so that the whole file can be checked.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORMAT_ERROR: Final = (
 
 @attrs.frozen
 class FileJob:
-    """A job as a file lists it: the number of its line, its key if it has one, its inputs."""
+    """A job in a file: its line number, its key if it has one, its inputs."""
 
     line: int
     key: str | None
@@ -40,7 +40,7 @@ class FileJob:
 
 @attrs.frozen
 class FileFormat:
-    """How a file is to be read: its name in messages, whether it is CSV, the inputs whose cells stay text."""
+    """How to read a file: its name in messages, whether it is CSV, and the inputs whose cells stay strings."""
 
     name: str
     is_csv: bool = False
@@ -48,7 +48,7 @@ class FileFormat:
 
 
 def read_jobs(stream: BinaryIO, file_format: FileFormat) -> Iterator[FileJob | InvalidLineError]:
-    """Give each job of a stream, or what is wrong with its line; FaultyLineError where no more can be read."""
+    """Yield each job in a stream, or the error of its line; raises InvalidLineError where no more can be read."""
     lines = read_lines(stream, file_format.name)
     return _read_csv(lines, file_format) if file_format.is_csv else _read_json_lines(lines, file_format.name)
 
@@ -60,7 +60,7 @@ def _read_json_lines(lines: Iterator[NumberedLine], name: str) -> Iterator[FileJ
 
 
 def _caught(name: str, number: int, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | InvalidLineError:
-    """Read something of a line, or give what is wrong with it, with its number."""
+    """Call `read`; return its ValueError as an InvalidLineError."""
     try:
         return read(*args, **kwargs)
     except ValueError as error:
@@ -90,7 +90,7 @@ def _parse_finite(digits: str) -> float:
 
 
 def _read_object(number: int, text: str) -> FileJob:
-    """Read a job with a key, or bare inputs; ValueError says what it is instead."""
+    """Return a job from an object with a key, or from bare inputs; raises ValueError otherwise."""
     value = _parse_json(text)
     if isinstance(value, list):
         raise ValueError(_ARRAY_ERROR)  # noqa: TRY004
@@ -107,7 +107,7 @@ def _read_object(number: int, text: str) -> FileJob:
 
 
 def _read_key(key: Any) -> str | None:
-    """Read a key: a text, or a whole number that is taken as its text; None when there is none."""
+    """Return a key, an integer as its digits; None when there is none."""
     if key is None:
         return None
     if isinstance(key, int) and not isinstance(key, bool):
@@ -120,7 +120,7 @@ def _read_key(key: Any) -> str | None:
 
 
 class _LineTexts:
-    """The texts of lines, for the csv module; remembers the number of the last one it took."""
+    """Iterates over the text of lines, for the csv module; remembers the number of the last line."""
 
     def __init__(self, lines: Iterator[NumberedLine], number: int) -> None:
         self._lines = lines
@@ -148,7 +148,7 @@ def _read_csv(lines: Iterator[NumberedLine], file_format: FileFormat) -> Iterato
 
 
 def _read_rows(texts: _LineTexts, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Give each row with the number of its first line: a cell may hold line ends."""
+    """Yield each row with the number of its first line: a cell may contain line ends."""
     reader = csv.reader(texts, delimiter=separator, strict=True)
     while True:
         first_line = texts.number + 1
@@ -172,7 +172,7 @@ def _read_header(cells: list[str]) -> list[str]:
 
 
 def _read_row(number: int, names: list[str], cells: list[str], text_inputs: Collection[str]) -> FileJob:
-    """Read a row: an empty cell is an input that is not given."""
+    """Return a job; an empty cell is an input that is not given."""
     if len(cells) != len(names):
         raise ValueError(f"{len(cells)} cells where the first line names {len(names)}")
     given = {name: cell for name, cell in zip(names, cells, strict=True) if cell}

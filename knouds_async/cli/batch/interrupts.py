@@ -1,7 +1,7 @@
-"""Ctrl-C in a batch: once to stop submitting and wait for what is out, twice to leave at once.
+"""Ctrl-C in a batch: the first stops submitting and waits for runs in flight, the second exits at once.
 
-Rule of the file: leaving at once still gives the submits that are under way a moment to be answered, for an id that is
-in the ledger is a run that can be picked up; a crash would leave an unknown one.
+Even then submits in flight get a moment to be answered: a run whose id is in the ledger can be resumed, while a crash
+would leave an unknown one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from knouds_async.cli.exits import ExitCode
 from knouds_async.cli.signals import TERMINATION_SIGNALS
 
 EXIT_GRACE: Final = 3.0
-"""Seconds until a batch that is left at once is left for certain."""
+"""Seconds after the second Ctrl-C until the process is ended."""
 
 _SHOW_CURSOR: Final = "\x1b[?25h"
 
 
 @asynccontextmanager
 async def handle_interrupts(stop: Callable[[], None], abort: Callable[[], None]) -> AsyncIterator[None]:
-    """While the block runs, call `stop` at the first Ctrl-C and `leave` at the second; a third ends the process.
+    """Call `stop` at the first Ctrl-C and `abort` at the second while the block runs; a third ends the process.
 
-    What asks the process to end counts as two.
+    SIGTERM and SIGHUP count as two.
     """
     loop, presses = asyncio.get_running_loop(), asyncio.Queue[int]()
     count = 0
@@ -40,7 +40,7 @@ async def handle_interrupts(stop: Callable[[], None], abort: Callable[[], None])
             _exit_process()
         loop.call_soon_threadsafe(presses.put_nowait, count)
 
-    # One that is ignored stays so: the keys of a terminal are not meant for a job in the background.
+    # An ignored signal stays ignored: Ctrl-C is not meant for a background job.
     numbers = [one for one in (signal.SIGINT, *TERMINATION_SIGNALS) if signal.getsignal(one) is not signal.SIG_IGN]
     previous = {one: signal.signal(one, on_signal) for one in numbers}
     dispatcher = asyncio.create_task(_dispatch(presses, stop, abort))
@@ -53,7 +53,7 @@ async def handle_interrupts(stop: Callable[[], None], abort: Callable[[], None])
 
 
 async def _dispatch(presses: asyncio.Queue[int], stop: Callable[[], None], abort: Callable[[], None]) -> None:
-    """Call what is to be called in a task: outside of one, half of what a batch does is not to be had."""
+    """Call `stop` and `abort` in a task: the batch cannot be stopped from a signal handler."""
     while await presses.get() == 1:
         stop()
     timer = threading.Timer(EXIT_GRACE, _exit_process)
@@ -63,9 +63,9 @@ async def _dispatch(presses: asyncio.Queue[int], stop: Callable[[], None], abort
 
 
 def _exit_process() -> None:
-    """End the process, whatever it is waiting for: the ledger holds all that is needed."""
-    screen = sys.__stderr__  # the progress may have put something of its own in the place of `sys.stderr`
+    """End the process at once: the ledger holds all that is needed to resume."""
+    screen = sys.__stderr__  # rich may have replaced `sys.stderr`
     if screen is not None and screen.isatty():
-        screen.write(_SHOW_CURSOR)  # which the progress has hidden
+        screen.write(_SHOW_CURSOR)  # rich has hidden it
         screen.flush()
     os._exit(ExitCode.INTERRUPTED)

@@ -1,6 +1,6 @@
-"""The lines of a file of jobs, one at a time: numbered, decoded, and of bounded length.
+"""Read the lines of a file of jobs, one at a time: numbered, decoded, and of bounded length.
 
-Rule of the file: what cannot be a line of text is a FaultyLineError that names the line; no more than a line is held.
+Undecodable or overlong lines raise InvalidLineError; at most one line is held in memory.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from knouds_async.cli.exits import UsageError
 from knouds_async.cli.words import one_line
 
 MAX_LINE_BYTES: Final = 32 * 1024**2
-"""How many bytes a line may have; a file without line ends is no file of jobs."""
+"""Most bytes of a line; a file without line ends is not a file of jobs."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
 class InvalidLineError(UsageError):
-    """A line that is no job; `line` counts from 1, `why` says what is wrong with it."""
+    """A line is not a job; `line` counts from 1, `why` says what is wrong with it."""
 
     def __init__(self, name: str, line: int, why: str) -> None:
         """Name the file, the line and the fault."""
@@ -31,14 +31,14 @@ class InvalidLineError(UsageError):
 
 @attrs.frozen
 class NumberedLine:
-    """A line of text with its end, and its number from 1."""
+    """A line of text with its line end, and its number from 1."""
 
     number: int
     text: str
 
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[NumberedLine]:
-    """Give each line of a stream of UTF-8, with or without a byte order mark."""
+    """Yield each line of a UTF-8 stream, with or without a byte order mark."""
     number = 0
     while raw := stream.readline(MAX_LINE_BYTES + 1):
         number += 1

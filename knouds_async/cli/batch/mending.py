@@ -1,6 +1,6 @@
-"""What an earlier run left in a file of results: taken up, mended at its end, rid of what is to be made anew.
+"""Recover a file of results of an earlier run: repair its last line and remove lines that will be written again.
 
-Rule of the file: what is not a file of results is a UsageError, and not a byte of it is changed.
+A file that holds anything but results raises UsageError and is left unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LINE_PREFIX: Final = b'{"key": "'  # of every line
 
 
 def lock(file: int, path: Path) -> None:
-    """Keep other processes out for as long as the file is open; where there are no such locks, go without."""
+    """Lock the file against other processes until it is closed, where the file system has locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -42,7 +42,7 @@ def lock(file: int, path: Path) -> None:
 
 @attrs.define
 class _ScanResult:
-    """What is in a file: the keys that stay, the length of its whole lines, what follows, whether a line must go."""
+    """The keys to keep, the length of the complete lines, the incomplete rest, whether lines must be removed."""
 
     keys: Seen = attrs.Factory(Seen)
     complete_bytes: int = 0
@@ -51,14 +51,14 @@ class _ScanResult:
 
 
 def recover(file: int, path: Path, keep: KeepLine) -> tuple[int, Seen]:
-    """Mend a file and take out each line that `keep` refuses; give the descriptor to go on with, and the keys in it."""
+    """Repair a file and remove lines that `keep` rejects; return its descriptor and the keys that remain."""
     scan = _scan(file, path, keep)
     _repair_last_line(file, path, scan)
     return _rewrite(file, path, keep) if scan.needs_rewrite else (file, scan.keys)
 
 
 def _scan(file: int, path: Path, keep: KeepLine, copy: BinaryIO | None = None) -> _ScanResult:
-    """Read the whole lines and copy those that stay; a job's second line and one that a crash left holes in go."""
+    """Scan the complete lines and copy those to keep; drops duplicate keys and lines that a crash filled with NULs."""
     os.lseek(file, 0, os.SEEK_SET)
     with open(file, "rb", closefd=False) as stream:
         return _scan_stream(stream, path, keep, copy)
@@ -81,7 +81,7 @@ def _scan_stream(stream: BinaryIO, path: Path, keep: KeepLine, copy: BinaryIO | 
 
 
 def _parse_line(raw: bytes) -> ResultLine | None:
-    """Read a line; None when it is no result."""
+    """Return a line, or None when it is not a result."""
     try:
         line = json.loads(raw)
     except (ValueError, RecursionError):
@@ -91,7 +91,7 @@ def _parse_line(raw: bytes) -> ResultLine | None:
 
 
 def _repair_last_line(file: int, path: Path, scan: _ScanResult) -> None:
-    """Cut off the beginning of a line; a line that lacks nothing but its end gets it."""
+    """Truncate an incomplete line, or add the line end that a complete one lacks."""
     if not scan.trailing:
         return
     line = _parse_line(scan.trailing)
@@ -104,11 +104,11 @@ def _repair_last_line(file: int, path: Path, scan: _ScanResult) -> None:
         return
     os.lseek(file, 0, os.SEEK_END)
     os.write(file, b"\n")
-    scan.needs_rewrite = True  # it was not looked at: look again
+    scan.needs_rewrite = True  # it was not checked against `keep`
 
 
 def _rewrite(file: int, path: Path, keep: KeepLine) -> tuple[int, Seen]:
-    """Put a file with the lines that stay in the place of this one; a crash leaves the one or the other."""
+    """Replace the file atomically by one with the lines to keep."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     new = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
@@ -118,12 +118,12 @@ def _rewrite(file: int, path: Path, keep: KeepLine) -> tuple[int, Seen]:
         temporary.chmod(stat.S_IMODE(os.fstat(file).st_mode))
         os.fsync(new)
         if os.name == "nt":
-            os.close(file)  # nothing that is open can be replaced there
+            os.close(file)  # an open file cannot be replaced there
         temporary.replace(path)
     except BaseException:
         os.close(new)
         temporary.unlink(missing_ok=True)
         raise
     if os.name != "nt":
-        os.close(file)  # not before: it keeps others out
+        os.close(file)  # not before: it holds the lock
     return new, scan.keys

@@ -1,4 +1,4 @@
-"""What a batch was asked to do, and the command that asks the same again."""
+"""The options of a batch, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from knouds_async import Target
 
 @attrs.frozen(kw_only=True)
 class BatchOptions:
-    """A batch as the command line says it; `out` is None for stdout."""
+    """The options of a batch; `out` is None for stdout."""
 
     target: Target
     jobs: Path
@@ -28,9 +28,9 @@ class BatchOptions:
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with it, for a shell.
+        """The command that resumes the batch, for a shell.
 
-        Not with --retry-failed: the ledger has it by now, and what has failed since then would be paid for once more.
+        Without --retry-failed: the ledger has recorded it, and runs that failed since then would be paid for again.
         """
         options: dict[str, object] = {
             "--model": self.target.kind == "models",

@@ -1,7 +1,7 @@
-"""What is written of an outcome: one line of the file of results. Pure.
+"""Outcomes as lines of the file of results. Pure.
 
-Rule of the file: every line has the same names. A run that is over keeps its line for good; a job that was not run, or
-whose end is unknown, gets a new one when the batch is run again.
+Every line has the same names. A finished run keeps its line for good; a job that was not run, or whose outcome is
+unknown, gets a new line when the batch is run again.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from knouds_async.cli.words import format_error
 
 _RETRYABLE = (Status.FAILED, Status.CANCELLED)
 _FINISHED = (Status.COMPLETED, *_RETRYABLE, "abandoned")
-_NOT_WRITTEN = (NotRunReason.DUPLICATE, NotRunReason.STOPPED)  # the line of the key is another job's, or comes later
+_NOT_WRITTEN = (NotRunReason.DUPLICATE, NotRunReason.STOPPED)  # the key's line is another job's, or comes later
 
 
 def result_line(outcome: Outcome, files: Iterable[Path] | None = None, *, save: bool = False) -> dict[str, Any]:
-    """Give the line of an outcome; with `save` also where its files are, None when one could not be had."""
+    """Return the line of an outcome; with `save` it has `files`, None when one could not be downloaded."""
     line = _line_without_files(outcome)
     return line | {"files": None if files is None else [str(path) for path in files]} if save else line
 
 
 def has_line(outcome: Outcome) -> bool:
-    """Tell whether an outcome has a line."""
+    """Return whether a line is written for an outcome."""
     return not (isinstance(outcome, NotRun) and outcome.reason in _NOT_WRITTEN)
 
 
 def is_kept(line: Mapping[str, Any], *, retry_failed: bool, save: bool) -> bool:
-    """Tell whether a line of an earlier run stays in this one; it does not when its job or its files come anew."""
+    """Return whether a line of an earlier run is kept: not when its job is run or its files are downloaded again."""
     status = line["status"]
     is_saved = not save or status != Status.COMPLETED or line.get("files") is not None
     return status in _FINISHED and is_saved and not (retry_failed and status in _RETRYABLE)
 
 
 def is_retryable(line: Mapping[str, Any]) -> bool:
-    """Tell whether a line is of a run after which the job may be run once more."""
+    """Return whether the job of a line may be run again."""
     return line["status"] in _RETRYABLE
 
 
 def is_current(line: Mapping[str, Any], entry: Entry) -> bool:
-    """Tell whether a line is of the last run of its job that a ledger knows, and not of one before it."""
+    """Return whether a line is of the last run of its job in the ledger, not of an earlier one."""
     if entry.stage is not Stage.FINAL:
         return False
     current: dict[str, Any] = json.loads(
@@ -85,7 +85,7 @@ def _make_line(
     ms: float | None = None,
     error: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Put a line together, from what the service last said where there is such a state."""
+    """Return a line; a state, where there is one, provides the result, the cost and the time."""
     return {
         "key": key,
         "status": str(status),
@@ -98,7 +98,7 @@ def _make_line(
 
 
 def _error_record(error: KnoudsError, reason: str | None) -> dict[str, Any]:
-    """Give an error: the service's code, else why the job was not run, and the service's words, else ours."""
+    """Return an error's code, or the reason the job was not run, and the service's message, or ours."""
     return {
         "code": getattr(error, "code", None) or reason,
         "message": getattr(error, "message", "") or format_error(error),

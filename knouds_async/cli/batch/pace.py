@@ -1,4 +1,4 @@
-"""How fast a batch goes and when it will be over, from what was seen of it. Pure."""
+"""The throughput of a batch and its estimated time to finish. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from knouds_async.batch.progress import Progress
 
 _SPAN: Final = 120.0  # seconds: two windows of the rate limit, which lets runs through in bursts
 _MIN_STEP: Final = 1.0  # seconds between two points that are kept
-_MIN_SPAN: Final = 2.0  # seconds before a pace is said
+_MIN_SPAN: Final = 2.0  # seconds before a rate is shown
 
 
 @attrs.define
 class Throughput:
-    """Remembers how many jobs had been done by when, over the last two minutes."""
+    """Remembers how many jobs were done at which time, over the last two minutes."""
 
     _points: deque[tuple[float, int]] = attrs.field(factory=lambda: deque([(0.0, 0)]))
 
     def update(self, progress: Progress) -> None:
-        """Take note of how the batch stands."""
+        """Record the progress at this moment."""
         now = progress.elapsed
         if now - self._points[-1][0] >= _MIN_STEP:
             self._points.append((now, _done(progress)))
@@ -29,13 +29,13 @@ class Throughput:
             self._points.popleft()
 
     def per_second(self, progress: Progress) -> float:
-        """Give how many jobs were done a second; 0 while there is too little to tell."""
+        """Return the jobs done per second; 0 while too little is known."""
         started, done = self._points[0]
         seconds = progress.elapsed - started
         return (_done(progress) - done) / seconds if seconds >= _MIN_SPAN else 0.0
 
     def eta(self, progress: Progress) -> float | None:
-        """Give the seconds until all jobs are done at this pace; None when that cannot be told."""
+        """Return the seconds until all jobs are done at this rate; None when unknown."""
         rate = self.per_second(progress)
         if progress.total is None or not rate:
             return None
@@ -43,12 +43,12 @@ class Throughput:
 
 
 def _done(progress: Progress) -> int:
-    """Count what this batch has done itself: what came out of the ledger took no time."""
+    """Return how many jobs this batch has done itself: those from the ledger took no time."""
     return progress.outcomes - progress.from_ledger
 
 
 def format_duration(seconds: float) -> str:
-    """Say a time as it is said on a clock: 0:07, 12:34, 1:02:03."""
+    """Return seconds as on a clock: 0:07, 12:34, 1:02:03."""
     minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"

@@ -1,7 +1,7 @@
-"""The file of results: JSON Lines, one line a job, appended; a line that a crash tore is mended when it is opened.
+"""The file of results: JSON Lines, one line per job, appended; opening it repairs a line that a crash cut off.
 
-Rule of the file: the ledger is the record, this is its copy. So a line is written whole or not at all, none is written
-for a job that has one, and whatever is lost here comes out of the ledger when the batch is run again.
+The ledger is the record, this is a copy. A line is written completely or not at all, each job has at most one, and a
+line lost here is restored from the ledger when the batch is run again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class ResultsFile:
     """An open file of results."""
 
     def __init__(self, path: Path, keep: KeepLine) -> None:
-        """Open a file to append to it, made if need be; a line that `keep` refuses is taken out, to be made anew.
+        """Open or create a file to append to; lines that `keep` rejects are removed, to be written again.
 
-        UsageError, with the file left as it is, when it cannot be had, holds something else, or is another process's.
+        Raises UsageError, with the file unchanged, when it cannot be opened, holds something else, or is locked.
         """
-        self._path = path.resolve()  # what a link points to is what is written and replaced
+        self._path = path.resolve()  # replace the target, not the link
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             self._is_regular = stat.S_ISREG(os.fstat(self._file).st_mode)
@@ -37,7 +37,7 @@ class ResultsFile:
             raise UsageError(f"--out {one_line(str(path))}: {error.strerror}") from None
 
     def remove(self, keys: Collection[str]) -> None:
-        """Take out the lines of jobs that were run once more; UsageError when the file cannot be written."""
+        """Remove the lines of jobs that were run again; raises UsageError when the file cannot be written."""
         try:
             self._file, self._keys = recover(self._file, self._path, lambda line: line["key"] not in keys)
             self._end = os.lseek(self._file, 0, os.SEEK_END)
@@ -55,7 +55,7 @@ class ResultsFile:
         return keys
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line, unless its job has one; OSError, with the file as it was, when it is not taken whole."""
+        """Append a line, unless its job has one; raises OSError, with the file unchanged, when it cannot be written."""
         if not self._keys.add(line["key"]):
             return
         try:
@@ -78,12 +78,12 @@ class ResultsFile:
             self._end += len(data)
 
     def close(self) -> None:
-        """Make the lines durable and let other processes in."""
-        with contextlib.suppress(OSError):  # what does not reach the disk is in the ledger
+        """Flush the lines to the disk and release the lock."""
+        with contextlib.suppress(OSError):  # the ledger has it all
             os.fsync(self._file)
         os.close(self._file)
 
 
 def encode_line(line: Mapping[str, Any]) -> bytes:
-    """Give a line as it is written: JSON of ASCII alone, so that no reader sees a line end inside it."""
+    """Return a line as ASCII JSON, so that no reader sees a line end inside it."""
     return (json.dumps(line, default=str) + "\n").encode("ascii")

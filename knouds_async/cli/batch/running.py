@@ -1,6 +1,6 @@
-"""A batch from its file of jobs to its last result.
+"""Run a batch from its file of jobs to its last result.
 
-Rule of the file: whatever ends it, what is out is in the ledger, and how to go on is said.
+However it ends, runs in flight are in the ledger, and the command that resumes it is printed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TEXT_TYPES: Final = ("text", "textarea", "image", "video")
 
 
 def run_batch(options: BatchOptions) -> int:
-    """Run a batch to its end and give the exit code."""
+    """Run a batch to its end and return the exit code."""
     source = JobSource(options.jobs)
     _check_paths(options)
     total = source.count() if source.is_file else None
@@ -48,14 +48,14 @@ def run_batch(options: BatchOptions) -> int:
     try:
         asyncio.run(_run_and_record(batch))
     except asyncio.CancelledError:
-        return ExitCode.INTERRUPTED  # by a second Ctrl-C: all has been said
+        return ExitCode.INTERRUPTED  # by a second Ctrl-C: the message was printed
     finally:
         sink.close()
     return print_report(batch)
 
 
 def _check_paths(options: BatchOptions) -> None:
-    """Refuse one file in two roles; the ledger and the results are checked for what they hold when they are opened."""
+    """Raise UsageError when two of jobs, ledger and results are the same file."""
     roles = {"the jobs": options.jobs, "--ledger": options.ledger, "--out": options.out}
     seen: dict[Path, str] = {}
     for role, path in roles.items():
@@ -66,7 +66,7 @@ def _check_paths(options: BatchOptions) -> None:
 
 
 def _keep_line(options: BatchOptions, retried: dict[str, Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
-    """Return what tells which lines stay, and puts aside those whose job may have been run once more since."""
+    """Return the predicate for lines to keep; it collects in `retried` those whose job may have been run again."""
 
     def keep(line: Mapping[str, Any]) -> bool:
         is_kept_line = is_kept(line, retry_failed=options.retry_failed, save=options.save is not None)
@@ -78,7 +78,7 @@ def _keep_line(options: BatchOptions, retried: dict[str, Mapping[str, Any]]) -> 
 
 
 async def _run_and_record(run: BatchRun) -> None:
-    """Run the batch; what ends it before its time is kept in `run.failure`."""
+    """Run the batch; an error that stops it is kept in `run.failure`."""
     options = run.options
     async with connect(options.base_url) as knouds, SQLiteLedger(options.ledger) as ledger:
         if options.retry_failed:
@@ -104,14 +104,14 @@ async def _run_and_record(run: BatchRun) -> None:
                 await _write_outcomes(run, batch, knouds)
         finally:
             run.progress = batch.progress
-        if run.failure is None:  # what other batches on the same ledger have spent meanwhile is in it
+        if run.failure is None:  # includes what other batches on the same ledger spent
             counts = await ledger.counts()
             spent, reserved = counts.credits_spent, counts.credits_reserved
             run.progress = attrs.evolve(run.progress, credits_spent=spent, credits_reserved=reserved)
 
 
 async def _drop_lines_of_earlier_runs(run: BatchRun, ledger: SQLiteLedger) -> None:
-    """Make room for jobs that were run once more, in whatever way that was asked for: the ledger is the record."""
+    """Remove the lines of jobs that were run again since: the ledger is the record."""
     lines, run.failed_before = list(run.failed_before.values()), {}
     entries = await asyncio.gather(*(ledger.find(line["key"]) for line in lines))
     pairs = zip(lines, entries, strict=True)
@@ -121,15 +121,15 @@ async def _drop_lines_of_earlier_runs(run: BatchRun, ledger: SQLiteLedger) -> No
 
 
 async def _text_inputs(knouds: AsyncKnouds, run: BatchRun) -> Collection[str]:
-    """Give the inputs whose cells stay text in CSV, as far as the workflow says so."""
+    """Return the inputs whose CSV cells stay strings, according to the workflow's schema."""
     if not run.source.may_be_csv or run.options.target.kind == "models":
         return ()
     try:
         schema = await knouds.workflows.schema(run.options.target.name)
     except PermissionDeniedError as error:
-        if not error.from_service:  # what stands in between would answer the runs as well
+        if not error.from_service:  # a proxy would reject the runs as well
             raise
-        return ()  # a key that may run it but not read it
+        return ()  # the key may run the workflow but not read it
     return frozenset(field.name for field in schema.fields if _takes_text(field))
 
 
@@ -139,7 +139,7 @@ def _takes_text(field: SchemaField) -> bool:
 
 
 async def _write_outcomes(run: BatchRun, batch: Batch, knouds: AsyncKnouds) -> None:
-    """Write a line for each outcome; with --save, once its files are there."""
+    """Write a line for each outcome; with --save, after its files were downloaded."""
     slots = asyncio.Semaphore(_MAX_DOWNLOADS)
     try:
         async with asyncio.TaskGroup() as saving:
@@ -150,7 +150,7 @@ async def _write_outcomes(run: BatchRun, batch: Batch, knouds: AsyncKnouds) -> N
                     saving.create_task(_save_and_write(run, outcome, run.options.save, knouds, slots))
                 elif has_line(outcome):
                     run.sink.write(result_line(outcome))
-    except* Exception as errors:  # noqa: BLE001  (said when the batch has been left)
+    except* Exception as errors:  # noqa: BLE001  (reported after the batch)
         run.failure = errors.exceptions[0]
 
 

@@ -1,4 +1,4 @@
-"""The files of a batch's results: fetched into a folder, those that an earlier run fetched left as they are."""
+"""Download the files of a batch's results; files that an earlier run downloaded are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from knouds_async.types import EXTENSIONS
 
 
 async def download_missing(knouds: AsyncKnouds, key: str, run: RunResult, folder: Path) -> tuple[Path, ...] | None:
-    """Fetch what is not there yet and give the paths of all; None, and a word on stderr, when one cannot be had."""
+    """Download the files that are missing and return all paths; print an error and return None when one fails."""
     paths = []
     try:
         for media in run.media:
@@ -25,7 +25,7 @@ async def download_missing(knouds: AsyncKnouds, key: str, run: RunResult, folder
 
 
 def _existing_file(media: Media, folder: Path) -> Path | None:
-    """Give the path of a file that was fetched before: such a name is there whole or not at all."""
+    """Return the path of a file that was downloaded before: a file under its final name is complete."""
     known = media.url_extension
     extensions = EXTENSIONS[media.kind] if known is None else (known,)
     paths = (folder / default_name(media, extension) for extension in extensions)

@@ -1,4 +1,4 @@
-"""Where the lines of a batch go when there is no file for them: stdout, exact in a pipe, short at a terminal."""
+"""Write results to stdout: exact in a pipe, short at a terminal."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class StdoutResults:
     """Writes each line at once; `is_exact`: as JSON at a terminal too."""
 
     def __init__(self, *, is_exact: bool) -> None:
-        """Write to the stdout that is there now."""
+        """Write to the current stdout."""
         self._is_short = sys.stdout.isatty() and not is_exact
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Write a line; OSError when nobody reads."""
+        """Write a line; raises OSError when the reader has closed the pipe."""
         try:
             print(_short_line(line) if self._is_short else json.dumps(line, default=str), flush=True)
         except OSError:
@@ -28,11 +28,11 @@ class StdoutResults:
             raise
 
     def close(self) -> None:
-        """Leave it open."""
+        """Leave stdout open."""
 
 
 def _short_line(line: Mapping[str, Any]) -> str:
-    """Give a line for people: key, how it ended, and where its first file is, what it said or what was wrong."""
+    """Return a line for people: key, status, cost, and the first file, the text or the error."""
     error = line["error"]
     run = RunResult(line["result"])
     outputs = line.get("files") or [one.url for one in run.media] or ([run.text] if run.text else [])

@@ -1,4 +1,4 @@
-"""Where the jobs come from: a file, looked through before anything is run and then read again, or a stream."""
+"""The source of jobs: a file, checked before anything is run and then read again, or a stream."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from knouds_async.types import Inputs
 
 _CSV: Final = (".csv", ".tsv")
 _STDIN: Final = 0
-_MAX_LISTED: Final = 5  # how many further faulty lines are named
+_MAX_LISTED: Final = 5  # further lines that are named
 
 
 class JobSource:
-    """The jobs of a file, or with `-` of stdin.
+    """The jobs in a file, or with `-` on stdin.
 
-    `is_file`: whether it can be read twice. From stdin, what does not begin as JSON does is CSV.
+    `is_file`: whether it can be read twice. On stdin, what does not begin like JSON is CSV.
     """
 
     def __init__(self, path: Path) -> None:
-        """Look what it is; UsageError when it cannot be read."""
+        """Check that it can be read; raises UsageError otherwise."""
         self.is_stdin = str(path) == "-"
         self.name = "stdin" if self.is_stdin else one_line(str(path))
         self._path = path
-        self._offset: int | None = None  # where a file begins: its first lines may have been read by somebody else
+        self._offset: int | None = None  # of stdin: its first lines may have been read already
         try:
             mode = os.fstat(_STDIN).st_mode if self.is_stdin else path.stat().st_mode
             self.is_file = stat.S_ISREG(mode)
@@ -50,11 +50,11 @@ class JobSource:
 
     @property
     def may_be_csv(self) -> bool:
-        """Whether it is CSV, or stdin, of which that is not known before it is read."""
+        """Whether it is CSV; True for stdin, as that is not known before it is read."""
         return self.is_stdin or self._path.suffix.lower() in _CSV
 
     def count(self) -> int:
-        """Look through a file and count its jobs; UsageError for lines that are none and for a key that comes twice."""
+        """Check a file and return the number of its jobs; raises UsageError for invalid lines and duplicate keys."""
         count, seen = 0, Seen()
         errors: list[InvalidLineError] = []
         duplicates: set[str] = set()
@@ -74,7 +74,7 @@ class JobSource:
         return count
 
     def _find_duplicates(self, keys: set[str]) -> Iterator[InvalidLineError]:
-        """Give each line whose key, one of those wanted, is that of a line before it."""
+        """Yield an error for each line whose key, one of `keys`, is that of an earlier line."""
         first: dict[str, int] = {}
         for entry in self._read_jobs(()):
             if isinstance(entry, FileJob) and entry.key is not None and entry.key in keys:
@@ -83,9 +83,9 @@ class JobSource:
                     yield InvalidLineError(self.name, entry.line, f"key {entry.key!r} is that of line {line} already")
 
     def jobs(self, text_inputs: Collection[str] = (), limit: int | None = None) -> Iterator[Job | Inputs]:
-        """Give each job, or inputs that have no key, up to `most`; raises FaultyLineError.
+        """Yield each job, or inputs without a key, up to `limit`; raises InvalidLineError.
 
-        Cells under the inputs that `texts` names stay text.
+        Cells of the inputs in `text_inputs` stay strings.
         """
         for entry in islice(self._read_jobs(text_inputs), limit):
             if isinstance(entry, InvalidLineError):
@@ -111,7 +111,7 @@ def _looks_like_json(stream: BinaryIO) -> bool:
 
 
 def _combined(errors: list[InvalidLineError]) -> UsageError:
-    """Say the first fault and where the others are, in one line."""
+    """Return one error: the first, and the line numbers of the others."""
     first, *others = sorted(errors, key=lambda error: error.line)
     if not others:
         return first
@@ -123,16 +123,16 @@ def _combined(errors: list[InvalidLineError]) -> UsageError:
 
 @attrs.frozen
 class CountedJobs:
-    """The jobs of a file that was looked through: their number is known, and they are read as they are wanted."""
+    """The jobs of a file that was checked: their number is known, and they are read lazily."""
 
     source: JobSource
     text_inputs: Collection[str]
     total: int
 
     def __len__(self) -> int:
-        """Give their number."""
+        """Return the number of jobs."""
         return self.total
 
     def __iter__(self) -> Iterator[Job | Inputs]:
-        """Read them."""
+        """Read the jobs."""
         return self.source.jobs(self.text_inputs, self.total)

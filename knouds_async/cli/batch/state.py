@@ -1,4 +1,4 @@
-"""A batch under way, as the parts of the command share it."""
+"""The state of a batch, shared by the parts of the command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from knouds_async.cli.batch.source import JobSource
 
 @attrs.define
 class BatchRun:
-    """A batch under way."""
+    """The state of a batch."""
 
     options: BatchOptions
     source: JobSource

@@ -1,7 +1,6 @@
-"""Jobs that come one by one from a pipe or a terminal, read in a thread of its own, each when it is asked for.
+"""Jobs from a pipe or a terminal, read in a thread of their own, each when it is requested.
 
-Rule of the file: nothing here may hold up the end of the process: a read that waits for more cannot be interrupted, so
-the thread is a daemon, and who waits for a job can be told that there are no more.
+A blocking read cannot be interrupted, so the thread is a daemon, and `stop` wakes whoever waits for a job.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from knouds_async.types import Inputs
 
 
 class JobStream(AsyncIterator[Job | Inputs]):
-    """The jobs of an iterator that may block, on the event loop that is running; raises what it raises."""
+    """Iterates asynchronously over an iterator that may block; raises what it raises."""
 
     def __init__(self, jobs: Iterator[Job | Inputs]) -> None:
-        """Read nothing before the first job is asked for."""
+        """Read nothing before the first job is requested."""
         self._jobs = jobs
         self._requests = threading.Semaphore(0)
         self._results: asyncio.Queue[Job | Inputs | BaseException] = asyncio.Queue()
@@ -27,22 +26,22 @@ class JobStream(AsyncIterator[Job | Inputs]):
         self._thread = threading.Thread(target=self._read_loop, name="knouds batch reads jobs", daemon=True)
 
     async def __anext__(self) -> Job | Inputs:
-        """Give the next job."""
+        """Return the next job."""
         if not self._thread.is_alive() and self._thread.ident is None:
             self._thread.start()
         self._requests.release()
         item = await self._results.get()
         if isinstance(item, BaseException):
-            self._results.put_nowait(item)  # for who asks again
+            self._results.put_nowait(item)  # for the next call
             raise item
         return item
 
     def stop(self) -> None:
-        """Give no more jobs: what is read from now on stays unread."""
+        """End the iteration: jobs that were not read yet stay unread."""
         self._results.put_nowait(StopAsyncIteration())
 
     def _read_loop(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             while self._requests.acquire():
                 self._loop.call_soon_threadsafe(self._results.put_nowait, self._next())
 
@@ -51,5 +50,5 @@ class JobStream(AsyncIterator[Job | Inputs]):
             return next(self._jobs)
         except StopIteration:
             return StopAsyncIteration()
-        except Exception as error:  # noqa: BLE001  (raised where the job is waited for)
+        except Exception as error:  # noqa: BLE001  (raised by `__anext__`)
             return error

@@ -1,4 +1,4 @@
-"""What goes on beside a batch: its progress is shown, and Ctrl-C is taken."""
+"""Show the progress of a batch and handle Ctrl-C while it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from knouds_async.cli.words import plural
 
 @asynccontextmanager
 async def supervised(run: BatchRun, batch: Batch, knouds: AsyncKnouds, stream: JobStream | None) -> AsyncIterator[None]:
-    """Show the progress and take Ctrl-C while the block runs."""
+    """Show the progress and handle Ctrl-C while the block runs."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  (for the type checker)
 
@@ -52,7 +52,7 @@ async def supervised(run: BatchRun, batch: Batch, knouds: AsyncKnouds, stream: J
 
 
 def format_pause(stats: LimiterStats, now: datetime) -> str:
-    """Say until when the service asked for a pause while jobs wait for its end."""
+    """Return until when jobs wait because the service asked for a pause; "" when none do."""
     if not stats.waiting or stats.held_for < 1:
         return ""
     until = now + timedelta(seconds=stats.held_for)
@@ -61,7 +61,7 @@ def format_pause(stats: LimiterStats, now: datetime) -> str:
 
 
 def format_quota(stats: LimiterStats) -> str:
-    """Say how the quota stands while jobs wait for it."""
+    """Return how long jobs wait for the rate limit; "" when none do."""
     if not stats.waiting or stats.resets_in is None:
         return ""
     return f"{stats.waiting:,} wait for their turn; the next window opens in {stats.resets_in:.0f} s"
