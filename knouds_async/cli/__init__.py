@@ -20,7 +20,7 @@ def main() -> int:
     except ImportError as missing:
         if not any(str(name).partition(".")[0] in _EXTRA for name in _missing_names(missing)):
             raise
-        print("knouds: the command line is an extra: pip install 'knouds-async[cli]'", file=sys.stderr)
+        print("knouds: the command line is an optional extra: pip install 'knouds-async[cli]'", file=sys.stderr)
         return 1
 
 

@@ -24,10 +24,10 @@ from knouds_async.cli.words import format_error
 from knouds_async.cli.workflows import workflows
 
 _HELP: Final = """
-Submit paid AI runs on Knouds, wait for them and look at them.
+Submit paid AI runs on Knouds, wait for them and show their results.
 
-The key is read from $KNOUDS_KEY, never from the command line. Results go to stdout, words and progress
-to stderr. `knouds demo` needs neither a key nor the network.
+The key is read from $KNOUDS_KEY, never from the command line. Results go to stdout, messages and
+progress to stderr. `knouds demo` needs neither a key nor the network.
 """
 
 _COMMANDS: Final[tuple[Callable[..., Any], ...]] = (
@@ -87,7 +87,7 @@ def _run_command(tokens: Sequence[str]) -> int:
     except CycloptsError as error:
         error.verbose = False
         command = " ".join(("knouds", *(error.command_chain or ())))
-        output.print_error(f"{error} (`{command} --help` shows how)")
+        output.print_error(f"{error} (see `{command} --help`)")
         return ExitCode.USAGE
     except BrokenPipeError:
         raise

@@ -9,10 +9,10 @@ from knouds_async.cli.shown import print_state
 
 
 def cancel(execution_id: ExecutionId, /, *, as_json: Json = False, base_url: BaseUrl = None) -> None:
-    """Ask for the end of a run.
+    """Cancel a run.
 
-    It is charged all the same. It may take a moment: what is shown is how the run stands then. A run that is already
-    over is no error: it is shown as it ended.
+    It is charged all the same. Cancelling may take a moment; the state after the request is shown. A run that has
+    already finished is not an error: its final state is shown.
     """
     state = query(base_url, lambda knouds: knouds.executions.cancel(execution_id))
     if as_json:
@@ -20,4 +20,4 @@ def cancel(execution_id: ExecutionId, /, *, as_json: Json = False, base_url: Bas
     else:
         print_state(state)
     if not state.is_final:
-        output.print_info(f"It ends soon; `knouds status {state.execution_id}` shows when.")
+        output.print_info(f"It will be cancelled soon; `knouds status {state.execution_id}` shows when.")

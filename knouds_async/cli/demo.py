@@ -24,13 +24,13 @@ Seed = Annotated[int, Parameter(help="The same seed gives the same durations and
 
 
 def demo(*, runs: Runs = 200, seed: Seed = 1) -> None:
-    """See 200 runs at once, on an emulator; nothing is paid.
+    """Run 200 runs at once on an emulator; nothing is paid.
 
-    It needs no key and no network and takes about half a minute. The emulator serves on a free port of this machine,
-    with the rate limit of a real account; a few runs fail, as runs do.
+    It needs no key and no network and takes about half a minute. The emulator listens on a free port of this machine
+    and has the rate limit of a real account; a few runs fail, as some do.
     """
     if not 1 <= runs <= _MAX_RUNS:
-        raise UsageError(f"--runs {runs}: must be 1 to {_MAX_RUNS}")
+        raise UsageError(f"--runs {runs}: must be an integer from 1 to {_MAX_RUNS}")
     asyncio.run(_demo(list(islice(cycle(read_prompts()), runs)), seed))
 
 

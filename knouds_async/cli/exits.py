@@ -37,14 +37,14 @@ class ExitCode(IntEnum):
 
 
 MEANINGS: Final = {
-    ExitCode.OK: "fine",
+    ExitCode.OK: "success",
     ExitCode.ERROR: "another error, or a run failed or was cancelled",
     ExitCode.USAGE: "wrong usage: an option, the inputs, a slug; nothing was run",
     ExitCode.KEY: "the key is missing or refused, or may not do this",
     ExitCode.CREDITS: "the account cannot pay, or --max-credits is reached; nothing more was run",
-    ExitCode.MAY_HAVE_RUN: "unknown: it may have run and been charged; look before you repeat it",
-    ExitCode.TIMED_OUT: "--timeout passed; the run goes on",
-    ExitCode.INTERRUPTED: "interrupted (Ctrl-C); a run that was submitted goes on",
+    ExitCode.MAY_HAVE_RUN: "unknown: it may have run and been charged; check before you repeat it",
+    ExitCode.TIMED_OUT: "--timeout passed; the run continues",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C); a submitted run continues",
 }
 
 # The first match counts.

@@ -56,7 +56,7 @@ class DemoProgress:
         limiter = self.knouds.limiter.stats(RUN_ROUTE)
         if not limiter.waiting or limiter.resets_in is None:
             return ""
-        return f"{limiter.waiting} wait for their turn; the next window opens in {limiter.resets_in:.0f} s"
+        return f"{limiter.waiting} wait for the rate limit; the next window opens in {limiter.resets_in:.0f} s"
 
 
 @asynccontextmanager

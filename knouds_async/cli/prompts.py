@@ -18,5 +18,5 @@ def read_prompts() -> list[dict[str, Any]]:
     checkout = Path(__file__).parents[2] / "examples" / _NAME
     found = next((place for place in (packed, checkout) if place.is_file()), None)
     if found is None:
-        raise ServingError(f"{_NAME} is missing from this installation: install knouds-async[cli] anew")
+        raise ServingError(f"{_NAME} is missing from this installation: reinstall knouds-async[cli]")
     return [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -43,8 +43,8 @@ Inputs = Annotated[
     list[str] | None,
     Parameter(
         name=["--input", "-i"],
-        help="One input, as key=value; may be repeated. A value that reads as JSON is JSON (3, true, [1, 2]), "
-        "any other is text as it stands; write key='\"3\"' for the text 3.",
+        help="One input, as key=value; may be repeated. A value that is valid JSON is JSON (3, true, [1, 2]), "
+        "any other is a string; write key='\"3\"' for the string 3.",
     ),
 ]
 InputFile = Annotated[
@@ -57,7 +57,9 @@ InputFile = Annotated[
 IsModel = Annotated[
     bool, Parameter(name="--model", show_default=False, help="Run a single model instead of a workflow.")
 ]
-Seconds = Annotated[float | None, Parameter(help="Seconds to wait for the end; then exit code 6, and the run goes on.")]
+Seconds = Annotated[
+    float | None, Parameter(help="Seconds to wait for it to finish; then exit code 6, and the run continues.")
+]
 
 
 @attrs.define
@@ -90,8 +92,8 @@ def run(
 ) -> int:
     """Run a workflow or a model, wait, and print the result.
 
-    The result is text and the addresses of its files, one per line; with --json the execution with all it gave. The
-    run is submitted at most once. Ctrl-C, SIGTERM and --timeout end the waiting, not the run: its id is on stderr.
+    The result is text and the addresses of its files, one per line; with --json the whole execution. The run is
+    submitted at most once. Ctrl-C, SIGTERM and --timeout end the wait, not the run: its id is on stderr.
     """
     if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout {timeout:g}: must be more than 0 seconds")
@@ -137,7 +139,7 @@ async def _submit_and_wait(request: _RunRequest) -> KnoudsError | None:
 async def _run_synchronously(knouds: AsyncKnouds, request: _RunRequest) -> ExecutionState:
     """Run what cannot be submitted (contract 4): the submit was refused uncharged, so this is the only run."""
     output.print_info(
-        "its provider cannot be polled, so it runs in one request: Ctrl-C would lose its result, not its charge"
+        "its provider cannot be polled, so it runs in one request: Ctrl-C would lose the result, not the charge"
     )
     runs = knouds.models if request.target.kind == "models" else knouds.workflows
     async with show_spinner(lambda: "running"):
@@ -167,7 +169,7 @@ def _print_outcome(
         output.print_info(summarize_state(state))
         return ExitCode.OK if request.folder is None or request.files is not None else ExitCode.ERROR
     if isinstance(failure, KeyboardInterrupt):
-        output.print_error("interrupted while its files were saved; the run is over")
+        output.print_error("interrupted while its files were being saved; the run has finished")
         return ExitCode.INTERRUPTED
     output.print_error(format_error(failure))
     return exit_code_for(failure)
@@ -178,17 +180,17 @@ def _print_unfinished(
 ) -> int:
     """Print why the wait ended, and that the run continues."""
     at = "" if request.base_url is None else f" --base-url {shlex.quote(request.base_url)}"
-    hint = f"`knouds status {execution.id}{at}` shows it, `knouds cancel` ends it"
+    hint = f"`knouds status {execution.id}{at}` shows it, `knouds cancel` cancels it"
     match error:
         case KeyboardInterrupt():
-            output.print_error(f"interrupted; the run goes on and is charged: {hint}")
+            output.print_error(f"interrupted; the run continues and will be charged: {hint}")
             return ExitCode.INTERRUPTED
         case WaitTimeoutError():
-            output.print_error(f"not over after {error.timeout:g} s; the run goes on: {hint}")
+            output.print_error(f"not finished after {error.timeout:g} s; the run continues: {hint}")
             if as_json:
                 output.print_json(execution.state)
             return ExitCode.TIMED_OUT
         case _:
             why = format_error(error)
-            output.print_error(f"{why}; the run may go on and is charged: {hint}")
+            output.print_error(f"{why}; the run may continue and be charged: {hint}")
             return ExitCode.MAY_HAVE_RUN

@@ -19,8 +19,8 @@ Save = Annotated[
     Path | None,
     Parameter(
         name="--save",
-        help="A folder for the files of the result, made if need be. Their paths are printed instead of their "
-        "addresses; no file that is there is overwritten.",
+        help="A folder for the files of the result, created if missing. Their paths are printed instead of their "
+        "addresses; no existing file is overwritten.",
     ),
 ]
 
@@ -42,5 +42,5 @@ async def download_files(knouds: AsyncKnouds, run: RunResult, folder: Path) -> t
     try:
         return await knouds.download_all(run, folder)
     except DownloadError as error:
-        output.print_error(f"{format_error(error)}; the run is over and its result is on stdout")
+        output.print_error(f"{format_error(error)}; the run has finished and its result is on stdout")
         return None

@@ -9,9 +9,9 @@ from knouds_async.cli.shown import print_state
 
 
 def status(execution_id: ExecutionId, /, *, as_json: Json = False, base_url: BaseUrl = None) -> None:
-    """Show how a run stands, with its result once it is there.
+    """Show the state of a run, with its result once it has finished.
 
-    The exit code is 0 whatever became of the run: it says that the look went well.
+    The exit code is 0 whatever the status of the run: it says that the request succeeded.
     """
     state = query(base_url, lambda knouds: knouds.executions.get(execution_id))
     if as_json:

@@ -31,7 +31,7 @@ def _figures(stats: DemoStats, emulator: Emulator, seconds: float) -> tuple[tupl
         ("speed", f"{per_minute(stats.finished, seconds):,.0f} runs per minute"),
         ("requests", f"{requests:,}, {requests / stats.total:.1f} per run"),
         ("refused (429)", str(len(emulator.refusals))),
-        ("end noticed after", _detection_delay(emulator.runs)),
+        ("finish detected after", _detection_delay(emulator.runs)),
         ("credits", f"{emulator.credits_spent:,} (nothing was paid)"),
     )
 
@@ -42,7 +42,7 @@ def _detection_delay(runs: Sequence[Run]) -> str | None:
     if not delays:
         return None
     median, percentile_95 = quantile(delays, 0.5), quantile(delays, 0.95)
-    return f"{median:.2f} s (median), {percentile_95:.2f} s (95 of 100), {max(delays):.2f} s (longest)"
+    return f"{median:.2f} s (median), {percentile_95:.2f} s (95th percentile), {max(delays):.2f} s (longest)"
 
 
 def _images(state: ExecutionState) -> str:

@@ -12,7 +12,7 @@ from knouds_async.cli.exits import UsageError
 from knouds_async.cli.options import BaseUrl, Json
 from knouds_async.cli.service import query
 
-RowLimit = Annotated[int | None, Parameter(help="The most rows, up to 500; 50 without it.")]
+RowLimit = Annotated[int | None, Parameter(help="Most rows to list, up to 500; the default is 50.")]
 AllRows = Annotated[bool, Parameter(name="--all", show_default=False, help="Every row, page by page.")]
 StatusFilter = Annotated[str | None, Parameter(help="Only runs that are processing, completed or failed.")]
 WorkflowFilter = Annotated[str | None, Parameter(help="Only runs of the workflow with this slug.")]
@@ -29,10 +29,10 @@ def usage(
     as_json: Json = False,
     base_url: BaseUrl = None,
 ) -> None:
-    """List what the account ran, newest first, and what it cost.
+    """List the account's runs, newest first, and their costs.
 
     Columns: start, workflow or models, status, credits, seconds, error, request id. Piped, they are separated by
-    tabs. Runs made in the dashboard are not among them.
+    tabs. Runs made in the dashboard are not listed.
     """
     if every_row and limit is not None:
         raise UsageError("--limit and --all exclude each other")
@@ -54,7 +54,7 @@ def usage(
     heads = ("started (UTC)", "what", "status", "credits", "seconds", "error", "request id")
     output.print_table(heads, [_usage_cells(row) for row in rows], unbroken="request id")
     if total is not None and total > len(rows):
-        output.print_info(f"{len(rows)} of {total} rows; --all gives every one")
+        output.print_info(f"{len(rows)} of {total} rows; --all lists all")
 
 
 def _usage_cells(row: UsageRow) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from knouds_async.cli.exits import ExitCode, exit_code_for
 
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_RUN: Final = "Nothing was run; "
-_CHECK_FIRST: Final = "Look for it with `{}` before you run it again"
+_CHECK_FIRST: Final = "Check with `{}` before you run it again"
 
 _ARGUMENT: Final = re.compile(
     r"(expected|limit|max_credits|max_in_flight)=(?=\S+: must be)"
@@ -73,7 +73,7 @@ def _describe_unknown(error: errors.SubmissionUnknownError) -> str:
     if error.execution_id is not None:
         check = f"`knouds status {error.execution_id}` shows it; do not run it again"
         return (
-            f"The part that came names execution {error.execution_id}, so it most likely runs and is charged: {check}"
+            f"The partial answer names execution {error.execution_id}, which most likely runs and is charged: {check}"
         )
     check = _CHECK_FIRST.format(_usage_command(error.target))
     return f"It may have run and been charged, so it was not sent again. {check}"

@@ -8,7 +8,7 @@ from knouds_async.cli.service import query
 
 
 def workflows(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
-    """List your workflows, and the templates that everyone sees.
+    """List your workflows, and the public templates.
 
     Columns: slug, name, estimated credits of a run, last change. Piped, they are separated by tabs.
     """

@@ -182,7 +182,7 @@ def test_without_the_extra_one_line_says_how_to_get_it() -> None:
     """Without cyclopts one line names the extra, and the exit code is 1."""
     done = _python("import sys; sys.modules['cyclopts'] = None; from knouds_async.cli import main; sys.exit(main())")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "knouds: the command line is an extra: pip install 'knouds-async[cli]'\n"
+    assert done.stderr == "knouds: the command line is an optional extra: pip install 'knouds-async[cli]'\n"
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_the_demo_shows_progress_and_a_summary(knouds: Callable[..., Any]) -> No
     assert re.fullmatch(r" *6: \d completed, \d failed", figures["runs"])
     for name in ("run twice", "unknown outcomes", "refused (429)"):
         assert figures[name].strip() == "0", name
-    for name in ("wall time", "speed", "requests", "end noticed after", "credits"):
+    for name in ("wall time", "speed", "requests", "finish detected after", "credits"):
         assert re.search(r"\d", figures[name]), name
     assert len(re.findall(r"^  .*: https://", ended.out, re.MULTILINE)) == 5
 

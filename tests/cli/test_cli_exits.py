@@ -212,7 +212,7 @@ def test_ctrl_c_while_waiting_is_130_and_the_run_goes_on(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1].startswith("knouds: interrupted; the run goes on")
+    assert err.splitlines()[-1].startswith("knouds: interrupted; the run continues")
     assert f"`knouds status {execution_id}`" in err
     assert "Traceback" not in err
     assert service.emulator.runs[0].cancel_requested_at is None

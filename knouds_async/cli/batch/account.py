@@ -82,12 +82,12 @@ class BatchReport:
                 first = f"{key}: " if reason not in _BATCH_WIDE else ""
                 yield f"{plural(count, 'job')} not run ({reason}): {first}{format_error(error)}"
         if self.unsaved:
-            yield f"the files of {plural(self.unsaved, 'run')} could not be had; the same command tries again"
+            yield f"the files of {plural(self.unsaved, 'run')} could not be downloaded; the same command tries again"
         if self.unknowns:
             named = ", ".join(self.unknown) + (" and others" if self.unknowns > len(self.unknown) else "")
             yield (
                 f"{plural(self.unknowns, 'run')} unknown: {named}. They may have run and been charged, so they were "
-                f"not sent again. The same command looks for them anew; `knouds batch --status {ledger}` lists them, "
+                f"not sent again. The same command looks for them again; `knouds batch --status {ledger}` lists them, "
                 f"`knouds batch --resolve {ledger} KEY resend|abandon|run=ID` decides"
             )
 

@@ -21,7 +21,7 @@ from knouds_async.cli.exits import ExitCode, UsageError
 from knouds_async.cli.words import one_line, plural
 
 _RUN: Final = "run="
-_CONSEQUENCES: Final = {"resend": "the next batch runs it once more", "abandon": "it is never run"}
+_CONSEQUENCES: Final = {"resend": "the next batch runs it again", "abandon": "it is never run"}
 
 
 def print_status(path: Path, *, as_json: bool) -> int:
@@ -43,7 +43,7 @@ def resolve(path: Path, key: str, decision: str) -> int:
         raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
     remaining = asyncio.run(_apply_decision(_existing("--resolve", path), key, decision))
     consequence = _CONSEQUENCES.get(
-        decision, f"it is {one_line(decision.removeprefix(_RUN))}, which the next batch waits for"
+        decision, f"it is execution {one_line(decision.removeprefix(_RUN))}; the next batch waits for it"
     )
     output.print_info(f"{one_line(key)}: {consequence}; {plural(remaining, 'run')} unknown")
     return ExitCode.OK
@@ -52,13 +52,13 @@ def resolve(path: Path, key: str, decision: str) -> int:
 def rebind(path: Path) -> int:
     """Remove the account and service from a ledger, so that the next batch binds it to its own."""
     asyncio.run(_rebind(_existing("--rebind", path)))
-    output.print_info(f"{one_line(str(path))}: it is bound to the account and the service of the next batch")
+    output.print_info(f"{one_line(str(path))}: the next batch binds it to its own account and service")
     return ExitCode.OK
 
 
 def _existing(option: str, path: Path) -> Path:
     if not path.is_file():
-        raise UsageError(f"{option} {one_line(str(path))}: there is no such ledger")
+        raise UsageError(f"{option} {one_line(str(path))}: no such ledger")
     return path
 
 

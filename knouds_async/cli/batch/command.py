@@ -20,8 +20,8 @@ JobsPath = Annotated[
     Parameter(
         allow_leading_hyphen=True,
         help='The jobs, - for stdin. JSON Lines: {"key": ..., "inputs": {...}}, or the inputs alone. CSV (.csv, .tsv): '
-        "a column for each input and, if you like, one named key; a cell under a text input is text, any other is read "
-        "as by `knouds run -i`, an empty one is left out. Without a key a job is known by its inputs.",
+        "a column for each input and, if you like, one named key; a cell under a text input is a string, any other is "
+        "read as by `knouds run -i`, an empty one is omitted. Without a key a job is identified by its inputs.",
     ),
 ]
 IsModel = Annotated[
@@ -30,7 +30,7 @@ IsModel = Annotated[
 LedgerPath = Annotated[
     Path | None,
     Parameter(
-        help="The file that remembers every run, so that the same command goes on after Ctrl-C or a crash and pays for "
+        help="The file that records every run, so that the same command resumes after Ctrl-C or a crash and pays for "
         "nothing twice; else JOBS.ledger beside the jobs. Jobs from stdin need one."
     ),
 ]
@@ -42,12 +42,12 @@ OutPath = Annotated[
         "execution_id, result, cost, ms, error.",
     ),
 ]
-MaxInFlight = Annotated[int | None, Parameter(help="The most runs that are out at once.")]
+MaxInFlight = Annotated[int | None, Parameter(help="Most runs in flight at once.")]
 MaxCredits = Annotated[
     float | None,
-    Parameter(help="The most credits that the ledger's runs may cost, earlier ones included; then exit code 4."),
+    Parameter(help="Most credits that the ledger's runs may cost, earlier ones included; then exit code 4."),
 ]
-RetryFailed = Annotated[bool, Parameter(show_default=False, help="Run once more what has failed in earlier runs.")]
+RetryFailed = Annotated[bool, Parameter(show_default=False, help="Run jobs again that failed in earlier runs.")]
 StatusLedger = Annotated[
     Path | None, Parameter(show_default=False, help="Show what a ledger holds, and which runs are unknown.")
 ]
@@ -57,14 +57,14 @@ Decision = Annotated[
         allow_leading_hyphen=True,
         help="LEDGER KEY resend|abandon|run=ID: decide about an unknown run. resend: the next batch runs it, and if it "
         "did run it is paid for twice. abandon: it is never run. run=ID: it did run, as that execution (`knouds usage` "
-        "lists them); the next batch waits for its end.",
+        "lists them); the next batch waits for it to finish.",
     ),
 ]
 RebindLedger = Annotated[
     Path | None,
     Parameter(
         show_default=False,
-        help="LEDGER: let the next batch go on with it under another account, or against another service.",
+        help="LEDGER: let the next batch use it under another account, or with another service.",
     ),
 ]
 
@@ -88,12 +88,12 @@ def batch(
     as_json: Json = False,
     base_url: BaseUrl = None,
 ) -> int:
-    """Run a file of jobs, and go on where it stopped when the same command is given again.
+    """Run a file of jobs; the same command resumes it where it stopped.
 
-    Each job is run once: what the ledger has is not paid for again. Ctrl-C stops submitting and waits for what is out,
-    a second one leaves at once; either way the same command goes on. The exit code is 5 while a run is unknown.
+    Each job is run once: jobs in the ledger are not paid for again. Ctrl-C stops submitting and waits for runs in
+    flight, a second one exits at once; either way the same command resumes. The exit code is 5 while a run is unknown.
 
-    With --out, --json prints how the batch ended as a JSON object on stdout.
+    With --out, --json prints a summary of the batch as a JSON object on stdout.
     """
     from knouds_async.cli.batch import admin, running
 
@@ -110,7 +110,7 @@ def batch(
     if slug is None or jobs is None:
         raise UsageError("give the file of jobs after the slug, or - for stdin")
     if ledger is None and str(jobs) == "-":
-        raise UsageError("jobs from stdin need --ledger FILE: it is what keeps a rerun from paying twice")
+        raise UsageError("jobs from stdin need --ledger FILE: it keeps a rerun from paying twice")
     check_expected(expected)
     options = BatchOptions(
         target=Target("models" if is_model else "workflows", slug),

@@ -73,7 +73,7 @@ def _outcomes_line(now: Progress) -> str:
 def _credits_line(now: Progress) -> str:
     """Return the credits spent, the limit if there is one, and what is reserved for runs in flight."""
     cap = "" if now.max_credits is None else f" of {format_credits(now.max_credits)}"
-    reserved = f", {format_credits(now.credits_reserved)} set aside" if now.credits_reserved else ""
+    reserved = f", {format_credits(now.credits_reserved)} reserved" if now.credits_reserved else ""
     return f"{format_credits(now.credits_spent)}{cap} credits spent{reserved}"
 
 

@@ -24,5 +24,5 @@ def print_report(run: BatchRun) -> int:
     if run.failure is not None:
         output.print_error(f"stopped: {format_error(run.failure)}")
     if run.failure is not None or report.is_deferred or (report.is_interrupted and not report.is_complete(now)):
-        output.print_error(f"To go on: {options.resume_command}")
+        output.print_error(f"Resume with: {options.resume_command}")
     return code

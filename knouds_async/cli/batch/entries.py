@@ -113,7 +113,7 @@ def _read_key(key: Any) -> str | None:
     if isinstance(key, int) and not isinstance(key, bool):
         key = str(key)
     if not isinstance(key, str) or not key.strip():
-        raise ValueError(f"'key' must be a text or a whole number, not {key!r:.80}")
+        raise ValueError(f"'key' must be a string or an integer, not {key!r:.80}")
     if len(key) > LONGEST_KEY or not key.isprintable():
         raise ValueError(f"'key' must be at most {LONGEST_KEY} printable characters, not {key!r:.80}")
     return key

@@ -34,7 +34,7 @@ def lock(file: int, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        why = "another `knouds batch` writes it; give this one a file of its own"
+        why = "another `knouds batch` is writing to it; use another file"
         raise UsageError(f"--out {one_line(str(path))}: {why}") from None
     except OSError:
         return  # a file system without locks
@@ -70,7 +70,7 @@ def _scan_stream(stream: BinaryIO, path: Path, keep: KeepLine, copy: BinaryIO | 
         number += 1
         line = _parse_line(raw)
         if line is None and (number == 1 or b"\0" not in raw):
-            raise UsageError(f"--out {one_line(str(path))} line {number} is no result; the file was left as it is")
+            raise UsageError(f"--out {one_line(str(path))} line {number} is not a result; the file was left unchanged")
         if line is None or not keep(line) or not scan.keys.add(line["key"]):
             scan.needs_rewrite = True
         elif copy is not None:
@@ -98,7 +98,7 @@ def _repair_last_line(file: int, path: Path, scan: _ScanResult) -> None:
     if not (
         line or scan.complete_bytes or scan.trailing.startswith(_LINE_PREFIX) or _LINE_PREFIX.startswith(scan.trailing)
     ):
-        raise UsageError(f"--out {one_line(str(path))} is no file of results; it was left as it is")
+        raise UsageError(f"--out {one_line(str(path))} is not a file of results; it was left unchanged")
     if line is None:
         os.ftruncate(file, scan.complete_bytes)
         return

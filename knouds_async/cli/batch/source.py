@@ -80,7 +80,7 @@ class JobSource:
             if isinstance(entry, FileJob) and entry.key is not None and entry.key in keys:
                 line = first.setdefault(entry.key, entry.line)
                 if line != entry.line:
-                    yield InvalidLineError(self.name, entry.line, f"key {entry.key!r} is that of line {line} already")
+                    yield InvalidLineError(self.name, entry.line, f"duplicate key {entry.key!r}, first in line {line}")
 
     def jobs(self, text_inputs: Collection[str] = (), limit: int | None = None) -> Iterator[Job | Inputs]:
         """Yield each job, or inputs without a key, up to `limit`; raises InvalidLineError.
@@ -118,7 +118,7 @@ def _combined(errors: list[InvalidLineError]) -> UsageError:
     numbers = ", ".join(str(error.line) for error in others[:_MAX_LISTED]) + (
         ", ..." if len(others) > _MAX_LISTED else ""
     )
-    return UsageError(f"{first}; {plural(len(others), 'more faulty line')}: {numbers}")
+    return UsageError(f"{first}; {plural(len(others), 'more invalid line')}: {numbers}")
 
 
 @attrs.frozen

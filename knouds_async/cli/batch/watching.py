@@ -31,18 +31,18 @@ async def supervised(run: BatchRun, batch: Batch, knouds: AsyncKnouds, stream: J
         if stream is not None:
             stream.stop()
         in_flight = plural(batch.progress.in_flight, "run")
-        output.print_error(f"nothing more is submitted; waiting for {in_flight} still out; Ctrl-C again leaves at once")
+        output.print_error(f"submitting stopped; waiting for {in_flight} in flight; press Ctrl-C again to exit at once")
 
     def abort() -> None:
         in_flight = plural(batch.progress.in_flight, "run")
         output.print_error(
-            f"left at once; {in_flight} still out, charged and in the ledger. To go on: {run.options.resume_command}"
+            f"exiting; {in_flight} still in progress (they will be charged). Resume with: {run.options.resume_command}"
         )
         task.cancel()
 
     def status_line() -> str:
         if run.report.is_interrupted:
-            return "stopping: waiting for what is out; Ctrl-C again leaves at once"
+            return "stopping: waiting for runs in flight; press Ctrl-C again to exit at once"
         stats = knouds.limiter.stats(endpoints.submit(run.options.target, {}).route)
         return format_pause(stats, datetime.now().astimezone()) or format_quota(stats)
 
@@ -64,4 +64,4 @@ def format_quota(stats: LimiterStats) -> str:
     """Return how long jobs wait for the rate limit; "" when none do."""
     if not stats.waiting or stats.resets_in is None:
         return ""
-    return f"{stats.waiting:,} wait for their turn; the next window opens in {stats.resets_in:.0f} s"
+    return f"{stats.waiting:,} wait for the rate limit; the next window opens in {stats.resets_in:.0f} s"

@@ -88,7 +88,7 @@ def test_no_lines_are_no_jobs(form: FileFormat) -> None:
         ('{"key": "a"}', "no other names"),
         ('{"key": "a", "x": 1}', "no other names"),
         ('{"key": "a", "inputs": {}, "note": 1}', "'note' beside 'inputs'"),
-        ('{"key": "", "inputs": {}}', "'key' must be a text"),
+        ('{"key": "", "inputs": {}}', "'key' must be a string or an integer"),
         ('{"key": true, "inputs": {}}', "not True"),
         ('{"key": 1.5, "inputs": {}}', "not 1.5"),
         ('{"key": "a\\u001b[2J", "inputs": {}}', "printable"),

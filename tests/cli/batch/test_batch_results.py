@@ -128,7 +128,7 @@ def test_a_link_is_followed(path: Path) -> None:
 def test_what_is_no_file_of_results_is_left_as_it_is(path: Path, data: bytes) -> None:
     """Another file that was named by mistake is refused and keeps every byte."""
     path.write_bytes(data)
-    with pytest.raises(UsageError, match=r"--out .*results\.jsonl.* left as it is"):
+    with pytest.raises(UsageError, match=r"--out .*results\.jsonl.* left unchanged"):
         ResultsFile(path, final)
     assert path.read_bytes() == data
 
@@ -154,7 +154,7 @@ def test_two_processes_do_not_share_a_file(path: Path) -> None:
         results = ResultsFile(path, final)
         done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, check=True, text=True)  # noqa: S603
         results.close()
-        assert "another `knouds batch` writes it" in done.stdout
+        assert "another `knouds batch` is writing to it" in done.stdout
     assert write(path) == [line("a")]
 
 

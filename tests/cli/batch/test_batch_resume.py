@@ -175,7 +175,7 @@ def test_a_decision_is_carried_out_by_the_next_run(put_up: PutUp, here: Here, fo
     first, second = (line["key"] for line in folder.lines() if line["status"] == "unknown")
     ran = len(service.emulator.runs)
     resent = here(service, "batch", "--resolve", "jobs.jsonl.ledger", first, "resend")
-    assert (resent.code, resent.err) == (0, f"{first}: the next batch runs it once more; 1 run unknown\n")
+    assert (resent.code, resent.err) == (0, f"{first}: the next batch runs it again; 1 run unknown\n")
     assert here(service, "batch", "--resolve", "jobs.jsonl.ledger", second, "abandon").code == 0
     assert here(service, "batch", "--status", "jobs.jsonl.ledger").code == 0
     assert here(service, *BATCH).code == 0
@@ -198,7 +198,7 @@ def test_a_run_that_somebody_found_is_waited_for(put_up: PutUp, here: Here, fold
     assert "run= and an execution's id" in here(service, *resolve, "runs").err
     (run,) = service.emulator.runs
     found = here(service, *resolve, f"run={run.execution_id}")
-    assert found.err == f"j0: it is {run.execution_id}, which the next batch waits for; 0 runs unknown\n"
+    assert found.err == f"j0: it is execution {run.execution_id}; the next batch waits for it; 0 runs unknown\n"
     assert found.code == 0
     assert here(service, *BATCH).code == 0
     assert len(service.emulator.runs) == 1
@@ -224,7 +224,7 @@ def test_results_that_find_no_room_are_in_the_ledger(service: Any, here: Here, f
     done = here(service, *BATCH[:-1], "/dev/full", "--max-in-flight", "2")
     assert done.code == 1
     assert "knouds: stopped: No space left on device: /dev/full" in done.err
-    assert "To go on: knouds batch" in done.err
+    assert "Resume with: knouds batch" in done.err
     assert len(service.emulator.runs) < 30
     assert here(service, *BATCH).code == 0
     assert len(folder.results()) == len(service.emulator.runs) == 30
@@ -249,7 +249,7 @@ def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: 
     assert done.returncode in (1, 5), done  # by what could not be written: an intent, or an id or a result
     assert 0 < ran < 120
     assert "knouds: stopped: the ledger 'jobs.jsonl.ledger' cannot be used" in done.stderr
-    assert "To go on: knouds batch" in done.stderr
+    assert "Resume with: knouds batch" in done.stderr
     assert service.knouds(*BATCH).code in (0, 5)
     assert_none_ran_twice(service)
     assert len(folder.results()) == 120
@@ -314,9 +314,9 @@ def test_ctrl_c_waits_for_what_is_out(put_up: PutUp, terminal: Callable[..., Any
     batch.wait_for("4 in flight")
     batch.press_ctrl_c()
     assert batch.end() == 130, batch.said
-    assert "nothing more is submitted; waiting for 4 runs" in batch.said
+    assert "submitting stopped; waiting for 4 runs in flight" in batch.said
     command = f"knouds batch {SLUG} jobs.jsonl --ledger jobs.jsonl.ledger --out out.jsonl --max-in-flight 4"
-    assert f"knouds: To go on: {command}" in " ".join(batch.said.replace("\r\n", " ").split())
+    assert f"knouds: Resume with: {command}" in " ".join(batch.said.replace("\r\n", " ").split())
     out = len(service.emulator.runs)
     assert 4 <= out <= 5  # one may have been on its way
     assert [line["status"] for line in folder.lines()] == ["completed"] * out
@@ -337,7 +337,7 @@ def test_a_second_ctrl_c_leaves_at_once(put_up: PutUp, terminal: Callable[..., A
     batch.wait_for("Ctrl-C again")
     batch.press_ctrl_c()
     assert batch.end() == 130, batch.said
-    assert "left at once; 4 runs still out" in " ".join(batch.said.split())
+    assert "exiting; 4 runs still in progress (they will be charged)" in " ".join(batch.said.split())
     assert batch.said.count("\x1b[?25l") <= batch.said.count("\x1b[?25h")  # the cursor is there again
     ended = service.knouds(*BATCH)
     assert ended.code == 0, ended
@@ -356,7 +356,7 @@ def test_a_service_that_hangs_holds_nobody_up(
     folder.write_jobs(3)
     batch = terminal(*BATCH, env=service.env)
     batch.wait_for("1 in flight")
-    for words in ("nothing more is submitted", "left at once", "")[:presses]:
+    for words in ("submitting stopped", "exiting", "")[:presses]:
         batch.press_ctrl_c()
         batch.wait_for(words)
     assert batch.end() == 130, batch.said
@@ -401,7 +401,7 @@ def test_what_asks_it_to_end_is_like_two(
     process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "left at once" in err
+    assert "exiting; " in err
     told = json.loads(service.knouds("batch", "--status", "jobs.jsonl.ledger", "--json").out)
     assert (told["submitted"], told["unknown"]) == (len(service.emulator.runs), 0)
 
@@ -423,4 +423,4 @@ def test_a_ledger_of_another_account_is_refused_until_somebody_says_so(
     assert len(service.emulator.runs) == 1
     assert here(service, "batch", "--rebind", "jobs.jsonl.ledger").code == 0
     assert "is that of account" not in knouds(*BATCH, env=env).err
-    assert "there is no such ledger" in here(service, "batch", "--rebind", "nothing").err
+    assert "no such ledger" in here(service, "batch", "--rebind", "nothing").err

@@ -97,7 +97,7 @@ def test_a_faulty_line_of_a_pipe_ends_what_was_begun(service: Any, folder: Any) 
     assert ended.code == 1, ended
     assert [line["status"] for line in folder.lines("o")] == ["completed"]
     assert "stopped: stdin line 2: not a JSON object" in ended.err
-    assert f"To go on: knouds batch {SLUG} - --ledger l.db --out o" in ended.err
+    assert f"Resume with: knouds batch {SLUG} - --ledger l.db --out o" in ended.err
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_an_unknown_run_is_5_and_not_sent_again(put_up: PutUp, here: Here, folde
         (["batch", SLUG, "bad.jsonl"], "bad.jsonl line 2: not JSON"),
         (["batch", SLUG, "jobs.jsonl", "--out", "jobs.jsonl"], "the same file"),
         (["batch", SLUG, "jobs.jsonl", "--out", "l", "--ledger", "l"], "the same file"),
-        (["batch", SLUG, "jobs.jsonl", "--out", "bad.jsonl"], "left as it is"),
+        (["batch", SLUG, "jobs.jsonl", "--out", "bad.jsonl"], "left unchanged"),
         (["batch", SLUG, "jobs.jsonl", "--max-in-flight", "0"], "--max-in-flight 0"),
         (["batch", SLUG, "jobs.jsonl", "--max-credits", "-1"], "--max-credits -1"),
         (["batch", SLUG, "jobs.jsonl", "--max-credits", "nan"], "--max-credits nan"),
@@ -238,7 +238,7 @@ def test_a_page_in_between_costs_one_unknown_and_is_named(put_up: PutUp, here: H
     folder.write_jobs(50)
     done = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl", "--max-in-flight", "2")
     assert done.code == 5
-    for words in ("not run (intercepted)", "403 text/html (server: squid/6)", "To go on:"):
+    for words in ("not run (intercepted)", "403 text/html (server: squid/6)", "Resume with:"):
         assert words in done.err
     assert len(service.emulator.runs) <= 7
     again = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl")
@@ -254,7 +254,7 @@ def test_a_day_s_pause_ends_a_batch_that_goes_on_later(put_up: PutUp, here: Here
     folder.write_jobs(20)
     done = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl", "--max-in-flight", "1")
     assert done.code == 1
-    for words in ("18 jobs not run (rate_limited)", "wait 86,400 s", "To go on:"):
+    for words in ("18 jobs not run (rate_limited)", "wait 86,400 s", "Resume with:"):
         assert words in done.err
     again = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl")
     assert again.code == 0

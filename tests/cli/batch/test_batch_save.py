@@ -67,7 +67,7 @@ def test_a_file_that_cannot_be_had_is_tried_again(service: Any, here: Here, fold
     assert done.code == 1
     assert [line["files"] for line in folder.lines()].count(None) >= 1
     assert all(line["result"]["images"] for line in folder.lines())
-    assert "could not be had; the same command tries again" in done.err
+    assert "could not be downloaded; the same command tries again" in done.err
     assert "knouds: files of j" in done.err
     assert here(service, *BATCH).code == 0
     assert all(len(line["files"]) == 2 for line in folder.results().values())

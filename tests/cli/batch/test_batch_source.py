@@ -47,13 +47,13 @@ def test_every_faulty_line_is_said_at_once(path: Path) -> None:
     """The first fault is explained, the others are named, keys that come twice among them."""
     lines = ['{"key": "a", "inputs": {}}', "{", '{"key": "b", "inputs": {}}', '{"key": "a", "inputs": {}}', "3"]
     path.write_text("\n".join([*lines, '{"key": "a", "inputs": {"x": 1}}']))
-    with pytest.raises(UsageError, match=r"jobs\.jsonl line 2: not JSON: .*; 3 more faulty lines: 4, 5, 6$"):
+    with pytest.raises(UsageError, match=r"jobs\.jsonl line 2: not JSON: .*; 3 more invalid lines: 4, 5, 6$"):
         JobSource(path).count()
     path.write_text("\n".join([lines[0], lines[2], lines[3]]))
-    with pytest.raises(UsageError, match=r"line 3: key 'a' is that of line 1 already$"):
+    with pytest.raises(UsageError, match=r"line 3: duplicate key 'a', first in line 1$"):
         JobSource(path).count()
     path.write_text("3\n" * 30)
-    with pytest.raises(UsageError, match=r"29 more faulty lines: 2, 3, 4, 5, 6, \.\.\.$"):
+    with pytest.raises(UsageError, match=r"29 more invalid lines: 2, 3, 4, 5, 6, \.\.\.$"):
         JobSource(path).count()
 
 

@@ -169,7 +169,7 @@ def test_the_progress_fits_a_terminal() -> None:
     assert display.lines() == (
         "824,798 of 999,999 done, 1,000 in flight",
         "812,345 completed, 12,345 failed, 9 cancelled, 99 unknown",
-        "9,999,999.25 of 11,000,000 credits spent, 12,000.5 set aside",
+        "9,999,999.25 of 11,000,000 credits spent, 12,000.5 reserved",
         "99:59:59, 0 jobs a minute",
     )
     assert len(display.lines()[0]) + len(" ") + 34 <= 80
@@ -178,7 +178,7 @@ def test_the_progress_fits_a_terminal() -> None:
 def test_a_wait_for_the_rate_limit_is_said() -> None:
     """While jobs wait for a turn, how many do and when the next window opens is said, and nothing otherwise."""
     stats = LimiterStats(limit=100, left=0, resets_in=31.6, waiting=1_234, refusals=0)
-    assert format_quota(stats) == "1,234 wait for their turn; the next window opens in 32 s"
+    assert format_quota(stats) == "1,234 wait for the rate limit; the next window opens in 32 s"
     assert format_quota(attrs.evolve(stats, waiting=0)) == format_quota(attrs.evolve(stats, resets_in=None)) == ""
 
 
