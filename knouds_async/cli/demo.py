@@ -31,10 +31,11 @@ def demo(*, runs: Runs = 200, seed: Seed = 1) -> None:
     """
     if not 1 <= runs <= _MAX_RUNS:
         raise UsageError(f"--runs {runs}: must be an integer from 1 to {_MAX_RUNS}")
-    asyncio.run(_demo(list(islice(cycle(read_prompts()), runs)), seed))
+    asyncio.run(run_demo(list(islice(cycle(read_prompts()), runs)), seed))
 
 
-async def _demo(prompts: list[dict[str, Any]], seed: int) -> None:
+async def run_demo(prompts: list[dict[str, Any]], seed: int) -> None:
+    """Serve the emulator, run all prompts on it, and print the summary."""
     from knouds_async.cli.progress import DemoProgress, show_progress
     from knouds_async.cli.serving import serving
     from knouds_async.cli.stage import LIMITS, RUN_SECONDS, make_demo_emulator

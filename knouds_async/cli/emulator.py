@@ -68,8 +68,8 @@ def emulator(
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: must be 0 to 65535")
     if "help" in fault:
-        return _explain_faults()
-    if not allow_remote and not _is_loopback(host):
+        return print_faults()
+    if not allow_remote and not is_loopback(host):
         raise UsageError(f"--host {host}: other machines could reach it; pass --allow-remote if that is intended")
     from knouds_async.cli.serving import make_emulator, serve_forever
     from knouds_async.testing import Lognormal
@@ -78,16 +78,17 @@ def emulator(
     settings: dict[str, Any] = {"tier": tier, "duration": distribution, "seed": seed, "failure_rate": failure_rate}
     settings |= {"limit": limit, "others": others, "webhook_url": webhook_url, "epoch": time.time()}
     settings |= {} if webhook_secret is None else {"webhook_secret": webhook_secret}
-    made = make_emulator(settings, set_, fault)
+    served = make_emulator(settings, set_, fault)
     try:
-        asyncio.run(serve_forever(made, host, port))
+        asyncio.run(serve_forever(served, host, port))
     except KeyboardInterrupt:
-        received = f"{plural(made.requests.count, 'request')} and {plural(len(made.runs), 'run')}"
-        output.print_info(f"\nstopped after {received}; {plural(made.credits_spent, 'credit')} would have been paid")
+        received = f"{plural(served.requests.count, 'request')} and {plural(len(served.runs), 'run')}"
+        output.print_info(f"\nstopped after {received}; {plural(served.credits_spent, 'credit')} would have been paid")
     return ExitCode.OK
 
 
-def _explain_faults() -> int:
+def print_faults() -> int:
+    """Print the kinds of faults and the routes that --fault takes."""
     from knouds_async.testing.faults import GRAMMAR, KINDS, PLACES, takes
 
     output.print_result(f"A fault reads: {GRAMMAR}\n\nKinds:")
@@ -99,7 +100,7 @@ def _explain_faults() -> int:
     return ExitCode.OK
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach a host; the server rejects one that cannot be resolved."""
     try:
         return all(ip_address(found[4][0]).is_loopback for found in getaddrinfo(host, None))

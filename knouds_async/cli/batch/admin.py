@@ -24,7 +24,7 @@ _RUN: Final = "run="
 _CONSEQUENCES: Final = {"resend": "the next batch runs it again", "abandon": "it is never run"}
 
 
-def print_status(path: Path, *, as_json: bool) -> int:
+def print_ledger(path: Path, *, as_json: bool) -> int:
     """Print what a ledger holds; the exit code is 5 while a run is unknown."""
     counts, unknown = asyncio.run(_read_ledger(_existing("--status", path)))
     if as_json:
@@ -37,7 +37,7 @@ def print_status(path: Path, *, as_json: bool) -> int:
     return ExitCode.MAY_HAVE_RUN if unknown else ExitCode.OK
 
 
-def resolve(path: Path, key: str, decision: str) -> int:
+def resolve_unknown(path: Path, key: str, decision: str) -> int:
     """Record what was decided about an unknown run, and print the consequence."""
     if decision not in _CONSEQUENCES and not decision.startswith(_RUN):
         raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
@@ -49,7 +49,7 @@ def resolve(path: Path, key: str, decision: str) -> int:
     return ExitCode.OK
 
 
-def rebind(path: Path) -> int:
+def rebind_ledger(path: Path) -> int:
     """Remove the account and service from a ledger, so that the next batch binds it to its own."""
     asyncio.run(_rebind(_existing("--rebind", path)))
     output.print_info(f"{one_line(str(path))}: the next batch binds it to its own account and service")

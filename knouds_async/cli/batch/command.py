@@ -102,11 +102,11 @@ def batch(
             "give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID, or --rebind LEDGER"
         )
     if status is not None:
-        return admin.print_status(status, as_json=as_json)
+        return admin.print_ledger(status, as_json=as_json)
     if resolve is not None:
-        return admin.resolve(*resolve)
+        return admin.resolve_unknown(*resolve)
     if rebind is not None:
-        return admin.rebind(rebind)
+        return admin.rebind_ledger(rebind)
     if slug is None or jobs is None:
         raise UsageError("give the file of jobs after the slug, or - for stdin")
     if ledger is None and str(jobs) == "-":
