@@ -33,7 +33,7 @@ PROGRAMS: dict[str, Sequence[str]] = {
     "openai": ("-c", "import openai"),
     "replicate": ("-c", "import replicate"),
     "fal-client": ("-c", "import fal_client"),
-    HELP: ("-c", "import sys; sys.argv = ['knouds', '--help']; from knouds_async.cli import main; sys.exit(main())"),
+    HELP: ("-c", "import sys; sys.argv = ['knouds', '--help']; from knouds_async._cli import main; sys.exit(main())"),
 }
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 

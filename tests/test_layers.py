@@ -28,8 +28,9 @@ BELOW: dict[str, set[str]] = {
     "resources": {*CORE, "_io", "execution", "batch", "resources"},
     "client": {*CORE, "_io", "execution", "batch", "resources"},
     **{top: {*PUBLIC, "_sansio", top} for top in ("webhooks", "testing")},
-    "cli": {*PUBLIC, "_sansio", "cli", "batch", "testing"},
-    "": {*CORE, "_io", "execution", "resources", "client", "batch", "webhooks"},
+    "_cli": {*PUBLIC, "_sansio", "_cli", "batch", "testing"},
+    "__main__": {"_cli"},
+    "": {*CORE, "_io", "execution", "resources", "client", "batch", "webhooks", "media"},
 }
 FOREIGN: dict[str, set[str]] = {
     "errors": set(),
@@ -148,7 +149,7 @@ def test_http_stays_below() -> None:
 def test_one_file_knows_asyncio_from_trio() -> None:
     """All else is anyio; the virtual clock and the command line, which starts a loop, aside."""
     users = {module for module, tree in MODULES.items() if {top(name) for name in imports(tree)} & {"asyncio", "trio"}}
-    users -= set(of("cli"))
+    users -= set(of("_cli"))
     assert users == {"knouds_async._io.backend", "knouds_async.testing.virtual_time"}
 
 
@@ -160,7 +161,7 @@ def test_the_environment_is_read_in_one_place() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb")
     }
-    assert readers - set(of("cli")) == {"knouds_async.config"}
+    assert readers - set(of("_cli")) == {"knouds_async.config"}
 
 
 def test_nothing_of_ours_is_imported_for_types_only() -> None:

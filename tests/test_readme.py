@@ -8,7 +8,7 @@ import pytest
 
 import knouds_async
 from knouds_async import KnoudsError
-from knouds_async.cli.exits import MEANINGS
+from knouds_async._cli.errors import MEANINGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -28,10 +28,10 @@ def is_public(name: str) -> bool:
 
 
 def modules() -> Iterator[ModuleType]:
-    """Give every module that users may import; the command line is no module of theirs."""
+    """Give every module that users may import."""
     yield knouds_async
     for found in pkgutil.walk_packages(knouds_async.__path__, "knouds_async."):
-        if is_public(found.name) and not found.name.startswith("knouds_async.cli"):
+        if is_public(found.name):
             yield importlib.import_module(found.name)
 
 

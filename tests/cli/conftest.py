@@ -15,10 +15,10 @@ import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from knouds_async.cli.app import run
+from knouds_async._cli.app import run
 from knouds_async.testing import Emulator, serve
 
-PROGRAM = [sys.executable, "-m", "knouds_async.cli"]
+PROGRAM = [sys.executable, "-m", "knouds_async"]
 
 
 @attrs.frozen

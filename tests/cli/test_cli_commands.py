@@ -130,7 +130,7 @@ def test_a_run_that_is_over_shows_its_result(service: Any, here: Callable[..., A
 def test_a_reader_that_leaves_early_is_no_error(service: Any, args: list[str]) -> None:
     """When the reader of a pipe has gone, the command ends with 0 and without a word."""
     with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "knouds_async.cli", *args], env=service.env, stdout=-1, stderr=-1
+        [sys.executable, "-m", "knouds_async", *args], env=service.env, stdout=-1, stderr=-1
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -142,7 +142,7 @@ def test_a_reader_that_leaves_early_is_no_error(service: Any, args: list[str]) -
 @pytest.mark.slow
 def test_words_that_nobody_reads_stop_nothing(service: Any) -> None:
     """A command whose stderr has been closed still gives its result and its code."""
-    command = [sys.executable, "-m", "knouds_async.cli", "run", "daily-picture", "--expected", "0.1"]
+    command = [sys.executable, "-m", "knouds_async", "run", "daily-picture", "--expected", "0.1"]
     with subprocess.Popen(command, env=service.env, stdout=-1, stderr=-1) as process:  # noqa: S603
         assert process.stdout is not None
         assert process.stderr is not None
@@ -155,7 +155,7 @@ def test_words_that_nobody_reads_stop_nothing(service: Any) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
 def test_streams_that_are_not_there_are_no_error(service: Any) -> None:
     """A command that was started without stdout and stderr ends as it would with them."""
-    command = f"exec {sys.executable} -m knouds_async.cli whoami >&- 2>&-"
+    command = f"exec {sys.executable} -m knouds_async whoami >&- 2>&-"
     done = subprocess.run(["/bin/sh", "-c", command], env=service.env, timeout=60, check=False)  # noqa: S603
     assert done.returncode == 0
 
@@ -180,7 +180,7 @@ def test_a_warning_of_the_library_is_seen(service: Any, here: Callable[..., Any]
 @pytest.mark.slow
 def test_without_the_extra_one_line_says_how_to_get_it() -> None:
     """Without cyclopts one line names the extra, and the exit code is 1."""
-    done = _python("import sys; sys.modules['cyclopts'] = None; from knouds_async.cli import main; sys.exit(main())")
+    done = _python("import sys; sys.modules['cyclopts'] = None; from knouds_async._cli import main; sys.exit(main())")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "knouds: the command line is an optional extra: pip install 'knouds-async[cli]'\n"
 
@@ -196,15 +196,15 @@ def test_the_package_does_without_the_command_line() -> None:
 def test_help_imports_no_server() -> None:
     """Showing the help, or asking the service, loads neither the emulator nor its server, nor what runs a batch."""
     done = _python(
-        "import sys; from knouds_async.cli.app import run; run(['whoami', '--help']); run(['batch', '--help']); "
-        "unwanted = ('uvicorn', 'starlette', 'knouds_async.testing', 'knouds_async.cli.batch.running'); "
+        "import sys; from knouds_async._cli.app import run; run(['whoami', '--help']); run(['batch', '--help']); "
+        "unwanted = ('uvicorn', 'starlette', 'knouds_async.testing', 'knouds_async._cli.batch'); "
         "print([name for name in unwanted if name in sys.modules])"
     )
     assert done.stdout.rstrip().endswith("[]")
 
 
 def _python(code: str) -> "subprocess.CompletedProcess[str]":
-    needs = "NEEDS = ('knouds_async.cli.', 'cyclopts', 'uvicorn', 'starlette')\n"
+    needs = "NEEDS = ('knouds_async._cli.', 'cyclopts', 'uvicorn', 'starlette')\n"
     return subprocess.run(  # noqa: S603
         [sys.executable, "-c", needs + code], capture_output=True, encoding="utf-8", timeout=60, check=False
     )

@@ -14,9 +14,7 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, CapabilityDeniedError
-from knouds_async.cli.demo import run_all
-from knouds_async.cli.prompts import read_prompts
-from knouds_async.cli.tally import DemoStats, count_duplicates, per_minute, quantile
+from knouds_async._cli.demo import DemoStats, count_duplicates, per_minute, quantile, read_prompts, run_all
 from knouds_async.testing import Emulator, EmulatorTransport, faults, virtual_backend
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")])  # as the command line runs

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from knouds_async import errors
-from knouds_async.cli.exits import MEANINGS, ExitCode, KeyMissingError, UsageError, exit_code_for
+from knouds_async._cli.errors import MEANINGS, ExitCode, KeyMissingError, UsageError, exit_code_for
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"

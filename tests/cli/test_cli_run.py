@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async.cli.exits import UsageError
-from knouds_async.cli.inputs import read_inputs, read_pairs, read_value
+from knouds_async._cli.client import read_inputs, read_pairs, read_value
+from knouds_async._cli.errors import UsageError
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import ExecutionState, Failure, errors
-from knouds_async.cli import output
-from knouds_async.cli.shown import print_run_result, print_state
-from knouds_async.cli.words import format_error, one_line, printable
+from knouds_async._cli import output
+from knouds_async._cli.client import print_run_result, print_state
+from knouds_async._cli.errors import format_error
+from knouds_async._cli.output import one_line, printable
 
 TEXTS = st.text(max_size=200)
 STEERING = {chr(code) for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc"} | {"\u202e", "\u2066"}

@@ -51,7 +51,7 @@ async def _work(order: dict[str, Any]) -> None:
 
 def _run_command(order: dict[str, Any]) -> NoReturn:
     """Work as the command `knouds batch` does, which appends its outcomes to a file."""
-    from knouds_async.cli import main as knouds
+    from knouds_async._cli import main as knouds
 
     jobs = Path(order["out"]).with_suffix(".jsonl")
     lines = (json.dumps({"key": key, "inputs": {"product_name": key}}) for key in order["keys"])

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-PROGRAM = [sys.executable, "-m", "knouds_async.cli"]
+PROGRAM = [sys.executable, "-m", "knouds_async"]
 QUICK = ("--expected", "0.1")  # for the runs here are over at once, which a new process cannot know
 PATIENCE = 60.0  # seconds: what a test waits for comes in one or never
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async.cli.batch.entries import FileFormat, FileJob, read_jobs
-from knouds_async.cli.batch.lines import MAX_LINE_BYTES, InvalidLineError
+from knouds_async._cli.batch_jobs import MAX_LINE_BYTES, FileFormat, FileJob, InvalidLineError, read_jobs
 
 JSONL, CSV = FileFormat("jobs.jsonl"), FileFormat("jobs.csv", is_csv=True)
 VALUES = st.recursive(

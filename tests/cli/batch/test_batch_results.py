@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async.cli.batch.results import ResultsFile, encode_line
-from knouds_async.cli.exits import UsageError
+from knouds_async._cli.batch_results import ResultsFile, encode_line
+from knouds_async._cli.errors import UsageError
 
 
 def line(key: str, status: str = "completed", **more: Any) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def test_two_processes_do_not_share_a_file(path: Path) -> None:
     """A file that another batch writes is refused until that one has ended, also when it was rewritten."""
     write(path, line("a"), line("b", "unknown"))
     program = (
-        "import sys; from pathlib import Path; from knouds_async.cli.batch.results import ResultsFile\n"
+        "import sys; from pathlib import Path; from knouds_async._cli.batch_results import ResultsFile\n"
         "try: ResultsFile(Path(sys.argv[1]), bool)\n"
         "except Exception as error: print(error)"
     )
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_whole_lines(path: Path) -> None:
     program = (
         "import json, resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from knouds_async.cli.batch.results import ResultsFile\n"
+        "from knouds_async._cli.batch_results import ResultsFile\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "results = ResultsFile(Path(sys.argv[1]), bool)\n"
         "results.write({'key': 'a', 'status': 'completed'})\n"

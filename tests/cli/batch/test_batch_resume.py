@@ -19,7 +19,7 @@ from knouds_async.testing import ApiKey, faults
 
 SLUG = "my-thumbnail-pipeline"
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
-PROGRAM = [sys.executable, "-m", "knouds_async.cli"]
+PROGRAM = [sys.executable, "-m", "knouds_async"]
 QUICK = ("--expected", "0.1")
 BATCH = ("batch", SLUG, "jobs.jsonl", "--out", "out.jsonl")
 PutUp = Callable[..., Any]

@@ -14,7 +14,7 @@ from knouds_async.testing import Fault, Response, faults
 
 SLUG = "my-thumbnail-pipeline"
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
-PROGRAM = [sys.executable, "-m", "knouds_async.cli"]
+PROGRAM = [sys.executable, "-m", "knouds_async"]
 PutUp = Callable[..., Any]
 Here = Callable[..., Any]
 

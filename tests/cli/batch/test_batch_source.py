@@ -10,11 +10,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from knouds_async._cli.batch_jobs import InvalidLineError, JobSource, JobStream
+from knouds_async._cli.errors import UsageError
 from knouds_async.batch.jobs import Job
-from knouds_async.cli.batch.lines import InvalidLineError
-from knouds_async.cli.batch.source import JobSource
-from knouds_async.cli.batch.stream import JobStream
-from knouds_async.cli.exits import UsageError
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 

@@ -20,15 +20,20 @@ from knouds_async import (
     Target,
     errors,
 )
+from knouds_async._cli.batch import BatchOptions
+from knouds_async._cli.batch_display import (
+    BatchDisplay,
+    BatchReport,
+    Throughput,
+    format_duration,
+    format_pause,
+    format_quota,
+    summarize,
+)
+from knouds_async._cli.batch_results import has_line, is_kept, result_line
 from knouds_async.batch.jobs import Job
 from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.batch.progress import Progress
-from knouds_async.cli.batch.account import BatchReport, summarize
-from knouds_async.cli.batch.display import BatchDisplay
-from knouds_async.cli.batch.order import BatchOptions
-from knouds_async.cli.batch.outcome_lines import has_line, is_kept, result_line
-from knouds_async.cli.batch.pace import Throughput, format_duration
-from knouds_async.cli.batch.watching import format_pause, format_quota
 
 NAMES = ["key", "status", "execution_id", "result", "cost", "ms", "error"]
 JOB = Job("a", {"x": 1})

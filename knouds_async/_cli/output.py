@@ -5,20 +5,20 @@ A terminal gets tables, a pipe gets tab-separated lines without a header; `--jso
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import attrs
-
-from knouds_async.cli.words import one_line, printable
 
 
 @contextmanager
@@ -165,3 +165,43 @@ def format_cell(value: Any) -> str:
             return json.dumps(value, default=str)
         case _:
             return str(value)
+
+
+@asynccontextmanager
+async def call_every(period: float, tick: Callable[[], object]) -> AsyncIterator[None]:
+    """Call `tick` every `period` seconds while the block runs, on the same event loop."""
+    task = asyncio.create_task(_tick(period, tick))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _tick(period: float, tick: Callable[[], object]) -> None:
+    while True:
+        await asyncio.sleep(period)
+        tick()
+
+
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """Return text as one line without control characters: servers write some of it."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Return text with control and direction characters escaped; line ends and tabs stay."""
+    return _CONTROLS.sub(lambda found: _escaped(found[0]), text)
+
+
+def plural(number: int, what: str) -> str:
+    """Return a count with its noun: `1 run`, `2 runs`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

@@ -9,19 +9,18 @@ from typing import Any, Final
 from cyclopts import App, CycloptsError, Parameter
 
 from knouds_async import KnoudsError, __version__
-from knouds_async.cli import output
-from knouds_async.cli.batch.command import batch
-from knouds_async.cli.cancel import cancel
-from knouds_async.cli.demo import demo
-from knouds_async.cli.emulator import emulator
-from knouds_async.cli.exits import ExitCode, KeyMissingError, ServingError, UsageError, exit_code_for, exit_code_table
-from knouds_async.cli.run import run as run_command
-from knouds_async.cli.schema import schema
-from knouds_async.cli.status import status
-from knouds_async.cli.usage import usage
-from knouds_async.cli.whoami import whoami
-from knouds_async.cli.words import format_error
-from knouds_async.cli.workflows import workflows
+from knouds_async._cli import output
+from knouds_async._cli.commands import batch, cancel, demo, emulator, schema, status, usage, whoami, workflows
+from knouds_async._cli.errors import (
+    ExitCode,
+    KeyMissingError,
+    ServingError,
+    UsageError,
+    exit_code_for,
+    exit_code_table,
+    format_error,
+)
+from knouds_async._cli.run import run as run_command
 
 _HELP: Final = """
 Submit paid AI runs on Knouds, wait for them and show their results.

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import attrs
 from cyclopts import Parameter
@@ -26,17 +31,22 @@ from knouds_async import (
     Target,
     WaitTimeoutError,
 )
+from knouds_async._cli import output
+from knouds_async._cli.client import (
+    BaseUrl,
+    Expected,
+    Json,
+    Save,
+    connect,
+    create_folder,
+    download_files,
+    print_run_result,
+    read_inputs,
+    summarize_state,
+)
+from knouds_async._cli.errors import ExitCode, UsageError, exit_code_for, format_error
+from knouds_async._cli.output import call_every, one_line
 from knouds_async._sansio.learned import check_expected
-from knouds_async.cli import output
-from knouds_async.cli.exits import ExitCode, UsageError, exit_code_for
-from knouds_async.cli.inputs import read_inputs
-from knouds_async.cli.options import BaseUrl, Expected, Json
-from knouds_async.cli.saving import Save, create_folder, download_files
-from knouds_async.cli.service import connect
-from knouds_async.cli.shown import print_run_result, summarize_state
-from knouds_async.cli.signals import termination_as_ctrl_c
-from knouds_async.cli.waiting import show_spinner, wait
-from knouds_async.cli.words import format_error
 
 RunTarget = Annotated[str, Parameter(help="The workflow's slug; with --model a model's internal name.")]
 Inputs = Annotated[
@@ -194,3 +204,69 @@ def _print_unfinished(
             why = format_error(error)
             output.print_error(f"{why}; the run may continue and be charged: {hint}")
             return ExitCode.MAY_HAVE_RUN
+
+
+async def wait(execution: Execution, *, timeout: float | None) -> ExecutionState:
+    """Wait for the run to finish and return its final state; raises what `Execution.wait` raises."""
+    printer = None if output.is_live() else asyncio.create_task(_print_changes(execution))
+    try:
+        async with show_spinner(lambda: f"{execution.state.status}"):
+            return await execution.wait(timeout=timeout)
+    finally:
+        if printer is not None:
+            printer.cancel()
+
+
+@asynccontextmanager
+async def show_spinner(status: Callable[[], str]) -> AsyncIterator[None]:
+    """Show a status and the elapsed seconds at a terminal while the block runs; elsewhere nothing."""
+    if not output.is_live():
+        yield
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    started = time.monotonic()
+    spinner = Spinner("dots")
+
+    def draw() -> None:
+        line = f"{status()}, {time.monotonic() - started:.0f} s"
+        spinner.update(text=Text(one_line(line), overflow="ellipsis", no_wrap=True))
+        display.update(spinner, refresh=True)
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as display:
+        async with call_every(0.1, draw):
+            yield
+
+
+async def _print_changes(execution: Execution) -> None:
+    with suppress(KnoudsError):  # the wait raises it too
+        async for state in execution.updates():
+            if not state.is_final:
+                output.print_info(one_line(state.status))
+
+
+TERMINATION_SIGNALS: Final = frozenset({signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})
+"""SIGTERM, and SIGHUP (the terminal was closed), which does not exist on Windows.
+
+Their default action would end the process between a submit and its id.
+"""
+
+
+@contextmanager
+def termination_as_ctrl_c() -> Iterator[None]:
+    """Turn these signals into Ctrl-C while the block runs, unless Ctrl-C is ignored or handled by others."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    numbers = [one for one in TERMINATION_SIGNALS if signal.getsignal(one) is signal.SIG_DFL]
+    for one in numbers:
+        signal.signal(one, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for one in numbers:
+            signal.signal(one, signal.SIG_DFL)

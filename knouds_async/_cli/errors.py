@@ -1,17 +1,94 @@
-"""Format an error as one line, in terms of the command line. Pure.
+"""The errors of the command line, their exit codes, and the one line that each is printed as. Pure.
 
-Where the library advises Python code, a command is advised instead.
+The code alone says whether money may have been spent (5) and what may be repeated. Where the library advises Python
+code, the message advises a command instead.
 """
 
 from __future__ import annotations
 
 import re
+from enum import IntEnum
 from typing import Final
 
 from knouds_async import errors
-from knouds_async.cli.exits import ExitCode, exit_code_for
+from knouds_async._cli.output import one_line
 
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+class UsageError(Exception):
+    """An option, an input or a file is invalid. Nothing was sent."""
+
+
+class KeyMissingError(Exception):
+    """$KNOUDS_KEY holds no valid key. Nothing was sent."""
+
+
+class ServingError(Exception):
+    """The emulator could not be served, e.g. because its port is in use."""
+
+
+class ExitCode(IntEnum):
+    """The exit codes of `knouds`."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    KEY = 3
+    CREDITS = 4
+    MAY_HAVE_RUN = 5
+    TIMED_OUT = 6
+    INTERRUPTED = 130
+
+
+MEANINGS: Final = {
+    ExitCode.OK: "success",
+    ExitCode.ERROR: "another error, or a run failed or was cancelled",
+    ExitCode.USAGE: "wrong usage: an option, the inputs, a slug; nothing was run",
+    ExitCode.KEY: "the key is missing or refused, or may not do this",
+    ExitCode.CREDITS: "the account cannot pay, or --max-credits is reached; nothing more was run",
+    ExitCode.MAY_HAVE_RUN: "unknown: it may have run and been charged; check before you repeat it",
+    ExitCode.TIMED_OUT: "--timeout passed; the run continues",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C); a submitted run continues",
+}
+
+# The first match counts.
+CODES_BY_ERROR: Final[tuple[tuple[type[BaseException], ExitCode], ...]] = (
+    (UsageError, ExitCode.USAGE),
+    (KeyMissingError, ExitCode.KEY),
+    (KeyboardInterrupt, ExitCode.INTERRUPTED),
+    (errors.ExecutionFailedError, ExitCode.ERROR),
+    (errors.ExecutionCancelledError, ExitCode.ERROR),
+    (errors.WaitTimeoutError, ExitCode.TIMED_OUT),
+    (errors.SubmissionUnknownError, ExitCode.MAY_HAVE_RUN),
+    (errors.ConfigurationError, ExitCode.USAGE),
+    (errors.InvalidArgumentError, ExitCode.USAGE),
+    (errors.BadRequestError, ExitCode.USAGE),
+    (errors.AuthenticationError, ExitCode.KEY),
+    (errors.PermissionDeniedError, ExitCode.KEY),
+    (errors.PaymentRequiredError, ExitCode.CREDITS),
+    (errors.BudgetExceededError, ExitCode.CREDITS),
+)
+
+
+def exit_code_for(error: BaseException) -> ExitCode:
+    """Return the exit code of an error; one after which a run may have started is never a harmless code."""
+    if isinstance(error, errors.APIError) and not error.from_service:
+        return (
+            ExitCode.MAY_HAVE_RUN if error.may_have_run else ExitCode.ERROR
+        )  # a firewall's 403 says nothing about the key
+    for kind, code in CODES_BY_ERROR:
+        if isinstance(error, kind):
+            return code
+    if isinstance(error, errors.KnoudsError) and error.may_have_run:
+        return ExitCode.MAY_HAVE_RUN
+    is_wrong_name = isinstance(error, errors.NotFoundError) and not isinstance(error, errors.ExecutionNotFoundError)
+    return ExitCode.USAGE if is_wrong_name else ExitCode.ERROR
+
+
+def exit_code_table() -> str:
+    """Return the exit codes and their meanings, for `knouds --help`."""
+    return "\n".join(f"{code.value:>5}  {meaning}" for code, meaning in MEANINGS.items())
+
+
 _NOT_RUN: Final = "Nothing was run; "
 _CHECK_FIRST: Final = "Check with `{}` before you run it again"
 
@@ -25,25 +102,6 @@ _ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (
     (errors.InvalidSlugError, "A slug is lowercase letters, digits and hyphens; `knouds workflows` lists yours"),
     (errors.UnexpectedRedirectError, "Redirects are never followed; check --base-url and $KNOUDS_BASE_URL"),
 )
-
-
-def one_line(text: str) -> str:
-    """Return text as one line without control characters: servers write some of it."""
-    return printable(" ".join(text.split()))
-
-
-def printable(text: str) -> str:
-    """Return text with control and direction characters escaped; line ends and tabs stay."""
-    return _CONTROLS.sub(lambda found: _escaped(found[0]), text)
-
-
-def plural(number: int, what: str) -> str:
-    """Return a count with its noun: `1 run`, `2 runs`."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def format_error(error: BaseException) -> str:

@@ -1,15 +1,17 @@
-"""Create an emulator from options, and serve it until the command ends."""
+"""`knouds emulator`: create an emulator from options, and serve it on this machine until the command ends."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_address
+from socket import getaddrinfo
 from typing import Any
 
-from knouds_async.cli import output
-from knouds_async.cli.exits import ServingError, UsageError
-from knouds_async.cli.inputs import read_value
+from knouds_async._cli import output
+from knouds_async._cli.client import read_value
+from knouds_async._cli.errors import ExitCode, ServingError, UsageError
 from knouds_async.testing import Emulator, serve
 from knouds_async.testing.faults import add_fault
 from knouds_async.testing.settings import DEFAULT_MEDIA_URL, settings_from
@@ -63,3 +65,24 @@ def _parse_pair(text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"--set {text!r}: write NAME=VALUE")
     return name, read_value(value)
+
+
+def print_faults() -> int:
+    """Print the kinds of faults and the routes that --fault takes."""
+    from knouds_async.testing.faults import GRAMMAR, KINDS, PLACES, takes
+
+    output.print_result(f"A fault reads: {GRAMMAR}\n\nKinds:")
+    for kind, make in KINDS.items():
+        output.print_result(f"  {' '.join([kind, *takes(kind)])}\n      {(make.__doc__ or '').partition(chr(10))[0]}")
+    output.print_result("\nRoutes, or a method and a path as the contract writes it:")
+    for name, label in PLACES.items():
+        output.print_result(f"  {name:13} {label}")
+    return ExitCode.OK
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a host; the server rejects one that cannot be resolved."""
+    try:
+        return all(ip_address(found[4][0]).is_loopback for found in getaddrinfo(host, None))
+    except OSError:
+        return True

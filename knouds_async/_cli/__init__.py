@@ -11,7 +11,7 @@ _EXTRA = ("cyclopts", "rich")
 def main() -> int:
     """Run `knouds` with the arguments of this process and return its exit code."""
     try:
-        from knouds_async.cli.app import run
+        from knouds_async._cli.app import run
 
         return run(sys.argv[1:])
     except KeyboardInterrupt:  # while it was still being imported

@@ -1,0 +1,444 @@
+"""`knouds batch`: run a file of jobs, write a file of results, or show a ledger and record decisions in it.
+
+However a batch ends, runs in flight are in the ledger, and the command that resumes it is printed. The first Ctrl-C
+stops submitting and waits for runs in flight, the second exits at once. Even then submits in flight get a moment to be
+answered: a run whose id is in the ledger can be resumed, while a crash would leave an unknown one. To show a ledger or
+to record a decision no request is sent, no key is needed, and no ledger is created.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from knouds_async import AsyncKnouds, PermissionDeniedError, SchemaField, Target
+from knouds_async._cli import output
+from knouds_async._cli.batch_display import (
+    BatchDisplay,
+    BatchReport,
+    format_pause,
+    format_quota,
+    show_display,
+    summarize,
+    to_record,
+)
+from knouds_async._cli.batch_jobs import CountedJobs, JobSource, JobStream
+from knouds_async._cli.batch_results import (
+    ResultsFile,
+    StdoutResults,
+    download_missing,
+    has_line,
+    is_current,
+    is_kept,
+    is_retryable,
+    result_line,
+)
+from knouds_async._cli.client import connect
+from knouds_async._cli.errors import ExitCode, UsageError, format_error
+from knouds_async._cli.output import one_line, plural
+from knouds_async._cli.run import TERMINATION_SIGNALS
+from knouds_async._sansio import calls
+from knouds_async._sansio.entries import Entry
+from knouds_async.batch.batch import Batch
+from knouds_async.batch.ledger import LedgerCounts
+from knouds_async.batch.outcomes import Completed
+from knouds_async.batch.progress import Progress
+from knouds_async.batch.sqlite import SQLiteLedger
+
+
+@attrs.frozen(kw_only=True)
+class BatchOptions:
+    """The options of a batch; `out` is None for stdout."""
+
+    target: Target
+    jobs: Path
+    ledger: Path
+    out: Path | None = None
+    max_in_flight: int | None = None
+    max_credits: float | None = None
+    retry_failed: bool = False
+    expected: float | None = None
+    save: Path | None = None
+    as_json: bool = False
+    base_url: str | None = None
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the batch, for a shell.
+
+        Without --retry-failed: the ledger has recorded it, and runs that failed since then would be paid for again.
+        """
+        options: dict[str, object] = {
+            "--model": self.target.kind == "models",
+            "--ledger": self.ledger,
+            "--out": self.out,
+            "--max-in-flight": self.max_in_flight,
+            "--max-credits": None if self.max_credits is None else f"{self.max_credits:.15g}",
+            "--expected": None if self.expected is None else f"{self.expected:.15g}",
+            "--save": self.save,
+            "--json": self.as_json,
+            "--base-url": self.base_url,
+        }
+        words = ["knouds", "batch", self.target.name, str(self.jobs)]
+        for option, value in options.items():
+            if value is not None and value is not False:
+                words += [option] if value is True else [option, str(value)]
+        return shlex.join(words)
+
+
+@attrs.define
+class BatchRun:
+    """The state of a batch."""
+
+    options: BatchOptions
+    source: JobSource
+    total: int | None
+    sink: ResultsFile | StdoutResults
+    failed_before: dict[str, Mapping[str, Any]] = attrs.Factory(dict)
+    report: BatchReport = attrs.Factory(BatchReport)
+    progress: Progress = attrs.Factory(Progress)
+    failure: Exception | None = None
+
+
+_MAX_DOWNLOADS: Final = 8
+_TEXT_TYPES: Final = ("text", "textarea", "image", "video")
+
+
+def run_batch(options: BatchOptions) -> int:
+    """Run a batch to its end and return the exit code."""
+    source = JobSource(options.jobs)
+    _check_paths(options)
+    total = source.count() if source.is_file else None
+    retried: dict[str, Mapping[str, Any]] = {}
+    sink = (
+        StdoutResults(is_exact=options.as_json)
+        if options.out is None
+        else ResultsFile(options.out, _keep_line(options, retried))
+    )
+    batch = BatchRun(options, source, total, sink, retried)
+    try:
+        asyncio.run(_run_and_record(batch))
+    except asyncio.CancelledError:
+        return ExitCode.INTERRUPTED  # by a second Ctrl-C: the message was printed
+    finally:
+        sink.close()
+    return print_report(batch)
+
+
+def _check_paths(options: BatchOptions) -> None:
+    """Raise UsageError when two of jobs, ledger and results are the same file."""
+    roles = {"the jobs": options.jobs, "--ledger": options.ledger, "--out": options.out}
+    seen: dict[Path, str] = {}
+    for role, path in roles.items():
+        if path is not None and str(path) != "-":
+            other = seen.setdefault(path.resolve(), role)
+            if other != role:
+                raise UsageError(f"{role} and {other} are the same file, {path}")
+
+
+def _keep_line(options: BatchOptions, retried: dict[str, Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
+    """Return the predicate for lines to keep; it collects in `retried` those whose job may have been run again."""
+
+    def keep(line: Mapping[str, Any]) -> bool:
+        is_kept_line = is_kept(line, retry_failed=options.retry_failed, save=options.save is not None)
+        if is_kept_line and is_retryable(line):
+            retried.setdefault(line["key"], line)
+        return is_kept_line
+
+    return keep
+
+
+async def _run_and_record(run: BatchRun) -> None:
+    """Run the batch; an error that stops it is kept in `run.failure`."""
+    options = run.options
+    async with connect(options.base_url) as knouds, SQLiteLedger(options.ledger) as ledger:
+        if options.retry_failed:
+            await ledger.retry_failed()
+        await _drop_lines_of_earlier_runs(run, ledger)
+        text_inputs = await _text_inputs(knouds, run)
+        source = (
+            JobStream(run.source.jobs(text_inputs))
+            if run.total is None
+            else CountedJobs(run.source, text_inputs, run.total)
+        )
+        runs = knouds.models if options.target.kind == "models" else knouds.workflows
+        batch = runs.map(
+            options.target.name,
+            source,
+            ledger=ledger,
+            max_in_flight=options.max_in_flight,
+            max_credits=options.max_credits,
+            expected=options.expected,
+        )
+        try:
+            async with batch, supervised(run, batch, knouds, source if isinstance(source, JobStream) else None):
+                await _write_outcomes(run, batch, knouds)
+        finally:
+            run.progress = batch.progress
+        if run.failure is None:  # includes what other batches on the same ledger spent
+            counts = await ledger.counts()
+            spent, reserved = counts.credits_spent, counts.credits_reserved
+            run.progress = attrs.evolve(run.progress, credits_spent=spent, credits_reserved=reserved)
+
+
+async def _drop_lines_of_earlier_runs(run: BatchRun, ledger: SQLiteLedger) -> None:
+    """Remove the lines of jobs that were run again since: the ledger is the record."""
+    lines, run.failed_before = list(run.failed_before.values()), {}
+    entries = await asyncio.gather(*(ledger.find(line["key"]) for line in lines))
+    pairs = zip(lines, entries, strict=True)
+    stale = {line["key"] for line, entry in pairs if entry is not None and not is_current(line, entry)}
+    if stale and isinstance(run.sink, ResultsFile):
+        run.sink.remove(stale)
+
+
+async def _text_inputs(knouds: AsyncKnouds, run: BatchRun) -> Collection[str]:
+    """Return the inputs whose CSV cells stay strings, according to the workflow's schema."""
+    if not run.source.may_be_csv or run.options.target.kind == "models":
+        return ()
+    try:
+        schema = await knouds.workflows.schema(run.options.target.name)
+    except PermissionDeniedError as error:
+        if not error.from_service:  # a proxy would reject the runs as well
+            raise
+        return ()  # the key may run the workflow but not read it
+    return frozenset(field.name for field in schema.fields if _takes_text(field))
+
+
+def _takes_text(field: SchemaField) -> bool:
+    has_text_options = bool(field.options) and all(isinstance(option, str) for option in field.options)
+    return has_text_options or field.type in _TEXT_TYPES
+
+
+async def _write_outcomes(run: BatchRun, batch: Batch, knouds: AsyncKnouds) -> None:
+    """Write a line for each outcome; with --save, after its files were downloaded."""
+    slots = asyncio.Semaphore(_MAX_DOWNLOADS)
+    try:
+        async with asyncio.TaskGroup() as saving:
+            async for outcome in batch:
+                run.report.record(outcome)
+                if run.options.save is not None and isinstance(outcome, Completed):
+                    await slots.acquire()
+                    saving.create_task(_save_and_write(run, outcome, run.options.save, knouds, slots))
+                elif has_line(outcome):
+                    run.sink.write(result_line(outcome))
+    except* Exception as errors:  # noqa: BLE001  (reported after the batch)
+        run.failure = errors.exceptions[0]
+
+
+async def _save_and_write(
+    run: BatchRun, outcome: Completed, folder: Path, knouds: AsyncKnouds, slots: asyncio.Semaphore
+) -> None:
+    try:
+        files = await download_missing(knouds, outcome.job.key, outcome.run, folder)
+        run.report.unsaved += files is None
+        run.sink.write(result_line(outcome, files, save=True))
+    finally:
+        slots.release()
+
+
+@asynccontextmanager
+async def supervised(run: BatchRun, batch: Batch, knouds: AsyncKnouds, stream: JobStream | None) -> AsyncIterator[None]:
+    """Show the progress and handle Ctrl-C while the block runs."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  (for the type checker)
+
+    def stop() -> None:
+        display.is_stopping = True
+        run.report.is_interrupted = True
+        batch.stop()
+        if stream is not None:
+            stream.stop()
+        in_flight = plural(batch.progress.in_flight, "run")
+        output.print_error(f"submitting stopped; waiting for {in_flight} in flight; press Ctrl-C again to exit at once")
+
+    def abort() -> None:
+        in_flight = plural(batch.progress.in_flight, "run")
+        output.print_error(
+            f"exiting; {in_flight} still in progress (they will be charged). Resume with: {run.options.resume_command}"
+        )
+        task.cancel()
+
+    def status_line() -> str:
+        if run.report.is_interrupted:
+            return "stopping: waiting for runs in flight; press Ctrl-C again to exit at once"
+        stats = knouds.limiter.stats(calls.submit(run.options.target, {}).route)
+        return format_pause(stats, datetime.now().astimezone()) or format_quota(stats)
+
+    display = BatchDisplay(lambda: run.report.excluding_stopped(batch.progress), status_line)
+    async with handle_interrupts(stop, abort), show_display(display):
+        yield
+
+
+EXIT_GRACE: Final = 3.0
+"""Seconds after the second Ctrl-C until the process is ended."""
+
+_SHOW_CURSOR: Final = "\x1b[?25h"
+
+
+@asynccontextmanager
+async def handle_interrupts(stop: Callable[[], None], abort: Callable[[], None]) -> AsyncIterator[None]:
+    """Call `stop` at the first Ctrl-C and `abort` at the second while the block runs; a third ends the process.
+
+    SIGTERM and SIGHUP count as two.
+    """
+    loop, presses = asyncio.get_running_loop(), asyncio.Queue[int]()
+    count = 0
+
+    def on_signal(number: int, _: object) -> None:
+        nonlocal count
+        count = count + 1 if number == signal.SIGINT else max(2, count + 1)
+        if count > 2:
+            _exit_process()
+        loop.call_soon_threadsafe(presses.put_nowait, count)
+
+    # An ignored signal stays ignored: Ctrl-C is not meant for a background job.
+    numbers = [one for one in (signal.SIGINT, *TERMINATION_SIGNALS) if signal.getsignal(one) is not signal.SIG_IGN]
+    previous = {one: signal.signal(one, on_signal) for one in numbers}
+    dispatcher = asyncio.create_task(_dispatch(presses, stop, abort))
+    try:
+        yield
+    finally:
+        dispatcher.cancel()
+        for one, handler in previous.items():
+            signal.signal(one, handler)
+
+
+async def _dispatch(presses: asyncio.Queue[int], stop: Callable[[], None], abort: Callable[[], None]) -> None:
+    """Call `stop` and `abort` in a task: the batch cannot be stopped from a signal handler."""
+    while await presses.get() == 1:
+        stop()
+    timer = threading.Timer(EXIT_GRACE, _exit_process)
+    timer.daemon = True
+    timer.start()
+    abort()
+
+
+def _exit_process() -> None:
+    """End the process at once: the ledger holds all that is needed to resume."""
+    screen = sys.__stderr__  # rich may have replaced `sys.stderr`
+    if screen is not None and screen.isatty():
+        screen.write(_SHOW_CURSOR)  # rich has hidden it
+        screen.flush()
+    os._exit(ExitCode.INTERRUPTED)
+
+
+def print_report(run: BatchRun) -> int:
+    """Print the report and return the exit code."""
+    options, report = run.options, run.report
+    now = report.excluding_stopped(run.progress)
+    code = report.exit_code(now, run.failure)
+    if options.as_json and options.out is not None:
+        output.print_json(to_record(now, options.ledger, options.out, code))
+        output.flush_stdout()  # results before messages at a terminal
+    output.print_info(summarize(now))
+    for problem in report.problems(shlex.quote(str(options.ledger))):
+        output.print_error(problem)
+    if run.failure is not None:
+        output.print_error(f"stopped: {format_error(run.failure)}")
+    if run.failure is not None or report.is_deferred or (report.is_interrupted and not report.is_complete(now)):
+        output.print_error(f"Resume with: {options.resume_command}")
+    return code
+
+
+_RUN: Final = "run="
+_CONSEQUENCES: Final = {"resend": "the next batch runs it again", "abandon": "it is never run"}
+
+
+def print_ledger(path: Path, *, as_json: bool) -> int:
+    """Print what a ledger holds; the exit code is 5 while a run is unknown."""
+    counts, unknown = asyncio.run(_read_ledger(_existing("--status", path)))
+    if as_json:
+        record = {"ledger": str(path), **attrs.asdict(counts)}
+        output.print_json(record | {"unknown_jobs": [_entry_record(entry) for entry in unknown]})
+    else:
+        names = [field.name for field in attrs.fields(LedgerCounts)]
+        output.print_pairs(*((name.replace("_", " "), getattr(counts, name) or None) for name in names))
+        _print_unknown(path, unknown)
+    return ExitCode.MAY_HAVE_RUN if unknown else ExitCode.OK
+
+
+def resolve_unknown(path: Path, key: str, decision: str) -> int:
+    """Record what was decided about an unknown run, and print the consequence."""
+    if decision not in _CONSEQUENCES and not decision.startswith(_RUN):
+        raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
+    remaining = asyncio.run(_apply_decision(_existing("--resolve", path), key, decision))
+    consequence = _CONSEQUENCES.get(
+        decision, f"it is execution {one_line(decision.removeprefix(_RUN))}; the next batch waits for it"
+    )
+    output.print_info(f"{one_line(key)}: {consequence}; {plural(remaining, 'run')} unknown")
+    return ExitCode.OK
+
+
+def rebind_ledger(path: Path) -> int:
+    """Remove the account and service from a ledger, so that the next batch binds it to its own."""
+    asyncio.run(_rebind(_existing("--rebind", path)))
+    output.print_info(f"{one_line(str(path))}: the next batch binds it to its own account and service")
+    return ExitCode.OK
+
+
+def _existing(option: str, path: Path) -> Path:
+    if not path.is_file():
+        raise UsageError(f"{option} {one_line(str(path))}: no such ledger")
+    return path
+
+
+async def _read_ledger(path: Path) -> tuple[LedgerCounts, tuple[Entry, ...]]:
+    async with SQLiteLedger(path) as ledger:
+        return await ledger.counts(), await ledger.unknown()
+
+
+async def _rebind(path: Path) -> None:
+    async with SQLiteLedger(path) as ledger:
+        await ledger.rebind()
+
+
+async def _apply_decision(path: Path, key: str, decision: str) -> int:
+    async with SQLiteLedger(path) as ledger:
+        match decision:
+            case "resend":
+                await ledger.approve_resend(key)
+            case "abandon":
+                await ledger.abandon(key)
+            case _:
+                await ledger.resolve(key, decision.removeprefix(_RUN))
+        return (await ledger.counts()).unknown
+
+
+def _print_unknown(path: Path, unknown: tuple[Entry, ...]) -> None:
+    """Print the unknown runs, and what can be done about them."""
+    if not unknown:
+        return
+    output.print_result("")
+    heads = ("unknown", "sent (UTC)", "target", "why")
+    output.print_table(heads, [(entry.key, _sent_at(entry), entry.target, entry.note) for entry in unknown])
+    output.flush_stdout()  # results before messages at a terminal
+    output.print_info(
+        "They may have run and been charged; `knouds usage` shows what did. The next batch looks for them there. "
+        f"Decide with `knouds batch --resolve {shlex.quote(str(path))} KEY resend|abandon|run=ID`."
+    )
+
+
+def _entry_record(entry: Entry) -> dict[str, Any]:
+    sent = _sent_at(entry)
+    return {
+        "key": entry.key,
+        "target": entry.target,
+        "sent_at": None if sent is None else sent.isoformat(),
+        "execution_id": entry.execution_id,
+        "why": entry.note,
+    }
+
+
+def _sent_at(entry: Entry) -> datetime | None:
+    return None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)

@@ -1,0 +1,396 @@
+"""The jobs of `knouds batch`: read from a file, JSON Lines or CSV, one at a time, or from a stream.
+
+An empty line is skipped; any other line that is not a job is an InvalidLineError. Where the lines after it can still be
+read, the error is yielded in place of the job, so that the whole file can be checked. At most one line is in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import json
+import math
+import os
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO, Final, ParamSpec, TypeVar
+
+import attrs
+
+from knouds_async._cli.client import read_value
+from knouds_async._cli.errors import UsageError
+from knouds_async._cli.output import one_line, plural
+from knouds_async._sansio.keys import Seen
+from knouds_async.batch.jobs import LONGEST_KEY, Job
+from knouds_async.types import Inputs
+
+MAX_LINE_BYTES: Final = 32 * 1024**2
+"""Most bytes of a line; a file without line ends is not a file of jobs."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+class InvalidLineError(UsageError):
+    """A line is not a job; `line` counts from 1, `why` says what is wrong with it."""
+
+    def __init__(self, name: str, line: int, why: str) -> None:
+        """Name the file, the line and the fault."""
+        super().__init__(one_line(f"{name} line {line}: {why}"))
+        self.line = line
+
+
+@attrs.frozen
+class NumberedLine:
+    """A line of text with its line end, and its number from 1."""
+
+    number: int
+    text: str
+
+
+def read_lines(stream: BinaryIO, name: str) -> Iterator[NumberedLine]:
+    """Yield each line of a UTF-8 stream, with or without a byte order mark."""
+    number = 0
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(raw) > MAX_LINE_BYTES:
+            raise InvalidLineError(name, number, f"longer than {MAX_LINE_BYTES // 1024**2} MiB")
+        if number == 1:
+            if raw.startswith(_UTF_16):
+                raise InvalidLineError(name, number, "the file is UTF-16; save it as UTF-8")
+            raw = raw.removeprefix(_BOM)
+        try:
+            yield NumberedLine(number, raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            why = f"byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8; save the file as UTF-8"
+            raise InvalidLineError(name, number, why) from None
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_SEPARATORS: Final = ",;\t"
+_ARRAY_ERROR: Final = "a JSON array; write each job on a line of its own, as `jq -c '.[]'` does"
+_FORMAT_ERROR: Final = (
+    'a job is {"key": ..., "inputs": {...}} with no other names, or the inputs alone with no "key" among them'
+)
+
+
+@attrs.frozen
+class FileJob:
+    """A job in a file: its line number, its key if it has one, its inputs."""
+
+    line: int
+    key: str | None
+    inputs: dict[str, Any]
+
+
+@attrs.frozen
+class FileFormat:
+    """How to read a file: its name in messages, whether it is CSV, and the inputs whose cells stay strings."""
+
+    name: str
+    is_csv: bool = False
+    text_inputs: Collection[str] = frozenset()
+
+
+def read_jobs(stream: BinaryIO, file_format: FileFormat) -> Iterator[FileJob | InvalidLineError]:
+    """Yield each job in a stream, or the error of its line; raises InvalidLineError where no more can be read."""
+    lines = read_lines(stream, file_format.name)
+    return _read_csv(lines, file_format) if file_format.is_csv else _read_json_lines(lines, file_format.name)
+
+
+def _read_json_lines(lines: Iterator[NumberedLine], name: str) -> Iterator[FileJob | InvalidLineError]:
+    for line in lines:
+        if line.text.strip():
+            yield _caught(name, line.number, _read_object, line.number, line.text)
+
+
+def _caught(name: str, number: int, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | InvalidLineError:
+    """Call `read`; return its ValueError as an InvalidLineError."""
+    try:
+        return read(*args, **kwargs)
+    except ValueError as error:
+        return InvalidLineError(name, number, str(error))
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_reject_constant, parse_float=_parse_finite)
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("["):
+            raise ValueError(_ARRAY_ERROR) from None
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not JSON: nested too deeply") from None
+
+
+def _reject_constant(word: str) -> Any:
+    raise ValueError(f"not JSON: {word}")
+
+
+def _parse_finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits:.40} is too large a number")
+    return number
+
+
+def _read_object(number: int, text: str) -> FileJob:
+    """Return a job from an object with a key, or from bare inputs; raises ValueError otherwise."""
+    value = _parse_json(text)
+    if isinstance(value, list):
+        raise ValueError(_ARRAY_ERROR)  # noqa: TRY004
+    if not isinstance(value, dict):
+        raise ValueError(f"not a JSON object: {_FORMAT_ERROR}")  # noqa: TRY004
+    inputs = value.get("inputs")
+    if not isinstance(inputs, dict):
+        if "key" in value or set(value) == {"inputs"}:
+            raise ValueError(_FORMAT_ERROR)
+        return FileJob(number, None, value)
+    if others := set(value) - {"key", "inputs"}:
+        raise ValueError(f"{', '.join(map(repr, sorted(others)))} beside 'inputs', an object: {_FORMAT_ERROR}")
+    return FileJob(number, _read_key(value.get("key")), inputs)
+
+
+def _read_key(key: Any) -> str | None:
+    """Return a key, an integer as its digits; None when there is none."""
+    if key is None:
+        return None
+    if isinstance(key, int) and not isinstance(key, bool):
+        key = str(key)
+    if not isinstance(key, str) or not key.strip():
+        raise ValueError(f"'key' must be a string or an integer, not {key!r:.80}")
+    if len(key) > LONGEST_KEY or not key.isprintable():
+        raise ValueError(f"'key' must be at most {LONGEST_KEY} printable characters, not {key!r:.80}")
+    return key
+
+
+class _LineTexts:
+    """Iterates over the text of lines, for the csv module; remembers the number of the last line."""
+
+    def __init__(self, lines: Iterator[NumberedLine], number: int) -> None:
+        self._lines = lines
+        self.number = number
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.number = line.number
+            yield line.text
+
+
+def _read_csv(lines: Iterator[NumberedLine], file_format: FileFormat) -> Iterator[FileJob | InvalidLineError]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    first = next((line for line in lines if line.text.strip()), None)
+    if first is None:
+        return
+    texts = _LineTexts(chain([first], lines), first.number - 1)
+    rows = _read_rows(texts, max(_SEPARATORS, key=first.text.count), file_format.name)
+    names = _caught(file_format.name, first.number, _read_header, next(rows)[1])
+    if isinstance(names, InvalidLineError):
+        raise names
+    for number, cells in rows:
+        if any(cells):  # spreadsheets leave rows of empty cells behind
+            yield _caught(file_format.name, number, _read_row, number, names, cells, file_format.text_inputs)
+
+
+def _read_rows(texts: _LineTexts, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row with the number of its first line: a cell may contain line ends."""
+    reader = csv.reader(texts, delimiter=separator, strict=True)
+    while True:
+        first_line = texts.number + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InvalidLineError(name, first_line, f"not CSV: {error}") from None
+        yield first_line, cells
+
+
+def _read_header(cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    for name in names:
+        if not name:
+            raise ValueError("a column has no name: the first line names the inputs")
+        if names.count(name) > 1:
+            raise ValueError(f"two columns are named {name!r}")
+    return names
+
+
+def _read_row(number: int, names: list[str], cells: list[str], text_inputs: Collection[str]) -> FileJob:
+    """Return a job; an empty cell is an input that is not given."""
+    if len(cells) != len(names):
+        raise ValueError(f"{len(cells)} cells where the first line names {len(names)}")
+    given = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+    key = _read_key(given.pop("key", None))
+    return FileJob(
+        number, key, {name: cell if name in text_inputs else read_value(cell) for name, cell in given.items()}
+    )
+
+
+_CSV: Final = (".csv", ".tsv")
+_STDIN: Final = 0
+_MAX_LISTED: Final = 5  # further lines that are named
+
+
+class JobSource:
+    """The jobs in a file, or with `-` on stdin.
+
+    `is_file`: whether it can be read twice. On stdin, what does not begin like JSON is CSV.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Check that it can be read; raises UsageError otherwise."""
+        self.is_stdin = str(path) == "-"
+        self.name = "stdin" if self.is_stdin else one_line(str(path))
+        self._path = path
+        self._offset: int | None = None  # of stdin: its first lines may have been read already
+        try:
+            mode = os.fstat(_STDIN).st_mode if self.is_stdin else path.stat().st_mode
+            self.is_file = stat.S_ISREG(mode)
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(21, "Is a directory")
+            if self.is_file:
+                with self._open() as stream:
+                    self._offset = stream.tell()
+        except OSError as error:
+            raise UsageError(f"{self.name}: {error.strerror}") from None
+
+    @property
+    def may_be_csv(self) -> bool:
+        """Whether it is CSV; True for stdin, as that is not known before it is read."""
+        return self.is_stdin or self._path.suffix.lower() in _CSV
+
+    def count(self) -> int:
+        """Check a file and return the number of its jobs; raises UsageError for invalid lines and duplicate keys."""
+        count, seen = 0, Seen()
+        errors: list[InvalidLineError] = []
+        duplicates: set[str] = set()
+        try:
+            for entry in self._read_jobs(()):
+                if isinstance(entry, InvalidLineError):
+                    errors.append(entry)
+                    continue
+                count += 1
+                if entry.key is not None and not seen.add(entry.key):
+                    duplicates.add(entry.key)
+        except InvalidLineError as error:
+            errors.append(error)
+        errors += self._find_duplicates(duplicates) if duplicates else ()
+        if errors:
+            raise _combined(errors)
+        return count
+
+    def _find_duplicates(self, keys: set[str]) -> Iterator[InvalidLineError]:
+        """Yield an error for each line whose key, one of `keys`, is that of an earlier line."""
+        first: dict[str, int] = {}
+        for entry in self._read_jobs(()):
+            if isinstance(entry, FileJob) and entry.key is not None and entry.key in keys:
+                line = first.setdefault(entry.key, entry.line)
+                if line != entry.line:
+                    yield InvalidLineError(self.name, entry.line, f"duplicate key {entry.key!r}, first in line {line}")
+
+    def jobs(self, text_inputs: Collection[str] = (), limit: int | None = None) -> Iterator[Job | Inputs]:
+        """Yield each job, or inputs without a key, up to `limit`; raises InvalidLineError.
+
+        Cells of the inputs in `text_inputs` stay strings.
+        """
+        for entry in islice(self._read_jobs(text_inputs), limit):
+            if isinstance(entry, InvalidLineError):
+                raise entry
+            yield entry.inputs if entry.key is None else Job(entry.key, entry.inputs)
+
+    def _read_jobs(self, text_inputs: Collection[str]) -> Iterator[FileJob | InvalidLineError]:
+        with self._open() as stream:
+            is_csv = not _looks_like_json(stream) if self.is_stdin else self.may_be_csv
+            yield from read_jobs(stream, FileFormat(self.name, is_csv, text_inputs))
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        with open(_STDIN if self.is_stdin else self._path, "rb", closefd=not self.is_stdin) as stream:
+            if self._offset is not None:
+                stream.seek(self._offset)
+            yield stream
+
+
+def _looks_like_json(stream: BinaryIO) -> bool:
+    peeked: bytes = stream.peek(64)  # type: ignore[attr-defined]  # every one that `open` gives is a BufferedReader
+    return peeked.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[", b"")
+
+
+def _combined(errors: list[InvalidLineError]) -> UsageError:
+    """Return one error: the first, and the line numbers of the others."""
+    first, *others = sorted(errors, key=lambda error: error.line)
+    if not others:
+        return first
+    numbers = ", ".join(str(error.line) for error in others[:_MAX_LISTED]) + (
+        ", ..." if len(others) > _MAX_LISTED else ""
+    )
+    return UsageError(f"{first}; {plural(len(others), 'more invalid line')}: {numbers}")
+
+
+@attrs.frozen
+class CountedJobs:
+    """The jobs of a file that was checked: their number is known, and they are read lazily."""
+
+    source: JobSource
+    text_inputs: Collection[str]
+    total: int
+
+    def __len__(self) -> int:
+        """Return the number of jobs."""
+        return self.total
+
+    def __iter__(self) -> Iterator[Job | Inputs]:
+        """Read the jobs."""
+        return self.source.jobs(self.text_inputs, self.total)
+
+
+class JobStream(AsyncIterator[Job | Inputs]):
+    """Iterates asynchronously over an iterator that may block; raises what it raises.
+
+    It is read in a thread, one job at a time. A blocking read cannot be interrupted, so the thread is a daemon, and
+    `stop` wakes whoever waits for a job.
+    """
+
+    def __init__(self, jobs: Iterator[Job | Inputs]) -> None:
+        """Read nothing before the first job is requested."""
+        self._jobs = jobs
+        self._requests = threading.Semaphore(0)
+        self._results: asyncio.Queue[Job | Inputs | BaseException] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._read_loop, name="knouds batch reads jobs", daemon=True)
+
+    async def __anext__(self) -> Job | Inputs:
+        """Return the next job."""
+        if not self._thread.is_alive() and self._thread.ident is None:
+            self._thread.start()
+        self._requests.release()
+        item = await self._results.get()
+        if isinstance(item, BaseException):
+            self._results.put_nowait(item)  # for the next call
+            raise item
+        return item
+
+    def stop(self) -> None:
+        """End the iteration: jobs that were not read yet stay unread."""
+        self._results.put_nowait(StopAsyncIteration())
+
+    def _read_loop(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            while self._requests.acquire():
+                self._loop.call_soon_threadsafe(self._results.put_nowait, self._next())
+
+    def _next(self) -> Job | Inputs | BaseException:
+        try:
+            return next(self._jobs)
+        except StopIteration:
+            return StopAsyncIteration()
+        except Exception as error:  # noqa: BLE001  (raised by `__anext__`)
+            return error

@@ -1,0 +1,184 @@
+"""What commands share: the client, common options, the inputs of a run, printed results, downloads.
+
+A value on the command line that is valid JSON is JSON (3, true, null, [1, 2], "3"), any other a string. The folder of
+`--save` is created before anything is run; a failed download does not affect the result that was paid for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+from cyclopts import Parameter
+
+from knouds_async import AsyncKnouds, ConfigurationError, DownloadError, ExecutionState, RunResult, Secret
+from knouds_async._cli import output
+from knouds_async._cli.errors import KeyMissingError, UsageError, format_error
+from knouds_async._cli.output import one_line
+
+T = TypeVar("T")
+
+_NO_KEY = Secret("no-key-is-sent")
+
+
+def connect(base_url: str | None, *, needs_key: bool = True) -> AsyncKnouds:
+    """Return the client; raises UsageError for an invalid address, KeyMissingError for a missing or invalid key."""
+    if not needs_key:
+        return _keyless(base_url)
+    try:
+        return AsyncKnouds(base_url=base_url)
+    except ConfigurationError as error:
+        _keyless(base_url)  # raises when the address is invalid
+        raise KeyMissingError(str(error).replace(" or pass AsyncKnouds(api_key=...)", "")) from None
+
+
+def _keyless(base_url: str | None) -> AsyncKnouds:
+    try:
+        return AsyncKnouds(_NO_KEY, base_url=base_url)
+    except ConfigurationError as error:
+        raise UsageError(str(error).replace(", or pass allow_insecure_http=True", "")) from None
+
+
+def query(base_url: str | None, request: Callable[[AsyncKnouds], Awaitable[T]], *, needs_key: bool = True) -> T:
+    """Send one request and return its result."""
+
+    async def send() -> T:
+        async with connect(base_url, needs_key=needs_key) as knouds:
+            return await request(knouds)
+
+    return asyncio.run(send())
+
+
+BaseUrl: TypeAlias = Annotated[
+    str | None,
+    Parameter(name="--base-url", help="The service's URL; else $KNOUDS_BASE_URL, else https://knouds.ai."),
+]
+Json: TypeAlias = Annotated[
+    bool, Parameter(name="--json", show_default=False, help="Print JSON on stdout, for programs.")
+]
+Expected: TypeAlias = Annotated[
+    float | None,
+    Parameter(help="How many seconds such a run takes, if you know: it is then polled in time, and rarely before."),
+]
+Slug: TypeAlias = Annotated[str, Parameter(help="The workflow's slug, as `knouds workflows` lists it.")]
+ExecutionId: TypeAlias = Annotated[str, Parameter(help="The id that `knouds run` printed when it submitted the run.")]
+
+
+def read_inputs(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
+    """Return the inputs in a file updated with the pairs; raises UsageError when they cannot be read."""
+    given = read_pairs(pairs)
+    return ({} if file is None else _read_file(file)) | given
+
+
+def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return the inputs in `key=value` strings; raises UsageError for a duplicate key."""
+    inputs: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"-i {pair!r}: write key=value")
+        if key in inputs:
+            raise UsageError(f"-i {key}=... is given twice")
+        inputs[key] = read_value(text)
+    return inputs
+
+
+def read_value(text: str) -> Any:
+    """Return a value parsed as JSON, or the string itself."""
+    try:
+        return json.loads(text, parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    name = "stdin" if str(file) == "-" else str(file)
+    try:
+        text = sys.stdin.read() if name == "stdin" else file.read_text(encoding="utf-8-sig")
+        inputs = json.loads(text, parse_constant=_reject_constant)
+    except OSError as error:
+        raise UsageError(f"--input-file {name}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--input-file {name} is not JSON: {error}") from None
+    if not isinstance(inputs, dict):
+        raise UsageError(f"--input-file {name} must hold a JSON object, from input names to values")
+    return inputs
+
+
+def print_state(state: ExecutionState) -> None:
+    """Print the state of an execution, and its result if there is one."""
+    error = state.error
+    output.print_pairs(
+        ("execution", state.execution_id),
+        ("status", state.status),
+        ("runs", state.workflow_slug or state.model_ids),
+        ("error", " ".join(word for word in (error.code, error.message) if word) if error else None),
+        ("credits", state.cost),
+        ("seconds", None if state.ms is None else round(state.ms / 1000, 1)),
+        ("started", state.created_at),
+        ("ended", state.completed_at),
+    )
+    if state.result is not None:
+        print_run_result(state.result)
+
+
+def print_run_result(result: Any, *, files: Iterable[Path] | None = None) -> None:
+    """Print a result: its text, then the address of each file on its own line; any other JSON as it is.
+
+    `files`: where they were saved, printed instead of their addresses.
+    """
+    run = RunResult(result)
+    files_of_run = (*run.images, *run.videos, *run.audios)
+    if run.text is None and not files_of_run:
+        output.print_json(result)
+        return
+    if run.text is not None:
+        output.print_result(run.text)
+    for location in files if files is not None else (file.url for file in files_of_run):
+        output.print_result(one_line(str(location)))
+
+
+def summarize_state(state: ExecutionState) -> str:
+    """Return the status of a finished run, its duration and its cost."""
+    duration = f" in {state.ms / 1000:.1f} s" if state.ms is not None else ""
+    cost = f", {output.format_cell(state.cost)} credits" if state.cost is not None else ""
+    return f"{state.status}{duration}{cost}"
+
+
+Save = Annotated[
+    Path | None,
+    Parameter(
+        name="--save",
+        help="A folder for the files of the result, created if missing. Their paths are printed instead of their "
+        "addresses; no existing file is overwritten.",
+    ),
+]
+
+
+def create_folder(folder: Path | None) -> Path | None:
+    """Create the folder; raises UsageError when that fails."""
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"--save {one_line(str(folder))}: {why}") from None
+    return folder
+
+
+async def download_files(knouds: AsyncKnouds, run: RunResult, folder: Path) -> tuple[Path, ...] | None:
+    """Download the files of a run and return their paths; print an error and return None when one fails."""
+    try:
+        return await knouds.download_all(run, folder)
+    except DownloadError as error:
+        output.print_error(f"{format_error(error)}; the run has finished and its result is on stdout")
+        return None

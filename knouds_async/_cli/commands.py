@@ -1,0 +1,373 @@
+"""The commands and their options; what takes more than a request is in a module of its own, imported when it is run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from knouds_async import AsyncKnouds, SchemaField, Target, UsageRow
+from knouds_async._cli import output
+from knouds_async._cli.client import BaseUrl, ExecutionId, Expected, Json, Save, Slug, create_folder, print_state, query
+from knouds_async._cli.errors import ExitCode, UsageError
+from knouds_async._cli.output import plural
+from knouds_async._sansio.learned import check_expected
+
+_MAX_RUNS = 1000
+
+Runs = Annotated[
+    int, Parameter(help=f"How many runs, 1 to {_MAX_RUNS}. Above 200 the account is of the tier business.")
+]
+Seed = Annotated[int, Parameter(help="The same seed gives the same durations and failures.")]
+
+
+def demo(*, runs: Runs = 200, seed: Seed = 1) -> None:
+    """Run 200 runs at once on an emulator; nothing is paid.
+
+    It needs no key and no network and takes about half a minute. The emulator listens on a free port of this machine
+    and has the rate limit of a real account; a few runs fail, as some do.
+    """
+    if not 1 <= runs <= _MAX_RUNS:
+        raise UsageError(f"--runs {runs}: must be an integer from 1 to {_MAX_RUNS}")
+    from knouds_async._cli.demo import read_prompts, run_demo
+
+    asyncio.run(run_demo(list(islice(cycle(read_prompts()), runs)), seed))
+
+
+BatchTarget = Annotated[str | None, Parameter(help="The workflow's slug; with --model a model's internal name.")]
+JobsPath = Annotated[
+    Path | None,
+    Parameter(
+        allow_leading_hyphen=True,
+        help='The jobs, - for stdin. JSON Lines: {"key": ..., "inputs": {...}}, or the inputs alone. CSV (.csv, .tsv): '
+        "a column for each input and, if you like, one named key; a cell under a text input is a string, any other is "
+        "read as by `knouds run -i`, an empty one is omitted. Without a key a job is identified by its inputs.",
+    ),
+]
+IsModel = Annotated[
+    bool, Parameter(name="--model", show_default=False, help="Run a single model instead of a workflow.")
+]
+LedgerPath = Annotated[
+    Path | None,
+    Parameter(
+        help="The file that records every run, so that the same command resumes after Ctrl-C or a crash and pays for "
+        "nothing twice; else JOBS.ledger beside the jobs. Jobs from stdin need one."
+    ),
+]
+OutPath = Annotated[
+    Path | None,
+    Parameter(
+        allow_leading_hyphen=True,
+        help="The file that results are appended to, else stdout: a JSON object a line, with key, status, "
+        "execution_id, result, cost, ms, error.",
+    ),
+]
+MaxInFlight = Annotated[int | None, Parameter(help="Most runs in flight at once.")]
+MaxCredits = Annotated[
+    float | None,
+    Parameter(help="Most credits that the ledger's runs may cost, earlier ones included; then exit code 4."),
+]
+RetryFailed = Annotated[bool, Parameter(show_default=False, help="Run jobs again that failed in earlier runs.")]
+StatusLedger = Annotated[
+    Path | None, Parameter(show_default=False, help="Show what a ledger holds, and which runs are unknown.")
+]
+Decision = Annotated[
+    tuple[Path, str, str] | None,
+    Parameter(
+        allow_leading_hyphen=True,
+        help="LEDGER KEY resend|abandon|run=ID: decide about an unknown run. resend: the next batch runs it, and if it "
+        "did run it is paid for twice. abandon: it is never run. run=ID: it did run, as that execution (`knouds usage` "
+        "lists them); the next batch waits for it to finish.",
+    ),
+]
+RebindLedger = Annotated[
+    Path | None,
+    Parameter(
+        show_default=False,
+        help="LEDGER: let the next batch use it under another account, or with another service.",
+    ),
+]
+
+
+def batch(
+    slug: BatchTarget = None,
+    jobs: JobsPath = None,
+    /,
+    *,
+    ledger: LedgerPath = None,
+    out: OutPath = None,
+    is_model: IsModel = False,
+    max_in_flight: MaxInFlight = None,
+    max_credits: MaxCredits = None,
+    retry_failed: RetryFailed = False,
+    expected: Expected = None,
+    save: Save = None,
+    status: StatusLedger = None,
+    resolve: Decision = None,
+    rebind: RebindLedger = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+) -> int:
+    """Run a file of jobs; the same command resumes it where it stopped.
+
+    Each job is run once: jobs in the ledger are not paid for again. Ctrl-C stops submitting and waits for runs in
+    flight, a second one exits at once; either way the same command resumes. The exit code is 5 while a run is unknown.
+
+    With --out, --json prints a summary of the batch as a JSON object on stdout.
+    """
+    from knouds_async._cli.batch import BatchOptions, print_ledger, rebind_ledger, resolve_unknown, run_batch
+
+    if (slug, status, resolve, rebind).count(None) != 3:
+        raise UsageError(
+            "give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID, or --rebind LEDGER"
+        )
+    if status is not None:
+        return print_ledger(status, as_json=as_json)
+    if resolve is not None:
+        return resolve_unknown(*resolve)
+    if rebind is not None:
+        return rebind_ledger(rebind)
+    if slug is None or jobs is None:
+        raise UsageError("give the file of jobs after the slug, or - for stdin")
+    if ledger is None and str(jobs) == "-":
+        raise UsageError("jobs from stdin need --ledger FILE: it keeps a rerun from paying twice")
+    check_expected(expected)
+    options = BatchOptions(
+        target=Target("models" if is_model else "workflows", slug),
+        jobs=jobs,
+        ledger=ledger or Path(f"{jobs}.ledger"),
+        out=None if out is None or str(out) == "-" else out,
+        max_in_flight=max_in_flight,
+        max_credits=max_credits,
+        retry_failed=retry_failed,
+        expected=expected,
+        save=create_folder(save),
+        as_json=as_json,
+        base_url=base_url,
+    )
+    return run_batch(options)
+
+
+def status(execution_id: ExecutionId, /, *, as_json: Json = False, base_url: BaseUrl = None) -> None:
+    """Show the state of a run, with its result once it has finished.
+
+    The exit code is 0 whatever the status of the run: it says that the request succeeded.
+    """
+    state = query(base_url, lambda knouds: knouds.executions.get(execution_id))
+    if as_json:
+        output.print_json(state)
+    else:
+        print_state(state)
+
+
+def cancel(execution_id: ExecutionId, /, *, as_json: Json = False, base_url: BaseUrl = None) -> None:
+    """Cancel a run.
+
+    It is charged all the same. Cancelling may take a moment; the state after the request is shown. A run that has
+    already finished is not an error: its final state is shown.
+    """
+    state = query(base_url, lambda knouds: knouds.executions.cancel(execution_id))
+    if as_json:
+        output.print_json(state)
+    else:
+        print_state(state)
+    if not state.is_final:
+        output.print_info(f"It will be cancelled soon; `knouds status {state.execution_id}` shows when.")
+
+
+def workflows(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
+    """List your workflows, and the public templates.
+
+    Columns: slug, name, estimated credits of a run, last change. Piped, they are separated by tabs.
+    """
+    found = query(base_url, lambda knouds: knouds.workflows.list())
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_table(
+        ("slug", "name", "credits", "changed (UTC)"),
+        [(workflow.slug, workflow.name, workflow.estimated_credit_cost, workflow.updated_at) for workflow in found],
+    )
+
+
+Public = Annotated[bool, Parameter(show_default=False, help="Of a public playground; needs no key and sends none.")]
+
+
+def schema(slug: Slug, /, *, public: Public = False, as_json: Json = False, base_url: BaseUrl = None) -> None:
+    """Show the inputs that a workflow takes.
+
+    Columns: name, type, whether required, default, what is allowed, help. Piped, they are separated by tabs.
+    """
+    found = query(
+        base_url,
+        lambda knouds: knouds.workflows.public_schema(slug) if public else knouds.workflows.schema(slug),
+        needs_key=not public,
+    )
+    if as_json:
+        output.print_json(found)
+        return
+    estimate = found.estimated_credit_cost
+    cost = f"about {output.format_cell(estimate)} credits a run" if estimate is not None else None
+    about = ": ".join(part for part in (found.name or slug, found.description) if part)
+    output.print_info("; ".join(part for part in (about, cost) if part))
+    if not found.fields:
+        output.print_info("It takes no inputs.")
+        return
+    output.print_table(
+        ("input", "type", "required", "default", "allowed", "help"),
+        [
+            (field.name, field.type, field.required, field.default, _allowed(field), field.helper_text)
+            for field in found.fields
+        ],
+    )
+
+
+def _allowed(field: SchemaField) -> str:
+    """Return what a field allows: its options, or its bounds and step."""
+    if field.options:
+        return ", ".join(output.format_cell(option) for option in field.options)
+    bounds = [f"{output.format_cell(bound)}" for bound in (field.min, field.max) if bound is not None]
+    step = f" in steps of {output.format_cell(field.step)}" if field.step is not None else ""
+    return f"{' to '.join(bounds)}{step}".strip()
+
+
+RowLimit = Annotated[int | None, Parameter(help="Most rows to list, up to 500; the default is 50.")]
+AllRows = Annotated[bool, Parameter(name="--all", show_default=False, help="Every row, page by page.")]
+StatusFilter = Annotated[str | None, Parameter(help="Only runs that are processing, completed or failed.")]
+WorkflowFilter = Annotated[str | None, Parameter(help="Only runs of the workflow with this slug.")]
+ModelFilter = Annotated[str | None, Parameter(help="Only runs that used the model with this id.")]
+
+
+def usage(
+    *,
+    limit: RowLimit = None,
+    every_row: AllRows = False,
+    status: StatusFilter = None,
+    workflow: WorkflowFilter = None,
+    model: ModelFilter = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+) -> None:
+    """List the account's runs, newest first, and their costs.
+
+    Columns: start, workflow or models, status, credits, seconds, error, request id. Piped, they are separated by
+    tabs. Runs made in the dashboard are not listed.
+    """
+    if every_row and limit is not None:
+        raise UsageError("--limit and --all exclude each other")
+
+    async def fetch(knouds: AsyncKnouds) -> tuple[list[UsageRow], int | None]:
+        if every_row:
+            iterator = knouds.usage.iter(status=status, workflow_slug=workflow, model_id=model)
+            return [row async for row in iterator], None
+        page = await knouds.usage.list(status=status, workflow_slug=workflow, model_id=model, limit=limit)
+        return list(page.rows), page.total
+
+    rows, total = query(base_url, fetch)
+    if as_json:
+        output.print_json(rows)
+        return
+    if not rows:
+        output.print_info("no such runs")
+        return
+    heads = ("started (UTC)", "what", "status", "credits", "seconds", "error", "request id")
+    output.print_table(heads, [_usage_cells(row) for row in rows], unbroken="request id")
+    if total is not None and total > len(rows):
+        output.print_info(f"{len(rows)} of {total} rows; --all lists all")
+
+
+def _usage_cells(row: UsageRow) -> tuple[object, ...]:
+    seconds = None if row.duration_ms is None else round(row.duration_ms / 1000, 1)
+    what = row.workflow_slug or row.model_ids
+    return row.created_at, what, row.status, row.credits_cost, seconds, row.error_code, row.request_id
+
+
+def whoami(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
+    """Show whose key $KNOUDS_KEY is."""
+    account = query(base_url, lambda knouds: knouds.whoami())
+    if as_json:
+        output.print_json(account)
+        return
+    output.print_pairs(
+        ("account", account.email or account.id),
+        ("id", account.id),
+        ("tier", account.tier),
+        ("role", account.role),
+        ("approved", account.approved),
+    )
+
+
+_FAULTS = Group("Faults and limits")
+_FAULT = (
+    "What goes wrong: KIND [NAME=VALUE] [after_run] [on ROUTE] [nth=1,3 or 20%], such as 'closed after_run on submit "
+    "nth=2' or 'bad_gateway on poll 5%'. May be given more than once; 'help' lists kinds and routes."
+)
+_SET = "Another setting of knouds_async.testing.Emulator; VALUE is JSON or a string. May be given more than once."
+
+Port = Annotated[int, Parameter(help="The port; 0 takes a free one.")]
+Host = Annotated[str, Parameter(help="The address to serve on; one that other machines reach needs --allow-remote.")]
+AllowRemote = Annotated[bool, Parameter(show_default=False, help="Let --host be an address that other machines reach.")]
+Tier = Annotated[str, Parameter(help="The account's tier: free, pro, business, enterprise, or any other.")]
+Duration = Annotated[float, Parameter(help="Median duration of a run in seconds.")]
+FailureRate = Annotated[float, Parameter(help="Share of runs that fail, 0 to 1.", group=_FAULTS)]
+RateLimit = Annotated[
+    int | None, Parameter(help="Requests per minute and route, instead of the tier's.", group=_FAULTS)
+]
+OthersShare = Annotated[
+    float, Parameter(help="Share of each quota that others on the account use, 0 to 1.", group=_FAULTS)
+]
+Faults = Annotated[
+    Sequence[str], Parameter(name="--fault", help=_FAULT, negative=(), show_default=False, group=_FAULTS)
+]
+WebhookUrl = Annotated[str | None, Parameter(help="Where to deliver webhooks; plain http is allowed.")]
+WebhookSecret = Annotated[str | None, Parameter(help="What deliveries are signed with; generated by default.")]
+Settings = Annotated[Sequence[str], Parameter(name="--set", help=_SET, negative=(), show_default=False, group=_FAULTS)]
+
+
+def emulator(
+    *,
+    port: Port = 8000,
+    host: Host = "127.0.0.1",
+    allow_remote: AllowRemote = False,
+    tier: Tier = "pro",
+    duration: Duration = 45.0,
+    seed: Seed = 0,
+    webhook_url: WebhookUrl = None,
+    webhook_secret: WebhookSecret = None,
+    failure_rate: FailureRate = 0.0,
+    limit: RateLimit = None,
+    others: OthersShare = 0.0,
+    fault: Faults = (),
+    set_: Settings = (),
+) -> int:
+    """Serve an emulator of Knouds on this machine, until Ctrl-C.
+
+    It has rate limits, durations, failures and charges like the service, and nothing is paid. Prints the lines that
+    point `knouds` and the library at it, for another shell. Its page in a browser shows runs, limits and charges live;
+    under /__emulator__/ a test in any language can read them, finish runs, add faults and reset.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: must be 0 to 65535")
+    from knouds_async._cli.emulator import is_loopback, make_emulator, print_faults, serve_forever
+    from knouds_async.testing import Lognormal
+
+    if "help" in fault:
+        return print_faults()
+    if not allow_remote and not is_loopback(host):
+        raise UsageError(f"--host {host}: other machines could reach it; pass --allow-remote if that is intended")
+    distribution = Lognormal(duration) if duration > 0 else duration
+    settings: dict[str, Any] = {"tier": tier, "duration": distribution, "seed": seed, "failure_rate": failure_rate}
+    settings |= {"limit": limit, "others": others, "webhook_url": webhook_url, "epoch": time.time()}
+    settings |= {} if webhook_secret is None else {"webhook_secret": webhook_secret}
+    served = make_emulator(settings, set_, fault)
+    try:
+        asyncio.run(serve_forever(served, host, port))
+    except KeyboardInterrupt:
+        received = f"{plural(served.requests.count, 'request')} and {plural(len(served.runs), 'run')}"
+        output.print_info(f"\nstopped after {received}; {plural(served.credits_spent, 'credit')} would have been paid")
+    return ExitCode.OK
