@@ -134,6 +134,14 @@ def service(put_up: Callable[..., Service]) -> Service:
 
 
 @pytest.fixture
+def media_service(put_up: Callable[..., Service]) -> Service:
+    """Give a service whose files lie on its own port."""
+    up = put_up(duration=0.05)
+    up.emulator.media_url = f"{up.base_url}/media"
+    return up
+
+
+@pytest.fixture
 def knouds() -> Callable[..., Ended]:
     """Give what runs `knouds` to its end, without a key and with no service named."""
     return run_knouds
