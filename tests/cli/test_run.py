@@ -1,4 +1,4 @@
-"""`knouds run`: what is submitted, what is waited for, what is printed."""
+"""`knouds run`: what it prints, where inputs come from, and `--save`."""
 
 import json
 from collections.abc import Callable
@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from knouds_async._cli.client import read_inputs, read_pairs, read_value
-from knouds_async._cli.errors import UsageError
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"
+PutUp = Callable[..., Any]
+Here = Callable[..., Any]
 
 
 def test_the_result_is_addresses_on_stdout_and_words_on_stderr(service: Any) -> None:
@@ -100,47 +98,40 @@ def test_a_look_that_fails_for_a_moment_is_survived(service: Any) -> None:
     assert service.knouds("run", "daily-picture").code == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("3", 3),
-        ("-2.5", -2.5),
-        ("true", True),
-        ("null", None),
-        ('"3"', "3"),
-        ("[1, 2]", [1, 2]),
-        ('{"a": 1}', {"a": 1}),
-        ("photo", "photo"),
-        ("", ""),
-        ("a=b", "a=b"),
-        ("NaN", "NaN"),
-        ("-Infinity", "-Infinity"),
-        ("[" * 100_000, "[" * 100_000),
-    ],
-)
-def test_a_value_is_json_when_it_reads_as_json(text: str, value: object) -> None:
-    """Numbers, switches, lists and objects are JSON; everything else is the text as it stands."""
-    assert read_value(text) == value
-    assert read_pairs([f"key={text}"]) == {"key": value}
+def run_args(count: int) -> list[str]:
+    """Write the arguments of a run that makes so many images."""
+    return ["run", "my-thumbnail-pipeline", "-i", "product_name=Mug", "-i", f"count={count}"]
 
 
-@given(st.text())
-def test_no_text_is_refused_as_a_value(text: str) -> None:
-    """Whatever the text, a value comes of it that JSON can say."""
-    json.dumps(read_value(text), allow_nan=False)
+def test_saves_the_files_and_prints_their_paths(media_service: Any, here: Here, tmp_path: Path) -> None:
+    """The folder is made, each file is in it under the run's name, and stdout has their paths."""
+    folder = tmp_path / "a" / "b"
+    done = here(media_service, *run_args(1), "--save", str(folder))
+    run = media_service.emulator.runs[0].execution_id
+    assert (done.code, done.out.split()) == (0, [str(folder / f"{run}-1.png")])
+    assert (folder / f"{run}-1.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{", "NaN", "", "\x00"])
-def test_a_file_that_holds_no_object_is_refused(tmp_path: Path, text: str) -> None:
-    """A file of inputs must be a JSON object, and the file is named when it is not."""
-    file = tmp_path / "inputs.json"
-    file.write_text(text)
-    with pytest.raises(UsageError, match=r"inputs\.json"):
-        read_inputs([], file)
+def test_json_names_the_files(media_service: Any, here: Here, tmp_path: Path) -> None:
+    """With --json the paths stand beside the result."""
+    done = here(media_service, *run_args(1), "--save", str(tmp_path), "--json")
+    told = json.loads(done.out)
+    assert told["files"] == [str(path) for path in sorted(tmp_path.iterdir())]
+    assert told["result"]["images"]
 
 
-def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    """A file that an editor saved with a byte order mark is read."""
-    file = tmp_path / "inputs.json"
-    file.write_text('{"a": 1}', encoding="utf-8-sig")
-    assert read_inputs(["b=2"], file) == {"a": 1, "b": 2}
+def test_a_file_that_cannot_be_had_leaves_the_result(media_service: Any, here: Here, tmp_path: Path) -> None:
+    """When the host refuses, the addresses are printed, a line says why, and the exit code is 1."""
+    media_service.emulator.media_url = "https://evil.example/media"
+    done = here(media_service, *run_args(1), "--save", str(tmp_path))
+    assert done.code == 1
+    assert done.out.startswith("https://evil.example/")
+    assert "media_hosts" in done.err
+    assert len(media_service.emulator.runs) == 1
+
+
+def test_a_folder_that_cannot_be_made_runs_nothing(media_service: Any, here: Here, tmp_path: Path) -> None:
+    """A file in the folder's place is wrong usage, found out before anything is paid for."""
+    (tmp_path / "file").write_bytes(b"")
+    assert here(media_service, *run_args(1), "--save", str(tmp_path / "file")).code == 2
+    assert not media_service.emulator.runs

@@ -1,4 +1,4 @@
-"""The file of results: whole lines, one a job, mended after any crash, and never somebody else's file."""
+"""The lines that `knouds batch` writes, and the file they are appended to."""
 
 import json
 import os
@@ -9,12 +9,93 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._cli.batch_results import ResultsFile, encode_line
+from knouds_async import (
+    ExecutionFailedError,
+    ExecutionState,
+    InvalidInputsError,
+    RunResult,
+    errors,
+)
+from knouds_async._cli.batch_results import ResultsFile, encode_line, has_line, is_kept, result_line
 from knouds_async._cli.errors import UsageError
+from knouds_async.batch.jobs import Job
+from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
+
+NAMES = ["key", "status", "execution_id", "result", "cost", "ms", "error"]
+JOB = Job("a", {"x": 1})
+STATE = ExecutionState(execution_id="e", status="cancelled", result=[1], cost=3, ms=50)
+BROKE = ExecutionFailedError("it broke", code="BAD", execution_id="e")
+NO_ANSWER = errors.NoAnswerError("no answer came")
+OUTCOMES: list[tuple[Outcome, list[Any]]] = [
+    (Completed(job=JOB, run=RunResult([1], 12, 40, "e")), ["a", "completed", "e", [1], 12, 40, None]),
+    (Completed(job=JOB, run=RunResult(None)), ["a", "completed", None, None, None, None, None]),
+    (
+        Failed(job=JOB, error=BROKE, execution_id="e", state=STATE),
+        ["a", "failed", "e", [1], 3, 50, {"code": "BAD", "message": "it broke"}],
+    ),
+    (Cancelled(job=JOB, state=STATE), ["a", "cancelled", "e", [1], 3, 50, None]),
+    (
+        NotRun(job=JOB, reason=NotRunReason.BUDGET, error=errors.BudgetExceededError("12 of 10")),
+        ["a", "not_run", None, None, None, None, {"code": "budget", "message": "12 of 10"}],
+    ),
+    (
+        Unknown(job=JOB, error=NO_ANSWER, execution_id="e"),
+        ["a", "unknown", "e", None, None, None, {"code": None, "message": "no answer came"}],
+    ),
+    (
+        Unknown(job=JOB, error=NO_ANSWER, is_abandoned=True),
+        ["a", "abandoned", None, None, None, None, {"code": None, "message": "no answer came"}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("outcome", "values"), OUTCOMES)
+def test_every_outcome_is_a_line_with_the_same_names(outcome: Outcome, values: list[Any]) -> None:
+    """A line says key, status, id, result, cost, time and error, null where there is none, and is JSON."""
+    assert result_line(outcome) == dict(zip(NAMES, values, strict=True))
+    assert list(json.loads(json.dumps(result_line(outcome)))) == NAMES
+    assert has_line(outcome)
+
+
+def test_files_stand_in_the_line() -> None:
+    """Where files were to be saved, their paths are in the line, or null when one could not be had."""
+    assert result_line(OUTCOMES[0][0], (Path("x/e-1.png"),), save=True)["files"] == [str(Path("x/e-1.png"))]
+    assert result_line(OUTCOMES[0][0], save=True)["files"] is None
+    assert "files" not in result_line(OUTCOMES[0][0])
+
+
+def test_the_line_of_a_key_is_that_of_the_job_that_runs() -> None:
+    """A second job of a key, and a job that was stopped before its turn, have no line."""
+    invalid = NotRun(job=JOB, reason=NotRunReason.INVALID, error=InvalidInputsError("no"))
+    assert has_line(invalid)
+    assert not has_line(attrs.evolve(invalid, reason=NotRunReason.DUPLICATE))
+    assert not has_line(attrs.evolve(invalid, reason=NotRunReason.STOPPED))
+
+
+@pytest.mark.parametrize(
+    ("line", "plain", "retrying", "saving"),
+    [
+        ({"status": "completed"}, True, True, False),
+        ({"status": "completed", "files": None}, True, True, False),
+        ({"status": "completed", "files": []}, True, True, True),
+        ({"status": "failed"}, True, False, True),
+        ({"status": "cancelled"}, True, False, True),
+        ({"status": "abandoned"}, True, True, True),
+        ({"status": "not_run"}, False, False, False),
+        ({"status": "unknown"}, False, False, False),
+        ({"status": "of another version"}, False, False, False),
+    ],
+)
+def test_what_comes_anew_makes_room(line: dict[str, Any], plain: bool, retrying: bool, saving: bool) -> None:
+    """Lines of runs that are over stay, unless they are run again or their files are still to be saved."""
+    assert is_kept(line, retry_failed=False, save=False) is plain
+    assert is_kept(line, retry_failed=True, save=False) is retrying
+    assert is_kept(line, retry_failed=False, save=True) is saving
 
 
 def line(key: str, status: str = "completed", **more: Any) -> dict[str, Any]:

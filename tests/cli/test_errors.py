@@ -1,24 +1,30 @@
-"""The exit codes: one test for each row, and that every error has one line and one code."""
+"""The exit codes of `knouds`, and what is said of an error."""
 
+import pickle
 import re
 import signal
 import socket
 import subprocess
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from knouds_async import errors
-from knouds_async._cli.errors import MEANINGS, ExitCode, KeyMissingError, UsageError, exit_code_for
+from knouds_async._cli.errors import MEANINGS, ExitCode, KeyMissingError, UsageError, exit_code_for, format_error
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
 RUN = ("run", SLUG, "-i", "product_name=Lamp")
+TEXTS = st.text(max_size=200)
+STEERING = {chr(code) for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc"} | {"\u202e", "\u2066"}
 
 
 def assert_one_line(ended: Any, code: int, words: str) -> None:
@@ -306,3 +312,52 @@ def test_a_full_disk_is_1(service: Any) -> None:
     with Path("/dev/full").open("w") as full:
         ended = service.knouds("whoami", stdout=full)
     assert_one_line(ended, 1, "No space left")
+
+
+@given(TEXTS)
+def test_no_error_takes_two_lines_or_steers_a_terminal(text: str) -> None:
+    """Whatever a service says, it is shown in one line of printable characters."""
+    for error in (
+        errors.ServiceError(text, status=500, code=text),
+        errors.ExecutionFailedError(text, code=text, execution_id="x"),
+        errors.InvalidInputsError(text, status=400),
+        OSError(5, text),
+    ):
+        assert STEERING.isdisjoint(format_error(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "has", "lacks"),
+    [
+        (errors.InvalidInputsError("no", status=400), "`knouds schema SLUG`", "await"),
+        (errors.InvalidSlugError("no"), "`knouds workflows`", "await"),
+        (errors.RateLimitError("no", status=429), "wait", "Retries"),
+        (errors.UnexpectedRedirectError("no", status=307), "--base-url", "base_url"),
+        (errors.ServiceError("no", status=500, may_have_run=True), "`knouds usage`", "Try again later"),
+        (
+            errors.SubmissionUnknownError(target="models/suno-v5", sent_at=datetime(2026, 5, 1, tzinfo=UTC), seen="-"),
+            "`knouds usage --model suno-v5`",
+            "find_submission",
+        ),
+        (
+            errors.SubmissionUnknownError(
+                target="models/suno-v5", sent_at=datetime(2026, 5, 1, tzinfo=UTC), seen="-", execution_id="a1"
+            ),
+            "`knouds status a1`",
+            "attach",
+        ),
+        (
+            errors.InvalidArgumentError("max_credits=-3.0: must be credits, zero or more, or None"),
+            "--max-credits -3.0: must be credits, zero or more",
+            "None",
+        ),
+        (errors.InvalidArgumentError("limit=900: must be less"), "--limit 900: must be less", "limit="),
+        (errors.InvalidArgumentError("jobs='a': must be jobs"), "jobs='a': must be jobs", "--"),
+        (KeyboardInterrupt(), "interrupted", "Keyboard"),
+    ],
+)
+def test_advice_is_a_command_and_not_python(error: BaseException, has: str, lacks: str) -> None:
+    """Where the library advises a call, the command line advises a command."""
+    assert has in format_error(error)
+    assert lacks not in format_error(error)
+    assert pickle.loads(pickle.dumps(error)).args == error.args  # noqa: S301

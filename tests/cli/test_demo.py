@@ -1,10 +1,8 @@
-"""`knouds demo` and `knouds emulator`: a service on this machine that anybody can try."""
+"""`knouds demo`: its progress, its summary, its prompts."""
 
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -61,57 +59,6 @@ def test_the_demo_ends_at_ctrl_c(start: Callable[..., "subprocess.Popen[str]"]) 
     assert "Traceback" not in err
 
 
-@pytest.mark.slow
-def test_the_emulator_says_how_to_reach_it_and_ends_at_ctrl_c(
-    start: Callable[..., "subprocess.Popen[str]"], knouds: Callable[..., Any]
-) -> None:
-    """The two lines on stdout are all that another shell needs, and Ctrl-C ends the emulator with 0."""
-    process = start("emulator", "--port", "0", "--duration", "0.05", "--tier", "business")
-    assert process.stdout is not None
-    lines = [process.stdout.readline().split(maxsplit=1) for _ in range(2)]
-    given = dict(text.strip().split("=", 1) for export, text in lines if export == "export")
-    assert set(given) == {"KNOUDS_BASE_URL", "KNOUDS_KEY"}
-    ended = knouds("run", "daily-picture", env=_without_knouds() | given)
-    assert ended.code == 0
-    assert ended.out.startswith("http://127.0.0.1:")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert "and 1 run; 12 credits would have been paid" in err
-    assert "Traceback" not in err
-
-
-@pytest.mark.slow
-def test_the_emulator_is_as_it_is_told(start: Callable[..., "subprocess.Popen[str]"]) -> None:
-    """Faults, limits, webhooks and other settings come from the command line; the page is where it says."""
-    options = ["--fault", "closed after_run on submit nth=1", "--limit", "7", "--set", "generation=old"]
-    process = start("emulator", "--port", "0", *options, "--webhook-url", "http://127.0.0.1:9/hook")
-    assert process.stdout is not None
-    given = dict(process.stdout.readline().strip().removeprefix("export ").split("=", 1) for _ in range(3))
-    assert given["KNOUDS_WEBHOOK_SECRET"].startswith("whsec_")
-    with httpx.Client(base_url=given["KNOUDS_BASE_URL"], headers={"x-api-key": given["KNOUDS_KEY"]}) as http:
-        with pytest.raises(httpx.RemoteProtocolError):
-            http.post("/api/workflows/daily-picture/run?async=true", json={"inputs": {}})
-        again = http.post("/api/workflows/daily-picture/run?async=true", json={"inputs": {}})
-        assert again.headers["x-ratelimit-limit"] == "7"
-        assert again.json()["webhookDelivery"]["configured"] is True
-        assert http.get("/__emulator__/state").json()["runs"]["total"] == 2
-        assert http.get("/__emulator__/settings").json()["generation"] == "old"
-        assert "<h1>Knouds emulator</h1>" in http.get("/").text
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert "open it in a browser" in err
-    assert process.returncode == 0
-
-
-def test_the_emulator_explains_faults(knouds: Callable[..., Any]) -> None:
-    """`--fault help` lists every kind with what it takes, and every short name of a route."""
-    ended = knouds("emulator", "--fault", "help")
-    assert ended.code == 0
-    for told in ("stalled [seconds=...] [after_run]", "dripping seconds=...", "poll          GET /api/executions/:id"):
-        assert told in ended.out
-
-
 @on_asyncio
 async def test_an_error_that_is_not_of_one_run_ends_the_demo() -> None:
     """A demo whose service refuses everything ends with that error, not with a group of them."""
@@ -136,17 +83,6 @@ async def test_a_submit_without_an_answer_is_counted_as_unknown() -> None:
     ):
         await run_all(knouds, stats.requested, stats)
     assert (stats.unknown, stats.completed, len(emulator.runs)) == (1, 2, 3)
-
-
-def test_a_port_that_is_taken_is_one_line(knouds: Callable[..., Any]) -> None:
-    """A port that somebody has is said so, in one line, with 1."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        ended = knouds("emulator", "--port", str(taken.getsockname()[1]))
-    assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith("knouds: cannot serve on 127.0.0.1 port")
-    assert ended.err.count("\n") == 1
 
 
 def test_there_are_two_hundred_different_prompts(checkout: Path) -> None:
@@ -182,7 +118,3 @@ def test_quantiles_are_values_that_were_seen(share: float, value: float) -> None
     assert quantile([3.0, 1.0, 4.0, 2.0], share) == value
     assert per_minute(10, 30.0) == 20.0
     assert per_minute(10, 0.0) == 0.0
-
-
-def _without_knouds() -> dict[str, str]:
-    return {name: text for name, text in os.environ.items() if not name.startswith("KNOUDS_")}

@@ -1,0 +1,49 @@
+"""What may be written to a terminal."""
+
+import unicodedata
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knouds_async._cli import output
+from knouds_async._cli.output import one_line, printable
+
+TEXTS = st.text(max_size=200)
+STEERING = {chr(code) for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc"} | {"\u202e", "\u2066"}
+
+
+@given(TEXTS)
+def test_what_is_printed_keeps_its_lines_and_loses_its_controls(text: str) -> None:
+    """Line ends and tabs stay in a text; escape sequences become visible."""
+    shown = printable(text)
+    assert "\x1b" not in shown
+    assert "\r" not in shown
+    assert shown.count("\n") == text.count("\n")
+    assert STEERING.isdisjoint(one_line(text))
+
+
+@pytest.mark.parametrize("text", ["2 500\u00a0km", "\u3000東京", "\U0001f468\u200d\U0001f469", "naïve", "\t1\n2"])
+def test_the_world_s_texts_are_left_alone(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """Spaces, joiners and letters of any language are no controls."""
+    assert printable(text) == text
+    output.print_result(text)
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (True, "yes"),
+        (12.0, "12"),
+        (0.255, "0.255"),
+        (("a", "b"), "a, b"),
+        ({"a": 1}, '{"a": 1}'),
+        (datetime(2026, 5, 8, 19, 29, 55, tzinfo=UTC), "2026-05-08 19:29:55"),
+    ],
+)
+def test_a_cell_is_short(value: object, text: str) -> None:
+    """Values in tables have no needless digits, and nothing where there is nothing."""
+    assert output.format_cell(value) == text
