@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     **{top: {*PUBLIC, "_sansio", top} for top in ("webhooks", "testing")},
     "_cli": {*PUBLIC, "_sansio", "_cli", "batch", "testing"},
     "__main__": {"_cli"},
-    "": {*CORE, "_io", "execution", "resources", "client", "batch", "webhooks", "media"},
+    "": {*CORE, "_io", "execution", "resources", "client", "batch", "webhooks"},
 }
 FOREIGN: dict[str, set[str]] = {
     "errors": set(),

@@ -48,7 +48,7 @@ from knouds_async._cli.client import connect
 from knouds_async._cli.errors import ExitCode, UsageError, format_error
 from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
-from knouds_async._sansio import calls
+from knouds_async._sansio import endpoints
 from knouds_async._sansio.entries import Entry
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.ledger import LedgerCounts
@@ -272,7 +272,7 @@ async def supervised(run: BatchRun, batch: Batch, knouds: AsyncKnouds, stream: J
     def status_line() -> str:
         if run.report.is_interrupted:
             return "stopping: waiting for runs in flight; press Ctrl-C again to exit at once"
-        stats = knouds.limiter.stats(calls.submit(run.options.target, {}).route)
+        stats = knouds.limiter.stats(endpoints.submit(run.options.target, {}).route)
         return format_pause(stats, datetime.now().astimezone()) or format_quota(stats)
 
     display = BatchDisplay(lambda: run.report.excluding_stopped(batch.progress), status_line)
