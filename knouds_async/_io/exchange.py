@@ -60,7 +60,7 @@ class Exchange:
 
         self._way = ThroughHttpx(http, base_url, key, timeouts, agent=agent, is_lent=is_lent)
         self._apart = Apart() if is_lent and lent.has_stock_pool(http) else None
-        self._is_aiohttp = is_lent and lent.is_aiohttp(http)
+        self._lent = http if is_lent else None
         self._mask = Mask(key)
         self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
         self._timeouts = timeouts
@@ -132,8 +132,7 @@ class Exchange:
         """Tell from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
         may_have_left = trace.may_have_been_sent(error, transport_is_known=self._is_known)
-        may_have_left = may_have_left and not (self._is_aiohttp and lent.connect_failed(error))
-        if may_have_left:
+        if may_have_left and not lent.connector_failed(self._lent, error):
             return Unanswered(seen, self._part(part))
         return NotSent(f"{seen} ({self._address})", _UNTRUSTED if _is_untrusted(error) else None)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import httpx
 
 _MODULES: Final = ("httpx", "httpx2")
+_STEPS: Final = ("send", "_send_handling_auth", "_send_handling_redirects", "_send_single_request")
 
 
 def checked(client: object) -> httpx.AsyncClient | None:
@@ -43,7 +44,20 @@ def _loaded() -> list[ModuleType]:
     return [sys.modules[name] for name in _MODULES if name in sys.modules]
 
 
-# What is below a client.
+# What is in a client, and below it.
+
+
+def sends_plainly(client: object) -> bool:
+    """Tell whether a client sends in httpx's own way: one that has a way of its own may send more than once."""
+    own = httpx_of(client).AsyncClient
+    is_own = all(getattr(type(client), step, None) is getattr(own, step, 0) for step in _STEPS)
+    return is_own and not vars(client).keys() & set(_STEPS)
+
+
+def has_foreign_auth(client: object) -> bool:
+    """Tell whether a client has an auth that is not httpx's: it may send copies of a request, one after the other."""
+    auth = getattr(client, "auth", None)
+    return auth is not None and _top(type(auth)) not in _MODULES
 
 
 def transports(client: object) -> list[object]:
@@ -53,19 +67,14 @@ def transports(client: object) -> list[object]:
 
 
 def is_stock(client: object) -> bool:
-    """Tell whether a client sends through exactly httpx's own transport alone, so that its errors can be trusted."""
-    return {type(transport) for transport in transports(client)} == {httpx_of(client).AsyncHTTPTransport}
+    """Tell whether a client sends by exactly httpx's own ways alone, so that its errors can be trusted."""
+    is_own = {type(transport) for transport in transports(client)} == {httpx_of(client).AsyncHTTPTransport}
+    return is_own and sends_plainly(client) and not has_foreign_auth(client)
 
 
 def has_stock_pool(client: object) -> bool:
     """Tell whether a connection pool of httpcore's lies below a client, also within a transport that wraps another."""
     return any(_pool(transport) is not None for transport in _unwrapped(client))
-
-
-def is_aiohttp(client: object) -> bool:
-    """Tell whether a client sends through aiohttp alone, by way of httpx-aiohttp."""
-    kinds = {type(transport) for transport in transports(client)}
-    return {(_top(kind), kind.__name__) for kind in kinds} == {("httpx_aiohttp", "AiohttpTransport")}
 
 
 def connection_limit(client: object, otherwise: int) -> float:
@@ -102,12 +111,23 @@ def _top(kind: type) -> str:
 # What proves that nothing was sent.
 
 
-def connect_failed(error: Exception | None) -> bool:
+def connector_failed(client: object, error: Exception | None) -> bool:
     """Tell whether aiohttp's connector failed, so that nothing was sent: refused, no such host, TLS, or too late.
 
-    By the cause, not by the error: httpx-aiohttp calls it a ConnectTimeout also when the server has hung up.
+    By the cause, not by the error: httpx-aiohttp calls it a ConnectTimeout also when the server has hung up. It proves
+    nothing where somebody in between may have sent the request before.
     """
     aiohttp = sys.modules.get("aiohttp")
     names = ("ClientConnectorError", "ConnectionTimeoutError", "ClientHttpProxyError")
     proofs = tuple(kind for name in names if (kind := getattr(aiohttp, name, None)) is not None)
-    return isinstance(getattr(error, "__cause__", None), proofs)
+    return isinstance(getattr(error, "__cause__", None), proofs) and _is_plain_aiohttp(client)
+
+
+def _is_plain_aiohttp(client: object) -> bool:
+    """Tell whether a client sends by aiohttp's own ways alone; a transport that has made no session sent nothing."""
+    below = transports(client)
+    kinds = {(_top(type(transport)), type(transport).__name__) for transport in below}
+    made = [one for transport in below if not callable(one := getattr(transport, "client", None)) and one is not None]
+    are_plain = all(_top(type(one)) == "aiohttp" and not getattr(one, "_middlewares", ()) for one in made)
+    is_own = kinds == {("httpx_aiohttp", "AiohttpTransport")}
+    return is_own and are_plain and sends_plainly(client) and not has_foreign_auth(client)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
-from knouds_async._io.lent import httpx_of
+from knouds_async._io.lent import sends_plainly
 from knouds_async._io.sent import SentTrace
 
 if TYPE_CHECKING:
     import httpx
 
-_STEPS: Final = ("send", "_send_handling_auth", "_send_handling_redirects", "_send_single_request")
 _TRACE: Final = "knouds.trace"
 
 
@@ -24,9 +23,7 @@ def withheld(request: httpx.Request, client: object, trace: SentTrace) -> None:
     Right before, httpx asks the request for its stream; an auth may send a copy, for which it asks for the content. A
     client that sends in another way than httpx's own does not count.
     """
-    own = httpx_of(client).AsyncClient
-    is_plain = all(getattr(type(client), step, None) is getattr(own, step, 0) for step in _STEPS)
-    if is_plain and not vars(client).keys() & _STEPS:
+    if sends_plainly(client):
         trace.is_withheld = True
         names = ("stream",) if getattr(client, "auth", None) is None else ("stream", "content", "read", "aread")
         kind: Any = type(request)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import anyio.abc
+import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, ConnectionFailedError, Retries, SubmissionUnknownError, Timeouts
@@ -151,6 +153,53 @@ async def test_a_transport_that_wraps_it_proves_nothing(free_port: int) -> None:
     async with httpx_aiohttp.HttpxAiohttpClient(transport=Retrying()) as http:
         with pytest.raises(SubmissionUnknownError):
             await on(f"http://127.0.0.1:{free_port}", http).workflows.submit(SLUG, {})
+
+
+async def _sends_again(request: Any, handler: Any) -> Any:
+    """Fail to connect after a request that was not answered, as a middleware that sends again may."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientError:
+        raise aiohttp.ClientConnectorError(request.connection_key, OSError(111, "refused")) from None
+
+
+class _SendsAgain(httpx_aiohttp.HttpxAiohttpClient):  # type: ignore[misc]
+    async def send(self, request: Any, **options: Any) -> Any:
+        try:
+            return await super().send(request, **options)
+        except httpx.ConnectTimeout:
+            raise httpx.ConnectError("refused") from aiohttp.ConnectionTimeoutError()
+
+
+def _clients_that_send_again() -> dict[str, Callable[[], Any]]:
+    transport, session = httpx_aiohttp.AiohttpTransport, aiohttp.ClientSession
+    on_transport = httpx_aiohttp.HttpxAiohttpClient
+    return {
+        "middleware": lambda: on_transport(transport=transport(client=session(middlewares=(_sends_again,)))),
+        "middleware, made later": lambda: on_transport(
+            transport=transport(client=lambda: session(middlewares=(_sends_again,)))
+        ),
+        "send": _SendsAgain,
+    }
+
+
+@pytest.mark.parametrize("how", _clients_that_send_again())
+async def test_whoever_may_send_again_below_proves_nothing(how: str, service: Any) -> None:
+    """A second attempt that meets no connection is no proof of the first: the submit is unknown, and made once."""
+    service.mute = True
+    async with _clients_that_send_again()[how]() as http:
+        with pytest.raises(SubmissionUnknownError):
+            await AsyncKnouds("k", base_url=service.url, http_client=http).workflows.submit(SLUG, {})
+    assert service.paid == 1
+
+
+async def test_a_session_that_is_made_later_proves_what_others_do(free_port: int) -> None:
+    """A transport may be given what makes its session."""
+    transport = httpx_aiohttp.AiohttpTransport(client=aiohttp.ClientSession)
+    url = f"http://127.0.0.1:{free_port}"
+    async with httpx_aiohttp.HttpxAiohttpClient(transport=transport) as http, on(url, http) as knouds:
+        with pytest.raises(ConnectionFailedError, match="not sent"):
+            await knouds.workflows.submit(SLUG, {})
 
 
 async def test_submits_wait_in_our_line(service: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+import respx
 
 from knouds_async import AsyncKnouds, ConnectionFailedError, Retries, SubmissionUnknownError, Timeouts
 from knouds_async.testing.emulator import Emulator
@@ -164,3 +165,34 @@ async def test_a_client_that_sends_in_its_own_way_leaves_the_submit_unknown(emul
         with pytest.raises(SubmissionUnknownError):
             await knouds.workflows.submit(SLUG, INPUTS)
     assert emulator.requests.count == 1
+
+
+class _SendsCopies(httpx.AsyncClient):
+    """Sends copies of a request, the second of which meets no connection."""
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        copy = httpx.Request(request.method, request.url, headers=request.headers, content=request.content)
+        await super().send(copy, auth=options["auth"])
+        raise httpx.ConnectError("refused")
+
+
+class _AuthThatSendsCopies(httpx.Auth):
+    """The same in an auth."""
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        yield httpx.Request(request.method, request.url, headers=request.headers, content=request.content)
+        raise httpx.ConnectError("refused")
+
+
+@pytest.mark.parametrize(
+    ("kind", "auth"), [(_SendsCopies, None), (httpx.AsyncClient, _AuthThatSendsCopies()), (_SendsCopies, ("a", "b"))]
+)
+async def test_a_second_attempt_of_the_owner_s_that_meets_no_connection_proves_nothing(
+    kind: type[httpx.AsyncClient], auth: Any, respx_mock: respx.MockRouter
+) -> None:
+    """Over httpx's own transport, too: what was sent before in the request's place may run, and is made once."""
+    route = respx_mock.post(url__startswith="https://knouds.test/").respond(503)
+    async with kind(auth=auth) as http:
+        with pytest.raises(SubmissionUnknownError):
+            await AsyncKnouds("k", base_url="https://knouds.test", http_client=http).workflows.submit(SLUG, INPUTS)
+    assert route.call_count == 1
