@@ -37,7 +37,8 @@ def _words(cause: BaseException) -> str:
 
     match cause:
         case ssl.SSLCertVerificationError():
-            return f"TLS: certificate verify failed: {getattr(cause, 'verify_message', 'no reason given')}"
+            reason = getattr(cause, "verify_message", "")  # aiohttp's own has none, and one with a reason below it
+            return f"TLS: certificate verify failed: {reason}" if reason else ""
         case ssl.SSLError():
             reason = getattr(cause, "reason", None) or "handshake failed"
             return f"TLS: {reason.replace('_', ' ').lower()}"

@@ -54,9 +54,19 @@ def tls_context(url: str, proxy: str | None) -> ssl.SSLContext | None:
             raise FileNotFoundError("there is no such file or folder")
         return httpx.create_ssl_context(trust_env=True)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        if (log := environment.get("SSLKEYLOGFILE")) and getattr(error, "filename", None) == log:
+            name, path = "SSLKEYLOGFILE", log
         if not name:
             raise
         why = getattr(error, "strerror", None) or str(error)
     raise ConfigurationError(
         f"${name} names {path!r}, which cannot be used: {why}; correct it, unset it, or pass ssl_context="
     )
+
+
+def check_context(given: object) -> None:
+    """Raise ConfigurationError for what is no context of a client's: each call would fail, and be tried again."""
+    if given is not None and not isinstance(given, ssl.SSLContext):
+        raise ConfigurationError(f"ssl_context={given!r:.80}: must be an ssl.SSLContext, or None for the default")
+    if given is not None and given.protocol == ssl.PROTOCOL_TLS_SERVER:
+        raise ConfigurationError("ssl_context=: is a server's; make a client's with ssl.create_default_context()")

@@ -11,7 +11,7 @@ from typing import Final
 import httpx
 
 from knouds_async._io import lent
-from knouds_async._io.environment import host_of_proxy, proxy_for, tls_context
+from knouds_async._io.environment import check_context, host_of_proxy, proxy_for, tls_context
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.proxy import Proxy
 from knouds_async._io.transport import PooledTransport
@@ -31,6 +31,7 @@ class Http:
         self, http: httpx.AsyncClient | None, base_url: str, ssl_context: ssl.SSLContext | None, connections: int
     ) -> None:
         """Use the client that is lent, or build one that suits."""
+        check_context(ssl_context)
         self._is_lent = http is not None
         self._client = own_client(base_url, ssl_context=ssl_context, connections=connections) if http is None else http
         self.connections = connections if http is None else lent.connection_limit(http, connections)

@@ -145,8 +145,8 @@ def decide(
     """Decide what follows an attempt; `roll` is uniform in [0, 1)."""
     match outcome:
         case NotSent(seen, str() as hint):
-            said = "Nothing was run; " if call.pays_for is not None else ""
-            lasting = ConnectionFailedError(f"{call.request}: not sent: {seen}. {said}{hint}")
+            said = f"Nothing was run; {hint}" if call.pays_for is not None else f"{hint[:1].upper()}{hint[1:]}"
+            lasting = ConnectionFailedError(f"{call.request}: not sent: {seen}. {said}")
             lasting.is_lasting = True
             return Fail(lasting)
         case NotSent(seen):

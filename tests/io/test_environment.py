@@ -9,7 +9,9 @@ import sys
 import traceback
 import zipapp
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 import knouds_async
@@ -162,6 +164,21 @@ def test_certificates_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatc
         AsyncKnouds(KEY)
     AsyncKnouds(KEY, ssl_context=ssl.create_default_context())
     AsyncKnouds(KEY, base_url="http://127.0.0.1:1")
+
+
+def test_a_key_log_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Python writes the keys of TLS connections where $SSLKEYLOGFILE says, so that is named, too."""
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "no-such" / "keys"))
+    with pytest.raises(ConfigurationError, match=r"\$SSLKEYLOGFILE names .*no-such"):
+        AsyncKnouds(KEY)
+
+
+@pytest.mark.parametrize("given", [True, "ca.pem", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)])
+@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient(verify=False)])  # noqa: S501  (it is not used)
+def test_an_ssl_context_that_is_none_is_refused(given: Any, http_client: Any) -> None:
+    """Anything but a client's context is told when the client is built, not by each call."""
+    with pytest.raises(ConfigurationError, match="ssl_context="):
+        AsyncKnouds(KEY, ssl_context=given, http_client=http_client)
 
 
 def test_plain_http_loads_no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
