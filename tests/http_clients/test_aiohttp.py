@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -171,23 +172,25 @@ class _SendsAgain(httpx_aiohttp.HttpxAiohttpClient):  # type: ignore[misc]
             raise httpx.ConnectError("refused") from aiohttp.ConnectionTimeoutError()
 
 
-def _clients_that_send_again() -> dict[str, Callable[[], Any]]:
-    transport, session = httpx_aiohttp.AiohttpTransport, aiohttp.ClientSession
-    on_transport = httpx_aiohttp.HttpxAiohttpClient
-    return {
-        "middleware": lambda: on_transport(transport=transport(client=session(middlewares=(_sends_again,)))),
-        "middleware, made later": lambda: on_transport(
-            transport=transport(client=lambda: session(middlewares=(_sends_again,)))
-        ),
-        "send": _SendsAgain,
-    }
+def _session() -> Any:
+    return aiohttp.ClientSession(middlewares=(_sends_again,))
 
 
-@pytest.mark.parametrize("how", _clients_that_send_again())
+CLIENTS_THAT_SEND_AGAIN: dict[str, Callable[[], Any]] = {
+    "middleware": lambda: httpx_aiohttp.AiohttpTransport(client=_session()),
+    "middleware, made later": lambda: httpx_aiohttp.AiohttpTransport(client=_session),
+    "send": httpx_aiohttp.AiohttpTransport,
+}
+
+
+@pytest.mark.parametrize("how", CLIENTS_THAT_SEND_AGAIN)
 async def test_whoever_may_send_again_below_proves_nothing(how: str, service: Any) -> None:
     """A second attempt that meets no connection is no proof of the first: the submit is unknown, and made once."""
+    if "middlewares" not in inspect.signature(aiohttp.ClientSession).parameters and how != "send":
+        pytest.skip("aiohttp has middlewares since 3.12")
     service.mute = True
-    async with _clients_that_send_again()[how]() as http:
+    kind = _SendsAgain if how == "send" else httpx_aiohttp.HttpxAiohttpClient
+    async with kind(transport=CLIENTS_THAT_SEND_AGAIN[how]()) as http:
         with pytest.raises(SubmissionUnknownError):
             await AsyncKnouds("k", base_url=service.url, http_client=http).workflows.submit(SLUG, {})
     assert service.paid == 1
