@@ -182,6 +182,8 @@ class _Tcp:
             self.socket.setsockopt(level, name, value)
 
     def close(self) -> None:
+        if self._is_guarded and (transport := getattr(self.stream, "_transport", None)) is not None:
+            transport.abort()  # asyncio's: anyio before 4.16 would end it in peace first, and only then reset it
         # Both backends free the socket before they first wait, and then wait for nothing in particular: taking only
         # those steps leaves no place where a cancellation could get in between. (Older releases of anyio throw away
         # what asyncio has not sent yet in the second.)
