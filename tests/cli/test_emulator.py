@@ -1,5 +1,6 @@
 """`knouds emulator`: how it is reached, how it ends, and its options."""
 
+import json
 import os
 import signal
 import socket
@@ -75,3 +76,21 @@ def test_a_port_that_is_taken_is_one_line(knouds: Callable[..., Any]) -> None:
 
 def _without_knouds() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if not name.startswith("KNOUDS_")}
+
+
+@pytest.mark.slow
+def test_two_starts_of_the_emulator_give_no_id_twice(
+    start: Callable[..., "subprocess.Popen[str]"], knouds: Callable[..., Any]
+) -> None:
+    """A ledger of an earlier start would take an id that it knows for somebody else's run."""
+    ids = set()
+    for _ in range(2):
+        process = start("emulator", "--port", "0", "--duration", "0.05")
+        assert process.stdout is not None
+        lines = [process.stdout.readline().split(maxsplit=1) for _ in range(2)]
+        given = dict(text.strip().split("=", 1) for _, text in lines)
+        ran = knouds("run", "daily-picture", "--json", env=_without_knouds() | given)
+        ids.add(json.loads(ran.out)["execution_id"])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert len(ids) == 2
