@@ -15,45 +15,47 @@ import httpx
 from runs_that_end import USUAL
 
 from knouds_async import AsyncKnouds, Polling
-from knouds_async._sansio.agenda import Agenda
-from knouds_async._sansio.course import Course
-from knouds_async._sansio.learned import Learned
-from knouds_async._sansio.listing import Listing
+from knouds_async._sansio.agenda import PollScheduler
+from knouds_async._sansio.course import TrackedRun
+from knouds_async._sansio.learned import LearnedDurations
+from knouds_async._sansio.listing import StatusPage
 from knouds_async.testing import Emulator, EmulatorTransport
 
 TRIP: Final = 0.08
 
 
-def cost_of_agenda(runs: int) -> float:
+def cost_of_scheduling(runs: int) -> float:
     """Measure the CPU milliseconds for each of so many runs, awaited at once, that the agenda takes by itself."""
     dice = random.Random(1)
     ends = [USUAL(dice) for _ in range(runs)]
-    agenda, places = Agenda(Polling(), Learned()), {f"x{place}": place for place in range(runs)}
-    courses = [Course(f"x{place}", law="a", submitted=0.0, request_id=f"r{place}") for place in range(runs)]
+    scheduler, places = PollScheduler(Polling(), LearnedDurations()), {f"x{place}": place for place in range(runs)}
+    tracked = [
+        TrackedRun(f"x{place}", duration_key="a", submitted_at=0.0, request_id=f"r{place}") for place in range(runs)
+    ]
     now, spent, back = 0.0, 0.0, deque[tuple[float, str]]()
     began = time.process_time()
-    for course in courses:
-        agenda.watch(course, now, 0.5)
+    for run in tracked:
+        scheduler.add(run, now, 0.5)
     spent += time.process_time() - began
-    while len(agenda):
+    while len(scheduler):
         states = ["completed" if end <= now else "processing" for end in ends]
         pages = [
-            Listing(tuple((f"r{place}", states[place]) for place in range(first, min(first + 500, runs))), 500)
+            StatusPage(tuple((f"r{place}", states[place]) for place in range(first, min(first + 500, runs))), 500)
             for first in range(0, runs, 500)
         ]
         began = time.process_time()
         while back and back[0][0] <= now:
             name = back.popleft()[1]
             if ends[places[name]] <= now:
-                agenda.over(name, now, lasted=ends[places[name]])
-            agenda.looked(name, now, 0.5)
-        plan = agenda.plan(now, 0.5)
+                scheduler.finished(name, now, duration=ends[places[name]])
+            scheduler.polled(name, now, 0.5)
+        plan = scheduler.plan(now, 0.5)
         page = plan.page
         while page is not None:
-            page = agenda.listed(page, pages[min(page.offset // 500, len(pages) - 1)], now)
+            page = scheduler.page_received(page, pages[min(page.offset // 500, len(pages) - 1)], now)
         spent += time.process_time() - began
-        back.extend((now + TRIP, name) for name in plan.looks)
-        now = max(now + 0.02, min(plan.at if plan.page is None else now, back[0][0] if back else math.inf))
+        back.extend((now + TRIP, name) for name in plan.polls)
+        now = max(now + 0.02, min(plan.next_at if plan.page is None else now, back[0][0] if back else math.inf))
     return spent / runs * 1e3
 
 

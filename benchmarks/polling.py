@@ -24,12 +24,12 @@ from typing import Final
 import anyio
 import attrs
 import httpx
-from awaited_at_once import cost_of_agenda, memory_of_waiting
+from awaited_at_once import cost_of_scheduling, memory_of_waiting
 from pollers import SCHEDULES, Schedule, poll
 from runs_that_end import SCENARIOS, Law, Scenario
 
 from knouds_async import AsyncKnouds, Limiter, Polling
-from knouds_async._sansio.learned import Learned
+from knouds_async._sansio.learned import LearnedDurations
 from knouds_async.testing import Emulator, EmulatorTransport
 from knouds_async.testing.virtual_time import VirtualTimeLoop
 
@@ -81,10 +81,10 @@ def trained(law: Law, runs: int) -> dict[str, object] | None:
     """Return the durations that a client has learned from so many runs of a distribution."""
     if not runs:
         return None
-    learned, dice = Learned(), random.Random(77)
+    learned, dice = LearnedDurations(), random.Random(77)
     for _ in range(runs):
         age = law(dice)
-        learned.ended(f"workflows/{SLUG}", age, age)
+        learned.observe_end(f"workflows/{SLUG}", age, age)
     return learned.to_dict()
 
 
@@ -226,7 +226,7 @@ def main() -> int:
         reached += [row(scenario, name, seeds) for name in names]
     if not args.only:
         runs = 2000 if args.quick else 10_000
-        spent = cost_of_agenda(runs)
+        spent = cost_of_scheduling(runs)
         with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
             grown = runner.run(memory_of_waiting(runs))
         reached.append(spent <= MOST_CPU and grown <= MOST_MEMORY)

@@ -1,4 +1,4 @@
-"""AsyncKnouds: owns the HTTP client, the limiter and the watcher, and hands `send` to the resources."""
+"""AsyncKnouds: owns the HTTP client, the limiter and the poller, and hands `send` to the resources."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from knouds_async._io import lent
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.shared_limiter import SharedLimiter
-from knouds_async._io.watcher import Watcher
+from knouds_async._io.watcher import Poller
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.learned import Learned
+from knouds_async._sansio.learned import LearnedDurations
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.service import Service
 from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
 from knouds_async.resources.executions import Executions
 from knouds_async.resources.models import Models
-from knouds_async.resources.runs import Runs
+from knouds_async.resources.runs import ExecutionFactory
 from knouds_async.resources.usage import Usage
 from knouds_async.resources.workflows import Workflows
 from knouds_async.types import Account, Health, Media, Pricing, RunResult
@@ -85,22 +85,22 @@ class AsyncKnouds:
         retries = config.option("retries", retries, Retries)
         polling = config.option("polling", polling, Polling)
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
-        self._learned = _learned(durations)
+        self._durations = _load_durations(durations)
 
         self._downloads = Downloads(media_hosts, url, Fetcher(http, ssl_context))
         self._http = Http(http, url, ssl_context, max_connections)
         exchange = self._http.exchange(url, key, timeouts)
         self._pipeline = Pipeline(exchange, self._limiter, retries, connections=self._http.connections)
         send, stats, server_time = self._pipeline.send, self._limiter.stats, self._limiter.server_time
-        self._watcher = Watcher(send, polling, self._learned, stats, server_time)
+        self._poller = Poller(send, polling, self._durations, stats, server_time)
 
         time, recent = self._pipeline.time, self._pipeline.recent
-        runs = Runs(send, self._watcher, url, time, recent)
-        self.executions: Final = Executions(send, runs, url)
+        factory = ExecutionFactory(send, self._poller, url, time, recent)
+        self.executions: Final = Executions(send, factory, url)
         self.usage: Final = Usage(send, time, recent)
-        maps = _maps(self._pipeline, runs, self.executions, self.usage, url, timeouts, self._limiter, retries)
-        self.workflows: Final = Workflows(send, runs, maps)
-        self.models: Final = Models(runs, maps)
+        maps = _maps(self._pipeline, factory, self.executions, self.usage, url, timeouts, self._limiter, retries)
+        self.workflows: Final = Workflows(send, factory, maps)
+        self.models: Final = Models(factory, maps)
 
     def __repr__(self) -> str:
         """Show the service, never the key; also while it is being built, for tracebacks with locals ask then too."""
@@ -116,7 +116,7 @@ class AsyncKnouds:
     @property
     def durations(self) -> dict[str, object]:
         """How long runs were seen to last, by target, as plain JSON: `AsyncKnouds(durations=...)` takes it up again."""
-        return self._learned.to_dict()
+        return self._durations.to_dict()
 
     @property
     def limiter(self) -> Limiter:
@@ -177,7 +177,7 @@ class AsyncKnouds:
         `finally` and when cancelled. A client of another event loop raises WrongEventLoopError.
         """
         self._pipeline.close()
-        self._watcher.close()
+        self._poller.close()
         try:
             with anyio.move_on_after(_CLOSING, shield=True):
                 await self._pipeline.drain()
@@ -207,7 +207,7 @@ def _check(tier: str | None, limiter: object, max_connections: int) -> None:
 
 def _maps(
     pipeline: Pipeline,
-    runs: Runs,
+    factory: ExecutionFactory,
     executions: Executions,
     usage: Usage,
     url: str,
@@ -219,7 +219,7 @@ def _maps(
     return Maps(
         Service(
             pipeline=pipeline,
-            begun=runs.begun,
+            begun=factory.from_receipt,
             attach=executions.attach,
             search=usage.search,
             base_url=url,
@@ -230,9 +230,9 @@ def _maps(
     )
 
 
-def _learned(saved: Mapping[str, object] | None) -> Learned:
+def _load_durations(saved: Mapping[str, object] | None) -> LearnedDurations:
     """Begin with the durations that were saved."""
-    learned = Learned()
+    learned = LearnedDurations()
     if saved is not None:
         try:
             learned.load(saved)

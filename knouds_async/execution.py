@@ -1,6 +1,6 @@
-"""Execution: the awaitable handle of a run that is out. Thin: an id, a target and the watcher.
+"""Execution: the awaitable handle of a submitted run. Thin: an id, a target and the poller.
 
-Waiting is never the run: whatever happens to a wait, the run goes on and is charged (contract 5).
+Waiting is never the run: whatever happens to a wait, the run continues and is charged (contract 5).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import anyio
 
-from knouds_async._io.records import Watched
-from knouds_async._io.watcher import Watcher
+from knouds_async._io.records import RunRecord
+from knouds_async._io.watcher import Poller
 from knouds_async.errors import (
     ClientClosedError,
     ExecutionCancelledError,
@@ -28,31 +28,30 @@ class Execution:
     """A run that was submitted: await it for its result.
 
     Any number of tasks may await one handle; they share its polls. It pickles to its id, target and base URL, and
-    `knouds.executions.attach(execution)` takes it back in any process.
+    `knouds.executions.attach(execution)` attaches it in any process.
     """
 
-    __slots__ = ("__weakref__", "_base_url", "_watched", "_watcher")
+    __slots__ = ("__weakref__", "_base_url", "_poller", "_record")
 
-    def __init__(self, watched: Watched, watcher: Watcher | None, base_url: str) -> None:
-        """Made by `submit` and `attach`; not by hand."""
-        self._watched = watched
-        self._watcher = watcher
+    def __init__(self, record: RunRecord, poller: Poller | None, base_url: str) -> None:
+        self._record = record
+        self._poller = poller
         self._base_url = base_url
 
     @property
     def id(self) -> str:
         """The service's id of the run."""
-        return self._watched.execution_id
+        return self._record.execution_id
 
     @property
     def target(self) -> Target | None:
         """What runs; None when it was attached without one."""
-        return self._watched.target
+        return self._record.target
 
     @property
     def state(self) -> ExecutionState:
-        """The state last seen, without a request; `"unknown"` before the first look at an attached run."""
-        return self._watched.state
+        """The state last seen, without a request; `"unknown"` before the first poll of an attached run."""
+        return self._record.state
 
     @property
     def base_url(self) -> str:
@@ -60,18 +59,18 @@ class Execution:
         return self._base_url
 
     def __repr__(self) -> str:
-        """Show id, target and status."""
+        """Return id, target and status."""
         return f"<Execution {self.id} of {self.target or 'an unknown target'}: {self.state.status}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle to id, target, base URL and the state last seen; never the client or the key."""
-        return _detached, (self._watched.state, self.target, self._base_url)
+        return _detached, (self._record.state, self.target, self._base_url)
 
     def __await__(self) -> Generator[Any, None, RunResult]:
-        """Wait for the run and give its RunResult.
+        """Wait for the run and return its RunResult.
 
-        Raises ExecutionFailedError or ExecutionCancelledError for how it ended, and what `wait` raises. Cancelling the
-        task that awaits stops the waiting, never the run.
+        Raises ExecutionFailedError or ExecutionCancelledError when it failed or was cancelled, and what `wait` raises.
+        Cancelling the task that awaits stops the waiting, never the run.
         """
         return self._result().__await__()
 
@@ -79,90 +78,89 @@ class Execution:
         return result_of(await self.wait())
 
     async def wait(self, *, timeout: float | None = None) -> ExecutionState:
-        """Wait until the run is over and give its final state, however it ended.
+        """Wait for the run to finish and return its final state.
 
         `timeout`: seconds for the whole wait, a poll in flight included; then WaitTimeoutError, which carries this
-        handle, and the run goes on. Without one, five looks that fail in a row end the wait with what they saw.
+        handle, and the run continues. Without one, five polls that fail in a row end the wait with their error.
         Cancelled: only this wait ends.
         """
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
             raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds of at least 0, or None")
         if timeout is None:
-            return await self._end(math.inf)
+            return await self._wait_final(math.inf)
         deadline = anyio.current_time() + timeout
         with anyio.CancelScope(deadline=deadline):
-            return await self._end(deadline)
+            return await self._wait_final(deadline)
         raise WaitTimeoutError(execution=self, execution_id=self.id, timeout=timeout)
 
-    async def _end(self, deadline: float) -> ExecutionState:
+    async def _wait_final(self, deadline: float) -> ExecutionState:
         state = self.state
         while not state.is_final:
-            state = await self._live().changed(self._watched, state, deadline=deadline)
+            state = await self._attached_poller().wait_for_change(self._record, state, deadline=deadline)
         return state
 
     async def refresh(self) -> ExecutionState:
-        """Look once, now, and give the state. Raises what any read raises."""
-        return await self._live().refresh(self._watched)
+        """Poll once, now, and return the state. Raises what any read raises."""
+        return await self._attached_poller().refresh(self._record)
 
     async def cancel(self) -> ExecutionState:
-        """Ask the service to cancel the run and give the state then: often `cancel_requested`; wait for the end.
+        """Ask the service to cancel the run and return its state then: often `cancel_requested`; wait for the end.
 
-        The run is charged all the same. A run that is already over is not an error: its final state is given.
+        The run is charged all the same. A run that has already finished is not an error: its final state is returned.
         """
-        return await self._live().cancel(self._watched)
+        return await self._attached_poller().cancel(self._record)
 
     def updates(self) -> Updates:
-        """Give each change of status once, the present one first and the final one last.
+        """Return an iterator over the changes of status: the present one first and the final one last, each once.
 
         `async for state in execution.updates(): ...`. It raises what `wait` raises. Leaving the loop early is free.
         """
-        return Updates(self._live(), self._watched)
+        return Updates(self._attached_poller(), self._record)
 
-    def _live(self) -> Watcher:
-        if self._watcher is None:
+    def _attached_poller(self) -> Poller:
+        if self._poller is None:
             raise ClientClosedError(
                 f"this handle of execution {self.id} was unpickled and belongs to no client: "
-                "take it back with knouds.executions.attach(execution)"
+                "attach it with knouds.executions.attach(execution)"
             )
-        return self._watcher
+        return self._poller
 
 
 class Updates:
     """The changes of an execution's status, as an async iterator that holds nothing open between its steps."""
 
-    def __init__(self, watcher: Watcher, watched: Watched) -> None:
-        """Made by `Execution.updates`."""
-        self._watcher = watcher
-        self._watched = watched
-        self._given: ExecutionState | None = None
+    def __init__(self, poller: Poller, record: RunRecord) -> None:
+        self._poller = poller
+        self._record = record
+        self._last: ExecutionState | None = None
 
     def __aiter__(self) -> Updates:
-        """Iterate over itself."""
+        """Return itself."""
         return self
 
     async def __anext__(self) -> ExecutionState:
-        """Wait for the next change. Cancelled: nothing is lost, the next step gives it."""
-        if self._given is not None and self._given.is_final:
+        """Wait for the next change. Cancelled: nothing is lost, the next step returns it."""
+        if self._last is not None and self._last.is_final:
             raise StopAsyncIteration
-        state = self._watched.state
-        if self._given is not None or state.status == UNSEEN:
-            state = await self._watcher.changed(self._watched, self._given or state)
-        self._given = state
+        state = self._record.state
+        if self._last is not None or state.status == UNSEEN:
+            state = await self._poller.wait_for_change(self._record, self._last or state)
+        self._last = state
         return state
 
 
 UNSEEN = "unknown"
-"""The status of an attached run before the first look."""
+"""The status of an attached run before the first poll."""
 
 
 def result_of(state: ExecutionState) -> RunResult:
-    """Give what a final state gave, or raise how it ended."""
+    """Return the result of a final state, or raise how it failed."""
     if state.status == Status.COMPLETED:
         return RunResult(state.result, state.cost, state.ms, state.execution_id, state.raw)
-    raise _ending(state)
+    raise _failure(state)
 
 
-def _ending(state: ExecutionState) -> KnoudsError:
+def _failure(state: ExecutionState) -> KnoudsError:
     if state.status == Status.CANCELLED:
         return ExecutionCancelledError(execution_id=state.execution_id, state=state)
     failure = state.error
@@ -172,5 +170,5 @@ def _ending(state: ExecutionState) -> KnoudsError:
 
 
 def _detached(state: ExecutionState, target: Target | None, base_url: str) -> Execution:
-    """Rebuild an unpickled handle: it knows its run, but no client."""
-    return Execution(Watched.of(state, target), None, base_url)
+    """Return an unpickled handle: it knows its run, but no client."""
+    return Execution(RunRecord.of(state, target), None, base_url)

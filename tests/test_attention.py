@@ -18,7 +18,7 @@ from knouds_async.errors import ConfigurationError
 from knouds_async.testing import Emulator, EmulatorTransport, Lognormal, faults
 
 SLUG = "daily-picture"
-LOOK, LISTING = "GET /api/executions/:id", "GET /api/usage"
+POLL, LISTING = "GET /api/executions/:id", "GET /api/usage"
 
 Rows = list[dict[str, Any]]
 Alter = Callable[[dict[str, Any]], None]
@@ -45,7 +45,7 @@ class Altered(httpx.AsyncBaseTransport):
 
 @pytest.fixture
 async def altered() -> AsyncIterator[Callable[..., AsyncKnouds]]:
-    """Give what builds a client whose usage pages are altered; all are closed after the test."""
+    """Return what builds a client whose usage pages are altered; all are closed after the test."""
     async with AsyncExitStack() as stack:
 
         def make(emulator: Emulator, alter: Alter, **options: Any) -> AsyncKnouds:
@@ -59,12 +59,12 @@ async def altered() -> AsyncIterator[Callable[..., AsyncKnouds]]:
 
 
 def service(**settings: Any) -> Emulator:
-    """Give a service without limits whose runs take around 45 s."""
+    """Return a service without limits whose runs take around 45 s."""
     return Emulator(**{"tier": "enterprise", "duration": Lognormal(45.0, 0.35), "seed": 7, **settings})
 
 
 async def latencies(knouds: AsyncKnouds, emulator: Emulator, number: int, **options: Any) -> list[float]:
-    """Submit runs within two seconds and await them all; give for how long each end went unnoticed."""
+    """Submit runs within two seconds and await them all; return for how long each end went unnoticed."""
     dice, known = random.Random(number), {}
 
     async def one(place: int) -> None:
@@ -81,18 +81,18 @@ async def latencies(knouds: AsyncKnouds, emulator: Emulator, number: int, **opti
 
 
 def requests(emulator: Emulator) -> Counter[str]:
-    """Count the looks and listings."""
-    return Counter({route: emulator.requests.by_route[route] for route in (LOOK, LISTING)})
+    """Count the polls and listings."""
+    return Counter({route: emulator.requests.by_route[route] for route in (POLL, LISTING)})
 
 
 def within_bound(emulator: Emulator, late: list[float], slack: float = 3.0) -> bool:
-    """Tell whether each end was noticed within the longest step between two looks at a single run."""
+    """Return whether each end was noticed within the longest step between two polls at a single run."""
     steps = [max(10.0, (run.ends - run.started) / 4) + slack for run in emulator.runs]
     return all(one <= step for one, step in zip(late, steps, strict=True))
 
 
-async def test_one_run_is_looked_at_when_its_end_is_likely(make_client: Any) -> None:
-    """A run of a target that was seen before takes eight looks on the average, and 2.1 s to notice."""
+async def test_one_run_is_polled_when_its_end_is_likely(make_client: Any) -> None:
+    """A run of a target that was seen before takes eight polls on the average, and 2.1 s to notice."""
     emulator = service()
     knouds = make_client(emulator)
     for place in range(60):
@@ -104,7 +104,7 @@ async def test_one_run_is_looked_at_when_its_end_is_likely(make_client: Any) -> 
         await execution.wait()
         late.append(anyio.current_time() - emulator.runs[-1].ends)
     assert sum(late) / 60 <= 2.3
-    assert requests(emulator)[LOOK] - before[LOOK] <= 8.5 * 60
+    assert requests(emulator)[POLL] - before[POLL] <= 8.5 * 60
     assert requests(emulator)[LISTING] == 0
 
 
@@ -120,15 +120,15 @@ async def test_one_listing_shows_the_ends_of_many(make_client: Any) -> None:
 
 
 async def test_the_windows_of_a_long_backlog_are_used(make_client: Any) -> None:
-    """When there are fewer looks than ends, no look is wasted and none is refused."""
+    """When there are fewer polls than ends, no poll is wasted and none is refused."""
     emulator = service(tier="pro", window_phase=5.0)
     await latencies(make_client(emulator), emulator, 300)
-    assert emulator.requests.by_route[LOOK] <= 1.05 * 300
+    assert emulator.requests.by_route[POLL] <= 1.05 * 300
     emulator.assert_no_429()
 
 
 @pytest.mark.parametrize("polling", [Polling(sweeps=False), Polling.every(3.0), Polling.backoff()], ids=repr)
-async def test_without_sweeps_nothing_is_listed(make_client: Any, polling: Polling) -> None:
+async def test_without_listings_nothing_is_listed(make_client: Any, polling: Polling) -> None:
     """`sweeps=False` and the plain schedules leave `GET /api/usage` alone, and find every end."""
     emulator = service()
     late = await latencies(make_client(emulator, polling=polling), emulator, 20)
@@ -153,7 +153,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("fault", BROKEN.values(), ids=BROKEN)
 async def test_a_listing_that_fails_delays_no_run(make_client: Any, fault: Any) -> None:
-    """Whatever is wrong with the usage route, looks take over, and it is not asked often."""
+    """Whatever is wrong with the usage route, polls take over, and it is not asked often."""
     emulator = service()
     emulator.faults.add(fault, route=LISTING)
     late = await latencies(make_client(emulator), emulator, 20)
@@ -163,7 +163,7 @@ async def test_a_listing_that_fails_delays_no_run(make_client: Any, fault: Any) 
 
 
 async def test_listings_that_fail_now_and_then_are_used_all_the_same(make_client: Any) -> None:
-    """With 30 % of the listings lost, runs are found as soon, for fewer requests than looks would take."""
+    """With 30 % of the listings lost, runs are found as soon, for fewer requests than polls would take."""
     emulator = service()
     emulator.faults.add(faults.bad_gateway(), route=LISTING, probability=0.3)
     late = await latencies(make_client(emulator), emulator, 100)
@@ -172,12 +172,12 @@ async def test_listings_that_fail_now_and_then_are_used_all_the_same(make_client
 
 
 def shuffled(body: dict[str, Any]) -> None:
-    """Give the rows in another order."""
+    """Return the rows in another order."""
     random.Random(len(body["rows"])).shuffle(body["rows"])
 
 
 def oldest_first(body: dict[str, Any]) -> None:
-    """Give the rows the other way round."""
+    """Return the rows the other way round."""
     body["rows"].reverse()
 
 
@@ -194,7 +194,7 @@ def stuck(body: dict[str, Any]) -> None:
 
 
 def all_over(body: dict[str, Any]) -> None:
-    """Say of every run that it is over."""
+    """Say of every run that it has finished."""
     for row in body["rows"]:
         row["status"] = "completed"
 
@@ -206,13 +206,13 @@ def no_request(body: dict[str, Any]) -> None:
 
 
 def one_request(body: dict[str, Any]) -> None:
-    """Give all rows the request of the first."""
+    """Return all rows the request of the first."""
     for row in body["rows"]:
         row["requestId"] = body["rows"][0]["requestId"]
 
 
 def repeated(body: dict[str, Any]) -> None:
-    """Give each row twice, first as it was at the start."""
+    """Return each row twice, first as it was at the start."""
     body["rows"] = [dict(row, status="processing") for row in body["rows"]] + body["rows"]
 
 
@@ -223,7 +223,7 @@ def new_words(body: dict[str, Any]) -> None:
 
 
 def ends_only(body: dict[str, Any]) -> None:
-    """Leave out runs that go on."""
+    """Leave out running runs."""
     body["rows"] = [row for row in body["rows"] if row["status"] != "processing"]
 
 
@@ -243,7 +243,7 @@ WRONG += [wrong_total, odd_rows]
 
 @pytest.mark.parametrize("alter", WRONG, ids=lambda alter: alter.__name__)
 async def test_wrong_listings_delay_no_run(altered: Any, alter: Alter) -> None:
-    """Rows that are missing, wrong, repeated, odd or in another order delay no run beyond what single looks would."""
+    """Rows that are missing, wrong, repeated, odd or in another order delay no run beyond what single polls would."""
     emulator = service()
     late = await latencies(altered(emulator, alter), emulator, 20)
     assert within_bound(emulator, late)
@@ -251,7 +251,7 @@ async def test_wrong_listings_delay_no_run(altered: Any, alter: Alter) -> None:
 
 
 async def test_rows_that_never_end_are_doubted(altered: Any) -> None:
-    """Runs whose rows go on for ever are noticed within 80 s, and as soon as by single looks once that was seen."""
+    """Runs whose rows go on for ever are noticed within 80 s, and as soon as by single polls once that was seen."""
     emulator = service()
     knouds = altered(emulator, stuck)
     assert max(await latencies(knouds, emulator, 20)) <= 80
@@ -260,7 +260,7 @@ async def test_rows_that_never_end_are_doubted(altered: Any) -> None:
 
 @pytest.mark.parametrize(("lag", "mean"), [(3.0, 5.0), (20.0, 8.0), (1e8, 5.0)])
 async def test_late_listings_are_left_alone(make_client: Any, lag: float, mean: float) -> None:
-    """Rows that come late cost no more than their lag, and when that is long, or for ever, looks take over."""
+    """Rows that come late cost no more than their lag, and when that is long, or for ever, polls take over."""
     emulator = service(usage_lag=lag)
     late = await latencies(make_client(emulator), emulator, 20)
     assert sum(late) / 20 <= mean
@@ -286,7 +286,7 @@ async def test_runs_of_others_in_between_are_passed_over(make_client: Any) -> No
     assert requests(emulator).total() <= 8 * 50
 
 
-# What goes wrong with looks, and what waiters do.
+# What goes wrong with polls, and what waiters do.
 
 LOST = {
     "502": faults.bad_gateway(),
@@ -302,19 +302,19 @@ LOST = {
 
 
 @pytest.mark.parametrize("fault", LOST.values(), ids=LOST)
-async def test_a_third_of_the_looks_may_fail(make_client: Any, fault: Any) -> None:
-    """With 30 % of the looks failing, whatever the way, every wait ends with the result, and within the bound."""
+async def test_a_third_of_the_polls_may_fail(make_client: Any, fault: Any) -> None:
+    """With 30 % of the polls failing, whatever the way, every wait ends with the result, and within the bound."""
     emulator = service()
-    emulator.faults.add(fault, route=LOOK, probability=0.3)
+    emulator.faults.add(fault, route=POLL, probability=0.3)
     late = await latencies(make_client(emulator), emulator, 30)
     assert within_bound(emulator, late, slack=10.0)
 
 
 async def test_everything_may_fail_at_once(make_client: Any) -> None:
-    """Looks and listings that fail in turn, late rows and a limit lose no run, and provoke no refusal."""
+    """Polls and listings that fail in turn, late rows and a limit lose no run, and provoke no refusal."""
     emulator = service(tier="pro", usage_lag=4.0, failure_rate=0.0)
     for fault in (faults.bad_gateway(), faults.reset(), faults.invalid_json()):
-        emulator.faults.add(fault, probability=0.1, route=LOOK)
+        emulator.faults.add(fault, probability=0.1, route=POLL)
         emulator.faults.add(fault, probability=0.1, route=LISTING)
     late = await latencies(make_client(emulator), emulator, 60)
     assert len(late) == 60
@@ -322,10 +322,10 @@ async def test_everything_may_fail_at_once(make_client: Any) -> None:
     emulator.assert_no_429()
 
 
-async def test_a_look_that_hangs_holds_up_no_other_run(make_client: Any) -> None:
-    """One look that is never answered delays its own run alone."""
+async def test_a_poll_that_hangs_holds_up_no_other_run(make_client: Any) -> None:
+    """One poll that is never answered delays its own run alone."""
     emulator = service(duration=20.0)
-    emulator.faults.add(faults.stalled(), route=LOOK, nth=1)
+    emulator.faults.add(faults.stalled(), route=POLL, nth=1)
     late = sorted(await latencies(make_client(emulator), emulator, 20))
     assert late[-2] <= 10
 
@@ -350,10 +350,10 @@ async def test_waiters_that_leave_disturb_no_other(make_client: Any) -> None:
     assert requests(emulator).total() <= 4 * 60
 
 
-async def test_a_wait_bounds_a_look_that_hangs(make_client: Any) -> None:
-    """`timeout` ends a wait to the second, though its look is under way, and the next wait finds the end."""
+async def test_a_wait_bounds_a_poll_that_hangs(make_client: Any) -> None:
+    """`timeout` ends a wait to the second, though its poll is in flight, and the next wait finds the end."""
     emulator = service(duration=5.0)
-    emulator.faults.add(faults.stalled(), route=LOOK, nth=1)
+    emulator.faults.add(faults.stalled(), route=POLL, nth=1)
     execution = await make_client(emulator).workflows.submit(SLUG, {})
     began = anyio.current_time()
     with pytest.raises(WaitTimeoutError):
@@ -362,13 +362,13 @@ async def test_a_wait_bounds_a_look_that_hangs(make_client: Any) -> None:
     assert (await execution.wait(timeout=9)).is_final
 
 
-async def test_a_wait_looks_once_more_before_it_gives_up(make_client: Any) -> None:
-    """A run that may well be over by the deadline is looked at just before it, though no look was planned so soon."""
+async def test_a_wait_polls_once_more_before_it_gives_up(make_client: Any) -> None:
+    """A run that may well have finished by the deadline is polled just before it, though none was planned."""
     emulator = service(duration=30.0)
     knouds = make_client(emulator, polling=Polling(cost_of_request=20.0))
     execution = await knouds.workflows.submit(SLUG, {}, expected=30)
     assert (await execution.wait(timeout=40)).is_final
-    assert emulator.requests.by_route[LOOK] <= 2
+    assert emulator.requests.by_route[POLL] <= 2
 
 
 async def test_each_change_of_status_is_given_once(make_client: Any) -> None:
@@ -391,7 +391,7 @@ async def test_each_change_of_status_is_given_once(make_client: Any) -> None:
 
 
 async def test_a_caller_may_know_better(make_client: Any) -> None:
-    """A run that is expected to take 300 s is looked at far more rarely than others of its target."""
+    """A run that is expected to take 300 s is polled far more rarely than others of its target."""
     emulator = service(duration=300.0)
     knouds = make_client(emulator)
     execution = await knouds.workflows.submit(SLUG, {}, expected=300)
@@ -404,7 +404,7 @@ async def test_a_caller_may_know_better(make_client: Any) -> None:
 
 
 async def test_a_caller_may_know_better_of_a_batch(make_client: Any) -> None:
-    """Jobs that are expected to take 300 s are looked at far more rarely, and are found when they end."""
+    """Jobs that are expected to take 300 s are polled far more rarely, and are found when they end."""
     emulator = service(duration=300.0)
     knouds, began = make_client(emulator), anyio.current_time()
     async with knouds.workflows.map(SLUG, [Job("a", {})], expected=300, validate=False) as outcomes:
@@ -449,11 +449,11 @@ def test_durations_that_cannot_be_read_are_refused(saved: Any) -> None:
 
 
 async def test_a_run_that_was_attached_is_as_old_as_it_says(make_client: Any) -> None:
-    """A run that another process submitted 40 s ago is looked at like one of that age."""
+    """A run that another process submitted 40 s ago is polled like one of that age."""
     emulator = service(duration=45.0)
     execution = await make_client(emulator).workflows.submit(SLUG, {})
     await anyio.sleep(40)
     same = make_client(emulator).executions.attach(execution.id, execution.target)
     await same
     assert anyio.current_time() - emulator.runs[0].ends <= 5
-    assert emulator.requests.by_route[LOOK] <= 4
+    assert emulator.requests.by_route[POLL] <= 4

@@ -42,7 +42,7 @@ Answers = Callable[[httpx.Request], httpx.Response]
 
 
 def scripted(answer: Answers, **options: Any) -> AsyncKnouds:
-    """Give a client whose every request is answered by `answer`."""
+    """Return a client whose every request is answered by `answer`."""
     http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
     return AsyncKnouds("knouds_live_test", base_url="https://knouds.test", http_client=http, **options)
 
@@ -143,7 +143,7 @@ async def test_a_cancelled_run_ends_as_cancelled_and_is_charged(knouds: AsyncKno
     assert emulator.credits_spent == 12
 
 
-async def test_cancelling_what_is_over_gives_its_final_state(knouds: AsyncKnouds) -> None:
+async def test_cancelling_what_has_finished_gives_its_final_state(knouds: AsyncKnouds) -> None:
     """A 409 means that the run was over: its final state is given, by handle and by id."""
     execution = await knouds.workflows.submit(SLUG, INPUTS)
     await execution
@@ -247,14 +247,14 @@ async def test_an_unknown_status_neither_ends_the_wait_nor_raises(caplog: pytest
     ids=repr,
 )
 async def test_faults_of_the_way_do_not_end_a_wait(fault: httpx.Response | Exception) -> None:
-    """A few failed looks in a row are waited through: the run itself did not fail."""
+    """A few failed polls in a row are waited through: the run itself did not fail."""
     fine = {"status": "processing"}
     knouds = scripted(polls(fine, fault, fault, fine, fault, fault, {"status": "completed", "result": 7}))
     assert (await knouds.executions.attach("x")).result == 7
 
 
 async def test_without_a_deadline_lasting_faults_end_the_wait_with_the_id() -> None:
-    """Five failed looks in a row end a wait that has no deadline; the error carries the id, and says that it ran."""
+    """Five failed polls in a row end a wait that has no deadline; the error carries the id, and says that it ran."""
     knouds = scripted(polls(httpx.Response(500, json={"error": "oops"})))
     with pytest.raises(ServiceError) as caught:
         await knouds.executions.attach("run-1")
@@ -303,7 +303,7 @@ PAGES = {
 
 @pytest.mark.parametrize("page", PAGES)
 async def test_a_page_in_between_ends_no_wait(page: str) -> None:
-    """Whatever its status, what is not the service's answer to this look is looked past, also by a single look."""
+    """Whatever its status, what is not the service's answer to this poll is ignored, also by a single poll."""
     end = {"executionId": "run-1", "status": "completed", "result": 1}
     knouds = scripted(polls(*[PAGES[page]] * 6, end))
     assert (await knouds.executions.attach("run-1")).result == 1
@@ -313,7 +313,7 @@ async def test_a_page_in_between_ends_no_wait(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 async def test_a_page_that_stays_is_told_with_the_run(page: str) -> None:
-    """Five looks in a row end a wait: the error has the id, and never says that nothing was run."""
+    """Five polls in a row end a wait: the error has the id, and never says that nothing was run."""
     knouds = scripted(polls(PAGES[page]))
     with pytest.raises(KnoudsError) as caught:
         await knouds.executions.attach("run-1").wait()
@@ -331,7 +331,7 @@ async def test_a_refusal_ends_the_wait_at_once() -> None:
 
 
 async def test_a_final_state_never_goes_back() -> None:
-    """A late look that still says `processing` does not reopen a run that is over."""
+    """A late poll that still says `processing` does not reopen a run that has finished."""
     knouds = scripted(polls({"status": "completed", "result": 1}, {"status": "processing"}))
     execution = knouds.executions.attach("x")
     await execution
@@ -355,7 +355,7 @@ async def test_a_client_that_is_closed_ends_the_waits(knouds: AsyncKnouds, emula
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_the_watcher_lives_only_while_somebody_waits(knouds: AsyncKnouds) -> None:
+async def test_the_poller_lives_only_while_somebody_waits(knouds: AsyncKnouds) -> None:
     """Before the first wait and after the last, no task of the library exists."""
     before = len(asyncio.all_tasks())
     execution = await knouds.workflows.submit(SLUG, INPUTS)

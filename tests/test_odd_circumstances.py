@@ -168,7 +168,7 @@ async def test_a_watcher_that_is_cancelled_from_outside_is_started_anew(knouds: 
     waiting = asyncio.create_task(execution.wait())
     await asyncio.sleep(5)
     for task in asyncio.all_tasks():
-        if task is not waiting and "Looking" in repr(task.get_coro()):
+        if task is not waiting and "PollTask" in repr(task.get_coro()):
             task.cancel()
     assert (await waiting).status is Status.COMPLETED
 

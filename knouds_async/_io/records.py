@@ -1,4 +1,4 @@
-"""What is kept of a run that somebody holds a handle of, and the errors that end a wait for it."""
+"""The record of a run that somebody holds a handle of, and the errors that end a wait for it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TypeVar
 import anyio
 import attrs
 
-from knouds_async._sansio.course import Course
-from knouds_async._sansio.faults import PATIENCE
-from knouds_async._sansio.learned import law_of
+from knouds_async._sansio.course import TrackedRun
+from knouds_async._sansio.faults import MAX_POLL_FAILURES
+from knouds_async._sansio.learned import duration_key
 from knouds_async.errors import ClientClosedError, KnoudsError, NotFoundError
 from knouds_async.types import ExecutionState, Target
 
@@ -19,20 +19,20 @@ T = TypeVar("T", bound=KnoudsError)
 
 
 @attrs.define(eq=False, weakref_slot=True)
-class Watched:
+class RunRecord:
     """An execution and all who wait for it; every handle of one id in a client shares it.
 
-    `is_promised`: whether the service said that it will deliver the end to a webhook.
+    `expects_delivery`: whether the service said that it will deliver the end to a webhook.
     """
 
     execution_id: str
     target: Target | None
     state: ExecutionState
-    course: Course
-    is_promised: bool = False
+    tracked: TrackedRun
+    expects_delivery: bool = False
     waiters: int = 0
-    news: anyio.Event | None = None
-    failures: float = 0  # looks that failed in a row; inf when no later look can do better
+    changed: anyio.Event | None = None
+    failures: float = 0  # polls that failed in a row; inf when no later poll can do better
     error: KnoudsError | None = None
 
     @classmethod
@@ -40,46 +40,46 @@ class Watched:
         cls,
         state: ExecutionState,
         target: Target | None,
-        submitted: float | None = None,
+        submitted_at: float | None = None,
         expected: float | None = None,
-    ) -> Watched:
-        """Begin a record from a state; `submitted`: when, in local monotonic seconds, None when not known."""
-        course = Course(
+    ) -> RunRecord:
+        """Create a record from a state; `submitted_at`: in local monotonic seconds, None when unknown."""
+        tracked = TrackedRun(
             state.execution_id,
-            law=law_of(target, expected),
-            submitted=submitted,
+            duration_key=duration_key(target, expected),
+            submitted_at=submitted_at,
             request_id=state.request_id,
             expected=expected,
         )
-        return cls(state.execution_id, target, state, course)
+        return cls(state.execution_id, target, state, tracked)
 
-    def wake(self) -> None:
-        """Tell every waiter to look at `state` and `error` again."""
-        if self.news is not None:
-            self.news.set()
-            self.news = anyio.Event()
+    def notify(self) -> None:
+        """Wake every waiter to check `state` and `error` again."""
+        if self.changed is not None:
+            self.changed.set()
+            self.changed = anyio.Event()
 
-    def raise_if_over(self, *, has_deadline: bool) -> None:
-        """Raise the fault that ends a wait; each waiter its own copy, or their tracebacks would grow together."""
-        if self.error is not None and self.failures >= (math.inf if has_deadline else PATIENCE):
-            raise self._named_in(copy.copy(self.error))
+    def raise_failure(self, *, has_deadline: bool) -> None:
+        """Raise the failure that ends a wait; each waiter its own copy, or their tracebacks would grow together."""
+        if self.error is not None and self.failures >= (math.inf if has_deadline else MAX_POLL_FAILURES):
+            raise self._with_run_id(copy.copy(self.error))
 
-    def closed(self) -> ClientClosedError:
-        """Make the error that ends a wait when the client is closed."""
+    def closed_error(self) -> ClientClosedError:
+        """Return the error that ends a wait when the client is closed."""
         error = ClientClosedError(
-            f"the client was closed while execution {self.execution_id} was awaited; it runs on: "
+            f"the client was closed while execution {self.execution_id} was awaited; the run continues: "
             f"attach it in another client with knouds.executions.attach({self.execution_id!r})"
         )
-        return self._named_in(error)
+        return self._with_run_id(error)
 
-    def _named_in(self, error: T) -> T:
-        """Say of an error that ends a wait which run was waited for, and that it exists: none may submit it again."""
+    def _with_run_id(self, error: T) -> T:
+        """Add to an error that ends a wait which run it was, and that the run exists: nobody may submit it again."""
         error.execution_id = self.execution_id
-        if isinstance(error, NotFoundError) and self.course.submitted is None:
+        if isinstance(error, NotFoundError) and self.tracked.submitted_at is None:
             return error  # attached by an id that may be none
         error.may_have_run = True
         error.add_note(
             f"execution {self.execution_id} was submitted and is charged; only the wait for it has ended: wait again, "
-            f"or pick it up with knouds.executions.attach({self.execution_id!r})"
+            f"or attach it with knouds.executions.attach({self.execution_id!r})"
         )
         return error

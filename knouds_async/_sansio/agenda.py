@@ -1,8 +1,8 @@
-"""Which executions to look at now, when to sweep, and when to ask again: the one place where that is decided. Pure.
+"""When to poll each run, when to fetch a usage listing, and when to decide again: all polling decisions. Pure.
 
-Rule of the file: `now` is local monotonic seconds, `roll` is uniform in [0, 1); nothing here waits or sends. What a
-run wants for itself is in `pace`, when listings pay in `sweeps`, how far they are believed in `trust`, what they say is
-over in `hints`, who gets the requests in `grants`. O(log n) per event; what goes over all runs does so rarely.
+`now` is local monotonic seconds and `jitter` is uniform in [0, 1); nothing here waits or sends. When one run is due is
+decided in `pace`, when a listing pays in `sweeps`, how far listings are believed in `trust`, what was reported finished
+is kept in `hints`, and `grants` shares out the requests. O(log n) per event; work over all runs is rare.
 """
 
 from __future__ import annotations
@@ -12,285 +12,292 @@ from typing import Final
 
 import attrs
 
-from knouds_async._sansio.course import Course, Stage
-from knouds_async._sansio.crowd import Outlook
-from knouds_async._sansio.grants import Grants, Unseen
-from knouds_async._sansio.hints import Hints
-from knouds_async._sansio.learned import CANCELLED, Learned
-from knouds_async._sansio.listing import Listing
-from knouds_async._sansio.pace import Pace
-from knouds_async._sansio.roster import Roster
-from knouds_async._sansio.spending import Quota, price
-from knouds_async._sansio.sweeps import FEWEST, Page, Sweeps
-from knouds_async._sansio.trust import Trust
+from knouds_async._sansio.course import PollStage, TrackedRun
+from knouds_async._sansio.crowd import Forecast
+from knouds_async._sansio.grants import ExpectedDelay, ReadyQueue
+from knouds_async._sansio.hints import ReportedFinished
+from knouds_async._sansio.learned import CANCEL_KEY, LearnedDurations
+from knouds_async._sansio.listing import StatusPage
+from knouds_async._sansio.pace import PollTiming
+from knouds_async._sansio.roster import RunIndex
+from knouds_async._sansio.spending import Quota, scarcity_cost
+from knouds_async._sansio.sweeps import MIN_RUNS, ListingScheduler, PageRequest
+from knouds_async._sansio.trust import ListingBreaker
 from knouds_async.config import Polling
 
-_TICK: Final = 0.25  # seconds for which an outlook holds
-_PER_RUN: Final = 0.002  # seconds between two counts of all runs, for each of them
-_WAKE: Final = 1.0  # seconds after which what sweeps will find is looked at again
-_PROVEN: Final = 2  # runs that have to be out for a sweep to pay once listings have proven themselves
-_PLENTY: Final = 5  # looks for each run that have to be left, or listings are preferred
-_SPECULATIVE: Final = 0.1  # the part of scarce requests that goes to runs which listings do not vouch for
-_LATE: Final = 5.0  # seconds by which a listing may lag
-_FIRST_PAUSE: Final = 2.0  # seconds after a look that failed
-_LONGEST_PAUSE: Final = 10.0
-_SOON: Final = 2.0  # seconds within which a look that was begun should come back
-_FEW: Final = 10  # runs that may be looked at before the quota is known
-_UNHEARD: Final = 2.0  # seconds for which that is waited for
+_FORECAST_HOLDS: Final = 0.25  # seconds for which a forecast holds
+_COUNT_PER_RUN: Final = 0.002  # seconds between two counts of all runs, for each of them
+_RECHECK: Final = 1.0  # seconds after which a listing that is not due is reconsidered
+_MIN_RUNS_PROVEN: Final = 2  # running runs for which a listing pays once listings are proven
+_PLENTY: Final = 5  # polls that have to be left for each run, or listings are preferred
+_SPECULATIVE_SHARE: Final = 0.1  # of scarce requests: for runs that listings do not show
+_MAX_LAG: Final = 5.0  # seconds by which a listing may lag
+_FAILURE_PAUSE: Final = 2.0  # seconds after a failed poll
+_MAX_FAILURE_PAUSE: Final = 10.0
+_POLL_WITHIN: Final = 2.0  # seconds within which a poll should come back
+_FEW_RUNS: Final = 10  # runs that may be polled before the quota is known
+_PROBE_WAIT: Final = 2.0  # seconds for which that is waited for
 _NO_QUOTA: Final = Quota()
 
 
 @attrs.frozen
-class Plan:
-    """What to do now, and when to ask again (inf: when there is news)."""
+class PollPlan:
+    """What to send now, and when to plan again (inf: when something changes)."""
 
-    looks: list[str]
-    page: Page | None
-    at: float
+    polls: list[str]
+    page: PageRequest | None
+    next_at: float
 
 
-class Agenda:
-    """The looks and sweeps for all executions that somebody waits for."""
+class PollScheduler:
+    """The polls and listings for all executions that somebody waits for."""
 
-    def __init__(self, polling: Polling, learned: Learned) -> None:
-        """Start with nothing to look at."""
+    def __init__(self, polling: Polling, learned: LearnedDurations) -> None:
         self._polling = polling
         self._learned = learned
-        self._roster = Roster()
-        self._grants = Grants()
-        self._under_way: dict[str, float] = {}  # since when; also runs that were forgotten meanwhile
-        self._sweeps = Sweeps(polling.cost_of_request)
-        self._trust = Trust()
-        self._pace = Pace(polling, learned, self._roster, self._sweeps, self._trust)
-        self._hints = Hints(self._roster, self._grants, self._sweeps, self._trust)
-        self._outlook = Outlook()
-        self._outlook_until = self._count_at = -math.inf
-        self._first_look_at = math.inf
-        self._is_heard = False
+        self._index = RunIndex()
+        self._ready = ReadyQueue()
+        self._in_flight: dict[str, float] = {}  # since when; also runs that were removed meanwhile
+        self._listings = ListingScheduler(polling.cost_of_request)
+        self._breaker = ListingBreaker()
+        self._timing = PollTiming(polling, learned, self._index, self._listings, self._breaker)
+        self._reported = ReportedFinished(self._index, self._ready, self._listings, self._breaker)
+        self._forecast = Forecast()
+        self._forecast_until = self._next_count_at = -math.inf
+        self._first_poll_at = math.inf
+        self._is_answered = False
 
     def __len__(self) -> int:
-        """Count the executions that are watched."""
-        return len(self._roster)
+        """Return the number of runs being polled."""
+        return len(self._index)
 
     def __contains__(self, execution_id: str) -> bool:
-        """Tell whether an execution is watched."""
-        return self._roster.get(execution_id) is not None
+        """Return whether a run is being polled."""
+        return self._index.get(execution_id) is not None
 
-    def watch(self, course: Course, now: float, roll: float) -> None:
-        """Begin to watch a run, where its course stands; one of unknown age is looked at at once."""
-        course.begin(now)
-        self._learned.law(course.law, course.expected)  # begins it, if it is new
-        self._roster.add(course)
-        if self._under_way.get(course.execution_id, -math.inf) > now - _SOON:  # an earlier wait began it
-            course.stage = Stage.UNDER_WAY
+    def add(self, run: TrackedRun, now: float, jitter: float) -> None:
+        """Start polling a run where it left off; one of unknown age is polled at once."""
+        run.settle_start(now)
+        self._learned.durations_for(run.duration_key, run.expected)  # created, if it is new
+        self._index.add(run)
+        if self._in_flight.get(run.execution_id, -math.inf) > now - _POLL_WITHIN:  # an earlier wait began it
+            run.stage = PollStage.IN_FLIGHT
         else:
-            self._plan(course, now, roll)
+            self._schedule(run, now, jitter)
 
-    def forget(self, execution_id: str) -> None:
-        """Stop watching a run; it can be watched again."""
-        course = self._roster.remove(execution_id)
-        if course is not None:
-            self._grants.drop(course)
-            self._hints.drop(execution_id)
-            self._pace.forget(execution_id)
+    def remove(self, execution_id: str) -> None:
+        """Stop polling a run; it can be added again."""
+        run = self._index.remove(execution_id)
+        if run is not None:
+            self._ready.discard(run)
+            self._reported.discard(execution_id)
+            self._timing.remove(execution_id)
 
-    def hurry(self, execution_id: str, deadline: float, now: float, roll: float) -> None:
-        """Take note that somebody waits until `deadline` only."""
-        course = self._roster.get(execution_id)
-        if course is not None:
-            course.hurry(deadline)
-            if course.stage is Stage.PLANNED:
-                self._plan(course, now, roll)
+    def add_deadline(self, execution_id: str, deadline: float, now: float, jitter: float) -> None:
+        """Add a deadline until which somebody waits for a run."""
+        run = self._index.get(execution_id)
+        if run is not None:
+            run.add_deadline(deadline)
+            if run.stage is PollStage.SCHEDULED:
+                self._schedule(run, now, jitter)
 
-    def hint(self, execution_id: str) -> None:
-        """Take note that a run is said to be over: a look at it goes before all others."""
-        course = self._roster.get(execution_id)
-        if course is not None and not course.is_hinted and course.stage is not Stage.UNDER_WAY:
-            self._hints.add(course)
+    def report_finished(self, execution_id: str) -> None:
+        """Record that a run was reported finished: it is polled before all others."""
+        run = self._index.get(execution_id)
+        if run is not None and not run.is_reported and run.stage is not PollStage.IN_FLIGHT:
+            self._reported.add(run)
 
-    def identify(self, course: Course, request_id: str) -> None:
-        """Take note of the request that a run is listed by."""
-        self._roster.identify(course, request_id)
+    def set_request_id(self, run: TrackedRun, request_id: str) -> None:
+        """Set the request id by which listings show a run."""
+        self._index.set_request_id(run, request_id)
 
-    def date(self, course: Course, submitted: float) -> None:
-        """Take note of when a run was submitted whose age was not known."""
-        self._roster.relabel(course, course.law, submitted)
+    def set_submitted_at(self, run: TrackedRun, submitted_at: float) -> None:
+        """Set when a run was submitted whose age was unknown."""
+        self._index.reset_start(run, run.duration_key, submitted_at)
 
-    def cancelling(self, course: Course, now: float, roll: float) -> None:
-        """Take note that a run was asked to end: it will soon."""
-        if course.law != CANCELLED:
-            self._roster.relabel(course, CANCELLED, now)
-            course.alive = now
-            if course.stage is Stage.PLANNED:
-                self._plan(course, now, roll)
+    def cancel_requested(self, run: TrackedRun, now: float, jitter: float) -> None:
+        """Record that a run was asked to cancel: it will finish soon."""
+        if run.duration_key != CANCEL_KEY:
+            self._index.reset_start(run, CANCEL_KEY, now)
+            run.last_seen_at = now
+            if run.stage is PollStage.SCHEDULED:
+                self._schedule(run, now, jitter)
 
-    def plan(self, now: float, roll: float, *, polls: Quota = _NO_QUOTA, usage: Quota = _NO_QUOTA) -> Plan:
-        """Say what to do now; the looks given are under way until `looked`, a page until `listed` or `not_listed`."""
-        self._pace.is_scarce = polls.room <= _PLENTY * len(self._roster)
-        was_sweeping, is_sweeping = self._pace.is_sweeping, self._is_sweeping(now)
-        self._pace.is_sweeping = is_sweeping
-        self._look_ahead(now, polls, is_sweeping=is_sweeping)
-        if was_sweeping and not is_sweeping:
-            for course in self._roster:
-                if course.stage is Stage.PLANNED:
-                    course.at = max(now, self._pace.at(course, now, roll))
-            self._roster.rebuild()
-        self._count_time(now)
-        unheard_until = self._unheard_until(now, polls)
-        while (now >= unheard_until or not self._has_begun()) and (due := self._roster.due(now)) is not None:
-            self._think_of(due, now, roll)
-        page, sweep_at = self._sweep(now, polls, usage) if is_sweeping else (None, math.inf)
-        looks, more_at = self._grant(now, polls, is_sweeping=is_sweeping)
-        return Plan(looks, page, min(max(self._roster.next_at(), unheard_until), more_at, sweep_at))
+    def plan(
+        self, now: float, jitter: float, *, poll_quota: Quota = _NO_QUOTA, usage_quota: Quota = _NO_QUOTA
+    ) -> PollPlan:
+        """Return what to send now; polls are in flight until `polled`, a page until it was received or failed."""
+        self._timing.is_quota_limited = poll_quota.available <= _PLENTY * len(self._index)
+        used_listings, uses_listings = self._timing.uses_listings, self._may_list(now)
+        self._timing.uses_listings = uses_listings
+        self._update_forecast(now, poll_quota, uses_listings=uses_listings)
+        if used_listings and not uses_listings:
+            for run in self._index:
+                if run.stage is PollStage.SCHEDULED:
+                    run.due_at = max(now, self._timing.due_at(run, now, jitter))
+            self._index.rebuild_heap()
+        self._count_running(now)
+        probe_until = self._probe_until(now, poll_quota)
+        while (now >= probe_until or not self._has_begun()) and (due := self._index.pop_due(now)) is not None:
+            self._consider(due, now, jitter)
+        page, page_at = self._next_page(now, poll_quota, usage_quota) if uses_listings else (None, math.inf)
+        polls, more_at = self._take_polls(now, poll_quota, uses_listings=uses_listings)
+        return PollPlan(polls, page, min(max(self._index.next_due_at(), probe_until), more_at, page_at))
 
-    def _is_sweeping(self, now: float) -> bool:
-        if not self._polling.sweeps or self._polling.schedule is not None or not self._trust.is_on(now):
+    def _may_list(self, now: float) -> bool:
+        if not self._polling.sweeps or self._polling.schedule is not None or not self._breaker.allows_requests(now):
             return False
-        fewest = FEWEST
-        if self._trust.is_proven:
-            fewest = 1 if self._pace.is_scarce else _PROVEN
-        return len(self._roster) >= max(fewest, 2 * self._sweeps.pages - 1)
+        fewest = MIN_RUNS
+        if self._breaker.is_proven:
+            fewest = 1 if self._timing.is_quota_limited else _MIN_RUNS_PROVEN
+        return len(self._index) >= max(fewest, 2 * self._listings.depth - 1)
 
-    def _look_ahead(self, now: float, polls: Quota, *, is_sweeping: bool) -> None:
-        """Keep the outlook: what sweeps will find, and what a request is worth when requests are scarce."""
-        if is_sweeping:
-            self._sweeps.advance(now)
+    def _update_forecast(self, now: float, poll_quota: Quota, *, uses_listings: bool) -> None:
+        """Update the forecast: what listings will find, and what a request is worth when requests are scarce."""
+        if uses_listings:
+            self._listings.advance(now)
         else:
-            self._sweeps.rest()
-        is_priced = not is_sweeping and polls.limit is not None and len(self._roster) > 1
-        if now < self._outlook_until or not (is_sweeping or is_priced) or self._polling.schedule is not None:
+            self._listings.pause()
+        is_priced = not uses_listings and poll_quota.limit is not None and len(self._index) > 1
+        if now < self._forecast_until or not (uses_listings or is_priced) or self._polling.schedule is not None:
             return
-        crowd = self._roster.crowd
-        self._outlook = crowd.outlook(self._learned, now)
-        self._outlook_until = now + max(_TICK, _PER_RUN / 20 * crowd.laws)
-        self._sweeps.expect(self._outlook.ends)
-        self._pace.cost = self._polling.cost_of_request
+        ages = self._index.ages
+        self._forecast = ages.forecast(self._learned, now)
+        self._forecast_until = now + max(_FORECAST_HOLDS, _COUNT_PER_RUN / 20 * ages.key_count)
+        self._listings.set_rate(self._forecast.ends_per_second)
+        self._timing.cost = self._polling.cost_of_request
         if is_priced:
-            self._pace.cost = price(self._pace.cost, self._outlook.looks, polls.limit)
+            self._timing.cost = scarcity_cost(self._timing.cost, self._forecast.polls_per_second, poll_quota.limit)
 
-    def _unheard_until(self, now: float, polls: Quota) -> float:
-        """Say until when one look goes ahead alone: its answer tells what there is to spend on many."""
-        if self._is_heard or polls.limit is not None or len(self._roster) <= _FEW:
+    def _probe_until(self, now: float, poll_quota: Quota) -> float:
+        """Return until when a single poll is sent first: its answer shows the quota for the rest."""
+        if self._is_answered or poll_quota.limit is not None or len(self._index) <= _FEW_RUNS:
             return -math.inf
-        if self._first_look_at == math.inf and self._roster.next_at() <= now:
-            self._first_look_at = now
-        return now if self._first_look_at == math.inf else self._first_look_at + _UNHEARD
+        if self._first_poll_at == math.inf and self._index.next_due_at() <= now:
+            self._first_poll_at = now
+        return now if self._first_poll_at == math.inf else self._first_poll_at + _PROBE_WAIT
 
     def _has_begun(self) -> bool:
-        return bool(self._under_way) or self._grants.has_ready
+        return bool(self._in_flight) or self._ready.has_candidates
 
-    def _think_of(self, course: Course, now: float, roll: float) -> None:
-        is_plain = self._polling.schedule is not None  # its dice were rolled before
-        if not is_plain and (at := self._pace.at(course, now, roll)) > now:
-            self._roster.put(course, at)
-        elif course.is_hinted:
-            course.stage = Stage.HINTED
-            self._grants.add_known(course)
+    def _consider(self, run: TrackedRun, now: float, jitter: float) -> None:
+        has_schedule = self._polling.schedule is not None  # its jitter was applied before
+        if not has_schedule and (at := self._timing.due_at(run, now, jitter)) > now:
+            self._index.schedule(run, at)
+        elif run.is_reported:
+            run.stage = PollStage.REPORTED
+            self._ready.add_reported(run)
         else:
-            self._grants.add_ready(course)
+            self._ready.add(run)
 
-    def _grant(self, now: float, polls: Quota, *, is_sweeping: bool) -> tuple[list[str], float]:
-        """Give the looks that may be made now, and when there will be more."""
-        room = polls.room if self._under_way else max(1, polls.room)  # one may always wait in line
-        granted = self._grants.known(room)
-        room -= len(granted)
-        more_at = polls.next_at(now) if self._grants.has_known else math.inf
-        if self._grants.has_ready:
-            speculative, at = self._speculate(now, room, polls, is_sweeping=is_sweeping)
-            granted, more_at = granted + speculative, min(more_at, at)
-        self._under_way |= {course.execution_id: now for course in granted}
-        return [course.execution_id for course in granted], more_at
+    def _take_polls(self, now: float, poll_quota: Quota, *, uses_listings: bool) -> tuple[list[str], float]:
+        """Return the polls that may be sent now, and when there will be more."""
+        available = (
+            poll_quota.available if self._in_flight else max(1, poll_quota.available)
+        )  # one may always wait in line
+        taken = self._ready.take_reported(available)
+        available -= len(taken)
+        more_at = poll_quota.next_at(now) if self._ready.has_reported else math.inf
+        if self._ready.has_candidates:
+            speculative, at = self._take_candidates(now, available, poll_quota, uses_listings=uses_listings)
+            taken, more_at = taken + speculative, min(more_at, at)
+        self._in_flight |= {run.execution_id: now for run in taken}
+        return [run.execution_id for run in taken], more_at
 
-    def _speculate(self, now: float, room: float, polls: Quota, *, is_sweeping: bool) -> tuple[list[Course], float]:
-        """Give the looks at runs that may be over, and when there will be more."""
-        grants = self._grants
+    def _take_candidates(
+        self, now: float, available: float, poll_quota: Quota, *, uses_listings: bool
+    ) -> tuple[list[TrackedRun], float]:
+        """Return the polls of runs that may have finished, and when there will be more."""
+        ready = self._ready
         if self._polling.schedule is not None:
-            return grants.all_ready(room), polls.next_at(now) if grants.has_ready else math.inf
-        if is_sweeping and self._trust.is_proven and self._sweeps.is_expected(now):
-            return [], self._sweeps.expected_until()
-        if room <= 0:
-            return [], polls.next_at(now)
-        free = max(_SPECULATIVE * room, room - len(self._roster)) if is_sweeping else room
-        if grants.count <= free and len(self._roster) <= room:
-            return grants.all_ready(), math.inf
-        looks = grants.likeliest(now, free, polls, self._unseen(now))
-        return looks, grants.next_at(now, free, polls) if grants.has_ready else math.inf
+            return ready.take_all(available), poll_quota.next_at(now) if ready.has_candidates else math.inf
+        if uses_listings and self._breaker.is_proven and self._listings.is_expected(now):
+            return [], self._listings.expected_until()
+        if available <= 0:
+            return [], poll_quota.next_at(now)
+        budget = max(_SPECULATIVE_SHARE * available, available - len(self._index)) if uses_listings else available
+        if ready.candidate_count <= budget and len(self._index) <= available:
+            return ready.take_all(), math.inf
+        candidates = ready.take_ranked(now, budget, poll_quota, self._delay(now))
+        return candidates, ready.next_ranked_at(now, budget, poll_quota) if ready.has_candidates else math.inf
 
-    def _sweep(self, now: float, polls: Quota, usage: Quota) -> tuple[Page | None, float]:
-        """Give the page to ask for now, or when to think of it again."""
-        if self._grants.has_known and polls.room <= 0:
-            return None, math.inf  # what is known to be over waits already
-        at = self._sweeps.due_at(usage)
+    def _next_page(self, now: float, poll_quota: Quota, usage_quota: Quota) -> tuple[PageRequest | None, float]:
+        """Return the page to request now, or when to decide again."""
+        if self._ready.has_reported and poll_quota.available <= 0:
+            return None, math.inf  # runs that were reported finished wait already
+        at = self._listings.due_at(usage_quota)
         if at > now:
-            return None, min(at, now + _WAKE)
-        return self._sweeps.begin(now, self._hints.listable()), math.inf
+            return None, min(at, now + _RECHECK)
+        return self._listings.start(now, self._reported.listable_count()), math.inf
 
-    def _plan(self, course: Course, now: float, roll: float) -> None:
-        self._roster.put(course, max(now, self._pace.at(course, now, roll)))
+    def _schedule(self, run: TrackedRun, now: float, jitter: float) -> None:
+        self._index.schedule(run, max(now, self._timing.due_at(run, now, jitter)))
 
-    def _unseen(self, now: float) -> Unseen:
-        def unseen(course: Course) -> float:
-            return self._learned.law(course.law).unseen_wait(course.age(course.seen), course.age(now))[0]
+    def _delay(self, now: float) -> ExpectedDelay:
+        def delay(run: TrackedRun) -> float:
+            return self._learned.durations_for(run.duration_key).expected_delay(
+                run.age(run.last_running_at), run.age(now)
+            )[0]
 
-        return unseen
+        return delay
 
-    def looked(self, execution_id: str, now: float, roll: float, *, is_alive: bool = True) -> None:
-        """Take note that a look has come back: of a run that is not `over` by now, it found it going or it failed."""
-        self._under_way.pop(execution_id, None)
-        self._is_heard = True
-        course = self._roster.get(execution_id)
-        if course is None or course.stage is not Stage.UNDER_WAY:
+    def polled(self, execution_id: str, now: float, jitter: float, *, is_answered: bool = True) -> None:
+        """Record that a poll came back without the end of its run: the run is still running, or the poll failed."""
+        self._in_flight.pop(execution_id, None)
+        self._is_answered = True
+        run = self._index.get(execution_id)
+        if run is None or run.stage is not PollStage.IN_FLIGHT:
             return
-        course.count, course.last = course.count + 1, now
-        if is_alive:
-            self._found_going(course, now)
+        run.poll_count, run.last_poll_at = run.poll_count + 1, now
+        if is_answered:
+            self._found_running(run, now)
         else:
-            course.failures += 1
-            course.not_before = now + min(_LONGEST_PAUSE, _FIRST_PAUSE * course.failures)
-        self._plan(course, now, roll)
+            run.failures += 1
+            run.not_before = now + min(_MAX_FAILURE_PAUSE, _FAILURE_PAUSE * run.failures)
+        self._schedule(run, now, jitter)
 
-    def _found_going(self, course: Course, now: float) -> None:
-        course.alive, course.not_before, course.failures = now, now, 0
-        if course.is_hinted:
-            self._hints.refuted(course, now)
-        if len(self._roster) <= _FEW:
-            self._learned.alive_all([course])
+    def _found_running(self, run: TrackedRun, now: float) -> None:
+        run.last_seen_at, run.not_before, run.failures = now, now, 0
+        if run.is_reported:
+            self._reported.refute(run, now)
+        if len(self._index) <= _FEW_RUNS:
+            self._learned.observe_running([run])
 
-    def over(self, execution_id: str, now: float, *, lasted: float | None = None) -> None:
-        """Take note that a run is over, and learn from it; `lasted`: seconds, by the service's word, if it gave it."""
-        course = self._roster.get(execution_id)
-        if course is None:
+    def finished(self, execution_id: str, now: float, *, duration: float | None = None) -> None:
+        """Record that a run finished and learn from it; `duration`: seconds as the service gave them, if it did."""
+        run = self._index.get(execution_id)
+        if run is None:
             return
-        self._learned.over(course, now, lasted)
-        if self._hints.is_listed(course):
-            is_late = lasted is not None and course.age(course.shown) - lasted > max(_LATE, lasted / 8)
-            self._trust.confirmed(now, is_late=is_late)
-        elif course.request_id is not None and self._pace.is_sweeping and not course.is_hinted:
-            self._trust.found_alone(course.request_id, now, was_shown=course.shown > -math.inf)
-        self.forget(execution_id)
+        self._learned.observe_finished(run, now, duration)
+        if self._reported.was_listed(run):
+            is_late = duration is not None and run.age(run.last_listed_at) - duration > max(_MAX_LAG, duration / 8)
+            self._breaker.record_hit(now, is_late=is_late)
+        elif run.request_id is not None and self._timing.uses_listings and not run.is_reported:
+            self._breaker.record_unlisted_end(run.request_id, now, was_listed=run.last_listed_at > -math.inf)
+        self.remove(execution_id)
 
-    def _count_time(self, now: float) -> None:
-        """Count the time of all runs that go on, lest the fast ones of a batch make their law look fast."""
-        if now >= self._count_at:
-            self._learned.alive_all(self._roster)
-            self._count_at = now + max(_WAKE, _PER_RUN * len(self._roster))
+    def _count_running(self, now: float) -> None:
+        """Count the time of all running runs, so that the fast ones of a batch do not make the target look fast."""
+        if now >= self._next_count_at:
+            self._learned.observe_running(self._index)
+            self._next_count_at = now + max(_RECHECK, _COUNT_PER_RUN * len(self._index))
 
-    def listed(self, page: Page, listing: Listing, now: float) -> Page | None:
-        """Take in a page; give the next one of the sweep, None when it is over."""
-        return self._hints.listed(page, listing, now)
+    def page_received(self, page: PageRequest, status_page: StatusPage, now: float) -> PageRequest | None:
+        """Process a page; return the next page of the listing, None when it is complete."""
+        return self._reported.page_received(page, status_page, now)
 
-    def not_listed(self, now: float, *, is_lasting: bool) -> None:
-        """Take note of a page that failed: sweeps wait, or rest for long when no later page can do better."""
-        self._sweeps.failed(now)
-        self._hints.cut()
-        if is_lasting:
-            self._trust.lost(now)
+    def page_failed(self, now: float, *, is_permanent: bool) -> None:
+        """Record a page that failed: listings back off, or stop for long when no later page can do better."""
+        self._listings.failed(now)
+        self._reported.reset()
+        if is_permanent:
+            self._breaker.trip(now)
 
-    def dropped(self, now: float, roll: float) -> None:
-        """Take note that the looks and the sweep under way were cut."""
-        self._sweeps.dropped()
-        self._hints.cut()
-        self._under_way.clear()
-        for course in self._roster:
-            if course.stage is Stage.UNDER_WAY:
-                self._plan(course, now, roll)
+    def requests_cancelled(self, now: float, jitter: float) -> None:
+        """Record that the polls and the listing in flight were cancelled."""
+        self._listings.cancelled()
+        self._reported.reset()
+        self._in_flight.clear()
+        for run in self._index:
+            if run.stage is PollStage.IN_FLIGHT:
+                self._schedule(run, now, jitter)

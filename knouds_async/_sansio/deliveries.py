@@ -1,7 +1,7 @@
-"""What webhook deliveries say, and how far to rely on them: early ones, and the net of looks under lost ones. Pure.
+"""What webhook deliveries say, how far to rely on them, and when to poll runs whose delivery may be lost. Pure.
 
-Rule of the file: `now` is local monotonic seconds. A run whose end a delivery is expected to tell is looked at only
-once it is overdue, and then at ever longer steps; what is lost is noticed, later than by looking often (contract 11).
+`now` is local monotonic seconds. A run whose end should be delivered is polled only once it is overdue, and then at
+ever longer steps; a lost delivery is noticed, later than by frequent polling (contract 11).
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ import attrs
 
 from knouds_async.types import ExecutionState, Status
 
-FIRST: Final = 90.0
-"""Seconds after which a run of a target that was never seen to end is looked at."""
+FIRST_POLL_AGE: Final = 90.0
+"""Seconds after which a run of a target that was never seen to finish is polled."""
 
-_OVERDUE: Final = 1.5  # times the longest of the ends seen lately, and the factor between two looks
-_SHORTEST: Final = 10.0
-_LONGEST: Final = 600.0
-_LATELY: Final = 32  # ends that are remembered of each target
-_JUDGED: Final = 50  # ends over which the deliveries are judged, and the fewest that make a judgement
-_FEWEST: Final = 3
-_TRUSTED: Final = 0.4  # the part of them that deliveries must have told
-_ENOUGH: Final = 8  # ends of a target by which runs are judged that were out before any was known
-_MOST_TARGETS: Final = 1000
-_MOST_EARLY: Final = 1000
+_OVERDUE_FACTOR: Final = 1.5  # times the longest of the ends seen lately, and the factor between two polls
+_MIN_DELAY: Final = 10.0
+_MAX_DELAY: Final = 600.0
+_REMEMBERED_ENDS: Final = 32  # ends that are remembered of each target
+_WINDOW: Final = 50  # ends by which deliveries are judged, and the fewest that suffice
+_MIN_ENDS: Final = 3
+_MIN_DELIVERED: Final = 0.4  # the part of them that must have been delivered
+_ENDS_TO_ESTIMATE: Final = 8  # ends of a target that shorten the delays of runs submitted before any was known
+_MAX_TARGETS: Final = 1000
+_MAX_REMEMBERED: Final = 1000
 
 
 CONTRADICTORY: Final = "contradictory"
 """The status of a delivery whose event and status name different ends."""
 
 
-def tells_end(state: ExecutionState) -> bool:
-    """Tell whether a delivery says that a run is over, however much it says of that."""
+def is_end(state: ExecutionState) -> bool:
+    """Return whether a delivery says that a run finished, however much it says of that."""
     return state.is_final or state.status == CONTRADICTORY
 
 
-def is_whole(state: ExecutionState) -> bool:
-    """Tell whether a state says all there is to know of how a run ended, so that no look is needed."""
+def is_complete(state: ExecutionState) -> bool:
+    """Return whether a state says all there is to know of how a run finished, so that no poll is needed."""
     match state.status:
         case Status.COMPLETED:
             return state.result is not None
@@ -50,134 +50,143 @@ def is_whole(state: ExecutionState) -> bool:
             return state.status == Status.CANCELLED
 
 
-class Early:
-    """The latest deliveries, for those who come to wait only later; bounded."""
+class RecentDeliveries:
+    """The latest deliveries, for those who start waiting only later; bounded."""
 
-    def __init__(self, most: int = _MOST_EARLY) -> None:
-        """Remember nothing yet."""
-        self._most = most
+    def __init__(self, max_states: int = _MAX_REMEMBERED) -> None:
+        self._max_states = max_states
         self._states: OrderedDict[str, ExecutionState] = OrderedDict()
 
     def __len__(self) -> int:
-        """Count the runs that are remembered."""
+        """Return the number of runs remembered."""
         return len(self._states)
 
     def get(self, execution_id: str) -> ExecutionState | None:
-        """Give what was delivered of a run."""
+        """Return what was delivered of a run."""
         return self._states.get(execution_id)
 
-    def keep(self, state: ExecutionState) -> bool:
-        """Remember a delivery; a final state stays as it is. Say whether it told of an end for the first time."""
+    def add(self, state: ExecutionState) -> bool:
+        """Add a delivery; a final state stays as it is. Return whether it is the first end delivered for the run."""
         known = self._states.get(state.execution_id)
-        if known is not None and known.is_final and (is_whole(known) or not is_whole(state)):
+        if known is not None and known.is_final and (is_complete(known) or not is_complete(state)):
             return False
         self._states[state.execution_id] = state
         self._states.move_to_end(state.execution_id)
-        if len(self._states) > self._most:
+        if len(self._states) > self._max_states:
             self._states.popitem(last=False)
         return state.is_final and (known is None or not known.is_final)
 
 
 @attrs.frozen
-class _Held:
-    """A run that is held back, until `at`; `since`: when it was submitted, None once it has been overdue."""
+class _DelayedRun:
+    """A run that is not polled until `due_at`; `submitted_at`: None once it has been overdue."""
 
-    at: float
+    due_at: float
     target: str
-    since: float | None
+    submitted_at: float | None
 
 
-class Net:
-    """When runs are looked at whose ends deliveries are expected to tell, and whether to expect that at all."""
+class FallbackPolling:
+    """When to poll runs whose ends should be delivered, and whether to rely on deliveries at all."""
 
     def __init__(self) -> None:
-        """Expect no deliveries."""
         self.is_expected = False
-        self._told: deque[bool] = deque(maxlen=_JUDGED)  # of each end: whether a delivery told it
+        self._was_delivered: deque[bool] = deque(maxlen=_WINDOW)  # for each end
         self._ages: OrderedDict[str, deque[float]] = OrderedDict()
-        self._held: dict[str, _Held] = {}
+        self._delayed: dict[str, _DelayedRun] = {}
         self._heap: list[tuple[float, str]] = []
 
     @property
-    def is_trusted(self) -> bool:
+    def is_reliable(self) -> bool:
         """Whether deliveries are expected and come, for the most part."""
-        seen = len(self._told)
-        return self.is_expected and (seen < _FEWEST or sum(self._told) >= _TRUSTED * seen)
+        seen = len(self._was_delivered)
+        return self.is_expected and (seen < _MIN_ENDS or sum(self._was_delivered) >= _MIN_DELIVERED * seen)
 
     @property
-    def has_caught(self) -> bool:
-        """Whether deliveries were seen to come lately."""
-        return self.is_trusted and any(self._told)
+    def has_deliveries(self) -> bool:
+        """Whether deliveries came lately."""
+        return self.is_reliable and any(self._was_delivered)
 
-    def hold(self, execution_id: str, target: str, *, since: float, now: float) -> None:
-        """Hold a run back until it is overdue; `since`: when it was submitted, or first seen."""
-        age, usual = now - since, self._usual(target)
-        at = since + usual if age < usual else now + max(_SHORTEST, (_OVERDUE - 1) * age)
-        self._put(execution_id, _Held(min(at, now + _LONGEST), target, since if age < usual else None))
+    def delay(self, execution_id: str, target: str, *, submitted_at: float, now: float) -> None:
+        """Delay the polls of a run until it is overdue; `submitted_at`: or when it was first seen."""
+        age, overdue_age = now - submitted_at, self._overdue_age(target)
+        at = submitted_at + overdue_age if age < overdue_age else now + max(_MIN_DELAY, (_OVERDUE_FACTOR - 1) * age)
+        self._put(
+            execution_id, _DelayedRun(min(at, now + _MAX_DELAY), target, submitted_at if age < overdue_age else None)
+        )
 
-    def _usual(self, target: str) -> float:
-        """Give the seconds after which a run of a target is overdue, by the ends seen lately."""
+    def _overdue_age(self, target: str) -> float:
+        """Return the seconds after which a run of a target is overdue, by the ends seen lately."""
         ages = self._ages.get(target)
-        return FIRST if ages is None else max(_SHORTEST, _OVERDUE * max(ages))
+        return FIRST_POLL_AGE if ages is None else max(_MIN_DELAY, _OVERDUE_FACTOR * max(ages))
 
-    def _put(self, execution_id: str, held: _Held) -> None:
-        self._held[execution_id] = held
-        heapq.heappush(self._heap, (held.at, execution_id))
+    def _put(self, execution_id: str, delayed: _DelayedRun) -> None:
+        self._delayed[execution_id] = delayed
+        heapq.heappush(self._heap, (delayed.due_at, execution_id))
 
-    def holds(self, execution_id: str) -> bool:
-        """Tell whether a run is held back."""
-        return execution_id in self._held
+    def is_delayed(self, execution_id: str) -> bool:
+        """Return whether the polls of a run are delayed."""
+        return execution_id in self._delayed
 
-    def let_go(self, execution_id: str) -> bool:
-        """Hold a run no longer; say whether it was held."""
-        return self._held.pop(execution_id, None) is not None
+    def release(self, execution_id: str) -> bool:
+        """Delay a run no longer; return whether it was delayed."""
+        return self._delayed.pop(execution_id, None) is not None
 
-    def due(self, now: float) -> list[str]:
-        """Give the runs that are overdue, all when deliveries fail to come; they are held no longer."""
-        if not self.is_trusted:
-            found = list(self._held)
-            self._held.clear()
+    def pop_due(self, now: float) -> list[str]:
+        """Return the overdue runs, or all when deliveries fail to come; they are no longer delayed."""
+        if not self.is_reliable:
+            found = list(self._delayed)
+            self._delayed.clear()
             return found
         found = []
-        while self.next_at() <= now:
+        while self.next_due_at() <= now:
             _, execution_id = heapq.heappop(self._heap)
-            held = self._held.pop(execution_id)
-            if held.since is not None and (at := held.since + self._usual(held.target)) > now:
-                self._put(execution_id, attrs.evolve(held, at=min(at, now + _LONGEST)))  # ends came later meanwhile
+            delayed = self._delayed.pop(execution_id)
+            if (
+                delayed.submitted_at is not None
+                and (at := delayed.submitted_at + self._overdue_age(delayed.target)) > now
+            ):
+                self._put(
+                    execution_id, attrs.evolve(delayed, due_at=min(at, now + _MAX_DELAY))
+                )  # ends came later meanwhile
             else:
                 found.append(execution_id)
         return found
 
-    def next_at(self) -> float:
-        """Give when the next run is overdue; inf when none is held."""
+    def next_due_at(self) -> float:
+        """Return when the next run is overdue; inf when none is delayed."""
         while self._heap:
             at, execution_id = self._heap[0]
-            held = self._held.get(execution_id)
-            if held is not None and held.at == at:
+            delayed = self._delayed.get(execution_id)
+            if delayed is not None and delayed.due_at == at:
                 return at
             heapq.heappop(self._heap)
         return math.inf
 
-    def told(self, target: str, *, age: float | None) -> None:
-        """Take note that a delivery told an end; `age`: how many seconds such runs take, where it says that."""
-        self._told.append(True)
+    def record_delivered(self, target: str, *, age: float | None) -> None:
+        """Record an end that was delivered; `age`: the seconds such runs take, where it says that."""
+        self._was_delivered.append(True)
         if age is None:
             return
-        ages = self._ages.setdefault(target, deque(maxlen=_LATELY))
+        ages = self._ages.setdefault(target, deque(maxlen=_REMEMBERED_ENDS))
         ages.append(age)
         self._ages.move_to_end(target)
-        if len(ages) == _ENOUGH:
-            self._judge_anew(target)
-        if len(self._ages) > _MOST_TARGETS:
+        if len(ages) == _ENDS_TO_ESTIMATE:
+            self._shorten_delays(target)
+        if len(self._ages) > _MAX_TARGETS:
             self._ages.popitem(last=False)
 
-    def _judge_anew(self, target: str) -> None:
-        """Hold runs no longer than such runs take that were held before it was known how long that is."""
-        usual = self._usual(target)
-        for execution_id, held in list(self._held.items()):
-            if held.target == target and held.since is not None and held.since + usual < held.at:
-                self._put(execution_id, attrs.evolve(held, at=held.since + usual))
+    def _shorten_delays(self, target: str) -> None:
+        """Shorten delays that were set before it was known how long runs of the target take."""
+        overdue_age = self._overdue_age(target)
+        for execution_id, delayed in list(self._delayed.items()):
+            if (
+                delayed.target == target
+                and delayed.submitted_at is not None
+                and delayed.submitted_at + overdue_age < delayed.due_at
+            ):
+                self._put(execution_id, attrs.evolve(delayed, due_at=delayed.submitted_at + overdue_age))
 
-    def missed(self) -> None:
-        """Take note that a look found an end which no delivery had told."""
-        self._told.append(False)
+    def record_missed(self) -> None:
+        """Record an end that a poll found before any delivery."""
+        self._was_delivered.append(False)

@@ -1,8 +1,8 @@
-"""How long runs of one target last, learned from the looks at them; and the age at which the next look pays.
+"""How long runs of one target take, learned from polls; and the age at which the next poll pays.
 
-Rule of the file: ages in, ages out, in seconds since the submit. The law of a target is a hazard (ends per
-second at risk), constant within each of 80 log-spaced bins of age. A run still going is censored: it adds
-exposure and no end, else the fast finishers of a batch would make the whole target look fast.
+Ages in, ages out, in seconds since the submit. The model of a target is a hazard (ends per second at risk), constant
+within each of 80 log-spaced bins of age. A run still running is censored: it adds exposure and no end, else the fast
+finishers of a batch would make the whole target look fast.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import attrs
 EDGES: Final = (0.0, *accumulate(repeat(1.12, 78), mul, initial=1.0))
 """Where each bin of age begins: 0, then 1 s to 2 h at a ratio of 1.12. The last bin has no end."""
 
-MOST_ENDS: Final = 500
+MAX_ENDS: Final = 500
 """Above so many ends all that was seen is halved, so that a target that has changed is learned anew."""
 
 _TOPS: Final = (*EDGES[1:], math.inf)
 _WIDTHS: Final = tuple(top - start for start, top in zip(EDGES, _TOPS, strict=True))
 _NOTHING: Final = (0.0,) * len(EDGES)
 _OLDEST: Final = 86400.0
-_LONGEST_STEP: Final = 600.0
+_MAX_STEP: Final = 600.0
 _ROUNDING: Final = 1e-6
 _MOST: Final = 1e12
 _VERSION: Final = 1
@@ -48,7 +48,7 @@ def _bin(age: float) -> int:
 
 
 def _countable(age: float) -> float:
-    """Give an age that can be counted: negative or not a number is 0, more than a day is a day."""
+    """Return an age that can be counted: negative or not a number is 0, more than a day is a day."""
     return min(age, _OLDEST) if age > 0 else 0.0
 
 
@@ -83,10 +83,10 @@ class _Prior:
 
     @classmethod
     def around(cls, median: float) -> _Prior:
-        """Make the log-logistic law of that median in seconds, worth as much as two runs.
+        """Return the log-logistic distribution of that median in seconds, worth as much as two runs.
 
-        Its hazard has a floor, for a law may be wrong in its tails. The floor moves with the median, else a
-        target known to be slow would be looked at every 7 s all along.
+        Its hazard has a floor, for a model may be wrong in its tails. The floor moves with the median, else a target
+        known to be slow would be polled every 7 s all along.
         """
         ends, exposure = [], []
         for start, top in zip(EDGES, (*EDGES[1:], EDGES[-1] * 1.12), strict=True):
@@ -97,14 +97,14 @@ class _Prior:
         return cls(tuple(_smoothed(ends, 0, len(EDGES))), tuple(_smoothed(exposure, 0, len(EDGES))))
 
     def hazards(self, ends: Sequence[float], exposure: Sequence[float], first: int, last: int) -> list[float]:
-        """Give the hazard of the bins from `first` up to `last`, given the ends and exposure seen."""
+        """Return the hazard of the bins from `first` up to `last`, given the ends and exposure seen."""
         seen = _smoothed(ends, first, last), _smoothed(exposure, first, last)
         believed = self.ends[first:last], self.exposure[first:last]
         return [(d + pd) / (e + pe) for d, e, pd, pe in zip(*seen, *believed, strict=True)]
 
 
 def _median(expected: Any) -> float:
-    """Give the median of the prior, within the bins; a ValueError when what is expected is no duration."""
+    """Return the median of the prior, within the bins; raise ValueError when what is expected is no duration."""
     if expected is None:
         return _MEDIAN
     if isinstance(expected, bool) or not (isinstance(expected, int | float) and 0 < expected < math.inf):
@@ -126,11 +126,11 @@ def _total(counts: tuple[float, ...]) -> str:
 
 @attrs.frozen(kw_only=True)
 class Durations:
-    """How long runs of one target last: a value; each observation makes a new one.
+    """How long runs of one target take: an immutable value; each observation makes a new one.
 
     `expected`: the median in seconds, when the caller knows it (ValueError unless it is a number above 0);
     without it a target nobody has seen is taken for one of 45 s. What is seen soon counts for more.
-    `ends` and `exposure`: how many runs ended in each bin of `EDGES`, and the seconds at risk there.
+    `ends` and `exposure`: how many runs finished in each bin of `EDGES`, and the seconds at risk there.
     Ages that are negative or not numbers count as 0; in an observation, ages above a day count as a day.
     `prior` and `hazards` follow from the others: leave them out.
     """
@@ -144,26 +144,26 @@ class Durations:
     )
 
     def hazard(self, age: float) -> float:
-        """Give the ends per second at risk at that age; always above 0."""
+        """Return the ends per second at risk at that age; always above 0."""
         return self._hazards[bisect_right(EDGES, age) - 1 if age > 0 else 0]
 
-    def observe_alive(self, age: float, *, seen_from: float = 0.0) -> Durations:
-        """Count a run that is still going at `age`; its time up to `seen_from` was counted before."""
-        return self.observe_all_alive([(seen_from, age)])
+    def observe_running(self, age: float, *, counted_until: float = 0.0) -> Durations:
+        """Count a run that is still running at `age`; its time up to `counted_until` was counted before."""
+        return self.observe_all_running([(counted_until, age)])
 
-    def observe_all_alive(self, spans: Iterable[Span]) -> Durations:
-        """Count many runs that are still going, each by its span (seen_from, age); far faster than singly."""
+    def observe_all_running(self, spans: Iterable[Span]) -> Durations:
+        """Count many runs that are still running, each by its span (counted_until, age); far faster than singly."""
         exposure = list(self.exposure)
         youngest, oldest = _OLDEST, 0.0
-        for seen_from, age in spans:
+        for counted_until, age in spans:
             end = _countable(age)
-            start = min(_countable(seen_from), end)
+            start = min(_countable(counted_until), end)
             _spread(exposure, start, end, 1.0)
             youngest, oldest = min(youngest, start), max(oldest, end)
         return self._with(self.ends, exposure, youngest, oldest)
 
-    def observe_end(self, lo: float, hi: float, *, seen_from: float = 0.0) -> Durations:
-        """Count a run that was alive at `lo` and over at `hi`; its time up to `seen_from` was counted before.
+    def observe_end(self, lo: float, hi: float, *, counted_until: float = 0.0) -> Durations:
+        """Count a run that was running at `lo` and finished at `hi`; its time up to `counted_until` was counted before.
 
         The end is spread evenly over the ages between, and the run was at risk to the middle of them. An end
         before `lo` counts at `lo`. Above 500 ends all that was seen is halved.
@@ -172,18 +172,18 @@ class Durations:
         lo = _countable(lo)
         hi = max(lo, _countable(hi))
         middle = (lo + hi) / 2
-        start = min(_countable(seen_from), middle)
+        start = min(_countable(counted_until), middle)
         _spread(exposure, start, middle, 1.0)
         if hi - lo > 1e-9:
             _spread(ends, lo, hi, 1 / (hi - lo))
         else:
             ends[_bin(lo)] += 1
-        if sum(ends) <= MOST_ENDS + _ROUNDING:
+        if sum(ends) <= MAX_ENDS + _ROUNDING:
             return self._with(ends, exposure, min(start, lo), hi)
         return self._with([d / 2 for d in ends], [e / 2 for e in exposure], 0.0, _OLDEST)
 
     def _with(self, ends: Sequence[float], exposure: Sequence[float], start: float, end: float) -> Durations:
-        """Give the durations with these counts, which differ from ours from age `start` to `end` only."""
+        """Return the durations with these counts, which differ from ours from age `start` to `end` only."""
         first = max(0, _bin(start) - 2)
         last = max(first, min(len(EDGES), _bin(end) + 3))
         changed = self._prior.hazards(ends, exposure, first, last)
@@ -195,24 +195,24 @@ class Durations:
             hazards=(*self._hazards[:first], *changed, *self._hazards[last:]),
         )
 
-    def next_look(self, age: float, cost: float, *, longest: float | None = None) -> float:
-        """Give the age at which to look at a run last seen alive at `age` (0: not seen yet).
+    def next_poll(self, age: float, cost: float, *, longest: float | None = None) -> float:
+        """Return the age at which to poll a run last seen running at `age` (0: not seen yet).
 
-        It is the first age by which the end is expected to have gone unseen for `cost` seconds: the price of
-        a look in seconds of latency. It is at most `longest` seconds after `age`; without that, a quarter of
-        the age and at least 10 s (first look: 10 min), 10 min at most. ValueError unless both are above 0.
+        It is the first age by which the end is expected to have gone unnoticed for `cost` seconds: the price of
+        a poll in seconds of latency. It is at most `longest` seconds after `age`; without that, a quarter of
+        the age and at least 10 s (first poll: 10 min), 10 min at most. ValueError unless both are above 0.
         """
         if not (0 < cost < math.inf and (longest is None or longest > 0)):
             raise ValueError(f"cost={cost!r}, longest={longest!r}: must be seconds above 0, the cost finite")
         age = age if age > 0 else 0.0
         if longest is None:
-            longest = min(_LONGEST_STEP, max(10.0, age / 4)) if age else _LONGEST_STEP
+            longest = min(_MAX_STEP, max(10.0, age / 4)) if age else _MAX_STEP
         return _age_of_cost(self._hazards, age, age + longest, max(cost, 1e-9))
 
-    def unseen_wait(self, alive: float, age: float) -> tuple[float, float]:
-        """Give what to expect at `age` of a run last seen alive at `alive`.
+    def expected_delay(self, alive: float, age: float) -> tuple[float, float]:
+        """Return what to expect at `age` of a run last seen running at `alive`.
 
-        It is the mean time in seconds that its end has gone unseen, and the probability that it is over.
+        It is the mean time in seconds that its end has gone unnoticed, and the probability that it has finished.
         """
         alive = alive if alive > 0 else 0.0
         unseen = over = 0.0
@@ -227,14 +227,14 @@ class Durations:
         return unseen, over
 
     def to_dict(self) -> dict[str, object]:
-        """Give plain JSON that `from_dict` reads: the bins in which something was seen."""
+        """Return plain JSON that `from_dict` reads: the bins in which something was seen."""
         seen = enumerate(zip(self.ends, self.exposure, strict=True))
         bins = [[k, ends, exposure] for k, (ends, exposure) in seen if ends or exposure]
         return {"version": _VERSION, "expected": self.expected, "bins": bins}
 
     @classmethod
     def from_dict(cls, saved: object) -> Durations:
-        """Read what `to_dict` gave, also after a trip through JSON; a ValueError names the fault."""
+        """Return the durations that `to_dict` saved, also by way of JSON; raise ValueError that names the fault."""
         match saved:
             case {"version": version} if version != _VERSION:
                 raise ValueError(f"saved durations have version {version!r}, not {_VERSION}")
@@ -245,7 +245,7 @@ class Durations:
 
 
 def _age_of_cost(hazards: Sequence[float], age: float, stop: float, cost: float) -> float:
-    """Give the first age up to `stop` by which the expected unseen time has reached `cost` seconds."""
+    """Return the first age up to `stop` by which the expected delay has reached `cost` seconds."""
     over = 0.0
     k = _bin(age)
     while age < stop:
@@ -276,7 +276,7 @@ def _seconds_of_cost(hazard: float, over: float, cost: float) -> float:
 
 
 def _read_bins(rows: Iterable[object]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Read the saved bins into ends and exposure; ValueError names the row that is wrong."""
+    """Return the ends and exposure of saved bins; raise ValueError that names the wrong row."""
     ends, exposure = list(_NOTHING), list(_NOTHING)
     previous = -1
     for row in rows:
@@ -284,8 +284,8 @@ def _read_bins(rows: Iterable[object]) -> tuple[tuple[float, ...], tuple[float, 
         if k <= previous:
             raise ValueError(f"saved durations: bin {k} comes after bin {previous}")
         ends[k], exposure[k], previous = d, e, k
-    if sum(ends) > MOST_ENDS + _ROUNDING:
-        raise ValueError(f"saved durations: {sum(ends):g} ends are more than {MOST_ENDS}")
+    if sum(ends) > MAX_ENDS + _ROUNDING:
+        raise ValueError(f"saved durations: {sum(ends):g} ends are more than {MAX_ENDS}")
     return tuple(ends), tuple(exposure)
 
 

@@ -15,7 +15,7 @@ import attrs
 from knouds_async import types
 from knouds_async._sansio import responses
 from knouds_async._sansio.inputs import checked_execution_id, checked_slug, json_body, run_body, safe_repr
-from knouds_async._sansio.listing import Listing, listing
+from knouds_async._sansio.listing import StatusPage, read_status_page
 from knouds_async._sansio.responses import Answer
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Inputs, Target
@@ -220,10 +220,10 @@ def search_usage(*, target: Target, offset: int) -> Call[tuple[types.UsagePage, 
     )
 
 
-def list_usage_statuses(*, limit: int, offset: int) -> Call[Listing]:
+def list_usage_statuses(*, limit: int, offset: int) -> Call[StatusPage]:
     """GET /api/usage, read only for which requests are finished."""
     page = list_usage(limit=limit, offset=offset)
-    return Call(method=page.method, path=page.path, route=page.route, parse=listing)
+    return Call(method=page.method, path=page.path, route=page.route, parse=read_status_page)
 
 
 def _filter(name: str, value: object) -> str | None:

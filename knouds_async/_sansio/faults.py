@@ -1,4 +1,4 @@
-"""What a failed look means for those who wait. Pure."""
+"""What a failed poll means for those who wait. Pure."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from knouds_async.errors import (
     ServiceError,
 )
 
-FRESH: Final = 5.0  # seconds for which a fresh id may answer 404 (contract 5, assumed)
-PATIENCE: Final = 5  # looks that may fail in a row before a wait without a deadline ends
+NOT_FOUND_GRACE: Final = 5.0  # seconds for which a fresh id may answer 404 (contract 5, assumed)
+MAX_POLL_FAILURES: Final = 5  # polls that may fail in a row before a wait without a deadline ends
 
-_PASSING: Final = (ConnectionFailedError, NoAnswerError, InvalidResponseError, ServiceError, RateLimitError)
-_GAVE_UP: Final = (408, 499)  # a proxy's patience ended: that says nothing of the run
-
-
-class Fault(Enum):
-    """What a failed look means for those who wait."""
-
-    NONE = "none"
-    """As good as a look that found the run alive."""
-    PASSING = "passing"
-    """Of the way there, not of the run: `PATIENCE` in a row end a wait that has no deadline."""
-    LASTING = "lasting"
-    """No later look can do better: every wait ends."""
+_TRANSIENT: Final = (ConnectionFailedError, NoAnswerError, InvalidResponseError, ServiceError, RateLimitError)
+_PROXY_TIMEOUTS: Final = (408, 499)  # a proxy timed out: that says nothing of the run
 
 
-def fault(error: KnoudsError, *, age: float | None) -> Fault:
-    """Judge a failed look; `age`: seconds since the submit, None when it is not known."""
+class PollFailure(Enum):
+    """What a failed poll means for those who wait."""
+
+    IGNORABLE = "ignorable"
+    """As good as a poll that found the run running."""
+    TRANSIENT = "transient"
+    """Of the way there, not of the run: `MAX_POLL_FAILURES` in a row end a wait that has no deadline."""
+    PERMANENT = "permanent"
+    """No later poll can do better: every wait ends."""
+
+
+def classify_poll_error(error: KnoudsError, *, age: float | None) -> PollFailure:
+    """Return what a failed poll means; `age`: seconds since the submit, None when unknown."""
     if isinstance(error, APIError) and not error.from_service:
-        return Fault.PASSING  # somebody in between, who knows nothing of the run
+        return PollFailure.TRANSIENT  # somebody in between, who knows nothing of the run
     if isinstance(error, NotFoundError):
-        return Fault.NONE if age is not None and age <= FRESH else Fault.LASTING
-    gave_up = isinstance(error, APIError) and error.status in _GAVE_UP
-    return Fault.PASSING if gave_up or isinstance(error, _PASSING) else Fault.LASTING
+        return PollFailure.IGNORABLE if age is not None and age <= NOT_FOUND_GRACE else PollFailure.PERMANENT
+    is_proxy_timeout = isinstance(error, APIError) and error.status in _PROXY_TIMEOUTS
+    return PollFailure.TRANSIENT if is_proxy_timeout or isinstance(error, _TRANSIENT) else PollFailure.PERMANENT

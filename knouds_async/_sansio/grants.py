@@ -1,7 +1,7 @@
-"""Who gets the requests that there are: ends that are known first, then the runs most likely over. Pure.
+"""Which due runs get the next requests: those reported finished first, then the likeliest to have finished. Pure.
 
-Rule of the file: as long as there is plenty, all who are due are looked at. When more runs are out than requests are
-left in the window, what is left is spread over the rest of it: a window that is spent at once finds few ends.
+While there are plenty of requests, all due runs are polled. When there are more runs than requests left in the window,
+the rest is spread over the rest of the window: one that is spent at once finds few ends.
 """
 
 from __future__ import annotations
@@ -11,93 +11,92 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from knouds_async._sansio.course import Course, Stage
-from knouds_async._sansio.spending import Quota, Spread
+from knouds_async._sansio.course import PollStage, TrackedRun
+from knouds_async._sansio.spending import Quota, QuotaSpreader
 
-_TICK: Final = 0.25  # seconds for which a ranking holds
-_PER_RUN: Final = 0.001  # or for each run that was ranked
+_RANKING_HOLDS: Final = 0.25  # seconds for which a ranking holds
+_RANKING_PER_RUN: Final = 0.001  # or for each run that was ranked
 
-Unseen = Callable[[Course], float]
-"""For how long a run's end is expected to have gone unseen, in seconds."""
+ExpectedDelay = Callable[[TrackedRun], float]
+"""For how long a run's end is expected to have gone unnoticed, in seconds."""
 
 
-class Grants:
-    """The runs that are due for a look and wait for a request to spend."""
+class ReadyQueue:
+    """The runs that are due for a poll and wait for a request."""
 
     def __init__(self) -> None:
-        """Begin with none."""
-        self._known: deque[Course] = deque()
-        self._ready: dict[str, Course] = {}
+        self._reported: deque[TrackedRun] = deque()
+        self._candidates: dict[str, TrackedRun] = {}
         self._ranked: list[str] = []
         self._ranked_until = -math.inf
-        self._spread = Spread()
+        self._spread = QuotaSpreader()
 
     @property
-    def has_known(self) -> bool:
-        """Whether a run waits of which it is known that it is over."""
-        while self._known and self._known[0].stage is not Stage.HINTED:
-            self._known.popleft()
-        return bool(self._known)
+    def has_reported(self) -> bool:
+        """Whether a run that was reported finished is waiting."""
+        while self._reported and self._reported[0].stage is not PollStage.REPORTED:
+            self._reported.popleft()
+        return bool(self._reported)
 
     @property
-    def count(self) -> int:
-        """How many runs wait that may be over."""
-        return len(self._ready)
+    def candidate_count(self) -> int:
+        """How many runs that may have finished are waiting."""
+        return len(self._candidates)
 
     @property
-    def has_ready(self) -> bool:
-        """Whether a run waits that may be over."""
-        return bool(self._ready)
+    def has_candidates(self) -> bool:
+        """Whether a run that may have finished is waiting."""
+        return bool(self._candidates)
 
-    def add_known(self, course: Course) -> None:
-        """Take in a run that is known to be over."""
-        self._known.append(course)
+    def add_reported(self, run: TrackedRun) -> None:
+        """Add a run that was reported finished."""
+        self._reported.append(run)
 
-    def add_ready(self, course: Course) -> None:
-        """Take in a run that is due for a look."""
-        course.stage = Stage.READY
-        self._ready[course.execution_id] = course
+    def add(self, run: TrackedRun) -> None:
+        """Add a run that is due for a poll."""
+        run.stage = PollStage.READY
+        self._candidates[run.execution_id] = run
 
-    def drop(self, course: Course) -> None:
-        """Take a run out that is due no more."""
-        self._ready.pop(course.execution_id, None)
+    def discard(self, run: TrackedRun) -> None:
+        """Remove a run that is no longer due."""
+        self._candidates.pop(run.execution_id, None)
 
-    def known(self, room: float) -> list[Course]:
-        """Give runs that are known to be over, as many as may be looked at now."""
-        found: list[Course] = []
-        while len(found) < room and self.has_known:
-            found.append(self._known.popleft())
-            found[-1].stage = Stage.UNDER_WAY
-        return found
+    def take_reported(self, available: float) -> list[TrackedRun]:
+        """Return runs that were reported finished, as many as may be polled now."""
+        taken: list[TrackedRun] = []
+        while len(taken) < available and self.has_reported:
+            taken.append(self._reported.popleft())
+            taken[-1].stage = PollStage.IN_FLIGHT
+        return taken
 
-    def all_ready(self, room: float = math.inf) -> list[Course]:
-        """Give all runs that are due, or the first of them."""
-        found = list(self._ready.values())
-        return self._granted(found if len(found) <= room else found[: int(room)])
+    def take_all(self, available: float = math.inf) -> list[TrackedRun]:
+        """Return all due runs, or the first of them."""
+        taken = list(self._candidates.values())
+        return self._sent(taken if len(taken) <= available else taken[: int(available)])
 
-    def likeliest(self, now: float, free: float, polls: Quota, unseen: Unseen) -> list[Course]:
-        """Give the runs to look at now if `free` requests are to last until the window ends."""
-        found: list[Course] = []
-        for _ in range(min(self._spread.take(now, free, polls.resets_in), len(self._ready))):
-            found += self._granted([self._likeliest(now, unseen)])
-        return found
+    def take_ranked(self, now: float, budget: float, quota: Quota, delay: ExpectedDelay) -> list[TrackedRun]:
+        """Return the runs to poll now if `budget` requests are to last until the window ends."""
+        taken: list[TrackedRun] = []
+        for _ in range(min(self._spread.take(now, budget, quota.resets_in), len(self._candidates))):
+            taken += self._sent([self._pop_ranked(now, delay)])
+        return taken
 
-    def _likeliest(self, now: float, unseen: Unseen) -> Course:
-        """Give the run whose end is expected to have gone unseen for longest."""
+    def _pop_ranked(self, now: float, delay: ExpectedDelay) -> TrackedRun:
+        """Return the run whose end is expected to have gone unnoticed for longest."""
         while True:
             if not self._ranked or now >= self._ranked_until:
-                self._ranked = sorted(self._ready, key=lambda execution_id: unseen(self._ready[execution_id]))
-                self._ranked_until = now + max(_TICK, _PER_RUN * len(self._ranked))
-            course = self._ready.get(self._ranked.pop())
-            if course is not None:
-                return course
+                self._ranked = sorted(self._candidates, key=lambda execution_id: delay(self._candidates[execution_id]))
+                self._ranked_until = now + max(_RANKING_HOLDS, _RANKING_PER_RUN * len(self._ranked))
+            run = self._candidates.get(self._ranked.pop())
+            if run is not None:
+                return run
 
-    def next_at(self, now: float, free: float, polls: Quota) -> float:
-        """Say when `likeliest` gives the next."""
-        return self._spread.next_at(now, free, polls.resets_in)
+    def next_ranked_at(self, now: float, budget: float, quota: Quota) -> float:
+        """Return when `take_ranked` returns the next."""
+        return self._spread.next_at(now, budget, quota.resets_in)
 
-    def _granted(self, courses: list[Course]) -> list[Course]:
-        for course in courses:
-            course.stage = Stage.UNDER_WAY
-            del self._ready[course.execution_id]
-        return courses
+    def _sent(self, runs: list[TrackedRun]) -> list[TrackedRun]:
+        for run in runs:
+            run.stage = PollStage.IN_FLIGHT
+            del self._candidates[run.execution_id]
+        return runs

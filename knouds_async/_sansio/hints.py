@@ -1,94 +1,97 @@
-"""What is said to be over, by listings or by deliveries: hints that a look has to bear out. Pure.
+"""The runs that listings or deliveries reported finished, until a poll confirms it. Pure.
 
-Rule of the file: a hint never ends a run. One that a look refutes makes the run deaf to others for a while.
+A report never finishes a run. One that a poll refutes makes further reports of that run ignored for a while.
 """
 
 from __future__ import annotations
 
 import attrs
 
-from knouds_async._sansio.course import Course, Stage
-from knouds_async._sansio.grants import Grants
-from knouds_async._sansio.listing import Listing
-from knouds_async._sansio.pace import bound
-from knouds_async._sansio.roster import Roster
-from knouds_async._sansio.sweeps import Page, Sweeps
-from knouds_async._sansio.trust import Trust
+from knouds_async._sansio.course import PollStage, TrackedRun
+from knouds_async._sansio.grants import ReadyQueue
+from knouds_async._sansio.listing import StatusPage
+from knouds_async._sansio.pace import longest_step
+from knouds_async._sansio.roster import RunIndex
+from knouds_async._sansio.sweeps import ListingScheduler, PageRequest
+from knouds_async._sansio.trust import ListingBreaker
 
 
-class Hints:
-    """The runs that are said to be over and were not looked at since."""
+class ReportedFinished:
+    """The runs that were reported finished and have not been polled since."""
 
-    def __init__(self, roster: Roster, grants: Grants, sweeps: Sweeps, trust: Trust) -> None:
-        """Begin with none."""
-        self._roster = roster
-        self._grants = grants
-        self._sweeps = sweeps
-        self._trust = trust
-        self._said: dict[str, str | None] = {}  # the status by which a listing said so
-        self._marks: dict[str, str] = {}
+    def __init__(self, index: RunIndex, ready: ReadyQueue, listings: ListingScheduler, breaker: ListingBreaker) -> None:
+        self._index = index
+        self._ready = ready
+        self._listings = listings
+        self._breaker = breaker
+        self._statuses: dict[str, str | None] = {}  # the status by which a listing reported it
+        self._matching: dict[str, str] = {}
 
-    def add(self, course: Course, status: str | None = None) -> None:
-        """Have a run looked at before all others; `status`: by which a listing shows it, None for another source."""
-        self._grants.drop(course)
-        self._roster.hint(course)
-        self._said[course.execution_id] = status
-        self._grants.add_known(course)
+    def add(self, run: TrackedRun, status: str | None = None) -> None:
+        """Poll a run before all others; `status`: by which a listing shows it, None for another source."""
+        self._ready.discard(run)
+        self._index.mark_reported(run)
+        self._statuses[run.execution_id] = status
+        self._ready.add_reported(run)
 
-    def drop(self, execution_id: str) -> None:
-        """Take note that a run is watched no more."""
-        self._said.pop(execution_id, None)
+    def discard(self, execution_id: str) -> None:
+        """Remove a run that is no longer polled."""
+        self._statuses.pop(execution_id, None)
 
-    def is_listed(self, course: Course) -> bool:
-        """Tell whether it was a listing that said so."""
-        return self._said.get(course.execution_id) is not None
+    def was_listed(self, run: TrackedRun) -> bool:
+        """Return whether it was a listing that reported the run."""
+        return self._statuses.get(run.execution_id) is not None
 
-    def refuted(self, course: Course, now: float) -> None:
-        """Take note that a look found a run going that is said to be over."""
-        self._roster.unhint(course)
-        status = self._said.pop(course.execution_id)
-        if status is not None and self._trust.refuted(now, status):
-            course.deaf_until = now + bound(course.age(now))
+    def refute(self, run: TrackedRun, now: float) -> None:
+        """Record that a poll found a reported run still running."""
+        self._index.unmark_reported(run)
+        status = self._statuses.pop(run.execution_id)
+        if status is not None and self._breaker.record_wrong_end(now, status):
+            run.ignore_until = now + longest_step(run.age(now))
 
-    def listable(self) -> int:
-        """Count the runs that a listing can still show something of."""
-        return self._roster.listable() - len(self._said)
+    def listable_count(self) -> int:
+        """Return the number of runs that a listing can still show something new of."""
+        return self._index.listable_count() - len(self._statuses)
 
-    def listed(self, page: Page, listing: Listing, now: float) -> Page | None:
-        """Take in a page; give the next one of the sweep, None when it is over."""
-        shown, deepest = page.shown, 0
-        over: dict[str, tuple[Course, str]] = {}
-        for row, (request, status) in enumerate(listing.marks, 1):
-            course = self._roster.listed_as(request)
-            if course is None:
+    def page_received(self, page: PageRequest, status_page: StatusPage, now: float) -> PageRequest | None:
+        """Process a page; return the next page of the listing, None when it is complete."""
+        matched, deepest = page.matched, 0
+        finished: dict[str, tuple[TrackedRun, str]] = {}
+        for row, (request, status) in enumerate(status_page.row_statuses, 1):
+            run = self._index.by_request_id(request)
+            if run is None:
                 continue
             deepest = row
-            if course.is_hinted:
+            if run.is_reported:
                 continue
-            is_going = self._trust.says_going(status)
-            self._trust.matched(is_going=is_going)
-            if is_going:
-                shown += course.shown != page.began
-                self._shown_going(course, page.began, now)
-            elif course.deaf_until > now or course.stage is Stage.UNDER_WAY:
-                shown += 1
+            is_running = self._breaker.means_running(status)
+            self._breaker.record_match(is_running=is_running)
+            if is_running:
+                matched += run.last_listed_at != page.started_at
+                self._listed_running(run, page.started_at, now)
+            elif run.ignore_until > now or run.stage is PollStage.IN_FLIGHT:
+                matched += 1
             else:
-                over[course.execution_id] = course, status
-        for course, status in sorted(over.values(), key=lambda one: one[0].born):
-            self.add(course, status)
-        self._marks |= self._trust.awaits(listing.marks)
-        following = self._sweeps.next_page(attrs.evolve(page, shown=shown), listing, self.listable(), deepest)
+                finished[run.execution_id] = run, status
+        for run, status in sorted(finished.values(), key=lambda one: one[0].started_at):
+            self.add(run, status)
+        self._matching |= self._breaker.relevant(status_page.row_statuses)
+        following = self._listings.next_page(
+            attrs.evolve(page, matched=matched), status_page, self.listable_count(), deepest
+        )
         if following is None:
-            self._trust.judge(page.began, now, self._marks, is_whole=listing.rows < page.limit)
-            self._marks = {}
+            self._breaker.check_unlisted_ends(
+                page.started_at, now, self._matching, is_last_page=status_page.row_count < page.limit
+            )
+            self._matching = {}
         return following
 
-    def _shown_going(self, course: Course, began: float, now: float) -> None:
-        course.shown = began
-        if course.stage is Stage.READY:  # it waits for a request, and may need none any more
-            self._grants.drop(course)
-            self._roster.put(course, now)
+    def _listed_running(self, run: TrackedRun, started_at: float, now: float) -> None:
+        run.last_listed_at = started_at
+        if run.stage is PollStage.READY:  # it waits for a request, and may need none any more
+            self._ready.discard(run)
+            self._index.schedule(run, now)
 
-    def cut(self) -> None:
-        """Take note that a sweep has ended before its time."""
-        self._marks = {}
+    def reset(self) -> None:
+        """Forget the listing in progress: it was cut short."""
+        self._matching = {}

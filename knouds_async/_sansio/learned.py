@@ -1,6 +1,6 @@
-"""How long runs last, of all targets: what was learned of each, bounded, and as a plain dict to keep. Pure.
+"""The durations learned of all targets: bounded, and as a plain dict to keep. Pure.
 
-Rule of the file: a law is one target's `Durations`, or those of its runs of about one expected length.
+A duration key stands for one target, or for those of its runs with about the same expected duration.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from knouds_async._sansio.course import Course
+from knouds_async._sansio.course import TrackedRun
 from knouds_async._sansio.durations import EDGES, Durations, Span
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Target
 
-CANCELLED: Final = "(a cancel)"
-"""The law of runs that were asked to end: how long a cancel takes."""
+CANCEL_KEY: Final = "(a cancel)"
+"""The key of runs that were asked to cancel: how long a cancel takes."""
 
-_CANCEL: Final = 3.0  # seconds that one is expected to take
-_MOST: Final = 1000
-_LIFE: Final = 1e9  # seconds
+_CANCEL_DURATION: Final = 3.0  # seconds that one is expected to take
+_MAX_KEYS: Final = 1000
+_MAX_EXPECTED: Final = 1e9  # seconds
 _VAGUE: Final = 30.0  # seconds within which an end has to be known
 _LONGEST: Final = 60.0
 _FEW: Final = 3
 
 
-def law_of(target: Target | None, expected: float | None) -> str:
-    """Name the law of a run; runs of about the same expected length (12 %) share one."""
+def duration_key(target: Target | None, expected: float | None) -> str:
+    """Return the key of a run; runs of about the same expected duration (12 %) share one."""
     name = "" if target is None else str(target)
     if expected is None:
         return name
@@ -35,108 +35,107 @@ def law_of(target: Target | None, expected: float | None) -> str:
     return f"{name} expected {around:.3g} s".lstrip()
 
 
-class Learned:
-    """The durations of the latest thousand laws."""
+class LearnedDurations:
+    """The duration models of the latest thousand keys."""
 
-    def __init__(self, most: int = _MOST) -> None:
-        """Know nothing yet."""
-        self._most = most
+    def __init__(self, max_keys: int = _MAX_KEYS) -> None:
+        self._max_keys = max_keys
         self._cold = Durations()
-        self._laws: OrderedDict[str, Durations] = OrderedDict()
-        self._first_looks: dict[tuple[str, float], tuple[Durations, float]] = {}
+        self._by_key: OrderedDict[str, Durations] = OrderedDict()
+        self._first_polls: dict[tuple[str, float], tuple[Durations, float]] = {}
 
-    def law(self, name: str, expected: float | None = None) -> Durations:
-        """Give the durations of a law; one that is new begins around `expected` seconds."""
-        known = self._laws.get(name)
+    def durations_for(self, key: str, expected: float | None = None) -> Durations:
+        """Return the durations of a key; a new one starts around `expected` seconds."""
+        known = self._by_key.get(key)
         if known is None:
-            if name == CANCELLED:
-                expected = _CANCEL
+            if key == CANCEL_KEY:
+                expected = _CANCEL_DURATION
             if expected is None:
                 return self._cold
             known = Durations(expected=expected)
-            self._keep(name, known)
+            self._keep(key, known)
         return known
 
-    def is_new(self, name: str) -> bool:
-        """Tell whether hardly any run of a law was seen to end."""
-        return sum(self.law(name).ends) < _FEW
+    def is_new(self, key: str) -> bool:
+        """Return whether hardly any run of a key was seen to finish."""
+        return sum(self.durations_for(key).ends) < _FEW
 
-    def next_look(self, name: str, age: float, cost: float) -> float:
-        """Give the age at which to look at a run of a law that was last seen going at `age`, 0: not yet."""
-        law = self.law(name)
+    def next_poll(self, key: str, age: float, cost: float) -> float:
+        """Return the age at which to poll a run of a key last seen running at `age`, 0: not yet."""
+        durations = self.durations_for(key)
         if age > 0:
-            return law.next_look(age, cost, longest=min(_LONGEST, max(10.0, age / 4)))
-        known = self._first_looks.get((name, cost))
-        if known is None or known[0] is not law:  # many runs ask for the same
-            if len(self._first_looks) >= self._most:
-                self._first_looks.clear()
-            known = self._first_looks[name, cost] = law, law.next_look(0.0, cost)
+            return durations.next_poll(age, cost, longest=min(_LONGEST, max(10.0, age / 4)))
+        known = self._first_polls.get((key, cost))
+        if known is None or known[0] is not durations:  # many runs ask for the same
+            if len(self._first_polls) >= self._max_keys:
+                self._first_polls.clear()
+            known = self._first_polls[key, cost] = durations, durations.next_poll(0.0, cost)
         return known[1]
 
-    def alive_all(self, courses: Iterable[Course]) -> None:
-        """Count the time of runs that are still going, as far as it was seen and not counted yet."""
+    def observe_running(self, runs: Iterable[TrackedRun]) -> None:
+        """Count the time of running runs, as far as it was seen and not counted yet."""
         spans: dict[str, list[Span]] = {}
-        for course in courses:
-            seen = course.seen
-            if seen > course.counted and course.submitted is not None:
-                spans.setdefault(course.law, []).append((course.age(course.counted), course.age(seen)))
-                course.counted = seen
-        for name, of_law in spans.items():
-            self._keep(name, self.law(name).observe_all_alive(of_law))
+        for run in runs:
+            seen = run.last_running_at
+            if seen > run.counted_until and run.submitted_at is not None:
+                spans.setdefault(run.duration_key, []).append((run.age(run.counted_until), run.age(seen)))
+                run.counted_until = seen
+        for key, new_spans in spans.items():
+            self._keep(key, self.durations_for(key).observe_all_running(new_spans))
 
-    def over(self, course: Course, now: float, lasted: float | None) -> None:
-        """Learn from a run that is over by now; `lasted`: seconds, by the service's word.
+    def observe_finished(self, run: TrackedRun, now: float, duration: float | None) -> None:
+        """Learn from a run that has finished by now; `duration`: seconds, as the service gave them.
 
-        That is taken if it fits what was seen. An end that may have been at almost any time teaches nothing.
+        That is used if it fits what was seen. An end that may have been at almost any time teaches nothing.
         """
-        if course.submitted is None:
+        if run.submitted_at is None:
             return
-        hi = course.age(now)
-        lo = min(course.age(course.seen), hi)
-        if lasted is not None and lo <= lasted <= hi:
-            lo = hi = lasted
+        hi = run.age(now)
+        lo = min(run.age(run.last_running_at), hi)
+        if duration is not None and lo <= duration <= hi:
+            lo = hi = duration
         if hi - lo <= max(_VAGUE, hi / 2):
-            self.ended(course.law, lo, hi, seen_from=course.age(course.counted))
+            self.observe_end(run.duration_key, lo, hi, counted_until=run.age(run.counted_until))
 
-    def ended(self, name: str, lo: float, hi: float, *, seen_from: float = 0.0) -> None:
-        """Count a run that was alive at age `lo` and over at `hi`; its time up to `seen_from` was counted before."""
-        self._keep(name, self.law(name).observe_end(lo, hi, seen_from=seen_from))
+    def observe_end(self, key: str, lo: float, hi: float, *, counted_until: float = 0.0) -> None:
+        """Count a run that was running at age `lo` and finished at `hi`, counted before up to `counted_until`."""
+        self._keep(key, self.durations_for(key).observe_end(lo, hi, counted_until=counted_until))
 
-    def _keep(self, name: str, durations: Durations) -> None:
-        self._laws[name] = durations
-        self._laws.move_to_end(name)
-        if len(self._laws) > self._most:
-            self._laws.popitem(last=False)
+    def _keep(self, key: str, durations: Durations) -> None:
+        self._by_key[key] = durations
+        self._by_key.move_to_end(key)
+        if len(self._by_key) > self._max_keys:
+            self._by_key.popitem(last=False)
 
     def to_dict(self) -> dict[str, object]:
-        """Give plain JSON that `load` reads."""
-        return {name: durations.to_dict() for name, durations in self._laws.items()}
+        """Return plain JSON that `load` reads."""
+        return {key: durations.to_dict() for key, durations in self._by_key.items()}
 
     def load(self, saved: object) -> None:
-        """Take up what `to_dict` gave; a ValueError names the fault."""
-        for name, durations in _items(saved):
+        """Load what `to_dict` returned; raise ValueError that names the fault."""
+        for key, durations in _items(saved):
             try:
-                self._keep(name, Durations.from_dict(durations))
-            except ValueError as fault:
-                raise ValueError(f"{name!r:.80}: {fault}") from None
+                self._keep(key, Durations.from_dict(durations))
+            except ValueError as error:
+                raise ValueError(f"{key!r:.80}: {error}") from None
 
 
 def _items(saved: object) -> Iterator[tuple[str, object]]:
     match saved:
-        case {**laws}:
-            for name, law in laws.items():
-                if not isinstance(name, str):
+        case {**by_key}:
+            for key, saved_durations in by_key.items():
+                if not isinstance(key, str):
                     break
-                yield name, law
+                yield key, saved_durations
             else:
                 return
     raise ValueError(f"must be a dict by target, as `knouds.durations` gives it, not {saved!r:.80}")
 
 
 def check_expected(expected: object) -> None:
-    """Raise InvalidArgumentError for what is no expected duration: a number of seconds above 0, and below a life's."""
+    """Raise InvalidArgumentError unless `expected` is None or a number of seconds above 0 and below 1e9."""
     is_number = isinstance(expected, (int, float)) and not isinstance(expected, bool)
-    if expected is not None and not (is_number and 0 < expected < _LIFE):  # type: ignore[operator]
+    if expected is not None and not (is_number and 0 < expected < _MAX_EXPECTED):  # type: ignore[operator]
         raise InvalidArgumentError(
             f"expected={expected!r:.80}: must be a number of seconds above 0 and below 1e9, or None"
         )

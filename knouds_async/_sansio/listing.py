@@ -1,4 +1,4 @@
-"""A page of the usage listing as a sweep reads it: of each row the request and its status, no more (contract 10)."""
+"""A page of the usage listing, read for the request id and the status of each row only (contract 10)."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import attrs
 
 from knouds_async._sansio.responses import Answer, UnreadableError, parsed
 
-Mark: TypeAlias = tuple[str, str]
+RowStatus: TypeAlias = tuple[str, str]
 """A request id and what a row says of its status."""
 
 
 @attrs.frozen
-class Listing:
-    """A page: the marks of the rows that can be used, how many rows it had, how many match in all (None: not said)."""
+class StatusPage:
+    """A page: the usable rows, how many rows it had, how many match in all (None: not given)."""
 
-    marks: tuple[Mark, ...]
-    rows: int
+    row_statuses: tuple[RowStatus, ...]
+    row_count: int
     total: int | None = None
 
 
-def listing(answer: Answer) -> Listing:
-    """Read a page; odd rows are left out, and a page without a list of rows is no page."""
+def read_status_page(answer: Answer) -> StatusPage:
+    """Return a page; unusable rows are left out, and raise UnreadableError without a list of rows."""
     body = parsed(answer.body)
     rows = body.get("rows") if isinstance(body, Mapping) else None
     if not isinstance(rows, list):
         raise UnreadableError("'rows' is not a list")
-    marks = []
+    row_statuses = []
     for row in rows:
         if isinstance(row, dict):
             request, status = row.get("requestId"), row.get("status")
             if isinstance(request, str) and isinstance(status, str):
-                marks.append((request, status))
+                row_statuses.append((request, status))
     total = body.get("total")
-    return Listing(tuple(marks), len(rows), total if isinstance(total, int) else None)
+    return StatusPage(tuple(row_statuses), len(rows), total if isinstance(total, int) else None)

@@ -1,6 +1,6 @@
-"""The runs that somebody waits for: by id, by the request they are listed by, and by when to think of each. Pure.
+"""The runs that somebody waits for: by id, by request id, and in a heap of due times. Pure.
 
-Rule of the file: books only; it decides nothing. O(log n) for each change.
+O(log n) for each change.
 """
 
 from __future__ import annotations
@@ -9,123 +9,122 @@ import heapq
 import math
 from collections.abc import Iterator
 
-from knouds_async._sansio.course import Course, Stage
-from knouds_async._sansio.crowd import Crowd
+from knouds_async._sansio.course import PollStage, TrackedRun
+from knouds_async._sansio.crowd import AgeHistogram
 
 
-class Roster:
-    """The courses of the runs that are watched; `crowd` has those of which nothing says that they are over."""
+class RunIndex:
+    """The tracked runs; `ages` counts those that nothing has reported finished."""
 
     def __init__(self) -> None:
-        """Begin with none."""
-        self.crowd = Crowd()
-        self._courses: dict[str, Course] = {}
-        self._by_request: dict[str, Course | None] = {}  # None: more than one run has it
+        self.ages = AgeHistogram()
+        self._runs: dict[str, TrackedRun] = {}
+        self._by_request: dict[str, TrackedRun | None] = {}  # None: more than one run has it
         self._heap: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
-        """Count the runs."""
-        return len(self._courses)
+        """Return the number of runs."""
+        return len(self._runs)
 
-    def __iter__(self) -> Iterator[Course]:
-        """Go through all runs."""
-        return iter(self._courses.values())
+    def __iter__(self) -> Iterator[TrackedRun]:
+        """Iterate over all runs."""
+        return iter(self._runs.values())
 
-    def get(self, execution_id: str) -> Course | None:
-        """Give a run's course, None when it is not watched."""
-        return self._courses.get(execution_id)
+    def get(self, execution_id: str) -> TrackedRun | None:
+        """Return a run, None when it is not tracked."""
+        return self._runs.get(execution_id)
 
-    def add(self, course: Course) -> None:
-        """Take a run in."""
-        self._courses[course.execution_id] = course
-        self.crowd.add(course.law, course.born)
-        self._index(course)
+    def add(self, run: TrackedRun) -> None:
+        """Add a run."""
+        self._runs[run.execution_id] = run
+        self.ages.add(run.duration_key, run.started_at)
+        self._index(run)
 
-    def remove(self, execution_id: str) -> Course | None:
-        """Take a run out; it can be taken in again."""
-        course = self._courses.pop(execution_id, None)
-        if course is None:
+    def remove(self, execution_id: str) -> TrackedRun | None:
+        """Remove a run; it can be added again."""
+        run = self._runs.pop(execution_id, None)
+        if run is None:
             return None
-        if not course.is_hinted:
-            self.crowd.remove(course.law, course.born)
-        if course.request_id is not None and self._by_request.get(course.request_id) is course:
-            del self._by_request[course.request_id]
-        course.stage, course.is_hinted, course.deadlines = Stage.IDLE, False, None
-        return course
+        if not run.is_reported:
+            self.ages.remove(run.duration_key, run.started_at)
+        if run.request_id is not None and self._by_request.get(run.request_id) is run:
+            del self._by_request[run.request_id]
+        run.stage, run.is_reported, run.deadlines = PollStage.IDLE, False, None
+        return run
 
     # The request that a run is listed by.
 
-    def identify(self, course: Course, request_id: str) -> None:
-        """Take note of it, if it is not known yet."""
-        if course.request_id is None:
-            course.request_id = request_id
-            if course.execution_id in self._courses:
-                self._index(course)
+    def set_request_id(self, run: TrackedRun, request_id: str) -> None:
+        """Set it, unless it is known already."""
+        if run.request_id is None:
+            run.request_id = request_id
+            if run.execution_id in self._runs:
+                self._index(run)
 
-    def _index(self, course: Course) -> None:
-        request = course.request_id
+    def _index(self, run: TrackedRun) -> None:
+        request = run.request_id
         if request is not None:
-            known = self._by_request.get(request, course)
-            self._by_request[request] = course if known is course else None
+            known = self._by_request.get(request, run)
+            self._by_request[request] = run if known is run else None
 
-    def listed_as(self, request_id: str) -> Course | None:
-        """Give the run that is listed by a request; None when there is none, or more than one."""
+    def by_request_id(self, request_id: str) -> TrackedRun | None:
+        """Return the run listed under a request id; None when there is none, or more than one."""
         return self._by_request.get(request_id)
 
-    def can_be_listed(self, course: Course) -> bool:
-        """Tell whether a listing can show this run and no other by its request."""
-        return course.request_id is not None and self._by_request.get(course.request_id) is course
+    def is_listable(self, run: TrackedRun) -> bool:
+        """Return whether a listing can show this run and no other under its request id."""
+        return run.request_id is not None and self._by_request.get(run.request_id) is run
 
-    def listable(self) -> int:
-        """Count the requests that listings can show."""
+    def listable_count(self) -> int:
+        """Return the number of request ids that listings can show."""
         return len(self._by_request)
 
     # What is counted of it.
 
-    def relabel(self, course: Course, law: str, submitted: float) -> None:
-        """Change what a run's age is counted from, and under which law."""
-        is_counted = course.execution_id in self._courses and not course.is_hinted
+    def reset_start(self, run: TrackedRun, key: str, submitted_at: float) -> None:
+        """Change from when a run's age is counted, and under which duration key."""
+        is_counted = run.execution_id in self._runs and not run.is_reported
         if is_counted:
-            self.crowd.remove(course.law, course.born)
-        course.law = law
-        course.submitted = course.born = course.counted = submitted
+            self.ages.remove(run.duration_key, run.started_at)
+        run.duration_key = key
+        run.submitted_at = run.started_at = run.counted_until = submitted_at
         if is_counted:
-            self.crowd.add(course.law, course.born)
+            self.ages.add(run.duration_key, run.started_at)
 
-    def hint(self, course: Course) -> None:
-        """Take note that a run is said to be over."""
-        course.is_hinted, course.stage = True, Stage.HINTED
-        self.crowd.remove(course.law, course.born)
+    def mark_reported(self, run: TrackedRun) -> None:
+        """Mark a run as reported finished."""
+        run.is_reported, run.stage = True, PollStage.REPORTED
+        self.ages.remove(run.duration_key, run.started_at)
 
-    def unhint(self, course: Course) -> None:
-        """Take note that it is not over after all."""
-        course.is_hinted = False
-        self.crowd.add(course.law, course.born)
+    def unmark_reported(self, run: TrackedRun) -> None:
+        """Mark a run as running after all."""
+        run.is_reported = False
+        self.ages.add(run.duration_key, run.started_at)
 
     # When to think of it.
 
-    def put(self, course: Course, at: float) -> None:
-        """Plan to think of a run at a time; what was planned before does not hold."""
-        course.stage, course.at = Stage.PLANNED, at
-        heapq.heappush(self._heap, (at, course.execution_id))
+    def schedule(self, run: TrackedRun, due_at: float) -> None:
+        """Schedule a run; what was scheduled for it before is void."""
+        run.stage, run.due_at = PollStage.SCHEDULED, due_at
+        heapq.heappush(self._heap, (due_at, run.execution_id))
 
-    def rebuild(self) -> None:
-        """Take note that the plans of many runs have changed at once."""
-        self._heap = [(course.at, course.execution_id) for course in self if course.stage is Stage.PLANNED]
+    def rebuild_heap(self) -> None:
+        """Rebuild the heap after the due times of many runs have changed."""
+        self._heap = [(run.due_at, run.execution_id) for run in self if run.stage is PollStage.SCHEDULED]
         heapq.heapify(self._heap)
 
-    def next_at(self) -> float:
-        """Say when to think of the next; inf when nothing is planned."""
+    def next_due_at(self) -> float:
+        """Return when the next run is due; inf when none is scheduled."""
         while self._heap:
-            at, execution_id = self._heap[0]
-            course = self._courses.get(execution_id)
-            if course is not None and course.stage is Stage.PLANNED and course.at == at:
-                return at
+            due_at, execution_id = self._heap[0]
+            run = self._runs.get(execution_id)
+            if run is not None and run.stage is PollStage.SCHEDULED and run.due_at == due_at:
+                return due_at
             heapq.heappop(self._heap)
         return math.inf
 
-    def due(self, now: float) -> Course | None:
-        """Give a run that is to be thought of now, None when there is none."""
-        if self.next_at() > now or not self._heap:
+    def pop_due(self, now: float) -> TrackedRun | None:
+        """Return a run that is due now, None when there is none."""
+        if self.next_due_at() > now or not self._heap:
             return None
-        return self._courses[heapq.heappop(self._heap)[1]]
+        return self._runs[heapq.heappop(self._heap)[1]]

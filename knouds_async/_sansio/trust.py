@@ -1,6 +1,6 @@
-"""How far listings are relied on: trust is earned by ends they showed first, and lost by ends they did not show. Pure.
+"""The circuit breaker for listings: closed by ends that they showed first, opened by ends that they did not show. Pure.
 
-Rule of the file: a listing is a hint. A run that it does not vouch for is looked at as if there were no listings.
+A listing is only a report. A run that it does not show is polled as if there were no listings.
 """
 
 from __future__ import annotations
@@ -8,119 +8,122 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from knouds_async._sansio.listing import Mark
+from knouds_async._sansio.listing import RowStatus
 from knouds_async.types import Status
 
-_SOON: Final = 3.0  # seconds after which a listing has to show an end
-_MANY: Final = 10  # hits that make trust firm
-_JUDGED: Final = 100  # hits and misses beyond are halved, so that what was long ago counts less
-_FEWEST: Final = 3  # misses that can end trust
-_MOST: Final = 0.2  # the part of misses that is borne
-_PAUSE: Final = 600.0
-_LONGEST_PAUSE: Final = 3600.0
-_MOST_WORDS: Final = 100
-_OVER: Final = frozenset({Status.COMPLETED.value, Status.FAILED.value, Status.CANCELLED.value})
+_LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show an end
+_MANY_HITS: Final = 10  # hits that reset the backoff
+_WINDOW: Final = 100  # hits and misses beyond are halved, so that old ones count less
+_MIN_MISSES: Final = 3  # misses that can open it
+_MAX_MISS_RATE: Final = 0.2  # of hits and misses
+_OPEN_FOR: Final = 600.0
+_MAX_OPEN_FOR: Final = 3600.0
+_MAX_STATUSES: Final = 100
+_FINISHED: Final = frozenset({Status.COMPLETED.value, Status.FAILED.value, Status.CANCELLED.value})
 
 
-class Trust:
-    """What was seen of the listings' word.
+class ListingBreaker:
+    """How far listings have proven right.
 
-    `shows_running`: whether they list runs that go on; if so, a run that is missing is not vouched for.
+    `shows_running`: whether they list running runs; if so, a run that is missing counts as not listed.
     """
 
     def __init__(self) -> None:
-        """Know nothing of them yet."""
         self.shows_running = False
         self._has_matched = False
         self._hits = 0.0
         self._misses = 0.0
-        self._awaited: dict[str, tuple[float, bool]] = {}
-        self._going = {Status.PROCESSING.value, Status.CANCEL_REQUESTED.value}
-        self._off_until = -math.inf
-        self._pause = _PAUSE
+        self._unlisted: dict[str, tuple[float, bool]] = {}
+        self._running = {Status.PROCESSING.value, Status.CANCEL_REQUESTED.value}
+        self._open_until = -math.inf
+        self._open_for = _OPEN_FOR
 
     @property
     def is_proven(self) -> bool:
-        """Whether a listing has shown an end before a look found it."""
+        """Whether a listing has shown an end before a poll found it."""
         return self._hits >= 1
 
     @property
-    def is_doubtful(self) -> bool:
-        """Whether listings have shown no end yet, and missed one or show no run of ours: they vouch for nothing."""
+    def is_unconfirmed(self) -> bool:
+        """Whether listings have shown no end yet, and missed one or show none of our runs: they prove nothing."""
         return not self.is_proven and (self._misses > 0 or not self._has_matched)
 
     @property
-    def doubt(self) -> float:
-        """Seconds that an end may be expected to have gone unseen before listings that show a run going are doubted."""
+    def recheck_after(self) -> float:
+        """Seconds of expected delay after which a run that listings show as running is polled all the same."""
         if self._misses >= 0.5:
             return 10.0
         return 30.0 + 0.3 * self._hits if self.is_proven else 20.0
 
-    def is_on(self, now: float) -> bool:
-        """Tell whether listings are worth asking for."""
-        return now >= self._off_until
+    def allows_requests(self, now: float) -> bool:
+        """Return whether listings may be requested."""
+        return now >= self._open_until
 
-    def says_going(self, status: str) -> bool:
-        """Tell whether a row with that status is of a run that goes on."""
-        return status in self._going
+    def means_running(self, status: str) -> bool:
+        """Return whether a row with that status is of a running run."""
+        return status in self._running
 
-    def matched(self, *, is_going: bool) -> None:
-        """Take note of a row that was of a run of ours."""
+    def record_match(self, *, is_running: bool) -> None:
+        """Record a row of one of our runs."""
         self._has_matched = True
-        self.shows_running = self.shows_running or is_going
+        self.shows_running = self.shows_running or is_running
 
-    def confirmed(self, now: float, *, is_late: bool) -> None:
-        """Take note that a look found the end a listing had shown; `is_late`: long after it came."""
+    def record_hit(self, now: float, *, is_late: bool) -> None:
+        """Record that a poll confirmed an end that a listing had shown; `is_late`: long after it happened."""
         self._count(now, hit=not is_late)
 
-    def refuted(self, now: float, status: str) -> bool:
-        """Take note that a look found a run going which a listing had shown as over; say if it was wrong in that.
+    def record_wrong_end(self, now: float, status: str) -> bool:
+        """Record that a poll found a run still running that a listing had shown as finished; return if it was wrong.
 
-        A status that is not known may be one of runs that go on: then that was learned.
+        An unknown status may be one of running runs: then it is remembered as such.
         """
-        if status not in _OVER and len(self._going) < _MOST_WORDS:
-            self._going.add(status)
+        if status not in _FINISHED and len(self._running) < _MAX_STATUSES:
+            self._running.add(status)
             return False
         self._count(now, hit=False)
         return True
 
-    def found_alone(self, request_id: str, now: float, *, was_shown: bool) -> None:
-        """Take note that a look found an end that no listing had shown: one will have to, soon."""
-        self._awaited[request_id] = now, was_shown
+    def record_unlisted_end(self, request_id: str, now: float, *, was_listed: bool) -> None:
+        """Record that a poll found an end that no listing had shown: one has to show it soon."""
+        self._unlisted[request_id] = now, was_listed
 
-    def judge(self, began: float, now: float, marks: dict[str, str], *, is_whole: bool) -> None:
-        """Compare the ends that were found alone with what a sweep that began then has shown."""
-        for request_id, (found, was_shown) in list(self._awaited.items()):
-            status = marks.get(request_id)
-            if status is not None and status not in self._going:
+    def check_unlisted_ends(
+        self, started_at: float, now: float, row_statuses: dict[str, str], *, is_last_page: bool
+    ) -> None:
+        """Compare the ends that polls found first with what a listing that began then has shown."""
+        for request_id, (found_at, was_listed) in list(self._unlisted.items()):
+            status = row_statuses.get(request_id)
+            if status is not None and status not in self._running:
                 self._count(now, hit=True)
-            elif began < found + _SOON:
+            elif started_at < found_at + _LISTED_WITHIN:
                 continue
-            elif status is not None or is_whole or not was_shown:
+            elif status is not None or is_last_page or not was_listed:
                 self._count(now, hit=False)
-            self._awaited.pop(request_id, None)  # a run that was shown before has sunk below the pages asked for
+            self._unlisted.pop(request_id, None)  # a run that was shown before has sunk below the pages asked for
 
-    def awaits(self, marks: tuple[Mark, ...]) -> dict[str, str]:
-        """Give the marks that matter for `judge`."""
-        return {request: status for request, status in marks if request in self._awaited} if self._awaited else {}
+    def relevant(self, row_statuses: tuple[RowStatus, ...]) -> dict[str, str]:
+        """Return the rows that matter for `check_unlisted_ends`."""
+        return (
+            {request: status for request, status in row_statuses if request in self._unlisted} if self._unlisted else {}
+        )
 
-    def lost(self, now: float) -> None:
-        """Ask for no listing for a while, longer each time, and begin to earn trust anew after that."""
-        self._off_until = now + self._pause
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+    def trip(self, now: float) -> None:
+        """Request no listing for a while, longer each time, and start over after that."""
+        self._open_until = now + self._open_for
+        self._open_for = min(2 * self._open_for, _MAX_OPEN_FOR)
         self._hits = self._misses = 0.0
         self._has_matched = self.shows_running = False
-        self._awaited.clear()
+        self._unlisted.clear()
 
     def _count(self, now: float, *, hit: bool) -> None:
         if hit:
             self._hits += 1
             self._has_matched = True
-            self._pause = _PAUSE if self._hits >= _MANY else self._pause
+            self._open_for = _OPEN_FOR if self._hits >= _MANY_HITS else self._open_for
         else:
             self._misses += 1
-        if self._hits + self._misses > _JUDGED:
+        if self._hits + self._misses > _WINDOW:
             self._hits, self._misses = self._hits / 2, self._misses / 2
-        is_often = self._misses >= _FEWEST and self._misses > _MOST * (self._hits + self._misses)
+        is_often = self._misses >= _MIN_MISSES and self._misses > _MAX_MISS_RATE * (self._hits + self._misses)
         if is_often or (self._misses and not self._has_matched):
-            self.lost(now)
+            self.trip(now)

@@ -13,28 +13,27 @@ from knouds_async.batch.outcomes import Outcome
 from knouds_async.batch.progress import OnProgress
 from knouds_async.batch.sender import OnUnknown
 from knouds_async.execution import Execution
-from knouds_async.resources.runs import Runs
+from knouds_async.resources.runs import ExecutionFactory
 from knouds_async.types import Inputs, RunResult, Target
 
 
 class Models:
     """Runs of single models, by their internal name."""
 
-    def __init__(self, runs: Runs, maps: Maps) -> None:
-        """Belong to one client."""
-        self._runs = runs
+    def __init__(self, factory: ExecutionFactory, maps: Maps) -> None:
+        self._factory = factory
         self._maps = maps
 
     async def submit(self, name: str, inputs: Inputs, *, expected: float | None = None) -> Execution:
-        """Submit a run of the model `name` and give its handle; see `Workflows.submit`.
+        """Submit a run of the model `name` and return its handle; see `Workflows.submit`.
 
         Only models whose provider can be polled take it: others raise AsyncNotSupportedError, uncharged; `run` them.
         """
-        return await self._runs.submit(Target("models", name), inputs, expected=expected)
+        return await self._factory.submit(Target("models", name), inputs, expected=expected)
 
     async def run(self, name: str, inputs: Inputs, *, timeout: float | None = None) -> RunResult:
-        """Run the model `name` synchronously and give its result; see `Workflows.run`."""
-        return await self._runs.run(Target("models", name), inputs, timeout=timeout)
+        """Run the model `name` synchronously and return its result; see `Workflows.run`."""
+        return await self._factory.run(Target("models", name), inputs, timeout=timeout)
 
     def map(
         self,
@@ -54,7 +53,7 @@ class Models:
 
         A model has no schema to check inputs against or to take a price from, so `validate` has nothing to do. One
         whose provider cannot be polled is run through the synchronous endpoint: such runs have no id, so one that is
-        cut is unknown.
+        interrupted is unknown.
         """
         return self._maps.map(
             Target("models", name),

@@ -1,4 +1,4 @@
-"""Runs of either kind of target: submitted, or synchronous. What workflows and models share."""
+"""Runs of either kind of target, submitted or synchronous: what workflows and models share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import anyio
 
 from knouds_async._io.clocks import ServiceTime
 from knouds_async._io.pipeline import Send
-from knouds_async._io.watcher import Watcher
+from knouds_async._io.watcher import Poller
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.learned import check_expected
 from knouds_async._sansio.reconcile import RecentRuns
@@ -15,33 +15,32 @@ from knouds_async.execution import Execution
 from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target
 
 
-class Runs:
-    """Starts runs through `send` and hands out handles that wait through `watcher`."""
+class ExecutionFactory:
+    """Starts runs through `send` and creates handles that wait through `poller`; `recent` records every run."""
 
-    def __init__(self, send: Send, watcher: Watcher, base_url: str, time: ServiceTime, recent: RecentRuns) -> None:
-        """Belong to one client; `recent` is told of every run that begins."""
+    def __init__(self, send: Send, poller: Poller, base_url: str, time: ServiceTime, recent: RecentRuns) -> None:
         self._send = send
         self._time = time
         self._recent = recent
-        self._watcher = watcher
+        self._poller = poller
         self._base_url = base_url
 
     async def submit(self, target: Target, inputs: Inputs, *, expected: float | None = None) -> Execution:
-        """Submit a run and give its handle; `expected`: seconds that it should take."""
+        """Submit a run and return its handle; `expected`: seconds that it should take."""
         check_expected(expected)
-        return self.begun(await self._send(endpoints.submit(target, inputs)), target, expected)
+        return self.from_receipt(await self._send(endpoints.submit(target, inputs)), target, expected)
 
-    def begun(self, receipt: Submitted, target: Target, expected: float | None = None) -> Execution:
-        """Give the handle of a run whose receipt has just come."""
+    def from_receipt(self, receipt: Submitted, target: Target, expected: float | None = None) -> Execution:
+        """Return the handle of a run whose receipt has just come."""
         self._recent.add(target, receipt.request_id, self._time.moment())
-        watched = self._watcher.record(
+        record = self._poller.record(
             _first_state(receipt, target),
             target,
-            submitted=anyio.current_time(),
+            submitted_at=anyio.current_time(),
             expected=expected,
-            is_promised=receipt.webhook_configured,
+            expects_delivery=receipt.webhook_configured,
         )
-        return Execution(watched, self._watcher, self._base_url)
+        return Execution(record, self._poller, self._base_url)
 
     async def run(self, target: Target, inputs: Inputs, *, timeout: float | None) -> RunResult:
         """Run synchronously; `timeout` in seconds."""
@@ -50,21 +49,21 @@ class Runs:
         return await self._send(endpoints.run(target, inputs), total=timeout)
 
     def expect_deliveries(self) -> None:
-        """Take note that ends will be delivered."""
-        self._watcher.expect_deliveries()
+        """Expect ends to be delivered."""
+        self._poller.expect_deliveries()
 
     def delivered(self, state: ExecutionState) -> None:
-        """Take note of a verified delivery."""
-        self._watcher.delivered(state)
+        """Process a verified delivery."""
+        self._poller.delivered(state)
 
     def attach(self, state: ExecutionState, target: Target | None, *, expected: float | None = None) -> Execution:
-        """Give a handle of a run that was submitted before, anywhere."""
+        """Return a handle of a run that was submitted before, anywhere."""
         check_expected(expected)
-        return Execution(self._watcher.record(state, target, expected=expected), self._watcher, self._base_url)
+        return Execution(self._poller.record(state, target, expected=expected), self._poller, self._base_url)
 
 
 def _first_state(receipt: Submitted, target: Target) -> ExecutionState:
-    """Give the state that a submit's receipt tells of; a receipt holds no result, so it ends nothing."""
+    """Return the state that a submit's receipt describes; a receipt holds no result, so it is never final."""
     status = (
         Status.PROCESSING if receipt.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED) else receipt.status
     )

@@ -22,7 +22,6 @@ class Usage:
     """Usage rows, newest first."""
 
     def __init__(self, send: Send, time: ServiceTime, recent: RecentRuns) -> None:
-        """Belong to one client; `recent`: the runs it knows to have begun."""
         self._send = send
         self._time = time
         self._recent = recent
@@ -36,7 +35,7 @@ class Usage:
         limit: int | None = None,
         offset: int | None = None,
     ) -> UsagePage:
-        """Give one page: `limit` rows (50 when None, 500 at most) from `offset` on, filtered by what is not None."""
+        """Return one page: `limit` rows (50 when None, 500 at most) from `offset` on, filtered by what is not None."""
         filters = {"status": status, "model_id": model_id, "workflow_slug": workflow_slug}
         return await self._send(endpoints.list_usage(**filters, limit=limit, offset=offset))
 
@@ -48,9 +47,9 @@ class Usage:
         workflow_slug: str | None = None,
         page_size: int = endpoints.LARGEST_PAGE,
     ) -> UsageRows:
-        """Walk all rows, page by page: `async for row in knouds.usage.iter(): ...`.
+        """Iterate over all rows, page by page: `async for row in knouds.usage.iter(): ...`.
 
-        Rows that arrive meanwhile push older ones down; a row with an id that was given already is left out.
+        Rows that arrive meanwhile push older ones down; a row whose id was returned already is left out.
         """
         endpoints.list_usage(status=status, model_id=model_id, workflow_slug=workflow_slug, limit=page_size)  # checks
         return UsageRows(self, {"status": status, "model_id": model_id, "workflow_slug": workflow_slug}, page_size)
@@ -73,7 +72,7 @@ class Usage:
         tolerance: float = LAG,
         exclude: Collection[str] = (),
     ) -> SubmissionSearch:
-        """Look for a submit whose outcome is unknown: proof that it began no run, or every row that could be it.
+        """Search for a submit whose outcome is unknown: proof that it began no run, or every row that could be it.
 
         Give the SubmissionUnknownError itself, which knows when it left by the service's clock; or what was submitted
         and when, as `error.sent_at` said (an aware datetime, or epoch seconds): of a submit of another client that
@@ -117,15 +116,14 @@ class Usage:
         return search.result(now)
 
     async def models(self) -> tuple[str, ...]:
-        """Give the distinct model ids of the account's usage."""
+        """Return the distinct model ids of the account's usage."""
         return await self._send(endpoints.usage_models())
 
 
 class UsageRows:
-    """All usage rows, as an async iterator that asks for a page when it has run out of rows."""
+    """All usage rows, as an async iterator that requests a page when it has run out of rows."""
 
     def __init__(self, usage: Usage, filters: dict[str, str | None], page_size: int) -> None:
-        """Made by `Usage.iter`."""
         self._usage = usage
         self._filters = filters
         self._page_size = page_size
@@ -135,11 +133,11 @@ class UsageRows:
         self._is_last = False
 
     def __aiter__(self) -> UsageRows:
-        """Iterate over itself."""
+        """Return itself."""
         return self
 
     async def __anext__(self) -> UsageRow:
-        """Give the next row. Cancelled: nothing is lost, the next step asks for the same page again."""
+        """Return the next row. Cancelled: nothing is lost, the next step requests the same page again."""
         while not self._rows and not self._is_last:
             self._take(await self._usage.list(**self._filters, limit=self._page_size, offset=self._offset))
         if not self._rows:
@@ -147,7 +145,7 @@ class UsageRows:
         return self._rows.popleft()
 
     def _take(self, page: UsagePage) -> None:
-        """Keep the rows not given yet; a page that brings no row ends the walk, whatever `total` says."""
+        """Keep the rows not returned yet; a page that brings no row is the last, whatever `total` says."""
         self._offset += len(page.rows)
         is_full = page.total is None or self._offset < page.total
         self._is_last = not page.rows or not is_full
@@ -174,7 +172,9 @@ def _moment(moment: datetime | float | None) -> datetime:
         raise InvalidArgumentError("sent_at is missing: say when it was sent, or give the error itself")
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
-            raise InvalidArgumentError(f"sent_at={moment!r}: must know its time zone; take it from the error as it is")
+            raise InvalidArgumentError(
+                f"sent_at={moment!r}: must have a time zone; pass the error itself, or its `sent_at`"
+            )
         return moment
     return datetime.fromtimestamp(_seconds(moment, "sent_at"), UTC)
 

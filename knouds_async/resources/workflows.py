@@ -18,7 +18,7 @@ from knouds_async.batch.progress import OnProgress
 from knouds_async.batch.sender import OnUnknown
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution
-from knouds_async.resources.runs import Runs
+from knouds_async.resources.runs import ExecutionFactory
 from knouds_async.types import Inputs, RunResult, Target, Workflow, WorkflowSchema, WorkflowSummary
 
 JSONObject = Mapping[str, Any]
@@ -27,32 +27,31 @@ JSONObject = Mapping[str, Any]
 class Workflows:
     """Workflows by their slug."""
 
-    def __init__(self, send: Send, runs: Runs, maps: Maps) -> None:
-        """Belong to one client."""
+    def __init__(self, send: Send, factory: ExecutionFactory, maps: Maps) -> None:
         self._send = send
-        self._runs = runs
+        self._factory = factory
         self._maps = maps
 
     async def submit(self, slug: str, inputs: Inputs, *, expected: float | None = None) -> Execution:
-        """Submit a run of the workflow `slug` and give its handle: `run = await execution`.
+        """Submit a run of the workflow `slug` and return its handle: `run = await execution`.
 
         Sent at most once: an outcome that stays open is a SubmissionUnknownError and is never sent again by this
-        library. Waits for its turn at the rate limit first. Cancelled while waiting: nothing was sent; cancelled while
-        the request is under way: the request is finished first and the id logged at WARNING. Contract 4.
+        library. Waits for the rate limit first. Cancelled while waiting: nothing was sent; cancelled while
+        the request is in flight: the request is finished first and the id logged at WARNING. Contract 4.
 
         `expected`: seconds that this run should take, if you know better than what was learned of the workflow's
-        others; runs of about the same expected length are learned of apart. It only paces the looks.
+        others; runs of about the same expected duration are learned separately. It only decides when to poll.
         """
-        return await self._runs.submit(Target("workflows", slug), inputs, expected=expected)
+        return await self._factory.submit(Target("workflows", slug), inputs, expected=expected)
 
     async def run(self, slug: str, inputs: Inputs, *, timeout: float | None = None) -> RunResult:
-        """Run the workflow `slug` synchronously and give its result.
+        """Run the workflow `slug` synchronously and return its result.
 
-        `timeout`: seconds for the exchange (15 minutes when None); when it passes, the run may still go on and be
+        `timeout`: seconds for the exchange (15 minutes when None); when it passes, the run may still continue and be
         charged: SubmissionUnknownError. The same when the connection breaks. Cancelled after it was sent: the run is
-        lost and reported at WARNING; prefer `submit`, whose runs can be picked up by id. Contract 3.
+        lost and reported at WARNING; prefer `submit`, whose runs can be attached by id. Contract 3.
         """
-        return await self._runs.run(Target("workflows", slug), inputs, timeout=timeout)
+        return await self._factory.run(Target("workflows", slug), inputs, timeout=timeout)
 
     def map(
         self,
@@ -72,18 +71,18 @@ class Workflows:
 
         `jobs`: an iterable or async iterable of `Job(key, inputs)` or of plain inputs, whose key is then made of what
         they are; read as there is room. Outcomes come as runs end, or in the order of the jobs when `ordered`;
-        failures are outcomes too. `max_in_flight`: jobs under way at once, 2000 when None; above what the rate limit
+        failures are outcomes too. `max_in_flight`: jobs in flight at once, 2000 when None; above what the rate limit
         sends in the time of a run it changes nothing.
         `ledger`: a path of a file, or a SQLiteLedger: what was submitted, and how it ended, survives a crash there, and
-        the next batch on it goes on: a key that is final is not run again, its outcome comes out of the ledger; one
-        that is submitted is picked up by its id; one that may or may not have been sent is looked for in the usage
+        the next batch on it continues: a key that is final is not run again, its outcome comes from the ledger; one
+        that is submitted is attached by its id; one that may or may not have been sent is searched for in the usage
         rows, and sent again only if it certainly began no run.
         `max_credits`: over the life of the ledger, if there is one; a submit that could pass it is not made, and the
         jobs that remain come out as NotRun. Prices are the workflow's estimate, or the largest real cost where that is
         more; without either one run at a time is sent until its cost is known, and none after one whose cost is not
-        told. `on_unknown`: "park" goes on after a submit whose outcome is unknown, "stop" submits nothing more.
+        known. `on_unknown`: "park" continues after a submit whose outcome is unknown, "stop" submits nothing more.
         `validate`: check inputs against the schema, which is fetched once, before they are sent. `expected`: seconds
-        that a run should take, as of `submit`: the first are then looked at in time. `on_progress`: called with a
+        that a run should take, as of `submit`: the first are then polled in time. `on_progress`: called with a
         Progress at each change, in the event loop.
         Raises InvalidArgumentError at once for an argument, and when the block is entered what the service refuses.
         Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
@@ -102,26 +101,26 @@ class Workflows:
         )
 
     async def gather(self, slug: str, inputs: Sequence[Inputs], *, validate: bool = True) -> builtins.list[Outcome]:
-        """Run the workflow `slug` once for each of a small list of inputs, and give the outcomes in their order.
+        """Run the workflow `slug` once for each of a small list of inputs, and return the outcomes in their order.
 
-        None of them raises: a failure is an outcome. Cancelled: what is out goes on, its ids are logged at WARNING.
+        None of them raises: a failure is an outcome. Cancelled: runs continue, and their ids are logged at WARNING.
         """
         return await self._maps.gather(Target("workflows", slug), inputs, validate=validate)
 
     async def schema(self, slug: str) -> WorkflowSchema:
-        """Give the inputs that a workflow takes, with its estimated cost in credits."""
+        """Return the inputs that a workflow takes, with its estimated cost in credits."""
         return await self._send(endpoints.workflow_schema(slug))
 
     async def public_schema(self, slug: str) -> WorkflowSchema:
-        """Give the inputs of a public playground; no key is sent. NotFoundError when it is not public."""
+        """Return the inputs of a public playground; no key is sent. NotFoundError when it is not public."""
         return await self._send(endpoints.public_schema(slug))
 
     async def list(self) -> tuple[WorkflowSummary, ...]:
-        """Give your workflows and the templates that everyone sees."""
+        """Return your workflows and the templates that everyone sees."""
         return await self._send(endpoints.list_workflows())
 
     async def get(self, slug: str) -> Workflow:
-        """Give a whole workflow; it can be changed and written back with `update`."""
+        """Return a whole workflow; it can be changed and written back with `update`."""
         return await self._send(endpoints.get_workflow(slug))
 
     async def create(
@@ -137,10 +136,10 @@ class Workflows:
     ) -> Workflow:
         """Create a workflow; the service derives its slug from `name` and appends `-2`, `-3` when it is taken.
 
-        Not repeated when its answer is lost (NoAnswerError): look at `list` before you create it again.
+        Not repeated when its answer is lost (NoAnswerError): check `list` before you create it again.
         """
         if not isinstance(name, str):
-            raise InvalidArgumentError(f"name={name!r:.80}: must be a text")
+            raise InvalidArgumentError(f"name={name!r:.80}: must be a string")
         body = _given(
             name=name,
             description=description,
@@ -189,16 +188,16 @@ class Workflows:
     async def move(self, slug: str, folder_id: str | None) -> None:
         """Move a workflow you own into a folder; None is the root."""
         if folder_id is not None and not isinstance(folder_id, str):
-            raise InvalidArgumentError(f"folder_id={folder_id!r:.80}: must be a text, or None for the root")
+            raise InvalidArgumentError(f"folder_id={folder_id!r:.80}: must be a string, or None for the root")
         await self._send(endpoints.move_workflow(slug, folder_id))
 
     async def delete(self, slug: str) -> None:
-        """Delete a workflow you own. Found gone when repeated after a lost answer: done."""
+        """Delete a workflow you own. Not found when repeated after a lost answer: done."""
         await self._send(endpoints.delete_workflow(slug))
 
 
 def _whole(workflow: Workflow) -> dict[str, Any]:
-    """Give a workflow as it is written back: the fields of the record over all that came with it."""
+    """Return a workflow as it is written back: the fields of the record over all that came with it."""
     known = _given(
         slug=workflow.slug,
         name=workflow.name,
@@ -213,21 +212,21 @@ def _whole(workflow: Workflow) -> dict[str, Any]:
 
 
 def _given(**fields: Any) -> dict[str, Any]:
-    """Give the fields that were given, by the service's names; one of another type is refused by its name."""
+    """Return the fields that were given, by the service's names; raise InvalidArgumentError for a wrong type."""
     for field, (kinds, what) in _KINDS.items():
         value = fields.get(field)
-        is_text = isinstance(value, (str, bytes)) and str not in kinds  # a text is a sequence too
-        if value is not None and (is_text or not isinstance(value, kinds)):
+        is_string = isinstance(value, (str, bytes)) and str not in kinds  # a string is a sequence too
+        if value is not None and (is_string or not isinstance(value, kinds)):
             raise InvalidArgumentError(f"{field}={value!r:.80}: must be {what}")
     return {name: value for name, value in fields.items() if value is not None}
 
 
 _KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
-    "name": ((str,), "a text"),
-    "description": ((str,), "a text"),
-    "tags": ((Sequence,), "a list of texts"),
-    "nodes": ((Sequence,), "a list of objects"),
-    "edges": ((Sequence,), "a list of objects"),
-    "viewport": ((Mapping,), "an object"),
+    "name": ((str,), "a string"),
+    "description": ((str,), "a string"),
+    "tags": ((Sequence,), "a list of strings"),
+    "nodes": ((Sequence,), "a list of mappings"),
+    "edges": ((Sequence,), "a list of mappings"),
+    "viewport": ((Mapping,), "a mapping"),
     "publicPlayground": ((bool,), "True or False"),
 }

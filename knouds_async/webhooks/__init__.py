@@ -1,4 +1,4 @@
-"""Webhooks: deliveries verified, taken once, and handed to those who wait. No web framework is imported here.
+"""Webhooks: deliveries verified, taken once, and passed to the waiters. No web framework is imported here.
 
 receiver = WebhookReceiver(os.environ["KNOUDS_WEBHOOK_SECRET"], client=knouds)
 app.include_router(knouds_async.webhooks.fastapi.router(receiver))

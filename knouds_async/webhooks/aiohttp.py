@@ -1,4 +1,4 @@
-"""The aiohttp face of a receiver: `app.router.add_post("/webhooks/knouds", handler(receiver))`."""
+"""The aiohttp handler of a receiver: `app.router.add_post("/webhooks/knouds", handler(receiver))`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK: Final = 65_536
 
 
 def handler(receiver: WebhookReceiver) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """Make the handler of a POST route that takes deliveries."""
+    """Return the handler of a POST route that takes deliveries."""
 
     async def webhook(request: web.Request) -> web.Response:
         signature = ",".join(request.headers.getall(SIGNATURE_HEADER, ())) or None

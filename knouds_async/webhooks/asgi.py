@@ -1,6 +1,6 @@
-"""The ASGI face of a receiver: reads the body, gives the header, writes the status.
+"""The ASGI app of a receiver: reads the body, passes the header on, writes the status.
 
-Rule of the file: no framework; a sender that goes away half way gets no answer.
+No framework; a sender that disconnects half way gets no answer.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Take = Callable[[AsyncIterable[bytes], bytes | None], Awaitable[int]]
 _SIGNATURE: Final = b"x-knouds-signature"
 
 
-class _SenderGone(Exception):  # noqa: N818  (no failure: there is just nobody to answer)
-    """The sender went away before its body was whole."""
+class _SenderDisconnected(Exception):  # noqa: N818  (no failure: there is just nobody to answer)
+    """The sender disconnected before its body was complete."""
 
 
-class _Body:
+class _RequestBody:
     """The body of a request, chunk by chunk."""
 
     def __init__(self, receive: Receive) -> None:
@@ -35,23 +35,22 @@ class _Body:
             raise StopAsyncIteration
         message = await self._receive()
         if message["type"] != "http.request":
-            raise _SenderGone
+            raise _SenderDisconnected
         self._is_read = not message.get("more_body", False)
         chunk: bytes = message.get("body", b"")
         return chunk
 
 
-class ASGIFace:
-    """An ASGI app of one receiver. A method would do, were servers not to tell apps by their `__call__`."""
+class ASGIReceiver:
+    """An ASGI app of one receiver. A method would do, if servers did not recognise apps by their `__call__`."""
 
     def __init__(self, take: Take) -> None:
-        """Answer deliveries by `take`."""
         self._take = take
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one scope: a delivery by `take`, any other request with 405, a lifespan by its own messages."""
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _answer_lifespan(receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, receive, send)
         else:
@@ -60,14 +59,16 @@ class ASGIFace:
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         found = [value for name, value in scope["headers"] if name == _SIGNATURE]
         try:
-            status = await self._take(_Body(receive), b",".join(found) or None) if scope["method"] == "POST" else 405
-        except _SenderGone:
+            status = (
+                await self._take(_RequestBody(receive), b",".join(found) or None) if scope["method"] == "POST" else 405
+            )
+        except _SenderDisconnected:
             return
         await send({"type": "http.response.start", "status": int(status), "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def _answer_lifespan(receive: Receive, send: Send) -> None:
     while True:
         phase = (await receive())["type"]
         await send({"type": f"{phase}.complete"})

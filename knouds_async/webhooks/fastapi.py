@@ -1,4 +1,4 @@
-"""The FastAPI and Starlette face of a receiver: `app.include_router(router(receiver))`."""
+"""The FastAPI and Starlette router of a receiver: `app.include_router(router(receiver))`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["router"]
 
 
 def router(receiver: WebhookReceiver, path: str = "/webhooks/knouds") -> APIRouter:
-    """Make a router that takes deliveries at `path`; in Starlette, its `routes` can be used as they are."""
+    """Return a router that takes deliveries at `path`; in Starlette, its `routes` can be used as they are."""
     made = APIRouter()
     # An endpoint that is an ASGI app itself: no body is read before the receiver reads it.
     made.add_route(path, receiver.asgi, methods=["POST"], include_in_schema=False)  # type: ignore[arg-type]

@@ -116,11 +116,11 @@ class Births(trio.abc.Instrument):
         self.seen: list[str] = []
 
     def task_spawned(self, task: object) -> None:
-        if "Looking" in repr(task):
+        if "PollTask" in repr(task):
             self.seen.append(request_id.get(NOBODY))
 
     def task_factory(self, loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
-        if "Looking" in repr(work):
+        if "PollTask" in repr(work):
             self.seen.append(request_id.get(NOBODY))
         return asyncio.Task(work, loop=loop, **options)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knouds_async._sansio.durations import EDGES, MOST_ENDS, Durations
+from knouds_async._sansio.durations import EDGES, MAX_ENDS, Durations
 
 NAN, INF, DAY = math.nan, math.inf, 86400.0
 TOPS = (*EDGES[1:], INF)
@@ -26,7 +26,7 @@ property_test = settings(deadline=None, max_examples=60)
 class Seen:
     """One observation: alive at `lo` and over at `hi`, or still alive at `lo` when `hi` is None."""
 
-    seen_from: float
+    counted_until: float
     lo: float
     hi: float | None
 
@@ -39,8 +39,8 @@ def ages(longest: float = 20_000.0) -> st.SearchStrategy[float]:
 @st.composite
 def observations(draw: st.DrawFn) -> Seen:
     """Make an observation whose three ages are in order."""
-    seen_from, lo, hi = sorted((draw(ages()), draw(ages()), draw(ages())))
-    return Seen(seen_from, lo, draw(st.sampled_from([None, lo, hi])))
+    counted_until, lo, hi = sorted((draw(ages()), draw(ages()), draw(ages())))
+    return Seen(counted_until, lo, draw(st.sampled_from([None, lo, hi])))
 
 
 histories = st.lists(observations(), max_size=30)
@@ -52,14 +52,14 @@ def told(history: list[Seen], expected: float | None = None) -> Durations:
     durations = Durations(expected=expected)
     for seen in history:
         if seen.hi is None:
-            durations = durations.observe_alive(seen.lo, seen_from=seen.seen_from)
+            durations = durations.observe_running(seen.lo, counted_until=seen.counted_until)
         else:
-            durations = durations.observe_end(seen.lo, seen.hi, seen_from=seen.seen_from)
+            durations = durations.observe_end(seen.lo, seen.hi, counted_until=seen.counted_until)
     return durations
 
 
 def overlap(start: float, end: float, low: float, top: float) -> float:
-    """Give the seconds that two spans share."""
+    """Return the seconds that two spans share."""
     return max(0.0, min(end, top) - max(start, low))
 
 
@@ -69,7 +69,7 @@ def plain_counts(history: list[Seen]) -> tuple[list[float], list[float]]:
     for seen in history:
         hi = seen.lo if seen.hi is None else seen.hi
         for k, (low, top) in enumerate(zip(EDGES, TOPS, strict=True)):
-            exposure[k] += overlap(seen.seen_from, (seen.lo + hi) / 2, low, top)
+            exposure[k] += overlap(seen.counted_until, (seen.lo + hi) / 2, low, top)
             if hi > seen.lo:
                 ends[k] += overlap(seen.lo, hi, low, top) / (hi - seen.lo)
             elif seen.hi is not None:
@@ -109,7 +109,7 @@ def plain_wait(durations: Durations, alive: float, age: float, steps: int = 20_0
 
 
 def quantiles(median: float, sigma: float, count: int) -> list[float]:
-    """Give durations spread as a lognormal law, mixed up, the same on every run."""
+    """Return durations spread as a lognormal, mixed up, the same on every run."""
     law = NormalDist(math.log(median), sigma)
     return [math.exp(law.inv_cdf((i * 617 % count + 0.5) / count)) for i in range(count)]
 
@@ -123,15 +123,15 @@ def learned(runs: list[float]) -> Durations:
 
 
 def follow(durations: Durations, run: float, cost: float = 0.25) -> tuple[int, float]:
-    """Follow one run by the schedule: how many looks it took, and how late its end was known."""
-    looks, age = 1, durations.next_look(0.0, cost) + ROUND_TRIP
+    """Follow one run by the schedule: how many polls it took, and how late its end was known."""
+    looks, age = 1, durations.next_poll(0.0, cost) + ROUND_TRIP
     while age < run:
-        looks, age = looks + 1, durations.next_look(age, cost) + ROUND_TRIP
+        looks, age = looks + 1, durations.next_poll(age, cost) + ROUND_TRIP
     return looks, age + ROUND_TRIP / 2 - run
 
 
 def follow_all(durations: Durations, runs: list[float]) -> tuple[float, float]:
-    """Give the mean number of looks and the mean latency over many runs, without learning from them."""
+    """Return the mean number of polls and the mean latency over many runs, without learning from them."""
     looks, latencies = zip(*(follow(durations, run) for run in runs), strict=True)
     return fmean(looks), fmean(latencies)
 
@@ -169,8 +169,8 @@ def test_every_end_counts_once(history: list[Seen]) -> None:
 @property_test
 @given(histories)
 def test_exposure_is_the_time_at_risk(history: list[Seen]) -> None:
-    """The exposure of all bins together is the seconds from where each run was counted to its look or its end."""
-    at_risk = sum((seen.lo + (seen.lo if seen.hi is None else seen.hi)) / 2 - seen.seen_from for seen in history)
+    """The exposure of all bins together is the seconds from where each run was counted to its poll or its end."""
+    at_risk = sum((seen.lo + (seen.lo if seen.hi is None else seen.hi)) / 2 - seen.counted_until for seen in history)
     assert sum(told(history).exposure) == pytest.approx(at_risk, abs=1e-6)
 
 
@@ -183,17 +183,17 @@ def test_hazards_are_the_same_whether_kept_or_worked_out_anew(history: list[Seen
     assert [kept.hazard(age) for age in MIDDLES] == [anew.hazard(age) for age in MIDDLES]
 
 
-def test_looks_in_between_change_nothing_but_where_time_is_counted_from() -> None:
+def test_polls_in_between_change_nothing_but_where_time_is_counted_from() -> None:
     """A run seen alive twice and then over has the exposure of one whose whole life is counted at its end."""
-    watched = Durations().observe_alive(26.0).observe_alive(31.0, seen_from=26.0)
-    watched = watched.observe_end(31.0, 36.0, seen_from=31.0)
+    watched = Durations().observe_running(26.0).observe_running(31.0, counted_until=26.0)
+    watched = watched.observe_end(31.0, 36.0, counted_until=31.0)
     at_once = Durations().observe_end(31.0, 36.0)
     assert watched.ends == at_once.ends
     assert watched.exposure == pytest.approx(at_once.exposure)
 
 
-def test_an_end_between_two_looks_is_spread_evenly() -> None:
-    """Half of the time between two looks gets half of the end."""
+def test_an_end_between_two_polls_is_spread_evenly() -> None:
+    """Half of the time between two polls gets half of the end."""
     low, edge, top = EDGES[40], EDGES[41], EDGES[42]
     ends = Durations().observe_end(low, top).ends
     assert ends[40] == pytest.approx((edge - low) / (top - low))
@@ -205,23 +205,23 @@ def test_an_end_seen_exactly_falls_into_its_bin() -> None:
     assert Durations().observe_end(EDGES[40], EDGES[40]).ends[40] == 1
 
 
-def test_runs_still_going_keep_fast_finishers_from_misleading() -> None:
-    """Ten of a hundred runs ending at 10 s make a low hazard once the ninety still going are counted."""
+def test_runs_still_running_keep_fast_finishers_from_misleading() -> None:
+    """Ten of a hundred runs ending at 10 s make a low hazard once the ninety still running are counted."""
     fast = Durations()
     for _ in range(10):
         fast = fast.observe_end(10.0, 10.0)
-    counted = fast.observe_all_alive([(0.0, 10.5)] * 90)
+    counted = fast.observe_all_running([(0.0, 10.5)] * 90)
     assert counted.hazard(10.0) < fast.hazard(10.0) / 5
 
 
 @property_test
 @given(histories, st.lists(st.tuples(ages(), ages()), max_size=10))
 def test_many_at_once_are_the_same_as_one_by_one(history: list[Seen], spans: list[tuple[float, float]]) -> None:
-    """Counting many runs still going in one call is counting each of them."""
+    """Counting many runs still running in one call is counting each of them."""
     singly = together = told(history)
-    for seen_from, age in spans:
-        singly = singly.observe_alive(age, seen_from=seen_from)
-    together = together.observe_all_alive(spans)
+    for counted_until, age in spans:
+        singly = singly.observe_running(age, counted_until=counted_until)
+    together = together.observe_all_running(spans)
     assert together == singly
     assert [together.hazard(age) for age in MIDDLES] == [singly.hazard(age) for age in MIDDLES]
 
@@ -230,7 +230,7 @@ def test_an_observation_leaves_the_old_value_alone() -> None:
     """Durations are values: what was known before an observation can still be used."""
     cold = Durations()
     cold.observe_end(3.0, 5.0)
-    cold.observe_alive(7.0)
+    cold.observe_running(7.0)
     assert cold == Durations()
     assert cold.hazard(4.0) == Durations().hazard(4.0)
 
@@ -241,30 +241,30 @@ def test_an_observation_leaves_the_old_value_alone() -> None:
 def test_above_five_hundred_ends_all_that_was_seen_is_halved() -> None:
     """The 501st end halves ends and exposure, and not before."""
     durations = learned([40.0, 50.0] * 250)
-    assert sum(durations.ends) == pytest.approx(MOST_ENDS)
+    assert sum(durations.ends) == pytest.approx(MAX_ENDS)
     exposure = sum(durations.exposure)
     durations = durations.observe_end(45.0, 45.0)
-    assert sum(durations.ends) == pytest.approx((MOST_ENDS + 1) / 2)
+    assert sum(durations.ends) == pytest.approx((MAX_ENDS + 1) / 2)
     assert sum(durations.exposure) == pytest.approx((exposure + 45) / 2)
 
 
 def test_five_hundred_ends_in_fractions_are_not_above_five_hundred() -> None:
     """Rounding in ends that were spread over bins does not halve early."""
     durations = Durations()
-    for _ in range(MOST_ENDS):
+    for _ in range(MAX_ENDS):
         durations = durations.observe_end(33.3, 47.7)
-    assert sum(durations.ends) == pytest.approx(MOST_ENDS)
+    assert sum(durations.ends) == pytest.approx(MAX_ENDS)
 
 
 def test_halving_keeps_the_hazard_where_much_was_seen() -> None:
     """Halving both counts leaves their ratio, but for the little weight that the prior regains."""
-    before = learned([45.0] * MOST_ENDS)
+    before = learned([45.0] * MAX_ENDS)
     after = before.observe_end(45.0, 45.0)
     assert after.hazard(45.0) == pytest.approx(before.hazard(45.0), rel=0.02)
 
 
 def test_a_target_that_changed_is_learned_anew() -> None:
-    """After 2000 runs of 20 s, 600 of 120 s are enough to be looked at late and without many looks."""
+    """After 2000 runs of 20 s, 600 of 120 s are enough to be polled late and without many polls."""
     durations = learned(quantiles(20.0, 0.2, 2000))
     before, _ = follow_all(durations, quantiles(120.0, 0.2, 100))
     for run in quantiles(120.0, 0.2, 600):
@@ -274,18 +274,18 @@ def test_a_target_that_changed_is_learned_anew() -> None:
     assert latency < 4.0
 
 
-# ---- when to look
+# ---- when to poll
 
 
 @property_test
 @given(histories, ages(), costs)
-def test_a_look_is_due_when_the_expected_unseen_time_reaches_the_cost(
+def test_a_poll_is_due_when_the_expected_unseen_time_reaches_the_cost(
     history: list[Seen], age: float, cost: float
 ) -> None:
-    """At the next look the expected unseen time is the cost, or less when the longest step ends first."""
+    """At the next poll the expected unseen time is the cost, or less when the longest step ends first."""
     durations = told(history)
-    look = durations.next_look(age, cost)
-    unseen, _ = durations.unseen_wait(age, look)
+    look = durations.next_poll(age, cost)
+    unseen, _ = durations.expected_delay(age, look)
     step = min(600.0, max(10.0, age / 4) if age else 600.0)
     assert age < look <= age + step
     if look < age + step:
@@ -297,59 +297,59 @@ def test_a_look_is_due_when_the_expected_unseen_time_reaches_the_cost(
 @property_test
 @given(histories, ages(), st.floats(0.5, 600.0))
 def test_a_cost_reached_on_the_last_moment_is_not_overstepped(history: list[Seen], age: float, longest: float) -> None:
-    """Where the expected unseen time reaches the cost just as the longest step ends, the look comes no later."""
+    """Where the expected unseen time reaches the cost just as the longest step ends, the poll comes no later."""
     durations = told(history)
-    cost, _ = durations.unseen_wait(age, age + longest)
-    assert durations.next_look(age, max(cost, 1e-3), longest=longest) <= age + longest
+    cost, _ = durations.expected_delay(age, age + longest)
+    assert durations.next_poll(age, max(cost, 1e-3), longest=longest) <= age + longest
 
 
 @property_test
 @given(histories, ages(), costs, st.floats(1.0, 5.0))
-def test_a_dearer_look_comes_no_sooner(history: list[Seen], age: float, cost: float, factor: float) -> None:
-    """The next look is monotone in its cost."""
+def test_a_dearer_poll_comes_no_sooner(history: list[Seen], age: float, cost: float, factor: float) -> None:
+    """The next poll is monotone in its cost."""
     durations = told(history)
-    assert durations.next_look(age, cost * factor) >= durations.next_look(age, cost) - 1e-9
+    assert durations.next_poll(age, cost * factor) >= durations.next_poll(age, cost) - 1e-9
 
 
 @property_test
 @given(histories, ages(), costs)
-def test_a_look_never_comes_sooner_than_its_cost(history: list[Seen], age: float, cost: float) -> None:
-    """An end cannot go unseen for longer than there was no look, so that no schedule spins."""
+def test_a_poll_never_comes_sooner_than_its_cost(history: list[Seen], age: float, cost: float) -> None:
+    """An end cannot go unseen for longer than there was no poll, so that no schedule spins."""
     step = min(600.0, max(10.0, age / 4) if age else 600.0)
-    assert told(history).next_look(age, cost) >= age + min(cost, step) * (1 - 1e-9)
+    assert told(history).next_poll(age, cost) >= age + min(cost, step) * (1 - 1e-9)
 
 
 @property_test
 @given(histories, ages(), ages(600.0), costs)
-def test_looks_move_on_with_the_age(history: list[Seen], age: float, later: float, cost: float) -> None:
-    """Every look leads to a later one: a run that never ends is looked at for ever at growing ages."""
+def test_polls_move_on_with_the_age(history: list[Seen], age: float, later: float, cost: float) -> None:
+    """Every poll leads to a later one: a run that never ends is polled for ever at growing ages."""
     durations = told(history)
     seen = [age]
     for _ in range(5):
-        seen.append(durations.next_look(seen[-1], cost))
+        seen.append(durations.next_poll(seen[-1], cost))
     assert all(low < high for low, high in pairwise(seen))
-    assert durations.next_look(age, cost, longest=later or 1.0) <= age + (later or 1.0)
+    assert durations.next_poll(age, cost, longest=later or 1.0) <= age + (later or 1.0)
 
 
 @pytest.mark.parametrize("cost", [5e-324, 1e-30, 1e-6, 0.25, 1e6, 1e300])
-def test_extreme_costs_still_give_a_look_ahead(cost: float) -> None:
-    """However small or large the cost and the hazards, the look is later than the age and not too late."""
+def test_extreme_costs_still_give_a_poll_ahead(cost: float) -> None:
+    """However small or large the cost and the hazards, the poll is later than the age and not too late."""
     for age, ends in product((0.0, 1e-9, 45.0, 1e5, 1e9), ([], [1e-9] * 400, [45.0] * 400)):
         durations = learned(ends)
-        assert age < durations.next_look(age, cost) <= age + max(600.0, 10.0), (age, ends[:1])
-        assert age < durations.next_look(age, cost, longest=INF), (age, ends[:1])
+        assert age < durations.next_poll(age, cost) <= age + max(600.0, 10.0), (age, ends[:1])
+        assert age < durations.next_poll(age, cost, longest=INF), (age, ends[:1])
 
 
-def test_an_unknown_target_is_first_looked_at_soon() -> None:
-    """The first look of a cold target comes at 7 s, so that short runs are found and long ones not forgotten."""
-    assert Durations().next_look(0.0, 0.25) == pytest.approx(7.0, abs=0.2)
+def test_an_unknown_target_is_first_polled_soon() -> None:
+    """The first poll of a cold target comes at 7 s, so that short runs are found and long ones not forgotten."""
+    assert Durations().next_poll(0.0, 0.25) == pytest.approx(7.0, abs=0.2)
 
 
-def test_a_known_target_is_looked_at_where_its_runs_end() -> None:
-    """Looks at a learned target of 45 s begin at about 26 s and close up from 5 s to 3 s apart."""
+def test_a_known_target_is_polled_where_its_runs_end() -> None:
+    """Polls a learned target of 45 s begin at about 26 s and close up from 5 s to 3 s apart."""
     durations, looks = learned(quantiles(45.0, 0.35, 200)), [0.0]
     for _ in range(7):
-        looks.append(durations.next_look(looks[-1], 0.25))
+        looks.append(durations.next_poll(looks[-1], 0.25))
     assert looks[1:] == pytest.approx([26, 31, 35, 39, 43, 46, 49], abs=1.0)
     steps = [high - low for low, high in pairwise(looks[1:])]
     assert steps == sorted(steps, reverse=True)
@@ -357,37 +357,37 @@ def test_a_known_target_is_looked_at_where_its_runs_end() -> None:
 
 
 def test_the_step_is_limited_by_the_age() -> None:
-    """An old run is looked at within a quarter of its age, a young one within 10 s, none later than 10 min."""
-    quiet = Durations().observe_all_alive([(0.0, DAY)] * 1000)
-    assert quiet.next_look(20.0, 4.0) == 30.0
-    assert quiet.next_look(400.0, 4.0) == 500.0
-    assert quiet.next_look(40_000.0, 4.0) == 40_600.0
-    assert quiet.next_look(0.0, 400.0) == 600.0
+    """An old run is polled within a quarter of its age, a young one within 10 s, none later than 10 min."""
+    quiet = Durations().observe_all_running([(0.0, DAY)] * 1000)
+    assert quiet.next_poll(20.0, 4.0) == 30.0
+    assert quiet.next_poll(400.0, 4.0) == 500.0
+    assert quiet.next_poll(40_000.0, 4.0) == 40_600.0
+    assert quiet.next_poll(0.0, 400.0) == 600.0
 
 
 def test_a_longest_step_of_the_callers_own_replaces_the_rule() -> None:
-    """A run watched by other means may be left alone for longer than a quarter of its age, or for less."""
+    """A run tracked by other means may be left alone for longer than a quarter of its age, or for less."""
     durations = Durations()
-    assert durations.next_look(20.0, 30.0) == 30.0
-    assert durations.next_look(20.0, 30.0, longest=600.0) > 60.0
-    assert durations.next_look(20.0, 30.0, longest=2.0) == 22.0
+    assert durations.next_poll(20.0, 30.0) == 30.0
+    assert durations.next_poll(20.0, 30.0, longest=600.0) > 60.0
+    assert durations.next_poll(20.0, 30.0, longest=2.0) == 22.0
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, NAN, INF])
 def test_a_cost_is_seconds_above_zero(cost: float) -> None:
-    """A look that costs nothing would be due at once for ever."""
+    """A poll that costs nothing would be due at once for ever."""
     with pytest.raises(ValueError, match="cost="):
-        Durations().next_look(0.0, cost)
+        Durations().next_poll(0.0, cost)
 
 
 @pytest.mark.parametrize("longest", [0.0, -1.0, NAN])
 def test_a_longest_step_is_seconds_above_zero(longest: float) -> None:
     """A step of no length would be due at once for ever."""
     with pytest.raises(ValueError, match="longest="):
-        Durations().next_look(0.0, 0.25, longest=longest)
+        Durations().next_poll(0.0, 0.25, longest=longest)
 
 
-# ---- what to expect of a run not looked at
+# ---- what to expect of a run not polled
 
 
 @settings(deadline=None, max_examples=8)
@@ -395,7 +395,7 @@ def test_a_longest_step_is_seconds_above_zero(longest: float) -> None:
 def test_the_unseen_wait_is_the_integral_it_claims(history: list[Seen], alive: float, span: float) -> None:
     """The closed form over bins is what adding up small steps gives."""
     durations = told(history)
-    unseen, over = durations.unseen_wait(alive, alive + span)
+    unseen, over = durations.expected_delay(alive, alive + span)
     plain_unseen, plain_over = plain_wait(durations, alive, alive + span)
     assert over == pytest.approx(plain_over, rel=0.02, abs=1e-3)
     assert unseen == pytest.approx(plain_unseen, rel=0.02, abs=1e-3 * span)
@@ -407,8 +407,8 @@ def test_the_unseen_wait_grows_with_the_age(history: list[Seen], alive: float, o
     """Later, more time went unseen and the end is more probable; neither leaves its bounds."""
     durations = told(history)
     sooner, later = sorted((alive + one, alive + other))
-    unseen, over = durations.unseen_wait(alive, sooner)
-    unseen_later, over_later = durations.unseen_wait(alive, later)
+    unseen, over = durations.expected_delay(alive, sooner)
+    unseen_later, over_later = durations.expected_delay(alive, later)
     assert -1e-9 <= unseen <= sooner - alive
     assert 0 <= over <= 1
     assert unseen <= unseen_later + 1e-9
@@ -416,28 +416,28 @@ def test_the_unseen_wait_grows_with_the_age(history: list[Seen], alive: float, o
 
 
 @pytest.mark.parametrize(("alive", "age"), [(45.0, 45.0), (45.0, 3.0), (45.0, NAN), (0.0, -1.0), (INF, INF)])
-def test_nothing_went_unseen_since_a_look_that_is_not_past(alive: float, age: float) -> None:
-    """At or before the last look nothing is unseen and the run is not over."""
-    assert Durations().unseen_wait(alive, age) == (0.0, 0.0)
+def test_nothing_went_unseen_since_a_poll_that_is_not_past(alive: float, age: float) -> None:
+    """At or before the last poll nothing is unseen and the run is not over."""
+    assert Durations().expected_delay(alive, age) == (0.0, 0.0)
 
 
 def test_in_the_long_run_the_end_is_certain() -> None:
     """Without limit the probability is one and the wait has no bound."""
-    assert Durations().unseen_wait(0.0, INF) == (INF, 1.0)
+    assert Durations().expected_delay(0.0, INF) == (INF, 1.0)
 
 
 # ---- what the schedule achieves
 
 
-def test_a_learned_target_takes_few_looks() -> None:
-    """A lone run of a learned target of 45 s takes at most 8 looks and is known within 2.1 s on average."""
+def test_a_learned_target_takes_few_polls() -> None:
+    """A lone run of a learned target of 45 s takes at most 8 polls and is known within 2.1 s on average."""
     looks, latency = follow_all(learned(quantiles(45.0, 0.35, 200)), quantiles(45.0, 0.35, 999))
     assert looks <= 8
     assert latency <= 2.1
 
 
-def test_a_cold_target_takes_few_looks() -> None:
-    """A lone run of 45 s of a target never seen takes at most 10 looks and is known within 2.8 s on average."""
+def test_a_cold_target_takes_few_polls() -> None:
+    """A lone run of 45 s of a target never seen takes at most 10 polls and is known within 2.8 s on average."""
     looks, latency = follow_all(Durations(), quantiles(45.0, 0.35, 999))
     assert looks <= 10
     assert latency <= 2.8
@@ -456,7 +456,7 @@ def test_other_lengths_are_learned_too(median: float, looks_at_most: float, late
 
 @pytest.mark.parametrize("median", [6.0, 240.0, 900.0])
 def test_an_expected_median_makes_a_cold_target_cheaper(median: float) -> None:
-    """Looks and latency together cost less at once when the caller knows the median."""
+    """Polls and latency together cost less at once when the caller knows the median."""
     runs = quantiles(median, 0.35, 199)
     looks, latency = follow_all(Durations(), runs)
     told_looks, told_latency = follow_all(Durations(expected=median), runs)
@@ -474,8 +474,8 @@ def test_a_wrong_median_is_overruled_by_what_is_seen() -> None:
 
 
 def test_a_median_of_forty_five_seconds_is_the_default() -> None:
-    """Expecting what is assumed anyway changes no look."""
-    assert Durations(expected=45.0).next_look(0.0, 0.25) == Durations().next_look(0.0, 0.25)
+    """Expecting what is assumed anyway changes no poll."""
+    assert Durations(expected=45.0).next_poll(0.0, 0.25) == Durations().next_poll(0.0, 0.25)
 
 
 @pytest.mark.parametrize("expected", [1e-300, 1e-9, 1, 1e9, 10**400])
@@ -500,23 +500,23 @@ def test_a_median_that_is_no_duration_is_refused(expected: Any) -> None:
 def test_no_float_breaks_the_model(rubbish: list[tuple[float, float, float, bool]], age: float) -> None:
     """Whatever ages are observed, hazards stay finite and above zero and each end counts once."""
     durations = Durations()
-    for seen_from, lo, hi, is_end in rubbish:
+    for counted_until, lo, hi, is_end in rubbish:
         if is_end:
-            durations = durations.observe_end(lo, hi, seen_from=seen_from)
+            durations = durations.observe_end(lo, hi, counted_until=counted_until)
         else:
-            durations = durations.observe_alive(lo, seen_from=seen_from)
+            durations = durations.observe_running(lo, counted_until=counted_until)
     assert sum(durations.ends) == pytest.approx(sum(is_end for *_, is_end in rubbish))
     assert all(0 <= seconds < INF for seconds in durations.exposure)
     assert 0 < durations.hazard(age) < INF
-    assert durations.next_look(min(age, 1e9), 0.25) > (min(age, 1e9) if age > 0 else 0.0)
+    assert durations.next_poll(min(age, 1e9), 0.25) > (min(age, 1e9) if age > 0 else 0.0)
 
 
 CLEANED: list[tuple[Callable[[Durations], Durations], Callable[[Durations], Durations]]] = [
-    (lambda d: d.observe_alive(NAN), lambda d: d.observe_alive(0.0)),
-    (lambda d: d.observe_alive(-5.0), lambda d: d.observe_alive(0.0)),
-    (lambda d: d.observe_alive(INF), lambda d: d.observe_alive(DAY)),
-    (lambda d: d.observe_alive(9.0, seen_from=NAN), lambda d: d.observe_alive(9.0)),
-    (lambda d: d.observe_alive(9.0, seen_from=12.0), lambda d: d),
+    (lambda d: d.observe_running(NAN), lambda d: d.observe_running(0.0)),
+    (lambda d: d.observe_running(-5.0), lambda d: d.observe_running(0.0)),
+    (lambda d: d.observe_running(INF), lambda d: d.observe_running(DAY)),
+    (lambda d: d.observe_running(9.0, counted_until=NAN), lambda d: d.observe_running(9.0)),
+    (lambda d: d.observe_running(9.0, counted_until=12.0), lambda d: d),
     (lambda d: d.observe_end(NAN, 5.0), lambda d: d.observe_end(0.0, 5.0)),
     (lambda d: d.observe_end(5.0, NAN), lambda d: d.observe_end(5.0, 5.0)),
     (lambda d: d.observe_end(40.0, 30.0), lambda d: d.observe_end(40.0, 40.0)),
@@ -535,19 +535,19 @@ def test_an_odd_age_counts_as_the_nearest_possible_one(
 
 
 @pytest.mark.parametrize("age", [NAN, -1.0, -INF])
-def test_an_odd_age_is_looked_at_as_a_new_run(age: float) -> None:
-    """A run of no known age has the hazard and the next look of one just submitted."""
+def test_an_odd_age_is_polled_as_a_new_run(age: float) -> None:
+    """A run of no known age has the hazard and the next poll of one just submitted."""
     durations = learned([20.0, 30.0])
     assert durations.hazard(age) == durations.hazard(0.0)
-    assert durations.next_look(age, 0.25) == durations.next_look(0.0, 0.25)
-    assert durations.unseen_wait(age, 20.0) == durations.unseen_wait(0.0, 20.0)
+    assert durations.next_poll(age, 0.25) == durations.next_poll(0.0, 0.25)
+    assert durations.expected_delay(age, 20.0) == durations.expected_delay(0.0, 20.0)
 
 
-def test_a_run_older_than_two_hours_is_still_looked_at() -> None:
+def test_a_run_older_than_two_hours_is_still_polled() -> None:
     """The last bin has no end: its hazard is that of any older run."""
-    durations = Durations().observe_alive(3 * 7200.0)
+    durations = Durations().observe_running(3 * 7200.0)
     assert durations.hazard(3 * 7200.0) == durations.hazard(7200.0)
-    assert 3 * 7200.0 < durations.next_look(3 * 7200.0, 0.25) <= 3 * 7200.0 + 600.0
+    assert 3 * 7200.0 < durations.next_poll(3 * 7200.0, 0.25) <= 3 * 7200.0 + 600.0
 
 
 # ---- save and load
@@ -555,14 +555,14 @@ def test_a_run_older_than_two_hours_is_still_looked_at() -> None:
 
 @property_test
 @given(histories, st.sampled_from([None, 45.0, 240]), ages(), costs)
-def test_what_was_saved_gives_the_same_looks(
+def test_what_was_saved_gives_the_same_polls(
     history: list[Seen], expected: float | None, age: float, cost: float
 ) -> None:
-    """A process that loads what another saved as JSON looks at exactly the same ages."""
+    """A process that loads what another saved as JSON polls at exactly the same ages."""
     durations = told(history, expected)
     loaded = Durations.from_dict(json.loads(json.dumps(durations.to_dict())))
     assert loaded == durations
-    assert loaded.next_look(age, cost) == durations.next_look(age, cost)
+    assert loaded.next_poll(age, cost) == durations.next_poll(age, cost)
 
 
 def test_what_is_saved_is_small() -> None:
@@ -572,7 +572,7 @@ def test_what_is_saved_is_small() -> None:
 
 
 def saved(**changes: object) -> dict[str, object]:
-    """Give what a good save looks like, but for some keys."""
+    """Return what a good save polls like, but for some keys."""
     return {"version": 1, "expected": None, "bins": [[3, 1.0, 5.0], [4, 0, 2]], **changes}
 
 

@@ -23,7 +23,7 @@ def payload(execution_id: str, status: str = "completed", /, **changes: Any) -> 
 
 
 async def chunks(body: bytes, size: int = 1000) -> AsyncIterator[bytes]:
-    """Give a body in parts."""
+    """Return a body in parts."""
     for place in range(0, len(body), size):
         yield body[place : place + size]
 
@@ -42,11 +42,11 @@ class Sender:
 
 @pytest.fixture
 def sender() -> Callable[..., Sender]:
-    """Give what makes a receiver with these options, and a sender to it."""
+    """Return what makes a receiver with these options, and a sender to it."""
     return lambda **options: Sender(WebhookReceiver(SECRET, **options))
 
 
 @pytest.fixture
 def end() -> Callable[..., dict[str, Any]]:
-    """Give what writes the event of a run's end."""
+    """Return what writes the event of a run's end."""
     return payload

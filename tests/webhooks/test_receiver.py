@@ -236,13 +236,13 @@ def test_shows_no_secret() -> None:
     assert SECRET not in repr(vars(receiver))
 
 
-async def test_no_event_is_kept_under_way(sender: Any, end: End) -> None:
+async def test_no_event_is_kept_in_flight(sender: Any, end: End) -> None:
     """After the answers nothing of the deliveries is left but the bounded memory."""
     send = sender(handler=Diary())
     for place in range(100):
         await send(end(f"run-{place}"))
     gc.collect()
-    assert send.receiver._underway == {}
+    assert send.receiver._in_progress == {}
 
 
 async def _parts(body: bytes) -> AsyncIterator[bytes]:

@@ -47,7 +47,7 @@ def event(**changes: Any) -> WebhookEvent:
 
 
 def reason(body: Any, signature: Any, secrets: Any = SECRET, **options: Any) -> WebhookFault:
-    """Give why a delivery is refused."""
+    """Return why a delivery is refused."""
     with pytest.raises(WebhookVerificationError) as caught:
         verify(body, signature, secrets, **{"now": NOW, **options})
     return caught.value.reason

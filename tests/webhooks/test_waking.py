@@ -1,4 +1,4 @@
-"""Deliveries wake the waiters of a client: without a look when they bring the result, and looks are few meanwhile."""
+"""Deliveries wake the waiters of a client: without a poll when they bring the result, and polls are few meanwhile."""
 
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +27,7 @@ Post = Callable[[Delivery], Awaitable[int]]
 
 
 def hooked(**settings: Any) -> Emulator:
-    """Give a service whose key has a webhook, and whose runs take 45 s unless told otherwise."""
+    """Return a service whose key has a webhook, and whose runs take 45 s unless told otherwise."""
     return Emulator(**{"tier": "enterprise", "duration": 45.0, "webhook_url": HOOK, **settings})
 
 
@@ -45,11 +45,11 @@ def into(receiver: WebhookReceiver) -> Post:
 
 @pytest.fixture
 def emulator() -> Emulator:
-    """Give a service whose key has a webhook."""
+    """Return a service whose key has a webhook."""
     return hooked()
 
 
-async def test_a_delivery_with_the_result_ends_the_wait_without_a_look(knouds: AsyncKnouds, emulator: Emulator) -> None:
+async def test_a_delivery_with_the_result_ends_the_wait_without_a_poll(knouds: AsyncKnouds, emulator: Emulator) -> None:
     """The run is awaited to its end 0.2 s after it, for the one request of the submit."""
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
     async with emulator.delivering(into(receiver)):
@@ -61,8 +61,8 @@ async def test_a_delivery_with_the_result_ends_the_wait_without_a_look(knouds: A
     assert emulator.requests.count == 1
 
 
-async def test_a_delivery_without_the_result_takes_one_look(make_client: Any) -> None:
-    """An end whose result is not in the delivery is looked up once, at once."""
+async def test_a_delivery_without_the_result_takes_one_poll(make_client: Any) -> None:
+    """An end whose result is not in the delivery is polled once, at once."""
     emulator = hooked(deliveries=Deliveries(has_result=False))
     knouds = make_client(emulator)
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
@@ -76,7 +76,7 @@ async def test_a_delivery_without_the_result_takes_one_look(make_client: Any) ->
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 async def test_every_end_is_told(make_client: Any, rate: float) -> None:
-    """A failed run raises its error, a cancelled one that it was cancelled, both without a look."""
+    """A failed run raises its error, a cancelled one that it was cancelled, both without a poll."""
     emulator = hooked(failure_rate=rate)
     knouds = make_client(emulator)
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
@@ -109,7 +109,7 @@ async def test_all_waiters_of_a_run_wake(knouds: AsyncKnouds, emulator: Emulator
 
 
 async def test_a_delivery_before_anybody_waits_is_remembered(knouds: AsyncKnouds, sender: Any, end: End) -> None:
-    """A run that was delivered before it was attached is over at once, without a request."""
+    """A run that was delivered before it was attached has finished at once, without a request."""
     send = sender(client=knouds)
     await send(end("run-1"))
     assert (await knouds.executions.attach("run-1")).images
@@ -117,7 +117,7 @@ async def test_a_delivery_before_anybody_waits_is_remembered(knouds: AsyncKnouds
 
 
 async def test_a_delivery_before_the_submits_answer_is_remembered(make_client: Any) -> None:
-    """A run that ends while its submit's answer is still on the way needs no look."""
+    """A run that ends while its submit's answer is still on the way needs no poll."""
     emulator = hooked(duration=0.0, deliveries=Deliveries(latency=0.0))
     knouds = make_client(emulator, latency=3.0)
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
@@ -128,10 +128,10 @@ async def test_a_delivery_before_the_submits_answer_is_remembered(make_client: A
     assert emulator.requests.count == 1
 
 
-async def test_a_bare_end_before_anybody_waits_is_looked_up_once(
+async def test_a_bare_end_before_anybody_waits_is_polled_once(
     knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End
 ) -> None:
-    """Without its result an early delivery makes the first wait look at once, and once."""
+    """Without its result an early delivery makes the first wait poll at once, and once."""
     execution = await knouds.workflows.submit("daily-picture", {})
     await anyio.sleep(46)
     await sender(client=knouds)(end(execution.id, result=None))
@@ -142,7 +142,7 @@ async def test_a_bare_end_before_anybody_waits_is_looked_up_once(
 
 
 async def test_a_final_state_never_changes(knouds: AsyncKnouds, sender: Any, end: End) -> None:
-    """The first end that is delivered stays, and so does one that was looked up."""
+    """The first end that is delivered stays, and so does one that was polled."""
     execution = await knouds.workflows.submit("daily-picture", {})
     send = sender(client=knouds)
     await send(end(execution.id, "failed"))
@@ -169,10 +169,10 @@ async def test_events_on_the_way_change_nothing(knouds: AsyncKnouds, emulator: E
     assert emulator.requests.count == 2
 
 
-async def test_contradicting_deliveries_are_looked_up(
+async def test_contradicting_deliveries_are_polled(
     knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End
 ) -> None:
-    """An event that names two ends makes one look, and what that shows counts."""
+    """An event that names two ends makes one poll, and what that shows counts."""
     send = sender(client=knouds)
     execution = await knouds.workflows.submit("daily-picture", {})
     async with anyio.create_task_group() as tasks:
@@ -186,7 +186,7 @@ async def test_contradicting_deliveries_are_looked_up(
 async def test_an_announced_end_that_is_not_there_yet_is_polled(
     knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End
 ) -> None:
-    """When the look after a delivery still finds the run going, looks at the usual pace find its end."""
+    """When the poll after a delivery still finds the run running, polls at the usual pace find its end."""
     send = sender(client=knouds)
     execution = await knouds.workflows.submit("daily-picture", {})
     began = anyio.current_time()
@@ -199,7 +199,7 @@ async def test_an_announced_end_that_is_not_there_yet_is_polled(
 
 
 async def test_lost_deliveries_are_noticed(make_client: Any) -> None:
-    """With no delivery at all every run ends all the same, the first ones later than by looking often."""
+    """With no delivery at all every run ends all the same, the first ones later than by polling often."""
     emulator = hooked(deliveries=Deliveries(dropped=1.0))
     knouds = make_client(emulator)
     WebhookReceiver(emulator.webhook_secret, client=knouds)
@@ -213,7 +213,7 @@ async def test_lost_deliveries_are_noticed(make_client: Any) -> None:
 
 
 async def run_many(knouds: AsyncKnouds, number: int) -> list[float]:
-    """Submit and await runs all at once; give how long each took."""
+    """Submit and await runs all at once; return how long each took."""
     took = []
 
     async def one(place: int) -> None:
@@ -253,11 +253,11 @@ async def test_requests_are_few_when_deliveries_arrive(make_client: Any, how: st
     emulator.assert_charged_once()
 
 
-@pytest.mark.parametrize(("ends", "looks"), [("failed", 0), ("completed", 1)])
+@pytest.mark.parametrize(("ends", "polls"), [("failed", 0), ("completed", 1)])
 async def test_only_completed_runs_say_how_long_runs_take(
-    knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End, ends: str, looks: int
+    knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End, ends: str, polls: int
 ) -> None:
-    """Of runs submitted at once: when eight end at 3 s, the ninth is looked at soon, but not when those had failed."""
+    """Of runs submitted at once: when eight end at 3 s, the ninth is polled soon, but not when those had failed."""
     send = sender(client=knouds)
     runs = [await knouds.workflows.submit("daily-picture", {"n": number}) for number in range(9)]
     async with anyio.create_task_group() as tasks:
@@ -267,19 +267,19 @@ async def test_only_completed_runs_say_how_long_runs_take(
         for run in runs[:8]:
             assert await send(end(run.id, ends)) == 200
         await anyio.sleep(15)
-        assert emulator.requests.by_route["GET /api/executions/:id"] == looks
+        assert emulator.requests.by_route["GET /api/executions/:id"] == polls
         assert await send(end(runs[8].id)) == 200
 
 
 async def test_requests_are_few_when_a_third_is_lost(make_client: Any) -> None:
-    """With 30 % of the deliveries dropped each run ends once, and only the lost ones cost a look."""
+    """With 30 % of the deliveries dropped each run ends once, and only the lost ones cost a poll."""
     emulator = hooked(duration=lambda dice: dice.lognormvariate(3.8, 0.35), deliveries=Deliveries(dropped=0.3))
     knouds = make_client(emulator)
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
     async with emulator.delivering(into(receiver)):
         assert len(await run_many(knouds, 120)) == 120
-    looks = emulator.requests.by_route["GET /api/executions/:id"]
-    assert 0.15 * 120 < looks <= 0.55 * 120
+    polls = emulator.requests.by_route["GET /api/executions/:id"]
+    assert 0.15 * 120 < polls <= 0.55 * 120
     emulator.assert_charged_once()
 
 
@@ -291,7 +291,7 @@ async def test_without_a_receiver_nothing_changes(knouds: AsyncKnouds, emulator:
 
 
 async def test_a_key_without_a_webhook_is_polled(make_client: Any) -> None:
-    """A receiver alone does not slow the looks at runs for which nothing was promised."""
+    """A receiver alone does not slow the polls at runs for which nothing was promised."""
     emulator = hooked(webhook_url=None)
     knouds = make_client(emulator)
     WebhookReceiver(emulator.webhook_secret, client=knouds)
@@ -332,7 +332,7 @@ async def test_waiters_that_leave_hold_nothing(knouds: AsyncKnouds, emulator: Em
         with anyio.move_on_after(5):
             await execution
     await anyio.lowlevel.checkpoint()
-    assert knouds._watcher._net.next_at() == float("inf")
+    assert knouds._poller._fallback.next_due_at() == float("inf")
     await send(end(execution.id))
     assert (await execution).images
 

@@ -114,7 +114,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def start(name: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Any]]:
-    """Give what puts a service with these settings and the app on ports."""
+    """Return what puts a service with these settings and the app on ports."""
     async with AsyncExitStack() as stack:
         with ExitStack() as threads:
 
@@ -135,7 +135,7 @@ async def start(name: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cal
 
 
 async def test_a_delivery_ends_the_wait(start: Any) -> None:
-    """A visitor gets the result when the delivery comes; the service sees the submit and no look."""
+    """A visitor gets the result when the delivery comes; the service sees the submit and no poll."""
     app = await start()
     answer = await app.result(await app.order())
     assert answer.status_code == 200
@@ -144,7 +144,7 @@ async def test_a_delivery_ends_the_wait(start: Any) -> None:
 
 
 async def test_a_result_that_was_delivered_before_is_there(start: Any) -> None:
-    """Who asks only after the delivery gets the result at once, without a look."""
+    """Who asks only after the delivery gets the result at once, without a poll."""
     app = await start(duration=0.1)
     run_id = await app.order()
     await asyncio.sleep(1)
@@ -174,7 +174,7 @@ async def test_five_hundred_waiters_in_one_worker(start: Any, name: str) -> None
     answers = await asyncio.gather(*(app.result(ids[place % 50]) for place in range(500)))
     assert {answer.status_code for answer in answers} == {200}
     assert app.emulator.requests.count <= 1.2 * 50
-    assert app.client()._watcher._waited_for == {}
+    assert app.client()._poller._awaited == {}
 
 
 async def test_changes_are_streamed(start: Any) -> None:
@@ -192,10 +192,10 @@ async def test_changes_are_streamed(start: Any) -> None:
 async def until_nobody_waits(app: Running) -> None:
     """Wait until no task of the app waits for a run, for some seconds at most."""
     for _ in range(400):
-        if not app.client()._watcher._waited_for:
+        if not app.client()._poller._awaited:
             return
         await asyncio.sleep(0.02)
-    raise AssertionError(app.client()._watcher._waited_for)
+    raise AssertionError(app.client()._poller._awaited)
 
 
 async def test_visitors_who_leave_cancel_nothing(start: Any) -> None:
