@@ -25,8 +25,7 @@ from knouds_async._sansio import endpoints, faults
 from knouds_async._sansio.agenda import PollScheduler
 from knouds_async._sansio.deliveries import FallbackPolling
 from knouds_async._sansio.faults import PollFailure
-from knouds_async._sansio.spending import Quota
-from knouds_async._sansio.sweeps import PageRequest
+from knouds_async._sansio.listings import PageRequest, Quota
 from knouds_async.errors import KnoudsError
 from knouds_async.types import ExecutionState
 

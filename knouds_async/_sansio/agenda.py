@@ -1,7 +1,7 @@
 """When to poll each run, when to fetch a usage listing, and when to decide again: all polling decisions. Pure.
 
 `now` is local monotonic seconds and `jitter` is uniform in [0, 1); nothing here waits or sends. When one run is due is
-decided in `pace`, when a listing pays in `sweeps`, how far listings are believed in `trust`, what was reported finished
+decided in `pace`, when a listing pays and is believed in `listings`, what was reported finished
 is kept in `hints`, and `grants` shares out the requests. O(log n) per event; work over all runs is rare.
 """
 
@@ -17,12 +17,17 @@ from knouds_async._sansio.crowd import Forecast
 from knouds_async._sansio.grants import ExpectedDelay, ReadyQueue
 from knouds_async._sansio.hints import ReportedFinished
 from knouds_async._sansio.learned import CANCEL_KEY, LearnedDurations
-from knouds_async._sansio.listing import StatusPage
+from knouds_async._sansio.listings import (
+    MIN_RUNS,
+    ListingBreaker,
+    ListingScheduler,
+    PageRequest,
+    Quota,
+    StatusPage,
+    scarcity_cost,
+)
 from knouds_async._sansio.pace import PollTiming
 from knouds_async._sansio.roster import RunIndex
-from knouds_async._sansio.spending import Quota, scarcity_cost
-from knouds_async._sansio.sweeps import MIN_RUNS, ListingScheduler, PageRequest
-from knouds_async._sansio.trust import ListingBreaker
 from knouds_async.config import Polling
 
 _FORECAST_HOLDS: Final = 0.25  # seconds for which a forecast holds

@@ -15,7 +15,7 @@ import attrs
 from knouds_async import types
 from knouds_async._sansio import responses
 from knouds_async._sansio.inputs import checked_execution_id, checked_slug, json_body, run_body, safe_repr
-from knouds_async._sansio.listing import StatusPage, read_status_page
+from knouds_async._sansio.listings import StatusPage, read_status_page
 from knouds_async._sansio.responses import Answer
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Inputs, Target

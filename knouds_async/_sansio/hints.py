@@ -9,11 +9,9 @@ import attrs
 
 from knouds_async._sansio.course import PollStage, TrackedRun
 from knouds_async._sansio.grants import ReadyQueue
-from knouds_async._sansio.listing import StatusPage
+from knouds_async._sansio.listings import ListingBreaker, ListingScheduler, PageRequest, StatusPage
 from knouds_async._sansio.pace import longest_step
 from knouds_async._sansio.roster import RunIndex
-from knouds_async._sansio.sweeps import ListingScheduler, PageRequest
-from knouds_async._sansio.trust import ListingBreaker
 
 
 class ReportedFinished:

@@ -13,9 +13,8 @@ from typing import Final
 from knouds_async._sansio.course import TrackedRun
 from knouds_async._sansio.durations import Durations
 from knouds_async._sansio.learned import LearnedDurations
+from knouds_async._sansio.listings import MIN_RUNS, ListingBreaker, ListingScheduler
 from knouds_async._sansio.roster import RunIndex
-from knouds_async._sansio.sweeps import MIN_RUNS, ListingScheduler
-from knouds_async._sansio.trust import ListingBreaker
 from knouds_async.config import Backoff, Polling
 
 _LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 from knouds_async._sansio.agenda import PollPlan, PollScheduler
 from knouds_async._sansio.course import PollStage, TrackedRun
 from knouds_async._sansio.learned import CANCEL_KEY, LearnedDurations
-from knouds_async._sansio.listing import StatusPage
+from knouds_async._sansio.listings import PageRequest, Quota, StatusPage
 from knouds_async._sansio.pace import longest_step
-from knouds_async._sansio.spending import Quota
-from knouds_async._sansio.sweeps import PageRequest
 from knouds_async.config import Polling
 
 KEY = "workflows/a"

@@ -4,11 +4,19 @@ import math
 
 import pytest
 
-from knouds_async._sansio.listing import StatusPage, read_status_page
+from knouds_async._sansio.listings import (
+    HIGHEST_COST,
+    MAX_ROWS,
+    ListingBreaker,
+    ListingScheduler,
+    PageRequest,
+    Quota,
+    QuotaSpreader,
+    StatusPage,
+    read_status_page,
+    scarcity_cost,
+)
 from knouds_async._sansio.responses import Answer, UnreadableError
-from knouds_async._sansio.spending import HIGHEST_COST, Quota, QuotaSpreader, scarcity_cost
-from knouds_async._sansio.sweeps import MAX_ROWS, ListingScheduler, PageRequest
-from knouds_async._sansio.trust import ListingBreaker
 
 FREE = Quota()
 
