@@ -23,9 +23,9 @@ from knouds_async._io.pipeline import Send
 from knouds_async._io.records import RunRecord
 from knouds_async._sansio import endpoints, faults
 from knouds_async._sansio.agenda import PollScheduler
-from knouds_async._sansio.deliveries import FallbackPolling
 from knouds_async._sansio.faults import PollFailure
 from knouds_async._sansio.listings import PageRequest, Quota
+from knouds_async._sansio.webhooks import FallbackPolling
 from knouds_async.errors import KnoudsError
 from knouds_async.types import ExecutionState
 

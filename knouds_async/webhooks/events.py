@@ -11,9 +11,9 @@ from typing import Any, Final
 import attrs
 
 from knouds_async._sansio import responses
-from knouds_async._sansio.deliveries import CONTRADICTORY
 from knouds_async._sansio.inputs import is_execution_id
 from knouds_async._sansio.responses import UnreadableError
+from knouds_async._sansio.webhooks import CONTRADICTORY
 from knouds_async.types import ExecutionState, Status
 
 TEST: Final = "webhook.test"

@@ -14,7 +14,7 @@ from typing import Final
 
 import anyio
 
-from knouds_async._sansio.signature import MAX_BODY
+from knouds_async._sansio.webhooks import MAX_BODY
 from knouds_async.client import AsyncKnouds
 from knouds_async.errors import ConfigurationError, WebhookFault, WebhookVerificationError
 from knouds_async.types import Status

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final
 
-from knouds_async._sansio import signature as signatures
+from knouds_async._sansio import webhooks as signatures
 from knouds_async._sansio.responses import UnreadableError
 from knouds_async.config import Secret
 from knouds_async.errors import InvalidArgumentError, WebhookFault, WebhookVerificationError
