@@ -16,9 +16,9 @@ from runs_that_end import USUAL
 
 from knouds_async import AsyncKnouds, Polling
 from knouds_async._sansio.agenda import PollScheduler
-from knouds_async._sansio.course import TrackedRun
-from knouds_async._sansio.learned import LearnedDurations
+from knouds_async._sansio.durations import LearnedDurations
 from knouds_async._sansio.listings import StatusPage
+from knouds_async._sansio.tracked_run import TrackedRun
 from knouds_async.testing import Emulator, EmulatorTransport
 
 TRIP: Final = 0.08

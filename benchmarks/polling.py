@@ -29,7 +29,7 @@ from pollers import SCHEDULES, Schedule, poll
 from runs_that_end import SCENARIOS, Law, Scenario
 
 from knouds_async import AsyncKnouds, Limiter, Polling
-from knouds_async._sansio.learned import LearnedDurations
+from knouds_async._sansio.durations import LearnedDurations
 from knouds_async.testing import Emulator, EmulatorTransport
 from knouds_async.testing.virtual_time import VirtualTimeLoop
 

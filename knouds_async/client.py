@@ -17,7 +17,7 @@ from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._io.watcher import Poller
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.learned import LearnedDurations
+from knouds_async._sansio.durations import LearnedDurations
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.service import Service
 from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts

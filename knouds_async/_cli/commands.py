@@ -16,7 +16,7 @@ from knouds_async._cli import output
 from knouds_async._cli.client import BaseUrl, ExecutionId, Expected, Json, Save, Slug, create_folder, print_state, query
 from knouds_async._cli.errors import ExitCode, UsageError
 from knouds_async._cli.output import plural
-from knouds_async._sansio.learned import check_expected
+from knouds_async._sansio.durations import check_expected
 
 _MAX_RUNS = 1000
 

@@ -46,7 +46,7 @@ from knouds_async._cli.client import (
 )
 from knouds_async._cli.errors import ExitCode, UsageError, exit_code_for, format_error
 from knouds_async._cli.output import call_every, one_line
-from knouds_async._sansio.learned import check_expected
+from knouds_async._sansio.durations import check_expected
 
 RunTarget = Annotated[str, Parameter(help="The workflow's slug; with --model a model's internal name.")]
 Inputs = Annotated[

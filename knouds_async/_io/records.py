@@ -9,9 +9,9 @@ from typing import TypeVar
 import anyio
 import attrs
 
-from knouds_async._sansio.course import TrackedRun
+from knouds_async._sansio.durations import duration_key
 from knouds_async._sansio.faults import MAX_POLL_FAILURES
-from knouds_async._sansio.learned import duration_key
+from knouds_async._sansio.tracked_run import TrackedRun
 from knouds_async.errors import ClientClosedError, KnoudsError, NotFoundError
 from knouds_async.types import ExecutionState, Target
 

@@ -22,8 +22,8 @@ from knouds_async._io.pipeline import Send
 from knouds_async._io.records import RunRecord
 from knouds_async._sansio import endpoints, faults
 from knouds_async._sansio.agenda import PollScheduler
+from knouds_async._sansio.durations import LearnedDurations
 from knouds_async._sansio.faults import PollFailure
-from knouds_async._sansio.learned import LearnedDurations
 from knouds_async._sansio.webhooks import FallbackPolling, RecentDeliveries, is_complete, is_end
 from knouds_async.config import Polling
 from knouds_async.errors import ConflictError, KnoudsError

@@ -12,11 +12,10 @@ from typing import Final
 
 import attrs
 
-from knouds_async._sansio.course import PollStage, TrackedRun
 from knouds_async._sansio.crowd import Forecast
+from knouds_async._sansio.durations import CANCEL_KEY, LearnedDurations
 from knouds_async._sansio.grants import ExpectedDelay, ReadyQueue
 from knouds_async._sansio.hints import ReportedFinished
-from knouds_async._sansio.learned import CANCEL_KEY, LearnedDurations
 from knouds_async._sansio.listings import (
     MIN_RUNS,
     ListingBreaker,
@@ -28,6 +27,7 @@ from knouds_async._sansio.listings import (
 )
 from knouds_async._sansio.pace import PollTiming
 from knouds_async._sansio.roster import RunIndex
+from knouds_async._sansio.tracked_run import PollStage, TrackedRun
 from knouds_async.config import Polling
 
 _FORECAST_HOLDS: Final = 0.25  # seconds for which a forecast holds

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from knouds_async._sansio.durations import EDGES, Durations
-from knouds_async._sansio.learned import LearnedDurations
+from knouds_async._sansio.durations import EDGES, Durations, LearnedDurations
 
 
 @attrs.frozen

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from knouds_async._sansio.course import PollStage, TrackedRun
 from knouds_async._sansio.listings import Quota, QuotaSpreader
+from knouds_async._sansio.tracked_run import PollStage, TrackedRun
 
 _RANKING_HOLDS: Final = 0.25  # seconds for which a ranking holds
 _RANKING_PER_RUN: Final = 0.001  # or for each run that was ranked

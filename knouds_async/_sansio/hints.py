@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import attrs
 
-from knouds_async._sansio.course import PollStage, TrackedRun
 from knouds_async._sansio.grants import ReadyQueue
 from knouds_async._sansio.listings import ListingBreaker, ListingScheduler, PageRequest, StatusPage
 from knouds_async._sansio.pace import longest_step
 from knouds_async._sansio.roster import RunIndex
+from knouds_async._sansio.tracked_run import PollStage, TrackedRun
 
 
 class ReportedFinished:

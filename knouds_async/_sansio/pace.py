@@ -10,11 +10,10 @@ import math
 from bisect import bisect_left
 from typing import Final
 
-from knouds_async._sansio.course import TrackedRun
-from knouds_async._sansio.durations import Durations
-from knouds_async._sansio.learned import LearnedDurations
+from knouds_async._sansio.durations import Durations, LearnedDurations
 from knouds_async._sansio.listings import MIN_RUNS, ListingBreaker, ListingScheduler
 from knouds_async._sansio.roster import RunIndex
+from knouds_async._sansio.tracked_run import TrackedRun
 from knouds_async.config import Backoff, Polling
 
 _LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent

@@ -9,8 +9,8 @@ import heapq
 import math
 from collections.abc import Iterator
 
-from knouds_async._sansio.course import PollStage, TrackedRun
 from knouds_async._sansio.crowd import AgeHistogram
+from knouds_async._sansio.tracked_run import PollStage, TrackedRun
 
 
 class RunIndex:

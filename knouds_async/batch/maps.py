@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import Final
 
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.learned import check_expected
+from knouds_async._sansio.durations import check_expected
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.books import Books
 from knouds_async.batch.jobs import Jobs

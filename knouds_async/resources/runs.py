@@ -8,7 +8,7 @@ from knouds_async._io.clocks import ServiceTime
 from knouds_async._io.pipeline import Send
 from knouds_async._io.watcher import Poller
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.learned import check_expected
+from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.reconcile import RecentRuns
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from knouds_async._sansio.agenda import PollScheduler
-from knouds_async._sansio.course import TrackedRun
-from knouds_async._sansio.learned import LearnedDurations
+from knouds_async._sansio.durations import LearnedDurations
+from knouds_async._sansio.tracked_run import TrackedRun
 from knouds_async.config import Backoff, Polling
 
 EVEN = Backoff(first=1.0, factor=2.0, longest=5.0, jitter=0.0)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knouds_async._sansio.agenda import PollPlan, PollScheduler
-from knouds_async._sansio.course import PollStage, TrackedRun
-from knouds_async._sansio.learned import CANCEL_KEY, LearnedDurations
+from knouds_async._sansio.durations import CANCEL_KEY, LearnedDurations
 from knouds_async._sansio.listings import PageRequest, Quota, StatusPage
 from knouds_async._sansio.pace import longest_step
+from knouds_async._sansio.tracked_run import PollStage, TrackedRun
 from knouds_async.config import Polling
 
 KEY = "workflows/a"
