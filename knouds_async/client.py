@@ -14,8 +14,8 @@ from knouds_async import config
 from knouds_async._io import lent
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
+from knouds_async._io.poller import Poller
 from knouds_async._io.shared_limiter import SharedLimiter
-from knouds_async._io.watcher import Poller
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import LearnedDurations
 from knouds_async.batch.maps import Maps

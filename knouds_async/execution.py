@@ -11,8 +11,7 @@ from typing import Any
 
 import anyio
 
-from knouds_async._io.records import RunRecord
-from knouds_async._io.watcher import Poller
+from knouds_async._io.poller import Poller, RunRecord
 from knouds_async.errors import (
     ClientClosedError,
     ExecutionCancelledError,

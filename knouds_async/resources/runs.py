@@ -6,7 +6,7 @@ import anyio
 
 from knouds_async._io.clocks import ServiceTime
 from knouds_async._io.pipeline import Send
-from knouds_async._io.watcher import Poller
+from knouds_async._io.poller import Poller
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.reconcile import RecentRuns

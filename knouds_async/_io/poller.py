@@ -1,35 +1,253 @@
-"""The poller: the records of the runs that somebody waits for, their waiters, and what is reported to them.
+"""The poller: the records of the runs that somebody waits for, their waiters, and the task that polls meanwhile.
 
-Every new state of a run comes through `update`, whoever brings it. One poll serves every waiter; a waiter that is
-cancelled or times out disturbs no other. The requests themselves are sent in `looking`.
+What is due is decided in `_sansio.polling`. Every new state of a run comes through `Poller.update`, whoever brings it.
+One poll serves every waiter; a waiter that is cancelled or times out disturbs no other. A few workers share the polls,
+so that a poll is no task of its own; one poll's trouble ends no other. When nobody waits, the task ends, and what is in
+flight is cancelled.
 """
 
 from __future__ import annotations
 
+import contextvars
+import copy
 import logging
 import math
 import random
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final, TypeAlias, TypeVar
 
 import anyio
+import attrs
 
-from knouds_async._io.backend import HomeLoop
-from knouds_async._io.looking import PollCallbacks, PollTask, RouteStats
+from knouds_async._io.backend import HomeLoop, spawn
+from knouds_async._io.limiter import LimiterStats
 from knouds_async._io.pipeline import Send
-from knouds_async._io.records import RunRecord
-from knouds_async._sansio import endpoints, faults
-from knouds_async._sansio.agenda import PollScheduler
-from knouds_async._sansio.durations import LearnedDurations
-from knouds_async._sansio.faults import PollFailure
+from knouds_async._sansio import endpoints
+from knouds_async._sansio.durations import LearnedDurations, duration_key
+from knouds_async._sansio.listings import PageRequest, Quota
+from knouds_async._sansio.polling import MAX_POLL_FAILURES, PollFailure, PollScheduler, classify_poll_error
+from knouds_async._sansio.tracked_run import TrackedRun
 from knouds_async._sansio.webhooks import FallbackPolling, RecentDeliveries, is_complete, is_end
 from knouds_async.config import Polling
-from knouds_async.errors import ConflictError, KnoudsError
+from knouds_async.errors import ClientClosedError, ConflictError, KnoudsError, NotFoundError
 from knouds_async.types import ExecutionState, Status, Target
 
+# ---- The record of a run
+
+T = TypeVar("T", bound=KnoudsError)
+
+
+@attrs.define(eq=False, weakref_slot=True)
+class RunRecord:
+    """An execution and all who wait for it; every handle of one id in a client shares it.
+
+    `expects_delivery`: whether the service said that it will deliver the end to a webhook.
+    """
+
+    execution_id: str
+    target: Target | None
+    state: ExecutionState
+    tracked: TrackedRun
+    expects_delivery: bool = False
+    waiters: int = 0
+    changed: anyio.Event | None = None
+    failures: float = 0  # polls that failed in a row; inf when no later poll can do better
+    error: KnoudsError | None = None
+
+    @classmethod
+    def of(
+        cls,
+        state: ExecutionState,
+        target: Target | None,
+        submitted_at: float | None = None,
+        expected: float | None = None,
+    ) -> RunRecord:
+        """Create a record from a state; `submitted_at`: in local monotonic seconds, None when unknown."""
+        tracked = TrackedRun(
+            state.execution_id,
+            duration_key=duration_key(target, expected),
+            submitted_at=submitted_at,
+            request_id=state.request_id,
+            expected=expected,
+        )
+        return cls(state.execution_id, target, state, tracked)
+
+    def notify(self) -> None:
+        """Wake every waiter to check `state` and `error` again."""
+        if self.changed is not None:
+            self.changed.set()
+            self.changed = anyio.Event()
+
+    def raise_failure(self, *, has_deadline: bool) -> None:
+        """Raise the failure that ends a wait; each waiter its own copy, or their tracebacks would grow together."""
+        if self.error is not None and self.failures >= (math.inf if has_deadline else MAX_POLL_FAILURES):
+            raise self._with_run_id(copy.copy(self.error))
+
+    def closed_error(self) -> ClientClosedError:
+        """Return the error that ends a wait when the client is closed."""
+        error = ClientClosedError(
+            f"the client was closed while execution {self.execution_id} was awaited; the run continues: "
+            f"attach it in another client with knouds.executions.attach({self.execution_id!r})"
+        )
+        return self._with_run_id(error)
+
+    def _with_run_id(self, error: T) -> T:
+        """Add to an error that ends a wait which run it was, and that the run exists: nobody may submit it again."""
+        error.execution_id = self.execution_id
+        if isinstance(error, NotFoundError) and self.tracked.submitted_at is None:
+            return error  # attached by an id that may be none
+        error.may_have_run = True
+        error.add_note(
+            f"execution {self.execution_id} was submitted and is charged; only the wait for it has ended: wait again, "
+            f"or attach it with knouds.executions.attach({self.execution_id!r})"
+        )
+        return error
+
+
+# ---- The task that polls
+
 logger = logging.getLogger("knouds_async")
+
+_MAX_WORKERS: Final = 100
+_POLL_ROUTE: Final = endpoints.get_execution("x").route
+_USAGE_ROUTE: Final = endpoints.list_usage_statuses(limit=1, offset=0).route
+
+PollJob: TypeAlias = Callable[[], Awaitable[None]]
+RouteStats: TypeAlias = Callable[[str], LimiterStats]
+
+
+@attrs.frozen(eq=False, repr=False)
+class PollCallbacks:
+    """What is called after a poll: with the state it saw, the error it met, or when the run is still running.
+
+    `on_error` returns whether the error is as good as a poll that found the run running.
+    """
+
+    on_state: Callable[[RunRecord, ExecutionState], None]
+    on_error: Callable[[RunRecord, KnoudsError], bool]
+    on_running: Callable[[RunRecord], None]
+
+
+class PollTask:
+    """Polls the runs in `awaited` through `send`."""
+
+    def __init__(
+        self,
+        send: Send,
+        stats: RouteStats,
+        scheduler: PollScheduler,
+        fallback: FallbackPolling,
+        awaited: Mapping[str, RunRecord],
+        callbacks: PollCallbacks,
+    ) -> None:
+        self._send = send
+        self._stats = stats
+        self._scheduler = scheduler
+        self._fallback = fallback
+        self._awaited = awaited
+        self._callbacks = callbacks
+        self._task: object | None = None
+        self._changed = anyio.Event()
+        self._jobs: deque[PollJob] = deque()
+        self._workers = 0
+
+    def ensure_running(self) -> None:
+        """Start the task if there is none, in an empty context: it serves all waiters and belongs to none."""
+        if self._task is None:
+            self._task = spawn(self._run, contextvars.Context())
+
+    def notify(self) -> None:
+        """Plan again: something has changed."""
+        self._changed.set()
+
+    async def _run(self) -> None:
+        try:
+            while self._awaited:
+                await self._while_awaited()
+        finally:
+            self._task = None
+            for record in list(self._awaited.values()):  # cancelled from outside: the waiters restart it
+                record.notify()
+
+    async def _while_awaited(self) -> None:
+        try:
+            async with anyio.create_task_group() as workers:
+                while self._awaited:
+                    if self._changed.is_set():
+                        self._changed = anyio.Event()
+                    at = self._queue_due()
+                    for _ in range(min(len(self._jobs), _MAX_WORKERS - self._workers)):
+                        self._workers += 1
+                        workers.start_soon(self._work)
+                    with anyio.CancelScope(deadline=at):
+                        await self._changed.wait()
+                workers.cancel_scope.cancel()
+        finally:
+            self._jobs.clear()
+            self._workers = 0
+            self._scheduler.requests_cancelled(anyio.current_time(), random.random())  # noqa: S311
+
+    def _queue_due(self) -> float:
+        """Queue the requests that are due now; return when to plan again."""
+        now = anyio.current_time()
+        for execution_id in self._fallback.pop_due(now):
+            self._scheduler.add(self._awaited[execution_id].tracked, now, random.random())  # noqa: S311
+        polls, usage = self._quota(_POLL_ROUTE, queued=len(self._jobs)), self._quota(_USAGE_ROUTE)
+        plan = self._scheduler.plan(now, random.random(), poll_quota=polls, usage_quota=usage)  # noqa: S311
+        self._jobs.extend(partial(self._poll, self._awaited[execution_id]) for execution_id in plan.polls)
+        if plan.page is not None:
+            self._jobs.appendleft(partial(self._fetch_statuses, plan.page))
+        return min(plan.next_at, self._fallback.next_due_at())
+
+    def _quota(self, route: str, *, queued: int = 0) -> Quota:
+        """Return what a route has left for requests that are neither queued nor waiting at the rate limit yet."""
+        stats = self._stats(route)
+        remaining = None if stats.left is None else stats.left - stats.waiting - queued
+        return Quota(limit=stats.limit, remaining=remaining, resets_in=stats.resets_in)
+
+    async def _work(self) -> None:
+        try:
+            while self._jobs:
+                await self._jobs.popleft()()
+        finally:
+            self._workers -= 1
+
+    async def _poll(self, record: RunRecord) -> None:
+        is_answered = False
+        try:
+            state = await self._send(endpoints.get_execution(record.execution_id))
+        except KnoudsError as error:
+            is_answered = self._callbacks.on_error(record, error)
+        except Exception as error:  # noqa: BLE001  (one poll's trouble must not end all others)
+            self._callbacks.on_error(record, KnoudsError(f"the poll failed with {type(error).__name__}: {error}"))
+        else:
+            is_answered = True
+            self._callbacks.on_state(record, state)
+        now = anyio.current_time()
+        self._scheduler.polled(record.execution_id, now, random.random(), is_answered=is_answered)  # noqa: S311
+        if not record.state.is_final:
+            self._callbacks.on_running(record)
+        self._changed.set()
+
+    async def _fetch_statuses(self, page: PageRequest | None) -> None:
+        try:
+            while page is not None:
+                status_page = await self._send(endpoints.list_usage_statuses(limit=page.limit, offset=page.offset))
+                page = self._scheduler.page_received(page, status_page, anyio.current_time())
+                self._changed.set()
+        except Exception as error:  # noqa: BLE001  (without listings there are polls)
+            is_permanent = (
+                isinstance(error, KnoudsError) and classify_poll_error(error, age=None) is PollFailure.PERMANENT
+            )
+            logger.debug("a usage listing failed: %s", error)
+            self._scheduler.page_failed(anyio.current_time(), is_permanent=is_permanent)
+        self._changed.set()
+
+
+# ---- The poller
 
 _MAX_RECENT: Final = 1000
 """Records that are kept though nobody holds a handle: web apps attach to them by id, one request after another."""
@@ -123,7 +341,7 @@ class Poller:
         """Wait until the execution has finished or its status differs from `seen`; return the new state.
 
         `deadline`: when this wait will be cancelled, by the clock of the loop. Raises the failure that ends the wait
-        (`faults.classify_poll_error`), with the id in it. Cancelled: only this wait ends.
+        (`classify_poll_error`), with the id in it. Cancelled: only this wait ends.
         """
         self._join(record, deadline)
         try:
@@ -262,7 +480,7 @@ class Poller:
         submitted_at = record.tracked.submitted_at
         age = None if submitted_at is None else anyio.current_time() - submitted_at
         logger.debug("a poll of execution %s failed: %s", record.execution_id, error)
-        match faults.classify_poll_error(error, age=age):
+        match classify_poll_error(error, age=age):
             case PollFailure.IGNORABLE:
                 return True
             case PollFailure.TRANSIENT:
