@@ -5,10 +5,16 @@ app.include_router(knouds_async.webhooks.fastapi.router(receiver))
 """
 
 from knouds_async.errors import WebhookFault, WebhookVerificationError
-from knouds_async.webhooks.events import WebhookEvent
-from knouds_async.webhooks.receiver import Handler, WebhookReceiver
-from knouds_async.webhooks.seen import SeenHere, SeenStore
-from knouds_async.webhooks.verification import SIGNATURE_HEADER, sign, verify
+from knouds_async.webhooks.receiver import (
+    SIGNATURE_HEADER,
+    Handler,
+    SeenHere,
+    SeenStore,
+    WebhookEvent,
+    WebhookReceiver,
+    sign,
+    verify,
+)
 
 __all__ = [
     "SIGNATURE_HEADER",

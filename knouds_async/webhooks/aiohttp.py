@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from knouds_async.webhooks.receiver import WebhookReceiver
-from knouds_async.webhooks.verification import SIGNATURE_HEADER
+from knouds_async.webhooks.receiver import SIGNATURE_HEADER, WebhookReceiver
 
 try:
     from aiohttp import web

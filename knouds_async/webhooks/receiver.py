@@ -1,27 +1,289 @@
-"""WebhookReceiver: takes deliveries, each once, wakes the waiters, and returns what to answer (contract 11).
+"""Webhook deliveries: verified, taken once, and passed to the waiters; the ASGI app of a receiver (contract 11).
 
-2xx only after an event is taken; a refusal says nothing but its status. The adapter of a framework is a few lines
-around `take`.
+`verify` and `sign` are synchronous, with no I/O but the clock that `now` replaces. A receiver answers 2xx only after an
+event is taken; a refusal says nothing but its status. The adapter of a framework is a few lines around `take`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, Protocol
 
 import anyio
+import attrs
 
-from knouds_async._sansio.webhooks import MAX_BODY
+from knouds_async._sansio import responses
+from knouds_async._sansio import webhooks as signatures
+from knouds_async._sansio.inputs import is_execution_id
+from knouds_async._sansio.responses import UnreadableError
+from knouds_async._sansio.webhooks import CONTRADICTORY, MAX_BODY
 from knouds_async.client import AsyncKnouds
-from knouds_async.errors import ConfigurationError, WebhookFault, WebhookVerificationError
-from knouds_async.types import Status
-from knouds_async.webhooks.asgi import ASGIReceiver
-from knouds_async.webhooks.events import WebhookEvent
-from knouds_async.webhooks.seen import SeenHere, SeenStore
-from knouds_async.webhooks.verification import TOLERANCE, Secrets, signing_keys, verify
+from knouds_async.config import Secret
+from knouds_async.errors import ConfigurationError, InvalidArgumentError, WebhookFault, WebhookVerificationError
+from knouds_async.types import ExecutionState, Status
+
+# ---- What a delivery says
+
+TEST: Final = "webhook.test"
+"""The event that the dashboard sends to try out a receiver; it has no run."""
+
+_ENDS: Final[Mapping[str, Status]] = {
+    "execution.completed": Status.COMPLETED,
+    "execution.failed": Status.FAILED,
+    "execution.cancelled": Status.CANCELLED,
+}
+_LONGEST_NAME: Final = 200
+
+
+@attrs.frozen
+class WebhookEvent:
+    """One verified delivery.
+
+    `event`: its name, e.g. `execution.completed`. `execution_id`: its run; None for `webhook.test`, and where an event
+    of an unknown name has none. `state`: the run as the delivery describes it, None without an id.
+    """
+
+    event: str
+    execution_id: str | None
+    state: ExecutionState | None
+    raw: Mapping[str, Any] = attrs.field(repr=False, eq=False)
+
+    @property
+    def is_test(self) -> bool:
+        """Whether the dashboard sent it to try out the receiver."""
+        return self.event == TEST
+
+
+def read_event(body: bytes) -> WebhookEvent:
+    """Return the event in the body of a delivery; raise UnreadableError when it is none."""
+    parsed = responses.parsed(body)
+    name = parsed.get("event") if isinstance(parsed, dict) else None
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+        raise UnreadableError("the body is not an event")
+    execution_id = parsed.get("executionId")
+    if name == TEST or (execution_id is None and name not in _ENDS):
+        return WebhookEvent(name, None, None, parsed)
+    if not isinstance(execution_id, str) or not is_execution_id(execution_id):
+        raise UnreadableError("the event names no execution")
+    return WebhookEvent(name, execution_id, _state(execution_id, name, parsed), parsed)
+
+
+def _state(execution_id: str, event: str, body: Mapping[str, Any]) -> ExecutionState:
+    """Return the run's state; where name and status of the event contradict each other, it is no final state."""
+    status_given, known = body.get("status"), _ENDS.get(event)
+    if known is None:
+        return responses.execution_state(
+            execution_id, body if isinstance(status_given, str) else {**body, "status": event}
+        )
+    is_contradiction = isinstance(status_given, str) and status_given != known and status_given in set(_ENDS.values())
+    status = CONTRADICTORY if is_contradiction else known
+    return attrs.evolve(responses.execution_state(execution_id, {**body, "status": status}), raw=body)
+
+
+# ---- Which deliveries were taken before
+
+
+class SeenStore(Protocol):
+    """A store of deliveries that several processes may share, e.g. over Redis (`SET key 1 NX EX 86400`)."""
+
+    async def claim(self, key: str) -> bool:
+        """Store a key, in one atomic step; return whether it was new."""
+        ...
+
+    async def release(self, key: str) -> None:
+        """Remove a key again: its delivery was not taken after all."""
+        ...
+
+
+class SeenHere:
+    """The store of one process: the latest `most` keys; ConfigurationError for less than one."""
+
+    def __init__(self, most: int = 10_000) -> None:
+        if most < 1:
+            raise ConfigurationError(f"SeenHere(most={most}): must be at least 1")
+        self._max_keys = most
+        self._keys: OrderedDict[str, None] = OrderedDict()
+
+    async def claim(self, key: str) -> bool:
+        """Store a key and return whether it was new; the oldest one makes room."""
+        if key in self._keys:
+            self._keys.move_to_end(key)
+            return False
+        self._keys[key] = None
+        if len(self._keys) > self._max_keys:
+            self._keys.popitem(last=False)
+        return True
+
+    async def release(self, key: str) -> None:
+        """Remove a key again."""
+        self._keys.pop(key, None)
+
+
+# ---- Verifying and signing
+
+SIGNATURE_HEADER: Final = "X-Knouds-Signature"
+TOLERANCE: Final = 300.0
+
+Secrets = str | Secret | Iterable[str | Secret]
+"""One signing secret or, while one replaces another, several."""
+
+_MESSAGES: Final = {
+    WebhookFault.SIGNATURE_MISSING: f"the delivery has no {SIGNATURE_HEADER} header",
+    WebhookFault.SIGNATURE_MALFORMED: f"the {SIGNATURE_HEADER} header is not t=<unix seconds>,v1=<hex>",
+    WebhookFault.SIGNATURE_WRONG: "the signature matches none of the secrets. Check that the raw body is verified, as "
+    "it came, and that the secret is the one of the dashboard",
+    WebhookFault.OUT_OF_TIME: "the signature is right but too old, or from the future. Check this machine's clock",
+    WebhookFault.BODY_TOO_LARGE: f"the body has more than {signatures.MAX_BODY} bytes",
+    WebhookFault.BODY_MALFORMED: "the body is not the JSON of an event",
+    WebhookFault.MISCONFIGURED: f"a signing secret is a string of {signatures.MIN_SECRET} characters or more, at "
+    "least one is needed, and `now` and `tolerance` are finite numbers of seconds",
+}
+
+
+def verify(
+    body: bytes,
+    signature: str | bytes | None,
+    secrets: Secrets,
+    *,
+    now: float | None = None,
+    tolerance: float = TOLERANCE,
+) -> WebhookEvent:
+    """Return the event of a delivery if it is the service's.
+
+    `body`: the raw bytes as they came. `signature`: the `X-Knouds-Signature` header. `secrets`: one, or several while
+    they are rotated; all are tried. `now`: unix seconds, by default this machine's clock. `tolerance`: seconds by
+    which the signing time may differ. Raises WebhookVerificationError, with a `reason`, and nothing else.
+    """
+    timestamp = time.time() if now is None else now
+    event, fault = _verified(body, signature, signing_keys(secrets), timestamp, tolerance)
+    secrets = ()  # so that this frame does not show them in a traceback with locals
+    if event is None:
+        raise WebhookVerificationError(_MESSAGES[fault], reason=fault)
+    return event
+
+
+def _verified(
+    body: Any, signature: object, keys: tuple[bytes, ...], now: object, tolerance: object
+) -> tuple[WebhookEvent | None, WebhookFault]:
+    """Check first, parse then: nothing of a body is read before its signature was found right."""
+    fault: WebhookFault | None = WebhookFault.MISCONFIGURED
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        return None, WebhookFault.BODY_MALFORMED
+    raw = bytes(body)
+    if keys and _is_number(now) and _is_number(tolerance):
+        fault = signatures.check_delivery(raw, signature, keys, now=now, tolerance=tolerance)  # type: ignore[arg-type]
+    if fault is not None:
+        return None, fault
+    try:
+        return read_event(raw), WebhookFault.BODY_MALFORMED
+    except UnreadableError:
+        return None, WebhookFault.BODY_MALFORMED
+
+
+def signing_keys(secrets: object) -> tuple[bytes, ...]:
+    """Return the secrets as bytes; an empty tuple when any of them will not do."""
+    given = (secrets,) if isinstance(secrets, (str, Secret)) else secrets
+    if not isinstance(given, Iterable):
+        return ()
+    keys = [signatures.secret_bytes(one.reveal() if isinstance(one, Secret) else one) for one in given]
+    return () if None in keys else tuple(key for key in keys if key is not None)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def sign(body: bytes, secret: str | Secret, *, now: float) -> str:
+    """Return the header that the service would send with a body at `now`, in unix seconds: for tests of receivers.
+
+    Raises InvalidArgumentError for a secret of fewer than 16 characters and for a time before 1970.
+    """
+    keys = signing_keys(secret)
+    if not keys or not _is_number(now) or not 0 <= now < 1e12:
+        raise InvalidArgumentError(
+            f"a secret of {signatures.MIN_SECRET} characters or more and a time in unix seconds are needed to sign"
+        )
+    return signatures.signature_header(bytes(body), keys[0], str(int(now)))
+
+
+# ---- The ASGI app
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Take = Callable[[AsyncIterable[bytes], bytes | None], Awaitable[int]]
+
+_SIGNATURE: Final = b"x-knouds-signature"
+
+
+class _SenderDisconnected(Exception):  # noqa: N818  (no failure: there is just nobody to answer)
+    """The sender disconnected before its body was complete."""
+
+
+class _RequestBody:
+    """The body of a request, chunk by chunk."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_read = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._is_read:
+            raise StopAsyncIteration
+        message = await self._receive()
+        if message["type"] != "http.request":
+            raise _SenderDisconnected
+        self._is_read = not message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        return chunk
+
+
+class ASGIReceiver:
+    """An ASGI app of one receiver. A method would do, if servers did not recognise apps by their `__call__`."""
+
+    def __init__(self, take: Take) -> None:
+        self._take = take
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one scope: a delivery by `take`, any other request with 405, a lifespan by its own messages."""
+        if scope["type"] == "lifespan":
+            await _answer_lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": f"{scope['type']}.close"})
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        found = [value for name, value in scope["headers"] if name == _SIGNATURE]
+        try:
+            status = (
+                await self._take(_RequestBody(receive), b",".join(found) or None) if scope["method"] == "POST" else 405
+            )
+        except _SenderDisconnected:
+            return
+        await send({"type": "http.response.start", "status": int(status), "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _answer_lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        phase = (await receive())["type"]
+        await send({"type": f"{phase}.complete"})
+        if phase == "lifespan.shutdown":
+            return
+
+
+# ---- The receiver
 
 logger = logging.getLogger("knouds_async")
 
