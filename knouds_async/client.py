@@ -16,17 +16,16 @@ from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.poller import Poller
 from knouds_async._io.shared_limiter import SharedLimiter
+from knouds_async._resources.executions import ExecutionFactory, Executions
+from knouds_async._resources.models import Models
+from knouds_async._resources.usage import Usage
+from knouds_async._resources.workflows import Workflows
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import LearnedDurations
 from knouds_async.batch.maps import Maps
 from knouds_async.batch.service import Service
 from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
-from knouds_async.resources.executions import Executions
-from knouds_async.resources.models import Models
-from knouds_async.resources.runs import ExecutionFactory
-from knouds_async.resources.usage import Usage
-from knouds_async.resources.workflows import Workflows
 from knouds_async.types import Account, Health, Media, Pricing, RunResult
 
 if TYPE_CHECKING:

@@ -25,12 +25,12 @@ BELOW: dict[str, set[str]] = {
     "_io": {*CORE, "_io"},
     "execution": {*CORE, "_io"},
     "batch": {*CORE, "_io", "execution", "batch"},
-    "resources": {*CORE, "_io", "execution", "batch", "resources"},
-    "client": {*CORE, "_io", "execution", "batch", "resources"},
+    "_resources": {*CORE, "_io", "execution", "batch", "_resources"},
+    "client": {*CORE, "_io", "execution", "batch", "_resources"},
     **{top: {*PUBLIC, "_sansio", top} for top in ("webhooks", "testing")},
     "_cli": {*PUBLIC, "_sansio", "_cli", "batch", "testing"},
     "__main__": {"_cli"},
-    "": {*CORE, "_io", "execution", "resources", "client", "batch", "webhooks"},
+    "": {*CORE, "_io", "execution", "_resources", "client", "batch", "webhooks"},
 }
 FOREIGN: dict[str, set[str]] = {
     "errors": set(),
@@ -40,7 +40,7 @@ FOREIGN: dict[str, set[str]] = {
     "_io": {"attrs", "anyio", "httpx", "httpcore", "socksio", "trio"},
     "execution": {"attrs", "anyio"},
     "batch": {"attrs", "anyio"},
-    "resources": {"attrs", "anyio"},
+    "_resources": {"attrs", "anyio"},
     "client": {"anyio", "httpx", "httpx2"},
 }
 IMPURE = {

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from knouds_async._io.pipeline import Send
+from knouds_async._resources.executions import ExecutionFactory
 from knouds_async._sansio import endpoints
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.jobs import Jobs
@@ -18,7 +19,6 @@ from knouds_async.batch.progress import OnProgress
 from knouds_async.batch.sender import OnUnknown
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution
-from knouds_async.resources.runs import ExecutionFactory
 from knouds_async.types import Inputs, RunResult, Target, Workflow, WorkflowSchema, WorkflowSummary
 
 JSONObject = Mapping[str, Any]
