@@ -1,4 +1,4 @@
-"""What ten thousand runs that are awaited at once cost: the CPU of the agenda alone, and the memory of the waits."""
+"""What ten thousand runs that are awaited at once cost: the CPU of the scheduler, and the memory of the waits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRIP: Final = 0.08
 
 
 def cost_of_scheduling(runs: int) -> float:
-    """Measure the CPU milliseconds for each of so many runs, awaited at once, that the agenda takes by itself."""
+    """Measure the CPU milliseconds for each of so many runs, awaited at once, that the scheduler takes by itself."""
     dice = random.Random(1)
     ends = [USUAL(dice) for _ in range(runs)]
     scheduler, places = PollScheduler(Polling(), LearnedDurations()), {f"x{place}": place for place in range(runs)}

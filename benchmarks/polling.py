@@ -38,7 +38,7 @@ URL: Final = "https://knouds.test"
 ONE_WAY: Final = 0.04
 MOST_CPU: Final = 0.2  # milliseconds for each of 10 000 runs that are awaited at once
 MOST_MEMORY: Final = 6.0  # KiB
-LOOKS: Final = ("GET /api/executions/:id", "GET /api/usage")
+POLLS: Final = ("GET /api/executions/:id", "GET /api/usage")
 
 
 @attrs.frozen
@@ -140,7 +140,7 @@ class Simulation:
         emulator = self.emulator
         ends = [run.ends for run in emulator.runs]
         return Outcome(
-            sum(emulator.requests.by_route[route] for route in LOOKS),
+            sum(emulator.requests.by_route[route] for route in POLLS),
             [self.known[run.execution_id] - run.ends for run in emulator.runs],
             len(emulator.refusals),
             max(ends),
@@ -230,7 +230,7 @@ def main() -> int:
         with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
             grown = runner.run(memory_of_waiting(runs))
         reached.append(spent <= MOST_CPU and grown <= MOST_MEMORY)
-        print(f"{runs} runs awaited at once: {spent:.3f} ms of CPU in the agenda and {grown:.1f} KiB for each")
+        print(f"{runs} runs awaited at once: {spent:.3f} ms of CPU in the scheduler and {grown:.1f} KiB for each")
     return 0 if all(reached) else 1
 
 

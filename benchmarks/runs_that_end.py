@@ -88,7 +88,7 @@ PRO: Final = Scenario(name="", runs=1000, is_pipeline=True, refused=0, requests=
 def other(name: str, runs: int, *, sweeps: bool) -> Scenario:
     """Return a scenario of runs of another distribution."""
     return Scenario(
-        name=f"{runs} runs of {name}{'' if sweeps else ', no sweeps'}",
+        name=f"{runs} runs of {name}{'' if sweeps else ', no listings'}",
         law=OTHERS[name],
         runs=runs,
         limit=1000 if runs > 100 else 100,
@@ -106,8 +106,8 @@ SCENARIOS: Final = (
     attrs.evolve(PRO, name="pipeline, 100/min", rivals=True, above_oracle=1.5, speed=0.98),
     attrs.evolve(PRO, name="pipeline, rows never match", usage_lag=1e8, speed=0.95),
     attrs.evolve(PRO, name="pipeline, rows 3 s late", usage_lag=3.0, speed=0.98),
-    attrs.evolve(PRO, name="pipeline, looks not limited", are_polls_limited=False, mean=1.0, requests=2, speed=0.98),
-    attrs.evolve(PRO, name="pipeline, no sweeps", sweeps=False, speed=0.95),
+    attrs.evolve(PRO, name="pipeline, polls not limited", are_polls_limited=False, mean=1.0, requests=2, speed=0.98),
+    attrs.evolve(PRO, name="pipeline, no listings", sweeps=False, speed=0.95),
     *(other(name, runs, sweeps=sweeps) for name in OTHERS for runs in (20, 500) for sweeps in (True, False)),
     *(
         Scenario(name=f"one run of {name}, learning", law=OTHERS[name], runs=40, alone=True, limit=None)
@@ -122,8 +122,8 @@ SCENARIOS: Final = (
         for lag in (2, 5, 20)
     ),
     *(Scenario(name=f"{runs} runs, rows never match", runs=runs, usage_lag=1e8, seeds=10) for runs in (20, 100)),
-    *(Scenario(name=f"{runs} runs, no sweeps", runs=runs, sweeps=False, seeds=5) for runs in (20, 100)),
-    Scenario(name="500 runs, no sweeps", runs=500, limit=1000, sweeps=False, seeds=2),
+    *(Scenario(name=f"{runs} runs, no listings", runs=runs, sweeps=False, seeds=5) for runs in (20, 100)),
+    Scenario(name="500 runs, no listings", runs=500, limit=1000, sweeps=False, seeds=2),
     Scenario(name="100 runs, no limit", runs=100, limit=None),
     Scenario(name="100 runs, no limit, rows never match", runs=100, usage_lag=1e8, limit=None),
 )

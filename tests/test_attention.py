@@ -193,7 +193,7 @@ def stuck(body: dict[str, Any]) -> None:
             row["status"] = "processing"
 
 
-def all_over(body: dict[str, Any]) -> None:
+def all_finished(body: dict[str, Any]) -> None:
     """Say of every run that it has finished."""
     for row in body["rows"]:
         row["status"] = "completed"
@@ -237,7 +237,7 @@ def odd_rows(body: dict[str, Any]) -> None:
     body["rows"] = [None, 7, {}, {"requestId": 5, "status": "completed"}, *body["rows"], {"status": []}]
 
 
-WRONG = [shuffled, oldest_first, half_missing, all_over, no_request, one_request, repeated, new_words, ends_only]
+WRONG = [shuffled, oldest_first, half_missing, all_finished, no_request, one_request, repeated, new_words, ends_only]
 WRONG += [wrong_total, odd_rows]
 
 

@@ -84,13 +84,13 @@ class Usage:
         """
         error = target if isinstance(target, SubmissionUnknownError) else None
         known, lag = _target(target), _seconds(tolerance)
-        moment = _moment(sent_at) if error is None else error.sent_at
+        sent = _datetime(sent_at) if error is None else error.sent_at
         if isinstance(exclude, str) or not all(isinstance(each, str) for each in exclude):
             raise InvalidArgumentError(f"exclude={exclude!r:.80}: must be a collection of request ids")
         if not self._time.moment().is_known:
             await self.list(limit=1)  # tells it
-        lost = self._recent.lost(known, moment)
-        wanted = self._wanted(error, known, moment, lost)
+        lost = self._recent.lost(known, sent)
+        wanted = self._wanted(error, known, sent, lost)
         own = self._recent.of(known, is_of_account=lost is not None)
         runs = (*own, *(KnownRun(request_id=each, begun_by=0.0) for each in exclude))
         return await self.search(attrs.evolve(wanted, known=runs, lag=lag))
@@ -129,7 +129,7 @@ class UsageRows:
         self._page_size = page_size
         self._offset = 0
         self._rows: deque[UsageRow] = deque()
-        self._given: set[int | str] = set()
+        self._returned_ids: set[int | str] = set()
         self._is_last = False
 
     def __aiter__(self) -> UsageRows:
@@ -150,10 +150,10 @@ class UsageRows:
         is_full = page.total is None or self._offset < page.total
         self._is_last = not page.rows or not is_full
         for row in page.rows:
-            if row.id is None or row.id not in self._given:
+            if row.id is None or row.id not in self._returned_ids:
                 self._rows.append(row)
             if row.id is not None:
-                self._given.add(row.id)
+                self._returned_ids.add(row.id)
 
 
 def _target(target: object) -> Target:
@@ -167,16 +167,16 @@ def _target(target: object) -> Target:
     return known
 
 
-def _moment(moment: datetime | float | None) -> datetime:
-    if moment is None:
+def _datetime(value: datetime | float | None) -> datetime:
+    if value is None:
         raise InvalidArgumentError("sent_at is missing: say when it was sent, or give the error itself")
-    if isinstance(moment, datetime):
-        if moment.tzinfo is None:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
             raise InvalidArgumentError(
-                f"sent_at={moment!r}: must have a time zone; pass the error itself, or its `sent_at`"
+                f"sent_at={value!r}: must have a time zone; pass the error itself, or its `sent_at`"
             )
-        return moment
-    return datetime.fromtimestamp(_seconds(moment, "sent_at"), UTC)
+        return value
+    return datetime.fromtimestamp(_seconds(value, "sent_at"), UTC)
 
 
 def _seconds(value: float, name: str = "tolerance") -> float:

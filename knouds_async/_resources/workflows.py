@@ -140,7 +140,7 @@ class Workflows:
         """
         if not isinstance(name, str):
             raise InvalidArgumentError(f"name={name!r:.80}: must be a string")
-        body = _given(
+        body = _fields(
             name=name,
             description=description,
             tags=tags,
@@ -171,8 +171,8 @@ class Workflows:
         """
         if workflow is not None and not isinstance(workflow, Workflow):
             raise InvalidArgumentError(f"workflow={workflow!r:.80}: must be a Workflow, from `get`; fields go by name")
-        whole = _whole(workflow) if workflow is not None else {}
-        given = _given(
+        kept = _as_body(workflow) if workflow is not None else {}
+        changed = _fields(
             name=name,
             description=description,
             tags=tags,
@@ -181,9 +181,9 @@ class Workflows:
             viewport=viewport,
             publicPlayground=public_playground,
         )
-        if not whole and not given:
+        if not kept and not changed:
             raise InvalidArgumentError("nothing to update: give a Workflow, or the fields that change")
-        return await self._send(endpoints.update_workflow(slug, {**whole, **given}))
+        return await self._send(endpoints.update_workflow(slug, {**kept, **changed}))
 
     async def move(self, slug: str, folder_id: str | None) -> None:
         """Move a workflow you own into a folder; None is the root."""
@@ -196,9 +196,9 @@ class Workflows:
         await self._send(endpoints.delete_workflow(slug))
 
 
-def _whole(workflow: Workflow) -> dict[str, Any]:
+def _as_body(workflow: Workflow) -> dict[str, Any]:
     """Return a workflow as it is written back: the fields of the record over all that came with it."""
-    known = _given(
+    known = _fields(
         slug=workflow.slug,
         name=workflow.name,
         description=workflow.description,
@@ -211,7 +211,7 @@ def _whole(workflow: Workflow) -> dict[str, Any]:
     return {**workflow.raw, **known} if isinstance(workflow.raw, Mapping) else known
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def _fields(**fields: Any) -> dict[str, Any]:
     """Return the fields that were given, by the service's names; raise InvalidArgumentError for a wrong type."""
     for field, (kinds, what) in _KINDS.items():
         value = fields.get(field)

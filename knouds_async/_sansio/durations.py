@@ -99,9 +99,9 @@ class _Prior:
         """
         ends, exposure = [], []
         for start, top in zip(EDGES, (*EDGES[1:], EDGES[-1] * 1.12), strict=True):
-            alive, later = (1 / (1 + (age / median) ** _SHAPE) for age in (start, top))
-            at_risk = _RUNS * (alive + later) / 2 * (top - start)
-            ends.append(max(_RUNS * (alive - later), _FLOOR * _MEDIAN / median * at_risk) + 1e-6)
+            survival, later = (1 / (1 + (age / median) ** _SHAPE) for age in (start, top))
+            at_risk = _RUNS * (survival + later) / 2 * (top - start)
+            ends.append(max(_RUNS * (survival - later), _FLOOR * _MEDIAN / median * at_risk) + 1e-6)
             exposure.append(at_risk + 1e-5)
         return cls(tuple(_smoothed(ends, 0, len(EDGES))), tuple(_smoothed(exposure, 0, len(EDGES))))
 
@@ -218,22 +218,22 @@ class Durations:
             longest = min(_MAX_STEP, max(10.0, age / 4)) if age else _MAX_STEP
         return _age_of_cost(self._hazards, age, age + longest, max(cost, 1e-9))
 
-    def expected_delay(self, alive: float, age: float) -> tuple[float, float]:
-        """Return what to expect at `age` of a run last seen running at `alive`.
+    def expected_delay(self, seen_at: float, age: float) -> tuple[float, float]:
+        """Return what to expect at `age` of a run last seen running at `seen_at`.
 
         It is the mean time in seconds that its end has gone unnoticed, and the probability that it has finished.
         """
-        alive = alive if alive > 0 else 0.0
-        unseen = over = 0.0
-        k = _bin(alive)
-        while alive < age:
+        seen_at = seen_at if seen_at > 0 else 0.0
+        delay = finished = 0.0
+        k = _bin(seen_at)
+        while seen_at < age:
             top = min(age, _TOPS[k])
-            gone = (over - 1) * math.expm1(-self._hazards[k] * (top - alive))
-            unseen += top - alive - gone / self._hazards[k]
-            over += gone
-            alive = top
+            gone = (finished - 1) * math.expm1(-self._hazards[k] * (top - seen_at))
+            delay += top - seen_at - gone / self._hazards[k]
+            finished += gone
+            seen_at = top
             k += 1
-        return unseen, over
+        return delay, finished
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON that `from_dict` reads: the bins in which something was seen."""
@@ -255,32 +255,32 @@ class Durations:
 
 def _age_of_cost(hazards: Sequence[float], age: float, stop: float, cost: float) -> float:
     """Return the first age up to `stop` by which the expected delay has reached `cost` seconds."""
-    over = 0.0
+    finished = 0.0
     k = _bin(age)
     while age < stop:
         hazard, top = hazards[k], min(stop, _TOPS[k])
-        gone = (over - 1) * math.expm1(-hazard * (top - age))
-        unseen = top - age - gone / hazard
-        if unseen >= cost:
-            return min(age + _seconds_of_cost(hazard, over, cost), top)
-        cost -= unseen
-        over += gone
+        gone = (finished - 1) * math.expm1(-hazard * (top - age))
+        delay = top - age - gone / hazard
+        if delay >= cost:
+            return min(age + _seconds_of_cost(hazard, finished, cost), top)
+        cost -= delay
+        finished += gone
         age = top
         k += 1
     return stop
 
 
-def _seconds_of_cost(hazard: float, over: float, cost: float) -> float:
-    """Solve m - (1 - over)(1 - exp(-hazard m))/hazard = cost for m by Newton's method.
+def _seconds_of_cost(hazard: float, finished: float, cost: float) -> float:
+    """Solve m - (1 - finished)(1 - exp(-hazard m))/hazard = cost for m by Newton's method.
 
     The left side is convex and increasing, and the root of its quadratic bound lies below the solution: the
     first step lands above it and the others fall towards it. Four reach 1e-9 s, the fifth is for safety.
     """
-    alive = 1 - over
-    m = 2 * cost / (over + math.sqrt(over * over + 2 * alive * hazard * cost))
+    survival = 1 - finished
+    m = 2 * cost / (finished + math.sqrt(finished * finished + 2 * survival * hazard * cost))
     for _ in range(5):
-        gone = -alive * math.expm1(-hazard * m)
-        m -= (m - gone / hazard - cost) / (over + gone)
+        gone = -survival * math.expm1(-hazard * m)
+        m -= (m - gone / hazard - cost) / (finished + gone)
     return m
 
 

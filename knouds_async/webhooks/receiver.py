@@ -75,12 +75,10 @@ def read_event(body: bytes) -> WebhookEvent:
 
 def _state(execution_id: str, event: str, body: Mapping[str, Any]) -> ExecutionState:
     """Return the run's state; where name and status of the event contradict each other, it is no final state."""
-    status_given, known = body.get("status"), _ENDS.get(event)
+    stated, known = body.get("status"), _ENDS.get(event)
     if known is None:
-        return responses.execution_state(
-            execution_id, body if isinstance(status_given, str) else {**body, "status": event}
-        )
-    is_contradiction = isinstance(status_given, str) and status_given != known and status_given in set(_ENDS.values())
+        return responses.execution_state(execution_id, body if isinstance(stated, str) else {**body, "status": event})
+    is_contradiction = isinstance(stated, str) and stated != known and stated in set(_ENDS.values())
     status = CONTRADICTORY if is_contradiction else known
     return attrs.evolve(responses.execution_state(execution_id, {**body, "status": status}), raw=body)
 
@@ -187,10 +185,10 @@ def _verified(
 
 def signing_keys(secrets: object) -> tuple[bytes, ...]:
     """Return the secrets as bytes; an empty tuple when any of them will not do."""
-    given = (secrets,) if isinstance(secrets, (str, Secret)) else secrets
-    if not isinstance(given, Iterable):
+    secret_list = (secrets,) if isinstance(secrets, (str, Secret)) else secrets
+    if not isinstance(secret_list, Iterable):
         return ()
-    keys = [signatures.secret_bytes(one.reveal() if isinstance(one, Secret) else one) for one in given]
+    keys = [signatures.secret_bytes(one.reveal() if isinstance(one, Secret) else one) for one in secret_list]
     return () if None in keys else tuple(key for key in keys if key is not None)
 
 
@@ -264,10 +262,10 @@ class ASGIReceiver:
             await send({"type": f"{scope['type']}.close"})
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        found = [value for name, value in scope["headers"] if name == _SIGNATURE]
+        values = [value for name, value in scope["headers"] if name == _SIGNATURE]
         try:
             status = (
-                await self._take(_RequestBody(receive), b",".join(found) or None) if scope["method"] == "POST" else 405
+                await self._take(_RequestBody(receive), b",".join(values) or None) if scope["method"] == "POST" else 405
             )
         except _SenderDisconnected:
             return

@@ -29,7 +29,7 @@ property_test = settings(deadline=None, max_examples=60)
 
 @attrs.frozen
 class Seen:
-    """One observation: alive at `lo` and over at `hi`, or still alive at `lo` when `hi` is None."""
+    """One observation: running at `lo` and finished at `hi`, or still running at `lo` when `hi` is None."""
 
     counted_until: float
     lo: float
@@ -52,7 +52,7 @@ histories = st.lists(observations(), max_size=30)
 costs = st.floats(-5, 4).map(math.exp)
 
 
-def told(history: list[Seen], expected: float | None = None) -> Durations:
+def observed(history: list[Seen], expected: float | None = None) -> Durations:
     """Tell a history to the model."""
     durations = Durations(expected=expected)
     for seen in history:
@@ -86,15 +86,15 @@ def plain_hazards(history: list[Seen], median: float) -> list[float]:
     """Work out every hazard from the definition: a log-logistic prior worth two runs, smoothed with what was seen."""
     ends, exposure = plain_counts(history)
 
-    def still_alive(age: float) -> float:
+    def survival(age: float) -> float:
         return 1 / (1 + (age / median) ** 3)
 
     for k, low in enumerate(EDGES):
         top = EDGES[k + 1] if k + 1 < len(EDGES) else low * 1.12
-        at_risk = still_alive(low) + still_alive(top)
-        over = 2 * (still_alive(low) - still_alive(top))
+        at_risk = survival(low) + survival(top)
+        probability = 2 * (survival(low) - survival(top))
         exposure[k] += at_risk * (top - low) + 1e-5
-        ends[k] += max(over, 0.01 * 45 / median * at_risk * (top - low)) + 1e-6
+        ends[k] += max(probability, 0.01 * 45 / median * at_risk * (top - low)) + 1e-6
     weights = {-2: 0.25, -1: 0.5, 0: 1.0, 1: 0.5, 2: 0.25}
 
     def around(counts: list[float], k: int) -> float:
@@ -103,20 +103,20 @@ def plain_hazards(history: list[Seen], median: float) -> list[float]:
     return [around(ends, k) / around(exposure, k) for k in range(len(EDGES))]
 
 
-def plain_wait(durations: Durations, alive: float, age: float, steps: int = 20_000) -> tuple[float, float]:
-    """Sum the expected unseen time and the probability of an end by small steps."""
-    step, survival, unseen = (age - alive) / steps, 1.0, 0.0
+def plain_wait(durations: Durations, seen_at: float, age: float, steps: int = 20_000) -> tuple[float, float]:
+    """Sum the expected delay and the probability of an end by small steps."""
+    step, survival, delay = (age - seen_at) / steps, 1.0, 0.0
     for i in range(steps):
-        hazard = durations.hazard(alive + (i + 0.5) * step)
-        unseen += step * (1 - survival * math.exp(-hazard * step / 2))
+        hazard = durations.hazard(seen_at + (i + 0.5) * step)
+        delay += step * (1 - survival * math.exp(-hazard * step / 2))
         survival *= math.exp(-hazard * step)
-    return unseen, 1 - survival
+    return delay, 1 - survival
 
 
 def quantiles(median: float, sigma: float, count: int) -> list[float]:
     """Return durations spread as a lognormal, mixed up, the same on every run."""
-    law = NormalDist(math.log(median), sigma)
-    return [math.exp(law.inv_cdf((i * 617 % count + 0.5) / count)) for i in range(count)]
+    distribution = NormalDist(math.log(median), sigma)
+    return [math.exp(distribution.inv_cdf((i * 617 % count + 0.5) / count)) for i in range(count)]
 
 
 def learned(runs: list[float]) -> Durations:
@@ -129,16 +129,16 @@ def learned(runs: list[float]) -> Durations:
 
 def follow(durations: Durations, run: float, cost: float = 0.25) -> tuple[int, float]:
     """Follow one run by the schedule: how many polls it took, and how late its end was known."""
-    looks, age = 1, durations.next_poll(0.0, cost) + ROUND_TRIP
+    polls, age = 1, durations.next_poll(0.0, cost) + ROUND_TRIP
     while age < run:
-        looks, age = looks + 1, durations.next_poll(age, cost) + ROUND_TRIP
-    return looks, age + ROUND_TRIP / 2 - run
+        polls, age = polls + 1, durations.next_poll(age, cost) + ROUND_TRIP
+    return polls, age + ROUND_TRIP / 2 - run
 
 
 def follow_all(durations: Durations, runs: list[float]) -> tuple[float, float]:
     """Return the mean number of polls and the mean latency over many runs, without learning from them."""
-    looks, latencies = zip(*(follow(durations, run) for run in runs), strict=True)
-    return fmean(looks), fmean(latencies)
+    polls, latencies = zip(*(follow(durations, run) for run in runs), strict=True)
+    return fmean(polls), fmean(latencies)
 
 
 # ---- what is counted
@@ -156,7 +156,7 @@ def test_the_bins_go_from_a_second_to_two_hours() -> None:
 @given(histories, st.sampled_from([None, 6.0, 45.0, 900.0]))
 def test_counts_and_hazards_follow_the_definition(history: list[Seen], expected: float | None) -> None:
     """Ends, exposure and hazards are those of a model that works everything out from the whole history."""
-    durations = told(history, expected)
+    durations = observed(history, expected)
     ends, exposure = plain_counts(history)
     assert durations.ends == pytest.approx(ends, abs=1e-9)
     assert durations.exposure == pytest.approx(exposure, abs=1e-6)
@@ -168,7 +168,7 @@ def test_counts_and_hazards_follow_the_definition(history: list[Seen], expected:
 @given(histories)
 def test_every_end_counts_once(history: list[Seen]) -> None:
     """The ends of all bins together are the ends observed, however they were spread."""
-    assert sum(told(history).ends) == pytest.approx(sum(seen.hi is not None for seen in history))
+    assert sum(observed(history).ends) == pytest.approx(sum(seen.hi is not None for seen in history))
 
 
 @property_test
@@ -176,25 +176,25 @@ def test_every_end_counts_once(history: list[Seen]) -> None:
 def test_exposure_is_the_time_at_risk(history: list[Seen]) -> None:
     """The exposure of all bins together is the seconds from where each run was counted to its poll or its end."""
     at_risk = sum((seen.lo + (seen.lo if seen.hi is None else seen.hi)) / 2 - seen.counted_until for seen in history)
-    assert sum(told(history).exposure) == pytest.approx(at_risk, abs=1e-6)
+    assert sum(observed(history).exposure) == pytest.approx(at_risk, abs=1e-6)
 
 
 @property_test
 @given(histories)
 def test_hazards_are_the_same_whether_kept_or_worked_out_anew(history: list[Seen]) -> None:
     """Updating only the bins that changed gives, to the last bit, what the counts alone give."""
-    kept = told(history)
+    kept = observed(history)
     anew = Durations(ends=kept.ends, exposure=kept.exposure)
     assert [kept.hazard(age) for age in MIDDLES] == [anew.hazard(age) for age in MIDDLES]
 
 
 def test_polls_in_between_change_nothing_but_where_time_is_counted_from() -> None:
-    """A run seen alive twice and then over has the exposure of one whose whole life is counted at its end."""
-    watched = Durations().observe_running(26.0).observe_running(31.0, counted_until=26.0)
-    watched = watched.observe_end(31.0, 36.0, counted_until=31.0)
+    """A run seen running twice and then finished has the exposure of one whose whole life is counted at its end."""
+    observed_twice = Durations().observe_running(26.0).observe_running(31.0, counted_until=26.0)
+    observed_twice = observed_twice.observe_end(31.0, 36.0, counted_until=31.0)
     at_once = Durations().observe_end(31.0, 36.0)
-    assert watched.ends == at_once.ends
-    assert watched.exposure == pytest.approx(at_once.exposure)
+    assert observed_twice.ends == at_once.ends
+    assert observed_twice.exposure == pytest.approx(at_once.exposure)
 
 
 def test_an_end_between_two_polls_is_spread_evenly() -> None:
@@ -223,7 +223,7 @@ def test_runs_still_running_keep_fast_finishers_from_misleading() -> None:
 @given(histories, st.lists(st.tuples(ages(), ages()), max_size=10))
 def test_many_at_once_are_the_same_as_one_by_one(history: list[Seen], spans: list[tuple[float, float]]) -> None:
     """Counting many runs still running in one call is counting each of them."""
-    singly = together = told(history)
+    singly = together = observed(history)
     for counted_until, age in spans:
         singly = singly.observe_running(age, counted_until=counted_until)
     together = together.observe_all_running(spans)
@@ -284,26 +284,24 @@ def test_a_target_that_changed_is_learned_anew() -> None:
 
 @property_test
 @given(histories, ages(), costs)
-def test_a_poll_is_due_when_the_expected_unseen_time_reaches_the_cost(
-    history: list[Seen], age: float, cost: float
-) -> None:
-    """At the next poll the expected unseen time is the cost, or less when the longest step ends first."""
-    durations = told(history)
-    look = durations.next_poll(age, cost)
-    unseen, _ = durations.expected_delay(age, look)
+def test_a_poll_is_due_when_the_expected_delay_reaches_the_cost(history: list[Seen], age: float, cost: float) -> None:
+    """At the next poll the expected delay is the cost, or less when the longest step ends first."""
+    durations = observed(history)
+    poll = durations.next_poll(age, cost)
+    delay, _ = durations.expected_delay(age, poll)
     step = min(600.0, max(10.0, age / 4) if age else 600.0)
-    assert age < look <= age + step
-    if look < age + step:
-        assert unseen == pytest.approx(cost, rel=1e-9, abs=1e-9)
+    assert age < poll <= age + step
+    if poll < age + step:
+        assert delay == pytest.approx(cost, rel=1e-9, abs=1e-9)
     else:
-        assert unseen <= cost * (1 + 1e-9)
+        assert delay <= cost * (1 + 1e-9)
 
 
 @property_test
 @given(histories, ages(), st.floats(0.5, 600.0))
 def test_a_cost_reached_on_the_last_moment_is_not_overstepped(history: list[Seen], age: float, longest: float) -> None:
-    """Where the expected unseen time reaches the cost just as the longest step ends, the poll comes no later."""
-    durations = told(history)
+    """Where the expected delay reaches the cost just as the longest step ends, the poll comes no later."""
+    durations = observed(history)
     cost, _ = durations.expected_delay(age, age + longest)
     assert durations.next_poll(age, max(cost, 1e-3), longest=longest) <= age + longest
 
@@ -312,23 +310,23 @@ def test_a_cost_reached_on_the_last_moment_is_not_overstepped(history: list[Seen
 @given(histories, ages(), costs, st.floats(1.0, 5.0))
 def test_a_dearer_poll_comes_no_sooner(history: list[Seen], age: float, cost: float, factor: float) -> None:
     """The next poll is monotone in its cost."""
-    durations = told(history)
+    durations = observed(history)
     assert durations.next_poll(age, cost * factor) >= durations.next_poll(age, cost) - 1e-9
 
 
 @property_test
 @given(histories, ages(), costs)
 def test_a_poll_never_comes_sooner_than_its_cost(history: list[Seen], age: float, cost: float) -> None:
-    """An end cannot go unseen for longer than there was no poll, so that no schedule spins."""
+    """An end cannot go unnoticed for longer than there was no poll, so that no schedule spins."""
     step = min(600.0, max(10.0, age / 4) if age else 600.0)
-    assert told(history).next_poll(age, cost) >= age + min(cost, step) * (1 - 1e-9)
+    assert observed(history).next_poll(age, cost) >= age + min(cost, step) * (1 - 1e-9)
 
 
 @property_test
 @given(histories, ages(), ages(600.0), costs)
 def test_polls_move_on_with_the_age(history: list[Seen], age: float, later: float, cost: float) -> None:
     """Every poll leads to a later one: a run that never ends is polled for ever at growing ages."""
-    durations = told(history)
+    durations = observed(history)
     seen = [age]
     for _ in range(5):
         seen.append(durations.next_poll(seen[-1], cost))
@@ -352,11 +350,11 @@ def test_an_unknown_target_is_first_polled_soon() -> None:
 
 def test_a_known_target_is_polled_where_its_runs_end() -> None:
     """Polls a learned target of 45 s begin at about 26 s and close up from 5 s to 3 s apart."""
-    durations, looks = learned(quantiles(45.0, 0.35, 200)), [0.0]
+    durations, polls = learned(quantiles(45.0, 0.35, 200)), [0.0]
     for _ in range(7):
-        looks.append(durations.next_poll(looks[-1], 0.25))
-    assert looks[1:] == pytest.approx([26, 31, 35, 39, 43, 46, 49], abs=1.0)
-    steps = [high - low for low, high in pairwise(looks[1:])]
+        polls.append(durations.next_poll(polls[-1], 0.25))
+    assert polls[1:] == pytest.approx([26, 31, 35, 39, 43, 46, 49], abs=1.0)
+    steps = [high - low for low, high in pairwise(polls[1:])]
     assert steps == sorted(steps, reverse=True)
     assert 3 < steps[-1] < steps[0] < 6
 
@@ -397,33 +395,33 @@ def test_a_longest_step_is_seconds_above_zero(longest: float) -> None:
 
 @settings(deadline=None, max_examples=8)
 @given(histories, ages(2000.0), st.floats(0.1, 300.0))
-def test_the_unseen_wait_is_the_integral_it_claims(history: list[Seen], alive: float, span: float) -> None:
+def test_the_expected_delay_is_the_integral_it_claims(history: list[Seen], seen_at: float, span: float) -> None:
     """The closed form over bins is what adding up small steps gives."""
-    durations = told(history)
-    unseen, over = durations.expected_delay(alive, alive + span)
-    plain_unseen, plain_over = plain_wait(durations, alive, alive + span)
-    assert over == pytest.approx(plain_over, rel=0.02, abs=1e-3)
-    assert unseen == pytest.approx(plain_unseen, rel=0.02, abs=1e-3 * span)
+    durations = observed(history)
+    delay, probability = durations.expected_delay(seen_at, seen_at + span)
+    plain_delay, plain_probability = plain_wait(durations, seen_at, seen_at + span)
+    assert probability == pytest.approx(plain_probability, rel=0.02, abs=1e-3)
+    assert delay == pytest.approx(plain_delay, rel=0.02, abs=1e-3 * span)
 
 
 @property_test
 @given(histories, ages(), ages(), ages())
-def test_the_unseen_wait_grows_with_the_age(history: list[Seen], alive: float, one: float, other: float) -> None:
-    """Later, more time went unseen and the end is more probable; neither leaves its bounds."""
-    durations = told(history)
-    sooner, later = sorted((alive + one, alive + other))
-    unseen, over = durations.expected_delay(alive, sooner)
-    unseen_later, over_later = durations.expected_delay(alive, later)
-    assert -1e-9 <= unseen <= sooner - alive
-    assert 0 <= over <= 1
-    assert unseen <= unseen_later + 1e-9
-    assert over <= over_later + 1e-12
+def test_the_expected_delay_grows_with_the_age(history: list[Seen], seen_at: float, one: float, other: float) -> None:
+    """Later, more time went unnoticed and the end is more probable; neither leaves its bounds."""
+    durations = observed(history)
+    sooner, later = sorted((seen_at + one, seen_at + other))
+    delay, probability = durations.expected_delay(seen_at, sooner)
+    delay_later, probability_later = durations.expected_delay(seen_at, later)
+    assert -1e-9 <= delay <= sooner - seen_at
+    assert 0 <= probability <= 1
+    assert delay <= delay_later + 1e-9
+    assert probability <= probability_later + 1e-12
 
 
-@pytest.mark.parametrize(("alive", "age"), [(45.0, 45.0), (45.0, 3.0), (45.0, NAN), (0.0, -1.0), (INF, INF)])
-def test_nothing_went_unseen_since_a_poll_that_is_not_past(alive: float, age: float) -> None:
-    """At or before the last poll nothing is unseen and the run is not over."""
-    assert Durations().expected_delay(alive, age) == (0.0, 0.0)
+@pytest.mark.parametrize(("seen_at", "age"), [(45.0, 45.0), (45.0, 3.0), (45.0, NAN), (0.0, -1.0), (INF, INF)])
+def test_nothing_went_unnoticed_since_a_poll_that_is_not_past(seen_at: float, age: float) -> None:
+    """At or before the last poll nothing is unnoticed and the run has not finished."""
+    assert Durations().expected_delay(seen_at, age) == (0.0, 0.0)
 
 
 def test_in_the_long_run_the_end_is_certain() -> None:
@@ -436,23 +434,23 @@ def test_in_the_long_run_the_end_is_certain() -> None:
 
 def test_a_learned_target_takes_few_polls() -> None:
     """A lone run of a learned target of 45 s takes at most 8 polls and is known within 2.1 s on average."""
-    looks, latency = follow_all(learned(quantiles(45.0, 0.35, 200)), quantiles(45.0, 0.35, 999))
-    assert looks <= 8
+    polls, latency = follow_all(learned(quantiles(45.0, 0.35, 200)), quantiles(45.0, 0.35, 999))
+    assert polls <= 8
     assert latency <= 2.1
 
 
 def test_a_cold_target_takes_few_polls() -> None:
     """A lone run of 45 s of a target never seen takes at most 10 polls and is known within 2.8 s on average."""
-    looks, latency = follow_all(Durations(), quantiles(45.0, 0.35, 999))
-    assert looks <= 10
+    polls, latency = follow_all(Durations(), quantiles(45.0, 0.35, 999))
+    assert polls <= 10
     assert latency <= 2.8
 
 
-@pytest.mark.parametrize(("median", "looks_at_most", "latency_at_most"), [(6.0, 3.5, 1.2), (240.0, 22.0, 5.0)])
-def test_other_lengths_are_learned_too(median: float, looks_at_most: float, latency_at_most: float) -> None:
+@pytest.mark.parametrize(("median", "most_polls", "latency_at_most"), [(6.0, 3.5, 1.2), (240.0, 22.0, 5.0)])
+def test_other_lengths_are_learned_too(median: float, most_polls: float, latency_at_most: float) -> None:
     """Short and long targets are learned as well as those the prior has in mind."""
-    looks, latency = follow_all(learned(quantiles(median, 0.35, 200)), quantiles(median, 0.35, 999))
-    assert looks <= looks_at_most
+    polls, latency = follow_all(learned(quantiles(median, 0.35, 200)), quantiles(median, 0.35, 999))
+    assert polls <= most_polls
     assert latency <= latency_at_most
 
 
@@ -463,9 +461,9 @@ def test_other_lengths_are_learned_too(median: float, looks_at_most: float, late
 def test_an_expected_median_makes_a_cold_target_cheaper(median: float) -> None:
     """Polls and latency together cost less at once when the caller knows the median."""
     runs = quantiles(median, 0.35, 199)
-    looks, latency = follow_all(Durations(), runs)
-    told_looks, told_latency = follow_all(Durations(expected=median), runs)
-    assert told_latency + 0.25 * told_looks < 0.8 * (latency + 0.25 * looks)
+    polls, latency = follow_all(Durations(), runs)
+    informed_polls, informed_latency = follow_all(Durations(expected=median), runs)
+    assert informed_latency + 0.25 * informed_polls < 0.8 * (latency + 0.25 * polls)
 
 
 def test_a_wrong_median_is_overruled_by_what_is_seen() -> None:
@@ -474,8 +472,8 @@ def test_a_wrong_median_is_overruled_by_what_is_seen() -> None:
     wrong = Durations(expected=225.0)
     for run in quantiles(45.0, 0.35, 20):
         wrong = wrong.observe_end(run, run)
-    looks, latency = follow_all(wrong, runs)
-    assert latency + 0.25 * looks < 4.6
+    polls, latency = follow_all(wrong, runs)
+    assert latency + 0.25 * polls < 4.6
 
 
 def test_a_median_of_forty_five_seconds_is_the_default() -> None:
@@ -564,7 +562,7 @@ def test_what_was_saved_gives_the_same_polls(
     history: list[Seen], expected: float | None, age: float, cost: float
 ) -> None:
     """A process that loads what another saved as JSON polls at exactly the same ages."""
-    durations = told(history, expected)
+    durations = observed(history, expected)
     loaded = Durations.from_dict(json.loads(json.dumps(durations.to_dict())))
     assert loaded == durations
     assert loaded.next_poll(age, cost) == durations.next_poll(age, cost)
@@ -660,7 +658,7 @@ def run(submitted_at: float | None = 0.0, *, last_seen_at: float = -math.inf) ->
         (None, 1e8, "expected 6.9e+03 s"),
     ],
 )
-def test_runs_of_about_the_same_expected_length_share_a_law(
+def test_runs_of_about_the_same_expected_length_share_a_key(
     target: Target | None, expected: float | None, key: str
 ) -> None:
     """A target has a key of its own, and one for each length that its runs are expected to have."""

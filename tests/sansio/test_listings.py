@@ -73,7 +73,7 @@ def test_nothing_is_due_without_runs() -> None:
     assert scheduler.due_at(FREE) == math.inf
 
 
-def test_failures_and_cuts_end_a_sweep() -> None:
+def test_failures_and_cuts_end_a_listing() -> None:
     """After a failure the next waits longer each time, up to five minutes; a cut one may begin again."""
     scheduler, pauses = scheduler_expecting(1000.0), []
     for _ in range(12):
@@ -248,11 +248,11 @@ def test_what_is_no_page_is_unreadable(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("looks", "limit", "cost"), [(1.0, None, 0.25), (0.1, 100, 0.25), (2.0, 100, 2.25), (100.0, 100, HIGHEST_COST)]
+    ("polls", "limit", "cost"), [(1.0, None, 0.25), (0.1, 100, 0.25), (2.0, 100, 2.25), (100.0, 100, HIGHEST_COST)]
 )
-def test_scarce_requests_are_dear(looks: float, limit: int | None, cost: float) -> None:
+def test_scarce_requests_are_dear(polls: float, limit: int | None, cost: float) -> None:
     """The price is what just spends four fifths of the quota, within bounds; without a limit it is the user's."""
-    assert scarcity_cost(0.25, looks, limit) == pytest.approx(cost)
+    assert scarcity_cost(0.25, polls, limit) == pytest.approx(cost)
 
 
 def test_what_is_left_lasts_until_the_reset() -> None:

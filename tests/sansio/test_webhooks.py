@@ -261,7 +261,7 @@ def test_which_deliveries_need_no_poll(one: ExecutionState, complete: bool, end:
     assert (is_complete(one), is_end(one)) == (complete, end)
 
 
-def test_early_deliveries_are_remembered_and_never_go_back() -> None:
+def test_recent_deliveries_are_remembered_and_never_go_back() -> None:
     """The first end of a run is kept against later ones, except that a whole one replaces one that says less."""
     recent = RecentDeliveries()
     assert recent.get("a") is None
@@ -274,7 +274,7 @@ def test_early_deliveries_are_remembered_and_never_go_back() -> None:
     assert recent.get("a") == complete
 
 
-def test_early_memory_is_bounded() -> None:
+def test_recent_memory_is_bounded() -> None:
     """The oldest run is forgotten first."""
     recent = RecentDeliveries(max_states=2)
     for name in "abc":
@@ -326,7 +326,7 @@ def test_a_run_is_delayed_until_it_is_overdue() -> None:
     assert fallback.next_due_at() == 160.0
 
 
-def test_runs_that_were_out_before_any_ended_are_judged_by_those_that_end() -> None:
+def test_runs_submitted_before_any_finished_are_judged_by_those_that_finish() -> None:
     """Of runs submitted at once a lost end is noticed soon after the others', not after the minute and a half."""
     fallback = expecting()
     for name in "ab":
@@ -343,7 +343,7 @@ def test_runs_that_were_out_before_any_ended_are_judged_by_those_that_end() -> N
 
 
 def test_a_run_is_not_overdue_while_others_of_its_kind_end_ever_later() -> None:
-    """The longest of the ends seen lately counts when a run comes to be polled, not when it was held."""
+    """The longest of the ends seen lately counts when a run comes to be polled, not when it was delayed."""
     fallback = expecting()
     fallback.delay("a", "t", submitted_at=0.0, now=0.0)
     for age in range(1, 9):
@@ -356,7 +356,7 @@ def test_a_run_is_not_overdue_while_others_of_its_kind_end_ever_later() -> None:
     assert fallback.pop_due(16.5) == ["a"]
 
 
-def test_a_longer_hold_is_not_shortened_by_what_takes_longer_still() -> None:
+def test_a_longer_delay_is_not_shortened_by_what_takes_longer_still() -> None:
     """Eight ends that come late do not move a poll to a later time than it had."""
     fallback = expecting()
     fallback.delay("a", "t", submitted_at=0.0, now=0.0)
@@ -367,7 +367,7 @@ def test_a_longer_hold_is_not_shortened_by_what_takes_longer_still() -> None:
     assert fallback.next_due_at() == 120.0
 
 
-def test_an_overdue_run_is_held_for_ever_longer_steps() -> None:
+def test_an_overdue_run_is_delayed_for_ever_longer_steps() -> None:
     """A run that a poll finds alive is left alone for half its age, so that a long one costs few polls."""
     fallback, now, polls = expecting(), 0.0, 0
     while now < 3600:
@@ -386,7 +386,7 @@ def test_a_run_of_unknown_age_is_polled_at_a_slow_pace() -> None:
 
 
 def test_who_is_let_go_is_not_due() -> None:
-    """A run nobody waits for any more is held no longer, and a new hold replaces the old one."""
+    """A run nobody waits for any more is delayed no longer, and a new delay replaces the old one."""
     fallback = expecting()
     fallback.delay("a", "t", submitted_at=0.0, now=0.0)
     fallback.delay("a", "t", submitted_at=5.0, now=5.0)
@@ -418,8 +418,8 @@ def test_targets_are_bounded() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1e6), st.booleans()), max_size=30))
-def test_a_held_run_is_due_once_and_not_in_the_past(steps: list[tuple[str, float, bool]]) -> None:
-    """Whatever is held, let go and told in any order: each is due at most once, and never before now."""
+def test_a_delayed_run_is_due_once_and_not_in_the_past(steps: list[tuple[str, float, bool]]) -> None:
+    """Whatever is delayed, released and delivered in any order: each is due at most once, and never before now."""
     fallback, now = expecting(), 0.0
     for name, after, is_delayed in steps:
         fallback.pop_due(now)

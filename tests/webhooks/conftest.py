@@ -18,8 +18,8 @@ def payload(execution_id: str, status: str = "completed", /, **changes: Any) -> 
         {"images": [{"url": "https://knouds-media.s3.amazonaws.com/media/1.png"}]} if status == "completed" else None
     )
     error = {"code": "EXECUTION_FAILED", "message": "no"} if status == "failed" else None
-    told = {"event": f"execution.{status}", "executionId": execution_id, "status": status, "cost": 12, "ms": 45_000}
-    return {**told, "result": result, "error": error, **changes}
+    event = {"event": f"execution.{status}", "executionId": execution_id, "status": status, "cost": 12, "ms": 45_000}
+    return {**event, "result": result, "error": error, **changes}
 
 
 async def chunks(body: bytes, size: int = 1000) -> AsyncIterator[bytes]:
@@ -34,9 +34,9 @@ class Sender:
     def __init__(self, receiver: WebhookReceiver) -> None:
         self.receiver = receiver
 
-    async def __call__(self, told: dict[str, Any], *, secret: str = SECRET, age: float = 0.0) -> int:
+    async def __call__(self, event: dict[str, Any], *, secret: str = SECRET, age: float = 0.0) -> int:
         """Deliver an event and give the status of the answer."""
-        body = json.dumps(told).encode()
+        body = json.dumps(event).encode()
         return await self.receiver.take(chunks(body), sign(body, secret, now=time.time() - age))
 
 

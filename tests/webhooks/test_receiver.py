@@ -113,7 +113,7 @@ async def test_final_states_stay_final(sender: Any, end: End) -> None:
     diary = Diary()
     send = sender(handler=diary)
     later = [end("a", "failed"), end("a", "cancelled"), end("a", event="execution.progress", status="processing")]
-    assert [await send(told) for told in (end("a"), *later)] == [200] * 4
+    assert [await send(event) for event in (end("a"), *later)] == [200] * 4
     assert diary.names == ["execution.completed"]
 
 

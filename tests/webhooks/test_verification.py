@@ -55,12 +55,16 @@ def reason(body: Any, signature: Any, secrets: Any = SECRET, **options: Any) -> 
 
 def test_gives_the_event_with_the_run() -> None:
     """A completed run comes with its id, its status, its result, cost and time."""
-    told = event()
-    assert (told.event, told.execution_id, told.is_test) == ("execution.completed", PAYLOAD["executionId"], False)
-    assert told.state is not None
-    assert (told.state.status, told.state.result) == (Status.COMPLETED, PAYLOAD["result"])
-    assert (told.state.cost, told.state.ms, told.state.request_id) == (12, 8420, "kie_1")
-    assert told.raw == PAYLOAD == told.state.raw
+    received = event()
+    assert (received.event, received.execution_id, received.is_test) == (
+        "execution.completed",
+        PAYLOAD["executionId"],
+        False,
+    )
+    assert received.state is not None
+    assert (received.state.status, received.state.result) == (Status.COMPLETED, PAYLOAD["result"])
+    assert (received.state.cost, received.state.ms, received.state.request_id) == (12, 8420, "kie_1")
+    assert received.raw == PAYLOAD == received.state.raw
 
 
 def test_failed_and_cancelled_runs() -> None:
@@ -103,8 +107,8 @@ def test_unknown_events_and_fields_pass() -> None:
 
 def test_the_test_event_needs_no_run() -> None:
     """webhook.test is an event of no run, whatever id it makes up."""
-    told = event(event="webhook.test", executionId="../../x")
-    assert (told.is_test, told.execution_id, told.state) == (True, None, None)
+    received = event(event="webhook.test", executionId="../../x")
+    assert (received.is_test, received.execution_id, received.state) == (True, None, None)
 
 
 @pytest.mark.parametrize(
@@ -193,12 +197,12 @@ def test_signed_json_of_any_shape_is_an_event_or_malformed(anything: Any, change
     """A body of any JSON, or an event with any of its fields replaced, is read or refused as malformed."""
     for payload in (anything, {**PAYLOAD, **changes}):
         body = json.dumps(payload).encode()
-        told: WebhookEvent | WebhookFault
+        received: WebhookEvent | WebhookFault
         try:
-            told = checked(body)
+            received = checked(body)
         except WebhookVerificationError as error:
-            told = error.reason
-        assert told is WebhookFault.BODY_MALFORMED or told.event == payload["event"]  # type: ignore[union-attr]
+            received = error.reason
+        assert received is WebhookFault.BODY_MALFORMED or received.event == payload["event"]  # type: ignore[union-attr]
 
 
 def test_the_error_is_plain_and_holds_no_secret() -> None:

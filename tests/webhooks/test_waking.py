@@ -75,7 +75,7 @@ async def test_a_delivery_without_the_result_takes_one_poll(make_client: Any) ->
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
-async def test_every_end_is_told(make_client: Any, rate: float) -> None:
+async def test_every_end_is_noticed(make_client: Any, rate: float) -> None:
     """A failed run raises its error, a cancelled one that it was cancelled, both without a poll."""
     emulator = hooked(failure_rate=rate)
     knouds = make_client(emulator)

@@ -87,10 +87,10 @@ def load(name: str) -> ModuleType:
 async def served(name: str, emulator: Emulator, listener: socket.socket) -> AsyncIterator[Running]:
     """Serve an example by its framework's own server, with the environment as it is."""
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    crowd = PooledTransport(limit=600, keepalive_expiry=1.0)  # httpx's own pool would be the slowest of all here
+    visitors = PooledTransport(limit=600, keepalive_expiry=1.0)  # httpx's own pool would be the slowest of all here
     module = load(name)
     async with AsyncExitStack() as stack:
-        visitor = httpx.AsyncClient(base_url=url, timeout=40, transport=crowd)
+        visitor = httpx.AsyncClient(base_url=url, timeout=40, transport=visitors)
         if name == "fastapi_app":
             stop = stack.enter_context(uvicorn_in_a_thread(module.app, listener))
             await stack.enter_async_context(visitor)  # so that it leaves first
@@ -213,7 +213,7 @@ async def test_visitors_who_leave_cancel_nothing(start: Any) -> None:
     assert app.emulator.runs[0].cancel_requested_at is None
 
 
-async def test_shuts_down_with_runs_out(start: Any) -> None:
+async def test_shuts_down_with_runs_in_progress(start: Any) -> None:
     """A server that stops while visitors wait for long runs is gone within seconds, and cancels no run."""
     app = await start(duration=600.0)
     run_id = await app.order()
