@@ -103,7 +103,7 @@ async def test_a_ledger_is_not_bound_by_the_word_of_somebody_in_between(make_cli
     page = Fault("firewall", "before", lambda _: Response(403, PAGE, b"<html>denied</html>"))
     emulator.faults.add(page, route="GET /api/whoami")
     knouds = make_client(emulator)
-    with pytest.raises(PermissionDeniedError, match="Look what stands in between"):
+    with pytest.raises(PermissionDeniedError, match="Check what stands in between"):
         await run(knouds, ledger, 2)
     assert not emulator.runs
     emulator.faults.clear()
