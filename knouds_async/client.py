@@ -22,8 +22,8 @@ from knouds_async._resources.usage import Usage
 from knouds_async._resources.workflows import Workflows
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import LearnedDurations
-from knouds_async.batch.maps import Maps
-from knouds_async.batch.service import Service
+from knouds_async.batch.maps import BatchFactory
+from knouds_async.batch.service import BatchClient
 from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
 from knouds_async.types import Account, Health, Media, Pricing, RunResult
@@ -97,9 +97,9 @@ class AsyncKnouds:
         factory = ExecutionFactory(send, self._poller, url, time, recent)
         self.executions: Final = Executions(send, factory, url)
         self.usage: Final = Usage(send, time, recent)
-        maps = _maps(self._pipeline, factory, self.executions, self.usage, url, timeouts, self._limiter, retries)
-        self.workflows: Final = Workflows(send, factory, maps)
-        self.models: Final = Models(factory, maps)
+        batches = _batches(self._pipeline, factory, self.executions, self.usage, url, timeouts, self._limiter, retries)
+        self.workflows: Final = Workflows(send, factory, batches)
+        self.models: Final = Models(factory, batches)
 
     def __repr__(self) -> str:
         """Show the service, never the key; also while it is being built, for tracebacks with locals ask then too."""
@@ -204,7 +204,7 @@ def _check(tier: str | None, limiter: object, max_connections: int) -> None:
         raise ConfigurationError(f"limiter={limiter!r:.80}: must be a Limiter or SharedLimiter; a tier is `tier=`")
 
 
-def _maps(
+def _batches(
     pipeline: Pipeline,
     factory: ExecutionFactory,
     executions: Executions,
@@ -213,10 +213,10 @@ def _maps(
     timeouts: Timeouts,
     limiter: Limiter,
     retries: Retries,
-) -> Maps:
+) -> BatchFactory:
     """Give batches what they need of the client, and no more."""
-    return Maps(
-        Service(
+    return BatchFactory(
+        BatchClient(
             pipeline=pipeline,
             begun=factory.from_receipt,
             attach=executions.attach,

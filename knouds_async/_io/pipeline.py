@@ -25,7 +25,7 @@ from knouds_async._io.limiter import Limiter
 from knouds_async._io.sent import SentTrace
 from knouds_async._io.slots import FIFOLimiter
 from knouds_async._io.uninterrupted import CutShort, Finished, uninterrupted
-from knouds_async._io.witness import Witness, refuse_stale, tell
+from knouds_async._io.witness import SendHooks, refuse_stale, report_attempt
 from knouds_async._sansio import endpoints, responses, retry
 from knouds_async._sansio.clock import UNDATED, Moment, Reading
 from knouds_async._sansio.endpoints import Call, TimeoutKind
@@ -52,7 +52,7 @@ _STALE: Final = 1.0  # seconds: a turn that waited longer for its connection may
 class Send(Protocol):
     """What the resources are handed: a call in, its value out."""
 
-    async def __call__(self, call: Call[T], /, *, total: float | None = None, witness: Witness | None = None) -> T:
+    async def __call__(self, call: Call[T], /, *, total: float | None = None, hooks: SendHooks | None = None) -> T:
         """Send a call."""
         ...
 
@@ -62,7 +62,7 @@ class _Terms:
     """What a caller asks for beside the call."""
 
     total: float | None
-    witness: Witness | None
+    hooks: SendHooks | None
 
 
 class Pipeline:
@@ -85,7 +85,7 @@ class Pipeline:
         self._in_line: set[anyio.CancelScope] = set()
         self._given = Given()
 
-    async def send(self, call: Call[T], *, total: float | None = None, witness: Witness | None = None) -> T:
+    async def send(self, call: Call[T], *, total: float | None = None, hooks: SendHooks | None = None) -> T:
         """Send a call and give its value; `total` replaces the call's own timeout, in seconds.
 
         `witness`: told of each attempt before it leaves, and what became of it; no cancellation cuts between the two.
@@ -93,7 +93,7 @@ class Pipeline:
         Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
         submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
         """
-        attempts, spent, front, was_sent, terms = 0, 0.0, False, False, _Terms(total, witness)
+        attempts, spent, front, was_sent, terms = 0, 0.0, False, False, _Terms(total, hooks)
         while True:
             if call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
                 await anyio.lowlevel.checkpoint_if_cancelled()
@@ -103,19 +103,19 @@ class Pipeline:
             since = UNDATED if sent is None else self.time.moment(sent)
             sent_at = datetime.fromtimestamp(since.middle, UTC)
             finished = await self._finish(call, turn, sent_at, terms)
-            ended = anyio.current_time()
-            took = ended - began
+            after_attempt = anyio.current_time()
+            took = after_attempt - began
             so_far = SoFar(
                 attempts=attempts,
                 spent=spent + took,
                 sent_at=sent_at,
                 since=since,
                 until=self._until(call, since, total),
-                server_time=self._limiter.server_time(ended),
+                server_time=self._limiter.server_time(after_attempt),
                 was_sent=was_sent,
             )
             decision = self._decide(call, finished.value, so_far, sent, terms)
-            await tell(call, decision, sent_at, witness, finished.cancellation)
+            await report_attempt(call, decision, sent_at, hooks, finished.cancellation)
             match decision:
                 case Done(value):
                     return value
@@ -199,9 +199,9 @@ class Pipeline:
 
     async def _witnessed(self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms) -> Outcome:
         trace = SentTrace()
-        if terms.witness is not None:
+        if terms.hooks is not None:
             try:
-                claimed = await terms.witness.leaving(sent_at)
+                claimed = await terms.hooks.before_send(sent_at)
             except BaseException:
                 self._limiter.release(call.route, permit)
                 raise
@@ -256,7 +256,7 @@ class Pipeline:
     ) -> Done[T] | Again | Requeue | Fail:
         """Decide what follows an attempt, and keep what it told of the service's clock."""
         decision = retry.decide(call, outcome, so_far, self._retries, roll=random.random())  # noqa: S311
-        decision = self._given.checked(call, decision, so_far, getattr(terms.witness, "name", None))
+        decision = self._given.checked(call, decision, so_far, getattr(terms.hooks, "name", None))
         if sent is not None:
             self._hear(outcome, decision, sent)
             self._remember(call, decision, sent, terms.total)

@@ -25,17 +25,17 @@ _CLAIM: Final = 30.0  # seconds from an intent on record to its first byte; then
 Decision: TypeAlias = Done[Any] | Again | Requeue | Fail
 
 
-class Witness(Protocol):
+class SendHooks(Protocol):
     """Who writes down what a paid request does; what it raises, `send` raises. `name`, if any: whose it is."""
 
-    async def leaving(self, sent_at: datetime) -> Reading | None:
+    async def before_send(self, sent_at: datetime) -> Reading | None:
         """Be told of an attempt before its first byte leaves; what this raises keeps it from leaving.
 
         Return when what allows it was written down: 30 s later it must not leave any more, and is told anew.
         """
         ...
 
-    async def ended(self, decision: Decision) -> None:
+    async def after_attempt(self, decision: Decision) -> None:
         """Be told what became of an attempt, before the caller is and whatever happened to the caller."""
         ...
 
@@ -51,11 +51,11 @@ def refuse_stale(claimed: Reading) -> None:
         raise StaleClaimError(f"its intent was {age:.0f} s old when it was about to leave")
 
 
-async def tell(
+async def report_attempt(
     call: Call[Any],
     decision: Decision,
     sent_at: datetime,
-    witness: Witness | None,
+    hooks: SendHooks | None,
     cancellation: BaseException | None,
 ) -> None:
     """Tell what became of an attempt and raise the cancellation that came meanwhile, if any.
@@ -64,13 +64,13 @@ async def tell(
     only of what it could not write.
     """
     failure: BaseException | None = None
-    if witness is not None:
+    if hooks is not None:
         try:
-            cancellation = (await uninterrupted(lambda: witness.ended(decision))).cancellation or cancellation
+            cancellation = (await uninterrupted(lambda: hooks.after_attempt(decision))).cancellation or cancellation
         except BaseException as error:  # noqa: BLE001  (raised again; a cancellation: the end of the loop cut it)
             failure = error
     is_cut = cancellation is not None or (call.pays_for is not None and is_cancelled())
-    if failure is not None or (witness is None and is_cut):
+    if failure is not None or (hooks is None and is_cut):
         _log(call, decision, sent_at)
     if (stop := cancellation or failure) is not None:
         raise stop

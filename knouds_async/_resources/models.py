@@ -9,7 +9,7 @@ from knouds_async._resources.executions import ExecutionFactory
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.jobs import Jobs
 from knouds_async.batch.ledger import Ledger
-from knouds_async.batch.maps import Maps
+from knouds_async.batch.maps import BatchFactory
 from knouds_async.batch.outcomes import Outcome
 from knouds_async.batch.progress import OnProgress
 from knouds_async.batch.sender import OnUnknown
@@ -20,9 +20,9 @@ from knouds_async.types import Inputs, RunResult, Target
 class Models:
     """Runs of single models, by their internal name."""
 
-    def __init__(self, factory: ExecutionFactory, maps: Maps) -> None:
+    def __init__(self, factory: ExecutionFactory, batches: BatchFactory) -> None:
         self._factory = factory
-        self._maps = maps
+        self._batches = batches
 
     async def submit(self, name: str, inputs: Inputs, *, expected: float | None = None) -> Execution:
         """Submit a run of the model `name` and return its handle; see `Workflows.submit`.
@@ -55,7 +55,7 @@ class Models:
         whose provider cannot be polled is run through the synchronous endpoint: such runs have no id, so one that is
         interrupted is unknown.
         """
-        return self._maps.map(
+        return self._batches.map(
             Target("models", name),
             jobs,
             ordered=ordered,
@@ -70,4 +70,4 @@ class Models:
 
     async def gather(self, name: str, inputs: Sequence[Inputs]) -> list[Outcome]:
         """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
-        return await self._maps.gather(Target("models", name), inputs, validate=False)
+        return await self._batches.gather(Target("models", name), inputs, validate=False)

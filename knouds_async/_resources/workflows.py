@@ -13,7 +13,7 @@ from knouds_async._sansio import endpoints
 from knouds_async.batch.batch import Batch
 from knouds_async.batch.jobs import Jobs
 from knouds_async.batch.ledger import Ledger
-from knouds_async.batch.maps import Maps
+from knouds_async.batch.maps import BatchFactory
 from knouds_async.batch.outcomes import Outcome
 from knouds_async.batch.progress import OnProgress
 from knouds_async.batch.sender import OnUnknown
@@ -27,10 +27,10 @@ JSONObject = Mapping[str, Any]
 class Workflows:
     """Workflows by their slug."""
 
-    def __init__(self, send: Send, factory: ExecutionFactory, maps: Maps) -> None:
+    def __init__(self, send: Send, factory: ExecutionFactory, batches: BatchFactory) -> None:
         self._send = send
         self._factory = factory
-        self._maps = maps
+        self._batches = batches
 
     async def submit(self, slug: str, inputs: Inputs, *, expected: float | None = None) -> Execution:
         """Submit a run of the workflow `slug` and return its handle: `run = await execution`.
@@ -87,7 +87,7 @@ class Workflows:
         Raises InvalidArgumentError at once for an argument, and when the block is entered what the service refuses.
         Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
         """
-        return self._maps.map(
+        return self._batches.map(
             Target("workflows", slug),
             jobs,
             ordered=ordered,
@@ -105,7 +105,7 @@ class Workflows:
 
         None of them raises: a failure is an outcome. Cancelled: runs continue, and their ids are logged at WARNING.
         """
-        return await self._maps.gather(Target("workflows", slug), inputs, validate=validate)
+        return await self._batches.gather(Target("workflows", slug), inputs, validate=validate)
 
     async def schema(self, slug: str) -> WorkflowSchema:
         """Return the inputs that a workflow takes, with its estimated cost in credits."""

@@ -107,20 +107,20 @@ class Prices:
 
     estimate: float | None = None
     ended: int = 0
-    dearest: float | None = None
+    highest_cost: float | None = None
 
     @property
     def price(self) -> float | None:
         """Credits to reserve for a run; None while nothing is known."""
-        return larger(self.estimate, self.dearest)
+        return larger(self.estimate, self.highest_cost)
 
     def paid(self, cost: float | None) -> Prices:
         """Learn the real cost of a run that ended; None: it was not told, and waiting does not help."""
         return attrs.evolve(self.seen(cost), ended=self.ended + 1)
 
-    def seen(self, dearest: float | None) -> Prices:
+    def seen(self, highest_cost: float | None) -> Prices:
         """Learn the largest cost that others have seen; nothing, as a trial grant costs, is no price."""
-        return attrs.evolve(self, dearest=larger(self.dearest, dearest or None))
+        return attrs.evolve(self, highest_cost=larger(self.highest_cost, highest_cost or None))
 
 
 def repriced(entry: Entry, cost: float) -> Entry:

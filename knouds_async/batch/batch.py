@@ -13,14 +13,14 @@ from types import TracebackType
 import anyio
 
 from knouds_async._io.uninterrupted import uninterrupted
-from knouds_async.batch.books import Books
+from knouds_async.batch.books import LedgerSession
 from knouds_async.batch.memory import MemoryLedger
 from knouds_async.batch.outcomes import NotRun, NotRunReason, Outcome
 from knouds_async.batch.progress import Progress
-from knouds_async.batch.runner import Plan, Runner
-from knouds_async.batch.sender import Sender
-from knouds_async.batch.untaken import Untaken
-from knouds_async.batch.work import Work
+from knouds_async.batch.runner import BatchPlan, Runner
+from knouds_async.batch.sender import JobSubmitter
+from knouds_async.batch.untaken import OutcomeQueue
+from knouds_async.batch.work import JobRunner
 from knouds_async.errors import KnoudsError
 
 logger = logging.getLogger("knouds_async")
@@ -39,32 +39,37 @@ class Batch:
     """
 
     def __init__(
-        self, plan: Plan, work: Work, sender: Sender, books: Books, prepare: Callable[[], Awaitable[None]]
+        self,
+        plan: BatchPlan,
+        job_runner: JobRunner,
+        submitter: JobSubmitter,
+        session: LedgerSession,
+        prepare: Callable[[], Awaitable[None]],
     ) -> None:
         """Made by `map`; `prepare` is awaited when the block is entered."""
         self._plan = plan
-        self._sender = sender
-        self._books = books
+        self._submitter = submitter
+        self._session = session
         self._prepare = prepare
-        self._outcomes = Untaken(is_ordered=plan.is_ordered)
-        self._runner = Runner(plan, work, sender, books, self._outcomes, self._tell)
+        self._outcomes = OutcomeQueue(is_ordered=plan.is_ordered)
+        self._runner = Runner(plan, job_runner, submitter, session, self._outcomes, self._tell)
         self._began: float | None = None
-        sender.on_change = self._changed
+        submitter.on_change = self._changed
 
     @property
     def progress(self) -> Progress:
         """How the batch stands."""
-        books = self._books
+        session = self._session
         return Progress(
             elapsed=0.0 if self._began is None else anyio.current_time() - self._began,
             total=len(self._plan.jobs) if isinstance(self._plan.jobs, Sized) else None,
             read=self._runner.read,
-            submitted=self._sender.submitted,
-            in_flight=books.out,
-            credits_spent=books.totals.spent,
-            credits_reserved=books.totals.reserved,
-            max_credits=books.cap,
-            held_for=self._sender.held_for,
+            submitted=self._submitter.submitted,
+            in_flight=session.out,
+            credits_spent=session.totals.spent,
+            credits_reserved=session.totals.reserved,
+            max_credits=session.cap,
+            held_for=self._submitter.held_for,
             **self._outcomes.counts,
         )
 
@@ -73,8 +78,8 @@ class Batch:
 
         Jobs that were read and are still in line come out as NotRun, what is out comes out when it ends.
         """
-        self._sender.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
-        self._runner.stir()
+        self._submitter.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
+        self._runner.notify()
 
     async def __aenter__(self) -> Batch:
         """Open the ledger, fetch the schema, and begin. Raises LedgerError, or what the service refuses."""
@@ -85,7 +90,7 @@ class Batch:
             await self._prepare()
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self._books.close()
+                await self._session.close()
             raise
         self._runner.begin()
         return self
@@ -100,9 +105,9 @@ class Batch:
 
     async def _close(self) -> None:
         await self._runner.end()
-        await self._books.close()
+        await self._session.close()
         ids = [f"{outcome.job.key}: {run}" for outcome in self._outcomes if (run := _id_of(outcome)) is not None]
-        if ids and isinstance(self._books.ledger, MemoryLedger):
+        if ids and isinstance(self._session.ledger, MemoryLedger):
             said = "a batch without a ledger was left before the outcomes of these runs were taken: %s"
             logger.warning(said, ", ".join(ids))
 
@@ -115,11 +120,11 @@ class Batch:
         if self._began is None:
             raise RuntimeError("a batch is entered before it is iterated: async with knouds.workflows.map(...) as ...")
         outcome = await self._outcomes.take()
-        self._runner.stir()
+        self._runner.notify()
         return outcome
 
     def _changed(self) -> None:
-        self._runner.stir()
+        self._runner.notify()
         self._tell()
 
     def _tell(self) -> None:

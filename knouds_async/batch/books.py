@@ -12,7 +12,7 @@ from knouds_async._sansio import budget
 from knouds_async._sansio.budget import Prices, Totals, Verdict
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.entries import Entry, Event, IllegalStepError, NotSent, Payer, Sending
-from knouds_async.batch.jobs import Asked
+from knouds_async.batch.jobs import PreparedJob
 from knouds_async.batch.ledger import Claim, Claimed, Ledger, OverBudget, Written
 from knouds_async.batch.outcomes import NotRunReason
 from knouds_async.errors import BudgetExceededError, KnoudsError, LedgerError
@@ -21,7 +21,7 @@ logger = logging.getLogger("knouds_async")
 
 
 @attrs.frozen
-class Halt:
+class StopReason:
     """Why nothing more is submitted."""
 
     reason: NotRunReason
@@ -29,13 +29,13 @@ class Halt:
 
 
 @attrs.frozen
-class Aside:
+class Reservation:
     """Credits that are set aside for a run, None: its price is not known."""
 
     credits: float | None
 
 
-class Books:
+class LedgerSession:
     """What one batch has on record."""
 
     def __init__(self, ledger: Ledger, target: str, cap: float | None, time: ServiceTime, *, is_own: bool) -> None:
@@ -50,21 +50,21 @@ class Books:
         self.totals = Totals()
         self.prices = Prices()
         self.out = 0  # runs of this batch that are being sent or waited for
-        self.halt: Halt | None = None
+        self.stopped_by: StopReason | None = None
         self._queued = 0  # jobs that were let through and are not on record yet
         self._purse: anyio.Lock | None = None
-        self._news: anyio.Event | None = None
+        self._changed: anyio.Event | None = None
 
     async def open(self, payer: Payer | None = None) -> None:
         """Become an owner, and learn what was spent before; `payer`: None for a ledger that goes with the batch."""
-        self._purse, self._news = anyio.Lock(), anyio.Event()
+        self._purse, self._changed = anyio.Lock(), anyio.Event()
         if payer is not None:
             await self.ledger.bind(payer)
         self.payer = payer
         self.owner = await self.ledger.join()
         summary = await self.ledger.summary(self.target)
         self.totals = summary.totals
-        self.prices = attrs.evolve(self.prices, ended=summary.runs, dearest=summary.dearest)
+        self.prices = attrs.evolve(self.prices, ended=summary.runs, highest_cost=summary.highest_cost)
 
     async def keep_alive(self) -> None:
         """Renew the lease for as long as this runs; at once when the ledger needs none."""
@@ -90,9 +90,9 @@ class Books:
 
     def stop(self, reason: NotRunReason, error: KnoudsError) -> None:
         """Submit nothing more; the first reason counts."""
-        if self.halt is None:
-            self.halt = Halt(reason, error)
-        self.stir()
+        if self.stopped_by is None:
+            self.stopped_by = StopReason(reason, error)
+        self.notify()
 
     def begin(self) -> None:
         """Count a run that is out."""
@@ -101,13 +101,13 @@ class Books:
     def end(self) -> None:
         """Count it no more."""
         self.out -= 1
-        self.stir()
+        self.notify()
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         """Have those who wait for credits look again."""
-        if self._news is not None:
-            self._news.set()
-            self._news = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = anyio.Event()
 
     def moment(self) -> Moment:
         """Return this moment, dated by the service's clock as certainly as it can be."""
@@ -118,20 +118,22 @@ class Books:
         """Whether to ask the service for its time before anything is sent: only what is dated can be proven."""
         return self.payer is not None and self._time.is_worth_asking()
 
-    async def claim(self, asked: Asked, sent_at: float, since: Moment, aside: Aside, lasts: float) -> Claimed:
+    async def claim(
+        self, prepared: PreparedJob, sent_at: float, since: Moment, reservation: Reservation, lasts: float
+    ) -> Claimed:
         """Write the intent to send a job; `since`: a moment before, `lasts`: seconds a synchronous run may take."""
         sending = Sending(
             owner=self.owner,
             sent_at=sent_at,
-            reserve=budget.larger(aside.credits, self.prices.price),
+            reserve=budget.larger(reservation.credits, self.prices.price),
             since=since,
             lasts=lasts,
             account=None if self.payer is None else self.payer.account,
         )
-        claim = Claim(key=asked.job.key, target=self.target, digest=asked.digest, sending=sending, cap=self.cap)
+        claim = Claim(key=prepared.job.key, target=self.target, digest=prepared.digest, sending=sending, cap=self.cap)
         claimed = await self.ledger.claim(claim)
         if isinstance(claimed, (Written, OverBudget)):
-            self.totals, self.prices = claimed.totals, self.prices.seen(claimed.dearest)
+            self.totals, self.prices = claimed.totals, self.prices.seen(claimed.highest_cost)
         return claimed
 
     async def record(self, entry: Entry, event: Event) -> Entry:
@@ -150,8 +152,8 @@ class Books:
         self.totals = written.totals
         if written.entry.ending is not None and entry.ending is None:
             self.prices = self.prices.paid(written.entry.ending.cost)
-        self.prices = self.prices.seen(written.dearest)
-        self.stir()
+        self.prices = self.prices.seen(written.highest_cost)
+        self.notify()
         return written.entry
 
     async def try_to_record(self, entry: Entry, event: Event) -> Entry | None:
@@ -161,7 +163,7 @@ class Books:
         except IllegalStepError:
             return None
 
-    async def set_aside(self) -> Aside | None:
+    async def reserve(self) -> Reservation | None:
         """Wait until one more run fits under the cap, and set credits aside for it; None when the batch has stopped.
 
         It stops the batch when no further run can fit.
@@ -169,27 +171,27 @@ class Books:
         First come, first served. To be given back with `let_go`, when it is on record or was not sent.
         """
         if self.cap is None:
-            return Aside(self.prices.price)
+            return Reservation(self.prices.price)
         assert self._purse is not None  # noqa: S101  (it is there once the books are open)
         async with self._purse:
-            while self.halt is None:
+            while self.stopped_by is None:
                 price = self.prices.price
                 said = budget.verdict(self.totals, price, self.cap, queued=self._queued)
                 if said is Verdict.GO and not self._is_bold(price, self.cap):
                     self._queued += 1
-                    return Aside(price)
+                    return Reservation(price)
                 if said is Verdict.NEVER or not (self.out or self._queued):
                     self.stop(NotRunReason.BUDGET, self._spent(price))
                     break
-                assert self._news is not None  # noqa: S101
-                await self._news.wait()
+                assert self._changed is not None  # noqa: S101
+                await self._changed.wait()
         return None
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Take back what was set aside."""
         if self.cap is not None:
             self._queued -= 1
-            self.stir()
+            self.notify()
 
     def _is_bold(self, price: float | None, cap: float) -> bool:
         in_flight = self.out + self._queued

@@ -41,7 +41,7 @@ Jobs: TypeAlias = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
 
 
 @attrs.frozen
-class Asked:
+class PreparedJob:
     """A job as it was read: `number` counts from 0; `digest` of its inputs, or the `error` that is in their way."""
 
     number: int
@@ -60,7 +60,7 @@ class Reader:
         self._seen = keys.Seen()
         self.count = 0
 
-    def read(self, item: Job | Inputs) -> Asked:
+    def read(self, item: Job | Inputs) -> PreparedJob:
         """Read the next item; one that is neither a job nor inputs is an InvalidArgumentError."""
         if not isinstance(item, (Job, Mapping)):
             raise InvalidArgumentError(f"{safe_repr(item)} is no job: give Job(key, inputs) or a mapping of inputs")
@@ -72,7 +72,7 @@ class Reader:
             error = refused.with_traceback(None)
         number, self.count = self.count, self.count + 1
         job = item if isinstance(item, Job) else Job(self._key(digest, number), inputs)
-        return Asked(number, job, digest, error, is_repeated=not self._seen.add(job.key))
+        return PreparedJob(number, job, digest, error, is_repeated=not self._seen.add(job.key))
 
     def _key(self, digest: str, number: int) -> str:
         return self._keys.of(digest) if digest else f"job {number + 1}"

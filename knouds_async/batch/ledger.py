@@ -37,7 +37,7 @@ class Written:
 
     entry: Entry
     totals: Totals
-    dearest: float | None = None
+    highest_cost: float | None = None
     committed: Reading | None = None
 
 
@@ -54,7 +54,7 @@ class OverBudget:
 
     totals: Totals
     verdict: Verdict
-    dearest: float | None = None
+    highest_cost: float | None = None
 
 
 Claimed: TypeAlias = Written | Taken | OverBudget
@@ -66,7 +66,7 @@ class Summary:
 
     totals: Totals = attrs.Factory(Totals)
     runs: int = 0
-    dearest: float | None = None
+    highest_cost: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -157,7 +157,7 @@ class Ledger(Protocol):
         ...
 
 
-def decide(entry: Entry | None, claim: Claim, totals: Totals, dearest: float | None) -> Claimed:
+def decide(entry: Entry | None, claim: Claim, totals: Totals, highest_cost: float | None) -> Claimed:
     """Decide about a claim on a job whose last attempt is `entry`. Pure; to be called within the transaction.
 
     `dearest`: the largest cost of a run of the target, which another owner may have seen.
@@ -169,13 +169,13 @@ def decide(entry: Entry | None, claim: Claim, totals: Totals, dearest: float | N
     if not is_same or not (known.stage is Stage.NEW or is_ours):
         return Taken(known)
     without = totals.moved(known, fresh)
-    sending = attrs.evolve(claim.sending, reserve=budget.larger(claim.sending.reserve, dearest))
+    sending = attrs.evolve(claim.sending, reserve=budget.larger(claim.sending.reserve, highest_cost))
     if claim.cap is not None and not is_ours:
         verdict = budget.verdict(without, sending.reserve, claim.cap)
         if verdict is not Verdict.GO:
-            return OverBudget(totals, verdict, dearest)
+            return OverBudget(totals, verdict, highest_cost)
     sent = advance(known, sending)
-    return Written(sent, totals.moved(entry, sent), dearest)
+    return Written(sent, totals.moved(entry, sent), highest_cost)
 
 
 def held_against(event: Accepted, other: str | None) -> Accepted | Lost:

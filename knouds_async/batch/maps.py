@@ -10,17 +10,17 @@ from typing import Final
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
 from knouds_async.batch.batch import Batch
-from knouds_async.batch.books import Books
+from knouds_async.batch.books import LedgerSession
 from knouds_async.batch.jobs import Jobs
 from knouds_async.batch.ledger import Ledger
 from knouds_async.batch.memory import MemoryLedger
 from knouds_async.batch.outcomes import Outcome
 from knouds_async.batch.progress import OnProgress
-from knouds_async.batch.runner import Plan
-from knouds_async.batch.sender import OnUnknown, Sender
-from knouds_async.batch.service import Service
+from knouds_async.batch.runner import BatchPlan
+from knouds_async.batch.sender import JobSubmitter, OnUnknown
+from knouds_async.batch.service import BatchClient
 from knouds_async.batch.sqlite import SQLiteLedger
-from knouds_async.batch.work import Work
+from knouds_async.batch.work import JobRunner
 from knouds_async.errors import InvalidArgumentError, PermissionDeniedError
 from knouds_async.types import Inputs, Target
 
@@ -30,12 +30,12 @@ MOST_IN_FLIGHT: Final = 2000
 """How many jobs are under way at once unless a caller says otherwise: 1000 a minute that take two minutes each."""
 
 
-class Maps:
+class BatchFactory:
     """Makes batches of one client."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, client: BatchClient) -> None:
         """Run them through `service`."""
-        self._service = service
+        self._client = client
 
     def map(
         self,
@@ -55,14 +55,16 @@ class Maps:
         endpoints.submit(target, {})  # checks the name
         _check(jobs, max_in_flight, max_credits, on_unknown)
         check_expected(expected)
-        service = self._service.expecting(expected)
+        client = self._client.expecting(expected)
         if isinstance(ledger, (str, os.PathLike)):
-            books = Books(SQLiteLedger(ledger), str(target), max_credits, service.pipeline.time, is_own=True)
+            session = LedgerSession(SQLiteLedger(ledger), str(target), max_credits, client.pipeline.time, is_own=True)
         else:
-            books = Books(ledger or MemoryLedger(), str(target), max_credits, service.pipeline.time, is_own=False)
-        sender = Sender(service, target, books, on_unknown)
-        work = Work(service, target, books, sender)
-        plan = Plan(
+            session = LedgerSession(
+                ledger or MemoryLedger(), str(target), max_credits, client.pipeline.time, is_own=False
+            )
+        submitter = JobSubmitter(client, target, session, on_unknown)
+        job_runner = JobRunner(client, target, session, submitter)
+        plan = BatchPlan(
             jobs=jobs,
             is_ordered=ordered,
             max_in_flight=MOST_IN_FLIGHT if max_in_flight is None else max_in_flight,
@@ -70,11 +72,11 @@ class Maps:
         )
 
         async def prepare() -> None:
-            await books.open(None if ledger is None else await service.payer())
+            await session.open(None if ledger is None else await client.payer())
             if target.kind == "workflows" and (validate or max_credits is not None):
-                await self._fetch_schema(target, sender, books, validate=validate)
+                await self._fetch_schema(target, submitter, session, validate=validate)
 
-        return Batch(plan, work, sender, books, prepare)
+        return Batch(plan, job_runner, submitter, session, prepare)
 
     async def gather(self, target: Target, inputs: Sequence[Inputs], *, validate: bool) -> list[Outcome]:
         """Run a small list and give its outcomes in order; see `Workflows.gather`."""
@@ -93,10 +95,12 @@ class Maps:
         async with batch as outcomes:
             return [outcome async for outcome in outcomes]
 
-    async def _fetch_schema(self, target: Target, sender: Sender, books: Books, *, validate: bool) -> None:
+    async def _fetch_schema(
+        self, target: Target, submitter: JobSubmitter, session: LedgerSession, *, validate: bool
+    ) -> None:
         """Fetch the schema once; a key that may run the workflow but not read it goes without."""
         try:
-            schema = await self._service.pipeline.send(endpoints.workflow_schema(target.name))
+            schema = await self._client.pipeline.send(endpoints.workflow_schema(target.name))
         except PermissionDeniedError as error:
             if not error.from_service:  # what stands in between would answer the runs as well
                 raise
@@ -104,8 +108,8 @@ class Maps:
                 "the schema of %s cannot be read, so inputs are not checked before they are sent: %s", target, error
             )
             return
-        sender.schema = schema if validate else None
-        books.expect(schema.estimated_credit_cost)
+        submitter.schema = schema if validate else None
+        session.expect(schema.estimated_credit_cost)
 
 
 def _check(jobs: object, max_in_flight: object, max_credits: object, on_unknown: object) -> None:

@@ -25,7 +25,7 @@ class MemoryLedger:
         self._open: dict[str, Entry] = {}
         self._runs: dict[str, str] = {}
         self._totals = Totals()
-        self._dearest: float | None = None
+        self._highest_cost: float | None = None
 
     async def bind(self, payer: Payer) -> None:
         """Do nothing: it outlives no client."""
@@ -55,7 +55,7 @@ class MemoryLedger:
 
     async def claim(self, claim: Claim) -> Claimed:
         """Take note that a job is being sent."""
-        decided = decide(self._open.get(claim.key), claim, self._totals, self._dearest)
+        decided = decide(self._open.get(claim.key), claim, self._totals, self._highest_cost)
         if isinstance(decided, Written):
             self._totals = decided.totals
             self._open[claim.key] = decided.entry
@@ -69,11 +69,11 @@ class MemoryLedger:
             event = held_against(event, self._job_of(event.execution_id, key))
         after = self._changed(before, advance(before, event))
         cost = after.ending.cost if after.ending is not None else None
-        if cost and cost > (self._dearest or 0.0):
-            self._dearest = cost
+        if cost and cost > (self._highest_cost or 0.0):
+            self._highest_cost = cost
             for entry in list(self._open.values()):
                 self._changed(entry, repriced(entry, cost))
-        return Written(after, self._totals, self._dearest)
+        return Written(after, self._totals, self._highest_cost)
 
     def _changed(self, before: Entry, after: Entry) -> Entry:
         self._totals = self._totals.moved(before, after)

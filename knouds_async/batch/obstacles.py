@@ -16,7 +16,7 @@ _SHORT_PAUSE: Final = 5.0
 _GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
 
 
-class Trouble:
+class Outage:
     """A service that cannot be reached: since when, and how long to pause."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Trouble:
         return now
 
 
-class Strangers:
+class ForeignAnswers:
     """Answers to submits that are not the service's own: each leaves a job unknown, so few are borne."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Strangers:
         return None
 
 
-class Pauses:
+class HoldNotices:
     """Pauses that the service asked for: each is worth a word once."""
 
     def __init__(self) -> None:

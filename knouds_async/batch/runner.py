@@ -14,12 +14,12 @@ import attrs
 from anyio.lowlevel import checkpoint
 
 from knouds_async._io.backend import spawn
-from knouds_async.batch.books import Books
-from knouds_async.batch.jobs import Asked, Job, Jobs, Reader
+from knouds_async.batch.books import LedgerSession
+from knouds_async.batch.jobs import Job, Jobs, PreparedJob, Reader
 from knouds_async.batch.progress import OnProgress
-from knouds_async.batch.sender import Sender
-from knouds_async.batch.untaken import Untaken
-from knouds_async.batch.work import Work
+from knouds_async.batch.sender import JobSubmitter
+from knouds_async.batch.untaken import OutcomeQueue
+from knouds_async.batch.work import JobRunner
 from knouds_async.types import Inputs
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _A_FEW: Final = 10  # jobs to be read before other tasks have their turn
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
-class Plan:
+class BatchPlan:
     """How a batch is to be done."""
 
     jobs: Jobs
@@ -52,13 +52,19 @@ class Runner:
     """Runs the jobs of one batch, from `begin` to `end`."""
 
     def __init__(
-        self, plan: Plan, work: Work, sender: Sender, books: Books, outcomes: Untaken, tell: Callable[[], None]
+        self,
+        plan: BatchPlan,
+        job_runner: JobRunner,
+        submitter: JobSubmitter,
+        session: LedgerSession,
+        outcomes: OutcomeQueue,
+        tell: Callable[[], None],
     ) -> None:
-        """See jobs through by `work` and put what comes of them into `outcomes`; `tell` is called after each."""
+        """See jobs through by `job_runner` and put what comes of them into `outcomes`; `tell` is called after each."""
         self._plan = plan
-        self._work = work
-        self._sender = sender
-        self._books = books
+        self._job_runner = job_runner
+        self._submitter = submitter
+        self._session = session
         self._outcomes = outcomes
         self._tell = tell
         self._reader = Reader()
@@ -81,7 +87,7 @@ class Runner:
         self._scope.cancel()
         await self._ended.wait()
 
-    def stir(self) -> None:
+    def notify(self) -> None:
         """Look for room again."""
         if self._room_news is not None:
             self._room_news.set()
@@ -106,46 +112,46 @@ class Runner:
 
     async def _beat(self) -> None:
         try:
-            await self._books.keep_alive()
+            await self._session.keep_alive()
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
             self._failed(error)
 
     async def _read(self, tasks: TaskGroup) -> None:
         """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""
-        source = _Source(self._plan.jobs, self._sender)
+        source = _Source(self._plan.jobs, self._submitter)
         while await self._has_room():
             try:
-                asked = self._reader.read(await source.next())
+                prepared = self._reader.read(await source.next())
             except StopAsyncIteration:
                 return
             except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
                 self._outcomes.fail(error)
                 return
             self._active += 1
-            tasks.start_soon(self._work_on, asked)
+            tasks.start_soon(self._work_on, prepared)
 
     async def _has_room(self) -> bool:
         """Wait until another job may be read; False when none is to be read any more."""
         if self._reader.count % _A_FEW == 0:
             await checkpoint()
         while True:
-            if self._sender.is_stopped:
+            if self._submitter.is_stopped:
                 return False
-            is_full = self._active - self._work.aside >= self._plan.max_in_flight
+            is_full = self._active - self._job_runner.waiting >= self._plan.max_in_flight
             if not is_full and self._reader.count - self._outcomes.taken < self._plan.most_ahead:
                 return True
             self._room_news = self._room_news or anyio.Event()
             await self._room_news.wait()
 
-    async def _work_on(self, asked: Asked) -> None:
+    async def _work_on(self, prepared: PreparedJob) -> None:
         try:
-            self._outcomes.put(asked.number, await self._work.outcome(asked))
+            self._outcomes.put(prepared.number, await self._job_runner.outcome(prepared))
             self._tell()
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
             self._failed(error)
         finally:
             self._active -= 1
-            self.stir()
+            self.notify()
 
     def _failed(self, error: BaseException) -> None:
         """End the batch with an error: the waits end, submits under way are finished."""
@@ -156,15 +162,15 @@ class Runner:
 class _Source:
     """Where the jobs come from: an iterable, or an async one."""
 
-    def __init__(self, jobs: Jobs, sender: Sender) -> None:
+    def __init__(self, jobs: Jobs, submitter: JobSubmitter) -> None:
         self._jobs: AsyncIterator[Job | Inputs] | Iterator[Job | Inputs]
         self._jobs = aiter(jobs) if isinstance(jobs, AsyncIterable) else iter(jobs)
-        self._sender = sender
+        self._submitter = submitter
 
     async def next(self) -> Job | Inputs:
         """Give the next one, or raise StopAsyncIteration, also when the batch is stopped meanwhile."""
         if isinstance(self._jobs, AsyncIterator):
-            with self._sender.reading():
+            with self._submitter.reading():
                 return await anext(self._jobs)
             raise StopAsyncIteration
         for item in self._jobs:

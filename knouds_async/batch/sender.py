@@ -20,13 +20,13 @@ from knouds_async._sansio import endpoints
 from knouds_async._sansio.entries import Ended, Entry, OwnerGone, Stage
 from knouds_async._sansio.inputs import input_errors
 from knouds_async._sansio.retry import Done, Requeue
-from knouds_async.batch.books import Books
+from knouds_async.batch.books import LedgerSession
 from knouds_async.batch.endings import ending_of, outcome_of_entry, outcome_of_state
-from knouds_async.batch.jobs import Asked
-from knouds_async.batch.keeper import Keeper, Refusal
-from knouds_async.batch.obstacles import UNREACHABLE, Pauses, Strangers, Trouble, intercepted
+from knouds_async.batch.jobs import PreparedJob
+from knouds_async.batch.keeper import SubmitRecorder, SubmitWithheldError
+from knouds_async.batch.obstacles import UNREACHABLE, ForeignAnswers, HoldNotices, Outage, intercepted
 from knouds_async.batch.outcomes import Failed, NotRun, NotRunReason, Outcome, Unknown
-from knouds_async.batch.service import Service
+from knouds_async.batch.service import BatchClient
 from knouds_async.execution import Execution
 from knouds_async.types import ExecutionState, RunResult, Submitted, Target, WorkflowSchema
 
@@ -43,23 +43,23 @@ _TARGET_WIDE: Final = (
 """Refusals that every further job would meet as well."""
 
 
-class Sender:
+class JobSubmitter:
     """Sends jobs, and waits for their runs."""
 
-    def __init__(self, service: Service, target: Target, books: Books, on_unknown: OnUnknown) -> None:
+    def __init__(self, client: BatchClient, target: Target, session: LedgerSession, on_unknown: OnUnknown) -> None:
         """Send jobs of `target` through `service`, with `books`."""
-        self._service = service
+        self._client = client
         self._target = target
-        self._books = books
+        self._session = session
         self._on_unknown = on_unknown
         self._first = anyio.Lock()
         self._asking = anyio.Lock()
         self._has_answered = False
-        self._strangers = Strangers()
-        self._pauses = Pauses()
+        self._foreign_answers = ForeignAnswers()
+        self._hold_notices = HoldNotices()
         self._is_away = False
         self._route = endpoints.submit(target, {}).route
-        self._in_line: dict[anyio.CancelScope, Keeper | None] = {}
+        self._in_line: dict[anyio.CancelScope, SubmitRecorder | None] = {}
         self._reading: anyio.CancelScope | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.schema: WorkflowSchema | None = None
@@ -68,10 +68,10 @@ class Sender:
 
     def stop(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
         """Submit nothing more: what is in line leaves it, what is out goes on."""
-        self._books.stop(reason, error)
+        self._session.stop(reason, error)
         self.is_stopped = self.is_stopped or reason is NotRunReason.STOPPED
-        for scope, keeper in self._in_line.items():
-            if keeper is None or not keeper.has_left:
+        for scope, recorder in self._in_line.items():
+            if recorder is None or not recorder.has_left:
                 scope.cancel()
         if reason is NotRunReason.STOPPED and self._reading is not None:
             self._reading.cancel()
@@ -83,71 +83,79 @@ class Sender:
             yield
         self._reading = None
 
-    async def send(self, asked: Asked) -> Outcome | Entry | None:
+    async def send(self, prepared: PreparedJob) -> Outcome | Entry | None:
         """Send a job that never ran, unless it cannot be."""
-        wrong = input_errors(self.schema, asked.job.inputs) if self.schema is not None else ()
+        wrong = input_errors(self.schema, prepared.job.inputs) if self.schema is not None else ()
         if wrong:
             said = f"{self._target}: {'; '.join(wrong)}"
             refused = errors.InvalidInputsError(said, code="INVALID_INPUTS")
-            return NotRun(job=asked.job, reason=NotRunReason.INVALID, error=refused)
-        trouble = Trouble()
-        while (halt := self._books.halt) is None:
-            aside = await self._books.set_aside()
-            found = await self._try(asked, Keeper(self._books, asked, aside, self._saw), trouble) if aside else _AGAIN
+            return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=refused)
+        outage = Outage()
+        while (stopped_by := self._session.stopped_by) is None:
+            reservation = await self._session.reserve()
+            found = (
+                await self._try(prepared, SubmitRecorder(self._session, prepared, reservation, self._saw), outage)
+                if reservation
+                else _AGAIN
+            )
             if not isinstance(found, _Again):
                 return found
-        return NotRun(job=asked.job, reason=halt.reason, error=halt.error)
+        return NotRun(job=prepared.job, reason=stopped_by.reason, error=stopped_by.error)
 
-    async def _try(self, asked: Asked, keeper: Keeper, trouble: Trouble) -> Outcome | Entry | _Again | None:
+    async def _try(
+        self, prepared: PreparedJob, recorder: SubmitRecorder, outage: Outage
+    ) -> Outcome | Entry | _Again | None:
         """Submit once and, when that began a run, see it to its end."""
         try:
             await self.ask_for_time()
-            value = await self._submit(asked, keeper)
-            if isinstance(value, RunResult) and keeper.entry is not None:
+            value = await self._submit(prepared, recorder)
+            if isinstance(value, RunResult) and recorder.entry is not None:
                 self._count()
-                return outcome_of_entry(asked.job, keeper.entry, from_ledger=False)
-            if isinstance(value, Submitted) and keeper.entry is not None:
-                return await self._begun(asked, keeper.entry, value)
-        except Refusal as refusal:
+                return outcome_of_entry(prepared.job, recorder.entry, from_ledger=False)
+            if isinstance(value, Submitted) and recorder.entry is not None:
+                return await self._begun(prepared, recorder.entry, value)
+        except SubmitWithheldError as refusal:
             return refusal.taken or _AGAIN
         except errors.KnoudsError as error:
-            return await self._refused(asked, keeper, error.with_traceback(None), trouble)
+            return await self._refused(prepared, recorder, error.with_traceback(None), outage)
         finally:
             with anyio.CancelScope(shield=True):
-                await keeper.close()
+                await recorder.close()
         return _AGAIN
 
     async def ask_for_time(self) -> None:
         """Have the service tell its time, if need be, before an intent is written or a lost one is looked for."""
-        if self._books.needs_time:
+        if self._session.needs_time:
             with self._leaving_line():
                 async with self._asking:
-                    if self._books.needs_time:
-                        await self._service.pipeline.ask_for_time()
+                    if self._session.needs_time:
+                        await self._client.pipeline.ask_for_time()
 
     def _count(self) -> None:
         self.submitted += 1
         self.on_change()
 
-    async def _submit(self, asked: Asked, keeper: Keeper) -> Submitted | RunResult | None:
+    async def _submit(self, prepared: PreparedJob, recorder: SubmitRecorder) -> Submitted | RunResult | None:
         """Submit, the first job alone: should the target refuse it, no turn of the others is wasted."""
         value = None
-        with self._leaving_line(keeper):
+        with self._leaving_line(recorder):
             if not self._has_answered:
                 async with self._first:
                     if not self._has_answered:
-                        value = await self._send_once(asked, keeper)
+                        value = await self._send_once(prepared, recorder)
             if value is None:
-                value = await self._send_once(asked, keeper)
+                value = await self._send_once(prepared, recorder)
         return value
 
-    async def _send_once(self, asked: Asked, keeper: Keeper) -> Submitted | RunResult:
+    async def _send_once(self, prepared: PreparedJob, recorder: SubmitRecorder) -> Submitted | RunResult:
         self._say_pause()
-        is_one_go = self._target in self._service.one_go
-        keeper.lasts = self._service.run_lasts if is_one_go else 0.0
-        call: endpoints.Call[Any] = (endpoints.run if is_one_go else endpoints.submit)(self._target, asked.job.inputs)
+        is_one_go = self._target in self._client.one_go
+        recorder.lasts = self._client.run_lasts if is_one_go else 0.0
+        call: endpoints.Call[Any] = (endpoints.run if is_one_go else endpoints.submit)(
+            self._target, prepared.job.inputs
+        )
         try:
-            value: Submitted | RunResult = await self._service.pipeline.send(call, witness=keeper)
+            value: Submitted | RunResult = await self._client.pipeline.send(call, hooks=recorder)
         except (errors.APIError, errors.SubmissionUnknownError, errors.ExecutionFailedError):
             self._has_answered = True
             raise
@@ -155,16 +163,16 @@ class Sender:
         return value
 
     @contextmanager
-    def _leaving_line(self, keeper: Keeper | None = None) -> Iterator[None]:
+    def _leaving_line(self, recorder: SubmitRecorder | None = None) -> Iterator[None]:
         """Let `stop` end what is done inside, unless the keeper says that a request is out: it is paid for."""
         with anyio.CancelScope() as scope:
-            self._in_line[scope] = keeper
+            self._in_line[scope] = recorder
             try:
                 yield
             finally:
                 del self._in_line[scope]
 
-    async def wait(self, asked: Asked, entry: Entry, execution: Execution) -> Outcome:
+    async def wait(self, prepared: PreparedJob, entry: Entry, execution: Execution) -> Outcome:
         """Wait for the end of a run and write it down; looks that fail are made again for as long as they may help."""
         try:
             state = await execution.wait(timeout=math.inf)
@@ -173,15 +181,17 @@ class Sender:
         except errors.ClientClosedError:
             raise
         except errors.KnoudsError as error:
-            if self._books.payer is not None:  # whoever else waits for this job, or the next batch, may try
-                await self._books.try_to_record(entry, OwnerGone())
+            if self._session.payer is not None:  # whoever else waits for this job, or the next batch, may try
+                await self._session.try_to_record(entry, OwnerGone())
             sent_at = None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
-            return Unknown(job=asked.job, error=error.with_traceback(None), sent_at=sent_at, execution_id=execution.id)
-        await self._books.record(entry, Ended(ending_of(state)))
-        return outcome_of_state(asked.job, state)
+            return Unknown(
+                job=prepared.job, error=error.with_traceback(None), sent_at=sent_at, execution_id=execution.id
+            )
+        await self._session.record(entry, Ended(ending_of(state)))
+        return outcome_of_state(prepared.job, state)
 
     async def _refused(
-        self, asked: Asked, keeper: Keeper, error: errors.KnoudsError, trouble: Trouble
+        self, prepared: PreparedJob, recorder: SubmitRecorder, error: errors.KnoudsError, outage: Outage
     ) -> Outcome | _Again:
         """Decide what follows from a submit that began no run for certain, or perhaps did."""
         match error:
@@ -189,28 +199,28 @@ class Sender:
                 raise error
             case errors.ExecutionFailedError():
                 self._count()
-                return Failed(job=asked.job, error=error)
-            case errors.AsyncNotSupportedError() if self._target not in self._service.one_go:
-                self._service.one_go.add(self._target)
+                return Failed(job=prepared.job, error=error)
+            case errors.AsyncNotSupportedError() if self._target not in self._client.one_go:
+                self._client.one_go.add(self._target)
                 return _AGAIN
             case errors.RateLimitError():
                 return await self._limited(error)
-            case errors.ConnectionFailedError() if not (error.is_lasting or trouble.is_too_long(anyio.current_time())):
-                return await self._unreachable(error, trouble)
-            case errors.SubmissionUnknownError(execution_id=str() as found) if keeper.entry is not None:
-                return await self._begun(asked, keeper.entry, Submitted(execution_id=found))
+            case errors.ConnectionFailedError() if not (error.is_lasting or outage.is_too_long(anyio.current_time())):
+                return await self._unreachable(error, outage)
+            case errors.SubmissionUnknownError(execution_id=str() as found) if recorder.entry is not None:
+                return await self._begun(prepared, recorder.entry, Submitted(execution_id=found))
             case _ if error.may_have_run:
-                self.met_unknown(asked)
-                sent_at = getattr(error, "sent_at", keeper.sent_at)
-                return Unknown(job=asked.job, error=error, sent_at=sent_at)
+                self.met_unknown(prepared)
+                sent_at = getattr(error, "sent_at", recorder.sent_at)
+                return Unknown(job=prepared.job, error=error, sent_at=sent_at)
         reason, is_for_all = _reason(error)
         if is_for_all:
             self.stop(reason, error)
-        return NotRun(job=asked.job, reason=reason, error=error)
+        return NotRun(job=prepared.job, reason=reason, error=error)
 
     def _saw(self, decision: Decision) -> None:
         """Take note of an attempt: what answers in the service's place ends the submitting at once."""
-        if (who := self._strangers.saw(decision)) is not None:
+        if (who := self._foreign_answers.saw(decision)) is not None:
             self._stop_with(NotRunReason.INTERCEPTED, intercepted(self._target, who))
         if isinstance(decision, Requeue):
             self._say_pause()
@@ -218,41 +228,41 @@ class Sender:
             self._is_away = False
 
     def _stop_with(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
-        if self._books.halt is None:
+        if self._session.stopped_by is None:
             logger.warning("a batch submits nothing more: %s", error)
             self.stop(reason, error)
 
     @property
     def held_for(self) -> float:
         """The seconds for which the service asked that nothing be submitted."""
-        return self._service.stats(self._route).held_for
+        return self._client.stats(self._route).held_for
 
     def _say_pause(self) -> None:
         """Say once what is waited for when the service has asked for a pause."""
         held_for = self.held_for
-        now = datetime.fromtimestamp(self._books.moment().wall, UTC)
-        if held_for > self._service.longest or not (until := self._pauses.news(now, held_for)):
+        now = datetime.fromtimestamp(self._session.moment().wall, UTC)
+        if held_for > self._client.longest or not (until := self._hold_notices.news(now, held_for)):
             return
         said = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
         logger.warning(said, self._target, held_for, f"{until:%Y-%m-%d %H:%M:%S} UTC")
         self.on_change()
 
-    async def _begun(self, asked: Asked, entry: Entry, receipt: Submitted) -> Outcome:
+    async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome:
         """See a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way."""
         if entry.stage is Stage.UNKNOWN:
-            self.met_unknown(asked)
+            self.met_unknown(prepared)
             error = intercepted(self._target, entry.note or "an answer of another run")
             self._stop_with(NotRunReason.INTERCEPTED, error)
-            return outcome_of_entry(asked.job, entry)
+            return outcome_of_entry(prepared.job, entry)
         self._count()
-        return await self.wait(asked, entry, self._service.begun(receipt, self._target))
+        return await self.wait(prepared, entry, self._client.begun(receipt, self._target))
 
-    async def _unreachable(self, error: errors.ConnectionFailedError, trouble: Trouble) -> _Again:
+    async def _unreachable(self, error: errors.ConnectionFailedError, outage: Outage) -> _Again:
         """Pause until the service can be reached again, and say so once."""
         if not self._is_away:
             self._is_away = True
             logger.warning("a batch waits for up to %.0f s until the service can be reached: %s", UNREACHABLE, error)
-        return await self._pause(trouble.pause())
+        return await self._pause(outage.pause())
 
     async def _limited(self, error: errors.RateLimitError) -> _Again:
         """Wait for the quota; a pause that is longer than is allowed ends the submitting instead."""
@@ -262,17 +272,17 @@ class Sender:
         return _AGAIN
 
     async def _pause(self, seconds: float) -> _Again:
-        if self._books.halt is None:
+        if self._session.stopped_by is None:
             with self._leaving_line():
                 await anyio.sleep(seconds)
         return _AGAIN
 
-    def met_unknown(self, asked: Asked) -> None:
+    def met_unknown(self, prepared: PreparedJob) -> None:
         """Take note of a job of which nobody knows whether it ran: stop, if that was asked for."""
         if self._on_unknown != "stop":
             return
         error = errors.KnoudsError(
-            f"whether the job {asked.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing more "
+            f"whether the job {prepared.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing more "
             "was submitted"
         )
         self.stop(NotRunReason.STOPPED, error)

@@ -18,7 +18,7 @@ from knouds_async.types import SubmissionSearch, Target
 
 
 @attrs.frozen(eq=False, repr=False)
-class Service:
+class BatchClient:
     """Send calls, get the handle of a run, search the usage rows, ask for time and quotas and whose key this is.
 
     `begun` takes a receipt and its target, `attach` an id and its target. `run_lasts`: seconds that a synchronous run
@@ -37,7 +37,7 @@ class Service:
     one_go: set[Target] = attrs.field(factory=set)
     _payers: list[Payer] = attrs.field(factory=list)  # the one, once it is known
 
-    def expecting(self, seconds: float | None) -> Service:
+    def expecting(self, seconds: float | None) -> BatchClient:
         """Give the same service, whose runs should take so long."""
         begun, attach = partial(self.begun, expected=seconds), partial(self.attach, expected=seconds)
         return attrs.evolve(self, begun=begun, attach=attach)

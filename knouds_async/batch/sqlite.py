@@ -31,7 +31,7 @@ from knouds_async._sansio.inputs import checked_execution_id
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written
 from knouds_async.batch.owners import end, new_owner
-from knouds_async.batch.store import Operation, Store
+from knouds_async.batch.store import LedgerDatabase, Operation
 from knouds_async.errors import LedgerError
 
 T = TypeVar("T")
@@ -68,10 +68,10 @@ class SQLiteLedger:
         """Open nothing yet."""
         self._path = Path(path)
         self._lock = threading.Lock()
-        self._news = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
         self._requests: deque[_Request] = deque()
         self._thread: threading.Thread | None = None
-        self._store: Store | None = None
+        self._database: LedgerDatabase | None = None
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -94,17 +94,17 @@ class SQLiteLedger:
         with anyio.CancelScope(shield=True):
             if not self._is_closed:
                 self._is_closed = True
-                await self._ask(_Request(Store.close, from_thread(), anyio.Event()))
+                await self._ask(_Request(LedgerDatabase.close, from_thread(), anyio.Event()))
 
     # What somebody may want to know and decide.
 
     async def counts(self) -> LedgerCounts:
         """Count the jobs by where they stand."""
-        return await self._do(Store.counts)
+        return await self._do(LedgerDatabase.counts)
 
     async def unknown(self) -> tuple[Entry, ...]:
         """Give the jobs of which nobody knows whether they ran, oldest first."""
-        return await self._do(Store.unknown)
+        return await self._do(LedgerDatabase.unknown)
 
     async def find(self, key: str) -> Entry | None:
         """Give where a job stands, None when it was never sent."""
@@ -137,20 +137,20 @@ class SQLiteLedger:
         A ledger is bound to those of its first batch, and refuses others. Of a submit that is unknown nothing is ever
         proven by the usage of an account that did not send it.
         """
-        await self._do(Store.rebind)
+        await self._do(LedgerDatabase.rebind)
 
     async def retry_failed(self) -> int:
         """Have the next batch run what failed or was cancelled once more; give how many jobs that are."""
-        return await self._do(Store.retry_failed)
+        return await self._do(LedgerDatabase.retry_failed)
 
     async def _decide(self, key: str, event: Event) -> Entry:
-        return await self._do(lambda store: store.decision(key, event))
+        return await self._do(lambda database: database.decision(key, event))
 
     # What a batch asks for: see `Ledger`.
 
     async def bind(self, payer: Payer) -> None:
         """Take the first payer for the ledger's, and refuse every other."""
-        known = await self._do(lambda store: store.bind(payer))
+        known = await self._do(lambda database: database.bind(payer))
         if known != payer:
             raise LedgerError(
                 f"the ledger {str(self._path)!r} is that of {known}, and this is {payer}: what the usage of one does "
@@ -170,34 +170,34 @@ class SQLiteLedger:
     async def leave(self, owner: str) -> None:
         """End an owner."""
         try:
-            await self._do(lambda store: store.leave(owner))
+            await self._do(lambda database: database.leave(owner))
         except LedgerError:
             end(owner)
             raise
 
     async def look(self, key: str) -> Entry | None:
         """Give the last attempt of a job."""
-        return await self._do(lambda store: store.look(key))
+        return await self._do(lambda database: database.look(key))
 
     async def claim(self, claim: Claim) -> Claimed:
         """Write the intent to send a job."""
-        return await self._do(lambda store: store.claim(claim))
+        return await self._do(lambda database: database.claim(claim))
 
     async def record(self, key: str, attempt: int, event: Event) -> Written:
         """Write what follows from an event."""
-        return await self._do(lambda store: store.record(key, attempt, event))
+        return await self._do(lambda database: database.record(key, attempt, event))
 
     async def summary(self, target: str) -> Summary:
         """Give the credits of the ledger and the real costs of a target."""
-        return await self._do(lambda store: store.summary(target))
+        return await self._do(lambda database: database.summary(target))
 
     async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
         """Return an account's runs of a target that are known to have begun since then, and some before."""
-        return await self._do(lambda store: store.known_runs(target, account, since))
+        return await self._do(lambda database: database.known_runs(target, account, since))
 
     # The thread.
 
-    async def _do(self, operation: Callable[[Store], T]) -> T:
+    async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
         """Have an operation carried out. Cancelled: it is carried out all the same."""
         if self._is_closed:
             raise LedgerError(f"the ledger {str(self._path)!r} is closed")
@@ -207,7 +207,7 @@ class SQLiteLedger:
     async def _ask(self, request: _Request) -> Any:
         with self._lock:
             self._requests.append(request)
-            self._news.notify()
+            self._changed.notify()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="knouds-ledger")
                 self._thread.start()
@@ -229,26 +229,26 @@ class SQLiteLedger:
         """Wait for requests and take all that are there; nothing when none came for a while."""
         with self._lock:
             if not self._requests:
-                self._news.wait(0.0 if self._is_closed else _IDLE)
+                self._changed.wait(0.0 if self._is_closed else _IDLE)
             if not self._requests:
                 self._thread = None  # whoever asks from here on starts another
             return [self._requests.popleft() for _ in range(min(_AT_ONCE, len(self._requests)))]
 
     def _carry_out(self, requests: list[_Request]) -> None:
-        is_last = requests[-1].operation is Store.close
-        if self._store is None and not (is_last and len(requests) == 1):
-            self._store = Store(self._path, _PATIENCE)
+        is_last = requests[-1].operation is LedgerDatabase.close
+        if self._database is None and not (is_last and len(requests) == 1):
+            self._database = LedgerDatabase(self._path, _PATIENCE)
         if is_last:
             *requests, _ = requests
         try:
-            if self._store is not None and requests:
-                values = self._store.transact([request.operation for request in requests])
+            if self._database is not None and requests:
+                values = self._database.transact([request.operation for request in requests])
                 for request, value in zip(requests, values, strict=True):
                     request.value, request.error = (None, value) if isinstance(value, Exception) else (value, None)
         finally:
-            if is_last and self._store is not None:
-                self._store.close()
-                self._store = None
+            if is_last and self._database is not None:
+                self._database.close()
+                self._database = None
 
 
 def _tell(requests: list[_Request]) -> None:

@@ -46,10 +46,10 @@ _IS_LAST: Final = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = job
 
 _A_FEW: Final = 50
 
-Operation = Callable[["Store"], Any]
+Operation = Callable[["LedgerDatabase"], Any]
 
 
-class Store:
+class LedgerDatabase:
     """One process's connection to a ledger's file."""
 
     def __init__(self, path: Path, patience: float) -> None:
@@ -94,7 +94,7 @@ class Store:
     def claim(self, claim: Claim) -> Claimed:
         """Write the intent to send a job, if it may be sent."""
         entry = self.look(claim.key)
-        decided = decide(entry, claim, self._totals, self._dearest(claim.target))
+        decided = decide(entry, claim, self._totals, self._highest_cost(claim.target))
         if isinstance(decided, Written):
             self._save(decided.entry)
             self._totals = decided.totals
@@ -108,13 +108,13 @@ class Store:
             raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
         if isinstance(event, Accepted):
             event = held_against(event, self._job_of(event.execution_id, key, attempt))
-        dearest = self._dearest(entry.target)
+        highest_cost = self._highest_cost(entry.target)
         after = self._moved(entry, event)
         cost = after.ending.cost if after.ending is not None else None
-        if cost and cost > (dearest or 0.0):
-            dearest = cost
+        if cost and cost > (highest_cost or 0.0):
+            highest_cost = cost
             self._reprice(entry.target, cost)
-        return Written(after, self._totals, dearest)
+        return Written(after, self._totals, highest_cost)
 
     def _reprice(self, target: str, cost: float) -> None:
         marks = ", ".join("?" * len(_IN_DOUBT))
@@ -159,7 +159,7 @@ class Store:
         for entry in list(self._entries("owner = ?", owner)):
             self._moved(entry, OwnerGone())
 
-    def part_with_the_dead(self) -> None:
+    def release_dead_owners(self) -> None:
         """End every owner whose process is no more."""
         for (owner,) in self._connection.execute("SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL").fetchall():
             if not is_alive(owner):
@@ -167,12 +167,12 @@ class Store:
 
     def unknown(self) -> tuple[Entry, ...]:
         """Give the jobs of which nobody knows whether they ran."""
-        self.part_with_the_dead()
+        self.release_dead_owners()
         return tuple(self._entries(f"stage = ? AND {_IS_LAST} ORDER BY sent_at", Stage.UNKNOWN))
 
     def counts(self) -> LedgerCounts:
         """Count the jobs by where they stand."""
-        self.part_with_the_dead()
+        self.release_dead_owners()
         rows = self._connection.execute(
             f"SELECT stage, status, COUNT(*) FROM jobs WHERE {_IS_LAST} GROUP BY stage, status"  # noqa: S608
         )
@@ -183,9 +183,9 @@ class Store:
         """Give all credits, and the real costs of a target."""
         query = "SELECT COUNT(*) FROM jobs WHERE target = ? AND cost IS NOT NULL"
         (runs,) = self._connection.execute(query, (target,)).fetchone()
-        return Summary(totals=self._totals, runs=runs, dearest=self._dearest(target))
+        return Summary(totals=self._totals, runs=runs, highest_cost=self._highest_cost(target))
 
-    def _dearest(self, target: str) -> float | None:
+    def _highest_cost(self, target: str) -> float | None:
         query = "SELECT MAX(cost) FROM jobs WHERE target = ? AND cost > 0"
         found: float | None = self._connection.execute(query, (target,)).fetchone()[0]
         return found

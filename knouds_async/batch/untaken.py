@@ -20,7 +20,7 @@ _KINDS: Final = {
 }
 
 
-class Untaken:
+class OutcomeQueue:
     """Outcomes in line for whoever iterates: each goes to one taker, and what ends the batch comes after them."""
 
     def __init__(self, *, is_ordered: bool) -> None:
@@ -29,7 +29,7 @@ class Untaken:
         self._ready: deque[Outcome] = deque()
         self._early: dict[int, Outcome] = {}  # outcomes that are there before those of jobs ahead of them
         self._next = 0
-        self._news: anyio.Event | None = None
+        self._changed: anyio.Event | None = None
         self._failure: BaseException | None = None
         self._is_over = False
         self.counts = dict.fromkeys([*_KINDS.values(), "from_ledger"], 0)
@@ -47,7 +47,7 @@ class Untaken:
         else:
             self._ready.append(outcome)
         if self._ready:
-            self._stir()
+            self._notify()
 
     def fail(self, error: BaseException) -> None:
         """Take note of what ends the batch; the first error counts, and says of all if money may have been spent."""
@@ -59,15 +59,15 @@ class Untaken:
     def end(self) -> None:
         """Take note that no further outcome comes."""
         self._is_over = True
-        self._stir()
+        self._notify()
 
     async def take(self) -> Outcome:
         """Wait for the next outcome; at the end raise what ended the batch, or StopAsyncIteration."""
         while not self._ready:
             if self._is_over:
                 raise StopAsyncIteration if self._failure is None else self._failure
-            self._news = self._news or anyio.Event()
-            await self._news.wait()
+            self._changed = self._changed or anyio.Event()
+            await self._changed.wait()
         self.taken += 1
         return self._ready.popleft()
 
@@ -76,7 +76,7 @@ class Untaken:
         yield from self._ready
         yield from self._early.values()
 
-    def _stir(self) -> None:
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+    def _notify(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from knouds_async import SQLiteLedger
-from knouds_async.batch.store import Store
+from knouds_async.batch.store import LedgerDatabase
 
 T = TypeVar("T")
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 class InLoopLedger(SQLiteLedger):
     """The same ledger without its thread."""
 
-    async def _do(self, operation: Callable[[Store], T]) -> T:
-        if self._store is None:
-            self._store = Store(self._path, 1.0)
-            self._store._connection.execute("PRAGMA synchronous = OFF")  # nothing here outlives its process
-        (value,) = self._store.transact([operation])
+    async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
+        if self._database is None:
+            self._database = LedgerDatabase(self._path, 1.0)
+            self._database._connection.execute("PRAGMA synchronous = OFF")  # nothing here outlives its process
+        (value,) = self._database.transact([operation])
         if isinstance(value, Exception):
             raise value
         result: T = value

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, LedgerError, NotRun, Outcome, Unknown
 from knouds_async._io.clocks import ServiceTime
 from knouds_async._sansio.entries import Ended, Ending, Sending, Stage
-from knouds_async.batch.books import Books
+from knouds_async.batch.books import LedgerSession
 from knouds_async.batch.jobs import Reader
 from knouds_async.batch.ledger import Claim, Written
 from knouds_async.testing import Emulator, faults
@@ -51,8 +51,8 @@ def ledger(path: Path) -> Any:
     """Give a ledger in the loop."""
     made = InLoopLedger(path)
     yield made
-    if made._store is not None:
-        made._store.close()
+    if made._database is not None:
+        made._database.close()
 
 
 # Unknown submits.
@@ -155,8 +155,8 @@ async def test_a_run_that_nobody_can_look_at_keeps_no_other_batch_waiting(
         ledger = InLoopLedger(path)
         async with make_client(emulator).workflows.map(SLUG, order, ledger=ledger, max_in_flight=1) as outcomes:
             found.append([outcome async for outcome in outcomes])
-        assert ledger._store is not None
-        ledger._store.close()
+        assert ledger._database is not None
+        ledger._database.close()
 
     with anyio.fail_after(10_000):
         async with anyio.create_task_group() as tasks:
@@ -201,12 +201,12 @@ async def test_the_cap_holds_over_the_life_of_a_ledger(make_client: Any, ledger:
 
 async def test_an_estimate_beyond_all_measure_is_written_down(ledger: Any) -> None:
     """A whole number that no column takes would undo the transaction, and with it the receipts of other jobs."""
-    books = Books(ledger, f"workflows/{SLUG}", None, ServiceTime(), is_own=False)
-    await books.open()
-    books.expect(10**20)
-    aside = await books.set_aside()
+    session = LedgerSession(ledger, f"workflows/{SLUG}", None, ServiceTime(), is_own=False)
+    await session.open()
+    session.expect(10**20)
+    aside = await session.reserve()
     assert aside is not None
-    claimed = await books.claim(Reader().read(jobs(1)[0]), 1.0, books.moment(), aside, 0.0)
+    claimed = await session.claim(Reader().read(jobs(1)[0]), 1.0, session.moment(), aside, 0.0)
     assert isinstance(claimed, Written)
     assert claimed.entry.reserved == 1e20
 

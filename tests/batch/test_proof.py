@@ -67,8 +67,8 @@ def ledger(path: Path) -> Any:
     """Give a ledger in the loop."""
     made = InLoopLedger(path)
     yield made
-    if made._store is not None:
-        made._store.close()
+    if made._database is not None:
+        made._database.close()
 
 
 async def run(knouds: AsyncKnouds, ledger: Any, count: int, **options: Any) -> list[Outcome]:
@@ -303,7 +303,7 @@ async def test_one_whose_owner_is_gone_is_bounded_when_that_is_found_out(
         await run(knouds, ledger, 2)
     entry = await sent(ledger, "job-1")
     assert entry.stage is Stage.UNKNOWN
-    store = ledger._store
+    store = ledger._database
     store.transact([lambda opened: opened._save(_gone(entry))])
     await anyio.sleep(1000)
     emulator.faults.clear()

@@ -29,7 +29,7 @@ from knouds_async._sansio.entries import Accepted, Ended, Ending, NotSent, Sendi
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.batch.ledger import Claim, Taken, Written
 from knouds_async.batch.owners import is_alive, new_owner
-from knouds_async.batch.store import Store
+from knouds_async.batch.store import LedgerDatabase
 from knouds_async.testing import Emulator
 
 REAL_TIME = True
@@ -63,7 +63,7 @@ def _foreign(path: Path) -> None:
 
 
 def _other_form(path: Path) -> None:
-    Store(path, 1.0).close()
+    LedgerDatabase(path, 1.0).close()
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.commit()
@@ -71,10 +71,10 @@ def _other_form(path: Path) -> None:
 
 
 def _damaged(path: Path) -> None:
-    store = Store(path, 1.0)
+    store = LedgerDatabase(path, 1.0)
     owner = new_owner()
     for number in range(200):
-        store.transact([partial(Store.claim, claim=claim(f"job-{number}", owner))])
+        store.transact([partial(LedgerDatabase.claim, claim=claim(f"job-{number}", owner))])
     store.close()
     with path.open("r+b") as file:
         file.seek(4096 * 3)
@@ -242,7 +242,7 @@ async def test_what_comes_after_the_first_error_may_have_run_all_the_same(make_c
     await knouds.workflows.submit(SLUG, {"product_name": "it is known then that it answers"})
     with pytest.raises(LedgerError) as caught:
         async with ledger, knouds.workflows.map(SLUG, jobs(2), ledger=ledger) as outcomes:
-            outcomes._sender._has_answered = True  # so that both leave at once
+            outcomes._submitter._has_answered = True  # so that both leave at once
             async for _ in outcomes:
                 pass
     assert caught.value.may_have_run
@@ -305,7 +305,7 @@ async def test_many_jobs_share_a_transaction(path: Path) -> None:
 
     async with SQLiteLedger(path) as ledger:
 
-        def count(store: Store) -> None:
+        def count(store: LedgerDatabase) -> None:
             nonlocal transactions
             original = store.transact
 
@@ -360,7 +360,7 @@ async def test_a_job_is_claimed_once(path: Path) -> None:
         assert await other.known_runs("workflows/y", "me", 0) == ()
         assert await other.known_runs("workflows/x", "somebody else", 0) == ()
         summary = await other.summary("workflows/x")
-        assert (summary.runs, summary.dearest, summary.totals.reserved) == (1, 5, 12)
+        assert (summary.runs, summary.highest_cost, summary.totals.reserved) == (1, 5, 12)
         await other.record("b", 1, NotSent(two))
         assert (await ledger.counts()).new == 1
 

@@ -36,8 +36,8 @@ def ledger(path: Path) -> Iterator[InLoopLedger]:
     """Give a ledger in the loop."""
     made = InLoopLedger(path)
     yield made
-    if made._store is not None:
-        made._store.close()
+    if made._database is not None:
+        made._database.close()
 
 
 async def test_stopping_cuts_no_synchronous_run(make_client: Any, ledger: Any) -> None:

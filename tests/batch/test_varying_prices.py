@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, Completed, NotRun
-from knouds_async.batch.store import Store
+from knouds_async.batch.store import LedgerDatabase
 from knouds_async.testing import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
@@ -133,21 +133,21 @@ async def test_another_batch_learns_what_was_dearest(path: Path) -> None:
     assert len(emulator.runs) == 1
     await spend(emulator, "models", MODEL, 140, 0.0, ledger=ledger)
     assert len(emulator.runs) == 2
-    assert ledger._store is not None
-    ledger._store.close()
+    assert ledger._database is not None
+    ledger._database.close()
 
 
 async def test_the_dearest_run_is_found_without_reading_the_ledger(path: Path) -> None:
     """However long a ledger is, its dearest run is looked up in an index, which an older ledger is given."""
-    Store(path, 1.0).close()
+    LedgerDatabase(path, 1.0).close()
     with sqlite3.connect(path) as file:
         file.execute("DROP INDEX jobs_by_cost")
     file.close()
     emulator = Emulator(tier="enterprise", duration=0.1)
     ledger = InLoopLedger(path)
     await spend(emulator, "workflows", SLUG, 12, 0.0, ledger=ledger)
-    assert ledger._store is not None
-    ledger._store.close()
+    assert ledger._database is not None
+    ledger._database.close()
     with sqlite3.connect(path) as file:
         for what in (
             "MAX(cost) FROM jobs WHERE target = 'x' AND cost > 0",

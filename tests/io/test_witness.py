@@ -49,13 +49,13 @@ class Notes:
         self.runs_when_leaving: list[int] = []
         self.decisions: list[Decision] = []
 
-    async def leaving(self, sent_at: datetime) -> None:
+    async def before_send(self, sent_at: datetime) -> None:
         self.runs_when_leaving.append(self.emulator.requests.count)
         await anyio.sleep(self.slow)
         if self.fails == "leaving":
             raise KnoudsError("nothing can be written")
 
-    async def ended(self, decision: Decision) -> None:
+    async def after_attempt(self, decision: Decision) -> None:
         await anyio.sleep(self.slow)
         if self.fails == "ended":
             raise KnoudsError("nothing can be written")
@@ -65,7 +65,7 @@ class Notes:
 async def test_it_is_told_before_and_after(emulator: Emulator) -> None:
     """The intent is noted before the service sees the request, the receipt before the caller has it."""
     notes = Notes(emulator, slow=0.5)
-    receipt = await pipeline(emulator).send(CALL, witness=notes)
+    receipt = await pipeline(emulator).send(CALL, hooks=notes)
     (decision,) = notes.decisions
     assert notes.runs_when_leaving == [0]
     assert isinstance(decision, Done)
@@ -76,7 +76,7 @@ async def test_what_cannot_be_noted_does_not_leave(emulator: Emulator) -> None:
     """A witness that fails before the request keeps it from leaving, and its turn goes to another."""
     sender = pipeline(Emulator(tier="pro", limit=1))
     with pytest.raises(KnoudsError, match="nothing can be written"):
-        await sender.send(CALL, witness=Notes(emulator, fails="leaving"))
+        await sender.send(CALL, hooks=Notes(emulator, fails="leaving"))
     await sender.send(CALL)
     assert anyio.current_time() < 10
 
@@ -86,7 +86,7 @@ async def test_a_cancelled_caller_cuts_nothing(at: float, emulator: Emulator) ->
     """From the first note on the submit is finished and its receipt noted, whenever the caller's scope is cancelled."""
     notes = Notes(emulator, slow=0.5)
     with anyio.move_on_after(at):
-        await pipeline(emulator).send(CALL, witness=notes)
+        await pipeline(emulator).send(CALL, hooks=notes)
     (decision,) = notes.decisions
     assert isinstance(decision, Done)
     assert [run.execution_id for run in emulator.runs] == [decision.value.execution_id]
@@ -99,7 +99,7 @@ async def test_asyncios_own_cancellation_cuts_nothing(at: float, emulator: Emula
     notes = Notes(emulator, slow=0.5)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(at):
-            await pipeline(emulator).send(CALL, witness=notes)
+            await pipeline(emulator).send(CALL, hooks=notes)
     (decision,) = notes.decisions
     assert isinstance(decision, Done)
     assert [run.execution_id for run in emulator.runs] == [decision.value.execution_id]
@@ -109,7 +109,7 @@ async def test_an_id_that_cannot_be_noted_is_logged(emulator: Emulator, caplog: 
     """When the receipt cannot be written down, the caller learns of it and the id stands in the log."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
     with pytest.raises(KnoudsError, match="nothing can be written"):
-        await pipeline(emulator).send(CALL, witness=Notes(emulator, fails="ended"))
+        await pipeline(emulator).send(CALL, hooks=Notes(emulator, fails="ended"))
     assert emulator.runs[0].execution_id in caplog.text
 
 
@@ -119,7 +119,7 @@ async def test_an_id_whose_noting_the_end_of_the_loop_cuts_is_logged(
 ) -> None:
     """When the loop ends while the receipt is being written down, the id stands in the log."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
-    sending = asyncio.create_task(pipeline(emulator).send(CALL, witness=Notes(emulator, slow=1.0)))
+    sending = asyncio.create_task(pipeline(emulator).send(CALL, hooks=Notes(emulator, slow=1.0)))
     before = asyncio.all_tasks() - {sending}
     await asyncio.sleep(3.5)  # noted, sent and answered by 3, noted again by 4
     for task in asyncio.all_tasks() - before:  # as asyncio.Runner does when it closes
@@ -136,7 +136,7 @@ async def test_what_is_noted_is_not_logged(
     """The id of a submit whose caller was cancelled stands in the log only when nobody else has written it down."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
     with anyio.move_on_after(1.5):
-        await pipeline(emulator).send(CALL, witness=Notes(emulator) if is_noted else None)
+        await pipeline(emulator).send(CALL, hooks=Notes(emulator) if is_noted else None)
     assert (emulator.runs[0].execution_id in caplog.text) is not is_noted
 
 
@@ -144,9 +144,9 @@ async def test_every_attempt_is_told(emulator: Emulator) -> None:
     """A refused attempt and the one after it are both told, and so is an open outcome."""
     notes: Any = Notes(emulator)
     emulator.faults.add(faults.rate_limited(), route=ROUTE, nth=1)
-    await pipeline(emulator).send(CALL, witness=notes)
+    await pipeline(emulator).send(CALL, hooks=notes)
     assert [type(decision) for decision in notes.decisions] == [Requeue, Done]
     emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
     with pytest.raises(SubmissionUnknownError):
-        await pipeline(emulator).send(CALL, witness=notes)
+        await pipeline(emulator).send(CALL, hooks=notes)
     assert isinstance(notes.decisions[-1], Fail)

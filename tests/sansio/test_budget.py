@@ -195,7 +195,7 @@ class Spending:
         self.totals = self.totals.moved(entry, after)
         if not is_told:
             self.untold.append((cost, entry.reserved or 0.0))
-        before, self.prices = self.prices.dearest, self.prices.paid(cost if is_told else None)
+        before, self.prices = self.prices.highest_cost, self.prices.paid(cost if is_told else None)
         if is_told and (before is None or cost > before):
             raised = [(repriced(each, cost), real) for each, real in self.in_flight]
             for (old, _), (new, _) in zip(self.in_flight, raised, strict=True):

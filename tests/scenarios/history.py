@@ -215,15 +215,15 @@ class History:
         try:
             await self._decide(ledger)
         finally:
-            if ledger._store is not None:
-                ledger._store.close()
+            if ledger._database is not None:
+                ledger._database.close()
 
     async def _rebind(self) -> None:
         """Let the last pass take the ledger over, whosever it is: it has to come to its end."""
         ledger = InLoopLedger(self.path)
         await ledger.rebind()
-        assert ledger._store is not None
-        ledger._store.close()
+        assert ledger._database is not None
+        ledger._database.close()
 
     def _meet_stranger(self) -> None:
         """Have somebody else run the same workflow with the same account."""

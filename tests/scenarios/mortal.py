@@ -18,7 +18,7 @@ import httpx
 
 from knouds_async import AsyncKnouds, Batch, LedgerError
 from knouds_async.batch import owners
-from knouds_async.batch.store import Store
+from knouds_async.batch.store import LedgerDatabase
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
 from tests.scenarios.service import OddService
@@ -126,7 +126,7 @@ class _Ledger(InLoopLedger):
         self.owners.append(owner)
         return owner
 
-    async def _do(self, operation: Callable[[Store], T]) -> T:
+    async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
         await self._pass()
         await self._wait_for_the_lock()
         value = await super()._do(operation)
@@ -148,9 +148,9 @@ class _Ledger(InLoopLedger):
 
     async def aclose(self) -> None:
         """Close the connection."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
 
 class Mortal:
