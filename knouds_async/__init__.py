@@ -8,16 +8,14 @@ async with AsyncKnouds() as knouds:  # key from $KNOUDS_KEY
 
 import logging
 
+from knouds_async._batch.batch import Batch
+from knouds_async._batch.jobs import Cancelled, Completed, Failed, Job, NotRun, NotRunReason, Outcome, Progress, Unknown
+from knouds_async._batch.ledger import Ledger, LedgerCounts
+from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._io.last_resort import LastResort as _LastResort
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._sansio.entries import Entry as LedgerEntry
-from knouds_async.batch.batch import Batch
-from knouds_async.batch.jobs import Job
-from knouds_async.batch.ledger import Ledger, LedgerCounts
-from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
-from knouds_async.batch.progress import Progress
-from knouds_async.batch.sqlite import SQLiteLedger
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Polling, Retries, Secret, Timeouts
 from knouds_async.config import __version__ as __version__

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import anyio
 
 from knouds_async import config
+from knouds_async._batch.batch import BatchFactory
+from knouds_async._batch.worker import BatchClient
 from knouds_async._io import lent
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
@@ -22,8 +24,6 @@ from knouds_async._resources.usage import Usage
 from knouds_async._resources.workflows import Workflows
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import LearnedDurations
-from knouds_async.batch.maps import BatchFactory
-from knouds_async.batch.service import BatchClient
 from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
 from knouds_async.types import Account, Health, Media, Pricing, RunResult

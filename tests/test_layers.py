@@ -24,13 +24,13 @@ BELOW: dict[str, set[str]] = {
     "_sansio": CORE,
     "_io": {*CORE, "_io"},
     "execution": {*CORE, "_io"},
-    "batch": {*CORE, "_io", "execution", "batch"},
-    "_resources": {*CORE, "_io", "execution", "batch", "_resources"},
-    "client": {*CORE, "_io", "execution", "batch", "_resources"},
+    "_batch": {*CORE, "_io", "execution", "_batch"},
+    "_resources": {*CORE, "_io", "execution", "_batch", "_resources"},
+    "client": {*CORE, "_io", "execution", "_batch", "_resources"},
     **{top: {*PUBLIC, "_sansio", top} for top in ("webhooks", "testing")},
-    "_cli": {*PUBLIC, "_sansio", "_cli", "batch", "testing"},
+    "_cli": {*PUBLIC, "_sansio", "_cli", "_batch", "testing"},
     "__main__": {"_cli"},
-    "": {*CORE, "_io", "execution", "_resources", "client", "batch", "webhooks"},
+    "": {*CORE, "_io", "execution", "_resources", "client", "_batch", "webhooks"},
 }
 FOREIGN: dict[str, set[str]] = {
     "errors": set(),
@@ -39,7 +39,7 @@ FOREIGN: dict[str, set[str]] = {
     "_sansio": {"attrs", "cattrs"},
     "_io": {"attrs", "anyio", "httpx", "httpcore", "socksio", "trio"},
     "execution": {"attrs", "anyio"},
-    "batch": {"attrs", "anyio"},
+    "_batch": {"attrs", "anyio"},
     "_resources": {"attrs", "anyio"},
     "client": {"anyio", "httpx", "httpx2"},
 }

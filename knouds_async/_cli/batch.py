@@ -23,6 +23,10 @@ from typing import Any, Final
 import attrs
 
 from knouds_async import AsyncKnouds, PermissionDeniedError, SchemaField, Target
+from knouds_async._batch.batch import Batch
+from knouds_async._batch.jobs import Completed, Progress
+from knouds_async._batch.ledger import LedgerCounts
+from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._cli import output
 from knouds_async._cli.batch_display import (
     BatchDisplay,
@@ -50,11 +54,6 @@ from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.entries import Entry
-from knouds_async.batch.batch import Batch
-from knouds_async.batch.ledger import LedgerCounts
-from knouds_async.batch.outcomes import Completed
-from knouds_async.batch.progress import Progress
-from knouds_async.batch.sqlite import SQLiteLedger
 
 
 @attrs.frozen(kw_only=True)

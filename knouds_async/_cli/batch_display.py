@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from knouds_async import KnoudsError, LimiterStats
+from knouds_async._batch.jobs import Cancelled, Failed, NotRun, NotRunReason, Outcome, Progress, Unknown
 from knouds_async._cli import output
 from knouds_async._cli.errors import ExitCode, exit_code_for, format_error
 from knouds_async._cli.output import call_every, plural
-from knouds_async.batch.outcomes import Cancelled, Failed, NotRun, NotRunReason, Outcome, Unknown
-from knouds_async.batch.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

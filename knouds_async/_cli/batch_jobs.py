@@ -22,11 +22,11 @@ from typing import Any, BinaryIO, Final, ParamSpec, TypeVar
 
 import attrs
 
+from knouds_async._batch.jobs import LONGEST_KEY, Job
 from knouds_async._cli.client import read_value
 from knouds_async._cli.errors import UsageError
 from knouds_async._cli.output import one_line, plural
 from knouds_async._sansio.keys import Seen
-from knouds_async.batch.jobs import LONGEST_KEY, Job
 from knouds_async.types import Inputs
 
 MAX_LINE_BYTES: Final = 32 * 1024**2

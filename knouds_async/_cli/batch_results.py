@@ -20,15 +20,14 @@ from typing import Any, BinaryIO, Final, TypeAlias, assert_never
 import attrs
 
 from knouds_async import AsyncKnouds, DownloadError, ExecutionState, KnoudsError, Media, RunResult, Status
+from knouds_async._batch.jobs import Cancelled, Completed, Failed, Job, NotRun, NotRunReason, Outcome, Unknown
+from knouds_async._batch.worker import outcome_of_entry
 from knouds_async._cli import output
 from knouds_async._cli.errors import UsageError, format_error
 from knouds_async._cli.output import one_line
 from knouds_async._sansio.entries import Entry, Stage
 from knouds_async._sansio.files import default_name
 from knouds_async._sansio.keys import Seen
-from knouds_async.batch.endings import outcome_of_entry
-from knouds_async.batch.jobs import Job
-from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async.types import EXTENSIONS
 
 _RETRYABLE = (Status.FAILED, Status.CANCELLED)

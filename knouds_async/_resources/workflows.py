@@ -7,16 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from knouds_async._batch.batch import Batch, BatchFactory
+from knouds_async._batch.jobs import Jobs, OnProgress, Outcome
+from knouds_async._batch.ledger import Ledger
+from knouds_async._batch.worker import OnUnknown
 from knouds_async._io.pipeline import Send
 from knouds_async._resources.executions import ExecutionFactory
 from knouds_async._sansio import endpoints
-from knouds_async.batch.batch import Batch
-from knouds_async.batch.jobs import Jobs
-from knouds_async.batch.ledger import Ledger
-from knouds_async.batch.maps import BatchFactory
-from knouds_async.batch.outcomes import Outcome
-from knouds_async.batch.progress import OnProgress
-from knouds_async.batch.sender import OnUnknown
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.execution import Execution
 from knouds_async.types import Inputs, RunResult, Target, Workflow, WorkflowSchema, WorkflowSummary

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from knouds_async import SQLiteLedger
-from knouds_async.batch.store import LedgerDatabase
+from knouds_async._batch.sqlite import LedgerDatabase
 
 T = TypeVar("T")
 

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, LedgerError, NotRun, Outcome, Unknown
+from knouds_async._batch.jobs import Reader
+from knouds_async._batch.ledger import Claim, Written
+from knouds_async._batch.worker import LedgerSession
 from knouds_async._io.clocks import ServiceTime
 from knouds_async._sansio.entries import Ended, Ending, Sending, Stage
-from knouds_async.batch.books import LedgerSession
-from knouds_async.batch.jobs import Reader
-from knouds_async.batch.ledger import Claim, Written
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger

@@ -24,12 +24,11 @@ from knouds_async import (
     Outcome,
     SQLiteLedger,
 )
+from knouds_async._batch.ledger import Claim, Taken, Written
+from knouds_async._batch.sqlite import LedgerDatabase, is_alive, new_owner
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.entries import Accepted, Ended, Ending, NotSent, Sending, Stage
 from knouds_async._sansio.reconcile import KnownRun
-from knouds_async.batch.ledger import Claim, Taken, Written
-from knouds_async.batch.owners import is_alive, new_owner
-from knouds_async.batch.store import LedgerDatabase
 from knouds_async.testing import Emulator
 
 REAL_TIME = True
@@ -382,7 +381,7 @@ async def test_odd_words_of_the_service_are_kept(path: Path) -> None:
 async def test_only_the_dead_lose_their_claims(path: Path) -> None:
     """A job of a process that lives is left to it; of one that is gone it is unknown, or to be picked up."""
     done = subprocess.run(  # noqa: ASYNC221
-        [sys.executable, "-c", "from knouds_async.batch.owners import new_owner; print(new_owner())"],
+        [sys.executable, "-c", "from knouds_async._batch.sqlite import new_owner; print(new_owner())"],
         capture_output=True,
         text=True,
         check=True,
@@ -447,7 +446,7 @@ asyncio.run(main())
 """
     helper = """
 from knouds_async._sansio.entries import Sending
-from knouds_async.batch.ledger import Claim
+from knouds_async._batch.ledger import Claim
 def claim(owner):
     return Claim(key="a", target="workflows/x", digest="d", sending=Sending(owner=owner, sent_at=1.0))
 """

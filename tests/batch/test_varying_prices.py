@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, Completed, NotRun
-from knouds_async.batch.store import LedgerDatabase
+from knouds_async._batch.sqlite import LedgerDatabase
 from knouds_async.testing import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger

@@ -12,6 +12,7 @@ from knouds_async import (
     KnoudsError,
     LimiterStats,
 )
+from knouds_async._batch.jobs import Job, NotRun, NotRunReason, Progress
 from knouds_async._cli.batch_display import (
     BatchDisplay,
     BatchReport,
@@ -21,9 +22,6 @@ from knouds_async._cli.batch_display import (
     format_quota,
     summarize,
 )
-from knouds_async.batch.jobs import Job
-from knouds_async.batch.outcomes import NotRun, NotRunReason
-from knouds_async.batch.progress import Progress
 
 JOB = Job("a", {"x": 1})
 

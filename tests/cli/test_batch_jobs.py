@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from knouds_async._batch.jobs import Job
 from knouds_async._cli.batch_jobs import (
     MAX_LINE_BYTES,
     FileFormat,
@@ -27,7 +28,6 @@ from knouds_async._cli.batch_jobs import (
     read_jobs,
 )
 from knouds_async._cli.errors import UsageError
-from knouds_async.batch.jobs import Job
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -21,10 +21,9 @@ from knouds_async import (
     RunResult,
     errors,
 )
+from knouds_async._batch.jobs import Cancelled, Completed, Failed, Job, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async._cli.batch_results import ResultsFile, encode_line, has_line, is_kept, result_line
 from knouds_async._cli.errors import UsageError
-from knouds_async.batch.jobs import Job
-from knouds_async.batch.outcomes import Cancelled, Completed, Failed, NotRun, NotRunReason, Outcome, Unknown
 
 NAMES = ["key", "status", "execution_id", "result", "cost", "ms", "error"]
 JOB = Job("a", {"x": 1})

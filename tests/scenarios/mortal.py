@@ -17,8 +17,8 @@ import attrs
 import httpx
 
 from knouds_async import AsyncKnouds, Batch, LedgerError
-from knouds_async.batch import owners
-from knouds_async.batch.store import LedgerDatabase
+from knouds_async._batch import sqlite as owners
+from knouds_async._batch.sqlite import LedgerDatabase
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
 from tests.scenarios.service import OddService

@@ -1,0 +1,489 @@
+"""Batch: jobs in, outcomes out, while an async with block is open; its own task, and what makes it."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+from collections import deque
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import attrs
+from anyio.lowlevel import checkpoint
+
+from knouds_async._batch.jobs import (
+    Cancelled,
+    Completed,
+    Failed,
+    Job,
+    Jobs,
+    NotRun,
+    NotRunReason,
+    OnProgress,
+    Outcome,
+    PreparedJob,
+    Progress,
+    Reader,
+    Unknown,
+)
+from knouds_async._batch.ledger import Ledger, MemoryLedger
+from knouds_async._batch.sqlite import SQLiteLedger
+from knouds_async._batch.worker import BatchClient, JobRunner, JobSubmitter, LedgerSession, OnUnknown
+from knouds_async._io.backend import spawn
+from knouds_async._io.uninterrupted import uninterrupted
+from knouds_async._sansio import endpoints
+from knouds_async._sansio.durations import check_expected
+from knouds_async.errors import InvalidArgumentError, KnoudsError, PermissionDeniedError
+from knouds_async.types import Inputs, Target
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+
+_KINDS: Final = {
+    Completed: "completed",
+    Failed: "failed",
+    Cancelled: "cancelled",
+    NotRun: "not_run",
+    Unknown: "unknown",
+}
+
+
+class OutcomeQueue:
+    """Outcomes in line for whoever iterates: each goes to one taker, and what ends the batch comes after them."""
+
+    def __init__(self, *, is_ordered: bool) -> None:
+        """Hold nothing; `is_ordered`: give them in the order of their jobs."""
+        self._is_ordered = is_ordered
+        self._ready: deque[Outcome] = deque()
+        self._early: dict[int, Outcome] = {}  # outcomes that are there before those of jobs ahead of them
+        self._next = 0
+        self._changed: anyio.Event | None = None
+        self._failure: BaseException | None = None
+        self._is_over = False
+        self.counts = dict.fromkeys([*_KINDS.values(), "from_ledger"], 0)
+        self.taken = 0
+
+    def put(self, number: int, outcome: Outcome) -> None:
+        """Put the outcome of a job in line; jobs are numbered from 0."""
+        self.counts[_KINDS[type(outcome)]] += 1
+        self.counts["from_ledger"] += getattr(outcome, "from_ledger", False)
+        if self._is_ordered:
+            self._early[number] = outcome
+            while self._next in self._early:
+                self._ready.append(self._early.pop(self._next))
+                self._next += 1
+        else:
+            self._ready.append(outcome)
+        if self._ready:
+            self._notify()
+
+    def fail(self, error: BaseException) -> None:
+        """Take note of what ends the batch; the first error counts, and says of all if money may have been spent."""
+        if self._failure is None:
+            self._failure = error
+        elif isinstance(self._failure, KnoudsError) and isinstance(error, KnoudsError) and error.may_have_run:
+            self._failure.may_have_run = True
+
+    def end(self) -> None:
+        """Take note that no further outcome comes."""
+        self._is_over = True
+        self._notify()
+
+    async def take(self) -> Outcome:
+        """Wait for the next outcome; at the end raise what ended the batch, or StopAsyncIteration."""
+        while not self._ready:
+            if self._is_over:
+                raise StopAsyncIteration if self._failure is None else self._failure
+            self._changed = self._changed or anyio.Event()
+            await self._changed.wait()
+        self.taken += 1
+        return self._ready.popleft()
+
+    def __iter__(self) -> Iterator[Outcome]:
+        """Give all that nobody has taken."""
+        yield from self._ready
+        yield from self._early.values()
+
+    def _notify(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+
+_LEAST_AHEAD: Final = 100
+_CUT: Final = (
+    "the batch was cancelled, but not by leaving its block: by what its jobs come from, by on_progress, or by the end "
+    "of the event loop. Not every job was read, and not every run was waited for"
+)
+_A_FEW: Final = 10  # jobs to be read before other tasks have their turn
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class BatchPlan:
+    """How a batch is to be done."""
+
+    jobs: Jobs
+    is_ordered: bool
+    max_in_flight: int
+    on_progress: OnProgress | None
+
+    @property
+    def most_ahead(self) -> int:
+        """How many jobs may be read whose outcomes were not taken yet."""
+        return self.max_in_flight + max(self.max_in_flight, _LEAST_AHEAD)
+
+
+class Runner:
+    """Runs the jobs of one batch, from `begin` to `end`."""
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        job_runner: JobRunner,
+        submitter: JobSubmitter,
+        session: LedgerSession,
+        outcomes: OutcomeQueue,
+        tell: Callable[[], None],
+    ) -> None:
+        """See jobs through by `job_runner` and put what comes of them into `outcomes`; `tell` is called after each."""
+        self._plan = plan
+        self._job_runner = job_runner
+        self._submitter = submitter
+        self._session = session
+        self._outcomes = outcomes
+        self._tell = tell
+        self._reader = Reader()
+        self._active = 0
+        self._room_news: anyio.Event | None = None
+        self._task: object | None = None
+
+    @property
+    def read(self) -> int:
+        """How many jobs were read."""
+        return self._reader.count
+
+    def begin(self) -> None:
+        """Start the task, in the context of the caller's: the source of the jobs is the caller's too."""
+        self._scope, self._ended = anyio.CancelScope(), anyio.Event()
+        self._task = spawn(self._run, contextvars.copy_context(), ended=self._ended.set)
+
+    async def end(self) -> None:
+        """Stop reading and waiting, and come back when submits under way are finished."""
+        self._scope.cancel()
+        await self._ended.wait()
+
+    def notify(self) -> None:
+        """Look for room again."""
+        if self._room_news is not None:
+            self._room_news.set()
+            self._room_news = None
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as heart:
+                    heart.start_soon(self._beat)
+                    async with anyio.create_task_group() as tasks:
+                        await self._read(tasks)
+                    heart.cancel_scope.cancel()
+        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+            self._failed(error)
+        except BaseException:  # a batch that was cut must not look like one that is over
+            self._outcomes.fail(RuntimeError(_CUT))
+            raise
+        finally:
+            self._outcomes.end()
+            self._ended.set()
+
+    async def _beat(self) -> None:
+        try:
+            await self._session.keep_alive()
+        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+            self._failed(error)
+
+    async def _read(self, tasks: TaskGroup) -> None:
+        """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""
+        source = _Source(self._plan.jobs, self._submitter)
+        while await self._has_room():
+            try:
+                prepared = self._reader.read(await source.next())
+            except StopAsyncIteration:
+                return
+            except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+                self._outcomes.fail(error)
+                return
+            self._active += 1
+            tasks.start_soon(self._work_on, prepared)
+
+    async def _has_room(self) -> bool:
+        """Wait until another job may be read; False when none is to be read any more."""
+        if self._reader.count % _A_FEW == 0:
+            await checkpoint()
+        while True:
+            if self._submitter.is_stopped:
+                return False
+            is_full = self._active - self._job_runner.waiting >= self._plan.max_in_flight
+            if not is_full and self._reader.count - self._outcomes.taken < self._plan.most_ahead:
+                return True
+            self._room_news = self._room_news or anyio.Event()
+            await self._room_news.wait()
+
+    async def _work_on(self, prepared: PreparedJob) -> None:
+        try:
+            self._outcomes.put(prepared.number, await self._job_runner.outcome(prepared))
+            self._tell()
+        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+            self._failed(error)
+        finally:
+            self._active -= 1
+            self.notify()
+
+    def _failed(self, error: BaseException) -> None:
+        """End the batch with an error: the waits end, submits under way are finished."""
+        self._outcomes.fail(error)
+        self._scope.cancel()
+
+
+class _Source:
+    """Where the jobs come from: an iterable, or an async one."""
+
+    def __init__(self, jobs: Jobs, submitter: JobSubmitter) -> None:
+        self._jobs: AsyncIterator[Job | Inputs] | Iterator[Job | Inputs]
+        self._jobs = aiter(jobs) if isinstance(jobs, AsyncIterable) else iter(jobs)
+        self._submitter = submitter
+
+    async def next(self) -> Job | Inputs:
+        """Give the next one, or raise StopAsyncIteration, also when the batch is stopped meanwhile."""
+        if isinstance(self._jobs, AsyncIterator):
+            with self._submitter.reading():
+                return await anext(self._jobs)
+            raise StopAsyncIteration
+        for item in self._jobs:
+            return item
+        raise StopAsyncIteration
+
+
+logger = logging.getLogger("knouds_async")
+
+
+class Batch:
+    """The outcomes of a batch as they come: `async with ... as outcomes: async for outcome in outcomes: ...`.
+
+    Made by `knouds.workflows.map` and `knouds.models.map`. Jobs are read as there is room, so a million of them, or a
+    source that never ends, takes no more memory than those under way. The outcomes end when the jobs do and each has
+    its outcome. `stop()` ends the submitting; the outcomes of what is out still come. Leaving the block early ends it
+    too, waits for the answers of submits under way, and leaves the runs alone: they are charged, and a ledger picks
+    them up in the next batch. Without one, their ids are logged at WARNING.
+    Iterating raises what ends a batch: LedgerError, ClientClosedError, or whatever the source of the jobs raises; the
+    outcomes that are there come first.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        job_runner: JobRunner,
+        submitter: JobSubmitter,
+        session: LedgerSession,
+        prepare: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Made by `map`; `prepare` is awaited when the block is entered."""
+        self._plan = plan
+        self._submitter = submitter
+        self._session = session
+        self._prepare = prepare
+        self._outcomes = OutcomeQueue(is_ordered=plan.is_ordered)
+        self._runner = Runner(plan, job_runner, submitter, session, self._outcomes, self._tell)
+        self._began: float | None = None
+        submitter.on_change = self._changed
+
+    @property
+    def progress(self) -> Progress:
+        """How the batch stands."""
+        session = self._session
+        return Progress(
+            elapsed=0.0 if self._began is None else anyio.current_time() - self._began,
+            total=len(self._plan.jobs) if isinstance(self._plan.jobs, Sized) else None,
+            read=self._runner.read,
+            submitted=self._submitter.submitted,
+            in_flight=session.out,
+            credits_spent=session.totals.spent,
+            credits_reserved=session.totals.reserved,
+            max_credits=session.cap,
+            held_for=self._submitter.held_for,
+            **self._outcomes.counts,
+        )
+
+    def stop(self) -> None:
+        """Submit nothing more and read no further job; idempotent.
+
+        Jobs that were read and are still in line come out as NotRun, what is out comes out when it ends.
+        """
+        self._submitter.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
+        self._runner.notify()
+
+    async def __aenter__(self) -> Batch:
+        """Open the ledger, fetch the schema, and begin. Raises LedgerError, or what the service refuses."""
+        if self._began is not None:
+            raise RuntimeError("a batch is entered once: call map again for another")
+        self._began = anyio.current_time()
+        try:
+            await self._prepare()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._session.close()
+            raise
+        self._runner.begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Submit nothing more and stop waiting; submits under way are finished and written down first."""
+        finished = await uninterrupted(self._close)
+        if finished.cancellation is not None:
+            raise finished.cancellation
+
+    async def _close(self) -> None:
+        await self._runner.end()
+        await self._session.close()
+        ids = [f"{outcome.job.key}: {run}" for outcome in self._outcomes if (run := _id_of(outcome)) is not None]
+        if ids and isinstance(self._session.ledger, MemoryLedger):
+            said = "a batch without a ledger was left before the outcomes of these runs were taken: %s"
+            logger.warning(said, ", ".join(ids))
+
+    def __aiter__(self) -> AsyncIterator[Outcome]:
+        """Iterate over itself; several tasks may, and each outcome goes to one of them."""
+        return self
+
+    async def __anext__(self) -> Outcome:
+        """Give the next outcome. Cancelled: none is lost, the next step gives it."""
+        if self._began is None:
+            raise RuntimeError("a batch is entered before it is iterated: async with knouds.workflows.map(...) as ...")
+        outcome = await self._outcomes.take()
+        self._runner.notify()
+        return outcome
+
+    def _changed(self) -> None:
+        self._runner.notify()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._plan.on_progress is not None:
+            self._plan.on_progress(self.progress)
+
+
+def _id_of(outcome: Outcome) -> str | None:
+    return None if isinstance(outcome, NotRun) else outcome.execution_id
+
+
+MOST_IN_FLIGHT: Final = 2000
+"""How many jobs are under way at once unless a caller says otherwise: 1000 a minute that take two minutes each."""
+
+
+class BatchFactory:
+    """Makes batches of one client."""
+
+    def __init__(self, client: BatchClient) -> None:
+        """Run them through `service`."""
+        self._client = client
+
+    def map(
+        self,
+        target: Target,
+        jobs: Jobs,
+        *,
+        ordered: bool,
+        max_in_flight: int | None,
+        ledger: Ledger | str | os.PathLike[str] | None,
+        max_credits: float | None,
+        on_unknown: OnUnknown,
+        validate: bool,
+        expected: float | None,
+        on_progress: OnProgress | None,
+    ) -> Batch:
+        """Make a batch; see `Workflows.map`."""
+        endpoints.submit(target, {})  # checks the name
+        _check(jobs, max_in_flight, max_credits, on_unknown)
+        check_expected(expected)
+        client = self._client.expecting(expected)
+        if isinstance(ledger, (str, os.PathLike)):
+            session = LedgerSession(SQLiteLedger(ledger), str(target), max_credits, client.pipeline.time, is_own=True)
+        else:
+            session = LedgerSession(
+                ledger or MemoryLedger(), str(target), max_credits, client.pipeline.time, is_own=False
+            )
+        submitter = JobSubmitter(client, target, session, on_unknown)
+        job_runner = JobRunner(client, target, session, submitter)
+        plan = BatchPlan(
+            jobs=jobs,
+            is_ordered=ordered,
+            max_in_flight=MOST_IN_FLIGHT if max_in_flight is None else max_in_flight,
+            on_progress=on_progress,
+        )
+
+        async def prepare() -> None:
+            await session.open(None if ledger is None else await client.payer())
+            if target.kind == "workflows" and (validate or max_credits is not None):
+                await self._fetch_schema(target, submitter, session, validate=validate)
+
+        return Batch(plan, job_runner, submitter, session, prepare)
+
+    async def gather(self, target: Target, inputs: Sequence[Inputs], *, validate: bool) -> list[Outcome]:
+        """Run a small list and give its outcomes in order; see `Workflows.gather`."""
+        batch = self.map(
+            target,
+            inputs,
+            ordered=True,
+            max_in_flight=None,
+            ledger=None,
+            max_credits=None,
+            on_unknown="park",
+            validate=validate,
+            expected=None,
+            on_progress=None,
+        )
+        async with batch as outcomes:
+            return [outcome async for outcome in outcomes]
+
+    async def _fetch_schema(
+        self, target: Target, submitter: JobSubmitter, session: LedgerSession, *, validate: bool
+    ) -> None:
+        """Fetch the schema once; a key that may run the workflow but not read it goes without."""
+        try:
+            schema = await self._client.pipeline.send(endpoints.workflow_schema(target.name))
+        except PermissionDeniedError as error:
+            if not error.from_service:  # what stands in between would answer the runs as well
+                raise
+            logger.warning(
+                "the schema of %s cannot be read, so inputs are not checked before they are sent: %s", target, error
+            )
+            return
+        submitter.schema = schema if validate else None
+        session.expect(schema.estimated_credit_cost)
+
+
+def _check(jobs: object, max_in_flight: object, max_credits: object, on_unknown: object) -> None:
+    if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(jobs, (Iterable, AsyncIterable)):
+        raise InvalidArgumentError(f"jobs={jobs!r:.80}: must be an iterable or an async iterable of jobs")
+    is_number = isinstance(max_in_flight, int) and not isinstance(max_in_flight, bool)
+    if max_in_flight is not None and not (is_number and max_in_flight >= 1):  # type: ignore[operator]
+        raise InvalidArgumentError(f"max_in_flight={max_in_flight!r:.80}: must be a whole number above 0, or None")
+    is_credits = isinstance(max_credits, (int, float)) and not isinstance(max_credits, bool)
+    if max_credits is not None and not (is_credits and 0 <= max_credits < 1e15):  # type: ignore[operator]
+        raise InvalidArgumentError(f"max_credits={max_credits!r:.80}: must be credits, zero or more, or None")
+    if on_unknown not in ("park", "stop"):
+        raise InvalidArgumentError(f"on_unknown={on_unknown!r:.80}: must be 'park' or 'stop'")

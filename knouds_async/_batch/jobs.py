@@ -1,0 +1,225 @@
+"""What goes into a batch and what comes out: jobs, outcomes, and how it stands meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from knouds_async._sansio import keys
+from knouds_async._sansio.inputs import safe_repr
+from knouds_async.errors import ExecutionFailedError, InvalidArgumentError, InvalidInputsError, KnoudsError
+from knouds_async.types import ExecutionState, Inputs, RunResult
+
+LONGEST_KEY: Final = 200
+
+
+def _is_key(_: object, attribute: attrs.Attribute[Any], key: object) -> None:
+    if not isinstance(key, str) or not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
+        raise InvalidArgumentError(
+            f"Job({attribute.name}={safe_repr(key)}): must be a text of 1 to {LONGEST_KEY} printable characters"
+        )
+
+
+@attrs.frozen
+class Job:
+    """One run that is wanted: `key` names it, `inputs` are what it runs on.
+
+    `key`: 1 to 200 printable characters, unique within a batch. In a ledger it names the run for ever: a job whose key
+    is there is picked up where it stands and never run a second time, and the same key with other inputs is refused.
+    `inputs`: names to JSON values, as for `submit`; not copied, so leave them as they are while the batch runs.
+    Raises InvalidArgumentError for a bad key; bad inputs come out as a NotRun.
+    """
+
+    key: str = attrs.field(validator=_is_key)
+    inputs: Inputs
+
+
+Jobs: TypeAlias = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
+"""Where the jobs of a batch come from; plain inputs get a key made of them."""
+
+
+@attrs.frozen
+class PreparedJob:
+    """A job as it was read: `number` counts from 0; `digest` of its inputs, or the `error` that is in their way."""
+
+    number: int
+    job: Job
+    digest: str = ""
+    error: KnoudsError | None = None
+    is_repeated: bool = False
+
+
+class Reader:
+    """Makes jobs of what a caller's iterable gives, and notices keys that came before."""
+
+    def __init__(self) -> None:
+        """Have read nothing."""
+        self._keys = keys.Keys()
+        self._seen = keys.Seen()
+        self.count = 0
+
+    def read(self, item: Job | Inputs) -> PreparedJob:
+        """Read the next item; one that is neither a job nor inputs is an InvalidArgumentError."""
+        if not isinstance(item, (Job, Mapping)):
+            raise InvalidArgumentError(f"{safe_repr(item)} is no job: give Job(key, inputs) or a mapping of inputs")
+        inputs = item.inputs if isinstance(item, Job) else item
+        digest, error = "", None
+        try:
+            digest = keys.digest(inputs)
+        except InvalidInputsError as refused:
+            error = refused.with_traceback(None)
+        number, self.count = self.count, self.count + 1
+        job = item if isinstance(item, Job) else Job(self._key(digest, number), inputs)
+        return PreparedJob(number, job, digest, error, is_repeated=not self._seen.add(job.key))
+
+    def _key(self, digest: str, number: int) -> str:
+        return self._keys.of(digest) if digest else f"job {number + 1}"
+
+
+class NotRunReason(StrEnum):
+    """Why a job was certainly not run."""
+
+    INVALID = "invalid"
+    """Its inputs fail the workflow's schema, or the service refused them; `error` names every fault found."""
+    BUDGET = "budget"
+    """Its run could pass `max_credits`, or the account cannot pay (402); `error` says which."""
+    REFUSED = "refused"
+    """The service refuses this key, this account or this target: 401, 403, 404 or another 4xx."""
+    UNREACHABLE = "unreachable"
+    """The service could not be reached for minutes on end."""
+    INTERCEPTED = "intercepted"
+    """Something between here and the service answers in its place; `error` says what. Nothing more was sent."""
+    RATE_LIMITED = "rate_limited"
+    """The service asks for a longer wait than `Retries(longest=...)` allows; `error.retry_after` says how long."""
+    DUPLICATE = "duplicate"
+    """Its key came before in this batch; the first job of that key is the one that runs."""
+    CONFLICT = "conflict"
+    """The ledger knows its key with other inputs or another target."""
+    STOPPED = "stopped"
+    """The batch was stopped before it was its turn."""
+
+
+@attrs.frozen(kw_only=True)
+class Completed:
+    """The run completed; `run` is its result, as awaiting an Execution gives it (`run.cost` in credits, `run.ms`).
+
+    `from_ledger`: whether an earlier batch on the same ledger completed it; nothing was paid now.
+    """
+
+    job: Job
+    run: RunResult
+    from_ledger: bool = False
+
+    @property
+    def execution_id(self) -> str | None:
+        """The service's id of the run; None for one that went through the synchronous endpoint."""
+        return self.run.execution_id
+
+
+@attrs.frozen(kw_only=True)
+class Failed:
+    """The run failed; whether it is charged is not documented (`state.cost` where the service says so).
+
+    `error`: what awaiting the Execution would raise, with the service's `code` and `message`. `execution_id` and
+    `state` are None for a run that went through the synchronous endpoint. `from_ledger`: as of Completed.
+    """
+
+    job: Job
+    error: ExecutionFailedError
+    execution_id: str | None = None
+    state: ExecutionState | None = None
+    from_ledger: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Cancelled:
+    """The run was cancelled, by `executions.cancel` or elsewhere; it is charged all the same.
+
+    `state`: its final state, whose `result` may hold something. `from_ledger`: as of Completed.
+    """
+
+    job: Job
+    state: ExecutionState
+    from_ledger: bool = False
+
+    @property
+    def execution_id(self) -> str:
+        """The service's id of the run."""
+        return self.state.execution_id
+
+
+@attrs.frozen(kw_only=True)
+class NotRun:
+    """The job was certainly not run and cost nothing: a later batch may run it, also on the same ledger.
+
+    `reason`: one of NotRunReason. `error`: the error that says why in words.
+    """
+
+    job: Job
+    reason: NotRunReason
+    error: KnoudsError
+
+
+@attrs.frozen(kw_only=True)
+class Unknown:
+    """Whether the job ran, or how its run ended, is not known: it may have been charged; it is not sent again unasked.
+
+    `error`: what came instead of an answer. `sent_at`: when it was sent, None where that is not known.
+    `execution_id`: set when it did begin and only its end could not be seen; a later batch on the same ledger looks
+    again. Without one, `knouds.usage.find_submission` looks for it, and a ledger takes your decision:
+    `resolve`, `approve_resend` or `abandon`. `is_abandoned`: whether it was decided to leave it at that.
+    """
+
+    job: Job
+    error: KnoudsError
+    sent_at: datetime | None = None
+    execution_id: str | None = None
+    is_abandoned: bool = False
+
+
+Outcome: TypeAlias = Completed | Failed | Cancelled | NotRun | Unknown
+"""How a job ended; `match` over the five."""
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """How a batch stands at a moment.
+
+    `elapsed`: seconds since the batch was entered. `total`: how many jobs there are, None when `jobs` has no length.
+    `read`: jobs taken from `jobs` so far. `submitted`: runs that this batch has started, so `submitted / elapsed` is
+    its rate. `in_flight`: runs that are out just now, those of an earlier batch included.
+    `completed`, `failed`, `cancelled`, `not_run`, `unknown`: outcomes so far, those out of the ledger included;
+    `from_ledger`: how many of them an earlier batch had finished. `outcomes`: all of them.
+    `credits_spent`: what ended runs have cost, over the life of the ledger if there is one; where the service did not
+    say the cost, the estimate counts. `credits_reserved`: estimates of what is out or unknown. `max_credits`: the cap.
+    `held_for`: seconds for which nothing is submitted because the service asked for a pause.
+    """
+
+    elapsed: float = 0.0
+    total: int | None = None
+    read: int = 0
+    submitted: int = 0
+    in_flight: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    not_run: int = 0
+    unknown: int = 0
+    from_ledger: int = 0
+    credits_spent: float = 0.0
+    credits_reserved: float = 0.0
+    max_credits: float | None = None
+    held_for: float = 0.0
+
+    @property
+    def outcomes(self) -> int:
+        """The jobs that have an outcome."""
+        return self.completed + self.failed + self.cancelled + self.not_run + self.unknown
+
+
+OnProgress: TypeAlias = Callable[[Progress], object]
+"""Told whenever something has changed."""

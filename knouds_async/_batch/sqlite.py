@@ -1,0 +1,779 @@
+"""SQLiteLedger: the ledger of the batches of one machine, in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import anyio
+import attrs
+
+from knouds_async._batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide, held_against
+from knouds_async._io.backend import from_thread
+from knouds_async._io.clocks import read_clocks
+from knouds_async._sansio.budget import Totals, repriced
+from knouds_async._sansio.clock import Moment
+from knouds_async._sansio.entries import (
+    OPEN,
+    Abandoned,
+    Accepted,
+    Ending,
+    Entry,
+    Event,
+    IllegalStepError,
+    OwnerGone,
+    Payer,
+    ResendApproved,
+    Resolved,
+    Stage,
+    advance,
+    successor,
+)
+from knouds_async._sansio.inputs import checked_execution_id
+from knouds_async._sansio.reconcile import KnownRun
+from knouds_async.errors import InvalidArgumentError, LedgerError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+_UNKNOWN: Final = "-"
+_ended: Final[set[str]] = set()
+
+
+def new_owner() -> str:
+    """Name a new owner in this process: boot, process, start of the process, and a name of its own."""
+    return " ".join((_boot(), str(os.getpid()), _started(os.getpid()) or _UNKNOWN, os.urandom(6).hex()))
+
+
+def end(owner: str) -> None:
+    """Take note that an owner of this process is no more, though no ledger could be told."""
+    _ended.add(owner)
+
+
+def is_alive(owner: str) -> bool:
+    """Tell whether the process of an owner may still be there."""
+    boot, process, started, *_ = [*owner.split(" "), "", ""]
+    if owner in _ended:
+        return False
+    if boot != _boot() or not process.isdecimal():
+        return False
+    if started != _UNKNOWN:
+        return _started(int(process)) == started
+    return _is_running(int(process))
+
+
+def _boot() -> str:
+    """Name the boot of this machine; where there is no such name, the machine."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        import uuid  # it is slow to load, and rarely needed
+
+        return f"{uuid.getnode():x}"
+
+
+def _started(process: int) -> str | None:
+    """Give when a process started, in ticks since the boot; None when it is not there, or the system does not say."""
+    try:
+        line = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    state, *_, started = line[line.rindex(")") + 2 :].split(" ")[:20]
+    return None if state in ("Z", "X") else started  # a zombie has ended; its parent has not looked yet
+
+
+def _is_running(process: int) -> bool:
+    """Tell whether there is such a process, on a POSIX system without /proc; elsewhere only this one is known."""
+    if os.name != "posix":
+        return process == os.getpid()
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+logger = logging.getLogger("knouds_async")
+
+_MARK: Final = 0x4B_4E_4C_47  # SQLite's application id: this is a ledger of ours
+_FORM: Final = 2
+_POLL: Final = 0.5
+_MUTTER: Final = 10.0  # seconds of waiting for a lock until it is worth a word
+
+_BY_COST: Final = "CREATE INDEX IF NOT EXISTS jobs_by_cost ON jobs (target, cost) WHERE cost IS NOT NULL"
+_TABLES: Final = (
+    """CREATE TABLE jobs (
+        key TEXT NOT NULL, attempt INTEGER NOT NULL, target TEXT NOT NULL, digest TEXT NOT NULL, stage TEXT NOT NULL,
+        owner TEXT, reserved REAL, sent_at REAL, execution_id TEXT, request_id TEXT, note TEXT,
+        status TEXT, cost REAL, reply TEXT, code TEXT, message TEXT,
+        since TEXT, until TEXT, lasts REAL NOT NULL DEFAULT 0, account TEXT,
+        PRIMARY KEY (key, attempt)
+    )""",
+    "CREATE INDEX jobs_by_stage ON jobs (stage, status)",
+    "CREATE INDEX jobs_by_owner ON jobs (owner) WHERE owner IS NOT NULL",
+    "CREATE INDEX jobs_by_time ON jobs (sent_at)",
+    "CREATE TABLE credits (spent REAL NOT NULL, reserved REAL NOT NULL, unpriced INTEGER NOT NULL)",
+    "INSERT INTO credits VALUES (0, 0, 0)",
+    "CREATE TABLE payer (user TEXT, base_url TEXT NOT NULL)",
+    f"PRAGMA application_id = {_MARK}",
+    f"PRAGMA user_version = {_FORM}",
+)
+
+
+_UPGRADES: Final = (
+    "ALTER TABLE jobs ADD COLUMN since TEXT",
+    "ALTER TABLE jobs ADD COLUMN until TEXT",
+    "ALTER TABLE jobs ADD COLUMN lasts REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE jobs ADD COLUMN account TEXT",
+    "CREATE TABLE payer (user TEXT, base_url TEXT NOT NULL)",
+    f"PRAGMA user_version = {_FORM}",
+)
+"""From form 1, which knew neither when a submit left for certain nor whose it was."""
+
+_BY_RUN: Final = "CREATE INDEX IF NOT EXISTS jobs_by_run ON jobs (execution_id) WHERE execution_id IS NOT NULL"
+
+
+def opened(path: Path, patience: float) -> sqlite3.Connection:
+    """Open a ledger's file, or make it. OSError or sqlite3.Error for one that is damaged or something else."""
+    import sqlite3
+
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    _refuse_others(path, patience)
+    connection = _connected(path, "rw")
+    try:
+        patiently(connection, "BEGIN IMMEDIATE", patience)
+        if _is_new(connection):
+            for statement in _TABLES:
+                connection.execute(statement)
+        elif (said := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged ({said})")
+        elif _number(connection, "PRAGMA user_version") < _FORM:
+            for statement in _UPGRADES:
+                connection.execute(statement)
+        connection.execute(_BY_COST)  # ledgers that were made before have no such index
+        connection.execute(_BY_RUN)
+        patiently(connection, "COMMIT", patience)
+        connection.execute("PRAGMA journal_mode = TRUNCATE")  # SQLite's WAL has a race with several connections
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def patiently(connection: sqlite3.Connection, statement: str, patience: float) -> sqlite3.Cursor:
+    """Execute a statement, waiting `patience` seconds while another process has the file locked."""
+    import sqlite3
+
+    began, has_muttered = time.monotonic(), False
+    while True:
+        try:
+            return connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            waited = time.monotonic() - began
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > patience:
+                raise
+            if waited > _MUTTER and not has_muttered:
+                has_muttered = True
+                logger.warning("a ledger is locked by another process: still waiting for it")
+
+
+def _connected(path: Path, mode: str) -> sqlite3.Connection:
+    import sqlite3
+
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_POLL)
+
+
+def _refuse_others(path: Path, patience: float) -> None:
+    """Look at a file without changing it; a ledger that a crash left half written is looked at when it is opened."""
+    import sqlite3
+
+    probe = _connected(path, "ro")
+    try:
+        patiently(probe, "BEGIN", patience)
+        patiently(probe, "SELECT COUNT(*) FROM sqlite_master", patience)
+        _is_new(probe)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+            raise
+    finally:
+        probe.close()
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    """Tell whether a file is empty still; sqlite3.DatabaseError when it is no ledger."""
+    import sqlite3
+
+    mark, form = _number(connection, "PRAGMA application_id"), _number(connection, "PRAGMA user_version")
+    if mark == form == 0 and _number(connection, "SELECT COUNT(*) FROM sqlite_master") == 0:
+        return True
+    if mark != _MARK:
+        raise sqlite3.DatabaseError("it is an SQLite file of something else, and was left as it is")
+    if form not in (1, _FORM):
+        raise sqlite3.DatabaseError(f"another version of knouds_async wrote it (its form is {form}, not {_FORM})")
+    return False
+
+
+def _number(connection: sqlite3.Connection, query: str) -> Any:
+    return connection.execute(query).fetchone()[0]
+
+
+_COLUMNS: Final = (
+    "key, attempt, target, digest, stage, owner, reserved, sent_at, execution_id, request_id, note, "
+    "status, cost, reply, code, message, since, until, lasts, account"
+)
+_IN_DOUBT: Final = (*sorted(OPEN), Stage.RESEND_APPROVED, Stage.ABANDONED)
+_IS_LAST: Final = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = jobs.key AND later.attempt > jobs.attempt)"
+
+_A_FEW: Final = 50
+
+Operation = Callable[["LedgerDatabase"], Any]
+
+
+class LedgerDatabase:
+    """One process's connection to a ledger's file."""
+
+    def __init__(self, path: Path, patience: float) -> None:
+        """Open the file, or make it; LedgerError for one that is no ledger. `patience`: seconds to wait for a lock."""
+        self._path = path
+        self._patience = patience
+        self._totals = Totals()
+        import sqlite3
+
+        try:
+            self._connection = opened(path, patience)
+        except (OSError, sqlite3.Error) as error:
+            raise _unopened(path, error) from None
+
+    def transact(self, operations: Sequence[Operation]) -> list[Any]:
+        """Carry out operations in one transaction; give the value of each, or the error that it alone met.
+
+        LedgerError when the file cannot be read or written: then none of them took place.
+        """
+        with self._transaction():
+            return [self._carried_out(operation) for operation in operations]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _carried_out(self, operation: Operation) -> Any:
+        try:
+            return operation(self)
+        except ValueError as error:  # nothing was written by it: what decides comes before what saves
+            return error
+
+    # Operations; each within a transaction.
+
+    def look(self, key: str) -> Entry | None:
+        """Give the last attempt of a job, after its owner's end has been taken note of."""
+        entry = self._load(key)
+        if entry is not None and entry.owner is not None and not is_alive(entry.owner):
+            return self._moved(entry, OwnerGone())
+        return entry
+
+    def claim(self, claim: Claim) -> Claimed:
+        """Write the intent to send a job, if it may be sent."""
+        entry = self.look(claim.key)
+        decided = decide(entry, claim, self._totals, self._highest_cost(claim.target))
+        if isinstance(decided, Written):
+            self._save(decided.entry)
+            self._totals = decided.totals
+            return attrs.evolve(decided, committed=read_clocks())
+        return decided
+
+    def record(self, key: str, attempt: int, event: Event) -> Written:
+        """Write what follows from an event."""
+        entry = self._load(key, attempt)
+        if entry is None:
+            raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
+        if isinstance(event, Accepted):
+            event = held_against(event, self._job_of(event.execution_id, key, attempt))
+        highest_cost = self._highest_cost(entry.target)
+        after = self._moved(entry, event)
+        cost = after.ending.cost if after.ending is not None else None
+        if cost and cost > (highest_cost or 0.0):
+            highest_cost = cost
+            self._reprice(entry.target, cost)
+        return Written(after, self._totals, highest_cost)
+
+    def _reprice(self, target: str, cost: float) -> None:
+        marks = ", ".join("?" * len(_IN_DOUBT))
+        query = f"stage IN ({marks}) AND target = ? AND (reserved IS NULL OR reserved < ?)"
+        for entry in list(self._entries(query, *_IN_DOUBT, target, cost)):
+            self._changed(entry, repriced(entry, cost))
+
+    def _job_of(self, execution_id: str, key: str, attempt: int | None = None) -> str | None:
+        """Return the job whose run this is, if it is another's, or that of another `attempt` where one is given."""
+        query = "SELECT key FROM jobs WHERE execution_id = ? AND (key <> ? OR attempt <> ?) LIMIT 1"
+        mine = (execution_id, key, attempt)  # no attempt differs from NULL
+        return next((row[0] for row in self._connection.execute(query, mine)), None)
+
+    def decision(self, key: str, event: Event) -> Entry:
+        """Write what somebody has decided about the last attempt of a job; an approved one begins anew."""
+        entry = self.look(key)
+        if entry is None:
+            raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
+        if isinstance(event, Resolved):
+            self._refuse_run_of_another(key, event.execution_id)
+        try:
+            decided = self._moved(entry, event)
+        except IllegalStepError:
+            said = f"job {key!r} is {entry.stage}: only one that is unknown is decided about, so nothing was changed"
+            raise InvalidArgumentError(said) from None
+        return self._begun_again(decided) if isinstance(event, ResendApproved) else decided
+
+    def _refuse_run_of_another(self, key: str, execution_id: str) -> None:
+        if (other := self._job_of(execution_id, key)) is not None:
+            said = f"execution {execution_id!r} is the run of job {other!r}, not of {key!r}: nothing was changed"
+            raise InvalidArgumentError(said)
+
+    def retry_failed(self) -> int:
+        """Begin anew what failed or was cancelled."""
+        failed = list(self._entries(f"stage = ? AND status <> 'completed' AND {_IS_LAST}", Stage.FINAL))
+        for entry in failed:
+            self._begun_again(entry)
+        return len(failed)
+
+    def leave(self, owner: str) -> None:
+        """End an owner."""
+        for entry in list(self._entries("owner = ?", owner)):
+            self._moved(entry, OwnerGone())
+
+    def release_dead_owners(self) -> None:
+        """End every owner whose process is no more."""
+        for (owner,) in self._connection.execute("SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL").fetchall():
+            if not is_alive(owner):
+                self.leave(owner)
+
+    def unknown(self) -> tuple[Entry, ...]:
+        """Give the jobs of which nobody knows whether they ran."""
+        self.release_dead_owners()
+        return tuple(self._entries(f"stage = ? AND {_IS_LAST} ORDER BY sent_at", Stage.UNKNOWN))
+
+    def counts(self) -> LedgerCounts:
+        """Count the jobs by where they stand."""
+        self.release_dead_owners()
+        rows = self._connection.execute(
+            f"SELECT stage, status, COUNT(*) FROM jobs WHERE {_IS_LAST} GROUP BY stage, status"  # noqa: S608
+        )
+        found = {status or stage: count for stage, status, count in rows}
+        return LedgerCounts(**found, credits_spent=self._totals.spent, credits_reserved=self._totals.reserved)
+
+    def summary(self, target: str) -> Summary:
+        """Give all credits, and the real costs of a target."""
+        query = "SELECT COUNT(*) FROM jobs WHERE target = ? AND cost IS NOT NULL"
+        (runs,) = self._connection.execute(query, (target,)).fetchone()
+        return Summary(totals=self._totals, runs=runs, highest_cost=self._highest_cost(target))
+
+    def _highest_cost(self, target: str) -> float | None:
+        query = "SELECT MAX(cost) FROM jobs WHERE target = ? AND cost > 0"
+        found: float | None = self._connection.execute(query, (target,)).fetchone()[0]
+        return found
+
+    def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
+        """Return an account's runs that are known to have begun since then, and the last few before."""
+        query = "SELECT request_id, since, until FROM jobs WHERE target = ? AND account = ? AND request_id IS NOT NULL"
+        values = (target, account, since)
+        rows = self._connection.execute(f"{query} AND sent_at >= ?", values).fetchall()
+        few = self._connection.execute(f"{query} AND sent_at < ? ORDER BY sent_at DESC LIMIT {_A_FEW}", values)
+        return tuple(
+            KnownRun(
+                request_id=request_id,
+                begun_by=None if (at := _moment(until)) is None else at.latest,
+                begun_after=None if (at := _moment(begin)) is None else at.earliest,
+            )
+            for request_id, begin, until in (*rows, *few)
+        )
+
+    def bind(self, payer: Payer) -> Payer:
+        """Return whose ledger this is: the first payer's who asks, as far as that one is known."""
+        row = self._connection.execute("SELECT user, base_url FROM payer").fetchone()
+        known = None if row is None else Payer(user=row[0], base_url=row[1])
+        if known is None or (known.user is None and known.base_url == payer.base_url):
+            self.rebind()
+            self._connection.execute("INSERT INTO payer VALUES (?, ?)", (payer.user, payer.base_url))
+            return payer
+        return known
+
+    def rebind(self) -> None:
+        """Forget whose ledger this is."""
+        self._connection.execute("DELETE FROM payer")
+
+    # Rows.
+
+    def _load(self, key: str, attempt: int | None = None) -> Entry | None:
+        if attempt is None:
+            return next(self._entries("key = ? ORDER BY attempt DESC LIMIT 1", key), None)
+        return next(self._entries("key = ? AND attempt = ?", key, attempt), None)
+
+    def _entries(self, query: str, *values: Any) -> Iterator[Entry]:
+        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE {query}", values)  # noqa: S608
+        return map(_entry, rows)
+
+    def _moved(self, entry: Entry, event: Event) -> Entry:
+        return self._changed(entry, advance(entry, event))
+
+    def _changed(self, entry: Entry, after: Entry) -> Entry:
+        if after != entry:
+            self._save(after)
+            self._totals = self._totals.moved(entry, after)
+        return after
+
+    def _begun_again(self, entry: Entry) -> Entry:
+        following = successor(entry)
+        self._save(following)
+        return following
+
+    def _save(self, entry: Entry) -> None:
+        marks = ", ".join("?" * 20)
+        self._connection.execute(f"INSERT OR REPLACE INTO jobs ({_COLUMNS}) VALUES ({marks})", _row(entry))  # noqa: S608
+
+    # The transaction.
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Do what is inside whole or not at all, and turn SQLite's errors into ours."""
+        import sqlite3
+
+        try:
+            patiently(self._connection, "BEGIN IMMEDIATE", self._patience)
+            row = self._connection.execute("SELECT spent, reserved, unpriced FROM credits").fetchone()
+            before = self._totals = Totals(spent=row[0], reserved=row[1], unpriced=row[2])
+            yield
+            if self._totals != before:
+                values = attrs.astuple(self._totals)
+                self._connection.execute("UPDATE credits SET spent = ?, reserved = ?, unpriced = ?", values)
+            patiently(self._connection, "COMMIT", self._patience)
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from None
+        finally:
+            with suppress(sqlite3.Error):  # what cannot be rolled back now is so when the file is opened next
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+
+def _unopened(path: Path, why: Exception) -> LedgerError:
+    words = (getattr(why, "strerror", None) or str(why)).rstrip(". ")  # the path is named already
+    return LedgerError(
+        f"the ledger {str(path)!r} cannot be used: {words}. It was left as it is, and nothing was submitted; name a "
+        "ledger, or a path where a new one can be made: a new one knows of no earlier run"
+    )
+
+
+def _unusable(path: Path, why: Exception) -> LedgerError:
+    import sqlite3
+
+    if getattr(why, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED:
+        return LedgerError(
+            f"the ledger {str(path)!r} was moved, deleted or replaced while it was in use. Nothing more is submitted; "
+            "put it back before you run the batch again: a new one knows of no earlier run, and all would be paid twice"
+        )
+    return LedgerError(
+        f"the ledger {str(path)!r} cannot be used: {why}. Nothing more is submitted; what is on record stays, and the "
+        "same batch on the same ledger goes on from there"
+    )
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    ending = entry.ending
+    end = (None,) * 5 if ending is None else (ending.status, ending.cost, ending.reply, ending.code, ending.message)
+    values = (
+        entry.key,
+        entry.attempt,
+        entry.target,
+        entry.digest,
+        entry.stage,
+        entry.owner,
+        entry.reserved,
+        entry.sent_at,
+        entry.execution_id,
+        entry.request_id,
+        entry.note,
+        *end,
+        _json(entry.since),
+        _json(entry.until),
+        entry.lasts,
+        entry.account,
+    )
+    return tuple(_storable(value) if isinstance(value, str) else value for value in values)
+
+
+def _storable(text: str) -> str:
+    """Give a text as UTF-8 can say it: the service's words may hold half a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    status, cost, reply, code, message, since, until, lasts, account = row[11:]
+    ending = Ending(status=status, cost=cost, reply=reply, code=code, message=message) if status else None
+    return Entry(
+        key=row[0],
+        attempt=row[1],
+        target=row[2],
+        digest=row[3],
+        stage=Stage(row[4]),
+        owner=row[5],
+        reserved=row[6],
+        sent_at=row[7],
+        execution_id=row[8],
+        request_id=row[9],
+        note=row[10],
+        ending=ending,
+        since=_moment(since),
+        until=_moment(until),
+        lasts=lasts,
+        account=account,
+    )
+
+
+def _json(moment: Moment | None) -> str | None:
+    return None if moment is None else json.dumps(attrs.asdict(moment))
+
+
+def _moment(text: str | None) -> Moment | None:
+    return None if text is None else Moment(**json.loads(text))
+
+
+T = TypeVar("T")
+
+_PATIENCE: Final = 300.0
+_AT_ONCE: Final = 500
+_IDLE: Final = 0.5  # seconds after which a thread with nothing to do ends
+
+
+@attrs.define(eq=False)
+class _Request:
+    """An operation, and who is to be told of its end."""
+
+    operation: Operation
+    call_in_loop: Callable[[Callable[[], object]], object]
+    done: anyio.Event
+    value: Any = None
+    error: BaseException | None = None
+
+
+class SQLiteLedger:
+    """A ledger in an SQLite file: batches go on from it after a crash, and several processes may share it.
+
+    `path`: the file, made with mode 0600 when it is not there; the API key is never in it, inputs are kept as a digest
+    only, results as they came. Every intent to send is safe on the disk before the request leaves, every id and every
+    result before anybody is told. A file that is damaged or no ledger raises LedgerError when it is opened and is left
+    as it is; one that another process has locked is waited for, 300 seconds at most, without holding up the event loop.
+    Use it in `async with`, or give `map` its path. Not for a network file system: SQLite's locks do not hold there.
+    """
+
+    lease: float | None = None
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open nothing yet."""
+        self._path = Path(path)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._requests: deque[_Request] = deque()
+        self._thread: threading.Thread | None = None
+        self._database: LedgerDatabase | None = None
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        """Show the file."""
+        return f"<SQLiteLedger {str(self._path)!r}>"
+
+    async def __aenter__(self) -> SQLiteLedger:
+        """Open the file; LedgerError when it cannot be used."""
+        await self._do(lambda _: None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the file, once what was asked for is written; idempotent."""
+        with anyio.CancelScope(shield=True):
+            if not self._is_closed:
+                self._is_closed = True
+                await self._ask(_Request(LedgerDatabase.close, from_thread(), anyio.Event()))
+
+    # What somebody may want to know and decide.
+
+    async def counts(self) -> LedgerCounts:
+        """Count the jobs by where they stand."""
+        return await self._do(LedgerDatabase.counts)
+
+    async def unknown(self) -> tuple[Entry, ...]:
+        """Give the jobs of which nobody knows whether they ran, oldest first."""
+        return await self._do(LedgerDatabase.unknown)
+
+    async def find(self, key: str) -> Entry | None:
+        """Give where a job stands, None when it was never sent."""
+        return await self.look(key)
+
+    async def resolve(self, key: str, execution_id: str) -> Entry:
+        """Tell which run an unknown job began: the next batch picks it up. InvalidArgumentError if it is none.
+
+        A wrong id can be told anew, once no batch waits for its run; a run of another workflow is never taken.
+        """
+        return await self._decide(key, Resolved(checked_execution_id(execution_id)))
+
+    async def approve_resend(self, key: str) -> Entry:
+        """Decide that an unknown job is sent once more by the next batch, at the risk of paying for it twice.
+
+        What was set aside for it stays set aside. InvalidArgumentError if it is not unknown.
+        """
+        return await self._decide(key, ResendApproved())
+
+    async def abandon(self, key: str) -> Entry:
+        """Decide to leave an unknown job at that, or one whose run cannot be found any more.
+
+        It is not sent again, and counts with what was set aside for it. InvalidArgumentError if it is neither.
+        """
+        return await self._decide(key, Abandoned())
+
+    async def rebind(self) -> None:
+        """Let the next batch bind the ledger to its own account and service, whichever they are.
+
+        A ledger is bound to those of its first batch, and refuses others. Of a submit that is unknown nothing is ever
+        proven by the usage of an account that did not send it.
+        """
+        await self._do(LedgerDatabase.rebind)
+
+    async def retry_failed(self) -> int:
+        """Have the next batch run what failed or was cancelled once more; give how many jobs that are."""
+        return await self._do(LedgerDatabase.retry_failed)
+
+    async def _decide(self, key: str, event: Event) -> Entry:
+        return await self._do(lambda database: database.decision(key, event))
+
+    # What a batch asks for: see `Ledger`.
+
+    async def bind(self, payer: Payer) -> None:
+        """Take the first payer for the ledger's, and refuse every other."""
+        known = await self._do(lambda database: database.bind(payer))
+        if known != payer:
+            raise LedgerError(
+                f"the ledger {str(self._path)!r} is that of {known}, and this is {payer}: what the usage of one does "
+                "not show may have run on the other. Nothing was submitted. Use that account's key and base URL, or "
+                "another ledger; to go on with this one all the same: `await ledger.rebind()`, or `knouds batch "
+                f"--rebind {shlex.quote(str(self._path))}`"
+            )
+
+    async def join(self) -> str:
+        """Give the name of a new owner."""
+        await self._do(lambda _: None)
+        return new_owner()
+
+    async def renew(self, owner: str) -> None:
+        """Do nothing: an owner lives as long as its process."""
+
+    async def leave(self, owner: str) -> None:
+        """End an owner."""
+        try:
+            await self._do(lambda database: database.leave(owner))
+        except LedgerError:
+            end(owner)
+            raise
+
+    async def look(self, key: str) -> Entry | None:
+        """Give the last attempt of a job."""
+        return await self._do(lambda database: database.look(key))
+
+    async def claim(self, claim: Claim) -> Claimed:
+        """Write the intent to send a job."""
+        return await self._do(lambda database: database.claim(claim))
+
+    async def record(self, key: str, attempt: int, event: Event) -> Written:
+        """Write what follows from an event."""
+        return await self._do(lambda database: database.record(key, attempt, event))
+
+    async def summary(self, target: str) -> Summary:
+        """Give the credits of the ledger and the real costs of a target."""
+        return await self._do(lambda database: database.summary(target))
+
+    async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
+        """Return an account's runs of a target that are known to have begun since then, and some before."""
+        return await self._do(lambda database: database.known_runs(target, account, since))
+
+    # The thread.
+
+    async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
+        """Have an operation carried out. Cancelled: it is carried out all the same."""
+        if self._is_closed:
+            raise LedgerError(f"the ledger {str(self._path)!r} is closed")
+        value: T = await self._ask(_Request(operation, from_thread(), anyio.Event()))
+        return value
+
+    async def _ask(self, request: _Request) -> Any:
+        with self._lock:
+            self._requests.append(request)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="knouds-ledger")
+                self._thread.start()
+        await request.done.wait()
+        if request.error is not None:
+            raise request.error
+        return request.value
+
+    def _serve(self) -> None:
+        while requests := self._next():
+            try:
+                self._carry_out(requests)
+            except BaseException as error:  # noqa: BLE001  (each who asked is told)
+                for request in requests:
+                    request.error = error
+            _tell(requests)
+
+    def _next(self) -> list[_Request]:
+        """Wait for requests and take all that are there; nothing when none came for a while."""
+        with self._lock:
+            if not self._requests:
+                self._changed.wait(0.0 if self._is_closed else _IDLE)
+            if not self._requests:
+                self._thread = None  # whoever asks from here on starts another
+            return [self._requests.popleft() for _ in range(min(_AT_ONCE, len(self._requests)))]
+
+    def _carry_out(self, requests: list[_Request]) -> None:
+        is_last = requests[-1].operation is LedgerDatabase.close
+        if self._database is None and not (is_last and len(requests) == 1):
+            self._database = LedgerDatabase(self._path, _PATIENCE)
+        if is_last:
+            *requests, _ = requests
+        try:
+            if self._database is not None and requests:
+                values = self._database.transact([request.operation for request in requests])
+                for request, value in zip(requests, values, strict=True):
+                    request.value, request.error = (None, value) if isinstance(value, Exception) else (value, None)
+        finally:
+            if is_last and self._database is not None:
+                self._database.close()
+                self._database = None
+
+
+def _tell(requests: list[_Request]) -> None:
+    """Wake those who wait, each in its own event loop, with one call per loop."""
+    for call_in_loop in {request.call_in_loop for request in requests}:
+        theirs = [request.done for request in requests if request.call_in_loop == call_in_loop]
+        try:
+            call_in_loop(lambda events=theirs: [event.set() for event in events])  # type: ignore[misc]
+        except RuntimeError:  # their event loop is over: nobody waits there any more
+            continue
