@@ -44,7 +44,7 @@ from knouds_async._sansio.entries import (
     IllegalStepError,
     Lost,
     NoneFound,
-    NotSent,
+    NoRun,
     OwnerGone,
     Payer,
     PickedUp,
@@ -425,7 +425,7 @@ class LedgerSession:
             failure = LedgerError(f"{error}: another batch has decided otherwise meanwhile")
         except LedgerError as error:
             failure = error.with_traceback(None)
-        failure.may_have_run = failure.may_have_run or not isinstance(event, NotSent)
+        failure.may_have_run = failure.may_have_run or not isinstance(event, NoRun)
         raise failure from None
 
     async def _record(self, entry: Entry, event: Event) -> Entry:
@@ -590,7 +590,7 @@ class SubmitRecorder:
             case Fail(SubmissionUnknownError(execution_id=str() as found)):  # of the receipt, that much came
                 return Accepted(owner=self._session.owner, execution_id=found, until=self._session.moment())
             case Fail(error) if not error.may_have_run:
-                return NotSent(self._session.owner)
+                return NoRun(self._session.owner)
             case Fail(error):
                 return Lost(self._session.owner, str(getattr(error, "seen", None) or error), self._session.moment())
 
@@ -610,7 +610,7 @@ class SubmitRecorder:
         if self.entry is not None and self._phase is not _Phase.OVER:
             is_out, owner = self._phase is _Phase.OUT, self._session.owner
             cut = Lost(owner, "it was cut before its answer", self._session.moment())
-            await self._write(cut if is_out else NotSent(owner))
+            await self._write(cut if is_out else NoRun(owner))
 
     async def _write(self, event: Event) -> None:
         assert self.entry is not None  # noqa: S101

@@ -5,7 +5,7 @@
     new                 Sending          sending         the intent, on record before the first byte leaves
     sending             Sending          sending         another attempt of the same owner: the last was refused
                         Accepted         submitted
-                        NotSent          new             certainly not run
+                        NoRun            new             certainly not run
                         Ended            final           a synchronous run
                         Lost, OwnerGone  unknown
     submitted           PickedUp         submitted       by another owner, when the last one is gone
@@ -152,7 +152,7 @@ class Accepted:
 
 
 @attrs.frozen
-class NotSent:
+class NoRun:
     """What `owner` sent certainly began no run."""
 
     owner: str
@@ -213,17 +213,7 @@ class Abandoned:
 
 
 Event: TypeAlias = (
-    Sending
-    | Accepted
-    | NotSent
-    | Lost
-    | Ended
-    | OwnerGone
-    | PickedUp
-    | NoneFound
-    | Resolved
-    | ResendApproved
-    | Abandoned
+    Sending | Accepted | NoRun | Lost | Ended | OwnerGone | PickedUp | NoneFound | Resolved | ResendApproved | Abandoned
 )
 
 
@@ -274,7 +264,7 @@ def _from_sending(entry: Entry, event: Event) -> Entry | None:
             return _sending(entry, event)
         case Accepted() if event.owner == entry.owner:
             return _submitted(entry, event)
-        case NotSent(owner) if owner == entry.owner:
+        case NoRun(owner) if owner == entry.owner:
             return _new(entry)
         case Lost(owner, note, until) if owner == entry.owner:
             return attrs.evolve(entry, stage=Stage.UNKNOWN, note=note, until=until)
@@ -310,7 +300,7 @@ def _from_unknown(entry: Entry, event: Event) -> Entry | None:
             return attrs.evolve(entry, stage=Stage.FINAL, owner=None, ending=ending)
         case NoneFound(sent_at) if sent_at == entry.sent_at:
             return _new(entry)
-        case NotSent(owner) if owner == entry.owner:
+        case NoRun(owner) if owner == entry.owner:
             return _new(entry)
         case OwnerGone(Moment() as until) if entry.until is None or not entry.until.is_known:
             return attrs.evolve(entry, until=until)  # later than the true one, so as good a bound

@@ -27,7 +27,7 @@ from knouds_async import (
 from knouds_async._batch.ledger import Claim, Taken, Written
 from knouds_async._batch.sqlite import LedgerDatabase, is_alive, new_owner
 from knouds_async._sansio.clock import Moment
-from knouds_async._sansio.entries import Accepted, Ended, Ending, NotSent, Sending, Stage
+from knouds_async._sansio.entries import Accepted, Ended, Ending, NoRun, Sending, Stage
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.testing import Emulator
 
@@ -360,7 +360,7 @@ async def test_a_job_is_claimed_once(path: Path) -> None:
         assert await other.known_runs("workflows/x", "somebody else", 0) == ()
         summary = await other.summary("workflows/x")
         assert (summary.runs, summary.highest_cost, summary.totals.reserved) == (1, 5, 12)
-        await other.record("b", 1, NotSent(two))
+        await other.record("b", 1, NoRun(two))
         assert (await ledger.counts()).new == 1
 
 

@@ -19,7 +19,7 @@ from knouds_async._sansio.entries import (
     Event,
     Lost,
     NoneFound,
-    NotSent,
+    NoRun,
     ResendApproved,
     Sending,
     advance,
@@ -52,7 +52,7 @@ LOST = Lost("me", "closed")
         ([], Totals()),
         ([sending()], Totals(reserved=12)),
         ([sending(), ACCEPTED], Totals(reserved=12)),
-        ([sending(), NotSent("me")], Totals()),
+        ([sending(), NoRun("me")], Totals()),
         ([sending(), LOST], Totals(reserved=12)),
         ([sending(), LOST, NoneFound(1.0)], Totals()),
         ([sending(), LOST, Abandoned()], Totals(reserved=12)),
@@ -157,7 +157,7 @@ def test_the_cap_is_never_passed_by_a_credit_of_estimate(cap: int, price: int, s
             event: Any = {
                 "end": Ended(Ending(status="completed", cost=min(number, price))),
                 "lose": LOST,
-                "refuse": NotSent("me"),
+                "refuse": NoRun("me"),
             }[step]
             totals = totals.moved(entry, advance(entry, event))
         assert totals.spent + totals.reserved <= cap

@@ -19,7 +19,7 @@ from knouds_async._sansio.entries import (
     IllegalStepError,
     Lost,
     NoneFound,
-    NotSent,
+    NoRun,
     OwnerGone,
     PickedUp,
     ResendApproved,
@@ -40,8 +40,8 @@ EVENTS: list[Event] = [
     attrs.evolve(SENDING, owner="other"),
     ACCEPTED,
     Accepted(owner="other", execution_id="run-2"),
-    NotSent("me"),
-    NotSent("other"),
+    NoRun("me"),
+    NoRun("other"),
     Lost("me", "closed"),
     Lost("other", "closed"),
     COMPLETED,
@@ -84,7 +84,7 @@ STAGES: dict[str, Entry] = {
         ("new", OwnerGone(), "new"),
         ("sending", SENDING, "sending"),
         ("sending", ACCEPTED, "submitted"),
-        ("sending", NotSent("me"), "new"),
+        ("sending", NoRun("me"), "new"),
         ("sending", Lost("me", "closed"), "unknown"),
         ("sending", OwnerGone(), "unknown"),
         ("sending", COMPLETED, "final"),
@@ -96,7 +96,7 @@ STAGES: dict[str, Entry] = {
         ("named", Resolved("run-3"), "submitted"),
         ("unknown", ACCEPTED, "submitted"),
         ("unknown", COMPLETED, "final"),
-        ("unknown", NotSent("me"), "new"),
+        ("unknown", NoRun("me"), "new"),
         ("unknown", NoneFound(1.0), "new"),
         ("unknown", Resolved("run-3"), "submitted"),
         ("unknown", ResendApproved(), "resend_approved"),
@@ -124,12 +124,12 @@ def test_what_follows(stage: str, event: Event, following: str) -> None:
         ("new", ResendApproved()),
         ("sending", attrs.evolve(SENDING, owner="other")),
         ("sending", Accepted(owner="other", execution_id="run-2")),
-        ("sending", NotSent("other")),
+        ("sending", NoRun("other")),
         ("sending", NoneFound(1.0)),
         ("sending", ResendApproved()),
         ("sending", Abandoned()),
         ("submitted", SENDING),
-        ("submitted", NotSent("me")),
+        ("submitted", NoRun("me")),
         ("submitted", Resolved("run-3")),
         ("awaited", Resolved("run-3")),
         ("submitted", PickedUp("other")),
@@ -137,7 +137,7 @@ def test_what_follows(stage: str, event: Event, following: str) -> None:
         ("submitted", Accepted(owner="me", execution_id="run-2")),
         ("unknown", SENDING),
         ("unknown", Accepted(owner="other", execution_id="run-2")),
-        ("unknown", NotSent("other")),
+        ("unknown", NoRun("other")),
         ("unknown", NoneFound(0.5)),
         ("final", SENDING),
         ("final", ResendApproved()),
@@ -162,7 +162,7 @@ def test_a_run_without_an_owner_is_picked_up_once() -> None:
 
 def test_what_certainly_did_not_run_is_as_new() -> None:
     """Nothing stays set aside for it, and it can be sent by anybody."""
-    assert after(SENDING, NotSent("me")) == NEW
+    assert after(SENDING, NoRun("me")) == NEW
     assert after(SENDING, OwnerGone(), NoneFound(1.0)) == NEW
 
 
