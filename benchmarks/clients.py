@@ -23,7 +23,7 @@ from replicate.client import Client as Replicate
 from server import LIMITED_KEY, PLAIN_KEY
 
 from knouds_async import AsyncKnouds, Polling, Timeouts
-from knouds_async._io.transport import PooledTransport
+from knouds_async._io.pool import PooledTransport
 
 __all__ = ["CLIENTS", "PEERS", "Client", "Open"]
 

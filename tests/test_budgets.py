@@ -24,7 +24,7 @@ import pytest
 
 import knouds_async
 from knouds_async import AsyncKnouds, Execution
-from knouds_async._io.transport import PooledTransport
+from knouds_async._io.pool import PooledTransport
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async.testing.virtual_time import BACKENDS, virtual_backend

@@ -15,8 +15,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from knouds_async import AsyncKnouds, Media
-from knouds_async._io.backend import from_thread
-from knouds_async._io.uninterrupted import in_thread
+from knouds_async._io.concurrency import from_thread, in_thread
 
 KEY = "knouds_live_test_0123456789"
 WHOLE = random.Random(1).randbytes(20_000)

@@ -150,7 +150,7 @@ def test_one_file_knows_asyncio_from_trio() -> None:
     """All else is anyio; the virtual clock and the command line, which starts a loop, aside."""
     users = {module for module, tree in MODULES.items() if {top(name) for name in imports(tree)} & {"asyncio", "trio"}}
     users -= set(of("_cli"))
-    assert users == {"knouds_async._io.backend", "knouds_async.testing.virtual_time"}
+    assert users == {"knouds_async._io.concurrency", "knouds_async.testing.virtual_time"}
 
 
 def test_the_environment_is_read_in_one_place() -> None:

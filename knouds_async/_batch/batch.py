@@ -42,8 +42,7 @@ from knouds_async._batch.jobs import (
 from knouds_async._batch.ledger import Ledger, MemoryLedger
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._batch.worker import BatchClient, JobRunner, JobSubmitter, LedgerSession, OnUnknown
-from knouds_async._io.backend import spawn
-from knouds_async._io.uninterrupted import uninterrupted
+from knouds_async._io.concurrency import spawn, uninterrupted
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
 from knouds_async.errors import InvalidArgumentError, KnoudsError, PermissionDeniedError

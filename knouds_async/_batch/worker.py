@@ -30,8 +30,7 @@ from knouds_async._batch.jobs import (
 from knouds_async._batch.ledger import Claim, Claimed, Ledger, OverBudget, Taken, Written
 from knouds_async._io.clocks import ServiceTime, read_clocks
 from knouds_async._io.limiter import LimiterStats
-from knouds_async._io.pipeline import Pipeline
-from knouds_async._io.witness import Decision
+from knouds_async._io.pipeline import Decision, Pipeline
 from knouds_async._sansio import budget, endpoints, responses
 from knouds_async._sansio.budget import Prices, Totals, Verdict
 from knouds_async._sansio.clock import Moment, Reading

@@ -25,11 +25,9 @@ import anyio
 import attrs
 import httpx
 
-from knouds_async._io.backend import HomeLoop
+from knouds_async._io.concurrency import FIFOLimiter, HomeLoop, in_thread
 from knouds_async._io.http import own_client
 from knouds_async._io.lent import errors, httpx_of
-from knouds_async._io.slots import FIFOLimiter
-from knouds_async._io.uninterrupted import in_thread
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
 from knouds_async.config import OnBytes

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from knouds_async import config
-from knouds_async._io.proxy import Proxy
+from knouds_async._io.pool import Proxy
 from knouds_async._sansio import proxies
 from knouds_async.errors import ConfigurationError
 

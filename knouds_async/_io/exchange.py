@@ -1,24 +1,20 @@
-"""One attempt of a call over HTTP: it ends as answered, garbled, not sent, or sent and unanswered; it never raises.
-
-Rule of the file: requests with the key in them exist below it only, in `through_httpx`. No HTTP object
-leaves it: foreign errors become words, and a cancellation passes with its traceback cut, so that no frame of it shows
-a header.
-"""
+"""One attempt of a call over HTTP: answered, garbled, not sent, or sent and unanswered; it never raises."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import ssl
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
 from knouds_async._io import lent
-from knouds_async._io.apart import Apart
 from knouds_async._io.body import CutBody, UnreadableBody
-from knouds_async._io.causes import causes_of
+from knouds_async._io.concurrency import OwnTask
 from knouds_async._io.sent import SentTrace
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.mask import Mask
@@ -28,6 +24,115 @@ from knouds_async.config import Secret, Timeouts
 
 if TYPE_CHECKING:
     import httpx
+
+
+_MOST: Final = 3
+_DEEPEST: Final = 20
+
+
+def causes_of(error: BaseException) -> str:
+    """Give the different reasons of an error that its own text leaves out, at most three; "" where there are none."""
+    said, found = str(error).lower(), list[str]()
+    for cause in _below(error, _DEEPEST):
+        words = _words(cause)
+        if words and words.lower() not in said and words not in found:
+            found.append(words)
+    return "; ".join(found[:_MOST])
+
+
+def _below(error: BaseException, depth: int) -> Iterator[BaseException]:
+    """Give what an error came from, the members of a group one by one, the nearest first."""
+    if depth == 0:
+        return
+    below = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    cause = error.__cause__ or error.__context__  # HTTP libraries raise `from None`, and the reason lies below
+    for each in (*below, *([cause] if cause is not None else [])):
+        yield each
+        yield from _below(each, depth - 1)
+
+
+def _words(cause: BaseException) -> str:
+    import socket  # both are loaded with the first client, not with the package
+    import ssl
+
+    match cause:
+        case ssl.SSLCertVerificationError():
+            reason = getattr(cause, "verify_message", "")  # aiohttp's own has none, and one with a reason below it
+            return f"TLS: certificate verify failed: {reason}" if reason else ""
+        case ssl.SSLError():
+            reason = getattr(cause, "reason", None) or "handshake failed"
+            return f"TLS: {reason.replace('_', ' ').lower()}"
+        case socket.gaierror():
+            return f"the name is not known: {cause.strerror}"
+        case OSError(errno=int() as number) if number > 0:
+            return os.strerror(number)
+    return ""
+
+
+T = TypeVar("T")
+
+_LINGERING: Final = 120.0
+"""Seconds that a request whose caller has left may still wait and connect; the client's own time-outs end it sooner."""
+
+
+class Apart:
+    """Runs exchanges in tasks of their own."""
+
+    def __init__(self) -> None:
+        """Run nothing yet."""
+        self._running: dict[anyio.CancelScope, OwnTask[Any]] = {}  # held here, for loops hold tasks weakly
+        self._left: set[anyio.CancelScope] = set()
+        self._owed: deque[Callable[[], None]] = deque()
+
+    async def run(self, work: Callable[[], Awaitable[T]], trace: SentTrace, limit: float) -> T | None:
+        """Return what `work` returns or raise what it raises; None after `limit` seconds.
+
+        Cancelled, or after the limit, the caller leaves at once: work that has begun sending is cut, other work never
+        begins to.
+        """
+        scope = anyio.CancelScope()
+
+        async def exchange() -> T | None:
+            try:
+                with scope:
+                    return await work()
+                return None
+            finally:
+                self._ended(scope)
+
+        task = OwnTask(exchange)
+        if not task.over.is_set():
+            self._running[scope] = task
+        try:
+            with anyio.move_on_after(limit):
+                await task.over.wait()
+        finally:
+            if not task.over.is_set():
+                self._left.add(scope)
+                _leave(trace, scope)
+        return task.result() if task.over.is_set() else None
+
+    def release(self, give_back: Callable[[], None]) -> None:
+        """Give back a caller's place in the line: at once, or when an exchange that was left has let go of the pool."""
+        if len(self._left) > len(self._owed):
+            self._owed.append(give_back)
+        else:
+            give_back()
+
+    def _ended(self, scope: anyio.CancelScope) -> None:
+        self._running.pop(scope, None)
+        self._left.discard(scope)
+        while len(self._owed) > len(self._left):
+            self._owed.popleft()()
+
+
+def _leave(trace: SentTrace, scope: anyio.CancelScope) -> None:
+    trace.withdraw()
+    if trace.has_begun_sending:
+        scope.cancel()
+    else:
+        scope.deadline = anyio.current_time() + _LINGERING
+
 
 _UNTRUSTED: Final = (
     "trying again does not help: where something here inspects TLS, name the file of its authority in $SSL_CERT_FILE "

@@ -13,8 +13,7 @@ import httpx
 from knouds_async._io import lent
 from knouds_async._io.environment import check_context, host_of_proxy, proxy_for, tls_context
 from knouds_async._io.exchange import Exchange
-from knouds_async._io.proxy import Proxy
-from knouds_async._io.transport import PooledTransport
+from knouds_async._io.pool import PooledTransport, Proxy
 from knouds_async._sansio import responses
 from knouds_async.config import Secret, Timeouts, __version__
 

@@ -14,7 +14,7 @@ import anyio
 import attrs
 
 from knouds_async import config
-from knouds_async._io.backend import HomeLoop
+from knouds_async._io.concurrency import HomeLoop
 from knouds_async._sansio import rate_limit
 from knouds_async._sansio.clock import ClockBounds
 from knouds_async._sansio.endpoints import Priority

@@ -1,8 +1,4 @@
-"""send(Call[T]) -> T: a turn at the limiter, an attempt, a decision, maybe again. One linear function.
-
-Rule of the file: what is decided is decided in `retry`; here it is carried out. Errors are raised from frames that
-hold no HTTP object.
-"""
+"""send(Call[T]) -> T: a permit, a connection, hooks, an attempt, a decision, maybe again."""
 
 from __future__ import annotations
 
@@ -12,20 +8,17 @@ import random
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
 import attrs
 
-from knouds_async._io.backend import HomeLoop
 from knouds_async._io.clocks import ServiceTime, read_clocks
+from knouds_async._io.concurrency import CutShort, FIFOLimiter, Finished, HomeLoop, is_cancelled, uninterrupted
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.sent import SentTrace
-from knouds_async._io.slots import FIFOLimiter
-from knouds_async._io.uninterrupted import CutShort, Finished, uninterrupted
-from knouds_async._io.witness import SendHooks, refuse_stale, report_attempt
 from knouds_async._sansio import endpoints, responses, retry
 from knouds_async._sansio.clock import UNDATED, Moment, Reading
 from knouds_async._sansio.endpoints import Call, TimeoutKind
@@ -42,9 +35,86 @@ from knouds_async.errors import (
     NoAnswerError,
     SubmissionUnknownError,
 )
+from knouds_async.types import Submitted
+
+logger = logging.getLogger("knouds_async")
+
+_CLAIM: Final = 30.0  # seconds from an intent on record to its first byte; then it is another owner's business as well
+
+Decision: TypeAlias = Done[Any] | Again | Requeue | Fail
+
+
+class SendHooks(Protocol):
+    """Who writes down what a paid request does; what it raises, `send` raises. `name`, if any: whose it is."""
+
+    async def before_send(self, sent_at: datetime) -> Reading | None:
+        """Be told of an attempt before its first byte leaves; what this raises keeps it from leaving.
+
+        Return when what allows it was written down: 30 s later it must not leave any more, and is told anew.
+        """
+        ...
+
+    async def after_attempt(self, decision: Decision) -> None:
+        """Be told what became of an attempt, before the caller is and whatever happened to the caller."""
+        ...
+
+
+class StaleClaimError(Exception):
+    """An intent is too old for its request to leave now."""
+
+
+def refuse_stale(claimed: Reading) -> None:
+    """Raise when an intent is too old for its first byte to leave, by whichever clock shows most."""
+    age = read_clocks(anyio.current_time()).since(claimed)
+    if age > _CLAIM:
+        raise StaleClaimError(f"its intent was {age:.0f} s old when it was about to leave")
+
+
+async def report_attempt(
+    call: Call[Any],
+    decision: Decision,
+    sent_at: datetime,
+    hooks: SendHooks | None,
+    cancellation: BaseException | None,
+) -> None:
+    """Tell what became of an attempt and raise the cancellation that came meanwhile, if any.
+
+    Where there is no witness, the log is told of what the caller may not hear: it was cancelled. Where there is one,
+    only of what it could not write.
+    """
+    failure: BaseException | None = None
+    if hooks is not None:
+        try:
+            cancellation = (await uninterrupted(lambda: hooks.after_attempt(decision))).cancellation or cancellation
+        except BaseException as error:  # noqa: BLE001  (raised again; a cancellation: the end of the loop cut it)
+            failure = error
+    is_cut = cancellation is not None or (call.pays_for is not None and is_cancelled())
+    if failure is not None or (hooks is None and is_cut):
+        _log(call, decision, sent_at)
+    if (stop := cancellation or failure) is not None:
+        raise stop
+
+
+def _log(call: Call[Any], decision: Decision, sent_at: datetime) -> None:
+    """Say at WARNING what became of a submit that its caller may not hear of: the id must not be lost."""
+    if isinstance(decision, Done) and isinstance(decision.value, Submitted):
+        logger.warning(
+            "execution %s of %s was submitted although its caller was cancelled or failed; it runs and is charged: "
+            "knouds.executions.attach(%r) picks it up",
+            decision.value.execution_id,
+            call.pays_for,
+            decision.value.execution_id,
+        )
+    elif isinstance(decision, Fail) and decision.error.may_have_run:
+        logger.warning(
+            "a submit of %s at %s ended as unknown while its caller was cancelled or failed: %s",
+            call.pays_for,
+            sent_at.isoformat(),
+            decision.error,
+        )
+
 
 T = TypeVar("T")
-logger = logging.getLogger("knouds_async")
 
 _STALE: Final = 1.0  # seconds: a turn that waited longer for its connection may belong to a window that is over
 

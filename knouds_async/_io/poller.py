@@ -22,7 +22,7 @@ from typing import Final, TypeAlias, TypeVar
 import anyio
 import attrs
 
-from knouds_async._io.backend import HomeLoop, spawn
+from knouds_async._io.concurrency import HomeLoop, spawn
 from knouds_async._io.limiter import LimiterStats
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints

@@ -1,20 +1,501 @@
-"""Which connection a request gets: idle ones youngest first, never more than allowed.
-
-Rule of the file: everything is synchronous, so no cancellation can interrupt the books.
-"""
+"""Our connection pool inside httpx: cheap with many requests, and it survives any cancellation."""
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import math
+import select
+import socket
+import ssl
+import struct
+import sys
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
 
-from knouds_async._io.connection import Connection, Origin
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import attrs
+import httpcore
+import httpx
+from anyio.streams.tls import TLSAttribute, TLSStream
+
+from knouds_async._io.clocks import read_clocks
 from knouds_async._sansio.clock import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import ssl
+    from collections.abc import Callable, Iterable
 
-__all__ = ["IdleConnections", "Pool"]
+
+_SOCKS: Final = ("socks5", "socks5h")
+
+
+@attrs.frozen
+class Proxy:
+    """An HTTP or SOCKS proxy, and what it wants to know of us."""
+
+    scheme: str
+    host: bytes
+    port: int
+    auth: tuple[bytes, bytes] | None = attrs.field(repr=False)
+
+    @classmethod
+    def of(cls, url: str) -> Proxy:
+        """Read the proxy's URL; ValueError for one that is none, ImportError for SOCKS without socksio."""
+        parsed = httpx.Proxy(url)  # it refuses what it does not know
+        if parsed.url.scheme in _SOCKS:
+            _socksio()
+        default = {"http": 80, "https": 443}.get(parsed.url.scheme, 1080)
+        return cls(parsed.url.scheme, parsed.url.raw_host, parsed.url.port or default, parsed.raw_auth)
+
+    @property
+    def is_socks(self) -> bool:
+        """Whether it speaks SOCKS."""
+        return self.scheme in _SOCKS
+
+    @property
+    def origin(self) -> httpcore.Origin:
+        """Where it is, for httpcore."""
+        return httpcore.Origin(self.scheme.encode(), self.host, self.port)
+
+    @property
+    def name(self) -> str:
+        """Its host and port: what may be shown of it."""
+        return f"{self.host.decode('ascii')}:{self.port}"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Who we are, for an HTTP proxy."""
+        if self.auth is None:
+            return []
+        return [(b"Proxy-Authorization", b"Basic " + base64.b64encode(b":".join(self.auth)))]
+
+    async def tunnel(
+        self, network: httpcore.AsyncNetworkBackend, host: str, port: int, ssl_context: ssl.SSLContext | None
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the proxy over `network` and have it connect on; httpcore.ProxyError when it will not."""
+        stream: httpcore.AsyncNetworkStream | None = None
+        try:
+            if not self.is_socks:
+                return await self._connect(network, host, port, ssl_context)
+            stream = await network.connect_tcp(self.host.decode("ascii"), self.port)
+            await _greet(stream, host, port, self.auth)
+        except httpcore.ConnectError as error:
+            raise httpcore.ConnectError(f"no connection to the proxy {self.name}: {error}") from error
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError) as error:
+            raise httpcore.ProxyError(f"the proxy {self.name}: {error}") from error
+        return stream
+
+    async def _connect(
+        self, network: httpcore.AsyncNetworkBackend, host: str, port: int, ssl_context: ssl.SSLContext | None
+    ) -> httpcore.AsyncNetworkStream:
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        http = httpcore.AsyncHTTPConnection(self.origin, ssl_context=ssl_context, network_backend=network)
+        answer = await http.handle_async_request(
+            httpcore.Request(
+                "CONNECT",
+                httpcore.URL(scheme=self.scheme, host=self.host, port=self.port, target=target),
+                headers=[(b"Host", target.encode("ascii")), *self.headers],
+            )
+        )
+        if not 200 <= answer.status < 300:
+            reason = bytes(answer.extensions.get("reason_phrase", b"")).decode("ascii", errors="replace")
+            raise httpcore.ProxyError(f"{answer.status} {reason}".rstrip())
+        stream = answer.extensions["network_stream"]
+        assert isinstance(stream, httpcore.AsyncNetworkStream)  # noqa: S101  (for the type checker)
+        return stream
+
+
+async def _greet(stream: httpcore.AsyncNetworkStream, host: str, port: int, auth: tuple[bytes, bytes] | None) -> None:
+    """Have a SOCKS proxy connect on."""
+    socks = _socksio()
+    method = socks.SOCKS5AuthMethod.NO_AUTH_REQUIRED if auth is None else socks.SOCKS5AuthMethod.USERNAME_PASSWORD
+    talk = socks.SOCKS5Connection()
+    if (await _ask(stream, talk, socks.SOCKS5AuthMethodsRequest([method]))).method != method:
+        wanted = "without" if auth is None else "with"
+        raise httpcore.ProxyError(f"it lets nobody in {wanted} user name and password")
+    if auth is not None and not (await _ask(stream, talk, socks.SOCKS5UsernamePasswordRequest(*auth))).success:
+        raise httpcore.ProxyError("it does not know the user name and password")
+    to = socks.SOCKS5CommandRequest.from_address(socks.SOCKS5Command.CONNECT, (host, port))
+    answer = await _ask(stream, talk, to)
+    if answer.reply_code != socks.SOCKS5ReplyCode.SUCCEEDED:
+        raise httpcore.ProxyError(f"{answer.reply_code.name.lower().replace('_', ' ')}")
+
+
+async def _ask(stream: httpcore.AsyncNetworkStream, talk: Any, request: object) -> Any:
+    """Say one thing and hear the answer, however many pieces it comes in."""
+    talk.send(request)
+    await stream.write(talk.data_to_send())
+    is_command, heard = type(request).__name__ == "SOCKS5CommandRequest", b""
+    while len(heard) < _length(heard, is_command=is_command) and (piece := await stream.read(4096)):
+        heard += piece
+    if not heard:
+        raise httpcore.ProxyError("it hung up")
+    try:
+        return talk.receive_data(heard)
+    except Exception as error:
+        raise httpcore.ProxyError(f"it does not speak SOCKS 5 ({error})") from error
+
+
+def _length(heard: bytes, *, is_command: bool) -> int:
+    """Return how long the answer will be at least: two bytes, or an address and a port behind four."""
+    if not is_command:
+        return 2
+    if len(heard) < 5:
+        return 5
+    return 6 + {1: 4, 3: 1 + heard[4], 4: 16}.get(heard[3], 0)
+
+
+def _socksio() -> Any:
+    try:
+        import socksio.socks5 as socks  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise ImportError("a SOCKS proxy needs the package socksio: pip install 'httpx[socks]'") from None
+    return socks
+
+
+_KEEPALIVE: Final = 60
+"""Seconds of silence after which the system asks whether the other end is there: a NAT forgets what says nothing."""
+_PROBES: Final = {"TCP_KEEPIDLE": _KEEPALIVE, "TCP_KEEPALIVE": _KEEPALIVE, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
+_UNDELIVERED: Final = 30_000
+"""Milliseconds after which the system gives up what the other end has not acknowledged."""
+_DELIVERED: Final = 5.0  # seconds of silence between looks whether all was acknowledged
+_USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
+_LINGER: Final = "hh" if sys.platform == "win32" else "ii"
+_EXTRAS: Final = {
+    "ssl_object": TLSAttribute.ssl_object,
+    "client_addr": anyio.abc.SocketAttribute.local_address,
+    "server_addr": anyio.abc.SocketAttribute.remote_address,
+}
+_BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError, OSError)
+
+
+class Stream(httpcore.AsyncNetworkStream):
+    """A connected stream: `tcp` is what is at the bottom of it, `tls` what is on top, if anything."""
+
+    def __init__(self, tcp: _Tcp, tls: TLSStream | None = None) -> None:
+        self._tcp = tcp
+        self._stream = tcp.stream if tls is None else tls
+
+    @classmethod
+    async def connect(cls, host: str, port: int, timeout: float | None) -> Stream:
+        """Open a TCP connection within `timeout` seconds, with keep-alive probes; httpcore's connect errors."""
+        try:
+            with anyio.fail_after(timeout):
+                tcp = _Tcp(await anyio.connect_tcp(host, port))
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(*error.args) from error
+        except _BROKEN as error:
+            raise httpcore.ConnectError(str(error)) from error
+        tcp.keep_alive()
+        return cls(tcp)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what there is, b"" at the end; httpcore.ReadTimeout after `timeout` seconds of silence."""
+        left = math.inf if timeout is None else timeout
+        while self._tcp.may_be_undelivered and left > _DELIVERED:
+            if (read := await self._read(max_bytes, _DELIVERED)) is not None:
+                return read
+            left -= _DELIVERED
+            self._tcp.release_delivered()
+        if (read := await self._read(max_bytes, left)) is None:
+            raise httpcore.ReadTimeout
+        return read
+
+    async def _read(self, max_bytes: int, timeout: float) -> bytes | None:
+        """Read; None when nothing came in time."""
+        try:
+            with anyio.CancelScope(deadline=anyio.current_time() + timeout):
+                return await self._stream.receive(max_bytes)
+        except anyio.EndOfStream:
+            return b""
+        except _BROKEN as error:
+            raise httpcore.ReadError(str(error)) from error
+        return None
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write all of it; httpcore.WriteTimeout when that takes longer than `timeout` seconds."""
+        if not buffer:
+            return
+        try:
+            with anyio.CancelScope(deadline=anyio.current_time() + (math.inf if timeout is None else timeout)) as scope:
+                await self._stream.send(buffer)
+        except (anyio.EndOfStream, *_BROKEN) as error:  # the end: of TLS, told while we were sending
+            raise httpcore.WriteError(str(error)) from error
+        if scope.cancelled_caught:
+            raise httpcore.WriteTimeout
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> Stream:
+        """Shake hands within `timeout` seconds and return the stream inside; httpcore's connect errors."""
+        try:
+            with anyio.fail_after(timeout):
+                tls = await TLSStream.wrap(
+                    self._stream,
+                    ssl_context=ssl_context,
+                    hostname=server_hostname,
+                    standard_compatible=False,
+                    server_side=False,
+                )
+        except TimeoutError as error:
+            self._tcp.close()
+            raise httpcore.ConnectTimeout(*error.args) from error
+        except (anyio.EndOfStream, *_BROKEN) as error:
+            self._tcp.close()
+            raise httpcore.ConnectError(str(error)) from error
+        return Stream(self._tcp, tls)
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what httpcore asks for, by its names."""
+        if info == "is_readable":
+            return _is_readable(self._tcp.socket)
+        if info == "socket":
+            return self._tcp.socket
+        return self._stream.extra(_EXTRAS[info], None) if info in _EXTRAS else None  # noqa: S610  (not Django's)
+
+    def has_unread(self) -> bool:
+        """Whether bytes came that nobody has read, though they left the socket: in a TLS record or asyncio's queue."""
+        stream: Any = self._stream
+        while isinstance(stream, TLSStream):
+            if _holds_record(stream.extra(TLSAttribute.ssl_object)):  # noqa: S610  (as above)
+                return True
+            stream = stream.transport_stream
+        return bool(getattr(getattr(stream, "_protocol", None), "read_queue", None))  # anyio does not show it
+
+    def guard(self, *, on: bool) -> None:
+        """Have the system give up what is not delivered in 30 s, and forget it when the socket closes; or neither.
+
+        For a paid request: delivered later, it would begin a run that was called unknown long before.
+        """
+        self._tcp.guard(on=on)
+
+    async def aclose(self) -> None:
+        """Free the socket; never waits."""
+        self._tcp.close()
+
+    def close(self) -> None:
+        """Free the socket now."""
+        self._tcp.close()
+
+
+class _Tcp:
+    """The socket below, with what is set on it; anyio's stream reads and writes it."""
+
+    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+        self.stream: Final = stream
+        self.socket: Final[Any] = stream.extra(anyio.abc.SocketAttribute.raw_socket, None)  # noqa: S610  (as above)
+        self.may_be_undelivered = False
+        self._is_guarded = False
+
+    def keep_alive(self) -> None:
+        self._set(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _PROBES.items():
+            if hasattr(socket, name):
+                self._set(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def guard(self, *, on: bool) -> None:
+        if on is not self._is_guarded:
+            self._is_guarded = self.may_be_undelivered = on
+            self._set(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, on, 0))
+            self._give_up_after(_UNDELIVERED if on else 0)
+
+    def release_delivered(self) -> None:
+        """Let the other end be silent once it has all: one lost probe of the keep-alive would end the connection."""
+        if _undelivered(self.socket) == 0:
+            self.may_be_undelivered = False
+            self._give_up_after(0)
+
+    def _give_up_after(self, milliseconds: int) -> None:
+        if _USER_TIMEOUT is not None:
+            self._set(socket.IPPROTO_TCP, _USER_TIMEOUT, milliseconds)
+
+    def _set(self, level: int, name: int, value: int | bytes) -> None:
+        with contextlib.suppress(OSError, TypeError, AttributeError):  # closed already, or not to be had here
+            self.socket.setsockopt(level, name, value)
+
+    def close(self) -> None:
+        if self._is_guarded and (transport := getattr(self.stream, "_transport", None)) is not None:
+            transport.abort()  # asyncio's: anyio before 4.16 would end it in peace first, and only then reset it
+        # Both backends free the socket before they first wait, and then wait for nothing in particular: taking only
+        # those steps leaves no place where a cancellation could get in between. (Older releases of anyio throw away
+        # what asyncio has not sent yet in the second.)
+        closing = self.stream.aclose()
+        with contextlib.suppress(StopIteration, OSError, AttributeError):
+            closing.send(None)
+            closing.send(None)
+        closing.close()
+
+
+def _holds_record(tls: Any) -> bool:
+    """Whether a TLS layer holds a record that was not read, or the end of it."""
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:
+        return False
+    except (ssl.SSLError, ValueError):
+        return True
+    return True
+
+
+def _is_readable(sock: Any) -> bool:
+    number = -1 if sock is None else sock.fileno()
+    if number < 0:
+        return True
+    if not hasattr(select, "poll"):
+        return bool(select.select([number], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _undelivered(sock: Any) -> int:
+    """Return the number of bytes that the other end has not acknowledged; as if there were some where nobody knows."""
+    try:
+        import fcntl
+        import termios
+
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (ImportError, OSError, ValueError, AttributeError):
+        return 1
+
+
+@attrs.frozen
+class Origin:
+    """Where a connection leads to; only requests to the same origin may share one."""
+
+    scheme: bytes
+    host: bytes
+    port: int
+
+
+class _Dialler(httpcore.AsyncNetworkBackend):
+    """Opens one TCP stream and remembers it.
+
+    httpcore forgets the stream when a TLS handshake (or a trace callback) is cancelled, which would leave the
+    socket open until it is garbage collected.
+    """
+
+    stream: Stream | None = None
+    is_guarded = False
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,  # noqa: ARG002  (none is given)
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002  (likewise)
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect, and keep hold of the stream."""
+        sys.audit("knouds_async.connect", host, port)  # uvloop's look-ups raise no event of their own
+        self.stream = await Stream.connect(host, port, timeout)
+        self.stream.guard(on=self.is_guarded)
+        return self.stream
+
+    def guard(self, *, on: bool) -> None:
+        """Guard the stream, also one that is still to be opened: see `Stream.guard`."""
+        self.is_guarded = on
+        if self.stream is not None:
+            self.stream.guard(on=on)
+
+
+@attrs.frozen
+class _Tunnels(httpcore.AsyncNetworkBackend):
+    """Opens a stream through a proxy; for httpcore that is connecting, and no part of a request."""
+
+    proxy: Proxy
+    dialler: _Dialler
+    ssl_context: ssl.SSLContext | None
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,  # noqa: ARG002  (none is given)
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002  (likewise)
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the proxy, and have it connect on, in `timeout` seconds in all."""
+        try:
+            with anyio.fail_after(timeout):
+                return await self.proxy.tunnel(self.dialler, host, port, self.ssl_context)
+        except TimeoutError as error:
+            why = f"no tunnel through the proxy {self.proxy.name} within {timeout:g} s"
+            raise httpcore.ConnectTimeout(why) from error
+
+
+class Connection:
+    """A connection to one origin, straight or through a proxy, used by one request at a time.
+
+    `idle_since` is when its last response was closed.
+    """
+
+    def __init__(self, origin: Origin, ssl_context: ssl.SSLContext | None, proxy: Proxy | None = None) -> None:
+        """Prepare a connection; the first request opens it."""
+        self.origin: Final = origin
+        self.idle_since: Reading | None = None
+        self._dialler: Final = _Dialler()
+        self._stream: Any = None
+        self._http: Final = _http(origin, ssl_context, proxy, self._dialler)
+
+    async def send(self, request: httpcore.Request, *, is_paid: bool) -> httpcore.Response:
+        """Send one request and read the head of its response; httpcore's errors pass through."""
+        self._dialler.guard(on=is_paid)
+        response = await self._http.handle_async_request(request)
+        self._stream = response.extensions.get("network_stream")
+        return response
+
+    def rest(self, now: Reading) -> bool:
+        """Get ready for another request; False when there can be none, and the connection is to be closed.
+
+        There can be one when the last response was read to the end, nothing came after it, and both sides agree.
+        """
+        self._dialler.guard(on=False)
+        self.idle_since = now
+        return self._http.is_available() and not self._has_more()
+
+    def is_dropped(self) -> bool:
+        """Whether there is something to read although nothing was asked: the server has hung up."""
+        return self._http.has_expired()
+
+    def _has_more(self) -> bool:
+        """Whether more came than was asked for: the next request would take it for its own answer.
+
+        A stray 429 would have a paid run sent twice. httpcore does not look, and shows nothing to look at: its parser
+        is at the bottom of what wraps it. Where none is found, no connection is used twice.
+        """
+        http: Any = self._http
+        while (inner := getattr(http, "_connection", None)) is not None:
+            http = inner
+        parser = getattr(http, "_h11_state", None)
+        if parser is None or parser.trailing_data != (b"", False):
+            return True
+        return isinstance(self._stream, Stream) and self._stream.has_unread()
+
+    def close(self) -> None:
+        """Free the socket now; what a paid request left in it that was not answered is thrown away."""
+        if self._dialler.stream is not None:
+            self._dialler.stream.close()
+
+
+def _http(
+    origin: Origin, ssl_context: ssl.SSLContext | None, proxy: Proxy | None, dialler: _Dialler
+) -> httpcore.AsyncConnectionInterface:
+    """Make httpcore's connection; plain HTTP goes through an HTTP proxy request by request, all else in a tunnel."""
+    to = httpcore.Origin(origin.scheme, origin.host, origin.port)
+    if proxy is not None and not proxy.is_socks and origin.scheme == b"http":
+        return httpcore.AsyncHTTPProxy(
+            httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target=b"/"),
+            proxy_headers=proxy.headers,
+            proxy_ssl_context=ssl_context if proxy.scheme == "https" else None,
+            network_backend=dialler,
+        ).create_connection(to)
+    network = dialler if proxy is None else _Tunnels(proxy, dialler, ssl_context)
+    return httpcore.AsyncHTTPConnection(to, ssl_context=ssl_context, network_backend=network)
 
 
 class IdleConnections:
@@ -117,3 +598,166 @@ class Pool:
 def _idle(connection: Connection, now: Reading) -> float:
     """Return for how many seconds a connection has been idle, by the clock that saw the most of them."""
     return now.since(connection.idle_since) if connection.idle_since is not None else 0.0
+
+
+_DEFAULT_PORTS: Final = {b"http": 80, b"https": 443}
+_ENDED: Final = (RuntimeError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
+
+
+class PooledTransport(httpx.AsyncHTTPTransport):
+    """httpx's own transport over pooled HTTP/1.1 connections of ours (design 4.1).
+
+    At most `limit` connections are open while no more are in use; a queue is for the caller to have. Idle ones are
+    kept for `keepalive_expiry` seconds. A request whose `extensions["knouds.fresh"]` is true only reuses a connection
+    idle for at most `fresh_within` seconds: were it sent on a stale one, its outcome would be unknown.
+    Cancellation at any point closes the connection.
+    """
+
+    def __init__(
+        self,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: Proxy | None = None,
+        limit: int = 100,
+        keepalive_expiry: float = 60.0,
+        fresh_within: float = 2.0,
+    ) -> None:
+        """Start without a connection; without an `ssl_context` httpx's default is made when first needed."""
+        # httpx's own __init__ would make a pool; this is the one private name of httpx that is used here.
+        self._pool: _ConnectionPool = _ConnectionPool(ssl_context, proxy, limit, keepalive_expiry, fresh_within)
+
+
+class _ConnectionPool(httpcore.AsyncConnectionPool):
+    def __init__(
+        self,
+        ssl_context: ssl.SSLContext | None,
+        proxy: Proxy | None,
+        limit: int,
+        keepalive_expiry: float,
+        fresh_within: float,
+    ) -> None:
+        super().__init__()
+        self._context = ssl_context
+        self._proxied_by = proxy
+        self.books: Final = Pool(
+            self._connect, limit=limit, keepalive_expiry=keepalive_expiry, fresh_within=fresh_within
+        )
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send the request and return its response, which holds its connection until it is closed or breaks."""
+        origin = _origin(request.url)
+        if self.books.is_closed:
+            raise httpcore.ConnectError("the connection pool is closed")
+        is_paid = bool(request.extensions.get("knouds.fresh"))
+        try:
+            connection = self.books.take(origin, read_clocks(), is_fresh=is_paid)
+        except (OSError, ValueError) as error:  # of a TLS context, say: nothing was sent
+            raise httpcore.ConnectError(str(error)) from error
+        try:
+            response = await connection.send(request, is_paid=is_paid)
+        except BaseException:
+            self.books.discard(connection)
+            raise
+        response.stream = _HeldBody(response.stream, connection, self.books)
+        return response
+
+    async def aclose(self) -> None:
+        """Close the idle connections at once and the others when their responses are closed; idempotent.
+
+        Cancelled, it has closed all the same.
+        """
+        self.books.close()
+        await anyio.lowlevel.checkpoint()  # asyncio lets go of its sockets one turn later
+
+    def _connect(self, origin: Origin) -> Connection:
+        is_tls = origin.scheme == b"https" or (self._proxied_by is not None and self._proxied_by.scheme == "https")
+        if is_tls and self._context is None:
+            self._context = httpx.create_ssl_context()
+        return Connection(origin, self._context, self._proxied_by)
+
+
+class _HeldBody:
+    """A response's body, which holds its connection until it is closed or breaks."""
+
+    def __init__(self, stream: Any, connection: Connection, pool: Pool) -> None:
+        self._stream = stream
+        self._chunks: AsyncIterator[bytes] = aiter(stream)
+        self._connection = connection
+        self._pool = pool
+        self._is_read = False
+        self._is_over = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._is_over:
+            raise httpx.StreamClosed
+        try:
+            return await anext(self._chunks)
+        except StopAsyncIteration:
+            self._is_read = True
+            raise
+        except BaseException:
+            self._discard()
+            raise
+
+    async def aclose(self) -> None:
+        """Let go of the connection: for reuse when the body was read to its end, for good when it was not."""
+        if self._is_over:
+            return
+        if self._is_read:
+            await self._finish()
+            return
+        self._discard()
+        # httpcore reads in generators, which trio wants ended; on the closed socket they end by themselves.
+        # RuntimeError: another task is just reading, and will run into the same end.
+        with contextlib.suppress(*_ENDED):
+            async for _ in self._chunks:
+                pass
+
+    async def _finish(self) -> None:
+        self._is_over = True
+        try:
+            if (close := getattr(self._stream, "aclose", None)) is not None:
+                await close()
+        finally:
+            self._pool.give_back(self._connection, read_clocks())
+
+    def _discard(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._pool.discard(self._connection)
+
+
+class Whole(httpx.ByteStream):
+    """A request's body in one piece.
+
+    httpx's own is iterated by a generator; left half way by a connection that breaks, it would end in a
+    ResourceWarning on trio.
+    """
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterate over the one piece there is, or none."""
+        return _Once(b"".join(self))
+
+
+class _Once:
+    def __init__(self, content: bytes) -> None:
+        self._left = [content] if content else []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
+def _origin(url: httpcore.URL) -> Origin:
+    """Return where a URL leads to; httpcore.UnsupportedProtocol for anything but http and https."""
+    port = url.port or _DEFAULT_PORTS.get(url.scheme)
+    if url.scheme not in _DEFAULT_PORTS or port is None:
+        raise httpcore.UnsupportedProtocol(f"only http and https are spoken here, not {url.scheme!r}")
+    return Origin(url.scheme, url.host, port)

@@ -15,8 +15,8 @@ import httpx
 
 from knouds_async._io.body import CutBody, read_body
 from knouds_async._io.lent import errors, httpx_of
+from knouds_async._io.pool import Whole
 from knouds_async._io.sent import SentTrace
-from knouds_async._io.transport import Whole
 from knouds_async._io.withheld import withheld
 from knouds_async._sansio import responses
 from knouds_async._sansio.endpoints import Call

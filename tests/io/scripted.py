@@ -16,9 +16,8 @@ import trustme
 from anyio.streams.tls import TLSAttribute, TLSListener, TLSStream
 
 from knouds_async._io.exchange import Exchange
-from knouds_async._io.proxy import Proxy
+from knouds_async._io.pool import PooledTransport, Proxy
 from knouds_async._io.sent import SentTrace
-from knouds_async._io.transport import PooledTransport
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer

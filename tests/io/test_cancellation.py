@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from knouds_async import AsyncKnouds, KnoudsError, SubmissionUnknownError
-from knouds_async._io.uninterrupted import uninterrupted
+from knouds_async._io.concurrency import uninterrupted
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from knouds_async.testing.virtual_time import VirtualTimeLoop

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from knouds_async import AsyncKnouds, ConnectionFailedError, Retries
-from knouds_async._io.causes import causes_of
+from knouds_async._io.exchange import causes_of
 
 REFUSED = os.strerror(errno.ECONNREFUSED)
 

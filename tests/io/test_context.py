@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from knouds_async import AsyncKnouds, Job
-from knouds_async._io.uninterrupted import uninterrupted
+from knouds_async._io.concurrency import uninterrupted
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 

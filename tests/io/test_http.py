@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from knouds_async._io.http import own_client, tells_what_was_sent
-from knouds_async._io.transport import PooledTransport
+from knouds_async._io.pool import PooledTransport
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 

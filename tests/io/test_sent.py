@@ -9,9 +9,8 @@ import httpcore
 import httpx
 import pytest
 
-from knouds_async._io.proxy import Proxy
+from knouds_async._io.pool import PooledTransport, Proxy
 from knouds_async._io.sent import SentTrace
-from knouds_async._io.transport import PooledTransport
 
 HEADERS = "http11.send_request_headers.started"
 CONNECTED = ["connection.connect_tcp.started", "connection.connect_tcp.complete"]

@@ -17,7 +17,7 @@ import httpcore
 import httpx
 import pytest
 
-from knouds_async._io.stream import Stream
+from knouds_async._io.pool import Stream
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.retry import Unanswered
 from knouds_async.config import Timeouts
@@ -111,7 +111,7 @@ async def test_a_paid_request_is_given_up_where_it_is_not_delivered(
 @LINUX
 async def test_what_was_delivered_may_be_silent_for_long(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
     """A single probe that is lost must not end a run of many minutes: the 30 s are for the request alone."""
-    monkeypatch.setattr("knouds_async._io.stream._DELIVERED", 0.02)
+    monkeypatch.setattr("knouds_async._io.pool._DELIVERED", 0.02)
     async with serving() as server, connected(server.url) as client, anyio.create_task_group() as tasks:
         tasks.start_soon(client.attempt, STALL, 20.0)
         await eventually(lambda: len(server.served) == 1)
@@ -125,7 +125,7 @@ async def test_what_was_not_delivered_is_waited_for_no_longer_than_that(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as the other end has not taken all, the 30 s stand."""
-    monkeypatch.setattr("knouds_async._io.stream._DELIVERED", 0.01)
+    monkeypatch.setattr("knouds_async._io.pool._DELIVERED", 0.01)
     inputs = {"text": "x" * 8_000_000}  # more than the buffers on the way hold
     with deaf() as (url, _):
         async with connected(url) as client, anyio.create_task_group() as tasks:

@@ -13,8 +13,7 @@ import pytest
 
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
-from knouds_async._io.pipeline import Pipeline
-from knouds_async._io.witness import Decision
+from knouds_async._io.pipeline import Decision, Pipeline
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.retry import Done, Fail, Requeue

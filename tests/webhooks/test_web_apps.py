@@ -20,7 +20,7 @@ from aiohttp import web
 from anyio.from_thread import start_blocking_portal
 
 from knouds_async import AsyncKnouds
-from knouds_async._io.transport import PooledTransport
+from knouds_async._io.pool import PooledTransport
 from knouds_async.testing import Deliveries, Emulator, serve
 from knouds_async.webhooks import WebhookReceiver, sign
 

@@ -1,0 +1,262 @@
+"""Tasks that belong to no caller, work that no cancellation cuts, the loop this is, and a line to wait in."""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Final, Generic, TypeVar
+
+import anyio
+import attrs
+from anyio import to_thread
+
+from knouds_async.errors import WrongEventLoopError
+
+_ADVICE: Final = (
+    "its connections live there. Build one client per event loop (e.g. inside the function that asyncio.run runs). "
+    "Runs that are out can be attached in the new client: knouds.executions.attach(execution)"
+)
+
+
+def spawn(
+    work: Callable[[], Coroutine[Any, Any, None]],
+    context: contextvars.Context,
+    *,
+    ended: Callable[[], object] | None = None,
+) -> object:
+    """Start `work` in a task of its own, in `context`; hold on to what is returned while it runs.
+
+    An asyncio task or a trio system task: both outlive the caller and end with the loop. `work` must not raise.
+    The task is also created from within (a copy of) `context`: tracing tools read the context that creates a task.
+    `ended` is called once an asyncio task is over: the end of the loop may keep it from its very first step.
+    """
+    outside = context.copy()  # an eager task enters `context` itself while it is created
+    if _in_trio():
+        import trio
+
+        return outside.run(lambda: trio.lowlevel.spawn_system_task(work, context=context))
+    import asyncio  # whoever has a loop has loaded it
+
+    loop = asyncio.get_running_loop()
+    task = outside.run(lambda: loop.create_task(work(), context=context))
+    if ended is not None:
+        task.add_done_callback(lambda _: ended())
+    return task
+
+
+def _in_trio() -> bool:
+    """Tell whether the running task is trio's; trio is not imported for it."""
+    if "trio" not in sys.modules:
+        return False
+    try:
+        sys.modules["trio"].lowlevel.current_task()  # `in_trio_task` came with trio 0.29
+    except RuntimeError:
+        return False
+    return True
+
+
+def from_thread() -> Callable[[Callable[[], object]], object]:
+    """Give what has a function called soon in the running event loop, from any thread; RuntimeError once it is over."""
+    if _in_trio():
+        import trio
+
+        return trio.lowlevel.current_trio_token().run_sync_soon
+    import asyncio  # as above
+
+    return asyncio.get_running_loop().call_soon_threadsafe
+
+
+def running_loop() -> object:
+    """Give what identifies the running event loop: asyncio's loop, or trio's entry token."""
+    if _in_trio():
+        import trio
+
+        return trio.lowlevel.current_trio_token()
+    import asyncio  # as above
+
+    return asyncio.get_running_loop()
+
+
+class HomeLoop:
+    """Remembers the loop of the first use and refuses any other: sockets and events cannot move between loops."""
+
+    def __init__(self, thing: str = "AsyncKnouds", advice: str = _ADVICE) -> None:
+        """Belong to no loop yet; `thing` and `advice` are for the error."""
+        self._home: object | None = None
+        self._thing, self._advice = thing, advice
+
+    def enter(self) -> None:
+        """Take the running loop for home, or raise WrongEventLoopError at once if home is another."""
+        if self._home is None:
+            self._home = running_loop()
+        self.check()
+
+    def check(self) -> None:
+        """Raise WrongEventLoopError if home is another loop than the running one."""
+        if self._home is not None and self._home is not running_loop():
+            raise WrongEventLoopError(f"this {self._thing} was first used in another event loop; {self._advice}")
+
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Finished(Generic[T]):
+    """What the work gave, and the cancellation that came meanwhile: raise it once the value is safe."""
+
+    value: T
+    cancellation: BaseException | None
+
+
+class CutShort(Exception):  # noqa: N818  (it never leaves `_io`)
+    """The work was cancelled from elsewhere, and the caller was not."""
+
+
+class OwnTask(Generic[T]):
+    """Work in a task of its own, in a copy of the caller's context, with what came of it."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        """Start the work."""
+        self.over: Final = anyio.Event()
+        self._work = work
+        self._values: list[T] = []
+        self._errors: list[Exception] = []
+        self._task = spawn(self._run, contextvars.copy_context(), ended=self.over.set)  # loops hold tasks weakly
+
+    async def _run(self) -> None:
+        try:
+            self._values.append(await self._work())
+        except Exception as error:  # noqa: BLE001  (raised again, in the caller)
+            self._errors.append(error)
+        finally:
+            self.over.set()
+
+    def result(self, cancellation: BaseException | None = None) -> T:
+        """Return what the work returned or raise what it raised; cut itself, `cancellation` or CutShort."""
+        if self._errors:
+            raise self._errors[0]
+        if not self._values:
+            raise cancellation if cancellation is not None else CutShort
+        return self._values[0]
+
+
+async def uninterrupted(work: Callable[[], Awaitable[T]]) -> Finished[T]:
+    """Run `work` to its end, whatever happens to the caller; bounded by the work's own deadline.
+
+    It runs in a copy of the caller's context: traces, log fields and hooks find there what the caller has set.
+    Only the end of the event loop, or a second KeyboardInterrupt, cuts it; `work` is then cancelled itself.
+    """
+    task = OwnTask(work)
+    cancellation: BaseException | None = None
+    while not task.over.is_set():
+        try:
+            with anyio.CancelScope(shield=True):
+                await task.over.wait()
+        except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as stop:
+            if isinstance(stop, KeyboardInterrupt) and isinstance(cancellation, KeyboardInterrupt):
+                raise
+            cancellation = stop.with_traceback(None)
+    return Finished(task.result(cancellation), cancellation)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run blocking `work` in a thread and return its value.
+
+    Cancelled before it begins, it never does; cancelled later, it is waited for, and then the cancellation is raised.
+    """
+    job = _ThreadJob(work)
+    try:
+        await to_thread.run_sync(job.run)
+    except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as stop:
+        if not job.withdraw():
+            await _wait_for(job.is_over)
+        raise stop.with_traceback(None) from None
+    if job.error is not None:
+        raise job.error
+    return job.values[0]
+
+
+async def _wait_for(event: anyio.Event) -> None:
+    """Wait for an event that is certain to come, through any number of cancellations."""
+    while not event.is_set():
+        with suppress(anyio.get_cancelled_exc_class(), KeyboardInterrupt), anyio.CancelScope(shield=True):
+            await event.wait()
+
+
+class _ThreadJob(Generic[T]):
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._call_in_loop = from_thread()
+        self._lock = threading.Lock()
+        self._is_begun = self._is_withdrawn = False
+        self.is_over = anyio.Event()
+        self.values: list[T] = []
+        self.error: BaseException | None = None
+
+    def withdraw(self) -> bool:
+        """Keep the work from beginning; False when it has begun."""
+        with self._lock:
+            self._is_withdrawn = not self._is_begun
+            return self._is_withdrawn
+
+    def run(self) -> None:
+        with self._lock:
+            self._is_begun = not self._is_withdrawn
+        try:
+            if self._is_begun:
+                self.values.append(self._work())
+        except BaseException as error:  # noqa: BLE001  (raised again, in the caller)
+            self.error = error
+        finally:
+            with suppress(RuntimeError):  # the event loop is over: nobody waits there any more
+                self._call_in_loop(self.is_over.set)
+
+
+def is_cancelled() -> bool:
+    """Tell whether the caller's scope is cancelled, so that its next await will raise."""
+    return anyio.current_effective_deadline() == -math.inf
+
+
+class FIFOLimiter:
+    """A bounded number of slots, handed out first come, first served.
+
+    Unlike anyio's limiter it takes no step of the event loop when a slot is free, and keeps its count under native
+    asyncio cancellation with every release of anyio.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit: Final = limit
+        self.in_use = 0
+        self._queue: OrderedDict[anyio.Event, None] = OrderedDict()
+
+    def try_acquire(self) -> bool:
+        """Take a slot if one is free and nobody waits for it; return whether it was taken."""
+        if self.in_use >= self.limit:  # so as long as somebody waits: a released slot goes to them
+            return False
+        self.in_use += 1
+        return True
+
+    async def acquire(self) -> None:
+        """Wait in the queue for a slot; cancelled, none is taken."""
+        granted = anyio.Event()
+        self._queue[granted] = None
+        try:
+            await granted.wait()
+        except BaseException:
+            if granted.is_set():  # the slot was handed over in the very moment of the cancellation
+                self.release()
+            else:
+                del self._queue[granted]
+            raise
+
+    def release(self) -> None:
+        """Hand a slot to the first in the queue, or free it."""
+        if self._queue:
+            self._queue.popitem(last=False)[0].set()
+        else:
+            self.in_use -= 1
