@@ -15,7 +15,7 @@ from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._io.last_resort import LastResort as _LastResort
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.shared_limiter import SharedLimiter
-from knouds_async._sansio.entries import Entry as LedgerEntry
+from knouds_async._sansio.ledger import Entry as LedgerEntry
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Polling, Retries, Secret, Timeouts
 from knouds_async.config import __version__ as __version__

@@ -8,10 +8,23 @@ from typing import Protocol, TypeAlias
 import attrs
 
 from knouds_async._io.clocks import read_clocks
-from knouds_async._sansio import budget
-from knouds_async._sansio.budget import Totals, Verdict, repriced
 from knouds_async._sansio.clock import Reading
-from knouds_async._sansio.entries import OPEN, Accepted, Entry, Event, Lost, Payer, Sending, Stage, advance
+from knouds_async._sansio.ledger import (
+    OPEN,
+    Accepted,
+    Entry,
+    Event,
+    Lost,
+    Payer,
+    Sending,
+    Stage,
+    Totals,
+    Verdict,
+    advance,
+    larger,
+    repriced,
+    verdict,
+)
 from knouds_async._sansio.reconcile import KnownRun
 
 
@@ -167,11 +180,11 @@ def decide(entry: Entry | None, claim: Claim, totals: Totals, highest_cost: floa
     if not is_same or not (known.stage is Stage.NEW or is_ours):
         return Taken(known)
     without = totals.moved(known, fresh)
-    sending = attrs.evolve(claim.sending, reserve=budget.larger(claim.sending.reserve, highest_cost))
+    sending = attrs.evolve(claim.sending, reserve=larger(claim.sending.reserve, highest_cost))
     if claim.cap is not None and not is_ours:
-        verdict = budget.verdict(without, sending.reserve, claim.cap)
-        if verdict is not Verdict.GO:
-            return OverBudget(totals, verdict, highest_cost)
+        decided = verdict(without, sending.reserve, claim.cap)
+        if decided is not Verdict.GO:
+            return OverBudget(totals, decided, highest_cost)
     sent = advance(known, sending)
     return Written(sent, totals.moved(entry, sent), highest_cost)
 

@@ -22,9 +22,9 @@ import attrs
 from knouds_async._batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide, held_against
 from knouds_async._io.clocks import read_clocks
 from knouds_async._io.concurrency import from_thread
-from knouds_async._sansio.budget import Totals, repriced
 from knouds_async._sansio.clock import Moment
-from knouds_async._sansio.entries import (
+from knouds_async._sansio.inputs import checked_execution_id
+from knouds_async._sansio.ledger import (
     OPEN,
     Abandoned,
     Accepted,
@@ -37,10 +37,11 @@ from knouds_async._sansio.entries import (
     ResendApproved,
     Resolved,
     Stage,
+    Totals,
     advance,
+    repriced,
     successor,
 )
-from knouds_async._sansio.inputs import checked_execution_id
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.errors import InvalidArgumentError, LedgerError
 

@@ -31,10 +31,10 @@ from knouds_async._batch.ledger import Claim, Claimed, Ledger, OverBudget, Taken
 from knouds_async._io.clocks import ServiceTime, read_clocks
 from knouds_async._io.limiter import LimiterStats
 from knouds_async._io.pipeline import Decision, Pipeline
-from knouds_async._sansio import budget, endpoints, responses
-from knouds_async._sansio.budget import Prices, Totals, Verdict
+from knouds_async._sansio import endpoints, responses
 from knouds_async._sansio.clock import Moment, Reading
-from knouds_async._sansio.entries import (
+from knouds_async._sansio.inputs import input_errors
+from knouds_async._sansio.ledger import (
     Accepted,
     Ended,
     Ending,
@@ -47,10 +47,15 @@ from knouds_async._sansio.entries import (
     OwnerGone,
     Payer,
     PickedUp,
+    Prices,
     Sending,
     Stage,
+    Totals,
+    Verdict,
+    is_bold,
+    larger,
+    verdict,
 )
-from knouds_async._sansio.inputs import input_errors
 from knouds_async._sansio.reconcile import Wanted
 from knouds_async._sansio.responses import Answer, UnreadableError, json_object
 from knouds_async._sansio.retry import Again, Done, Fail, Requeue
@@ -405,7 +410,7 @@ class LedgerSession:
         sending = Sending(
             owner=self.owner,
             sent_at=sent_at,
-            reserve=budget.larger(reservation.credits, self.prices.price),
+            reserve=larger(reservation.credits, self.prices.price),
             since=since,
             lasts=lasts,
             account=None if self.payer is None else self.payer.account,
@@ -456,7 +461,7 @@ class LedgerSession:
         async with self._purse:
             while self.stopped_by is None:
                 price = self.prices.price
-                said = budget.verdict(self.totals, price, self.cap, queued=self._queued)
+                said = verdict(self.totals, price, self.cap, queued=self._queued)
                 if said is Verdict.GO and not self._is_bold(price, self.cap):
                     self._queued += 1
                     return Reservation(price)
@@ -475,7 +480,7 @@ class LedgerSession:
 
     def _is_bold(self, price: float | None, cap: float) -> bool:
         in_flight = self.out + self._queued
-        return price is not None and budget.is_bold(
+        return price is not None and is_bold(
             self.totals, price, cap, queued=self._queued, in_flight=in_flight, ended=self.prices.ended
         )
 

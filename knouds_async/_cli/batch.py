@@ -53,7 +53,7 @@ from knouds_async._cli.errors import ExitCode, UsageError, format_error
 from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.entries import Entry
+from knouds_async._sansio.ledger import Entry
 
 
 @attrs.frozen(kw_only=True)

@@ -25,9 +25,9 @@ from knouds_async._batch.worker import outcome_of_entry
 from knouds_async._cli import output
 from knouds_async._cli.errors import UsageError, format_error
 from knouds_async._cli.output import one_line
-from knouds_async._sansio.entries import Entry, Stage
 from knouds_async._sansio.files import default_name
 from knouds_async._sansio.keys import Seen
+from knouds_async._sansio.ledger import Entry, Stage
 from knouds_async.types import EXTENSIONS
 
 _RETRYABLE = (Status.FAILED, Status.CANCELLED)

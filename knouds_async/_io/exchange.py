@@ -17,8 +17,7 @@ from knouds_async._io.body import CutBody, UnreadableBody
 from knouds_async._io.concurrency import OwnTask
 from knouds_async._io.sent import SentTrace
 from knouds_async._sansio.endpoints import Call
-from knouds_async._sansio.mask import Mask
-from knouds_async._sansio.responses import Answer
+from knouds_async._sansio.responses import Answer, Mask
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Secret, Timeouts
 

@@ -22,11 +22,10 @@ from knouds_async._io.sent import SentTrace
 from knouds_async._sansio import endpoints, responses, retry
 from knouds_async._sansio.clock import UNDATED, Moment, Reading
 from knouds_async._sansio.endpoints import Call, TimeoutKind
-from knouds_async._sansio.given import Given
 from knouds_async._sansio.rate_limit import Permit
 from knouds_async._sansio.reconcile import LostSubmit, RecentRuns
 from knouds_async._sansio.responses import Answer
-from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Outcome, Requeue, SoFar, Unanswered
+from knouds_async._sansio.retry import Again, Done, Fail, Garbled, Given, NotSent, Outcome, Requeue, SoFar, Unanswered
 from knouds_async.config import Retries
 from knouds_async.errors import (
     APIError,

@@ -1,26 +1,54 @@
-"""The one way of a call: `httpx.AsyncClient.send`, of our own client or of the caller's.
-
-Rule of the file: what a caller's client adds to requests by itself (default headers, cookies, auth) is its owner's
-wish; path and key, and where the key goes, are ours.
-"""
+"""The one way of a call: AsyncClient.send, of our own client or of the caller's, and what keeps it from leaving."""
 
 from __future__ import annotations
 
 import functools
 import io
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
 from knouds_async._io.body import CutBody, read_body
-from knouds_async._io.lent import errors, httpx_of
+from knouds_async._io.lent import errors, httpx_of, sends_plainly
 from knouds_async._io.pool import Whole
 from knouds_async._io.sent import SentTrace
-from knouds_async._io.withheld import withheld
 from knouds_async._sansio import responses
 from knouds_async._sansio.endpoints import Call
 from knouds_async.config import Secret, Timeouts
+
+if TYPE_CHECKING:
+    import httpx
+
+
+_TRACE: Final = "knouds.trace"
+
+
+def withheld(request: httpx.Request, client: object, trace: SentTrace) -> None:
+    """Have `trace` know that nothing was sent until the client hands the request to a transport.
+
+    Right before, httpx asks the request for its stream; an auth may send a copy, for which it asks for the content. A
+    client that sends in another way than httpx's own does not count.
+    """
+    if sends_plainly(client):
+        trace.is_withheld = True
+        names = ("stream",) if getattr(client, "auth", None) is None else ("stream", "content", "read", "aread")
+        kind: Any = type(request)
+        request.__class__ = _telling(kind, names)
+        request.extensions[_TRACE] = trace
+
+
+@functools.cache
+def _telling(kind: Any, names: tuple[str, ...]) -> Any:
+    """Make a subclass of a request class that tells the trace in its extensions when it is asked for one of these."""
+
+    def asked(self: Any, name: str) -> Any:
+        if name in names and (trace := self.extensions.get(_TRACE)) is not None:
+            trace.is_withheld = False
+        return kind.__getattribute__(self, name)
+
+    return type(kind.__name__, (kind,), {"__getattribute__": asked, "__module__": kind.__module__})
+
 
 _READ: Final = {name.encode(): name for name in responses.READ}
 _OF_LIMIT: Final = 0.9

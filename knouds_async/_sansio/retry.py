@@ -30,18 +30,23 @@ SubmissionUnknownError, and so is a 5xx that names the run, with the id.
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 import attrs
 
-from knouds_async._sansio import refusals, responses
+from knouds_async import errors
+from knouds_async._sansio import responses
 from knouds_async._sansio.clock import UNDATED, Moment
 from knouds_async._sansio.endpoints import Call, TimeoutKind
 from knouds_async._sansio.responses import Answer, OtherAnswerError, UnreadableError
 from knouds_async.config import Retries
 from knouds_async.errors import (
+    APIError,
     ConnectionFailedError,
     ExecutionFailedError,
     InvalidResponseError,
@@ -49,6 +54,150 @@ from knouds_async.errors import (
     NoAnswerError,
     SubmissionUnknownError,
 )
+from knouds_async.types import Submitted
+
+BY_CODE: Final[Mapping[str, type[APIError]]] = {
+    "INVALID_INPUTS": errors.InvalidInputsError,
+    "INVALID_SLUG": errors.InvalidSlugError,
+    "INVALID_BODY": errors.InvalidBodyError,
+    "INVALID_CAPABILITY": errors.InvalidCapabilityError,
+    "INVALID_SCOPE": errors.InvalidScopeError,
+    "ASYNC_NOT_SUPPORTED": errors.AsyncNotSupportedError,
+    "LEGACY_KEY_RETIRED": errors.LegacyKeyRetiredError,
+    "INSUFFICIENT_CREDITS": errors.InsufficientCreditsError,
+    "grant_exhausted": errors.GrantExhaustedError,
+    "CAPABILITY_DENIED": errors.CapabilityDeniedError,
+    "CAPABILITY_ABOVE_CEILING": errors.CapabilityAboveCeilingError,
+    "SCOPE_DENIED": errors.ScopeDeniedError,
+    "MODEL_TIER_REQUIRED": errors.ModelTierRequiredError,
+    "API_KEY_ACCESS_DENIED": errors.APIKeyAccessDeniedError,
+    "MODEL_NOT_FOUND": errors.ModelNotFoundError,
+    "EXECUTION_NOT_FOUND": errors.ExecutionNotFoundError,
+    "RATE_LIMIT_EXCEEDED": errors.RateLimitError,
+}
+
+_FREE: Final = "Nothing was run"
+_STRANGER: Final = "Check what stands in between: a proxy, a firewall, a login page"
+
+_BY_STATUS: Final[Mapping[int, type[APIError]]] = {
+    400: errors.BadRequestError,
+    401: errors.AuthenticationError,
+    402: errors.PaymentRequiredError,
+    403: errors.PermissionDeniedError,
+    404: errors.NotFoundError,
+    409: errors.ConflictError,
+}
+
+
+def class_of(status: int, code: str | None) -> type[APIError]:
+    """Return the class of a refusal: by its code, else by its HTTP status.
+
+    A code counts in a 4xx only, for its advice says that nothing was run; a 429 is a 429, whatever else it says.
+    """
+    if status >= 500:
+        return errors.ServiceError
+    if status < 400:
+        return errors.UnexpectedRedirectError
+    if status == 429:
+        return errors.RateLimitError
+    return BY_CODE.get(code or "") or _BY_STATUS.get(status, APIError)
+
+
+def api_error(
+    answer: Answer, call: Call[Any], *, may_have_run: bool = False, server_time: float | None = None
+) -> KnoudsError:
+    """Return the error of an answer outside 2xx; `server_time`: the service's clock in epoch seconds, for waits."""
+    is_own = responses.service_error(answer) is not None
+    body = _json_object(answer)
+    said = next((body[key] for key in ("error", "message") if isinstance(body.get(key), str)), None)
+    code = body["code"] if isinstance(body.get("code"), str) else None
+    if (
+        is_own
+        and said is not None
+        and code == "EXECUTION_FAILED"
+        and call.pays_for is not None
+        and answer.status != 429
+    ):
+        return errors.ExecutionFailedError(said, code=code)
+    kind = class_of(answer.status, code)
+    extra: dict[str, Any] = {}
+    advice = _advice(kind, answer.status, call, is_own=is_own)
+    if issubclass(kind, errors.RateLimitError):
+        asked = responses.retry_after(answer, server_time)
+        extra = {"retry_after": asked, "limit": _limit(body), "is_pause": asked is not None}
+        if asked is not None:
+            advice = re.sub("([Ww]ait),", rf"\1 {asked:.0f} s,", advice, count=1)
+    return kind(
+        describe_body(answer) if said is None else said,
+        status=answer.status,
+        code=code,
+        body=body or None,
+        route=call.route,
+        request=call.request,
+        may_have_run=may_have_run,
+        advice=advice,
+        from_service=is_own,
+        **extra,
+    )
+
+
+def _advice(kind: type[APIError], status: int, call: Call[Any], *, is_own: bool) -> str:
+    """Return the advice of a class; that nothing was run is said of paid calls refused with a 4xx, and of no other."""
+    if not is_own and 400 <= status < 500 and status != 429:
+        return _STRANGER
+    if call.pays_for is None:
+        first, _, rest = kind.advice.partition("; ")
+        return f"{rest[:1].upper()}{rest[1:]}" if first.startswith(_FREE) else kind.advice
+    if not 400 <= status < 500 or kind.advice.startswith(_FREE):
+        return kind.advice
+    return f"{_FREE}; {kind.advice[:1].lower()}{kind.advice[1:]}" if kind.advice else _FREE
+
+
+def _json_object(answer: Answer) -> Mapping[str, Any]:
+    try:
+        body = responses.parsed(answer.body)
+    except UnreadableError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def describe_body(answer: Answer) -> str:
+    """Return what came instead of the service's JSON, in words of bounded length."""
+    if 300 <= answer.status < 400:
+        where = _host(answer.headers.get("location", ""))
+        return f"a redirect to {where}, which is never followed{_intermediary(answer)}"
+    what = _type(answer) or "a body of no named type"
+    return f"no JSON of the service but {what if answer.body.strip() else 'an empty body'}{_intermediary(answer)}"
+
+
+def describe_sender(answer: Answer) -> str:
+    """Return by status, type and headers who answered, in words of bounded length."""
+    return f"{answer.status} {_type(answer) or 'of no named type'}{_intermediary(answer)}"
+
+
+def _type(answer: Answer) -> str:
+    return answer.headers.get("content-type", "").split(";")[0].strip()[:100]
+
+
+def _intermediary(answer: Answer) -> str:
+    """Return what an answer names itself: `server` and `via`."""
+    named = [f"{name}: {answer.headers[name]:.100}" for name in ("server", "via") if answer.headers.get(name)]
+    return f" ({', '.join(named)})" if named else ""
+
+
+def _host(location: str) -> str:
+    """Name the host of a URL and nothing else of it: the rest may hold secrets."""
+    try:
+        host = urlsplit(location).hostname
+    except ValueError:
+        host = None
+    return (host or "somewhere unnamed")[:200]
+
+
+def _limit(body: Mapping[str, Any]) -> int | None:
+    limit = body.get("limit")
+    return limit if isinstance(limit, int) and not isinstance(limit, bool) else None
+
 
 T = TypeVar("T")
 
@@ -225,7 +374,7 @@ def _refused(
     is_own = responses.service_error(answer) is not None
     if is_own and answer.status == 404 and call.method == "DELETE" and so_far.was_sent:
         return Done(None)
-    error = refusals.api_error(answer, call)
+    error = api_error(answer, call)
     if call.repeatable and (answer.status >= 500 or not is_own):
         asked = responses.retry_after(answer, so_far.server_time) or 0.0
         return _again(so_far, retries, roll, at_least=asked) or Fail(error)
@@ -235,11 +384,11 @@ def _refused(
 def _refused_run(call: Call[Any], answer: Answer, so_far: SoFar, part: bytes) -> KnoudsError:
     """Give the error of a paid request that was not taken: only the service's own documented words prove that."""
     own = responses.service_error(answer)
-    error = refusals.api_error(answer, call, may_have_run=answer.status >= 500)
+    error = api_error(answer, call, may_have_run=answer.status >= 500)
     is_run = isinstance(error, ExecutionFailedError)
     is_open = is_run and call.timeout_kind is TimeoutKind.SUBMIT
     is_service = own is not None and (answer.status >= 500 or answer.status in _PROVEN or is_run)
-    words = f" and not the service's own: {refusals.describe_body(answer)}" if own is None else f": {own['error']:.200}"
+    words = f" and not the service's own: {describe_body(answer)}" if own is None else f": {own['error']:.200}"
     stranger = None if is_service else answer
     unknown = _unknown(call, f"the answer was {answer.status}{words}", so_far, part, stranger=stranger)
     return error if is_service and not is_open and unknown.execution_id is None else unknown
@@ -250,7 +399,7 @@ def _limited(call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries) -
     asked = responses.retry_after(answer, so_far.server_time)
     if asked is None or asked <= retries.longest:
         return Requeue()
-    return Fail(refusals.api_error(answer, call, server_time=so_far.server_time))
+    return Fail(api_error(answer, call, server_time=so_far.server_time))
 
 
 def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.0) -> Again | None:
@@ -275,7 +424,7 @@ def _unknown(
         so_far,
         execution_id=responses.salvage_execution_id(part) if call.timeout_kind is TimeoutKind.SUBMIT else None,
         status=None if stranger is None else stranger.status,
-        intermediary=None if stranger is None else refusals.describe_sender(stranger),
+        intermediary=None if stranger is None else describe_sender(stranger),
     )
 
 
@@ -304,3 +453,41 @@ def unknown(
 
 def _at(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+MOST: Final = 10_000
+"""Ids that are remembered; an answer that strays comes soon, or not at all."""
+
+
+class Given:
+    """Remembers the latest ids and whose they are."""
+
+    def __init__(self, most: int = MOST) -> None:
+        """Remember at most so many."""
+        self._most = most
+        self._whose: OrderedDict[str, str] = OrderedDict()
+
+    def checked(
+        self, call: Call[T], decision: Done[T] | Again | Requeue | Fail, so_far: SoFar, whose: str | None
+    ) -> Done[T] | Again | Requeue | Fail:
+        """Return the decision, or an open outcome where the id in it is another job's.
+
+        `whose`: the job's name; None outside of batches, where nothing tells one submit from another.
+        """
+        found = _id_in(decision)
+        if found is None or whose is None:
+            return decision
+        if (owner := self._whose.get(found)) is None:
+            self._whose[found] = whose
+            if len(self._whose) > self._most:
+                self._whose.popitem(last=False)
+            return decision
+        said = f"execution {found!r}, which is the run of {owner}"
+        return Fail(unknown(call, f"the answer names {said}", so_far, intermediary=f"an answer that names {said}"))
+
+
+def _id_in(decision: Done[Any] | Again | Requeue | Fail) -> str | None:
+    match decision:
+        case Done(Submitted(execution_id=found)) | Fail(SubmissionUnknownError(execution_id=str() as found)):
+            return found
+    return None

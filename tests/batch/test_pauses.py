@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from knouds_async import Job, Limiter, NotRun, Outcome, Progress, RateLimitError, Retries, SQLiteLedger
-from knouds_async._sansio.entries import Stage
+from knouds_async._sansio.ledger import Stage
 from knouds_async.testing import Emulator, Fault, Response, faults
 from tests.batch.in_loop import InLoopLedger
 

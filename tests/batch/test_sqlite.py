@@ -27,7 +27,7 @@ from knouds_async import (
 from knouds_async._batch.ledger import Claim, Taken, Written
 from knouds_async._batch.sqlite import LedgerDatabase, is_alive, new_owner
 from knouds_async._sansio.clock import Moment
-from knouds_async._sansio.entries import Accepted, Ended, Ending, NoRun, Sending, Stage
+from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.testing import Emulator
 
@@ -445,7 +445,7 @@ async def main():
 asyncio.run(main())
 """
     helper = """
-from knouds_async._sansio.entries import Sending
+from knouds_async._sansio.ledger import Sending
 from knouds_async._batch.ledger import Claim
 def claim(owner):
     return Claim(key="a", target="workflows/x", digest="d", sending=Sending(owner=owner, sent_at=1.0))

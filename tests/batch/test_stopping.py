@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from knouds_async import Job, Outcome, Retries
-from knouds_async._sansio.entries import Stage
+from knouds_async._sansio.ledger import Stage
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.messages import Fault, Response
 from tests.batch.in_loop import InLoopLedger

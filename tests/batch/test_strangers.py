@@ -21,7 +21,7 @@ from knouds_async import (
     SQLiteLedger,
     Unknown,
 )
-from knouds_async._sansio.entries import Stage
+from knouds_async._sansio.ledger import Stage
 from knouds_async.errors import PermissionDeniedError
 from knouds_async.testing import Emulator, EmulatorTransport, Fault, Response, faults
 from tests.batch.in_loop import InLoopLedger

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from knouds_async import AsyncKnouds, Completed, Job, LedgerEntry, Outcome, Polling, SQLiteLedger
 from knouds_async._batch.ledger import Claim, Claimed, Written
-from knouds_async._sansio.entries import Event
+from knouds_async._sansio.ledger import Event
 
 SLUG = "my-thumbnail-pipeline"
 

@@ -16,8 +16,8 @@ import pytest
 
 import knouds_async
 from knouds_async import AsyncKnouds, ConfigurationError
-from knouds_async._io import environment as ours
-from knouds_async._io.environment import proxy_for
+from knouds_async._io import http as ours
+from knouds_async._io.http import proxy_for
 from knouds_async._sansio.proxies import is_bypassed
 
 KEY = "knouds_live_test_0123456789"

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio.budget import Prices, Totals, Verdict, is_bold, repriced, verdict
-from knouds_async._sansio.entries import (
+from knouds_async._sansio.ledger import (
     Abandoned,
     Accepted,
     Ended,
@@ -20,9 +19,15 @@ from knouds_async._sansio.entries import (
     Lost,
     NoneFound,
     NoRun,
+    Prices,
     ResendApproved,
     Sending,
+    Totals,
+    Verdict,
     advance,
+    is_bold,
+    repriced,
+    verdict,
 )
 
 NEW = Entry(key="a", target="workflows/x", digest="d")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio.entries import (
+from knouds_async._sansio.ledger import (
     Abandoned,
     Accepted,
     Ended,

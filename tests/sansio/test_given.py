@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.given import Given
-from knouds_async._sansio.retry import Again, Done, Fail, Requeue, SoFar
+from knouds_async._sansio.retry import Again, Done, Fail, Given, Requeue, SoFar
 from knouds_async.errors import ServiceError, SubmissionUnknownError
 from knouds_async.types import RunResult, Submitted, Target
 

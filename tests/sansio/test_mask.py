@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio.mask import Mask
-from knouds_async._sansio.responses import parsed
+from knouds_async._sansio.responses import Mask, parsed
 from knouds_async.config import Secret
 
 KEY = 'knouds_live_aB3/"x\\Yz&%+0'

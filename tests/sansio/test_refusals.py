@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import errors
-from knouds_async._sansio import endpoints, refusals
+from knouds_async._sansio import endpoints, retry
 from knouds_async._sansio.responses import Answer
 from knouds_async.errors import APIError, KnoudsError
 from knouds_async.types import Target
@@ -63,7 +63,7 @@ PLAIN_BY_STATUS: dict[int, type[APIError]] = {
 def refused(status: int, body: Any, headers: dict[str, str] | None = None, **more: Any) -> KnoudsError:
     """Give the error of an answer with this JSON, or these bytes."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return refusals.api_error(Answer(status, headers or {}, content), SUBMIT, **more)
+    return retry.api_error(Answer(status, headers or {}, content), SUBMIT, **more)
 
 
 @pytest.mark.parametrize(("status", "code", "kind", "advice"), DOCUMENTED)
@@ -81,8 +81,8 @@ def test_a_documented_code_has_its_class(status: int, code: str | None, kind: ty
 
 def test_every_code_that_is_known_is_in_the_table() -> None:
     """No class of a code goes untested."""
-    assert set(refusals.BY_CODE) == {code for _, code, _, _ in DOCUMENTED if code}
-    assert all(kind.advice for kind in refusals.BY_CODE.values())
+    assert set(retry.BY_CODE) == {code for _, code, _, _ in DOCUMENTED if code}
+    assert all(kind.advice for kind in retry.BY_CODE.values())
 
 
 @pytest.mark.parametrize(("status", "kind"), PLAIN_BY_STATUS.items())
@@ -98,14 +98,14 @@ def test_an_unknown_code_falls_to_its_status(status: int, kind: type[APIError]) 
 @pytest.mark.parametrize("status", [302, 500, 503])
 def test_a_code_counts_only_in_a_refusal(status: int) -> None:
     """A 5xx or a redirect never claims that nothing was run, whatever code stands in it."""
-    for code in refusals.BY_CODE:
+    for code in retry.BY_CODE:
         error = refused(status, {"error": "x", "code": code}, may_have_run=status >= 500)
         assert type(error) is PLAIN_BY_STATUS.get(status, errors.ServiceError), code
         assert error.may_have_run is (status >= 500), code
         assert ("Nothing was run" in str(error)) is False
 
 
-@pytest.mark.parametrize("code", [*refusals.BY_CODE, "EXECUTION_FAILED"])
+@pytest.mark.parametrize("code", [*retry.BY_CODE, "EXECUTION_FAILED"])
 def test_a_429_is_a_rate_limit_whatever_its_code(code: str) -> None:
     """What was refused for its rate was not run (contract 6)."""
     error = refused(429, {"error": "x", "code": code}, {"retry-after": "3"})
@@ -221,7 +221,7 @@ def test_a_paid_call_that_is_refused_says_that_nothing_was_run(
 )
 def test_a_refusal_names_what_was_asked_for(call: endpoints.Call[Any], words: str) -> None:
     """The slug or the id stands in the message, the query does not, and a look never says that nothing was run."""
-    assert str(refusals.api_error(Answer(404, {}, b'{"error": "x"}'), call)).startswith(words)
+    assert str(retry.api_error(Answer(404, {}, b'{"error": "x"}'), call)).startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_long_host_or_type_is_cut() -> None:
 def test_a_page_in_the_place_of_a_refusal_is_somebody_else_s(status: int, call: endpoints.Call[Any]) -> None:
     """It says who answered and to look in between, and never that nothing was run or that the key is wrong."""
     told = {"content-type": "text/html", "server": "squid", "via": "1.1 office"}
-    error = refusals.api_error(Answer(status, told, b"<html>no</html>"), call)
+    error = retry.api_error(Answer(status, told, b"<html>no</html>"), call)
     assert isinstance(error, APIError)
     assert not error.from_service
     for words in ("text/html (server: squid, via: 1.1 office)", "a proxy, a firewall, a login page"):
@@ -274,7 +274,7 @@ KEYS = st.sampled_from(["error", "code", "message", "limit", "retryAfter", "requ
 
 @given(
     st.integers(100, 999).filter(lambda status: not 200 <= status < 300),
-    st.dictionaries(KEYS, JSON | st.sampled_from([*refusals.BY_CODE, "EXECUTION_FAILED"])) | JSON,
+    st.dictionaries(KEYS, JSON | st.sampled_from([*retry.BY_CODE, "EXECUTION_FAILED"])) | JSON,
     st.dictionaries(st.sampled_from(["location", "content-type", "retry-after", "date"]), st.text()),
 )
 def test_any_refusal_is_a_plain_error(status: int, body: Any, headers: dict[str, str]) -> None:
