@@ -64,7 +64,7 @@ class Ratio:
 
 
 def in_turns(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
-    """Give everyone a turn in each round, another one first each time; return what each turn returned."""
+    """Return everyone a turn in each round, another one first each time; return what each turn returned."""
     found: dict[str, list[Any]] = {name: [] for name in contestants}
     names = list(contestants)
     for number in range(rounds):

@@ -123,15 +123,15 @@ class AsyncKnouds:
         return self._limiter
 
     async def whoami(self) -> Account:
-        """Give the account that the key belongs to: role, tier, whether it is approved."""
+        """Return the account that the key belongs to: role, tier, whether it is approved."""
         return await self._pipeline.send(endpoints.whoami())
 
     async def pricing(self) -> Pricing:
-        """Give the public prices and tiers; no key is sent."""
+        """Return the public prices and tiers; no key is sent."""
         return await self._pipeline.send(endpoints.pricing())
 
     async def health(self) -> Health:
-        """Give the service's health; no key is sent."""
+        """Return the service's health; no key is sent."""
         return await self._pipeline.send(endpoints.health())
 
     async def download(
@@ -214,7 +214,7 @@ def _batches(
     limiter: Limiter,
     retries: Retries,
 ) -> BatchFactory:
-    """Give batches what they need of the client, and no more."""
+    """Return batches what they need of the client, and no more."""
     return BatchFactory(
         BatchClient(
             pipeline=pipeline,

@@ -48,13 +48,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture
 def emulator() -> Emulator:
-    """Give a service in memory whose runs take 45 s to the second."""
+    """Return a service in memory whose runs take 45 s to the second."""
     return Emulator(tier="business", duration=45.0)
 
 
 @pytest.fixture
 async def make_client() -> AsyncIterator[MakeClient]:
-    """Give what builds a client on an emulator, with `latency` seconds each way; all are closed after the test."""
+    """Return what builds a client on an emulator, with `latency` seconds each way; all are closed after the test."""
     async with AsyncExitStack() as stack:
 
         def make(emulator: Emulator, *, latency: float = 0.04, **options: Any) -> AsyncKnouds:
@@ -70,5 +70,5 @@ async def make_client() -> AsyncIterator[MakeClient]:
 
 @pytest.fixture
 async def knouds(make_client: MakeClient, emulator: Emulator) -> AsyncKnouds:
-    """Give a client on the `emulator` fixture."""
+    """Return a client on the `emulator` fixture."""
     return make_client(emulator)

@@ -138,7 +138,7 @@ async def many(work: Callable[[], Awaitable[object]], concurrent: int, each: int
 
 
 async def calls_each(work: Callable[[], Awaitable[object]], concurrent: int, each: int) -> tuple[float, float]:
-    """Give the calls that one `work` takes, all and ours, once connections are open: the fewest of some trials."""
+    """Return the calls that one `work` takes, all and ours, once connections are open: the fewest of some trials."""
     await many(work, concurrent, 2)
     trials = []
     for _ in range(3):
@@ -218,7 +218,7 @@ async def test_a_poll_makes_no_task_and_a_submit_makes_one(url: str) -> None:
 
 
 async def traced(runs: Sequence[Any], wait: Callable[[Any], Coroutine[Any, Any, object]]) -> float:
-    """Give the bytes that a task takes which waits for one of the `runs`."""
+    """Return the bytes that a task takes which waits for one of the `runs`."""
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()
     now = before
@@ -286,7 +286,7 @@ def test_a_submit_is_prepared_in_few_calls() -> None:
 
 
 def loaded_by(program: str) -> set[str]:
-    """Give the top-level modules that a program has loaded when it ends."""
+    """Return the top-level modules that a program has loaded when it ends."""
     code = f"import sys\ntry:\n    {program}\nexcept SystemExit:\n    pass\nprint(*sys.modules, file=sys.stderr)"
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     done = subprocess.run([sys.executable, "-c", code], env=quiet, capture_output=True, text=True, check=True)  # noqa: S603

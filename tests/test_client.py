@@ -39,7 +39,7 @@ INPUTS = {"product_name": "Knouds"}
 
 
 def on(emulator: Emulator, **options: Any) -> AsyncKnouds:
-    """Give a client that the test closes, or not."""
+    """Return a client that the test closes, or not."""
     http = httpx.AsyncClient(transport=EmulatorTransport(emulator))
     return AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http, **options)
 

@@ -31,7 +31,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def everything_shown(error: BaseException) -> str:
-    """Give all that a traceback tool would show of an error, locals of the library's frames included."""
+    """Return all that a traceback tool would show of an error, locals of the library's frames included."""
     seen = [repr(error), str(error), repr(vars(error)), repr(pickle.dumps(error))]
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if "knouds_async" in frame.f_code.co_filename:
@@ -291,7 +291,7 @@ ODD: list[Any] = ["1", None, math.nan, True, -1, -0.5, -math.inf, [1], 1j, 10**4
 
 
 def fields() -> list[tuple[type[Any], str]]:
-    """Give every number that can be configured."""
+    """Return every number that can be configured."""
     return [(kind, field.name) for kind in KINDS for field in attrs.fields(kind)]
 
 

@@ -90,7 +90,7 @@ StartHost = Callable[..., Awaitable[Host]]
 
 @pytest.fixture
 async def start_host() -> AsyncIterator[StartHost]:
-    """Give what puts a media host on a port."""
+    """Return what puts a media host on a port."""
     async with AsyncExitStack() as stack:
 
         async def start(**options: Any) -> Host:
@@ -109,23 +109,23 @@ async def start_host() -> AsyncIterator[StartHost]:
 
 @pytest.fixture
 async def knouds() -> AsyncIterator[AsyncKnouds]:
-    """Give a client of a service on loopback, which may have its files there too."""
+    """Return a client of a service on loopback, which may have its files there too."""
     async with AsyncKnouds(KEY, base_url="http://127.0.0.1:1") as client:
         yield client
 
 
 def image(host: Host, name: str = "a.png", number: int = 1) -> Media:
-    """Give an image that lies on a host."""
+    """Return an image that lies on a host."""
     return Media("image", f"{host.url}/{name}", execution_id="run-1", number=number)
 
 
 def names(folder: Path) -> list[str]:
-    """Give the names of all that is in a folder."""
+    """Return the names of all that is in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def meanwhile(path: Path) -> Callable[[int, int | None], None]:
-    """Give a progress callback that makes a file of that name."""
+    """Return a progress callback that makes a file of that name."""
 
     def write(got: int, total: int | None) -> None:
         path.write_bytes(b"old")
@@ -134,7 +134,7 @@ def meanwhile(path: Path) -> Callable[[int, int | None], None]:
 
 
 async def fails(download: Awaitable[object]) -> DownloadFault:
-    """Give why a download fails."""
+    """Return why a download fails."""
     with pytest.raises(DownloadError) as caught:
         await download
     return caught.value.reason
@@ -451,7 +451,7 @@ async def test_a_cancelled_download_leaves_nothing(start_host: StartHost, knouds
 
 
 def result(host: Host, number: int) -> RunResult:
-    """Give a run with images and a video on a host."""
+    """Return a run with images and a video on a host."""
     images = [{"url": f"{host.url}/{place}.png"} for place in range(number)]
     return RunResult({"images": images, "videos": [{"url": f"{host.url}/v"}]}, execution_id="run-1")
 

@@ -24,7 +24,7 @@ MOMENTS = 1000
 
 
 async def serve(request: httpx.Request) -> httpx.Response:
-    """Give the file in two pieces."""
+    """Return the file in two pieces."""
 
     async def pieces() -> AsyncIterator[bytes]:
         yield WHOLE[:100]

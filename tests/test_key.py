@@ -35,7 +35,7 @@ BASE = "https://knouds.test"
 
 
 def everything_shown(error: BaseException) -> str:
-    """Give all that a traceback tool would show of an error, locals of every frame included."""
+    """Return all that a traceback tool would show of an error, locals of every frame included."""
     seen: list[str] = []
     left: list[BaseException] = [error]
     while left:
@@ -48,7 +48,7 @@ def everything_shown(error: BaseException) -> str:
 
 
 def reachable(error: BaseException) -> set[type]:
-    """Give the types of all that an error holds on to, its traceback aside."""
+    """Return the types of all that an error holds on to, its traceback aside."""
     found: set[type] = set()
     left: list[Any] = [error]
     while left:

@@ -52,7 +52,7 @@ MOST_OF_A_FUNCTION = 35  # lines, its signature and docstring aside; about 10 is
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Give the modules that a part of a file imports, at any depth of it."""
+    """Return the modules that a part of a file imports, at any depth of it."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -65,13 +65,13 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def for_types_only(tree: ast.AST) -> set[str]:
-    """Give the modules that are imported under `if TYPE_CHECKING`."""
+    """Return the modules that are imported under `if TYPE_CHECKING`."""
     guarded = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
     return {name for node in guarded for name in imports(node)}
 
 
 def layer(module: str) -> str:
-    """Give the part of the package that a module belongs to; "" is the package itself."""
+    """Return the part of the package that a module belongs to; "" is the package itself."""
     return [*module.split("."), ""][1]
 
 
@@ -82,12 +82,12 @@ def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def of(*layers: str) -> list[str]:
-    """Give the modules of some layers."""
+    """Return the modules of some layers."""
     return [module for module in MODULES if layer(module) in layers]
 
 
 def top(name: str) -> str:
-    """Give the package that a module comes from."""
+    """Return the package that a module comes from."""
     return name.partition(".")[0]
 
 

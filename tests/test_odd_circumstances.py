@@ -36,7 +36,7 @@ INPUTS = {"product_name": "x"}
 
 
 def scripted(answer: Callable[[httpx.Request], httpx.Response], **options: Any) -> AsyncKnouds:
-    """Give a client whose every request is answered by `answer`."""
+    """Return a client whose every request is answered by `answer`."""
     http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
     return AsyncKnouds("knouds_live_CANARY", base_url="https://knouds.test", http_client=http, **options)
 

@@ -28,7 +28,7 @@ def is_public(name: str) -> bool:
 
 
 def modules() -> Iterator[ModuleType]:
-    """Give every module that users may import."""
+    """Return every module that users may import."""
     yield knouds_async
     for found in pkgutil.walk_packages(knouds_async.__path__, "knouds_async."):
         if is_public(found.name):
@@ -36,7 +36,7 @@ def modules() -> Iterator[ModuleType]:
 
 
 def defined() -> dict[str, Any]:
-    """Give every public class and function, by the name under which it was defined."""
+    """Return every public class and function, by the name under which it was defined."""
     values = [value for module in modules() for value in vars(module).values() if is_public(_home(value))]
     values += [getattr(module, name) for module in (knouds_async, knouds_async.testing) for name in module.__all__]
     kept = [value for value in values if inspect.isclass(value) or inspect.isfunction(value)]
@@ -45,13 +45,13 @@ def defined() -> dict[str, Any]:
 
 
 def _home(value: Any) -> str:
-    """Give the module of ours that a value was defined in; "" for all others."""
+    """Return the module of ours that a value was defined in; "" for all others."""
     home = str(getattr(value, "__module__", ""))
     return home if home.startswith("knouds_async") else ""
 
 
 def members(kind: type[Any]) -> Iterator[tuple[str, Any]]:
-    """Give the methods and properties that a class defines itself, unwrapped."""
+    """Return the methods and properties that a class defines itself, unwrapped."""
     for name, value in vars(kind).items():
         plain = value.__func__ if isinstance(value, classmethod | staticmethod) else value
         plain = plain.fget if isinstance(plain, property) else getattr(plain, "func", plain)

@@ -91,14 +91,14 @@ class OutcomeQueue:
             self._notify()
 
     def fail(self, error: BaseException) -> None:
-        """Take note of what ends the batch; the first error counts, and says of all if money may have been spent."""
+        """Note what ends the batch; the first error counts, and says of all if money may have been spent."""
         if self._failure is None:
             self._failure = error
         elif isinstance(self._failure, KnoudsError) and isinstance(error, KnoudsError) and error.may_have_run:
             self._failure.may_have_run = True
 
     def end(self) -> None:
-        """Take note that no further outcome comes."""
+        """Note that no further outcome comes."""
         self._is_over = True
         self._notify()
 
@@ -113,7 +113,7 @@ class OutcomeQueue:
         return self._ready.popleft()
 
     def __iter__(self) -> Iterator[Outcome]:
-        """Give all that nobody has taken."""
+        """Return all that nobody has taken."""
         yield from self._ready
         yield from self._early.values()
 
@@ -266,7 +266,7 @@ class _Source:
         self._submitter = submitter
 
     async def next(self) -> Job | Inputs:
-        """Give the next one, or raise StopAsyncIteration, also when the batch is stopped meanwhile."""
+        """Return the next one, or raise StopAsyncIteration, also when the batch is stopped meanwhile."""
         if isinstance(self._jobs, AsyncIterator):
             with self._submitter.reading():
                 return await anext(self._jobs)
@@ -369,7 +369,7 @@ class Batch:
         return self
 
     async def __anext__(self) -> Outcome:
-        """Give the next outcome. Cancelled: none is lost, the next step gives it."""
+        """Return the next outcome. Cancelled: none is lost, the next step gives it."""
         if self._began is None:
             raise RuntimeError("a batch is entered before it is iterated: async with knouds.workflows.map(...) as ...")
         outcome = await self._outcomes.take()

@@ -57,7 +57,7 @@ class Reader:
     """Makes jobs of what a caller's iterable gives, and notices keys that came before."""
 
     def __init__(self) -> None:
-        """Have read nothing."""
+        """Start with nothing read."""
         self._keys = keys.Keys()
         self._seen = keys.Seen()
         self.count = 0

@@ -128,7 +128,7 @@ class Ledger(Protocol):
         ...
 
     async def renew(self, owner: str) -> None:
-        """Say that an owner lives."""
+        """Renew the lease of an owner."""
         ...
 
     async def leave(self, owner: str) -> None:
@@ -136,7 +136,7 @@ class Ledger(Protocol):
         ...
 
     async def look(self, key: str) -> Entry | None:
-        """Give the last attempt of a job, None when it was never sent; claims of owners that are gone are undone."""
+        """Return the last attempt of a job, None when it was never sent; claims of owners that are gone are undone."""
         ...
 
     async def claim(self, claim: Claim) -> Claimed:
@@ -153,7 +153,7 @@ class Ledger(Protocol):
         ...
 
     async def summary(self, target: str) -> Summary:
-        """Give the credits of the ledger and the real costs of a target."""
+        """Return the credits of the ledger and the real costs of a target."""
         ...
 
     async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
@@ -216,7 +216,7 @@ class MemoryLedger:
         """Do nothing: it outlives no client."""
 
     async def join(self) -> str:
-        """Give the name of the only owner."""
+        """Return the name of the only owner."""
         return "this batch"
 
     async def renew(self, owner: str) -> None:
@@ -235,11 +235,11 @@ class MemoryLedger:
             )
 
     async def look(self, key: str) -> Entry | None:
-        """Give a job that is out."""
+        """Return a job that is out."""
         return self._open.get(key)
 
     async def claim(self, claim: Claim) -> Claimed:
-        """Take note that a job is being sent."""
+        """Note that a job is being sent."""
         decided = decide(self._open.get(claim.key), claim, self._totals, self._highest_cost)
         if isinstance(decided, Written):
             self._totals = decided.totals
@@ -248,7 +248,7 @@ class MemoryLedger:
         return decided
 
     async def record(self, key: str, attempt: int, event: Event) -> Written:  # noqa: ARG002  (a job has one attempt)
-        """Take note of an event."""
+        """Note an event."""
         before = self._open[key]
         if isinstance(event, Accepted):
             event = held_against(event, self._job_of(event.execution_id, key))
@@ -269,12 +269,12 @@ class MemoryLedger:
         return after
 
     def _job_of(self, execution_id: str, key: str) -> str | None:
-        """Give the job whose run this is, if it is another's; of those that are over the client remembers the ids."""
+        """Return the job whose run this is, if it is another's; of those that are over the client remembers the ids."""
         job = self._runs.setdefault(execution_id, key)
         return None if job == key else job
 
     async def summary(self, target: str) -> Summary:  # noqa: ARG002  (a batch has one target)
-        """Give the credits so far."""
+        """Return the credits so far."""
         return Summary(totals=self._totals)
 
     async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:  # noqa: ARG002

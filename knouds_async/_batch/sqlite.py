@@ -60,12 +60,12 @@ def new_owner() -> str:
 
 
 def end(owner: str) -> None:
-    """Take note that an owner of this process is no more, though no ledger could be told."""
+    """Note that an owner of this process is no more, though no ledger could be told."""
     _ended.add(owner)
 
 
 def is_alive(owner: str) -> bool:
-    """Tell whether the process of an owner may still be there."""
+    """Return whether the process of an owner may still be there."""
     boot, process, started, *_ = [*owner.split(" "), "", ""]
     if owner in _ended:
         return False
@@ -87,7 +87,7 @@ def _boot() -> str:
 
 
 def _started(process: int) -> str | None:
-    """Give when a process started, in ticks since the boot; None when it is not there, or the system does not say."""
+    """Return when a process started, in ticks since the boot; None when it is not there, or the system does not say."""
     try:
         line = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -97,7 +97,7 @@ def _started(process: int) -> str | None:
 
 
 def _is_running(process: int) -> bool:
-    """Tell whether there is such a process, on a POSIX system without /proc; elsewhere only this one is known."""
+    """Return whether there is such a process, on a POSIX system without /proc; elsewhere only this one is known."""
     if os.name != "posix":
         return process == os.getpid()
     try:
@@ -219,7 +219,7 @@ def _refuse_others(path: Path, patience: float) -> None:
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
-    """Tell whether a file is empty still; sqlite3.DatabaseError when it is no ledger."""
+    """Return whether a file is empty still; sqlite3.DatabaseError when it is no ledger."""
     import sqlite3
 
     mark, form = _number(connection, "PRAGMA application_id"), _number(connection, "PRAGMA user_version")
@@ -284,7 +284,7 @@ class LedgerDatabase:
     # Operations; each within a transaction.
 
     def look(self, key: str) -> Entry | None:
-        """Give the last attempt of a job, after its owner's end has been taken note of."""
+        """Return the last attempt of a job, after its owner's end has been taken note of."""
         entry = self._load(key)
         if entry is not None and entry.owner is not None and not is_alive(entry.owner):
             return self._moved(entry, OwnerGone())
@@ -365,7 +365,7 @@ class LedgerDatabase:
                 self.leave(owner)
 
     def unknown(self) -> tuple[Entry, ...]:
-        """Give the jobs of which nobody knows whether they ran."""
+        """Return the jobs of which nobody knows whether they ran."""
         self.release_dead_owners()
         return tuple(self._entries(f"stage = ? AND {_IS_LAST} ORDER BY sent_at", Stage.UNKNOWN))
 
@@ -379,7 +379,7 @@ class LedgerDatabase:
         return LedgerCounts(**found, credits_spent=self._totals.spent, credits_reserved=self._totals.reserved)
 
     def summary(self, target: str) -> Summary:
-        """Give all credits, and the real costs of a target."""
+        """Return all credits, and the real costs of a target."""
         query = "SELECT COUNT(*) FROM jobs WHERE target = ? AND cost IS NOT NULL"
         (runs,) = self._connection.execute(query, (target,)).fetchone()
         return Summary(totals=self._totals, runs=runs, highest_cost=self._highest_cost(target))
@@ -518,7 +518,7 @@ def _row(entry: Entry) -> tuple[Any, ...]:
 
 
 def _storable(text: str) -> str:
-    """Give a text as UTF-8 can say it: the service's words may hold half a surrogate pair."""
+    """Return a text as UTF-8 can say it: the service's words may hold half a surrogate pair."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -622,15 +622,15 @@ class SQLiteLedger:
         return await self._do(LedgerDatabase.counts)
 
     async def unknown(self) -> tuple[Entry, ...]:
-        """Give the jobs of which nobody knows whether they ran, oldest first."""
+        """Return the jobs of which nobody knows whether they ran, oldest first."""
         return await self._do(LedgerDatabase.unknown)
 
     async def find(self, key: str) -> Entry | None:
-        """Give where a job stands, None when it was never sent."""
+        """Return where a job stands, None when it was never sent."""
         return await self.look(key)
 
     async def resolve(self, key: str, execution_id: str) -> Entry:
-        """Tell which run an unknown job began: the next batch picks it up. InvalidArgumentError if it is none.
+        """Return which run an unknown job began: the next batch picks it up. InvalidArgumentError if it is none.
 
         A wrong id can be told anew, once no batch waits for its run; a run of another workflow is never taken.
         """
@@ -639,19 +639,19 @@ class SQLiteLedger:
     async def approve_resend(self, key: str) -> Entry:
         """Decide that an unknown job is sent once more by the next batch, at the risk of paying for it twice.
 
-        What was set aside for it stays set aside. InvalidArgumentError if it is not unknown.
+        What was reserved for it stays reserved. InvalidArgumentError if it is not unknown.
         """
         return await self._decide(key, ResendApproved())
 
     async def abandon(self, key: str) -> Entry:
         """Decide to leave an unknown job at that, or one whose run cannot be found any more.
 
-        It is not sent again, and counts with what was set aside for it. InvalidArgumentError if it is neither.
+        It is not sent again, and counts with what was reserved for it. InvalidArgumentError if it is neither.
         """
         return await self._decide(key, Abandoned())
 
     async def rebind(self) -> None:
-        """Let the next batch bind the ledger to its own account and service, whichever they are.
+        """Allow the next batch to bind the ledger to its own account and service, whichever they are.
 
         A ledger is bound to those of its first batch, and refuses others. Of a submit that is unknown nothing is ever
         proven by the usage of an account that did not send it.
@@ -659,7 +659,7 @@ class SQLiteLedger:
         await self._do(LedgerDatabase.rebind)
 
     async def retry_failed(self) -> int:
-        """Have the next batch run what failed or was cancelled once more; give how many jobs that are."""
+        """Make the next batch run what failed or was cancelled once more, and return how many jobs that are."""
         return await self._do(LedgerDatabase.retry_failed)
 
     async def _decide(self, key: str, event: Event) -> Entry:
@@ -679,7 +679,7 @@ class SQLiteLedger:
             )
 
     async def join(self) -> str:
-        """Give the name of a new owner."""
+        """Return the name of a new owner."""
         await self._do(lambda _: None)
         return new_owner()
 
@@ -695,7 +695,7 @@ class SQLiteLedger:
             raise
 
     async def look(self, key: str) -> Entry | None:
-        """Give the last attempt of a job."""
+        """Return the last attempt of a job."""
         return await self._do(lambda database: database.look(key))
 
     async def claim(self, claim: Claim) -> Claimed:
@@ -707,7 +707,7 @@ class SQLiteLedger:
         return await self._do(lambda database: database.record(key, attempt, event))
 
     async def summary(self, target: str) -> Summary:
-        """Give the credits of the ledger and the real costs of a target."""
+        """Return the credits of the ledger and the real costs of a target."""
         return await self._do(lambda database: database.summary(target))
 
     async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
@@ -717,7 +717,7 @@ class SQLiteLedger:
     # The thread.
 
     async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
-        """Have an operation carried out. Cancelled: it is carried out all the same."""
+        """Run an operation in the thread. Cancelled: it is carried out all the same."""
         if self._is_closed:
             raise LedgerError(f"the ledger {str(self._path)!r} is closed")
         value: T = await self._ask(_Request(operation, from_thread(), anyio.Event()))

@@ -83,7 +83,7 @@ _WORDS: dict[str, Word] = {
 
 
 def ending_of(state: ExecutionState) -> Ending:
-    """Give the ending of a final state."""
+    """Return the ending of a final state."""
     failure = state.error
     return Ending(
         status=_WORDS[state.status],
@@ -125,24 +125,24 @@ def _reads_as(body: dict[str, Any], state: ExecutionState) -> bool:
 
 
 def ending_of_result(run: RunResult) -> Ending:
-    """Give the ending of a synchronous run that completed."""
+    """Return the ending of a synchronous run that completed."""
     raw = run.raw if isinstance(run.raw, dict) else {}
     body = {**raw, "success": True, "result": run.result, "cost": run.cost, "ms": run.ms}
     return Ending(status="completed", cost=_credits(run.cost), reply=json.dumps(body))
 
 
 def _credits(cost: float | None) -> float | None:
-    """Give a cost as it counts against a cap: a negative one, which nobody has documented, as nothing."""
+    """Return a cost as it counts against a cap: a negative one, which nobody has documented, as nothing."""
     return None if cost is None else max(0.0, float(cost))
 
 
 def ending_of_failure(error: ExecutionFailedError) -> Ending:
-    """Give the ending of a synchronous run that failed."""
+    """Return the ending of a synchronous run that failed."""
     return Ending(status="failed", code=error.code, message=error.message)
 
 
 def outcome_of_state(job: Job, state: ExecutionState, *, from_ledger: bool = False) -> Outcome:
-    """Give the outcome of a run that is over."""
+    """Return the outcome of a run that is over."""
     try:
         return Completed(job=job, run=result_of(state), from_ledger=from_ledger)
     except ExecutionFailedError as error:
@@ -153,7 +153,7 @@ def outcome_of_state(job: Job, state: ExecutionState, *, from_ledger: bool = Fal
 
 
 def outcome_of_entry(job: Job, entry: Entry, *, from_ledger: bool = True, open_because: Sequence[str] = ()) -> Outcome:
-    """Give the outcome of an entry: of a job that is final, unknown or abandoned.
+    """Return the outcome of an entry: of a job that is final, unknown or abandoned.
 
     `open_because`: why it could not be proven that an unknown one did not run.
     """
@@ -213,7 +213,7 @@ class BatchClient:
     _payers: list[Payer] = attrs.field(factory=list)  # the one, once it is known
 
     def expecting(self, seconds: float | None) -> BatchClient:
-        """Give the same service, whose runs should take so long."""
+        """Return the same service, whose runs should take so long."""
         begun, attach = partial(self.begun, expected=seconds), partial(self.attach, expected=seconds)
         return attrs.evolve(self, begun=begun, attach=attach)
 
@@ -245,12 +245,12 @@ class Outage:
         self._pause = _FIRST_PAUSE
 
     def is_too_long(self, now: float) -> bool:
-        """Tell whether it has lasted for so long that there is no hope."""
+        """Return whether it has lasted for so long that there is no hope."""
         self._since = now if self._since is None else self._since
         return now - self._since > UNREACHABLE
 
     def pause(self) -> float:
-        """Give the next pause, each longer than the last."""
+        """Return the next pause, each longer than the last."""
         now, self._pause = self._pause, min(60.0, self._pause * 2)
         return now
 
@@ -259,11 +259,11 @@ class ForeignAnswers:
     """Answers to submits that are not the service's own: each leaves a job unknown, so few are borne."""
 
     def __init__(self) -> None:
-        """Have seen none yet."""
+        """Start without any."""
         self._in_a_row = 0
 
     def saw(self, decision: Decision) -> str | None:
-        """Take note of an attempt; give who answered where nothing more should be submitted.
+        """Note an attempt; give who answered where nothing more should be submitted.
 
         A gateway that finds the service away (5xx, 408, 499) is borne a few times; a page in between is not.
         """
@@ -285,7 +285,7 @@ class HoldNotices:
         self._until: datetime | None = None
 
     def news(self, now: datetime, held_for: float) -> datetime | None:
-        """Give until when a pause lasts, if it is longer than what is known; a short one is not worth a word."""
+        """Return until when a pause lasts, if it is longer than what is known; a short one is not worth a word."""
         until = now + timedelta(seconds=held_for)
         known = now if self._until is None else max(now, self._until)
         if until < known + timedelta(seconds=_SHORT_PAUSE):
@@ -315,7 +315,7 @@ class StopReason:
 
 @attrs.frozen
 class Reservation:
-    """Credits that are set aside for a run, None: its price is not known."""
+    """Credits that are reserved for a run, None: its price is not known."""
 
     credits: float | None
 
@@ -324,7 +324,7 @@ class LedgerSession:
     """What one batch has on record."""
 
     def __init__(self, ledger: Ledger, target: str, cap: float | None, time: ServiceTime, *, is_own: bool) -> None:
-        """Keep the books of a batch of runs of `target`, with at most `cap` credits; `is_own`: close the ledger."""
+        """Keep the record of a batch of runs of `target`, with at most `cap` credits; `is_own`: close the ledger."""
         self._is_own = is_own
         self._time = time
         self.payer: Payer | None = None  # whose they are, where the ledger outlives the batch
@@ -337,12 +337,12 @@ class LedgerSession:
         self.out = 0  # runs of this batch that are being sent or waited for
         self.stopped_by: StopReason | None = None
         self._queued = 0  # jobs that were let through and are not on record yet
-        self._purse: anyio.Lock | None = None
+        self._reserving: anyio.Lock | None = None
         self._changed: anyio.Event | None = None
 
     async def open(self, payer: Payer | None = None) -> None:
         """Become an owner, and learn what was spent before; `payer`: None for a ledger that goes with the batch."""
-        self._purse, self._changed = anyio.Lock(), anyio.Event()
+        self._reserving, self._changed = anyio.Lock(), anyio.Event()
         if payer is not None:
             await self.ledger.bind(payer)
         self.payer = payer
@@ -358,7 +358,7 @@ class LedgerSession:
             await self.ledger.renew(self.owner)
 
     async def close(self) -> None:
-        """Let go of every claim. What cannot be written is let go of by the end of the process."""
+        """Release every claim. What cannot be written is released by the end of the process."""
         try:
             if self.owner:
                 owner, self.owner = self.owner, ""
@@ -389,7 +389,7 @@ class LedgerSession:
         self.notify()
 
     def notify(self) -> None:
-        """Have those who wait for credits look again."""
+        """Wake those who wait for credits."""
         if self._changed is not None:
             self._changed.set()
             self._changed = anyio.Event()
@@ -449,7 +449,7 @@ class LedgerSession:
             return None
 
     async def reserve(self) -> Reservation | None:
-        """Wait until one more run fits under the cap, and set credits aside for it; None when the batch has stopped.
+        """Wait until one more run fits under the cap, and reserve credits for it; None when the batch has stopped.
 
         It stops the batch when no further run can fit.
 
@@ -457,8 +457,8 @@ class LedgerSession:
         """
         if self.cap is None:
             return Reservation(self.prices.price)
-        assert self._purse is not None  # noqa: S101  (it is there once the books are open)
-        async with self._purse:
+        assert self._reserving is not None  # noqa: S101  (it is there once the session is open)
+        async with self._reserving:
             while self.stopped_by is None:
                 price = self.prices.price
                 said = verdict(self.totals, price, self.cap, queued=self._queued)
@@ -473,7 +473,7 @@ class LedgerSession:
         return None
 
     def release(self) -> None:
-        """Take back what was set aside."""
+        """Release what was reserved."""
         if self.cap is not None:
             self._queued -= 1
             self.notify()
@@ -489,7 +489,7 @@ class LedgerSession:
         unpriced = f", and what {self.totals.unpriced} of the runs cost is not known" if self.totals.unpriced else ""
         return BudgetExceededError(
             f"another run {cost} could pass max_credits={self.cap:g}: {self.totals.spent:g} credits are spent and "
-            f"{self.totals.reserved:g} are set aside for runs that are out or unknown{unpriced}. Nothing more was "
+            f"{self.totals.reserved:g} are reserved for runs in flight or unknown{unpriced}. Nothing more was "
             "submitted"
         )
 
@@ -517,12 +517,12 @@ class _Phase(Enum):
 
 
 class SubmitRecorder:
-    """Keeps the books of one submit."""
+    """Records what one submit does in the ledger."""
 
     def __init__(
         self, session: LedgerSession, prepared: PreparedJob, reservation: Reservation, saw: Callable[[Decision], None]
     ) -> None:
-        """Send `asked`, with the credits that are set aside for it; `saw` hears of each attempt before the ledger."""
+        """Send `prepared`, with the credits that are reserved for it; `saw` hears of each attempt before the ledger."""
         self._session = session
         self._prepared = prepared
         self._reservation = reservation
@@ -642,7 +642,7 @@ class JobSubmitter:
     """Sends jobs, and waits for their runs."""
 
     def __init__(self, client: BatchClient, target: Target, session: LedgerSession, on_unknown: OnUnknown) -> None:
-        """Send jobs of `target` through `service`, with `books`."""
+        """Send jobs of `target` through `client`, on record in `session`."""
         self._client = client
         self._target = target
         self._session = session
@@ -673,7 +673,7 @@ class JobSubmitter:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let the end of the submitting end the wait for another job."""
+        """End the wait for another job when the submitting ends."""
         with anyio.CancelScope() as self._reading:
             yield
         self._reading = None
@@ -719,7 +719,7 @@ class JobSubmitter:
         return _AGAIN
 
     async def ask_for_time(self) -> None:
-        """Have the service tell its time, if need be, before an intent is written or a lost one is looked for."""
+        """Ask the service for its time, if need be, before an intent is written or a lost one is looked for."""
         if self._session.needs_time:
             with self._leaving_line():
                 async with self._asking:
@@ -759,7 +759,7 @@ class JobSubmitter:
 
     @contextmanager
     def _leaving_line(self, recorder: SubmitRecorder | None = None) -> Iterator[None]:
-        """Let `stop` end what is done inside, unless the keeper says that a request is out: it is paid for."""
+        """Allow `stop` to end what is done inside, unless a paid request is in flight."""
         with anyio.CancelScope() as scope:
             self._in_line[scope] = recorder
             try:
@@ -814,7 +814,7 @@ class JobSubmitter:
         return NotRun(job=prepared.job, reason=reason, error=error)
 
     def _saw(self, decision: Decision) -> None:
-        """Take note of an attempt: what answers in the service's place ends the submitting at once."""
+        """Note an attempt: what answers in the service's place ends the submitting at once."""
         if (who := self._foreign_answers.saw(decision)) is not None:
             self._stop_with(NotRunReason.INTERCEPTED, intercepted(self._target, who))
         if isinstance(decision, Requeue):
@@ -833,7 +833,7 @@ class JobSubmitter:
         return self._client.stats(self._route).held_for
 
     def _say_pause(self) -> None:
-        """Say once what is waited for when the service has asked for a pause."""
+        """Log once what is waited for when the service has asked for a pause."""
         held_for = self.held_for
         now = datetime.fromtimestamp(self._session.moment().wall, UTC)
         if held_for > self._client.longest or not (until := self._hold_notices.news(now, held_for)):
@@ -873,7 +873,7 @@ class JobSubmitter:
         return _AGAIN
 
     def met_unknown(self, prepared: PreparedJob) -> None:
-        """Take note of a job of which nobody knows whether it ran: stop, if that was asked for."""
+        """Note a job of which nobody knows whether it ran: stop, if that was asked for."""
         if self._on_unknown != "stop":
             return
         error = errors.KnoudsError(
@@ -902,7 +902,7 @@ def _refuse_run_of_another_target(state: ExecutionState, target: Target) -> None
 
 
 def _reason(error: errors.KnoudsError) -> tuple[NotRunReason, bool]:
-    """Give why a job was not run, and whether every other job would meet the same."""
+    """Return why a job was not run, and whether every other job would meet the same."""
     match error:
         case errors.PaymentRequiredError():
             return NotRunReason.BUDGET, True
@@ -922,7 +922,7 @@ class JobRunner:
     """Sees each job of a batch through."""
 
     def __init__(self, client: BatchClient, target: Target, session: LedgerSession, submitter: JobSubmitter) -> None:
-        """Run jobs of `target`; those that are new go through `sender`."""
+        """Run jobs of `target`; those that are new go through `submitter`."""
         self._client = client
         self._target = target
         self._session = session
@@ -931,7 +931,7 @@ class JobRunner:
         self.waiting = 0  # jobs that only wait: for another batch, or for a search
 
     async def outcome(self, prepared: PreparedJob) -> Outcome:
-        """Give how a job ended. Cancelled: its run goes on, and is on record if there is a ledger."""
+        """Return how a job ended. Cancelled: its run goes on, and is on record if there is a ledger."""
         if prepared.is_repeated:
             again = errors.InvalidArgumentError(f"the key {prepared.job.key!r} came before in this batch")
             return NotRun(job=prepared.job, reason=NotRunReason.DUPLICATE, error=again)
@@ -1032,7 +1032,7 @@ def _why(search: SubmissionSearch) -> list[str]:
 
 
 def _not_provable(entry: Entry, payer: Payer | None) -> str | None:
-    """Say why no usage rows can prove that a submit began no run."""
+    """Return why no usage rows can prove that a submit began no run."""
     if entry.may_have_begun is None:
         return "when it can have begun a run is not known by the service's clock"
     if entry.account is None or payer is None or entry.account != payer.account:

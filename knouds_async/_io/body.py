@@ -118,7 +118,7 @@ async def read_body(
 
 
 def collector(encoding: str, into: io.BytesIO, *, most: int = _MOST) -> _Plain:
-    """Give what collects a body of this content-encoding (several headers joined by commas), piece by piece."""
+    """Return what collects a body of this content-encoding (several headers joined by commas), piece by piece."""
     encodings = [name.strip().lower() for name in encoding.split(",")]
     if encodings in ([""], ["identity"]):
         return _Plain(most, into)
@@ -128,7 +128,7 @@ def collector(encoding: str, into: io.BytesIO, *, most: int = _MOST) -> _Plain:
 
 
 def _already_read(response: httpx.Response, most: int) -> bytes:
-    """Give what an event hook or a mock has read before us."""
+    """Return what an event hook or a mock has read before us."""
     try:
         content = response.content
     except errors("ResponseNotRead"):

@@ -52,5 +52,5 @@ class ServiceTime:
         return asked is None or now.since(asked) > _ASKED or now.has_jumped_since(asked)
 
     def asked(self) -> None:
-        """Take note that the service was asked for its time."""
+        """Note that the service was asked for its time."""
         self._asked = read_clocks(anyio.current_time())

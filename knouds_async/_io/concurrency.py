@@ -50,7 +50,7 @@ def spawn(
 
 
 def _in_trio() -> bool:
-    """Tell whether the running task is trio's; trio is not imported for it."""
+    """Return whether the running task is trio's; trio is not imported for it."""
     if "trio" not in sys.modules:
         return False
     try:
@@ -61,7 +61,7 @@ def _in_trio() -> bool:
 
 
 def from_thread() -> Callable[[Callable[[], object]], object]:
-    """Give what has a function called soon in the running event loop, from any thread; RuntimeError once it is over."""
+    """Return what calls a function soon in the running event loop, from any thread; RuntimeError once it has ended."""
     if _in_trio():
         import trio
 
@@ -72,7 +72,7 @@ def from_thread() -> Callable[[Callable[[], object]], object]:
 
 
 def running_loop() -> object:
-    """Give what identifies the running event loop: asyncio's loop, or trio's entry token."""
+    """Return what identifies the running event loop: asyncio's loop, or trio's entry token."""
     if _in_trio():
         import trio
 
@@ -218,7 +218,7 @@ class _ThreadJob(Generic[T]):
 
 
 def is_cancelled() -> bool:
-    """Tell whether the caller's scope is cancelled, so that its next await will raise."""
+    """Return whether the caller's scope is cancelled, so that its next await will raise."""
     return anyio.current_effective_deadline() == -math.inf
 
 

@@ -30,7 +30,7 @@ _DEEPEST: Final = 20
 
 
 def causes_of(error: BaseException) -> str:
-    """Give the different reasons of an error that its own text leaves out, at most three; "" where there are none."""
+    """Return the different reasons of an error that its own text leaves out, at most three; "" where there are none."""
     said, found = str(error).lower(), list[str]()
     for cause in _below(error, _DEEPEST):
         words = _words(cause)
@@ -40,7 +40,7 @@ def causes_of(error: BaseException) -> str:
 
 
 def _below(error: BaseException, depth: int) -> Iterator[BaseException]:
-    """Give what an error came from, the members of a group one by one, the nearest first."""
+    """Return what an error came from, the members of a group one by one, the nearest first."""
     if depth == 0:
         return
     below = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
@@ -112,7 +112,7 @@ class Apart:
         return task.result() if task.over.is_set() else None
 
     def release(self, give_back: Callable[[], None]) -> None:
-        """Give back a caller's place in the line: at once, or when an exchange that was left has let go of the pool."""
+        """Return a caller's place in the line: at once, or when an exchange that was left has let go of the pool."""
         if len(self._left) > len(self._owed):
             self._owed.append(give_back)
         else:
@@ -196,12 +196,12 @@ class Exchange:
         return limit
 
     def longest_queue(self, call: Call[Any], total: float | None) -> float:
-        """Give the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
+        """Return the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
         limit = self.limit(call, total)
         return max(self._timeouts.pool, limit) if call.pays_for is not None else self._timeouts.pool
 
     def release(self, give_back: Callable[[], None]) -> None:
-        """Give back a place in the line for connections, as soon as no exchange that was left uses it."""
+        """Return a place in the line for connections, as soon as no exchange that was left uses it."""
         if self._apart is None:
             give_back()
         else:
@@ -233,7 +233,7 @@ class Exchange:
         return Answer(reply.status, seen, self._mask.body(body))
 
     def _classify(self, error: Exception | None, trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
-        """Tell from the trace, not from the error's class, whether the request may have left."""
+        """Judge from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
         may_have_left = trace.may_have_been_sent(error, transport_is_known=self._is_known)
         if may_have_left and not lent.connector_failed(self._lent, error):
@@ -248,12 +248,12 @@ class Exchange:
         return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
     def _part(self, read: io.BytesIO) -> bytes:
-        """Give the beginning of a body that did not come whole: the id of a run may be in it."""
+        """Return the beginning of a body that did not come whole: the id of a run may be in it."""
         return self._mask.body(bytes(read.getbuffer()[:_PART]))
 
 
 def _is_untrusted(error: BaseException | None) -> bool:
-    """Tell whether a certificate was not believed; the libraries between wrap the error that says so."""
+    """Return whether a certificate was not believed; the libraries between wrap the error that says so."""
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -143,5 +143,5 @@ def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections
 
 
 def tells_what_was_sent(http: httpx.AsyncClient) -> bool:
-    """Tell whether the errors of a client's transports can be trusted: ours, or exactly httpx's own."""
+    """Return whether the errors of a client's transports can be trusted: ours, or exactly httpx's own."""
     return type(getattr(http, "_transport", None)) is PooledTransport or lent.is_stock(http)

@@ -48,14 +48,14 @@ def _loaded() -> list[ModuleType]:
 
 
 def sends_plainly(client: object) -> bool:
-    """Tell whether a client sends in httpx's own way: one that has a way of its own may send more than once."""
+    """Return whether a client sends in httpx's own way: one that has a way of its own may send more than once."""
     own = httpx_of(client).AsyncClient
     is_own = all(getattr(type(client), step, None) is getattr(own, step, 0) for step in _STEPS)
     return is_own and not vars(client).keys() & set(_STEPS)
 
 
 def has_foreign_auth(client: object) -> bool:
-    """Tell whether a client has an auth that is not httpx's: it may send copies of a request, one after the other."""
+    """Return whether a client has an auth that is not httpx's: it may send copies of a request, one after the other."""
     auth = getattr(client, "auth", None)
     return auth is not None and _top(type(auth)) not in _MODULES
 
@@ -67,13 +67,13 @@ def transports(client: object) -> list[object]:
 
 
 def is_stock(client: object) -> bool:
-    """Tell whether a client sends by exactly httpx's own ways alone, so that its errors can be trusted."""
+    """Return whether a client sends by exactly httpx's own ways alone, so that its errors can be trusted."""
     is_own = {type(transport) for transport in transports(client)} == {httpx_of(client).AsyncHTTPTransport}
     return is_own and sends_plainly(client) and not has_foreign_auth(client)
 
 
 def has_stock_pool(client: object) -> bool:
-    """Tell whether a connection pool of httpcore's lies below a client, also within a transport that wraps another."""
+    """Return whether an httpcore pool lies below a client, also within a transport that wraps another."""
     return any(_pool(transport) is not None for transport in _unwrapped(client))
 
 
@@ -112,7 +112,7 @@ def _top(kind: type) -> str:
 
 
 def connector_failed(client: object, error: Exception | None) -> bool:
-    """Tell whether aiohttp's connector failed, so that nothing was sent: refused, no such host, TLS, or too late.
+    """Return whether aiohttp's connector failed, so that nothing was sent: refused, no such host, TLS, or too late.
 
     By the cause, not by the error: httpx-aiohttp calls it a ConnectTimeout also when the server has hung up. It proves
     nothing where somebody in between may have sent the request before.
@@ -124,7 +124,7 @@ def connector_failed(client: object, error: Exception | None) -> bool:
 
 
 def _is_plain_aiohttp(client: object) -> bool:
-    """Tell whether a client sends by aiohttp's own ways alone; a transport that has made no session sent nothing."""
+    """Return whether a client sends by aiohttp's own ways alone; a transport that has made no session sent nothing."""
     below = transports(client)
     kinds = {(_top(type(transport)), type(transport).__name__) for transport in below}
     made = [one for transport in below if not callable(one := getattr(transport, "client", None)) and one is not None]

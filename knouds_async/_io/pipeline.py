@@ -76,10 +76,9 @@ async def report_attempt(
     hooks: SendHooks | None,
     cancellation: BaseException | None,
 ) -> None:
-    """Tell what became of an attempt and raise the cancellation that came meanwhile, if any.
+    """Report what became of an attempt and raise the cancellation that came meanwhile, if any.
 
-    Where there is no witness, the log is told of what the caller may not hear: it was cancelled. Where there is one,
-    only of what it could not write.
+    Without hooks, the log has what a cancelled caller does not hear; with them, only what they could not write.
     """
     failure: BaseException | None = None
     if hooks is not None:
@@ -95,7 +94,7 @@ async def report_attempt(
 
 
 def _log(call: Call[Any], decision: Decision, sent_at: datetime) -> None:
-    """Say at WARNING what became of a submit that its caller may not hear of: the id must not be lost."""
+    """Log at WARNING what became of a submit that its caller may not hear of: the id must not be lost."""
     if isinstance(decision, Done) and isinstance(decision.value, Submitted):
         logger.warning(
             "execution %s of %s was submitted although its caller was cancelled or failed; it runs and is charged: "
@@ -157,7 +156,7 @@ class Pipeline:
     async def send(self, call: Call[T], *, total: float | None = None, hooks: SendHooks | None = None) -> T:
         """Send a call and give its value; `total` replaces the call's own timeout, in seconds.
 
-        `witness`: told of each attempt before it leaves, and what became of it; no cancellation cuts between the two.
+        `hooks`: called before each attempt and after it; no cancellation cuts between the two.
 
         Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
         submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
@@ -386,7 +385,7 @@ class Pipeline:
 
 
 def _described(outcome: Outcome) -> str:
-    """Say how an attempt ended, without inputs, results or headers."""
+    """Return how an attempt ended, without inputs, results or headers."""
     if isinstance(outcome, (Answer, Garbled)):
         return f"answered {outcome.status}"
     return f"{'not sent' if isinstance(outcome, NotSent) else 'unanswered'}: {outcome.seen}"

@@ -110,7 +110,7 @@ class Proxy:
 
 
 async def _greet(stream: httpcore.AsyncNetworkStream, host: str, port: int, auth: tuple[bytes, bytes] | None) -> None:
-    """Have a SOCKS proxy connect on."""
+    """Ask a SOCKS proxy to connect on."""
     socks = _socksio()
     method = socks.SOCKS5AuthMethod.NO_AUTH_REQUIRED if auth is None else socks.SOCKS5AuthMethod.USERNAME_PASSWORD
     talk = socks.SOCKS5Connection()
@@ -126,7 +126,7 @@ async def _greet(stream: httpcore.AsyncNetworkStream, host: str, port: int, auth
 
 
 async def _ask(stream: httpcore.AsyncNetworkStream, talk: Any, request: object) -> Any:
-    """Say one thing and hear the answer, however many pieces it comes in."""
+    """Send one message and read the answer, however many pieces it comes in."""
     talk.send(request)
     await stream.write(talk.data_to_send())
     is_command, heard = type(request).__name__ == "SOCKS5CommandRequest", b""
@@ -267,7 +267,7 @@ class Stream(httpcore.AsyncNetworkStream):
         return bool(getattr(getattr(stream, "_protocol", None), "read_queue", None))  # anyio does not show it
 
     def guard(self, *, on: bool) -> None:
-        """Have the system give up what is not delivered in 30 s, and forget it when the socket closes; or neither.
+        """Make the system give up what is not delivered in 30 s, and forget it when the socket closes; or neither.
 
         For a paid request: delivered later, it would begin a run that was called unknown long before.
         """
@@ -304,7 +304,7 @@ class _Tcp:
             self._give_up_after(_UNDELIVERED if on else 0)
 
     def release_delivered(self) -> None:
-        """Let the other end be silent once it has all: one lost probe of the keep-alive would end the connection."""
+        """Allow the other end to be silent once it has all: one lost keep-alive probe would end the connection."""
         if _undelivered(self.socket) == 0:
             self.may_be_undelivered = False
             self._give_up_after(0)
@@ -639,26 +639,26 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         super().__init__()
         self._context = ssl_context
         self._proxied_by = proxy
-        self.books: Final = Pool(
+        self.inner: Final = Pool(
             self._connect, limit=limit, keepalive_expiry=keepalive_expiry, fresh_within=fresh_within
         )
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send the request and return its response, which holds its connection until it is closed or breaks."""
         origin = _origin(request.url)
-        if self.books.is_closed:
+        if self.inner.is_closed:
             raise httpcore.ConnectError("the connection pool is closed")
         is_paid = bool(request.extensions.get("knouds.fresh"))
         try:
-            connection = self.books.take(origin, read_clocks(), is_fresh=is_paid)
+            connection = self.inner.take(origin, read_clocks(), is_fresh=is_paid)
         except (OSError, ValueError) as error:  # of a TLS context, say: nothing was sent
             raise httpcore.ConnectError(str(error)) from error
         try:
             response = await connection.send(request, is_paid=is_paid)
         except BaseException:
-            self.books.discard(connection)
+            self.inner.discard(connection)
             raise
-        response.stream = _HeldBody(response.stream, connection, self.books)
+        response.stream = _HeldBody(response.stream, connection, self.inner)
         return response
 
     async def aclose(self) -> None:
@@ -666,7 +666,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
 
         Cancelled, it has closed all the same.
         """
-        self.books.close()
+        self.inner.close()
         await anyio.lowlevel.checkpoint()  # asyncio lets go of its sockets one turn later
 
     def _connect(self, origin: Origin) -> Connection:
@@ -703,7 +703,7 @@ class _HeldBody:
             raise
 
     async def aclose(self) -> None:
-        """Let go of the connection: for reuse when the body was read to its end, for good when it was not."""
+        """Release the connection: for reuse when the body was read to its end, for good when it was not."""
         if self._is_over:
             return
         if self._is_read:

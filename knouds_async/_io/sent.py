@@ -84,11 +84,11 @@ class SentTrace:
         return self._has_begun_sending
 
     def withdraw(self) -> None:
-        """Let the request not leave any more, should it not have yet: CallerLeft is raised where it would."""
+        """Keep the request from leaving, if it has not yet: CallerLeft is raised where it would."""
         self._before_first_byte = _leave
 
     def may_have_been_sent(self, error: Exception | None, *, transport_is_known: bool) -> bool:
-        """Say whether any byte of the request may have left; False is a proof that none has.
+        """Return whether any byte of the request may have left; False is a proof that none has.
 
         `transport_is_known` means one of ours or exactly `httpx.AsyncHTTPTransport`: only those raise, say,
         `ConnectTimeout` for nothing but a connection that could not be made. That counts when no event was seen,

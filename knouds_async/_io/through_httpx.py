@@ -25,7 +25,7 @@ _TRACE: Final = "knouds.trace"
 
 
 def withheld(request: httpx.Request, client: object, trace: SentTrace) -> None:
-    """Have `trace` know that nothing was sent until the client hands the request to a transport.
+    """Mark in `trace` that nothing was sent until the client hands the request to a transport.
 
     Right before, httpx asks the request for its stream; an auth may send a copy, for which it asks for the content. A
     client that sends in another way than httpx's own does not count.
@@ -82,7 +82,7 @@ class HttpxReply:
             raise CutBody(cut) from None
 
     async def aclose(self) -> None:
-        """Let go of the connection."""
+        """Release the connection."""
         try:
             await self._response.aclose()
         finally:

@@ -93,7 +93,7 @@ class Payer:
 class Entry:
     """A job's line in a ledger: one per key and attempt; only the last attempt of a key can change.
 
-    `digest`: of its inputs, which are not kept. `owner`: the batch that works on it. `reserved`: credits set aside for
+    `digest`: of its inputs, which are not kept. `owner`: the batch that works on it. `reserved`: credits reserved for
     its run, None when nobody knew the price. `sent_at`: epoch seconds. `note`: why it is unknown, or was until
     somebody named its run. `since`: a moment before its intent was written; `until`: one after which it cannot have
     begun a run any more: its receipt, the loss of its answer, or when its owner was found gone. `lasts`: seconds within
@@ -128,7 +128,7 @@ class Entry:
 
 @attrs.frozen(kw_only=True)
 class Sending:
-    """A submit is about to leave: `owner` sends it at `sent_at`, with `reserve` credits set aside, None: not known.
+    """A submit is about to leave: `owner` sends it at `sent_at`, with `reserve` credits reserved, None: not known.
 
     `since`, `lasts`, `account`: as of Entry.
     """
@@ -218,7 +218,7 @@ Event: TypeAlias = (
 
 
 def advance(entry: Entry, event: Event) -> Entry:
-    """Give the entry after an event; IllegalStepError when it cannot follow."""
+    """Return the entry after an event; IllegalStepError when it cannot follow."""
     following = _step(entry, event)
     if following is None:
         raise IllegalStepError(
@@ -341,7 +341,7 @@ def _unmoved(entry: Entry, event: Event, *passing: type) -> Entry | None:
 
 
 def successor(entry: Entry) -> Entry:
-    """Give the next attempt of a job that may be run once more: approved, or ended as anything but completed."""
+    """Return the next attempt of a job that may be run once more: approved, or ended as anything but completed."""
     is_failed = entry.ending is not None and entry.ending.status != "completed"
     if entry.stage is not Stage.RESEND_APPROVED and not is_failed:
         raise IllegalStepError(f"job {entry.key!r} is {entry.stage} and must not be run once more")
@@ -364,7 +364,7 @@ class Totals:
     unpriced: int = 0
 
     def moved(self, before: Entry | None, after: Entry) -> Totals:
-        """Give the totals after an entry has changed."""
+        """Return the totals after an entry has changed."""
         old, new = _weight(before), _weight(after)
         return Totals(
             spent=self.spent - old.spent + new.spent,
@@ -377,17 +377,17 @@ _NOTHING: Final = Totals()
 
 
 def _weight(entry: Entry | None) -> Totals:
-    """Give what one entry adds to the totals; an end whose cost was not told counts with what was reserved.
+    """Return what one entry adds to the totals; an end whose cost was not told counts with what was reserved.
 
     Where nothing was, it stays unpriced: a failed one too, for nobody says that it costs nothing.
     """
     if entry is None or entry.stage is Stage.NEW:
         return _NOTHING
-    aside = entry.reserved or 0.0
+    reserved = entry.reserved or 0.0
     if entry.ending is not None:
         is_open = entry.reserved is None and entry.ending.cost is None
-        return Totals(spent=aside if entry.ending.cost is None else entry.ending.cost, unpriced=int(is_open))
-    return Totals(reserved=aside, unpriced=int(entry.reserved is None and entry.stage in OPEN))
+        return Totals(spent=reserved if entry.ending.cost is None else entry.ending.cost, unpriced=int(is_open))
+    return Totals(reserved=reserved, unpriced=int(entry.reserved is None and entry.stage in OPEN))
 
 
 class Verdict(Enum):
@@ -395,13 +395,13 @@ class Verdict(Enum):
 
     GO = "go"
     WAIT = "wait"
-    """Not now: what is set aside may turn out cheaper, or give the price."""
+    """Not now: what is reserved may turn out cheaper, or give the price."""
     NEVER = "never"
     """What is spent leaves no room."""
 
 
 def verdict(totals: Totals, price: float | None, cap: float, *, queued: int = 0) -> Verdict:
-    """Tell whether a run of this price may be sent.
+    """Return whether a run of this price may be sent.
 
     `queued`: runs that were let through and are not in the totals yet. Whoever is told to wait with no run in flight
     will wait for ever.
@@ -418,7 +418,7 @@ def verdict(totals: Totals, price: float | None, cap: float, *, queued: int = 0)
 
 
 def is_bold(totals: Totals, price: float, cap: float, *, queued: int, in_flight: int, ended: int) -> bool:
-    """Tell whether one more run is more than the `ended` runs, whose costs are known, vouch for."""
+    """Return whether one more run is more than the `ended` runs, whose costs are known, vouch for."""
     is_cheap = price > 0 and totals.spent + _DEARER * _in_flight(totals, price, queued) <= cap
     return in_flight > ended and not is_cheap
 

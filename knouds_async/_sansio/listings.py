@@ -176,7 +176,7 @@ class ListingScheduler:
         self._rate = self._expected_ends = self._expected_delay = 0.0
 
     def advance(self, now: float) -> None:
-        """Let time pass at the rate of ends set last."""
+        """Advance the time at the rate of ends set last."""
         if math.isnan(self._updated_at):
             self._updated_at, self._last = now, max(self._last, now - _MAX_GAP / 2)
         passed = now - self._updated_at

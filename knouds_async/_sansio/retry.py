@@ -382,7 +382,7 @@ def _refused(
 
 
 def _refused_run(call: Call[Any], answer: Answer, so_far: SoFar, part: bytes) -> KnoudsError:
-    """Give the error of a paid request that was not taken: only the service's own documented words prove that."""
+    """Return the error of a paid request that was not taken: only the service's own documented words prove that."""
     own = responses.service_error(answer)
     error = api_error(answer, call, may_have_run=answer.status >= 500)
     is_run = isinstance(error, ExecutionFailedError)
@@ -403,7 +403,7 @@ def _limited(call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries) -
 
 
 def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.0) -> Again | None:
-    """Give the next attempt, unless attempts, patience or budget are used up.
+    """Return the next attempt, unless attempts, patience or budget are used up.
 
     Full jitter: uniform between nothing and an exponential bound, so that many clients do not return together
     (M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).

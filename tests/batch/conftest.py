@@ -19,11 +19,11 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give the path of a ledger that is not there yet."""
+    """Return the path of a ledger that is not there yet."""
     return tmp_path / "renders.db"
 
 
 @pytest.fixture
 def quick() -> Emulator:
-    """Give a service without limits whose runs are over at once."""
+    """Return a service without limits whose runs are over at once."""
     return Emulator(tier="enterprise", duration=0.05)

@@ -71,7 +71,7 @@ def check_books(emulator: Emulator, path: Path) -> None:
 
 
 def finals(path: Path) -> dict[str, tuple[object, ...]]:
-    """Give every final row, whole."""
+    """Return every final row, whole."""
     if not path.exists():
         return {}
     connection = sqlite3.connect(path)

@@ -20,7 +20,7 @@ ROUTE = "POST /api/workflows/:slug/run"
 
 
 def jobs(count: int, first: int = 0) -> list[Job]:
-    """Give jobs with keys of their own."""
+    """Return jobs with keys of their own."""
     return [Job(f"job-{number}", {"product_name": f"Product {number}"}) for number in range(first, first + count)]
 
 
@@ -42,7 +42,7 @@ def make_client(make_client: Callable[..., AsyncKnouds]) -> Callable[..., AsyncK
 
 @pytest.fixture
 def knouds(make_client: Any, quick: Emulator) -> AsyncKnouds:
-    """Give a client of the quick service."""
+    """Return a client of the quick service."""
     client: AsyncKnouds = make_client(quick, latency=0.001)
     return client
 

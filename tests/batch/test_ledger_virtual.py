@@ -31,7 +31,7 @@ ROUTE = "POST /api/workflows/:slug/run"
 
 
 def jobs(count: int) -> list[Job]:
-    """Give jobs with keys of their own."""
+    """Return jobs with keys of their own."""
     return [Job(f"job-{number}", {"product_name": f"job-{number}"}) for number in range(count)]
 
 
@@ -48,7 +48,7 @@ def kinds(outcomes: list[Outcome]) -> Counter[str]:
 
 @pytest.fixture
 def ledger(path: Path) -> Any:
-    """Give a ledger in the loop."""
+    """Return a ledger in the loop."""
     made = InLoopLedger(path)
     yield made
     if made._database is not None:

@@ -37,12 +37,12 @@ MakeClient = Any
 
 
 def inputs(number: int) -> dict[str, Any]:
-    """Give the inputs of a job."""
+    """Return the inputs of a job."""
     return {"product_name": f"Product {number}"}
 
 
 def jobs(count: int) -> list[Job]:
-    """Give jobs with keys of their own."""
+    """Return jobs with keys of their own."""
     return [Job(f"job-{number}", inputs(number)) for number in range(count)]
 
 

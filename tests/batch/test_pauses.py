@@ -26,7 +26,7 @@ def pause(seconds: int) -> Fault:
 
 
 def jobs(count: int) -> list[Job]:
-    """Give jobs with keys of their own."""
+    """Return jobs with keys of their own."""
     return [Job(f"job-{number}", {"product_name": f"Product {number}"}) for number in range(count)]
 
 
@@ -38,7 +38,7 @@ def reasons(outcomes: list[Outcome]) -> dict[str, int]:
 
 @pytest.fixture
 def ledger(path: Path) -> SQLiteLedger:
-    """Give a ledger on a file."""
+    """Return a ledger on a file."""
     return InLoopLedger(path)
 
 

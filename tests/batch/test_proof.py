@@ -43,7 +43,7 @@ class _Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> _Machine:
-    """Give the machine that the library runs on."""
+    """Return the machine that the library runs on."""
     machine = _Machine()
     monkeypatch.setattr("knouds_async._io.clocks.time", machine)
     return machine
@@ -51,20 +51,20 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> _Machine:
 
 @pytest.fixture
 def emulator() -> Emulator:
-    """Give a service without limits."""
+    """Return a service without limits."""
     return Emulator(tier="enterprise", duration=5.0)
 
 
 @pytest.fixture
 def knouds(make_client: Any, emulator: Emulator) -> AsyncKnouds:
-    """Give a client of it."""
+    """Return a client of it."""
     client: AsyncKnouds = make_client(emulator)
     return client
 
 
 @pytest.fixture
 def ledger(path: Path) -> Any:
-    """Give a ledger in the loop."""
+    """Return a ledger in the loop."""
     made = InLoopLedger(path)
     yield made
     if made._database is not None:
@@ -85,13 +85,13 @@ def kinds(outcomes: list[Outcome]) -> Counter[str]:
 
 
 def why(outcome: Outcome) -> str:
-    """Give what an unknown outcome says."""
+    """Return what an unknown outcome says."""
     assert isinstance(outcome, Unknown)
     return str(outcome.error)
 
 
 async def sent(ledger: Any, key: str) -> Entry:
-    """Give a job's entry."""
+    """Return a job's entry."""
     entry: Entry = await ledger.find(key)
     return entry
 
@@ -316,7 +316,7 @@ async def test_one_whose_owner_is_gone_is_bounded_when_that_is_found_out(
 
 
 def _gone(entry: Entry) -> Entry:
-    """Give an entry as it is when its process was found dead by somebody who knew no time."""
+    """Return an entry as it is when its process was found dead by somebody who knew no time."""
     return attrs.evolve(entry, until=None, owner=None, note="its process ended before the answer")
 
 

@@ -36,13 +36,13 @@ SLUG = "my-thumbnail-pipeline"
 
 
 def claim(key: str, owner: str, **options: Any) -> Claim:
-    """Give a claim on a job."""
+    """Return a claim on a job."""
     sending = Sending(owner=owner, sent_at=1.0, reserve=options.pop("reserve", 12), account="me")
     return Claim(key=key, target="workflows/x", digest="d", sending=sending, **options)
 
 
 def jobs(count: int) -> list[Job]:
-    """Give jobs with keys of their own."""
+    """Return jobs with keys of their own."""
     return [Job(f"job-{number}", {"product_name": f"job-{number}"}) for number in range(count)]
 
 

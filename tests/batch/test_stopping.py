@@ -22,7 +22,7 @@ ROUTE = "POST /api/workflows/:slug/run"
 
 
 def jobs(count: int) -> list[Job]:
-    """Give jobs of a workflow that cannot be polled."""
+    """Return jobs of a workflow that cannot be polled."""
     return [Job(str(number), {"prompt": str(number)}) for number in range(count)]
 
 
@@ -33,7 +33,7 @@ def kinds(outcomes: list[Outcome]) -> Counter[str]:
 
 @pytest.fixture
 def ledger(path: Path) -> Iterator[InLoopLedger]:
-    """Give a ledger in the loop."""
+    """Return a ledger in the loop."""
     made = InLoopLedger(path)
     yield made
     if made._database is not None:

@@ -39,7 +39,7 @@ def kinds(outcomes: list[Outcome]) -> Counter[str]:
 
 
 def jobs(count: int) -> list[Job]:
-    """Give jobs with keys of their own."""
+    """Return jobs with keys of their own."""
     return [Job(f"job-{number}", {"product_name": f"Product {number}"}) for number in range(count)]
 
 
@@ -51,7 +51,7 @@ async def run(knouds: AsyncKnouds, ledger: Any, count: int = 200) -> list[Outcom
 
 @pytest.fixture
 def ledger(path: Path) -> SQLiteLedger:
-    """Give a ledger on a file."""
+    """Return a ledger on a file."""
     return InLoopLedger(path)
 
 

@@ -32,7 +32,7 @@ class Varying(Mapping[str, int]):
         self._first: int | None = price if first is None else first
 
     def __getitem__(self, target: str) -> int:
-        """Give the price of the next run; the first to ask is the schema."""
+        """Return the price of the next run; the first to ask is the schema."""
         estimate, self._first = self._first, None
         return estimate or self._price * (10 if self._random.random() < self._share else 1)
 

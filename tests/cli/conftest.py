@@ -118,7 +118,7 @@ def _pipe_of(text: str) -> int:
 
 @pytest.fixture
 def put_up() -> Iterator[Callable[..., Service]]:
-    """Give what puts an emulator with these settings on a port until the test is over."""
+    """Return what puts an emulator with these settings on a port until the test is over."""
     with ExitStack() as stack:
 
         def up(**settings: Any) -> Service:
@@ -133,13 +133,13 @@ def put_up() -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture
 def service(put_up: Callable[..., Service]) -> Service:
-    """Give a service whose runs take a tenth of a second."""
+    """Return a service whose runs take a tenth of a second."""
     return put_up()
 
 
 @pytest.fixture
 def media_service(put_up: Callable[..., Service]) -> Service:
-    """Give a service whose files lie on its own port."""
+    """Return a service whose files lie on its own port."""
     up = put_up(duration=0.05)
     up.emulator.media_url = f"{up.base_url}/media"
     return up
@@ -147,13 +147,13 @@ def media_service(put_up: Callable[..., Service]) -> Service:
 
 @pytest.fixture
 def knouds() -> Callable[..., Ended]:
-    """Give what runs `knouds` to its end, without a key and with no service named."""
+    """Return what runs `knouds` to its end, without a key and with no service named."""
     return run_knouds
 
 
 @pytest.fixture
 def here() -> Callable[..., Ended]:
-    """Give what runs `knouds` at a service."""
+    """Return what runs `knouds` at a service."""
 
     def run_here(service: Service, *args: str) -> Ended:
         return service.knouds(*args)
@@ -178,7 +178,7 @@ def heeds_signals() -> Iterator[None]:
 
 @pytest.fixture
 def start(heeds_signals: None) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Give what starts `knouds` and leaves it running; what is left of it is killed after the test."""
+    """Return what starts `knouds` and leaves it running; what is left of it is killed after the test."""
     with ExitStack() as stack:
 
         def started(*args: str, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
@@ -199,7 +199,7 @@ def start(heeds_signals: None) -> Iterator[Callable[..., "subprocess.Popen[str]"
 
 @pytest.fixture
 def in_terminal() -> Callable[..., Ended]:
-    """Give what runs `knouds` at a terminal of 100 columns; both streams come back as one."""
+    """Return what runs `knouds` at a terminal of 100 columns; both streams come back as one."""
     return _run_in_terminal
 
 
@@ -231,7 +231,7 @@ def _read_all(source: int, said: bytearray) -> None:
 
 @pytest.fixture
 def checkout() -> Path:
-    """Give the root of the repository."""
+    """Return the root of the repository."""
     return Path(__file__).parents[2]
 
 
@@ -253,7 +253,7 @@ class Folder:
         return [json.loads(line) for line in text.splitlines()]
 
     def results(self, name: str = "out.jsonl") -> dict[str, dict[str, Any]]:
-        """Give the line of each key, which has one."""
+        """Return the line of each key, which has one."""
         lines = self.lines(name)
         found = {line["key"]: line for line in lines}
         assert len(found) == len(lines)
@@ -262,7 +262,7 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """Give an empty folder, which is the current one."""
+    """Return an empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     return Folder(tmp_path)
 
@@ -329,7 +329,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(heeds_signals: None) -> Iterator[Callable[..., Terminal]]:
-    """Give what starts `knouds` at a terminal; what is left of it is killed after the test."""
+    """Return what starts `knouds` at a terminal; what is left of it is killed after the test."""
     with ExitStack() as stack:
 
         def started(*args: str, env: Mapping[str, str]) -> Terminal:

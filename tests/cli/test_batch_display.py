@@ -27,7 +27,7 @@ JOB = Job("a", {"x": 1})
 
 
 def at(elapsed: float, completed: int, **more: Any) -> Progress:
-    """Give the progress at a moment."""
+    """Return the progress at a moment."""
     return Progress(elapsed=elapsed, completed=completed, **more)
 
 

@@ -51,7 +51,7 @@ def read(data: bytes | str, form: FileFormat = JSONL) -> list[FileJob]:
 
 
 def fault(data: bytes | str, form: FileFormat = JSONL) -> str:
-    """Give what is said of the first line that is no job."""
+    """Return what is said of the first line that is no job."""
     with pytest.raises(InvalidLineError) as caught:
         read(data, form)
     return str(caught.value)
@@ -238,7 +238,7 @@ on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give a place for jobs."""
+    """Return a place for jobs."""
     return tmp_path / "jobs.jsonl"
 
 

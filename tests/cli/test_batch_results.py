@@ -119,7 +119,7 @@ def write(path: Path, *lines: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give a place for results."""
+    """Return a place for results."""
     return tmp_path / "results.jsonl"
 
 

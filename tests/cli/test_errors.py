@@ -160,7 +160,7 @@ def test_a_timeout_is_6_and_the_run_goes_on(put_up: Callable[..., Any]) -> None:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """Give a port where nobody listens."""
+    """Return a port where nobody listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -243,7 +243,7 @@ def test_ctrl_c_in_the_middle_of_a_submit_still_says_the_id(
 
 
 def every_error() -> list[type[errors.KnoudsError]]:
-    """Give every class of the library's tree of errors."""
+    """Return every class of the library's tree of errors."""
     found = [errors.KnoudsError]
     for kind in found:
         found += kind.__subclasses__()

@@ -26,13 +26,13 @@ def anyio_backend() -> str:
 
 
 def on(url: str, http: Any, **options: Any) -> AsyncKnouds:
-    """Give a client over the lent one that tries once."""
+    """Return a client over the lent one that tries once."""
     return AsyncKnouds("the-key", base_url=url, http_client=http, retries=Retries(attempts=1), **options)
 
 
 @pytest.fixture(params=["HttpxAiohttpClient", "Httpx2AiohttpClient"])
 def http_client(request: pytest.FixtureRequest) -> Any:
-    """Give a client of httpx-aiohttp, of httpx and of httpx2."""
+    """Return a client of httpx-aiohttp, of httpx and of httpx2."""
     if request.param == "HttpxAiohttpClient":
         return httpx_aiohttp.HttpxAiohttpClient()
     pytest.importorskip("httpx2")

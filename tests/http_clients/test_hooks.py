@@ -29,12 +29,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 def lend(emulator: Emulator, **options: Any) -> httpx.AsyncClient:
-    """Give a client on the emulator with hooks or an auth of its owner's."""
+    """Return a client on the emulator with hooks or an auth of its owner's."""
     return httpx.AsyncClient(transport=EmulatorTransport(emulator), **options)
 
 
 def on(emulator: Emulator, http: httpx.AsyncClient, **options: Any) -> AsyncKnouds:
-    """Give a client over the lent one that tries twice."""
+    """Return a client over the lent one that tries twice."""
     retries = Retries(attempts=2)
     return AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http, retries=retries, **options)
 

@@ -24,7 +24,7 @@ Client = Callable[[str], Any]
 
 @pytest.fixture(params=["own", "lent"])
 def client(request: pytest.FixtureRequest) -> Client:
-    """Give what opens a client that tries once: with the HTTP client of its own, or over one that is lent."""
+    """Return what opens a client that tries once: with the HTTP client of its own, or over one that is lent."""
 
     @asynccontextmanager
     async def opened(url: str) -> AsyncGenerator[AsyncKnouds]:

@@ -24,14 +24,14 @@ MODULES = ["httpx", *(["httpx2"] if importlib.util.find_spec("httpx2") else [])]
 
 
 def lend(module: str, **options: Any) -> httpx.AsyncClient:
-    """Give a client of one of the modules that allows five connections."""
+    """Return a client of one of the modules that allows five connections."""
     own: Any = importlib.import_module(module)
     client: httpx.AsyncClient = own.AsyncClient(limits=own.Limits(max_connections=5), **options)
     return client
 
 
 def on(service: Any, http: httpx.AsyncClient, url: str | None = None) -> AsyncKnouds:
-    """Give a client over the lent one that tries once, and that no quota holds up."""
+    """Return a client over the lent one that tries once, and that no quota holds up."""
     once = Retries(attempts=1)
     return AsyncKnouds("k", tier="enterprise", base_url=url or service.url, http_client=http, retries=once)
 

@@ -20,7 +20,7 @@ CLIENTS = ["own", "lent"]
 
 @pytest.fixture
 def kept() -> Any:
-    """Give where OpenTelemetry keeps its spans; `provider` makes them."""
+    """Return where OpenTelemetry keeps its spans; `provider` makes them."""
     sdk = pytest.importorskip("opentelemetry.sdk.trace")
     export = pytest.importorskip("opentelemetry.sdk.trace.export")
     exporter = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()

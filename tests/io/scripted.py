@@ -150,7 +150,7 @@ class Client:
     @property
     def books(self) -> tuple[int, int]:
         """FIFOLimiter in use, and idle connections."""
-        return self.pool._pool.books.in_use, len(self.pool._pool.books.idle)
+        return self.pool._pool.inner.in_use, len(self.pool._pool.inner.idle)
 
 
 @contextlib.asynccontextmanager
@@ -162,7 +162,7 @@ async def connected(
     proxy: str | None = None,
     is_trusting: bool = True,
 ) -> AsyncGenerator[Client]:
-    """Give a client, closed after the block."""
+    """Return a client, closed after the block."""
     client = Client(url, timeouts or Timeouts(), limit, proxy, is_trusting=is_trusting)
     try:
         yield client
@@ -178,6 +178,6 @@ async def eventually(is_true: Callable[[], bool]) -> None:
 
 
 def body_of(outcome: Outcome) -> bytes:
-    """Give the body of an answer."""
+    """Return the body of an answer."""
     assert isinstance(outcome, Answer)
     return outcome.body

@@ -28,7 +28,7 @@ class Chunks(httpx.AsyncByteStream):
         self._chunks = chunks
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Give the pieces, unless closed."""
+        """Return the pieces, unless closed."""
         for chunk in self._chunks:
             if self.is_closed:
                 return

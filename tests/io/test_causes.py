@@ -17,7 +17,7 @@ REFUSED = os.strerror(errno.ECONNREFUSED)
 
 
 def after(error: Exception, *causes: BaseException) -> Exception:
-    """Give an error that came from others, one below the other."""
+    """Return an error that came from others, one below the other."""
     last: BaseException = error
     for cause in causes:
         last.__cause__ = cause
@@ -66,7 +66,7 @@ def test_what_an_error_says_itself_is_not_said_twice() -> None:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """Give a port where nobody listens."""
+    """Return a port where nobody listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

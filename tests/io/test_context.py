@@ -29,7 +29,7 @@ Hook = Callable[[httpx.Request], Coroutine[Any, Any, None]]
 
 
 def a_client(emulator: Emulator, hook: Hook) -> AsyncKnouds:
-    """Give a client over a lent one that has a request hook."""
+    """Return a client over a lent one that has a request hook."""
     http = httpx.AsyncClient(transport=EmulatorTransport(emulator, latency=0.1), event_hooks={"request": [hook]})
     return AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
 

@@ -190,7 +190,7 @@ async def test_a_connection_whose_parser_is_not_found_is_used_once() -> None:
     """Should httpcore rename what is looked into, nothing unseen can be taken for an answer."""
     async with serving() as server, connected(server.url) as client:
         await client.get("a")
-        idle = client.pool._pool.books.idle.oldest()
+        idle = client.pool._pool.inner.idle.oldest()
         assert idle is not None
         assert not idle._has_more()
         idle._http = object()  # type: ignore[assignment,misc]
@@ -205,7 +205,7 @@ async def test_a_paid_call_trusts_only_a_connection_just_used(clock: str) -> Non
         await client.get("a")
         await client.attempt(submit)
         assert server.opened == 1
-        idle = client.pool._pool.books.idle.oldest()
+        idle = client.pool._pool.inner.idle.oldest()
         assert idle is not None
         assert idle.idle_since is not None
         if (now := getattr(idle.idle_since, clock)) is None:

@@ -23,14 +23,14 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def transport_for(url: str, context: ssl.SSLContext | None = None) -> PooledTransport:
-    """Give the transport of our client for a base URL."""
+    """Return the transport of our client for a base URL."""
     transport = own_client(url, ssl_context=context, connections=7)._transport
     assert isinstance(transport, PooledTransport)
     return transport
 
 
 def is_proxied(url: str) -> bool:
-    """Tell whether our client goes through a proxy to a base URL."""
+    """Return whether our client goes through a proxy to a base URL."""
     return transport_for(url)._pool._proxied_by is not None
 
 

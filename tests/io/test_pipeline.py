@@ -31,7 +31,7 @@ MakePipeline = Callable[..., Pipeline]
 
 @pytest.fixture
 async def make_pipeline() -> AsyncIterator[MakePipeline]:
-    """Give what builds a pipeline with so many `connections` to an emulator, `latency` seconds away."""
+    """Return what builds a pipeline with so many `connections` to an emulator, `latency` seconds away."""
     async with AsyncExitStack() as stack:
 
         def make(emulator: Emulator, *, connections: float, latency: float = 0.04, **options: Any) -> Pipeline:

@@ -53,7 +53,7 @@ def no_leaks() -> Iterator[None]:
 async def behind(
     kind: str, scheme: str, *, user: str | None = None, login: str | None = None, timeouts: Timeouts | None = None
 ) -> AsyncGenerator[tuple[Server, Proxy, Client]]:
-    """Give a server, a proxy before it and a client that goes through that; `login`: what it says of itself."""
+    """Return a server, a proxy before it and a client that goes through that; `login`: what it says of itself."""
     async with serving(scheme) as server, proxying(kind, urlsplit(server.url).port or 0, user=user) as proxy:
         url = proxy.url if login is None else proxy.url.replace("//", f"//{login}@")
         async with connected(f"{scheme}://knouds.test", proxy=url, timeouts=timeouts) as client:
@@ -80,9 +80,9 @@ async def test_a_paid_call_gets_a_fresh_connection_behind_a_proxy_too(kind: str,
     """One that was idle for a while is not trusted with it."""
     async with behind(kind, scheme) as (server, _, client):
         await client.get("a")
-        idle = client.pool._pool.books.idle.oldest()
+        idle = client.pool._pool.inner.idle.oldest()
         assert idle is not None
-        client.pool._pool.books._fresh_within = -1.0
+        client.pool._pool.inner._fresh_within = -1.0
         await client.attempt(SUBMIT)
         assert server.opened == 2
 

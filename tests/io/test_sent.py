@@ -141,12 +141,12 @@ async def a_proxy(answer: bytes, *, hangs_up: bool) -> AsyncGenerator[str]:
 
 
 def stock(proxy: str) -> httpx.AsyncHTTPTransport:
-    """Give httpx's own transport, as a caller's client has it."""
+    """Return httpx's own transport, as a caller's client has it."""
     return httpx.AsyncHTTPTransport(proxy=proxy)
 
 
 def ours(proxy: str) -> httpx.AsyncHTTPTransport:
-    """Give the transport of our own client."""
+    """Return the transport of our own client."""
     return PooledTransport(proxy=Proxy.of(proxy))
 
 

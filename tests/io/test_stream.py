@@ -58,17 +58,17 @@ class Sockets:
         monkeypatch.setattr(Stream, "connect", remembering)
 
     def option(self, level: int, name: int) -> int:
-        """Give an option of the socket opened last."""
+        """Return an option of the socket opened last."""
         value: int = self.opened[-1].getsockopt(level, name)
         return value
 
     def linger(self) -> tuple[int, int]:
-        """Give whether the socket opened last lingers, and how long."""
+        """Return whether the socket opened last lingers, and how long."""
         on, seconds = struct.unpack("ii", self.opened[-1].getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
         return on, seconds
 
     def patience(self) -> int:
-        """Give the milliseconds after which the system gives up what is not acknowledged; 0: as it always does."""
+        """Return the milliseconds after which the system gives up what is not acknowledged; 0: as it always does."""
         return self.option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
 
 
@@ -138,7 +138,7 @@ async def test_what_was_not_delivered_is_waited_for_no_longer_than_that(
 
 @contextlib.contextmanager
 def deaf() -> Iterator[tuple[str, socket.socket]]:
-    """Give the URL of a port whose system takes connections and what its buffers hold, and nobody reads it."""
+    """Return the URL of a port whose system takes connections and what its buffers hold, and nobody reads it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10.0)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", listener
@@ -202,7 +202,7 @@ async def test_faults_of_tls_are_httpcores_errors() -> None:
 
 
 def _stream(client: Client) -> Stream:
-    idle = client.pool._pool.books.idle.oldest()
+    idle = client.pool._pool.inner.idle.oldest()
     assert idle is not None
     assert isinstance(idle._stream, Stream)
     return idle._stream

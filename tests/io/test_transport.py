@@ -94,7 +94,7 @@ class Server:
 
 
 def port_of(listener: anyio.abc.Listener[anyio.abc.SocketStream]) -> int:
-    """Give the port the system has chosen."""
+    """Return the port the system has chosen."""
     port: int = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610  (not Django's)
     return port
 
@@ -119,12 +119,12 @@ async def eventually(is_true: Callable[[], bool]) -> None:
 
 def in_use(transport: PooledTransport) -> int:
     """Count the slots that are taken."""
-    return transport._pool.books.in_use
+    return transport._pool.inner.in_use
 
 
 def idle(transport: PooledTransport) -> int:
     """Count the connections kept for reuse."""
-    return len(transport._pool.books.idle)
+    return len(transport._pool.inner.idle)
 
 
 async def expect_ok(http: httpx.AsyncClient, url: str) -> None:

@@ -34,7 +34,7 @@ NEW = Entry(key="a", target="workflows/x", digest="d")
 
 
 def moved(*events: Event) -> Totals:
-    """Give the totals after events of one job."""
+    """Return the totals after events of one job."""
     totals, entry = Totals().moved(None, NEW), NEW
     for event in events:
         following = advance(entry, event)
@@ -43,7 +43,7 @@ def moved(*events: Event) -> Totals:
 
 
 def sending(reserve: float | None = 12) -> Sending:
-    """Give a submit with credits set aside."""
+    """Return a submit with credits set aside."""
     return Sending(owner="me", sent_at=1.0, reserve=reserve)
 
 

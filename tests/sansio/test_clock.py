@@ -73,7 +73,7 @@ def test_clocks_are_values() -> None:
 
 
 def clocks(loop: float, *, slept: float = 0.0, stepped: float = 0.0, boot: bool = True) -> Reading:
-    """Give what the clocks show at a moment of the loop's, after a sleep and a step of the wall clock."""
+    """Return what the clocks show at a moment of the loop's, after a sleep and a step of the wall clock."""
     since_boot = loop + 5000.0 + slept if boot else None
     return Reading(loop=loop, steady=loop + 7.0, boot=since_boot, wall=loop + 1e9 + slept + stepped)
 

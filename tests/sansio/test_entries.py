@@ -57,7 +57,7 @@ EVENTS: list[Event] = [
 
 
 def after(*events: Event) -> Entry:
-    """Give a new entry after events that are all legal."""
+    """Return a new entry after events that are all legal."""
     entry = NEW
     for event in events:
         entry = advance(entry, event)

@@ -17,7 +17,7 @@ WHERE = SoFar(attempts=1, spent=1.0, sent_at=datetime(2026, 5, 8, tzinfo=UTC))
 
 
 def unknown(found: str | None) -> Fail:
-    """Give the end of a submit of whose receipt only a part came."""
+    """Return the end of a submit of whose receipt only a part came."""
     return Fail(SubmissionUnknownError(target="workflows/a", sent_at=WHERE.sent_at, seen="cut", execution_id=found))
 
 

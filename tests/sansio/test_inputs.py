@@ -160,7 +160,7 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, a
 
 
 def said(value: Any) -> Any:
-    """Give what JSON makes of a value: lists for tuples, dicts for mappings."""
+    """Return what JSON makes of a value: lists for tuples, dicts for mappings."""
     if isinstance(value, Mapping):
         return {key: said(item) for key, item in value.items()}
     return [said(item) for item in value] if isinstance(value, (list, tuple)) else value

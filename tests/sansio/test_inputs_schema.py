@@ -16,7 +16,7 @@ from knouds_async.types import SchemaField, WorkflowSchema
 
 
 def schema(*fields: dict[str, Any], **values: Any) -> WorkflowSchema:
-    """Give a schema as it is read from the service."""
+    """Return a schema as it is read from the service."""
     read = responses.read(WorkflowSchema)
     return read(Answer(200, {}, json.dumps({"fields": list(fields), "values": values}).encode()))
 

@@ -184,7 +184,7 @@ NO_CLOCK = ClockBounds()
 def reply(
     left: int, reset: float, *, limit: int = 100, refused: bool = False, after: float | None = None
 ) -> QuotaHeaders:
-    """Say what a limited route says; `reset` is the local time at which the server's window ends."""
+    """Return what a limited route says; `reset` is the local time at which the server's window ends."""
     return QuotaHeaders(
         refused=refused,
         succeeded=not refused,
@@ -295,7 +295,7 @@ def test_silence_means_less_where_answers_take_longer() -> None:
 
 
 def coarse(left: int) -> Window:
-    """Give a window whose edge is 30 s of the server's, on a clock of which only half a second is known."""
+    """Return a window whose edge is 30 s of the server's, on a clock of which only half a second is known."""
     window, permit = one(new_window(left + 1), 0.0)
     return on_response(window, 0.1, permit, reply(left, 30.0, limit=left + 1), ClockBounds(EPOCH, EPOCH + 0.5))
 

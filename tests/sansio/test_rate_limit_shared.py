@@ -31,7 +31,7 @@ EPOCH = 1_780_000_000.0
 
 
 def fresh(limit: int | None = 100) -> SharedWindow:
-    """Give what is believed at first."""
+    """Return what is believed at first."""
     return SharedWindow(rate_limit.new_window(limit))
 
 
@@ -42,7 +42,7 @@ def answered(permit: Permit, at: float, remaining: int, reset: float, limit: int
 
 
 def lot(leased: Lease | RetryAt) -> tuple[Permit, ...]:
-    """Give the turns of a lease."""
+    """Return the turns of a lease."""
     assert isinstance(leased, Lease)
     return leased.permits
 

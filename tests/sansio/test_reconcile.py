@@ -25,7 +25,7 @@ MODEL = attrs.evolve(WANTED, target=Target("models", "suno-v5"))
 
 
 def row(number: int, seconds: float | None = 0.0, **fields: Any) -> UsageRow:
-    """Give a row dated `seconds` after the submit."""
+    """Return a row dated `seconds` after the submit."""
     created = None if seconds is None else SENT + timedelta(seconds=seconds)
     known: dict[str, Any] = {"id": number, "workflow_slug": "mine", "created_at": created}
     return UsageRow(**(known | fields))
@@ -35,7 +35,7 @@ CONTROL = row(0, -300, request_id="control")
 
 
 def at(seconds: float, *, bounds: float = 0.0) -> Moment:
-    """Give a moment so many seconds after the submit, known to so many seconds either way."""
+    """Return a moment so many seconds after the submit, known to so many seconds either way."""
     return Moment(wall=0.0, earliest=AT + seconds - bounds, latest=AT + seconds + bounds, known="heard")
 
 
@@ -50,17 +50,17 @@ def walk(wanted: Wanted, rows: list[UsageRow], size: int = 10) -> tuple[Search, 
 
 
 def found(wanted: Wanted, rows: list[UsageRow], *, now: Moment | None = None) -> SubmissionSearch:
-    """Give what is found in the rows, and one of a known run before them, an hour later."""
+    """Return what is found in the rows, and one of a known run before them, an hour later."""
     return walk(wanted, [*rows, CONTROL])[0].result(now or at(3600))
 
 
 def candidates(wanted: Wanted, rows: list[UsageRow]) -> list[Any]:
-    """Give the ids of the rows that could be the submit."""
+    """Return the ids of the rows that could be the submit."""
     return [each.id for each in found(wanted, rows).candidates]
 
 
 def known(*ids: str, begun: float = -1.0) -> Wanted:
-    """Give the same submit, beside known runs that had begun so many seconds after it."""
+    """Return the same submit, beside known runs that had begun so many seconds after it."""
     return attrs.evolve(WANTED, known=(*KNOWN, *(KnownRun(request_id=each, begun_by=AT + begun) for each in ids)))
 
 

@@ -61,7 +61,7 @@ PLAIN_BY_STATUS: dict[int, type[APIError]] = {
 
 
 def refused(status: int, body: Any, headers: dict[str, str] | None = None, **more: Any) -> KnoudsError:
-    """Give the error of an answer with this JSON, or these bytes."""
+    """Return the error of an answer with this JSON, or these bytes."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return retry.api_error(Answer(status, headers or {}, content), SUBMIT, **more)
 

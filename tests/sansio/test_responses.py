@@ -85,12 +85,12 @@ JSON = st.recursive(
 
 
 def told(body: Any) -> Answer:
-    """Give an answer that says this JSON."""
+    """Return an answer that says this JSON."""
     return Answer(200, {}, json.dumps(body).encode())
 
 
 def held(body: bytes | str) -> Answer:
-    """Give an answer with this body."""
+    """Return an answer with this body."""
     return Answer(200, {}, body if isinstance(body, bytes) else body.encode())
 
 

@@ -17,7 +17,7 @@ LATER = "Fri, 08 May 2026 19:30:25 GMT"
 
 
 def answer(given: dict[str, str] | None = None, body: Any = None, status: int = 429) -> Answer:
-    """Give an answer with these headers and this JSON."""
+    """Return an answer with these headers and this JSON."""
     return Answer(status, given or {}, b"" if body is None else json.dumps(body).encode())
 
 

@@ -71,24 +71,24 @@ def after(
 
 
 def error_after(name: str, outcome: Outcome, **more: Any) -> KnoudsError:
-    """Give the error that an attempt ends in."""
+    """Return the error that an attempt ends in."""
     decision = after(name, outcome, **more)
     assert isinstance(decision, Fail), decision
     return decision.error
 
 
 def good(name: str) -> Answer:
-    """Give an answer that the call can read."""
+    """Return an answer that the call can read."""
     return Answer(200, {}, json.dumps(GOOD.get(name, {"status": "processing", "user": {}})).encode())
 
 
 def cut(status: int) -> Garbled:
-    """Give an answer whose body was cut short."""
+    """Return an answer whose body was cut short."""
     return Garbled(status, {}, "the answer was cut short", is_cut=True)
 
 
 def refused(status: int) -> Garbled:
-    """Give an answer whose body was refused."""
+    """Return an answer whose body was refused."""
     return Garbled(status, {}, "the body of the answer is longer than 9 bytes", is_cut=False)
 
 
@@ -149,7 +149,7 @@ TABLE: list[tuple[str, list[Outcome], Cell, Cell, Cell]] = [
 
 
 def column(name: str, reads: Cell, create: Cell, paid: Cell) -> Cell:
-    """Give the cell of a call."""
+    """Return the cell of a call."""
     return reads if name in READS else create if name in CREATE else paid
 
 

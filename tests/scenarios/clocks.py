@@ -21,15 +21,15 @@ class Machine(Protocol):
     """What the clocks of one machine show, in seconds; of a machine that is ours, or of one that is shared."""
 
     def monotonic(self) -> float:
-        """Give the seconds that the machine has been awake."""
+        """Return the seconds that the machine has been awake."""
         ...
 
     def boot_time(self) -> float:
-        """Give the seconds since it was started, asleep or not."""
+        """Return the seconds since it was started, asleep or not."""
         ...
 
     def wall(self) -> float:
-        """Give the epoch seconds that it believes in."""
+        """Return the epoch seconds that it believes in."""
         ...
 
 
@@ -41,7 +41,7 @@ class _AnyDatetime(type):
 
 
 def stand_in(machine: Machine) -> type[Real]:
-    """Give a datetime class whose `now` is the machine's."""
+    """Return a datetime class whose `now` is the machine's."""
 
     class Datetime(Real, metaclass=_AnyDatetime):
         @classmethod
@@ -56,7 +56,7 @@ def stand_in(machine: Machine) -> type[Real]:
 
 
 def readers(machine: Machine) -> dict[str, Callable[..., Any]]:
-    """Give the functions of `time` as the machine has them; a clock that nobody steps stays as it is."""
+    """Return the functions of `time` as the machine has them; a clock that nobody steps stays as it is."""
     gettime = time.clock_gettime
     shown: dict[int, Callable[[], float]] = {
         time.CLOCK_REALTIME: machine.wall,

@@ -147,14 +147,14 @@ class History:
         return any(row["execution_id"] == execution_id for row in self.judge.rows())
 
     def _surprise(self, order: Order) -> float:
-        """Give what runs may cost beyond a cap: those that turn out dear before anybody was told of such a cost."""
+        """Return what runs may cost beyond a cap: those that turn out dear before anybody was told of such a cost."""
         if "costs" not in self.kinds:
             return 0.0
         untold = sum(bool(row["stage"] in ("sending", "submitted", "unknown")) for row in self.judge.rows())
         return float((DEAR - COST) * (order.in_flight * len(order.accounts) + untold))
 
     def _committed(self) -> float:
-        """Give the credits that may be charged for what is on record already."""
+        """Return the credits that may be charged for what is on record already."""
         price = float(DEAR) if "costs" in self.kinds else COST
         attempts = sum(bool(row["stage"] != "new") for row in self.judge.rows())
         return max(self.judge.charged(), price * attempts)
@@ -176,7 +176,7 @@ class History:
         raise NotImplementedError
 
     def now(self) -> float:
-        """Give the seconds of the service."""
+        """Return the seconds of the service."""
         return anyio.current_time() + self.main.ahead
 
     # What happens to the machine.
@@ -263,12 +263,12 @@ class History:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Give the first error of a group."""
+    """Return the first error of a group."""
     return cause_of(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def as_told(outcome: Outcome) -> Told:
-    """Give what the judge wants to know of an outcome."""
+    """Return what the judge wants to know of an outcome."""
     run = outcome.run if isinstance(outcome, Completed) else None
     found = None if isinstance(outcome, NotRun) else outcome.execution_id
     return Told(outcome.job.key, type(outcome).__name__, found, "" if run is None else str(run.result))

@@ -44,11 +44,11 @@ class Judge:
     _finals: dict[tuple[str, int], Mapping[str, Any]] = attrs.Factory(dict)
 
     def runs(self) -> list[Run]:
-        """Give every run that was begun for a job, wherever and for whomever."""
+        """Return every run that was begun for a job, wherever and for whomever."""
         return [run for service in self.services for run in service.runs if key_of(run) != STRANGER]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Give what is on record."""
+        """Return what is on record."""
         if not self.path.exists():
             return []
         connection = sqlite3.connect(self.path, timeout=60)
@@ -101,7 +101,7 @@ class Judge:
             raise ViolationError(f"{self.charged():g} credits are charged, over a cap of {cap:g} (before: {before:g})")
 
     def charged(self) -> float:
-        """Give the credits that the jobs' runs have cost."""
+        """Return the credits that the jobs' runs have cost."""
         ours = {run.execution_id for run in self.runs()}
         return sum(charge.amount for one in self.services for charge in one.charges if charge.execution_id in ours)
 

@@ -42,7 +42,7 @@ KINDS: Final = frozenset((*AT_SERVICE, *OF_ROWS, *TO_PROCESSES, *BETWEEN_PASSES)
 
 
 def chosen() -> frozenset[str]:
-    """Give the kinds that `KNOUDS_HISTORY_KINDS` names, "lock,lost", or all."""
+    """Return the kinds that `KNOUDS_HISTORY_KINDS` names, "lock,lost", or all."""
     named = frozenset(filter(None, os.environ.get("KNOUDS_HISTORY_KINDS", "").split(",")))
     if unknown := named - KINDS:
         raise ValueError(f"KNOUDS_HISTORY_KINDS: there is no {sorted(unknown)}; there are {sorted(KINDS)}")
@@ -50,7 +50,7 @@ def chosen() -> frozenset[str]:
 
 
 def seeds(default: int, *, start: int = 0) -> list[int]:
-    """Give the one seed of `KNOUDS_HISTORY_SEED`, or as many as `KNOUDS_HISTORIES` says, from its start on."""
+    """Return the one seed of `KNOUDS_HISTORY_SEED`, or as many as `KNOUDS_HISTORIES` says, from its start on."""
     if (one := os.environ.get("KNOUDS_HISTORY_SEED")) is not None:
         return [int(one)]
     first = int(os.environ.get("KNOUDS_HISTORY_START", start))

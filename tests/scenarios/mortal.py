@@ -39,15 +39,15 @@ class Machine:
     locked_until: float = 0.0
 
     def monotonic(self) -> float:
-        """Give the seconds that it has been awake."""
+        """Return the seconds that it has been awake."""
         return 1_000.0 + self._awake()
 
     def boot_time(self) -> float:
-        """Give the seconds since its start."""
+        """Return the seconds since its start."""
         return 2_000.0 + self._awake() + self.slept
 
     def wall(self) -> float:
-        """Give what it believes to be the time."""
+        """Return what it believes to be the time."""
         return self.epoch + self._awake() + self.slept + self.stepped
 
     def _awake(self) -> float:
@@ -121,7 +121,7 @@ class _Ledger(InLoopLedger):
         self.owners: list[str] = []
 
     async def join(self) -> str:
-        """Take note of each owner: its end is to be known when the process dies."""
+        """Note each owner: its end is to be known when the process dies."""
         owner = await super().join()
         self.owners.append(owner)
         return owner

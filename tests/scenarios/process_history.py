@@ -254,7 +254,7 @@ class ProcessHistory(History):
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Give the lines of a file of results; one that a process was killed at is no line."""
+    """Return the lines of a file of results; one that a process was killed at is no line."""
     whole, _, _ = path.read_text().rpartition("\n")
     return [json.loads(line) for line in whole.splitlines()]
 
@@ -268,7 +268,7 @@ def _as_told(line: dict[str, Any]) -> Told:
 
 
 def _is_halted(pid: int) -> bool:
-    """Tell whether a process has come to a halt, or to its end."""
+    """Return whether a process has come to a halt, or to its end."""
     try:
         line = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -110,7 +110,7 @@ class OddService:
 
 
 def key_of(run: Run) -> str:
-    """Give the key of the job that a run was begun for."""
+    """Return the key of the job that a run was begun for."""
     return str(run.inputs["product_name"])
 
 

@@ -34,15 +34,15 @@ class SharedClocks:
         self._memory[:] = _FORM.pack(monotonic + awake, boot + awake + asleep, epoch + awake + asleep + wall)
 
     def monotonic(self) -> float:
-        """Give the seconds awake."""
+        """Return the seconds awake."""
         return self._monotonic() + self._offsets()[0]
 
     def boot_time(self) -> float:
-        """Give the seconds since the start."""
+        """Return the seconds since the start."""
         return self._gettime(self._boot_clock) + self._offsets()[1]
 
     def wall(self) -> float:
-        """Give the epoch seconds."""
+        """Return the epoch seconds."""
         return self._wall() + self._offsets()[2]
 
     def _offsets(self) -> tuple[float, float, float]:

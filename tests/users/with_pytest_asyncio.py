@@ -17,13 +17,13 @@ SLUG = "my-thumbnail-pipeline"
 
 @pytest.fixture
 def service() -> Emulator:
-    """Give a service whose runs are over in a moment of real time."""
+    """Return a service whose runs are over in a moment of real time."""
     return Emulator(tier="enterprise", duration=0.02)
 
 
 @pytest_asyncio.fixture
 async def client(service: Emulator) -> AsyncIterator[AsyncKnouds]:
-    """Give a client from a `yield` inside `async with`, entered and left in different tasks by pytest-asyncio."""
+    """Return a client from a `yield` inside `async with`, entered and left in different tasks by pytest-asyncio."""
     http = httpx.AsyncClient(transport=EmulatorTransport(service))
     async with http, AsyncKnouds(service.api_key, base_url="https://knouds.test", http_client=http) as knouds:
         yield knouds
@@ -31,7 +31,7 @@ async def client(service: Emulator) -> AsyncIterator[AsyncKnouds]:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def shared() -> AsyncIterator[AsyncKnouds]:
-    """Give one client to all tests of the module, on the module's loop."""
+    """Return one client to all tests of the module, on the module's loop."""
     service = Emulator(tier="enterprise", duration=0.02)
     http = httpx.AsyncClient(transport=EmulatorTransport(service))
     async with http, AsyncKnouds(service.api_key, base_url="https://knouds.test", http_client=http) as knouds:

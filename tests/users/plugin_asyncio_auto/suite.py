@@ -31,7 +31,7 @@ class Shop:
 
 @pytest.fixture
 async def shop(knouds_http_client: httpx.AsyncClient, knouds_emulator: Emulator) -> AsyncIterator[Shop]:
-    """Give the application."""
+    """Return the application."""
     shop = Shop(knouds_http_client, knouds_emulator.api_key)
     yield shop
     await shop.knouds.aclose()

@@ -25,7 +25,7 @@ def no_test_sits_it_out() -> Iterator[None]:
 
 @pytest_asyncio.fixture
 async def made(knouds: AsyncKnouds) -> AsyncIterator[RunResult]:
-    """Give the result of a run that is waited for in the fixture."""
+    """Return the result of a run that is waited for in the fixture."""
     yield await (await knouds.workflows.submit(SLUG, {"product_name": "of the fixture"}))
 
 

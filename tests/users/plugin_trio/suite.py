@@ -16,7 +16,7 @@ SLUG = "my-thumbnail-pipeline"
 
 @pytest.fixture
 async def made(knouds: AsyncKnouds) -> RunResult:
-    """Give the result of a run that is waited for in the fixture."""
+    """Return the result of a run that is waited for in the fixture."""
     return await (await knouds.workflows.submit(SLUG, {"product_name": "of the fixture"}))
 
 
