@@ -232,6 +232,7 @@ async def test_begins_anew_where_the_rest_cannot_be_had(
     assert (await knouds.download(image(host), tmp_path)).read_bytes() == BIG
 
 
+@pytest.mark.slow
 async def test_gives_up_on_a_host_that_only_drops(start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path) -> None:
     """Five attempts in a row that bring next to nothing are enough, and nothing is left behind."""
     host = await start_host(files={"a.png": BIG}, drops_after=[10] * 50)

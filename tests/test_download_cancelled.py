@@ -181,4 +181,4 @@ def test_threads_are_waited_for_everywhere() -> None:
 
     package = Path(knouds_async.__file__).parent
     users = [path.name for path in package.rglob("*.py") if "to_thread" in path.read_text(encoding="utf-8")]
-    assert users == ["uninterrupted.py"]
+    assert users == ["concurrency.py"]

@@ -16,6 +16,7 @@ SLUG = "my-thumbnail-pipeline"
 ROUTE = "POST /api/workflows/:slug/run?async=true"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_thousand_jobs_run_at_the_limit(make_client: Any) -> None:
     """On Pro the windows between the first and the last are spent to 98 % at least, and no request is refused."""

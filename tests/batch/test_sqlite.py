@@ -255,6 +255,7 @@ def _take_away(how: str, path: Path) -> None:
         path.with_name("other.db").rename(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["moved", "deleted", "replaced"])
 async def test_a_ledger_that_is_taken_away_is_named_as_such(how: str, make_client: Any, path: Path) -> None:
     """A ledger that is moved, deleted or replaced stops the batch, which is not told to go on with a new one."""
@@ -409,6 +410,7 @@ def _sending(owner: str) -> Any:
     )
 
 
+@pytest.mark.slow
 async def test_its_thread_ends_when_there_is_nothing_to_do(path: Path) -> None:
     """A ledger that is not used holds no thread, and takes another when it is."""
     async with SQLiteLedger(path) as ledger:

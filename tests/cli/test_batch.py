@@ -244,6 +244,7 @@ def test_wrong_usage_is_one_line_and_2(service: Any, here: Here, folder: Any, ar
     assert not Path("none.ledger").exists()
 
 
+@pytest.mark.slow
 def test_a_page_in_between_costs_one_unknown_and_is_named(put_up: PutUp, here: Here, folder: Any) -> None:
     """A firewall's page ends the submitting: one job is unknown, who answered and how to go on is said."""
     service = put_up(duration=0.05)
@@ -260,6 +261,7 @@ def test_a_page_in_between_costs_one_unknown_and_is_named(put_up: PutUp, here: H
     assert len(service.emulator.runs) == 50
 
 
+@pytest.mark.slow
 def test_a_day_s_pause_ends_a_batch_that_goes_on_later(put_up: PutUp, here: Here, folder: Any) -> None:
     """Nobody waits for a day in silence: how long the service asks to wait and how to go on is said."""
     service = put_up(duration=0.05)
@@ -292,6 +294,7 @@ def test_a_rerun_pays_for_nothing_and_writes_nothing_twice(service: Any, here: H
     assert len(service.emulator.runs) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 1, 900, None])
 def test_results_that_were_lost_come_out_of_the_ledger(service: Any, here: Here, folder: Any, left: int | None) -> None:
     """Whatever is left of the file of results, the rerun makes it whole, each line as it was, and runs nothing."""
@@ -344,6 +347,7 @@ def test_what_failed_is_run_once_more_when_asked(put_up: PutUp, here: Here, fold
     assert len(service.emulator.runs) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 2])
 def test_a_job_that_was_run_once_more_has_the_line_of_that_run(
     put_up: PutUp, here: Here, folder: Any, runs: int
@@ -372,6 +376,7 @@ def test_a_job_that_was_run_once_more_has_the_line_of_that_run(
     assert Path("out.jsonl").read_bytes() == text
 
 
+@pytest.mark.slow
 def test_a_line_that_another_ledger_wrote_stays(put_up: PutUp, here: Here, folder: Any) -> None:
     """Jobs of which this ledger knows nothing keep their lines, failed ones too."""
     broken, mended = put_up(failure_rate=1.0), put_up()
@@ -383,6 +388,7 @@ def test_a_line_that_another_ledger_wrote_stays(put_up: PutUp, here: Here, folde
     assert folder.lines()[:2] == lines
 
 
+@pytest.mark.slow
 def test_the_cap_holds_over_all_runs(service: Any, here: Here, folder: Any) -> None:
     """What earlier runs cost counts; with a higher cap the jobs that were left are run, and have one line each."""
     folder.write_jobs(5)
@@ -710,6 +716,7 @@ def test_a_rerun_fetches_what_is_missing(media_service: Any, here: Here, folder:
     assert len(media_service.emulator.runs) == 3
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_had_is_tried_again(media_service: Any, here: Here, folder: Any) -> None:
     """When a host refuses, the result is kept with null for its files and the code is 1; the rerun fetches them."""
     for nth in (1, 2):

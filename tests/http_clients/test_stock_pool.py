@@ -68,6 +68,7 @@ async def _churn(clients: list[AsyncKnouds]) -> None:
                     tasks.start_soon(_cancel_after, turns + later, knouds.whoami)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lent", [*MODULES, "wrapped"])
 async def test_cancelled_calls_cost_the_pool_nothing(lent: str, service: Any) -> None:
     """After hundreds of reads that were cancelled at any moment, all of its connections can still be used."""
@@ -81,6 +82,7 @@ async def test_cancelled_calls_cost_the_pool_nothing(lent: str, service: Any) ->
                     tasks.start_soon(on(service, http).whoami)
 
 
+@pytest.mark.slow
 async def test_nor_do_they_behind_a_proxy(tls_service: Any) -> None:
     """What is cancelled while a tunnel is dug costs no connection's place either."""
     tls_service.delay = 0.005
@@ -97,6 +99,7 @@ async def test_nor_do_they_behind_a_proxy(tls_service: Any) -> None:
                         tasks.start_soon(knouds.whoami)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_nor_do_native_cancellations(service: Any) -> None:
     """asyncio's own `Task.cancel`, which no shield holds against, reaches the pool as little."""
@@ -141,6 +144,7 @@ async def test_submits_wait_in_our_line(service: Any) -> None:
     assert service.paid == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 async def test_a_submit_that_never_leaves_the_pool_is_not_unknown(module: str, service: Any) -> None:
     """When the owner's own requests hold every connection of the pool, the submit was certainly not sent."""

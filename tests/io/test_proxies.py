@@ -255,12 +255,14 @@ async def _expect_answer(client: Client) -> None:
     assert body_of(await client.get("a")) == b"{}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["http", "socks5"])
 async def test_thousands_of_calls_cancelled_behind_a_proxy_leave_nothing_behind(kind: str) -> None:
     """Cancelled while the tunnel is asked for, in the handshake, sending or reading, every socket comes back."""
     await _cancel_thousands(kind, by_scope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("kind", ["http", "socks5"])
 async def test_thousands_of_calls_cancelled_natively_behind_a_proxy_leave_nothing_behind(kind: str) -> None:
@@ -292,6 +294,7 @@ async def in_tls(url: str) -> AsyncGenerator[int]:
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "refusal"),
     [

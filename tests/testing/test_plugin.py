@@ -304,6 +304,7 @@ async def test_after(shared):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed")
 def test_the_guard_holds_under_uvloop(tmp_path: Path) -> None:
     """uvloop tells nobody which name it looks up; the client itself says where it connects."""
@@ -312,6 +313,7 @@ def test_the_guard_holds_under_uvloop(tmp_path: Path) -> None:
     assert "the test reached for the real service at knouds.ai" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["session", "module"])
 @pytest.mark.parametrize("is_default", [True, False])
 def test_a_loop_that_others_share_is_left_to_them(tmp_path: Path, scope: str, is_default: bool) -> None:

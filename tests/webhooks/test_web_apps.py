@@ -134,6 +134,7 @@ async def start(name: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cal
             await stack.aclose()
 
 
+@pytest.mark.slow
 async def test_a_delivery_ends_the_wait(start: Any) -> None:
     """A visitor gets the result when the delivery comes; the service sees the submit and no poll."""
     app = await start()
@@ -143,6 +144,7 @@ async def test_a_delivery_ends_the_wait(start: Any) -> None:
     assert app.emulator.requests.count == 1
 
 
+@pytest.mark.slow
 async def test_a_result_that_was_delivered_before_is_there(start: Any) -> None:
     """Who asks only after the delivery gets the result at once, without a poll."""
     app = await start(duration=0.1)
@@ -177,6 +179,7 @@ async def test_five_hundred_waiters_in_one_worker(start: Any, name: str) -> None
     assert app.client()._poller._awaited == {}
 
 
+@pytest.mark.slow
 async def test_changes_are_streamed(start: Any) -> None:
     """A client without a browser reads each status once as a server-sent event, the last one being the end."""
     app = await start()
@@ -198,6 +201,7 @@ async def until_nobody_waits(app: Running) -> None:
     raise AssertionError(app.client()._poller._awaited)
 
 
+@pytest.mark.slow
 async def test_visitors_who_leave_cancel_nothing(start: Any) -> None:
     """Visitors who hang up on a wait and on a stream leave no waiter behind, and the run goes on to its end."""
     app = await start(duration=1.2)
@@ -213,6 +217,7 @@ async def test_visitors_who_leave_cancel_nothing(start: Any) -> None:
     assert app.emulator.runs[0].cancel_requested_at is None
 
 
+@pytest.mark.slow
 async def test_shuts_down_with_runs_in_progress(start: Any) -> None:
     """A server that stops while visitors wait for long runs is gone within seconds, and cancels no run."""
     app = await start(duration=600.0)
@@ -233,6 +238,7 @@ async def test_shuts_down_with_runs_in_progress(start: Any) -> None:
     assert app.emulator.requests.by_route["POST /api/executions/:id/cancel"] == 0
 
 
+@pytest.mark.slow
 async def test_refusals_on_the_wire(start: Any) -> None:
     """What is forged, too long, unsigned or no POST is refused by its status alone."""
     app = await start()
@@ -255,6 +261,7 @@ async def test_refusals_on_the_wire(start: Any) -> None:
     assert b"sign" not in (await post(body))[1]
 
 
+@pytest.mark.slow
 async def test_the_receiver_is_a_server_by_itself() -> None:
     """`receiver.asgi` is handed to uvicorn as it is: deliveries are taken on any path, other methods are 405."""
     taken: list[str] = []
