@@ -34,12 +34,12 @@ def withheld(request: httpx.Request, client: object, trace: SentTrace) -> None:
         trace.is_withheld = True
         names = ("stream",) if getattr(client, "auth", None) is None else ("stream", "content", "read", "aread")
         kind: Any = type(request)
-        request.__class__ = _telling(kind, names)
+        request.__class__ = _marking(kind, names)
         request.extensions[_TRACE] = trace
 
 
 @functools.cache
-def _telling(kind: Any, names: tuple[str, ...]) -> Any:
+def _marking(kind: Any, names: tuple[str, ...]) -> Any:
     """Make a subclass of a request class that tells the trace in its extensions when it is asked for one of these."""
 
     def asked(self: Any, name: str) -> Any:

@@ -299,8 +299,8 @@ def decide(
             lasting.is_lasting = True
             return Fail(lasting)
         case NotSent(seen):
-            fate = "Nothing was run; check" if call.pays_for is not None else "Check"
-            advice = f"{fate} the network and the base URL, then try again"
+            money = "Nothing was run; check" if call.pays_for is not None else "Check"
+            advice = f"{money} the network and the base URL, then try again"
             error: KnoudsError = ConnectionFailedError(f"{call.request}: not sent: {seen}. {advice}")
             if so_far.was_sent and call.pays_for is None:  # what was sent before of a paid run was refused with 429
                 error = NoAnswerError(f"{call.request}: sent, but no answer came, and then no connection: {seen}")

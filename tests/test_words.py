@@ -1,0 +1,70 @@
+"""The words of the package: one meaning for each class name, and none of the words that were retired."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import knouds_async
+
+PACKAGE = Path(knouds_async.__file__).parent
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+PUBLIC_TWICE = {"Workflow"}  # a record of `types`, and what an emulator is given
+
+RETIRED = {
+    "agenda", "aside", "books", "canary", "courier", "course", "crowd", "fate", "grants", "keeper", "lessons",
+    "likeliest", "maps", "mending", "mirror", "roster", "scene", "scouts", "strikes", "telling", "unawaited", "untaken",
+    "wallet", "witness",
+}  # fmt: skip
+"""Words of an earlier, private language: CONTRIBUTING.md has the ones that took their place."""
+
+
+def identifiers(tree: ast.AST) -> set[str]:
+    """Return every name that a module gives to something, or uses."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+    return found
+
+
+def words(identifier: str) -> set[str]:
+    """Return the words of an identifier, whether written in snake or in camel case."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", identifier)}
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    """No two modules of the package define a class of the same name."""
+    names = Counter(node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert {name for name, count in names.items() if count > 1} == PUBLIC_TWICE
+
+
+def test_no_identifier_has_a_retired_word() -> None:
+    """Whoever knows httpx, asyncio and h11 guesses every name: what only this library called so is gone."""
+    used = {
+        (path.relative_to(PACKAGE).as_posix(), name)
+        for path, tree in TREES.items()
+        for name in identifiers(tree)
+        if words(name) & RETIRED
+    }
+    assert used == set()
+
+
+def test_docstrings_begin_with_a_plain_verb() -> None:
+    """Return, create, send, raise: none gives, tells or takes note."""
+    odd = re.compile(r"(Give|Tell|Take note|Say|Let|Have)\b")
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and odd.match(ast.get_docstring(node) or "")
+    ]
+    assert found == []
