@@ -30,6 +30,7 @@ BELOW: dict[str, set[str]] = {
     **{top: {*PUBLIC, "_sansio", top} for top in ("webhooks", "testing")},
     "_cli": {*PUBLIC, "_sansio", "_cli", "_batch", "testing"},
     "__main__": {"_cli"},
+    "ledgers": {"_batch", "_sansio"},
     "": {*CORE, "_io", "execution", "_resources", "client", "_batch", "webhooks"},
 }
 FOREIGN: dict[str, set[str]] = {

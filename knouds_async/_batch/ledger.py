@@ -171,7 +171,7 @@ class Ledger(Protocol):
 def decide(entry: Entry | None, claim: Claim, totals: Totals, highest_cost: float | None) -> Claimed:
     """Decide about a claim on a job whose last attempt is `entry`. Pure; to be called within the transaction.
 
-    `dearest`: the largest cost of a run of the target, which another owner may have seen.
+    `highest_cost`: the largest cost of a run of the target, which another owner may have seen.
     """
     fresh = Entry(key=claim.key, target=claim.target, digest=claim.digest)
     known = entry if entry is not None else fresh
