@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
-from knouds_async._io.clocks import read_clocks
+from knouds_async._io.concurrency import read_clocks
 from knouds_async._sansio.clock import Reading
 from knouds_async._sansio.ledger import (
     OPEN,

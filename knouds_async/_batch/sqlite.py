@@ -20,8 +20,7 @@ import anyio
 import attrs
 
 from knouds_async._batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide, held_against
-from knouds_async._io.clocks import read_clocks
-from knouds_async._io.concurrency import from_thread
+from knouds_async._io.concurrency import from_thread, read_clocks
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.inputs import checked_execution_id
 from knouds_async._sansio.ledger import (

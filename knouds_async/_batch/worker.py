@@ -28,7 +28,7 @@ from knouds_async._batch.jobs import (
     Unknown,
 )
 from knouds_async._batch.ledger import Claim, Claimed, Ledger, OverBudget, Taken, Written
-from knouds_async._io.clocks import ServiceTime, read_clocks
+from knouds_async._io.concurrency import ServiceTime, read_clocks
 from knouds_async._io.limiter import LimiterStats
 from knouds_async._io.pipeline import Decision, Pipeline
 from knouds_async._sansio import endpoints, responses

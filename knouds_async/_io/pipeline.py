@@ -14,8 +14,16 @@ import anyio
 import anyio.lowlevel
 import attrs
 
-from knouds_async._io.clocks import ServiceTime, read_clocks
-from knouds_async._io.concurrency import CutShort, FIFOLimiter, Finished, HomeLoop, is_cancelled, uninterrupted
+from knouds_async._io.concurrency import (
+    CutShort,
+    FIFOLimiter,
+    Finished,
+    HomeLoop,
+    ServiceTime,
+    is_cancelled,
+    read_clocks,
+    uninterrupted,
+)
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.sent import SentTrace

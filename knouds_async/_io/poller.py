@@ -26,10 +26,9 @@ from knouds_async._io.concurrency import HomeLoop, spawn
 from knouds_async._io.limiter import LimiterStats
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.durations import LearnedDurations, duration_key
+from knouds_async._sansio.durations import LearnedDurations, TrackedRun, duration_key
 from knouds_async._sansio.listings import PageRequest, Quota
 from knouds_async._sansio.polling import MAX_POLL_FAILURES, PollFailure, PollScheduler, classify_poll_error
-from knouds_async._sansio.tracked_run import TrackedRun
 from knouds_async._sansio.webhooks import FallbackPolling, RecentDeliveries, is_complete, is_end
 from knouds_async.config import Polling
 from knouds_async.errors import ClientClosedError, ConflictError, KnoudsError, NotFoundError

@@ -22,7 +22,7 @@ import httpcore
 import httpx
 from anyio.streams.tls import TLSAttribute, TLSStream
 
-from knouds_async._io.clocks import read_clocks
+from knouds_async._io.concurrency import read_clocks
 from knouds_async._sansio.clock import Reading
 
 if TYPE_CHECKING:

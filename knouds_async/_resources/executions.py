@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import anyio
 
-from knouds_async._io.clocks import ServiceTime
+from knouds_async._io.concurrency import ServiceTime
 from knouds_async._io.pipeline import Send
 from knouds_async._io.poller import Poller
 from knouds_async._sansio import endpoints

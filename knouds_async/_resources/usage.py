@@ -9,7 +9,7 @@ from typing import overload
 
 import attrs
 
-from knouds_async._io.clocks import ServiceTime
+from knouds_async._io.concurrency import ServiceTime
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import checked_slug

@@ -22,7 +22,7 @@ from typing import Final
 
 import attrs
 
-from knouds_async._sansio.durations import CANCEL_KEY, EDGES, Durations, LearnedDurations
+from knouds_async._sansio.durations import CANCEL_KEY, EDGES, Durations, LearnedDurations, PollStage, TrackedRun
 from knouds_async._sansio.listings import (
     MIN_RUNS,
     ListingBreaker,
@@ -33,7 +33,6 @@ from knouds_async._sansio.listings import (
     StatusPage,
     scarcity_cost,
 )
-from knouds_async._sansio.tracked_run import PollStage, TrackedRun
 from knouds_async.config import Backoff, Polling
 from knouds_async.errors import (
     APIError,

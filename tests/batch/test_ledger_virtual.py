@@ -20,7 +20,7 @@ from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, 
 from knouds_async._batch.jobs import Reader
 from knouds_async._batch.ledger import Claim, Written
 from knouds_async._batch.worker import LedgerSession
-from knouds_async._io.clocks import ServiceTime
+from knouds_async._io.concurrency import ServiceTime
 from knouds_async._sansio.ledger import Ended, Ending, Sending, Stage
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport

@@ -45,7 +45,7 @@ class _Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> _Machine:
     """Return the machine that the library runs on."""
     machine = _Machine()
-    monkeypatch.setattr("knouds_async._io.clocks.time", machine)
+    monkeypatch.setattr("knouds_async._io.concurrency.time", machine)
     return machine
 
 

@@ -13,9 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knouds_async._sansio.durations import EDGES, MAX_ENDS, Durations, LearnedDurations, check_expected, duration_key
+from knouds_async._sansio.durations import (
+    EDGES,
+    MAX_ENDS,
+    Durations,
+    LearnedDurations,
+    TrackedRun,
+    check_expected,
+    duration_key,
+)
 from knouds_async._sansio.polling import AgeHistogram
-from knouds_async._sansio.tracked_run import TrackedRun
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Target
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from knouds_async import errors
-from knouds_async._sansio.durations import CANCEL_KEY, LearnedDurations
+from knouds_async._sansio.durations import CANCEL_KEY, LearnedDurations, PollStage, TrackedRun
 from knouds_async._sansio.listings import PageRequest, Quota, StatusPage
 from knouds_async._sansio.polling import (
     MAX_POLL_FAILURES,
@@ -24,7 +24,6 @@ from knouds_async._sansio.polling import (
     classify_poll_error,
     longest_step,
 )
-from knouds_async._sansio.tracked_run import PollStage, TrackedRun
 from knouds_async.config import Backoff, Polling
 from knouds_async.errors import APIError, KnoudsError
 
