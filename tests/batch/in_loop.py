@@ -9,6 +9,13 @@ from knouds_async import SQLiteLedger
 from knouds_async._batch.sqlite import LedgerDatabase
 
 T = TypeVar("T")
+_opened: list[LedgerDatabase] = []
+
+
+def close_databases() -> None:
+    """Close every file that was opened: one that is left to the garbage collector is a ResourceWarning."""
+    while _opened:
+        _opened.pop().close()
 
 
 class InLoopLedger(SQLiteLedger):
@@ -17,6 +24,7 @@ class InLoopLedger(SQLiteLedger):
     async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
         if self._database is None:
             self._database = LedgerDatabase(self._path, 1.0)
+            _opened.append(self._database)
             self._database._connection.execute("PRAGMA synchronous = OFF")  # nothing here outlives its process
         (value,) = self._database.transact([operation])
         if isinstance(value, Exception):
