@@ -541,14 +541,14 @@ class SubmitRecorder:
 
     @property
     def has_left(self) -> bool:
-        """Whether a request is out, or its answer is written down: what cuts it now loses that it may be paid for."""
+        """Whether a request is in flight, or its answer is being recorded: what cuts it now may lose a paid run."""
         return self._phase in (_Phase.OUT, _Phase.OVER)
 
     async def before_send(self, sent_at: datetime) -> Reading:
         """Write the intent and return when that was.
 
-        Refusal when the batch has stopped, the service's time is to be asked first, another is at the job, or the
-        credits do not reach.
+        SubmitWithheldError when the batch has stopped, the service's time is to be asked first, another owner has the
+        job, or the credits do not suffice.
         """
         if (self._session.stopped_by is not None and self.entry is None) or self._session.needs_time:
             raise SubmitWithheldError
@@ -563,7 +563,7 @@ class SubmitRecorder:
             self._is_out = True
         self.entry, self._phase = claimed.entry, _Phase.IDLE
         self._release()
-        if self._session.stopped_by is not None:  # meanwhile; from here to the first byte nothing looks again
+        if self._session.stopped_by is not None:  # meanwhile; from here to the first byte nothing checks again
             raise SubmitWithheldError
         self._phase = _Phase.OUT
         return attrs.evolve(claimed.committed or began, loop=anyio.current_time())
@@ -989,7 +989,7 @@ class JobRunner:
             self.waiting -= 1
 
     async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry:
-        """Look whether an unknown submit certainly began no run; it never picks one of several that could be it."""
+        """Search for proof that an unknown submit began no run; it never picks one of several that could be it."""
         with suppress(errors.ConnectionFailedError):
             await self._submitter.ask_for_time()
         entry = await self._dated(entry)

@@ -227,7 +227,7 @@ class Pipeline:
     async def _connection(self, call: Call[Any], permit: Permit, total: float | None) -> Permit | NotSent:
         """Wait until one of our connections is free: a queue like the limiter's, that can be left at no cost.
 
-        So it is no part of the exchange, which has a time of its own and, when it is paid, cannot be cut. Turns do
+        So it is no part of the exchange, which has a time of its own and, when it is paid, cannot be cut. Permits do
         not keep: when the wait was long, another is taken at the head of the line.
         """
         began, longest = anyio.current_time(), self._exchange.longest_queue(call, total)
@@ -262,10 +262,10 @@ class Pipeline:
     async def _uncut(self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms) -> Finished[Outcome]:
         """Attempt a submit in a task of its own, so that no cancellation cuts it before its id is read."""
         if call.timeout_kind is not TimeoutKind.SUBMIT:
-            return Finished(await self._witnessed(call, permit, sent_at, terms), None)
+            return Finished(await self._with_hooks(call, permit, sent_at, terms), None)
         self._paid_out += 1
         try:
-            return await uninterrupted(lambda: self._witnessed(call, permit, sent_at, terms))
+            return await uninterrupted(lambda: self._with_hooks(call, permit, sent_at, terms))
         except CutShort:
             return Finished(Unanswered("the request was cancelled from elsewhere"), None)
         finally:
@@ -273,7 +273,7 @@ class Pipeline:
             if self._paid_out == 0 and self._all_in is not None:
                 self._all_in.set()
 
-    async def _witnessed(self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms) -> Outcome:
+    async def _with_hooks(self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms) -> Outcome:
         trace = SentTrace()
         if terms.hooks is not None:
             try:
