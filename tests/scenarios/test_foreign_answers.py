@@ -10,7 +10,7 @@ import pytest
 from knouds_async.testing import Emulator, Fault
 from knouds_async.testing.messages import Response
 from tests.scenarios.service import SUBMIT, execution_failed, instead
-from tests.test_money import PATIENCE, Books
+from tests.scenarios.test_money import PATIENCE, Books
 
 COUNT = 20
 
