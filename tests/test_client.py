@@ -7,7 +7,7 @@ import copy
 import gc
 import pickle
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -17,22 +17,14 @@ import trio
 
 from knouds_async import (
     AsyncKnouds,
-    AsyncNotSupportedError,
     ClientClosedError,
     ConfigurationError,
-    ExecutionFailedError,
-    InvalidArgumentError,
-    InvalidInputsError,
-    InvalidSlugError,
     Limiter,
-    ModelTierRequiredError,
-    NotFoundError,
-    SubmissionUnknownError,
-    UsageRow,
     WrongEventLoopError,
 )
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.transport import EmulatorTransport
+from tests.scripted_client import scripted
 
 SLUG = "my-thumbnail-pipeline"
 INPUTS = {"product_name": "Knouds"}
@@ -77,156 +69,7 @@ async def test_the_public_endpoints_send_no_key() -> None:
     }
 
 
-async def test_a_synchronous_run_gives_its_result(knouds: AsyncKnouds) -> None:
-    """`run` waits for the server and gives the result, of a workflow and of a model."""
-    run = await knouds.workflows.run(SLUG, INPUTS)
-    assert run.images
-    assert run.cost == 12
-    assert (await knouds.models.run("claude-sonnet", {"prompt": "hello"})).execution_id is None
-
-
-async def test_a_synchronous_run_that_fails_says_so(make_client: Any) -> None:
-    """500 EXECUTION_FAILED is the run's own failure."""
-    knouds = make_client(Emulator(tier="business", duration=5.0, failure_rate=1.0))
-    with pytest.raises(ExecutionFailedError) as caught:
-        await knouds.workflows.run(SLUG, INPUTS)
-    assert caught.value.code == "EXECUTION_FAILED"
-    assert caught.value.may_have_run
-
-
-async def test_a_synchronous_run_that_takes_too_long_is_unknown(knouds: AsyncKnouds, emulator: Emulator) -> None:
-    """A time-out after the request left is unknown, with target and time, and is not sent again."""
-    with pytest.raises(SubmissionUnknownError, match=SLUG) as caught:
-        await knouds.workflows.run(SLUG, INPUTS, timeout=10)
-    assert caught.value.target == f"workflows/{SLUG}"
-    assert len(emulator.runs) == 1
-
-
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "x"])
-async def test_an_impossible_run_timeout_is_refused(knouds: AsyncKnouds, emulator: Emulator, timeout: Any) -> None:
-    """A timeout that is no number of seconds is refused before any request."""
-    with pytest.raises(InvalidArgumentError, match="timeout"):
-        await knouds.workflows.run(SLUG, INPUTS, timeout=timeout)
-    assert emulator.requests.count == 0
-
-
-async def test_a_model_is_submitted(knouds: AsyncKnouds) -> None:
-    """A model whose provider can be polled is submitted; others say to run them synchronously."""
-    assert (await (await knouds.models.submit("gpt-image-2", {"prompt": "a cloud"}))).images
-    with pytest.raises(AsyncNotSupportedError, match=r"\.run"):
-        await knouds.models.submit("claude-sonnet", {"prompt": "hello"})
-
-
-async def test_models_need_a_tier(make_client: Any) -> None:
-    """A refusal for the tier is typed and says what to do."""
-    knouds = make_client(Emulator(tier="pro"))
-    with pytest.raises(ModelTierRequiredError, match="upgrade"):
-        await knouds.models.submit("gpt-image-2", {"prompt": "a cloud"})
-
-
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        (lambda w: w.create(5), "name=5"),
-        (lambda w: w.create(None), "name=None"),
-        (lambda w: w.create("x", tags="red"), "tags='red'"),
-        (lambda w: w.create("x", nodes={"id": "1"}), "nodes={'id': '1'}"),
-        (lambda w: w.create("x", edges=b"[]"), "edges=b'\\[\\]'"),
-        (lambda w: w.create("x", viewport=[0, 0, 1]), "viewport="),
-        (lambda w: w.create("x", public_playground="yes"), "publicPlayground='yes'"),
-        (lambda w: w.update("x", {"name": "y"}), "workflow={'name': 'y'}"),
-        (lambda w: w.update("x", description=5), "description=5"),
-        (lambda w: w.update("x"), "nothing to update"),
-        (lambda w: w.move("x", 5), "folder_id=5"),
-    ],
-)
-async def test_a_workflow_of_the_wrong_types_is_not_sent(
-    knouds: AsyncKnouds, emulator: Emulator, call: Callable[[Any], Any], named: str
-) -> None:
-    """Fields of types that the service cannot mean are refused by name, before any request."""
-    with pytest.raises(InvalidArgumentError, match=named):
-        await call(knouds.workflows)
-    assert not emulator.requests
-
-
-@pytest.mark.parametrize("target", [5, "my-slug", "folders/x", b"workflows/x"], ids=repr)
-def test_a_handle_is_of_a_target(emulator: Emulator, target: Any) -> None:
-    """What is no target is refused when a run is attached, not when its waiting fails."""
-    with pytest.raises(InvalidArgumentError, match="target"):
-        AsyncKnouds(emulator.api_key, base_url="https://knouds.test").executions.attach("abc", target)
-
-
-async def test_a_workflow_is_created_changed_moved_and_deleted(knouds: AsyncKnouds) -> None:
-    """Workflows are written, read back and written again without loss."""
-    node = {"id": "n1", "type": "requestInput", "position": {"x": 0, "y": 0}, "data": {}}
-    made = await knouds.workflows.create("My poster", nodes=[node], edges=[], tags=["a"])
-    again = await knouds.workflows.create("My poster")
-    assert (made.slug, again.slug) == ("my-poster", "my-poster-2")
-    read = await knouds.workflows.get("my-poster")
-    assert read.nodes == (node,)
-    await knouds.workflows.update("my-poster", read, description="for walls")
-    changed = await knouds.workflows.get("my-poster")
-    assert (changed.description, changed.nodes, changed.tags) == ("for walls", (node,), ("a",))
-    await knouds.workflows.move("my-poster", "folder-1")
-    listed = {row.slug: row for row in await knouds.workflows.list()}
-    assert listed["my-poster"].folder_id == "folder-1"
-    await knouds.workflows.delete("my-poster")
-    with pytest.raises(NotFoundError):
-        await knouds.workflows.get("my-poster")
-
-
-async def test_the_schemas_are_read(knouds: AsyncKnouds) -> None:
-    """A workflow's inputs are listed; one that is not public has no public schema."""
-    schema = await knouds.workflows.schema(SLUG)
-    assert {field.name for field in schema.fields} >= {"product_name", "style", "count"}
-    with pytest.raises(NotFoundError):
-        await knouds.workflows.public_schema("no-such-workflow")
-
-
-async def test_usage_is_listed_and_walked(knouds: AsyncKnouds) -> None:
-    """A page has rows and a total, `iter` walks all pages without repeating a row, `models` names what was used."""
-    for _ in range(7):
-        await (await knouds.workflows.submit(SLUG, INPUTS))
-    page = await knouds.usage.list(limit=3, offset=1, workflow_slug=SLUG)
-    assert (len(page.rows), page.total) == (3, 7)
-    rows = [row async for row in knouds.usage.iter(page_size=2)]
-    assert len({row.id for row in rows}) == 7
-    assert isinstance(rows[0], UsageRow)
-    assert await knouds.usage.models()
-
-
 # Refused before any request.
-
-
-@pytest.mark.parametrize("slug", ["../..", "x?async=false&", "x#y", "", "Upper", "a/b", "a\n", None, 7])
-async def test_a_malformed_slug_is_named_and_nothing_is_sent(
-    knouds: AsyncKnouds, emulator: Emulator, slug: Any
-) -> None:
-    """Slugs that could change the path are refused, with the value named."""
-    for refused in (knouds.workflows.submit(slug, {}), knouds.models.run(slug, {}), knouds.workflows.get(slug)):
-        with pytest.raises(InvalidSlugError) as caught:
-            await refused
-        assert repr(slug)[:50] in str(caught.value)
-        assert not caught.value.may_have_run
-    assert emulator.requests.count == 0
-
-
-@pytest.mark.parametrize("inputs", [None, [1], "x", {"a": float("nan")}, {"a": {1, 2}}, {1: 2}, {"a": b"x"}])
-async def test_inputs_that_are_not_json_are_refused(knouds: AsyncKnouds, emulator: Emulator, inputs: Any) -> None:
-    """Inputs that JSON cannot say are refused with the place, and nothing is sent."""
-    with pytest.raises(InvalidInputsError, match="inputs"):
-        await knouds.workflows.submit(SLUG, inputs)
-    assert emulator.requests.count == 0
-
-
-@pytest.mark.parametrize("limit", [0, 501, 1.5, True])
-async def test_an_impossible_page_is_refused(knouds: AsyncKnouds, emulator: Emulator, limit: Any) -> None:
-    """A page has 1 to 500 rows; anything else is refused at once, also by `iter`."""
-    with pytest.raises(InvalidArgumentError, match="limit"):
-        await knouds.usage.list(limit=limit)
-    with pytest.raises(InvalidArgumentError, match="limit"):
-        knouds.usage.iter(page_size=limit)
-    assert emulator.requests.count == 0
 
 
 def test_a_client_without_a_key_says_how_to_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,3 +258,56 @@ async def test_clients_of_one_account_share_a_limiter(make_client: Any) -> None:
     assert len(emulator.runs) == 12
     emulator.assert_no_429()
     assert clients[0].limiter is clients[1].limiter
+
+
+async def test_closing_ends_submits_that_wait_in_line(make_client: Any) -> None:
+    """A submit that waits for its turn when the client closes ends at once and is never sent."""
+    emulator = Emulator(tier="pro", limit=1, duration=5.0)
+    knouds = make_client(emulator)
+    await knouds.workflows.submit(SLUG, INPUTS)
+    ended: list[float] = []
+
+    async def late() -> None:
+        with pytest.raises(ClientClosedError):
+            await knouds.workflows.submit(SLUG, INPUTS)
+        ended.append(anyio.current_time())
+
+    closed = anyio.current_time() + 1
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(late)
+        await anyio.sleep_until(closed)
+        await knouds.aclose()
+    assert ended == pytest.approx([closed], abs=0.1)
+    await anyio.sleep(200)
+    assert len(emulator.runs) == 1
+
+
+async def test_default_parameters_of_a_callers_client_do_not_change_the_call(emulator: Emulator) -> None:
+    """A caller's `params` must not turn a submit into a synchronous run."""
+    http = httpx.AsyncClient(transport=EmulatorTransport(emulator), params={"tenant": "a"})
+    async with http, AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds:
+        execution = await knouds.workflows.submit(SLUG, INPUTS)
+        assert emulator.runs[0].is_async
+        assert await execution.wait()
+
+
+async def test_an_absurd_clock_of_the_service_breaks_nothing() -> None:
+    """A `Date` in the year 9999 is no time, and every later call works."""
+    date = {"date": "Fri, 31 Dec 9999 23:59:59 GMT"}
+    knouds = scripted(lambda request: httpx.Response(200, json={"user": {}}, headers=date))
+    for _ in range(3):
+        assert await knouds.whoami() is not None
+
+
+async def test_a_refusal_that_asks_for_no_pause_is_not_hammered() -> None:
+    """429 with `Retry-After: 0` is asked again at most once a second."""
+    asked: list[float] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(anyio.current_time())
+        if len(asked) < 10:
+            return httpx.Response(429, json={"error": "slow down"}, headers={"retry-after": "0"})
+        return httpx.Response(200, json={"user": {}})
+
+    await scripted(answer).whoami()
+    assert asked[-1] - asked[0] >= 9

@@ -33,18 +33,13 @@ from knouds_async import (
     WaitTimeoutError,
 )
 from knouds_async.testing.emulator import Emulator
+from tests.scripted_client import scripted
 
 SLUG = "my-thumbnail-pipeline"
 INPUTS = {"product_name": "Knouds"}
 POLL = "GET /api/executions/:id"
 
 Answers = Callable[[httpx.Request], httpx.Response]
-
-
-def scripted(answer: Answers, **options: Any) -> AsyncKnouds:
-    """Return a client whose every request is answered by `answer`."""
-    http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    return AsyncKnouds("knouds_live_test", base_url="https://knouds.test", http_client=http, **options)
 
 
 def polls(*answers: httpx.Response | Exception | dict[str, Any]) -> Answers:
@@ -405,3 +400,30 @@ def test_the_repr_of_a_handle_is_short() -> None:
     execution = AsyncKnouds("k", base_url="http://localhost").executions.attach("run-1", Target("models", "suno-v5"))
     assert repr(execution) == "<Execution run-1 of models/suno-v5: unknown>"
     assert isinstance(execution.state, ExecutionState)
+
+
+async def test_only_a_look_ends_a_run() -> None:
+    """A receipt or a cancel that says `completed` holds no result: the run is looked at for it."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"status": "completed", "result": {"text": "done"}})
+        name = "run-2" if "run-2" in request.url.path else "run-1"
+        return httpx.Response(200, json={"executionId": name, "status": "completed"})
+
+    knouds = scripted(answer)
+    assert (await (await knouds.workflows.submit("a", {}))).text == "done"
+    state = await knouds.executions.attach("run-2").cancel()
+    assert (state.status, state.result) == (Status.COMPLETED, {"text": "done"})
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_watcher_that_is_cancelled_from_outside_is_started_anew(knouds: AsyncKnouds) -> None:
+    """Somebody cancels every task but his own: waits that go on still end."""
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    waiting = asyncio.create_task(execution.wait())
+    await asyncio.sleep(5)
+    for task in asyncio.all_tasks():
+        if task is not waiting and "PollTask" in repr(task.get_coro()):
+            task.cancel()
+    assert (await waiting).status is Status.COMPLETED

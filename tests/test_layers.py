@@ -192,3 +192,8 @@ def test_a_function_does_little() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert [(module, node.name) for module, node in functions if lines_of(node) > MOST_OF_A_FUNCTION] == []
+
+
+def test_threads_are_waited_for_everywhere() -> None:
+    """No other module hands work to a thread by `anyio.to_thread`, whose shield asyncio's cancellation goes through."""
+    assert [module for module, text in TEXTS.items() if "to_thread" in text] == ["knouds_async._io.concurrency"]

@@ -173,3 +173,19 @@ def test_a_record_reaches_the_caller_s_handlers(caplog: pytest.LogCaptureFixture
 def test_the_package_is_marked_as_typed() -> None:
     """Type checkers read the annotations of an installed package only with this mark."""
     assert importlib.resources.files(knouds_async).joinpath("py.typed").is_file()
+
+
+def test_a_warning_that_names_a_run_is_seen_without_any_logging_set_up() -> None:
+    """Warnings go to stderr where nobody set logging up, and nowhere twice where somebody did; the rest is silent."""
+    code = """
+import logging, sys
+import knouds_async
+log = logging.getLogger("knouds_async")
+log.info("quiet")
+log.warning("execution 1")
+logging.basicConfig(stream=sys.stdout)
+log.warning("execution 2")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stderr == "execution 1\n"
+    assert done.stdout.count("execution 2") == 1

@@ -9,13 +9,10 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import anyio
 import httpx
 import pytest
-from anyio.lowlevel import checkpoint
 
 from knouds_async import AsyncKnouds, Media
-from knouds_async._io.concurrency import from_thread, in_thread
 
 KEY = "knouds_live_test_0123456789"
 WHOLE = random.Random(1).randbytes(20_000)
@@ -99,86 +96,3 @@ def test_a_cancelled_file_is_there_whole_or_not_at_all(
 
 def _refuse(*_: object) -> None:
     raise PermissionError(1, "Operation not permitted")
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
-async def test_work_in_a_thread_is_waited_for() -> None:
-    """A caller that is cancelled goes on when the thread is done, and is cancelled then."""
-    begun, may_end, is_over = anyio.Event(), threading.Event(), False
-    call_in_loop = from_thread()
-
-    def work() -> None:
-        nonlocal is_over
-        call_in_loop(begun.set)
-        may_end.wait(10)
-        is_over = True
-
-    async def cancel() -> None:
-        await begun.wait()
-        scope.cancel()
-        may_end.set()
-
-    with anyio.CancelScope() as scope:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(cancel)
-            await in_thread(work)
-            await checkpoint()
-    assert scope.cancelled_caught
-    assert is_over
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-@pytest.mark.parametrize("times", [1, 3])
-async def test_a_native_cancellation_waits_for_the_thread(times: int) -> None:
-    """asyncio's own cancellations, however many, do not reach past the thread that is at work."""
-    begun, may_end, seen = asyncio.Event(), threading.Event(), ""
-    loop = asyncio.get_running_loop()
-
-    def work() -> None:
-        nonlocal seen
-        loop.call_soon_threadsafe(begun.set)
-        may_end.wait(10)
-        seen += "thread "
-
-    async def call() -> None:
-        nonlocal seen
-        try:
-            await in_thread(work)
-        finally:
-            seen += "caller"
-
-    task = asyncio.ensure_future(call())
-    await begun.wait()
-    for _ in range(times):
-        task.cancel()
-        await asyncio.sleep(0)
-    may_end.set()
-    await asyncio.wait([task])
-    assert task.cancelled()
-    assert seen == "thread caller"
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_work_that_has_not_begun_is_given_up() -> None:
-    """Cancelled while it waits for one of the threads, work never begins, and nobody waits for it."""
-    busy, may_end, done = [], threading.Event(), []
-    limit = int(anyio.to_thread.current_default_thread_limiter().total_tokens)
-    busy = [asyncio.ensure_future(in_thread(lambda: may_end.wait(10))) for _ in range(limit)]
-    task = asyncio.ensure_future(in_thread(lambda: done.append(1)))
-    for _ in range(3):
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task])
-    may_end.set()
-    await asyncio.gather(*busy)
-    assert task.cancelled()
-    assert not done
-
-
-def test_threads_are_waited_for_everywhere() -> None:
-    """No other module hands work to a thread by `anyio.to_thread`, whose shield asyncio's cancellation goes through."""
-    import knouds_async
-
-    package = Path(knouds_async.__file__).parent
-    users = [path.name for path in package.rglob("*.py") if "to_thread" in path.read_text(encoding="utf-8")]
-    assert users == ["concurrency.py"]

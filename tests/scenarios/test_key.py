@@ -29,6 +29,7 @@ from knouds_async import (
     UnexpectedRedirectError,
 )
 from knouds_async.testing.emulator import Emulator
+from tests.scripted_client import scripted
 
 CANARY = "knouds_live_CANARY0123456789"
 BASE = "https://knouds.test"
@@ -341,3 +342,11 @@ async def test_a_client_that_is_closed_sends_nothing_for_certain(*, is_lent: boo
     with pytest.raises(ConnectionFailedError, match="closed") as caught:
         await knouds.workflows.submit("a", {})
     assert not caught.value.may_have_run
+
+
+async def test_an_answer_that_echoes_the_key_does_not_carry_it_into_errors() -> None:
+    """Also in a 2xx the key is masked."""
+    knouds = scripted(lambda request: httpx.Response(200, json={"executionId": [request.headers["x-api-key"]]}))
+    with pytest.raises(KnoudsError) as caught:
+        await knouds.workflows.submit("a", {})
+    assert "CANARY" not in str(caught.value)

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import httpx
 import pytest
 
-from knouds_async import AsyncKnouds, Execution, KnoudsError, Retries, SubmissionUnknownError, Timeouts
+from knouds_async import (
+    AsyncKnouds,
+    Execution,
+    InvalidResponseError,
+    KnoudsError,
+    Limiter,
+    Retries,
+    SubmissionUnknownError,
+    Timeouts,
+)
 from knouds_async.errors import ConnectionFailedError, InvalidArgumentError
 from knouds_async.testing import ApiKey, Emulator, Fault, Response, faults, serve
 from knouds_async.types import Target
 from tests.io.proxies import proxying
+from tests.scripted_client import scripted
 
 SLUG = "my-thumbnail-pipeline"
+INPUTS = {"product_name": "x"}
 RUN = "POST /api/workflows/:slug/run"
 POLL = "GET /api/executions/:id"
 PATIENCE = Timeouts(submit=2.0, total=2.0, run=2.0, connect=0.5)
@@ -351,3 +364,73 @@ async def test_a_create_is_not_repeated_and_a_delete_is(make_client: Any) -> Non
     emulator.faults.add(faults.reset(after_run=True), route="DELETE /api/workflows/:slug", nth=1)
     await knouds.workflows.delete("poster")
     assert "poster" not in [row.slug for row in await knouds.workflows.list()]
+
+
+class BrokenLimiter(Limiter):
+    """A limiter that cannot record an answer."""
+
+    def on_response(self, *_: object) -> None:
+        """Fail as a full disk would make it."""
+        raise OSError("disk full")
+
+
+async def test_a_limiter_that_fails_costs_no_id(make_client: Any, emulator: Emulator) -> None:
+    """The id of a run is returned though the limiter cannot record the answer."""
+    knouds = make_client(emulator, limiter=BrokenLimiter("enterprise"))
+    execution = await knouds.workflows.submit(SLUG, INPUTS)
+    assert execution.id == emulator.runs[0].execution_id
+
+
+async def test_a_cancelled_scope_pays_for_nothing_more(make_client: Any, emulator: Emulator) -> None:
+    """A loop of submits in a scope ends with the submit that was under way when the scope was cancelled."""
+    knouds = make_client(emulator, latency=0.3)
+    with anyio.move_on_after(1):
+        for _ in range(50):
+            await knouds.workflows.submit(SLUG, INPUTS)
+    assert len(emulator.runs) <= 2
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await knouds.workflows.submit(SLUG, INPUTS)
+    assert scope.cancelled_caught
+    assert len(emulator.runs) <= 2
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"rows": None, "total": 3}, {"rows": 7}, {"data": []}, {"error": "maintenance"}], ids=str
+)
+async def test_an_unreadable_usage_answer_is_not_certainty(body: Any) -> None:
+    """What cannot be read never says that a run did not begin."""
+    knouds = scripted(lambda request: httpx.Response(200, json=body), retries=Retries(attempts=1))
+    with pytest.raises(InvalidResponseError):
+        await knouds.usage.find_submission("workflows/a", datetime(2020, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("body", [{"rows": [7], "total": 1}, {"rows": [], "total": 3}], ids=str)
+async def test_unread_rows_are_not_certainty(body: Any) -> None:
+    """Rows that cannot be read, or that are promised and do not come, leave it open."""
+    knouds = scripted(lambda request: httpx.Response(200, json=body))
+    found = await knouds.usage.find_submission("workflows/a", datetime(2020, 1, 1, tzinfo=UTC))
+    assert not found.is_certainly_none
+
+
+@pytest.mark.parametrize("skew", [-180.0, 180.0])
+async def test_a_wrong_local_clock_hides_no_run(make_client: Any, skew: float) -> None:
+    """The very first submit is lost, the local clock is minutes off: the run is found all the same."""
+    emulator = Emulator(tier="enterprise", duration=5.0, epoch=datetime.now(UTC).timestamp() + skew)
+    emulator.faults.add(faults.reset(after_run=True), route=RUN, nth=1)
+    knouds = make_client(emulator)
+    with pytest.raises(SubmissionUnknownError) as caught:
+        await knouds.workflows.submit(SLUG, INPUTS)
+    found = await knouds.usage.find_submission(caught.value.target, caught.value.sent_at, tolerance=20)
+    assert [row.request_id for row in found.candidates] == [run.request_id for run in emulator.runs]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_submit_cancelled_from_elsewhere_is_unknown() -> None:
+    """A transport that raises CancelledError of its own does not make a paid submit vanish in a task group."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise asyncio.CancelledError
+
+    with pytest.raises(SubmissionUnknownError):
+        await scripted(answer).workflows.submit("a", {})

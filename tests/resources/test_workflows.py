@@ -1,0 +1,165 @@
+"""Workflows: run, written, read and deleted, and what is refused before any request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+
+from knouds_async import (
+    AsyncKnouds,
+    ExecutionFailedError,
+    InvalidArgumentError,
+    InvalidInputsError,
+    InvalidSlugError,
+    NoAnswerError,
+    NotFoundError,
+    Retries,
+    SubmissionUnknownError,
+    Workflow,
+)
+from knouds_async.testing import Emulator, faults
+from tests.scripted_client import scripted
+
+SLUG = "my-thumbnail-pipeline"
+INPUTS = {"product_name": "Knouds"}
+
+
+async def test_a_synchronous_run_gives_its_result(knouds: AsyncKnouds) -> None:
+    """`run` waits for the server and gives the result, of a workflow and of a model."""
+    run = await knouds.workflows.run(SLUG, INPUTS)
+    assert run.images
+    assert run.cost == 12
+    assert (await knouds.models.run("claude-sonnet", {"prompt": "hello"})).execution_id is None
+
+
+async def test_a_synchronous_run_that_fails_says_so(make_client: Any) -> None:
+    """500 EXECUTION_FAILED is the run's own failure."""
+    knouds = make_client(Emulator(tier="business", duration=5.0, failure_rate=1.0))
+    with pytest.raises(ExecutionFailedError) as caught:
+        await knouds.workflows.run(SLUG, INPUTS)
+    assert caught.value.code == "EXECUTION_FAILED"
+    assert caught.value.may_have_run
+
+
+async def test_a_synchronous_run_that_takes_too_long_is_unknown(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """A time-out after the request left is unknown, with target and time, and is not sent again."""
+    with pytest.raises(SubmissionUnknownError, match=SLUG) as caught:
+        await knouds.workflows.run(SLUG, INPUTS, timeout=10)
+    assert caught.value.target == f"workflows/{SLUG}"
+    assert len(emulator.runs) == 1
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "x"])
+async def test_an_impossible_run_timeout_is_refused(knouds: AsyncKnouds, emulator: Emulator, timeout: Any) -> None:
+    """A timeout that is no number of seconds is refused before any request."""
+    with pytest.raises(InvalidArgumentError, match="timeout"):
+        await knouds.workflows.run(SLUG, INPUTS, timeout=timeout)
+    assert emulator.requests.count == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda w: w.create(5), "name=5"),
+        (lambda w: w.create(None), "name=None"),
+        (lambda w: w.create("x", tags="red"), "tags='red'"),
+        (lambda w: w.create("x", nodes={"id": "1"}), "nodes={'id': '1'}"),
+        (lambda w: w.create("x", edges=b"[]"), "edges=b'\\[\\]'"),
+        (lambda w: w.create("x", viewport=[0, 0, 1]), "viewport="),
+        (lambda w: w.create("x", public_playground="yes"), "publicPlayground='yes'"),
+        (lambda w: w.update("x", {"name": "y"}), "workflow={'name': 'y'}"),
+        (lambda w: w.update("x", description=5), "description=5"),
+        (lambda w: w.update("x"), "nothing to update"),
+        (lambda w: w.move("x", 5), "folder_id=5"),
+    ],
+)
+async def test_a_workflow_of_the_wrong_types_is_not_sent(
+    knouds: AsyncKnouds, emulator: Emulator, call: Callable[[Any], Any], named: str
+) -> None:
+    """Fields of types that the service cannot mean are refused by name, before any request."""
+    with pytest.raises(InvalidArgumentError, match=named):
+        await call(knouds.workflows)
+    assert not emulator.requests
+
+
+async def test_a_workflow_is_created_changed_moved_and_deleted(knouds: AsyncKnouds) -> None:
+    """Workflows are written, read back and written again without loss."""
+    node = {"id": "n1", "type": "requestInput", "position": {"x": 0, "y": 0}, "data": {}}
+    made = await knouds.workflows.create("My poster", nodes=[node], edges=[], tags=["a"])
+    again = await knouds.workflows.create("My poster")
+    assert (made.slug, again.slug) == ("my-poster", "my-poster-2")
+    read = await knouds.workflows.get("my-poster")
+    assert read.nodes == (node,)
+    await knouds.workflows.update("my-poster", read, description="for walls")
+    changed = await knouds.workflows.get("my-poster")
+    assert (changed.description, changed.nodes, changed.tags) == ("for walls", (node,), ("a",))
+    await knouds.workflows.move("my-poster", "folder-1")
+    listed = {row.slug: row for row in await knouds.workflows.list()}
+    assert listed["my-poster"].folder_id == "folder-1"
+    await knouds.workflows.delete("my-poster")
+    with pytest.raises(NotFoundError):
+        await knouds.workflows.get("my-poster")
+
+
+async def test_the_schemas_are_read(knouds: AsyncKnouds) -> None:
+    """A workflow's inputs are listed; one that is not public has no public schema."""
+    schema = await knouds.workflows.schema(SLUG)
+    assert {field.name for field in schema.fields} >= {"product_name", "style", "count"}
+    with pytest.raises(NotFoundError):
+        await knouds.workflows.public_schema("no-such-workflow")
+
+
+@pytest.mark.parametrize("slug", ["../..", "x?async=false&", "x#y", "", "Upper", "a/b", "a\n", None, 7])
+async def test_a_malformed_slug_is_named_and_nothing_is_sent(
+    knouds: AsyncKnouds, emulator: Emulator, slug: Any
+) -> None:
+    """Slugs that could change the path are refused, with the value named."""
+    for refused in (knouds.workflows.submit(slug, {}), knouds.models.run(slug, {}), knouds.workflows.get(slug)):
+        with pytest.raises(InvalidSlugError) as caught:
+            await refused
+        assert repr(slug)[:50] in str(caught.value)
+        assert not caught.value.may_have_run
+    assert emulator.requests.count == 0
+
+
+@pytest.mark.parametrize("inputs", [None, [1], "x", {"a": float("nan")}, {"a": {1, 2}}, {1: 2}, {"a": b"x"}])
+async def test_inputs_that_are_not_json_are_refused(knouds: AsyncKnouds, emulator: Emulator, inputs: Any) -> None:
+    """Inputs that JSON cannot say are refused with the place, and nothing is sent."""
+    with pytest.raises(InvalidInputsError, match="inputs"):
+        await knouds.workflows.submit(SLUG, inputs)
+    assert emulator.requests.count == 0
+
+
+async def test_a_delete_that_was_never_sent_before_is_not_done_by_a_404(make_client: Any, emulator: Emulator) -> None:
+    """A refused connection first, then a 404: there was nothing to delete."""
+    emulator.faults.add(faults.refused(), route="DELETE /api/workflows/:slug", nth=1)
+    with pytest.raises(NotFoundError):
+        await make_client(emulator).workflows.delete("no-such-workflow")
+
+
+async def test_an_update_that_was_sent_once_is_never_called_not_sent(make_client: Any, emulator: Emulator) -> None:
+    """An answer lost first, then no connection: the update may have been made."""
+    knouds = make_client(emulator, retries=Retries(attempts=3))
+    await knouds.workflows.create("Poster")
+    route = "PUT /api/workflows/:slug"
+    emulator.faults.add(route=route, script=[faults.reset(after_run=True), faults.refused(), faults.refused()])
+    with pytest.raises(NoAnswerError):
+        await knouds.workflows.update("poster", description="new")
+
+
+async def test_an_update_sends_what_was_changed_in_the_record() -> None:
+    """The fields of the record win over the JSON it came from, which keeps what the library does not know."""
+    sent: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.content)
+        return httpx.Response(200, json={"slug": "a"})
+
+    old = Workflow(slug="a", name="Old", raw={"slug": "a", "name": "Old", "futureField": 7})
+    await scripted(answer).workflows.update("a", attrs.evolve(old, name="New"))
+    assert b'"name":"New"' in sent[0]
+    assert b'"futureField":7' in sent[0]
