@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import runpy
 import selectors
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tests.scenarios.clocks import install
 from tests.scenarios.shared_clocks import SharedClocks
@@ -49,10 +50,8 @@ async def _work(order: dict[str, Any]) -> None:
     os.write(1, b'{"done": true}\n')
 
 
-def _run_command(order: dict[str, Any]) -> NoReturn:
+def _run_command(order: dict[str, Any]) -> None:
     """Work as the command `knouds batch` does, which appends its outcomes to a file."""
-    from knouds_async._cli import main as knouds
-
     jobs = Path(order["out"]).with_suffix(".jsonl")
     lines = (json.dumps({"key": key, "inputs": {"product_name": key}}) for key in order["keys"])
     jobs.write_text("".join(f"{line}\n" for line in lines))
@@ -62,7 +61,7 @@ def _run_command(order: dict[str, Any]) -> NoReturn:
     sys.argv += ["--base-url", order["url"], "--max-in-flight", str(options["max_in_flight"])]
     if options["max_credits"] is not None:
         sys.argv += ["--max-credits", str(options["max_credits"])]
-    sys.exit(knouds())
+    runpy.run_module("knouds_async", run_name="__main__", alter_sys=True)
 
 
 def main() -> None:
@@ -72,6 +71,7 @@ def main() -> None:
     wake_often()
     if order["out"]:
         _run_command(order)
+        return
     from knouds_async import KnoudsError
 
     try:
