@@ -1,0 +1,122 @@
+"""Where tests stand: each module of the package has a test file named after it, and what crosses modules is a scenario.
+
+A private name is imported only where the test file of its own module imports it, too.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import knouds_async
+
+TESTS = Path(__file__).parent
+PACKAGE = Path(knouds_async.__file__).parent
+
+NO_TEST_FILE_YET: set[str] = {
+    "_batch.batch", "_batch.jobs", "_batch.ledger", "_batch.worker", "_cli.app", "_io.last_resort", "_io.lent",
+    "_io.poller", "_io.pool", "_io.through_httpx", "_sansio.ledger", "_sansio.proxies", "ledgers",
+    "testing._console.console", "testing._console.page", "testing._console.views", "testing._service.catalog",
+    "testing._service.endpoints", "testing._service.replies", "testing._service.runs", "testing._service.state",
+    "testing._service.webhooks", "testing._service.workflows", "testing.asgi", "testing.faults", "testing.messages",
+    "testing.openapi", "testing.server", "testing.settings", "testing.transport", "webhooks.aiohttp",
+    "webhooks.fastapi",
+}  # fmt: skip
+"""Modules whose own test file is still missing."""
+
+NOT_NAMED_YET: set[str] = {
+    "batch/test_crashes", "batch/test_endings", "batch/test_ledger_map", "batch/test_ledger_virtual", "batch/test_map",
+    "batch/test_own_ledger", "batch/test_pauses", "batch/test_proof", "batch/test_scale", "batch/test_stopping",
+    "batch/test_strangers", "batch/test_values", "batch/test_varying_prices", "io/test_cancellation", "io/test_causes",
+    "io/test_context", "io/test_environment", "io/test_proxies", "io/test_stream", "io/test_transport",
+    "io/test_unknown_authority", "io/test_witness", "sansio/test_budget", "sansio/test_entries", "sansio/test_given",
+    "sansio/test_inputs_schema", "sansio/test_mask", "sansio/test_rate_limit_in_flight",
+    "sansio/test_rate_limit_shared", "sansio/test_refusals", "sansio/test_responses_headers", "testing/test_contract",
+    "testing/test_emulator_asgi", "testing/test_emulator_console", "testing/test_emulator_docs",
+    "testing/test_emulator_endpoints", "testing/test_emulator_faults", "testing/test_emulator_openapi",
+    "testing/test_emulator_page_in_a_browser", "testing/test_emulator_runs", "testing/test_emulator_server",
+    "testing/test_emulator_settings", "testing/test_emulator_state", "testing/test_emulator_transport",
+    "testing/test_emulator_webhooks", "webhooks/test_verification", "webhooks/test_waking", "webhooks/test_web_apps",
+}  # fmt: skip
+"""Test files that are not named after a module, and are no scenarios."""
+
+IMPORT_MORE_YET: set[str] = {
+    "batch/test_endings", "batch/test_ledger_virtual", "batch/test_pauses", "batch/test_proof", "batch/test_sqlite",
+    "batch/test_stopping", "batch/test_strangers", "batch/worker", "cli/conftest", "cli/test_batch_display",
+    "cli/test_batch_jobs", "cli/test_batch_results", "io/scripted", "io/test_cancellation", "io/test_causes",
+    "io/test_context", "io/test_environment", "io/test_http", "io/test_pipeline", "io/test_sent",
+    "io/test_shared_limiter", "io/test_stream", "io/test_transport", "io/test_witness", "sansio/test_budget",
+    "sansio/test_durations", "sansio/test_entries", "sansio/test_given", "sansio/test_inputs_schema",
+    "sansio/test_mask", "sansio/test_polling", "sansio/test_rate_limit_in_flight", "sansio/test_rate_limit_shared",
+    "scenarios/mortal", "scenarios/test_overhead", "testing/test_emulator_openapi", "webhooks/test_web_apps",
+}  # fmt: skip
+"""Files that still import a private name which the test file of its module does not."""
+
+OF_NO_MODULE = {"scenarios", "http_clients", "users", "typing"}  # folders whose tests cross modules, or are others'
+OF_THE_TREE = {  # checks of the whole tree: of its words and layers, of documents, examples and other people's projects
+    "test_changelog",
+    "test_documents",
+    "test_examples",
+    "test_layers",
+    "test_layout",
+    "test_readme",
+    "test_surface",
+    "test_users",
+    "test_words",
+}
+
+
+def home(module: str) -> str:
+    """Return the path of the test file of a module, such as `io/test_pool` for `_io.pool`."""
+    top, *rest = module.split(".")
+    return f"{top.strip('_')}/test_{rest[-1].strip('_')}" if rest else f"test_{top}"
+
+
+def modules() -> Iterator[str]:
+    """Yield the modules that have something to test, by their names below the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if not path.name.startswith("__"):
+            yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+HOMES = {module: home(module) for module in modules()}
+FILES = {
+    path.relative_to(TESTS).with_suffix("").as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(TESTS.rglob("*.py"))
+}
+
+
+def private_names(tree: ast.AST) -> set[tuple[str, str]]:
+    """Return the private names that a file imports, each with the module it is defined in; "" is the module itself."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("knouds_async"):
+            below = (node.module or "").removeprefix("knouds_async").removeprefix(".")
+            for alias in node.names:
+                inner = f"{below}.{alias.name}".removeprefix(".")
+                found.add((inner, "") if inner in HOMES else (below, alias.name))
+    return {(module, name) for module, name in found if any(map(is_private, [*module.split("."), name]))}
+
+
+def is_private(part: str) -> bool:
+    """Return whether a part of a dotted name has one underscore."""
+    return part.startswith("_") and not part.startswith("__")
+
+
+def test_every_module_has_a_test_file_of_its_name() -> None:
+    """The tests of a module are found by its name."""
+    assert {module for module, name in HOMES.items() if name not in FILES} - NO_TEST_FILE_YET == set()
+
+
+def test_every_test_file_is_named_after_a_module_or_is_a_scenario() -> None:
+    """What crosses modules is in `scenarios`, and what is of one module in the file of its name."""
+    named = {name for name in FILES if name.rpartition("/")[2].startswith("test_")}
+    of_modules = {name for name in named if name.partition("/")[0] not in OF_NO_MODULE}
+    assert of_modules - set(HOMES.values()) - OF_THE_TREE - NOT_NAMED_YET == set()
+
+
+def test_no_test_imports_a_private_name_that_the_test_of_its_module_does_not() -> None:
+    """A private name is used in tests only where the test file of its own module uses it, too."""
+    imported = {file: private_names(tree) for file, tree in FILES.items()}
+    tested = {each for file, names in imported.items() for each in names if HOMES.get(each[0]) == file}
+    more = {file: names - tested for file, names in imported.items() if names - tested}
+    assert {file: names for file, names in more.items() if file not in IMPORT_MORE_YET} == {}
