@@ -19,6 +19,7 @@ import httpx
 from knouds_async import AsyncKnouds, Batch, LedgerError
 from knouds_async._batch import sqlite as owners
 from knouds_async._batch.sqlite import LedgerDatabase
+from knouds_async.testing import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
 from tests.scenarios.service import OddService
@@ -90,7 +91,7 @@ class Gate:
 class _Transport(EmulatorTransport):
     """The way to the service, gated before a connection, before the first byte, and before the answer is read."""
 
-    def __init__(self, service: OddService, gate: Gate, *, latency: float, seed: int) -> None:
+    def __init__(self, service: OddService | Emulator, gate: Gate, *, latency: float, seed: int) -> None:
         super().__init__(service, latency=latency, seed=seed)  # type: ignore[arg-type]  # it is one in all that counts
         self._gate = gate
 
@@ -157,7 +158,15 @@ class Mortal:
     """One process, until it is done or killed."""
 
     def __init__(
-        self, name: str, service: OddService, path: Path, machine: Machine, dice: Random, *, key: str, url: str
+        self,
+        name: str,
+        service: OddService | Emulator,
+        path: Path,
+        machine: Machine,
+        dice: Random,
+        *,
+        key: str,
+        url: str,
     ) -> None:
         """Start it; it has an account's `key` and the `url` of a service."""
         self.name = name
