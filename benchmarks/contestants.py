@@ -1,4 +1,4 @@
-"""The limiters that are compared: ours, real libraries, the usual homemade ones, and an oracle that sees the server.
+"""The limiters that are simulated: ours, alone and on one file, none at all, and an oracle that sees the server.
 
 Rule of the file: a contestant admits one request per `acquire()`, and may read each answer.
 """
@@ -12,17 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiolimiter
-import limits
-import limits.storage
-import limits.strategies
-import pyrate_limiter
 from fixed_window_server import Answer, FixedWindowServer
 
 from knouds_async import Limiter, Secret, SharedLimiter
 from knouds_async._sansio.rate_limit import Permit, QuotaHeaders
 
-__all__ = ["CONTESTANTS", "Contestant", "Make", "Oracle", "Ours", "OursShared", "Shared"]
+__all__ = ["OURS", "Contestant", "Make", "Oracle", "Ours", "OursShared", "Shared"]
 
 ROUTE = "POST /api/workflows/:slug/run"
 GUESSES = {100: "pro", 1000: "business"}
@@ -98,73 +93,6 @@ class OursShared(Ours):
         return SharedLimiter(path, tier, share=share, clock=clock).for_key(Secret("knouds_live_benchmark"))
 
 
-class TokenBucket(Contestant):
-    """A plain token bucket: `limit` tokens at first, refilled evenly."""
-
-    def __init__(self, shared: Shared) -> None:
-        """Begin full."""
-        super().__init__(shared)
-        self.full_at = 0.0
-
-    async def acquire(self) -> None:
-        """Take a token; the bucket is kept as the time at which it is full."""
-        loop, each = asyncio.get_running_loop(), self.length / self.limit
-        self.full_at = max(self.full_at, loop.time()) + each
-        await asyncio.sleep(self.full_at - self.length - loop.time())
-
-
-class Aiolimiter(Contestant):
-    """`aiolimiter.AsyncLimiter`."""
-
-    def __init__(self, shared: Shared) -> None:
-        """Use it as its documentation says."""
-        super().__init__(shared)
-        self.limiter = aiolimiter.AsyncLimiter(self.limit, self.length)
-
-    async def acquire(self) -> None:
-        """Wait in it."""
-        await self.limiter.acquire()
-
-
-class _LoopClock(pyrate_limiter.AbstractClock):
-    def now(self) -> int:
-        return round(asyncio.get_running_loop().time() * 1000)
-
-
-class _Bucket(pyrate_limiter.InMemoryBucket):
-    _clock = _LoopClock()
-
-
-class Pyrate(Contestant):
-    """`pyrate_limiter.Limiter` over its bucket in memory (a sliding log)."""
-
-    def __init__(self, shared: Shared) -> None:
-        """Use its own loop over a bucket that reads the virtual clock."""
-        super().__init__(shared)
-        bucket = _Bucket([pyrate_limiter.Rate(self.limit, round(self.length * 1000))])
-        self.limiter = pyrate_limiter.Limiter(pyrate_limiter.SingleBucketFactory(bucket, schedule_leak=False))
-
-    async def acquire(self) -> None:
-        """Wait in it."""
-        await self.limiter.try_acquire_async("run")
-
-
-class LimitsMovingWindow(Contestant):
-    """`limits`' moving window in memory; it reads `time.time`, which the simulation turns to the virtual clock."""
-
-    def __init__(self, shared: Shared) -> None:
-        """Use it as its documentation says."""
-        super().__init__(shared)
-        self.item = limits.RateLimitItemPerSecond(self.limit, round(self.length))
-        self.strategy = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
-
-    async def acquire(self) -> None:
-        """Hit, or wait until the window has moved on."""
-        while not self.strategy.hit(self.item, "run"):
-            moved = self.strategy.get_window_stats(self.item, "run").reset_time
-            await asyncio.sleep(max(0.001, moved + 0.001 - asyncio.get_running_loop().time()))
-
-
 class Oracle(Contestant):
     """Sees the server's counter and every request on its way: nothing can be faster."""
 
@@ -189,16 +117,11 @@ class Oracle(Contestant):
 
 Make = Callable[[Shared], Contestant]
 
-CONTESTANTS: dict[str, Make] = {
+OURS: dict[str, Make] = {
     "ours": Ours,
     "ours, SharedLimiter": OursShared,
     "ours, limit not known": partial(Ours, knows_limit=False),
     "ours, 99 % of each window": partial(Ours, share=0.99),
     "ours, 98 % of each window": partial(Ours, share=0.98),
     "ours, 95 % of each window": partial(Ours, share=0.95),
-    "no limiter": Contestant,
-    "token bucket": TokenBucket,
-    "aiolimiter": Aiolimiter,
-    "pyrate-limiter": Pyrate,
-    "limits, moving window": LimitsMovingWindow,
 }

@@ -17,12 +17,15 @@ import statistics
 import sys
 import time
 
-from contestants import CONTESTANTS, Oracle
+from contestants import OURS, Make, Oracle
 from rate_limit_scenarios import SCENARIOS, Scenario
-from rate_limit_simulation import Outcome, simulate
+from rate_limit_simulation import Outcome, compare, simulate
+from rival_limiters import RIVALS
 
 from knouds_async._sansio.clock import ClockBounds
 from knouds_async._sansio.rate_limit import Granted, QuotaHeaders, new_window, on_response, try_acquire
+
+CONTESTANTS: dict[str, Make] = OURS | RIVALS
 
 
 def row(scenario: Scenario, name: str, seeds: range, oracle: list[Outcome]) -> bool:
@@ -30,27 +33,19 @@ def row(scenario: Scenario, name: str, seeds: range, oracle: list[Outcome]) -> b
     began = time.process_time()
     outcomes = [simulate(scenario, CONTESTANTS[name], seed) for seed in seeds]
     spent = time.process_time() - began
-    lates = [mine.makespan - best.makespan for mine, best in zip(outcomes, oracle, strict=True)]
-    late = statistics.mean(lates)
-    pace = statistics.mean(best.most / mine.most for mine, best in zip(outcomes, oracle, strict=True))
-    refused = statistics.mean(outcome.refused for outcome in outcomes)
-    a_window = statistics.mean(outcome.refused / outcome.windows for outcome in outcomes)
-    failed = sum(outcome.failed for outcome in outcomes)
-    is_reached = (
-        late <= scenario.late
-        and pace >= scenario.pace
-        and refused <= scenario.refused
-        and a_window <= scenario.refused_a_window
-        and not failed
-    )
-    mark = "" if name != scenario.ours else "  reached" if is_reached else "  MISSED"
+    figures, missed = compare(outcomes, oracle), []
+    if name == scenario.ours:
+        missed = scenario.missed(figures)
+    mark = "" if name != scenario.ours else f"  MISSED: {'; '.join(missed)}" if missed else "  reached"
+    latest = max(mine.makespan - best.makespan for mine, best in zip(outcomes, oracle, strict=True))
+    makespan = statistics.mean(outcome.makespan for outcome in outcomes)
     print(
-        f"  {name:26}{statistics.mean(outcome.makespan for outcome in outcomes):10.1f}{late:+9.2f}{max(lates):+8.2f}"
-        f"{pace:8.4f}{refused:10.1f}{max(outcome.refused for outcome in outcomes):8}{a_window:9.2f}{failed:8}"
-        f"{spent:7.1f}{mark}",
+        f"  {name:26}{makespan:10.1f}{figures.late:+9.2f}{latest:+8.2f}"
+        f"{figures.pace:8.4f}{figures.refused:10.1f}{max(outcome.refused for outcome in outcomes):8}"
+        f"{figures.refused_a_window:9.2f}{figures.failed:8}{spent:7.1f}{mark}",
         flush=True,
     )
-    return is_reached or name != scenario.ours
+    return not missed
 
 
 def table(scenario: Scenario, names: tuple[str, ...], seeds: range) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import statistics
 from collections import deque
 from typing import Final
 from unittest import mock
@@ -15,11 +16,11 @@ from unittest import mock
 import attrs
 from contestants import Contestant, Make, Shared
 from fixed_window_server import Answer, FixedWindowServer
-from rate_limit_scenarios import Scenario
+from rate_limit_scenarios import Figures, Scenario
 
 from knouds_async.testing.virtual_time import VirtualTimeLoop
 
-__all__ = ["Outcome", "simulate"]
+__all__ = ["Outcome", "compare", "simulate"]
 
 EPOCH: Final = 1.7e9
 CONNECTIONS: Final = 4000
@@ -185,3 +186,15 @@ def simulate(scenario: Scenario, make: Make, seed: int) -> Outcome:
 
     with asyncio.Runner(loop_factory=TickingLoop) as runner:
         return runner.run(run())
+
+
+def compare(outcomes: list[Outcome], oracle: list[Outcome]) -> Figures:
+    """Return how outcomes stand against the oracle's with the same seeds."""
+    pairs = list(zip(outcomes, oracle, strict=True))
+    return Figures(
+        late=statistics.mean(mine.makespan - best.makespan for mine, best in pairs),
+        pace=statistics.mean(best.most / mine.most for mine, best in pairs),
+        refused=statistics.mean(outcome.refused for outcome in outcomes),
+        refused_a_window=statistics.mean(outcome.refused / outcome.windows for outcome in outcomes),
+        failed=sum(outcome.failed for outcome in outcomes),
+    )

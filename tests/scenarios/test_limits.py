@@ -1,0 +1,20 @@
+"""How fast a backlog passes a rate limit, and how many requests are refused: the benchmark's rows, with its bounds."""
+
+from __future__ import annotations
+
+import pytest
+from contestants import OURS, Oracle
+from rate_limit_scenarios import SCENARIOS, Scenario
+from rate_limit_simulation import compare, simulate
+
+SMALL = 1200  # jobs that are simulated in a tenth of a second
+ROWS = [pytest.param(each, id=each.name, marks=[] if each.jobs <= SMALL else [pytest.mark.slow]) for each in SCENARIOS]
+
+
+@pytest.mark.parametrize("scenario", ROWS)
+def test_a_backlog_goes_at_the_full_rate(scenario: Scenario) -> None:
+    """In virtual time, against a server that counts fixed windows: as soon as the oracle, but for a second or so."""
+    seeds = range(70_000, 70_003 if scenario.jobs <= SMALL else 70_001)
+    oracle = [simulate(scenario, Oracle, seed) for seed in seeds]
+    ours = [simulate(scenario, OURS[scenario.ours], seed) for seed in seeds]
+    assert scenario.missed(compare(ours, oracle)) == []
