@@ -1,0 +1,204 @@
+"""How soon the ends of runs are noticed and for how many requests, in virtual time: bounds for any rule.
+
+A request is a poll or a page of a listing; durations are in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+
+from knouds_async import AsyncKnouds
+from knouds_async.testing import Deliveries, Emulator, Lognormal
+from knouds_async.webhooks import WebhookReceiver
+
+SLUG = "daily-picture"
+POLL, LISTING = "GET /api/executions/:id", "GET /api/usage"
+USUAL = Lognormal(45.0, 0.35)
+
+MakeClient = Callable[..., AsyncKnouds]
+Duration = Callable[[random.Random], float] | float
+
+
+@attrs.frozen
+class Notice:
+    """What noticing the ends of some runs took: seconds from each end to its waiter, requests a run, and the speed.
+
+    `speed`: the time until all runs had finished, against the time until all of that was known.
+    """
+
+    late: Sequence[float]
+    requests: float
+    speed: float
+
+    @property
+    def mean(self) -> float:
+        """The mean of the delays."""
+        return sum(self.late) / len(self.late)
+
+    @property
+    def p95(self) -> float:
+        """The delay that 95 % of the runs stay below."""
+        return sorted(self.late)[math.ceil(0.95 * len(self.late)) - 1]
+
+
+def service(duration: Duration = USUAL, *, tier: str = "pro", seed: int = 1, **settings: Any) -> Emulator:
+    """Return a service; Pro allows 100 requests of each kind a minute, Business 1000."""
+    return Emulator(**{"tier": tier, "duration": duration, "seed": seed, **settings})
+
+
+async def notice(knouds: AsyncKnouds, emulator: Emulator, number: int, within: float | None = None) -> Notice:
+    """Submit so many runs within some seconds and await them all."""
+    dice, known, first = random.Random(number), {}, len(emulator.runs)
+    within = min(2.0, number / 10) if within is None else within
+
+    async def one(place: int) -> None:
+        await anyio.sleep(dice.uniform(0, within))
+        execution = await knouds.workflows.submit(SLUG, {"seed": place})
+        state = await execution.wait()
+        assert state.is_final
+        known[execution.id] = anyio.current_time()
+
+    before, began = requests(emulator), anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        for place in range(number):
+            tasks.start_soon(one, place)
+    runs = emulator.runs[first:]
+    speed = (max(run.ends for run in runs) - began) / (max(known.values()) - began)
+    late = [known[run.execution_id] - run.ends for run in runs]
+    return Notice(late, (requests(emulator) - before) / number, speed)
+
+
+async def one_after_another(knouds: AsyncKnouds, emulator: Emulator, number: int) -> Notice:
+    """Submit and await so many runs, each after the one before it."""
+    return together([await notice(knouds, emulator, 1) for _ in range(number)])
+
+
+def together(seen: Sequence[Notice]) -> Notice:
+    """Return the figures of several of the same size as one."""
+    return Notice(
+        [late for one in seen for late in one.late],
+        sum(one.requests for one in seen) / len(seen),
+        sum(one.speed for one in seen) / len(seen),
+    )
+
+
+def requests(emulator: Emulator) -> int:
+    """Return the number of polls and listings."""
+    return emulator.requests.by_route[POLL] + emulator.requests.by_route[LISTING]
+
+
+# ---- One run
+
+
+async def test_a_lone_run_of_a_known_target(make_client: MakeClient) -> None:
+    """A run of 45 s of a target that was seen before takes 8 requests, and 2.1 s to notice, on the average."""
+    emulator = service(tier="enterprise")
+    knouds = make_client(emulator)
+    await one_after_another(knouds, emulator, 150)
+    warm = make_client(emulator, durations=json.loads(json.dumps(knouds.durations)))
+    seen = await one_after_another(warm, emulator, 100)
+    assert seen.requests <= 8
+    assert seen.mean <= 2.1
+    assert seen.p95 <= 4.5
+    assert emulator.requests.by_route[LISTING] == 0
+
+
+async def test_a_lone_run_of_an_unknown_target(make_client: MakeClient) -> None:
+    """A run of 45 s of a target that nobody has seen takes 10 requests, and 2.6 s to notice, on the average."""
+    emulator = service(tier="enterprise")
+    seen = together([await notice(make_client(emulator), emulator, 1) for _ in range(150)])
+    assert seen.requests <= 10
+    assert seen.mean <= 2.6
+    assert seen.p95 <= 5
+
+
+@pytest.mark.parametrize(("duration", "late"), [(240.0, 60.0), (1800.0, 450.0)])
+async def test_a_long_run_is_polled_ever_more_rarely(make_client: MakeClient, duration: float, late: float) -> None:
+    """The steps grow with the age of a run, to a minute at most: a run of half an hour takes 100 requests."""
+    emulator = service(duration)
+    seen = await notice(make_client(emulator), emulator, 1)
+    assert seen.requests <= 100
+    assert max(seen.late) <= min(late, 61)
+
+
+# ---- Batches
+
+
+@pytest.mark.parametrize(
+    ("number", "tier", "seeds", "most", "mean", "p95"),
+    [(20, "pro", 12, 4, 1.1, 2.5), (100, "pro", 3, 2.2, 0.7, 1.5), (500, "business", 1, 1.3, 0.7, 1.2)],
+)
+async def test_a_batch(
+    make_client: MakeClient, number: int, tier: str, seeds: int, most: float, mean: float, p95: float
+) -> None:
+    """Runs submitted together share listings: the more there are, the fewer requests each takes."""
+    seen = []
+    for seed in range(seeds):
+        emulator = service(tier=tier, seed=seed)
+        seen.append(await notice(make_client(emulator), emulator, number))
+        emulator.assert_no_429()
+    figures = together(seen)
+    assert figures.requests <= most
+    assert figures.mean <= mean
+    assert figures.p95 <= p95
+
+
+PIPELINES: dict[str, tuple[dict[str, Any], float]] = {
+    "all limited": ({}, 0.98),
+    "rows never match": ({"usage_lag": 1e8}, 0.95),
+    "rows 3 s late": ({"usage_lag": 3.0}, 0.98),
+}
+
+
+async def pipeline(make_client: MakeClient, number: int, settings: dict[str, Any], speed: float) -> None:
+    """Submit so many runs at once on Pro, where every route is limited, and check the figures."""
+    emulator = service(**settings)
+    seen = await notice(make_client(emulator), emulator, number, within=0)
+    assert seen.requests <= 1.5
+    assert seen.speed >= speed
+    emulator.assert_no_429()
+
+
+@pytest.mark.parametrize("which", PIPELINES)
+async def test_a_pipeline(make_client: MakeClient, which: str) -> None:
+    """Three hundred runs that wait for their submits are noticed as fast as the quota allows, for 1.5 requests each."""
+    await pipeline(make_client, 300, *PIPELINES[which])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", PIPELINES)
+async def test_a_long_pipeline(make_client: MakeClient, which: str) -> None:
+    """The same of a thousand."""
+    await pipeline(make_client, 1000, *PIPELINES[which])
+
+
+# ---- Webhooks
+
+
+async def test_webhooks_that_arrive_make_polls_rare(make_client: MakeClient) -> None:
+    """Runs whose ends are delivered take a fifth of a request each; each lost one costs one more."""
+    for dropped, most, mean in ((0.0, 0.2, 0.5), (0.2, 0.6, 25.0)):
+        emulator = service(
+            tier="enterprise", webhook_url="http://app.test/hook", deliveries=Deliveries(dropped=dropped), seed=5
+        )
+        knouds = make_client(emulator)
+        receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
+
+        async def post(delivery: Any, receiver: WebhookReceiver = receiver) -> int:
+            async def body() -> Any:
+                yield delivery.body
+
+            return await receiver.take(body(), delivery.headers["x-knouds-signature"])
+
+        async with emulator.delivering(post):
+            seen = await notice(knouds, emulator, 120)
+        assert seen.requests <= most
+        assert seen.mean <= mean
