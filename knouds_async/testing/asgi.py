@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import anyio
@@ -21,44 +21,40 @@ from knouds_async.testing._service.webhooks import Webhooks
 from knouds_async.testing.messages import Broken, Later, Outcome, Request, Response, Wire
 from knouds_async.testing.settings import Delivery
 
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
-
-__all__ = ["build_app", "delivering"]
+__all__ = ["EmulatorApp", "delivering"]
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 
 
-def build_app(
-    handle: Callable[[Request, float], Outcome],
-    resume: Callable[[Later, float], Outcome],
-    delivering: Callable[[], AbstractAsyncContextManager[None]],
-) -> Starlette:
-    """Create the ASGI app of an emulator; every path goes to `handle`, webhooks are delivered during its lifespan."""
-    try:
-        from starlette.applications import Starlette
-        from starlette.routing import Mount
-    except ImportError as error:
-        raise ImportError("emulator.app needs the extra 'testing': pip install 'knouds-async[testing]'") from error
+class EmulatorApp:
+    """The ASGI app of an emulator: every path goes to `handle`, and webhooks are delivered during its lifespan."""
 
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with delivering():
-            yield
-
-    return Starlette(routes=[Mount("", app=_EmulatorApp(handle, resume))], lifespan=lifespan)
-
-
-class _EmulatorApp:
-    """One ASGI endpoint for every path, so that a request costs little."""
-
-    def __init__(self, handle: Callable[[Request, float], Outcome], resume: Callable[[Later, float], Outcome]) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Request, float], Outcome],
+        resume: Callable[[Later, float], Outcome],
+        delivering: Callable[[], AbstractAsyncContextManager[None]],
+    ) -> None:
         self._handle = handle
         self._resume = resume
+        self._delivering = delivering
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        """Answer one request, or deliver webhooks from the server's start to its end."""
+        if scope["type"] == "lifespan":
+            await receive()
+            async with self._delivering():
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close"})
+
+    async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         request = _request(scope, await _body(receive))
         outcome = self._handle(request, anyio.current_time())
         while isinstance(outcome, Later):

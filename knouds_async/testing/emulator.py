@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -21,6 +21,7 @@ from knouds_async.testing._service.catalog import DEFAULT_USER
 from knouds_async.testing._service.endpoints import UNKNOWN, Route, answer, match, with_date
 from knouds_async.testing._service.runs import FAILURE, Run
 from knouds_async.testing._service.state import Charge, ServiceState
+from knouds_async.testing.asgi import EmulatorApp, delivering
 from knouds_async.testing.faults import Faults
 from knouds_async.testing.messages import (
     Broken,
@@ -34,9 +35,6 @@ from knouds_async.testing.messages import (
     Response,
 )
 from knouds_async.testing.settings import Delivery, Settings
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
 
 __all__ = ["Emulator"]
 
@@ -140,8 +138,6 @@ class Emulator(Settings):
         `post` sends one delivery and returns the status of its answer; by default to its `url`, plain http only.
         It is sent again after an OSError, ten seconds without an answer, or an answer other than 2xx.
         """
-        from knouds_async.testing.asgi import delivering
-
         return delivering(self._service.webhooks, post)
 
     def resume(self, later: Later, now: float) -> Outcome:
@@ -159,14 +155,12 @@ class Emulator(Settings):
         self._service.clock.advance(now)
 
     @cached_property
-    def app(self) -> Starlette:
-        """The ASGI app of this emulator, in anyio's time; ImportError without the extra `testing`.
+    def app(self) -> EmulatorApp:
+        """The ASGI app of this emulator, in anyio's time.
 
         It answers with a `Date` of its own: tell a server not to add another (uvicorn: `date_header=False`).
         """
-        from knouds_async.testing.asgi import build_app
-
-        return build_app(self.handle, self.resume, self.delivering)
+        return EmulatorApp(self.handle, self.resume, self.delivering)
 
     @property
     def runs(self) -> Sequence[Run]:

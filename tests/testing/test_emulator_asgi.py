@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -14,7 +15,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from knouds_async.testing import Emulator, Fault, faults
+from knouds_async.testing import Delivery, Emulator, Fault, faults
+from knouds_async.testing.asgi import EmulatorApp
 
 RUN = "/api/workflows/jingle/run"
 EMPTY: dict[str, object] = {"inputs": {}}
@@ -144,18 +146,59 @@ async def test_uvicorn_serves_the_app(anyio_backend: str) -> None:
         server.should_exit = True
 
 
-def test_the_emulator_comes_without_a_web_framework() -> None:
-    """Importing the package loads neither Starlette nor uvicorn, and `app` without Starlette names the extra."""
+async def test_the_lifespan_delivers_webhooks() -> None:
+    """While a server runs the app's lifespan, ended runs are delivered; with its end, nothing is any more."""
+    emulator, taken = Emulator(duration=1.0, webhook_url="http://127.0.0.1:9/hook"), anyio.Event()
+    sent: list[str] = []
+    phases: list[str] = []
+
+    @asynccontextmanager
+    async def delivering() -> AsyncIterator[None]:
+        async def post(delivery: Delivery) -> int:
+            sent.append(delivery.execution_id)
+            taken.set()
+            return 200
+
+        async with emulator.delivering(post):
+            yield
+
+    async def receive() -> Any:
+        if phases:
+            await taken.wait()
+        return {"type": "lifespan.shutdown" if phases else "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        phases.append(message["type"])
+        if len(phases) == 1:
+            async with _client(emulator) as client:
+                await client.post(f"{RUN}?async=true", json=EMPTY)
+
+    await EmulatorApp(emulator.handle, emulator.resume, delivering)({"type": "lifespan"}, receive, send)
+    assert phases == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert sent == [run.execution_id for run in emulator.runs]
+
+
+async def test_a_websocket_is_refused() -> None:
+    """The service has none: the connection is closed before it is accepted."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Emulator().app({"type": "websocket", "path": "/"}, receive, send)
+    assert sent == [{"type": "websocket.close"}]
+
+
+def test_the_emulator_needs_no_web_framework() -> None:
+    """Neither the package nor the app of an emulator imports Starlette or uvicorn."""
     script = """
 import sys
 import knouds_async.testing
-assert not {"starlette", "uvicorn"} & set(sys.modules), sorted(sys.modules)
-sys.modules["starlette"] = None
-try:
-    knouds_async.testing.Emulator().app
-except ImportError as error:
-    print(error)
+knouds_async.testing.Emulator().app
+print({"starlette", "uvicorn"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 - our own script
-    assert done.stderr == ""
-    assert done.stdout == "emulator.app needs the extra 'testing': pip install 'knouds-async[testing]'\n"
+    assert (done.stdout, done.stderr) == ("set()\n", "")
