@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from knouds_async.testing._console.console import Console, ControlHooks, is_for_console
+from knouds_async.testing._console.page import page
 from knouds_async.testing._service.catalog import DEFAULT_USER
 from knouds_async.testing._service.endpoints import UNKNOWN, Route, answer, match, with_date
 from knouds_async.testing._service.runs import FAILURE, Run
@@ -70,7 +71,7 @@ class Emulator(Settings):
         self._made_with: dict[str, Any] = {field.name: getattr(self, field.name) for field in attrs.fields(Settings)}
         self._service = ServiceState(self)
         hooks = ControlHooks(
-            finish=self.finish, fail=self.fail, reset=self.reset, send_test_webhook=self.send_test_webhook
+            finish=self.finish, fail=self.fail, reset=self.reset, send_test_webhook=self.send_test_webhook, page=page
         )
         self._console = Console(self, self._service, self.faults, self.requests, hooks)
         self._in_transit: list[tuple[float, int, _Arrival]] = []

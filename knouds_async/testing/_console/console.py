@@ -1,40 +1,192 @@
-"""The control API under /__emulator__/ and the status page at /: their routes and access checks.
+"""The state of an emulator as JSON, the control API under /__emulator__/, and who may use it; the page is beside it.
 
 No key is needed, since this is a fake service on this machine; but requests that change something must be JSON and come
-from no other site's page, so that a page open in a browser cannot interfere.
+from no other site's page, so that a page open in a browser cannot interfere. No key and no secret is shown. Names are
+those of the contract where it has one; times are seconds since the first request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections import Counter
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 import attrs
 
-from knouds_async.testing._console.page import page
-from knouds_async.testing._console.views import JsonObject, RunCounter, View
 from knouds_async.testing._service.replies import ErrorResponse, json_object, not_found, reply
 from knouds_async.testing._service.runs import FAILURE, Run
-from knouds_async.testing._service.state import ServiceState
+from knouds_async.testing._service.state import Charge, ServiceState
 from knouds_async.testing.faults import GRAMMAR, Faults, add_fault, parse_fault
-from knouds_async.testing.messages import Request, RequestLog, Response
+from knouds_async.testing.messages import LoggedRequest, Request, RequestLog, Response
 from knouds_async.testing.settings import Settings, change_settings, key_from
 
-__all__ = ["Console", "ControlHooks", "is_for_console"]
+__all__ = ["Console", "ControlHooks", "View", "is_for_console"]
 
 _ROOT: Final = "/__emulator__"
 _MOST: Final = 1000
+JsonObject = dict[str, Any]
+_HIDDEN: Final = frozenset({"api_key", "webhook_secret", "keys", "workflows", "models"})
+
+
+class RunCounter:
+    """Counts runs by status; a finished run is never checked again."""
+
+    def __init__(self, service: ServiceState) -> None:
+        """Start with nothing counted."""
+        self._service = service
+        self.clear()
+
+    def clear(self) -> None:
+        """Reset the counts."""
+        self._taken = 0
+        self._running: list[Run] = []
+        self._finished: Counter[str] = Counter()
+
+    def at(self, now: float) -> Counter[str]:
+        """Return the number of runs by status."""
+        runs = self._service.runs
+        self._running += runs[self._taken :]
+        self._taken = len(runs)
+        running = [run for run in self._running if not run.is_finished_at(now)]
+        if len(running) < len(self._running):
+            self._finished.update(run.end for run in self._running if run.is_finished_at(now))
+            self._running = running
+        return self._finished + Counter(run.status_at(now) for run in running)
+
+
+@attrs.frozen
+class View:
+    """The state of an emulator at a time."""
+
+    settings: Settings
+    service: ServiceState
+    faults: Faults
+    requests: RequestLog
+    counter: RunCounter
+    now: float
+
+    def state(self) -> JsonObject:
+        """Return the totals: runs, credits, requests, windows, faults."""
+        charges = self.service.billing
+        return {
+            "elapsed": self._since(self.now),
+            "tier": self.settings.tier,
+            "generation": self.settings.generation,
+            "runs": {"total": len(self.service.runs), **self.counter.at(self.now)},
+            "charges": {"total": len(charges.charges), "credits": charges.spent, "grant": charges.granted},
+            "credits": self.settings.credits,
+            "requests": {"total": self.requests.count, "refused": len(self.requests.refusals)},
+            "windows": self.windows(),
+            "faults": self.attached(),
+        }
+
+    def windows(self) -> list[JsonObject]:
+        """Return the windows that are open."""
+        windows = self.service.windows.open_at(self.service.clock.elapsed(self.now))
+        return [
+            {
+                "user": one.user,
+                "route": one.route,
+                "limit": one.limit,
+                "used": one.used,
+                "remaining": one.limit - one.used,
+                "resetsIn": round(one.resets_in, 3),
+            }
+            for one in windows
+        ]
+
+    def attached(self) -> list[JsonObject]:
+        """Return the faults that are attached."""
+        return [
+            {"number": one.number, "fault": one.description, "met": one.met, "struck": one.struck}
+            for one in self.faults.attached()
+        ]
+
+    def runs(self, *, limit: int, offset: int = 0, keep: Callable[[Run], bool] | None = None) -> list[JsonObject]:
+        """Return the newest runs that `keep` accepts."""
+        newest = reversed(self.service.runs)
+        kept = newest if keep is None else filter(keep, newest)
+        return [self.run(run) for run in islice(kept, offset, offset + limit)]
+
+    def run(self, run: Run) -> JsonObject:
+        """Return one run."""
+        is_finished = run.is_finished_at(self.now)
+        return {
+            "executionId": run.execution_id,
+            "requestId": run.request_id,
+            "kind": run.kind,
+            "target": run.target,
+            "inputs": run.inputs,
+            "modelIds": run.model_ids,
+            "userId": run.user,
+            "isAsync": run.is_async,
+            "status": run.status_at(self.now),
+            "cost": run.cost,
+            "startedAt": self._since(run.started),
+            "endsAt": self._since(run.ends),
+            "cancelRequestedAt": None if run.cancel_requested_at is None else self._since(run.cancel_requested_at),
+            "polls": run.polls,
+            "endSeenAt": None if run.seen_ended_at is None else self._since(run.seen_ended_at),
+            "error": run.error if is_finished and run.end == "failed" else None,
+        }
+
+    def charges(self, *, limit: int, offset: int = 0) -> list[JsonObject]:
+        """Return the newest charges."""
+        return [self._charge(one) for one in islice(reversed(self.service.billing.charges), offset, offset + limit)]
+
+    def latest_requests(self, *, limit: int, offset: int = 0) -> list[JsonObject]:
+        """Return the newest requests that are kept."""
+        return [self._request(one) for one in islice(reversed(list(self.requests)), offset, offset + limit)]
+
+    def shown_settings(self) -> JsonObject:
+        """Return the settings by their Python names; a callable as its repr."""
+        fields = [field.name for field in attrs.fields(Settings) if field.name not in _HIDDEN]
+        return {name: _plain(getattr(self.settings, name)) for name in fields}
+
+    def _since(self, at: float) -> float:
+        return round(self.service.clock.elapsed(at), 3)
+
+    def _charge(self, charge: Charge) -> JsonObject:
+        return {
+            "executionId": charge.execution_id,
+            "target": charge.target,
+            "amount": charge.amount,
+            "paidBy": charge.paid_by,
+            "at": self._since(charge.at),
+        }
+
+    def _request(self, request: LoggedRequest) -> JsonObject:
+        return {
+            "method": request.method,
+            "path": request.path,
+            "route": request.route,
+            "query": request.query,
+            "status": request.status,
+            "at": self._since(request.at),
+        }
+
+
+def _plain(value: object) -> object:
+    if attrs.has(type(value)) and not callable(value):
+        return {name: _plain(one) for name, one in attrs.asdict(value, recurse=False).items()}  # type: ignore[arg-type]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, str | int | float) else repr(value)
 
 
 @attrs.frozen
 class ControlHooks:
-    """The emulator's methods that the control API calls; ValueError for what is impossible."""
+    """What the console calls: the emulator's methods (ValueError for what is impossible), and the page's renderer."""
 
     finish: Callable[[str, object], None]
     fail: Callable[[str, str], None]
     reset: Callable[[], None]
     send_test_webhook: Callable[[], None]
+    page: Callable[[View, str, str | None], Response]
 
 
 @attrs.frozen
@@ -97,7 +249,7 @@ class Console:
 
     def _route(self, request: Request) -> tuple[Callable[[_ConsoleCall], Response], str]:
         if request.path == "/":
-            return _page, ""
+            return self._page, ""
         parts = request.path.removeprefix(_ROOT).strip("/").split("/")
         pattern = f"{request.method} {'/'.join([parts[0], *(':id' for _ in parts[1:2]), *parts[2:]])}"
         handler = self._handlers().get(pattern)
@@ -130,6 +282,11 @@ class Console:
     def _index(self, _: _ConsoleCall) -> Response:
         routes = [f"{method} {_ROOT}/{path}" for method, _, path in (line.partition(" ") for line in self._handlers())]
         return reply(200, {"routes": routes, "faults": GRAMMAR})
+
+    def _page(self, call: _ConsoleCall) -> Response:
+        if call.request.method != "GET":
+            raise not_found("Endpoint")
+        return self._hooks.page(call.view, call.request.headers.get("host", ""), call.query("status"))
 
     def _finish(self, call: _ConsoleCall) -> Response:
         self._hooks.finish(_run(call).execution_id, call.body().get("result"))
@@ -187,12 +344,6 @@ class Console:
         self._hooks.reset()
         self._counter.clear()
         return reply(200, call.view.state())
-
-
-def _page(call: _ConsoleCall) -> Response:
-    if call.request.method != "GET":
-        raise not_found("Endpoint")
-    return page(call.view, host=call.request.headers.get("host", ""), status=call.query("status"))
 
 
 def _runs(call: _ConsoleCall) -> Response:

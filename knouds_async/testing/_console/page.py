@@ -15,7 +15,7 @@ from html import escape
 from importlib import resources
 from typing import Any, Final
 
-from knouds_async.testing._console.views import View
+from knouds_async.testing._console.console import View
 from knouds_async.testing.messages import Response
 
 __all__ = ["page"]
@@ -27,7 +27,7 @@ _STATUSES: Final = ("processing", "cancel_requested", "completed", "failed", "ca
 Row = Mapping[str, Any]
 
 
-def page(view: View, *, host: str, status: str | None) -> Response:
+def page(view: View, host: str, status: str | None) -> Response:
     """Render the newest runs (of one status, if given), with windows, charges, requests and faults."""
     state: Row = view.state()
     body = "\n".join(
