@@ -1,17 +1,243 @@
-"""The receiver: each event once, final states final, nothing told to a forger, and the answer only after the event."""
+"""Deliveries verified, each event taken once, final states final, and nothing told to a forger.
+
+Any input of `verify` ends as an event or as a WebhookVerificationError; a delivery is answered only after its event.
+"""
 
 import gc
+import json
+import pickle
+import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from knouds_async import ConfigurationError
-from knouds_async.webhooks import SeenHere, WebhookEvent, WebhookReceiver
+from knouds_async import ConfigurationError, InvalidArgumentError, Secret, Status
+from knouds_async.webhooks import (
+    SeenHere,
+    WebhookEvent,
+    WebhookFault,
+    WebhookReceiver,
+    WebhookVerificationError,
+    sign,
+    verify,
+)
 
 SECRET = "whsec_emulator_0123456789abcdef"
+NOW = 1_780_000_000.0
+PAYLOAD = {
+    "event": "execution.completed",
+    "executionId": "550e8400-e29b-41d4-a716-446655440000",
+    "requestId": "kie_1",
+    "userId": "u_1",
+    "workflowSlug": "daily-picture",
+    "modelIds": ["gpt-image-2"],
+    "status": "completed",
+    "result": {"images": [{"url": "https://knouds-media.s3.amazonaws.com/media/1.png"}]},
+    "error": None,
+    "cost": 12,
+    "durationMs": 8420,
+}
+ANY_JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
 End = Callable[..., dict[str, Any]]
+
+
+def checked(body: bytes, **options: Any) -> WebhookEvent:
+    """Verify a body that is rightly signed."""
+    return verify(body, sign(body, SECRET, now=NOW), SECRET, now=NOW, **options)
+
+
+def event(**changes: Any) -> WebhookEvent:
+    """Verify the payload with changes; a value of ... leaves the key out."""
+    payload = {key: value for key, value in {**PAYLOAD, **changes}.items() if value is not ...}
+    return checked(json.dumps(payload).encode())
+
+
+def reason(body: Any, signature: Any, secrets: Any = SECRET, **options: Any) -> WebhookFault:
+    """Return why a delivery is refused."""
+    with pytest.raises(WebhookVerificationError) as caught:
+        verify(body, signature, secrets, **{"now": NOW, **options})
+    return caught.value.reason
+
+
+def test_gives_the_event_with_the_run() -> None:
+    """A completed run comes with its id, its status, its result, cost and time."""
+    received = event()
+    assert (received.event, received.execution_id, received.is_test) == (
+        "execution.completed",
+        PAYLOAD["executionId"],
+        False,
+    )
+    assert received.state is not None
+    assert (received.state.status, received.state.result) == (Status.COMPLETED, PAYLOAD["result"])
+    assert (received.state.cost, received.state.ms, received.state.request_id) == (12, 8420, "kie_1")
+    assert received.raw == PAYLOAD == received.state.raw
+
+
+def test_failed_and_cancelled_runs() -> None:
+    """A failed run brings its error, a cancelled one may bring a result."""
+    failed = event(event="execution.failed", status="failed", result=None, error={"code": "X", "message": "no"}).state
+    assert failed is not None
+    assert failed.error is not None
+    assert (failed.status, failed.error.code, failed.error.message) == (Status.FAILED, "X", "no")
+    cancelled = event(event="execution.cancelled", status="cancelled").state
+    assert cancelled is not None
+    assert (cancelled.status, cancelled.result) == (Status.CANCELLED, PAYLOAD["result"])
+
+
+@pytest.mark.parametrize("status", [..., None, 17, "processing", "odd"])
+def test_the_events_name_says_the_status(status: object) -> None:
+    """A known event whose status is missing or no end has the status of its name."""
+    state = event(status=status).state
+    assert state is not None
+    assert state.status == Status.COMPLETED
+
+
+def test_contradicting_ends_are_no_end() -> None:
+    """An event that names two different ends is taken, but tells none of them."""
+    state = event(status="failed").state
+    assert state is not None
+    assert not state.is_final
+
+
+def test_unknown_events_and_fields_pass() -> None:
+    """An event of a name that is not known is accepted, with and without a run, and so are unknown fields."""
+    progress = event(event="execution.progress", status="processing", percent=40)
+    assert progress.state is not None
+    assert (progress.state.status, progress.raw["percent"]) == (Status.PROCESSING, 40)
+    strange = event(event="execution.archived", status=...)
+    assert strange.state is not None
+    assert (strange.state.status, strange.state.is_final) == ("execution.archived", False)
+    account = event(event="account.low_credits", executionId=...)
+    assert (account.execution_id, account.state) == (None, None)
+
+
+def test_the_test_event_needs_no_run() -> None:
+    """webhook.test is an event of no run, whatever id it makes up."""
+    received = event(event="webhook.test", executionId="../../x")
+    assert (received.is_test, received.execution_id, received.state) == (True, None, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"event": ...},
+        {"event": None},
+        {"event": ""},
+        {"event": 17},
+        {"event": "x" * 201},
+        {"executionId": ...},
+        {"executionId": "../../etc/passwd"},
+        {"executionId": ""},
+        {"executionId": 17},
+        {"event": "execution.progress", "executionId": "a b"},
+    ],
+)
+def test_what_is_signed_and_no_event_is_malformed(changes: dict[str, Any]) -> None:
+    """Without a name, or with an id that could not be one, a body is refused though its signature is right."""
+    payload = {key: value for key, value in {**PAYLOAD, **changes}.items() if value is not ...}
+    body = json.dumps(payload).encode()
+    assert reason(body, sign(body, SECRET, now=NOW)) is WebhookFault.BODY_MALFORMED
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"\xff", b"{", b"[" * 100_000, b"1" * 5000, b'{"event":NaN}'])
+def test_what_is_signed_and_no_json_is_malformed(body: bytes) -> None:
+    """Bodies that parsers choke on end as malformed."""
+    assert reason(body, sign(body, SECRET, now=NOW)) is WebhookFault.BODY_MALFORMED
+
+
+def test_the_raw_bytes_are_verified() -> None:
+    """The same JSON written otherwise does not match."""
+    body = json.dumps(PAYLOAD).encode()
+    compact = json.dumps(PAYLOAD, separators=(",", ":")).encode()
+    assert reason(compact, sign(body, SECRET, now=NOW)) is WebhookFault.SIGNATURE_WRONG
+
+
+def test_secrets_may_be_one_or_several_and_masked() -> None:
+    """One text, one Secret, or any iterable of them is taken; the one that matches need not be the first."""
+    body = json.dumps(PAYLOAD).encode()
+    for secrets in (SECRET, Secret(SECRET), ["another_secret_00", SECRET], (Secret(SECRET),), iter([SECRET])):
+        assert verify(body, sign(body, SECRET, now=NOW), secrets, now=NOW).event == "execution.completed"
+
+
+@pytest.mark.parametrize("secrets", [[], "", "short", ["x" * 15], [SECRET, "short"], None, 17, [None], b"x" * 20])
+def test_unusable_secrets_are_the_receivers_own_fault(secrets: Any) -> None:
+    """Too short, none, or no texts: that is refused as misconfigured, not as a forgery."""
+    body = json.dumps(PAYLOAD).encode()
+    assert reason(body, sign(body, SECRET, now=NOW), secrets) is WebhookFault.MISCONFIGURED
+
+
+@pytest.mark.parametrize(
+    "options", [{"now": "soon"}, {"now": float("nan")}, {"now": True}, {"tolerance": float("nan")}, {"tolerance": None}]
+)
+def test_unusable_clocks_are_the_receivers_own_fault(options: dict[str, Any]) -> None:
+    """A clock or a tolerance that is no number accepts nothing."""
+    body = json.dumps(PAYLOAD).encode()
+    assert reason(body, sign(body, SECRET, now=NOW), **options) is WebhookFault.MISCONFIGURED
+
+
+def test_the_clock_is_this_machines() -> None:
+    """Without `now` the present is meant."""
+    body = json.dumps(PAYLOAD).encode()
+    assert verify(body, sign(body, SECRET, now=time.time()), SECRET).event == "execution.completed"
+    with pytest.raises(WebhookVerificationError):
+        verify(body, sign(body, SECRET, now=time.time() - 400), SECRET)
+    assert verify(body, sign(body, SECRET, now=time.time() - 400), SECRET, tolerance=500).event
+
+
+@given(
+    st.one_of(st.none(), st.binary(max_size=200), st.text(max_size=200), st.integers()),
+    st.one_of(st.none(), st.text(max_size=200), st.binary(max_size=200), st.floats()),
+    st.one_of(st.none(), st.text(max_size=40), st.lists(st.text(max_size=40) | st.none(), max_size=3), st.integers()),
+    st.one_of(st.floats(), st.none(), st.text(max_size=3)),
+)
+def test_nothing_else_comes_out_whatever_goes_in(body: Any, header: Any, secrets: Any, now: Any) -> None:
+    """Of any four values at all comes a WebhookVerificationError with a reason."""
+    with pytest.raises(WebhookVerificationError) as caught:
+        verify(body, header, secrets, now=now)
+    assert isinstance(caught.value.reason, WebhookFault)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ANY_JSON, st.dictionaries(st.sampled_from(sorted(PAYLOAD)), ANY_JSON, max_size=6))
+def test_signed_json_of_any_shape_is_an_event_or_malformed(anything: Any, changes: dict[str, Any]) -> None:
+    """A body of any JSON, or an event with any of its fields replaced, is read or refused as malformed."""
+    for payload in (anything, {**PAYLOAD, **changes}):
+        body = json.dumps(payload).encode()
+        received: WebhookEvent | WebhookFault
+        try:
+            received = checked(body)
+        except WebhookVerificationError as error:
+            received = error.reason
+        assert received is WebhookFault.BODY_MALFORMED or received.event == payload["event"]  # type: ignore[union-attr]
+
+
+def test_the_error_is_plain_and_holds_no_secret() -> None:
+    """It pickles with its reason, and shows no secret in its words nor in the frames of the library."""
+    with pytest.raises(WebhookVerificationError) as caught:
+        verify(b"{}", f"t={NOW:.0f},v1={'0' * 64}", SECRET, now=NOW)
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert (again.reason, str(again)) == (WebhookFault.SIGNATURE_WRONG, str(caught.value))
+    assert SECRET not in str(caught.value)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)][1:]
+    assert frames
+    assert all(SECRET not in repr(frame.f_locals) for frame in frames)
+
+
+@pytest.mark.parametrize(("secret", "now"), [("short", NOW), (SECRET, -1.0), (SECRET, float("nan")), (SECRET, 1e12)])
+def test_sign_refuses_what_no_receiver_would_take(secret: str, now: float) -> None:
+    """A short secret or an impossible time is an argument error, without the secret in it."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        sign(b"{}", secret, now=now)
+    assert secret not in str(caught.value)
 
 
 class Diary:

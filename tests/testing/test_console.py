@@ -1,10 +1,9 @@
-"""The control API and the status page: what they tell, what they take, and what they keep to themselves."""
+"""The control API: what it tells, what it takes, and what it keeps to itself."""
 
 from __future__ import annotations
 
-import json
 import re
-from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,80 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knouds_async.testing import ApiKey, Emulator, Request, Response
+from tests.testing.console import ControlClient, busy
 
 SUBMIT = "POST /api/workflows/my-thumbnail-pipeline/run?async=true"
-JSON = {"content-type": "application/json", "host": "127.0.0.1:8000"}
-
-
-class Hand:
-    """Asks the console of an emulator, without a key."""
-
-    def __init__(self, emulator: Emulator) -> None:
-        self.emulator = emulator
-
-    def raw(self, line: str, body: object = None, *, now: float = 0.0, **headers: str) -> Response:
-        """Send e.g. "POST reset" to the control API."""
-        method, _, path = line.partition(" ")
-        path, _, query = path.partition("?")
-        content = b"" if body is None else json.dumps(body).encode()
-        given = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        full = path if path.startswith("/") else f"/__emulator__/{path}"
-        outcome = self.emulator.handle(Request(method, full, query, given, content), now)
-        assert isinstance(outcome, Response)
-        return outcome
-
-    def __call__(self, line: str, body: object = None, *, now: float = 0.0) -> Any:
-        """Send and give the JSON of a 2xx answer."""
-        answer = self.raw(line, body, now=now)
-        assert 200 <= answer.status < 300, answer
-        return answer.json()
-
-
-class Texts(HTMLParser):
-    """Checks that tags are balanced, and collects texts and attributes."""
-
-    VOID = ("meta", "link", "br")
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.texts: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Take an opening tag."""
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        """Take a closing tag; it must close the last one."""
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        """Take a text."""
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.texts.append(data)
-
-
-def busy(ask: Any, **settings: Any) -> tuple[Emulator, list[str]]:
-    """Return an emulator with three runs of ten seconds, looked at when the first two are over."""
-    emulator = Emulator(**{"duration": 10.0, "window_phase": 0.0, **settings})
-    asker = ask(emulator)
-    ids = [asker.submit("workflows/my-thumbnail-pipeline", {"product_name": name}, now=at)
-           for name, at in (("cup", 0.0), ("<b>lamp</b>", 1.0), ("chair", 5.0))]  # fmt: skip
-    asker.poll(ids[0], now=12.0)
-    return emulator, ids
+PAGE_OF_THE_DOCS = Path(__file__).parent.parent.parent / "docs" / "emulator.md"
 
 
 def test_the_state_tells_the_sums(ask: Any) -> None:
     """Runs by status, credits, requests, windows and faults, as of the time of asking."""
     emulator, _ = busy(ask, credits=100)
     emulator.faults.add(script=[None])
-    state = Hand(emulator)("GET state", now=12.0)
+    state = ControlClient(emulator)("GET state", now=12.0)
     assert state["runs"] == {"total": 3, "completed": 2, "processing": 1}
     assert state["charges"] == {"total": 3, "credits": 36, "grant": 0}
     assert (state["credits"], state["requests"], state["elapsed"]) == (64, {"total": 4, "refused": 0}, 12.0)
@@ -98,7 +34,7 @@ def test_the_state_tells_the_sums(ask: Any) -> None:
         "resetsIn": 48.0,
     }
     assert state["faults"] == [{"number": 1, "fault": "script: none", "met": 0, "struck": 0}]
-    assert Hand(emulator)("GET state", now=70.0)["windows"] == []
+    assert ControlClient(emulator)("GET state", now=70.0)["windows"] == []
 
 
 def test_asking_the_console_is_no_request(ask: Any) -> None:
@@ -107,7 +43,7 @@ def test_asking_the_console_is_no_request(ask: Any) -> None:
     emulator.faults.add(emulator_fault())
     before = emulator.requests.count
     for line in ("GET state", "GET /"):
-        assert Hand(emulator).raw(line, now=12.0).status == 200
+        assert ControlClient(emulator).raw(line, now=12.0).status == 200
     assert emulator.requests.count == before
     assert emulator.faults.struck == {}
 
@@ -122,7 +58,7 @@ def emulator_fault() -> Any:
 def test_runs_are_listed_newest_first(ask: Any) -> None:
     """With inputs, times and looks; by status and target, page by page."""
     emulator, ids = busy(ask)
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     rows = hand("GET runs", now=12.0)["rows"]
     assert [row["executionId"] for row in rows] == ids[::-1]
     first = hand(f"GET runs/{ids[0]}", now=12.0)
@@ -138,7 +74,7 @@ def test_runs_are_listed_newest_first(ask: Any) -> None:
 def test_charges_and_requests_are_listed(ask: Any) -> None:
     """Newest first, with times since the first request."""
     emulator, ids = busy(ask)
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     charge = hand("GET charges?limit=1", now=12.0)["rows"]
     target = "my-thumbnail-pipeline"
     assert charge == [{"executionId": ids[2], "target": target, "amount": 12, "paidBy": "credits", "at": 5.0}]
@@ -156,7 +92,7 @@ def test_charges_and_requests_are_listed(ask: Any) -> None:
 def test_a_run_is_ended_by_hand(ask: Any) -> None:
     """Finished with a result or failed with a message, now; a finished run is a 400."""
     emulator, ids = busy(ask)
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     assert hand(f"POST runs/{ids[2]}/finish", {"result": {"text": "hi"}}, now=12.0)["endsAt"] == 12.0
     assert ask(emulator).poll(ids[2], now=12.0)["result"] == {"text": "hi"}
     again = hand.raw(f"POST runs/{ids[2]}/fail", now=13.0)
@@ -170,7 +106,7 @@ def test_a_run_is_ended_by_hand(ask: Any) -> None:
 def test_faults_come_and_go(ask: Any) -> None:
     """In words, or as a script; one or all are taken off."""
     emulator = Emulator()
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     assert hand("POST faults", {"fault": "not_found on GET /api/health nth=1"})["number"] == 1
     hand("POST faults", {"script": ["service_error status=500", None], "route": "GET /api/health"})
     assert [ask(emulator)("GET /api/health").status for _ in range(3)] == [404, 200, 200]
@@ -186,7 +122,7 @@ def test_faults_come_and_go(ask: Any) -> None:
 )
 def test_a_fault_that_cannot_be_is_a_400(body: Any) -> None:
     """The answer says what is wrong."""
-    answer = Hand(Emulator()).raw("POST faults", body)
+    answer = ControlClient(Emulator()).raw("POST faults", body)
     assert answer.status == 400
     assert answer.json()["error"]  # type: ignore[index]
 
@@ -194,7 +130,7 @@ def test_a_fault_that_cannot_be_is_a_400(body: Any) -> None:
 def test_settings_are_changed_together_or_not_at_all(ask: Any) -> None:
     """What can be changed is, by its Python name; one that cannot be leaves all as they were."""
     emulator = Emulator()
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     shown = hand("PATCH settings", {"tier": "business", "duration": 5, "deliveries": {"dropped": 0.5}})
     assert (shown["tier"], shown["duration"], shown["deliveries"]["dropped"]) == ("business", 5, 0.5)
     assert ask(emulator)("GET /api/usage").headers["x-ratelimit-limit"] == "1000"
@@ -222,7 +158,7 @@ def test_laws_can_be_json(ask: Any) -> None:
     """A median and a spread are a log-normal law, for durations and deliveries."""
     emulator = Emulator()
     law = {"median": 3.0, "sigma": 0.0}
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     hand("PATCH settings", {"duration": law, "durations": {"jingle": law}, "deliveries": {"latency": law}})
     ask(emulator).submit()
     ask(emulator).submit("workflows/jingle")
@@ -232,7 +168,7 @@ def test_laws_can_be_json(ask: Any) -> None:
 def test_keys_are_made(ask: Any) -> None:
     """With what they may do, whose they are, and a text of their own; a reset takes them away."""
     emulator = Emulator()
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     key = hand("POST keys", {"capabilities": ["workflow:read"], "user": "u_2", "tier": "free", "role": "admin"})["key"]
     assert ask(emulator)("GET /api/workflows", key=key).status == 200
     assert ask(emulator)("POST /api/workflows", {"name": "x"}, key=key).status == 403
@@ -277,7 +213,7 @@ def test_whatever_comes_is_answered(line: str, body: Any) -> None:
     headers = {"x-api-key": emulator.api_key}
     submitted = Request("POST", "/api/workflows/jingle/run", "async=true", headers, b'{"inputs": {}}')
     emulator.handle(submitted, 0.0)
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     answer = hand.raw(line.replace("RUN", emulator.runs[0].execution_id), body)
     assert answer.status in (200, 201, 202, 400, 404, 409)
     assert answer.status < 300 or answer.json()["error"]  # type: ignore[index]
@@ -295,7 +231,7 @@ def test_whatever_comes_is_answered(line: str, body: Any) -> None:
 def test_a_reset_begins_anew(ask: Any) -> None:
     """All is as it was when the emulator was made, the counts as well."""
     emulator, _ = busy(ask)
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     hand("GET state", now=12.0)
     state = hand("POST reset", now=12.0)
     assert (state["runs"], state["charges"]["total"], state["requests"]["total"]) == ({"total": 0}, 0, 0)
@@ -306,7 +242,7 @@ def test_a_reset_begins_anew(ask: Any) -> None:
 def test_no_key_and_no_secret_is_told(ask: Any) -> None:
     """Neither the page nor any answer of the control API shows a key or the webhook secret."""
     emulator, ids = busy(ask, keys=[ApiKey("knouds_live_second")], webhook_secret="whsec_0123456789abcdefgh")
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     lines = ("", "state", "runs", f"runs/{ids[0]}", "charges", "requests", "windows", "faults", "settings", "/")
     told = b"".join(hand.raw(f"GET {line}", now=12.0).body for line in lines)
     for secret in (emulator.api_key, "knouds_live_second", "whsec_0123456789abcdefgh"):
@@ -315,7 +251,7 @@ def test_no_key_and_no_secret_is_told(ask: Any) -> None:
 
 def test_the_index_tells_what_there_is() -> None:
     """GET /__emulator__/ lists the routes; what is not there says where to look."""
-    hand = Hand(Emulator())
+    hand = ControlClient(Emulator())
     routes = hand("GET ")["routes"]
     assert "PATCH /__emulator__/settings" in routes
     assert "POST /__emulator__/runs/:id/finish" in routes
@@ -329,7 +265,7 @@ def test_the_index_tells_what_there_is() -> None:
 def test_another_sites_page_cannot_meddle() -> None:
     """A script of another origin and a form are refused; a page of the emulator's own and a test are not."""
     emulator = Emulator()
-    hand = Hand(emulator)
+    hand = ControlClient(emulator)
     assert hand.raw("POST reset", origin="https://evil.example").status == 403
     assert hand.raw("POST reset", origin="null").status == 403
     assert hand.raw("POST reset", origin="http://127.0.0.1:8000").status == 200
@@ -338,72 +274,9 @@ def test_another_sites_page_cannot_meddle() -> None:
     assert "access-control-allow-origin" not in hand.raw("GET state", origin="https://evil.example").headers
 
 
-def test_the_page_shows_the_state(ask: Any) -> None:
-    """It is whole in one answer, well-formed, and shows runs, windows, charges, requests and sums."""
-    emulator, ids = busy(ask)
-    answer = Hand(emulator).raw("GET /", now=12.0)
-    page = answer.body.decode()
-    texts = Texts(page).texts
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    for shown in ("1 processing", "2 completed", " 3 of 100", "48.0 s", "GET /api/executions/:id", "3 charges"):
-        assert shown in texts
-    assert [text for text in texts if text in {one[:8] for one in ids}][:3] == [one[:8] for one in ids[::-1]]
-    assert "<b>lamp</b>" not in page
-    assert "&lt;b&gt;lamp&lt;/b&gt;" in page
-
-
-def test_the_page_can_be_read_by_all(ask: Any) -> None:
-    """Language, title, headings, captions, header cells with scope, and a name for what scrolls and measures."""
-    emulator, _ = busy(ask)
-    seen = Texts(Hand(emulator).raw("GET /", now=12.0).body.decode()).seen
-    tags = [tag for tag, _ in seen]
-    assert (tags.count("h1"), tags.count("main"), tags.count("title")) == (1, 1, 1)
-    assert ("html", {"lang": "en"}) in seen
-    assert all("scope" in given for tag, given in seen if tag == "th")
-    assert all(given.get("aria-label") for tag, given in seen if tag in ("meter", "progress"))
-    assert all(given.get("aria-labelledby") for _, given in seen if given.get("role") == "region")
-    names = {given["id"] for _, given in seen if "id" in given}
-    assert {given["aria-labelledby"] for _, given in seen if "aria-labelledby" in given} <= names
-
-
-def test_the_page_loads_nothing(ask: Any) -> None:
-    """Style and script are in it, and its policy lets nothing else in."""
-    emulator, _ = busy(ask)
-    answer = Hand(emulator).raw("GET /", now=12.0)
-    policy = answer.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'")
-    assert "unsafe" not in policy
-    assert re.findall(r'(?:src|href)="(?!/|data:,)', answer.body.decode()) == []
-
-
-def test_the_page_has_a_filter(ask: Any) -> None:
-    """`?status=` shows the runs of one status; a status that is none shows none, and is escaped."""
-    emulator, ids = busy(ask)
-    hand = Hand(emulator)
-    page = hand.raw("GET /?status=processing", now=12.0).body.decode()
-    runs = page.partition('<section id="runs"')[2].partition("</section>")[0]
-    assert [one[:8] in runs for one in ids] == [False, False, True]
-    page = hand.raw("GET /?status=%3Cb%3E", now=12.0).body.decode()
-    assert "No run with the status &lt;b&gt;" in page
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "[::1]:80"])
-def test_the_page_tells_its_address(host: str) -> None:
-    """As the browser asked for it."""
-    assert f"<code>http://{host}</code>" in Hand(Emulator()).raw("GET /", host=host).body.decode()
-
-
-def test_a_strange_host_is_not_shown() -> None:
-    """What is no host is left out."""
-    assert b"evil" not in Hand(Emulator()).raw("GET /", host='"><script>evil').body
-
-
-def test_of_many_runs_the_newest_are_shown(ask: Any) -> None:
-    """Of 3000 runs the page has a hundred, and counts all."""
-    emulator = Emulator(tier="enterprise")
-    for _ in range(3000):
-        ask(emulator).submit()
-    answer = Hand(emulator).raw("GET /", now=1.0)
-    assert "The newest 100 of 3,000" in answer.body.decode()
-    assert answer.body.count(b'<th scope="row"') == 100
-    assert len(answer.body) < 150_000
+def test_every_route_is_listed(ask: Any) -> None:
+    """The table of the control API is the one that it gives itself."""
+    listed = re.findall(
+        r"^\| `([A-Z]+ /__emulator__/[^`]*)` \|", PAGE_OF_THE_DOCS.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(listed) == sorted(ask(Emulator()).json("GET /__emulator__/")["routes"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async.testing import Broken, Emulator, Fault, Later, Request, Response, Wire, faults
-from knouds_async.testing.faults import KINDS, PLACES, FaultSpec, add_fault, parse_fault
+from knouds_async.testing.faults import GRAMMAR, KINDS, PLACES, FaultSpec, add_fault, parse_fault
 
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
 
@@ -369,3 +371,12 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     """Nothing but a ValueError comes of a text."""
     with contextlib.suppress(ValueError):
         parse_fault(f"reset {text}")
+
+
+def test_every_fault_is_listed() -> None:
+    """The table of faults names each kind, and no other; the grammar is the one that is read."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "emulator.md").read_text(encoding="utf-8")
+    table = page.partition("| What goes wrong |")[2].partition("\n\n")[0]
+    assert {name.partition(" ")[0] for name in re.findall(r"`([^`]+)`", table)} == set(KINDS)
+    assert f"    {GRAMMAR}\n" in page
+    assert all(f"`{name}`" in page for name in PLACES)
