@@ -47,7 +47,7 @@ IMPORT_MORE_YET: set[str] = {
     "io/test_shared_limiter", "io/test_stream", "io/test_transport", "io/test_witness", "sansio/test_budget",
     "sansio/test_durations", "sansio/test_entries", "sansio/test_given", "sansio/test_inputs_schema",
     "sansio/test_mask", "sansio/test_polling", "sansio/test_rate_limit_in_flight", "sansio/test_rate_limit_shared",
-    "scenarios/mortal", "scenarios/test_overhead", "testing/test_emulator_openapi", "webhooks/test_web_apps",
+    "scenarios/mortal", "scenarios/test_overhead", "testing/test_openapi", "webhooks/test_web_apps",
 }  # fmt: skip
 """Files that still import a private name which the test file of its module does not."""
 
