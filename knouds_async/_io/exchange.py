@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,6 +17,7 @@ from knouds_async._io import lent
 from knouds_async._io.body import CutBody, UnreadableBody
 from knouds_async._io.concurrency import OwnTask
 from knouds_async._io.sent import SentTrace
+from knouds_async._io.through_httpx import ThroughHttpx
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer, Mask
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
@@ -51,9 +53,6 @@ def _below(error: BaseException, depth: int) -> Iterator[BaseException]:
 
 
 def _words(cause: BaseException) -> str:
-    import socket  # both are loaded with the first client, not with the package
-    import ssl
-
     match cause:
         case ssl.SSLCertVerificationError():
             reason = getattr(cause, "verify_message", "")  # aiohttp's own has none, and one with a reason below it
@@ -159,9 +158,6 @@ class Exchange:
 
         `is_known`: whether the transport is one whose errors tell what was sent. `proxy`: its host, if there is one.
         """
-        # HTTP is loaded with the first client, not with the package.
-        from knouds_async._io.through_httpx import ThroughHttpx
-
         self._way = ThroughHttpx(http, base_url, key, timeouts, agent=agent, is_lent=is_lent)
         self._apart = Apart() if is_lent and lent.has_stock_pool(http) else None
         self._lent = http if is_lent else None

@@ -730,31 +730,6 @@ class _HeldBody:
             self._pool.discard(self._connection)
 
 
-class Whole(httpx.ByteStream):
-    """A request's body in one piece.
-
-    httpx's own is iterated by a generator; left half way by a connection that breaks, it would end in a
-    ResourceWarning on trio.
-    """
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """Iterate over the one piece there is, or none."""
-        return _Once(b"".join(self))
-
-
-class _Once:
-    def __init__(self, content: bytes) -> None:
-        self._left = [content] if content else []
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop()
-
-
 def _origin(url: httpcore.URL) -> Origin:
     """Return where a URL leads to; httpcore.UnsupportedProtocol for anything but http and https."""
     port = url.port or _DEFAULT_PORTS.get(url.scheme)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
-
-import httpx
 
 from knouds_async._io.body import CutBody, read_body
 from knouds_async._io.lent import errors, httpx_of, sends_plainly
-from knouds_async._io.pool import Whole
 from knouds_async._io.sent import SentTrace
 from knouds_async._sansio import responses
 from knouds_async._sansio.endpoints import Call
@@ -52,16 +49,16 @@ def _marking(kind: Any, names: tuple[str, ...]) -> Any:
 
 _READ: Final = {name.encode(): name for name in responses.READ}
 _OF_LIMIT: Final = 0.9
-_OVER: Final = httpx.ByteStream(b"")
 _ADDRESSES: Final = 1024  # a URL is looked at again and again while its run lasts, and costs much to parse
 
 
 class HttpxReply:
     """An answer whose body is still to be read and closed."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        """Read the headers once; a repeated header's values are joined by commas."""
+    def __init__(self, response: httpx.Response, over: httpx.ByteStream) -> None:
+        """Read the headers once; a repeated header's values are joined by commas. `over`: stands for a closed body."""
         self._response = response
+        self._over = over
         self.status = response.status_code
         self._headers: dict[bytes, bytes] = {}
         for raw_name, value in response.headers.raw:
@@ -86,7 +83,7 @@ class HttpxReply:
         try:
             await self._response.aclose()
         finally:
-            self._response.stream = _OVER  # it and the response hold each other, until some garbage collection
+            self._response.stream = self._over  # it and the response hold each other, until some garbage collection
 
 
 class ThroughHttpx:
@@ -101,6 +98,7 @@ class ThroughHttpx:
         self._base_url = base_url
         self._key = key
         self._auth = _key_auth(own.Auth)
+        self._body, self._over = _one_piece(own.ByteStream), own.ByteStream(b"")
         self._origin = _origin(own.URL(base_url))
         self._is_lent = is_lent
         self._url: Callable[[str], httpx.URL] = functools.lru_cache(_ADDRESSES)(lambda path: own.URL(base_url + path))
@@ -129,14 +127,16 @@ class ThroughHttpx:
         if self._is_lent:
             withheld(request, self._http, trace)
         auth = self._auth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)
-        return HttpxReply(await self._http.send(request, stream=True, auth=auth, follow_redirects=False))
+        response = await self._http.send(request, stream=True, auth=auth, follow_redirects=False)
+        return HttpxReply(response, self._over)
 
     def _own(self, call: Call[Any]) -> httpx.Request:
         """Build a request without what httpx would work out anew for each."""
         lines = [self._host, *self._added(call)]
         if call.body is not None or call.method in ("POST", "PUT"):
             lines.append((b"Content-Length", b"%d" % len(call.body or b"")))
-        request = httpx.Request(call.method, self._url(call.path), headers=lines, stream=Whole(call.body or b""))
+        stream = self._body(call.body or b"")
+        request: httpx.Request = self._httpx.Request(call.method, self._url(call.path), headers=lines, stream=stream)
         request.read()  # so that whoever looks at the request finds its body
         return request
 
@@ -146,7 +146,7 @@ class ThroughHttpx:
         request = self._http.build_request(call.method, url, content=call.body, headers=self._added(call))
         request.url = url  # the client may have default parameters
         if call.body is not None:
-            request.stream = _whole(self._httpx.ByteStream)(call.body)
+            request.stream = self._body(call.body)
         return request
 
     def _added(self, call: Call[Any]) -> list[tuple[bytes, bytes]]:
@@ -188,10 +188,34 @@ def _key_auth(auth: type) -> Any:
     return type("_KeyAuth", (_KeyAuth, auth), {})
 
 
+class _OnePiece:
+    """A request's body in one piece.
+
+    httpx's own is iterated by a generator; left half way by a connection that breaks, it would end in a
+    ResourceWarning on trio.
+    """
+
+    def __aiter__(self: Iterable[bytes]) -> AsyncIterator[bytes]:
+        return _Once(b"".join(self))
+
+
+class _Once:
+    def __init__(self, content: bytes) -> None:
+        self._left = [content] if content else []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
 @functools.cache
-def _whole(stream: type) -> Any:
+def _one_piece(stream: type) -> Any:
     """Make a body in one piece a stream of httpx or of httpx2."""
-    return type("Whole", (stream,), {"__aiter__": Whole.__aiter__})
+    return type("OnePiece", (_OnePiece, stream), {})
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
