@@ -6,13 +6,10 @@ async with AsyncKnouds() as knouds:  # key from $KNOUDS_KEY
     print(run.images[0].url, run.cost, run.ms)
 """
 
-import logging
-
 from knouds_async._batch.batch import Batch
 from knouds_async._batch.jobs import Cancelled, Completed, Failed, Job, NotRun, NotRunReason, Outcome, Progress, Unknown
 from knouds_async._batch.ledger import Ledger, LedgerCounts
 from knouds_async._batch.sqlite import SQLiteLedger
-from knouds_async._io.last_resort import LastResort as _LastResort
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._sansio.ledger import Entry as LedgerEntry
@@ -85,8 +82,6 @@ from knouds_async.types import (
     WorkflowSchema,
     WorkflowSummary,
 )
-
-logging.getLogger("knouds_async").addHandler(_LastResort())
 
 __all__ = [
     "APIError",
