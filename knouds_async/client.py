@@ -13,7 +13,7 @@ import anyio
 from knouds_async import config
 from knouds_async._batch.batch import BatchFactory
 from knouds_async._batch.worker import BatchClient
-from knouds_async._io import lent
+from knouds_async._io.exchange import checked_client
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.poller import Poller
@@ -79,7 +79,7 @@ class AsyncKnouds:
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
         key = config.api_key(given)
         _check(tier, limiter, max_connections)
-        http = lent.checked(http_client)
+        http = checked_client(http_client)
         timeouts = config.option("timeouts", timeouts, Timeouts)
         retries = config.option("retries", retries, Retries)
         polling = config.option("polling", polling, Polling)

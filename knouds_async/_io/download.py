@@ -26,8 +26,8 @@ import attrs
 import httpx
 
 from knouds_async._io.concurrency import FIFOLimiter, HomeLoop, in_thread
+from knouds_async._io.exchange import http_errors, httpx_of
 from knouds_async._io.http import own_client
-from knouds_async._io.lent import errors, httpx_of
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
 from knouds_async.config import OnBytes
@@ -219,7 +219,7 @@ async def _attempts(http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile,
         before = pending.received
         try:
             seen = await _attempt(http, hosts, pending, target)
-        except errors("TransportError") as error:
+        except http_errors("TransportError") as error:
             seen = Rejected(DownloadFault.DROPPED, type(error).__name__, is_temporary=True)
         if seen is None:
             return
@@ -239,7 +239,7 @@ async def _attempt(http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile, 
     for _ in range(files.MOST_REDIRECTS + 1):
         try:
             response = await http.send(_request(own, url, pending), stream=True, auth=None, follow_redirects=False)
-        except errors("InvalidURL"):  # httpx reads where a redirect leads also when it does not follow
+        except http_errors("InvalidURL"):  # httpx reads where a redirect leads also when it does not follow
             raise _error(pending, DownloadFault.REFUSED_ADDRESS, "a redirect leads to what is not a URL") from None
         async with _closing(response) as chunks:
             seen = files.evaluate(
@@ -266,7 +266,7 @@ def _checked_url(
     hosts: Hosts, pending: PendingFile, read: Callable[[str], httpx.URL], address: str, *, is_redirect: bool = False
 ) -> httpx.URL:
     """Return an address that may be fetched, as `read`; the URL that is checked is the one that is sent to."""
-    unreadable: tuple[type[Exception], ...] = (ValueError, *errors("InvalidURL"))
+    unreadable: tuple[type[Exception], ...] = (ValueError, *http_errors("InvalidURL"))
     try:
         url = read(address)
         refusal = hosts.refusal(url.scheme, url.host, url.port, has_user=bool(url.userinfo))
@@ -324,7 +324,7 @@ async def _next_piece(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool, Reject
                     return bytes(piece), True, None
                 piece += chunk
             return bytes(piece), False, None
-    except errors("TransportError") as error:
+    except http_errors("TransportError") as error:
         return bytes(piece), False, Rejected(DownloadFault.DROPPED, type(error).__name__, is_temporary=True)
     return bytes(piece), False, Rejected(DownloadFault.DROPPED, "the host stalled", is_temporary=True)
 
@@ -345,7 +345,7 @@ async def _closing(response: httpx.Response) -> AsyncGenerator[AsyncIterator[byt
         with anyio.CancelScope(shield=True):
             await response.aclose()
             # Left to the garbage collector, the generators that read it would end in a ResourceWarning on trio.
-            with contextlib.suppress(*errors("TransportError", "StreamError")):
+            with contextlib.suppress(*http_errors("TransportError", "StreamError")):
                 await anext(chunks, None)
 
 

@@ -1,33 +1,593 @@
-"""One attempt of a call over HTTP: answered, garbled, not sent, or sent and unanswered; it never raises."""
+"""One attempt of a call over HTTP: answered, garbled, not sent, or sent and unanswered; it never raises.
+
+It goes through `AsyncClient.send`, of our own client or of the caller's. httpx and its fork httpx2 have the same names;
+a request, a URL or an error of the one is none to the other. Neither is imported here: whoever has a client has loaded
+its module.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import socket
 import ssl
+import sys
+import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 import anyio
 
-from knouds_async._io import lent
-from knouds_async._io.body import CutBody, UnreadableBody
 from knouds_async._io.concurrency import OwnTask
-from knouds_async._io.sent import SentTrace
-from knouds_async._io.through_httpx import ThroughHttpx
+from knouds_async._sansio import responses
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer, Mask
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Secret, Timeouts
+from knouds_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import httpx
 
 
-_MOST: Final = 3
+_MODULES: Final = ("httpx", "httpx2")
+_STEPS: Final = ("send", "_send_handling_auth", "_send_handling_redirects", "_send_single_request")
+
+
+def checked_client(client: object) -> httpx.AsyncClient | None:
+    """Return a lent client, for type checkers as httpx's; ConfigurationError for what is no asynchronous client."""
+    if client is None or isinstance(client, tuple(module.AsyncClient for module in _loaded())):
+        return cast("httpx.AsyncClient | None", client)
+    is_sync = isinstance(client, tuple(module.Client for module in _loaded()))
+    why = "a synchronous client would block the event loop" if is_sync else "must be an asynchronous client"
+    raise ConfigurationError(f"http_client={client!r:.80}: {why}; lend an httpx.AsyncClient or httpx2.AsyncClient")
+
+
+def httpx_of(thing: object) -> ModuleType:
+    """Return the module that a client or a response comes from: httpx2, or else httpx."""
+    names = [kind.__module__.partition(".")[0] for kind in type(thing).__mro__]
+    return sys.modules["httpx2" if "httpx2" in names else "httpx"]
+
+
+def http_errors(*names: str) -> tuple[type[Exception], ...]:
+    """Return the errors of these names, of httpx and of httpx2, as far as they are loaded."""
+    return tuple(getattr(module, name) for module in _loaded() for name in names)
+
+
+def _loaded() -> list[ModuleType]:
+    return [sys.modules[name] for name in _MODULES if name in sys.modules]
+
+
+# What is in a client, and below it.
+
+
+def sends_plainly(client: object) -> bool:
+    """Return whether a client sends in httpx's own way: one that has a way of its own may send more than once."""
+    own = httpx_of(client).AsyncClient
+    is_own = all(getattr(type(client), step, None) is getattr(own, step, 0) for step in _STEPS)
+    return is_own and not vars(client).keys() & set(_STEPS)
+
+
+def has_foreign_auth(client: object) -> bool:
+    """Return whether a client has an auth that is not httpx's: it may send copies of a request, one after the other."""
+    auth = getattr(client, "auth", None)
+    return auth is not None and _top(type(auth)) not in _MODULES
+
+
+def transports(client: object) -> list[object]:
+    """List what a client sends through: its transport and those of its mounts."""
+    mounts = getattr(client, "_mounts", None) or {}
+    return [one for one in (getattr(client, "_transport", None), *mounts.values()) if one is not None]
+
+
+def is_stock(client: object) -> bool:
+    """Return whether a client sends by exactly httpx's own ways alone, so that its errors can be trusted."""
+    is_own = {type(transport) for transport in transports(client)} == {httpx_of(client).AsyncHTTPTransport}
+    return is_own and sends_plainly(client) and not has_foreign_auth(client)
+
+
+def has_stock_pool(client: object) -> bool:
+    """Return whether an httpcore pool lies below a client, also within a transport that wraps another."""
+    return any(_pool(transport) is not None for transport in _unwrapped(client))
+
+
+def connection_limit(client: object, otherwise: int) -> float:
+    """Return how many connections a client allows at once, where that can be seen."""
+    seen = [limit for transport in _unwrapped(client) if (limit := _limit(transport)) is not None]
+    return min(seen, default=otherwise)
+
+
+def _unwrapped(client: object) -> Iterator[object]:
+    for transport in transports(client):
+        yield transport
+        yield from getattr(transport, "__dict__", {}).values()
+
+
+def _pool(transport: object) -> object | None:
+    pool = getattr(transport, "_pool", None)
+    return pool if _top(type(pool)) in ("httpcore", "httpcore2") else None
+
+
+def _limit(transport: object) -> int | None:
+    pool, connector = _pool(transport), getattr(getattr(transport, "client", None), "connector", None)
+    limits = getattr(transport, "limits", None)
+    for owner, name in ((pool, "_max_connections"), (connector, "limit"), (limits, "max_connections")):
+        limit = getattr(owner, name, None)
+        if isinstance(limit, int) and limit > 0:  # aiohttp says 0 for any number
+            return limit
+    return None
+
+
+def _top(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+# What proves that nothing was sent.
+
+
+def connector_failed(client: object, error: Exception | None) -> bool:
+    """Return whether aiohttp's connector failed, so that nothing was sent: refused, no such host, TLS, or too late.
+
+    By the cause, not by the error: httpx-aiohttp calls it a ConnectTimeout also when the server has hung up. It proves
+    nothing where somebody in between may have sent the request before.
+    """
+    aiohttp = sys.modules.get("aiohttp")
+    names = ("ClientConnectorError", "ConnectionTimeoutError", "ClientHttpProxyError")
+    proofs = tuple(kind for name in names if (kind := getattr(aiohttp, name, None)) is not None)
+    return isinstance(getattr(error, "__cause__", None), proofs) and _is_plain_aiohttp(client)
+
+
+def _is_plain_aiohttp(client: object) -> bool:
+    """Return whether a client sends by aiohttp's own ways alone; a transport that has made no session sent nothing."""
+    below = transports(client)
+    kinds = {(_top(type(transport)), type(transport).__name__) for transport in below}
+    made = [one for transport in below if not callable(one := getattr(transport, "client", None)) and one is not None]
+    are_plain = all(_top(type(one)) == "aiohttp" and not getattr(one, "_middlewares", ()) for one in made)
+    is_own = kinds == {("httpx_aiohttp", "AiohttpTransport")}
+    return is_own and are_plain and sends_plainly(client) and not has_foreign_auth(client)
+
+
+_SENDING: Final = ("http11.", "http2.")
+_HEAD: Final = ("http11.send_request_headers.started", "http2.send_request_headers.started")
+_BEFORE_SENDING: Final = ("pool.wait.started", "connection.", "proxy.", "socks.")
+
+
+_FAILED_BEFORE_SENDING: Final = (
+    "ConnectError",
+    "ConnectTimeout",
+    "PoolTimeout",
+    "UnsupportedProtocol",
+    "LocalProtocolError",
+)
+
+
+class CallerLeft(Exception):  # noqa: N818  (it ends a task that nobody waits for)
+    """Nobody waits for the answer any more."""
+
+
+class SentTrace:
+    """Watches one attempt at a request: put it in the request's `extensions["trace"]`, one for each attempt.
+
+    `before_first_byte`: called when the request is about to leave. Where it raises, nothing leaves, then or later.
+    `is_withheld`: whether the request is still to be handed to a transport.
+    """
+
+    __slots__ = ("_before_first_byte", "_has_begun_sending", "_is_connecting", "_last_event", "_refusal", "is_withheld")
+
+    def __init__(self, before_first_byte: Callable[[], None] | None = None) -> None:
+        """Start with nothing seen."""
+        self.is_withheld = False
+        self._before_first_byte = before_first_byte
+        self._last_event = ""
+        self._is_connecting = False  # a proxy is asked to CONNECT, by a request of its own
+        self._has_begun_sending = False
+        self._refusal: BaseException | None = None
+
+    async def __call__(self, event: str, details: object) -> None:
+        """Note an event; never waits. Raises what `before_first_byte` raises."""
+        if self._has_begun_sending:
+            return
+        if not event.startswith(_SENDING):
+            self._last_event = event
+            return
+        if event in _HEAD:
+            self._is_connecting = _method(details) == b"CONNECT"
+        if not (self._is_connecting and event.startswith("http11.")):  # no proxy is asked over HTTP/2
+            self._begin(event)
+
+    def _begin(self, event: str) -> None:
+        """Count the request as sent, for good, unless it must not be: httpcore tells the end of that one too."""
+        if self._refusal is None:
+            self.check()
+            self._has_begun_sending = True
+        elif event.endswith(".started") and not event.endswith("response_closed.started"):
+            raise self._refusal
+
+    def check(self) -> None:
+        """Ask whether the first byte may leave, and raise what keeps all of them from leaving."""
+        if self._before_first_byte is None:
+            return
+        try:
+            self._before_first_byte()
+        except BaseException as refusal:
+            self._refusal = refusal
+            raise
+
+    @property
+    def has_begun_sending(self) -> bool:
+        """Whether it was seen to leave."""
+        return self._has_begun_sending
+
+    def withdraw(self) -> None:
+        """Keep the request from leaving, if it has not yet: CallerLeft is raised where it would."""
+        self._before_first_byte = _raise_caller_left
+
+    def may_have_been_sent(self, error: Exception | None, *, transport_is_known: bool) -> bool:
+        """Return whether any byte of the request may have left; False is a proof that none has.
+
+        `transport_is_known` means one of ours or exactly `httpx.AsyncHTTPTransport`: only those raise, say,
+        `ConnectTimeout` for nothing but a connection that could not be made. That counts when no event was seen,
+        as with mocks, which replace the code that would have fired them.
+        """
+        if self._has_begun_sending:
+            return True
+        if (
+            self.is_withheld
+            or self._refusal is not None
+            or self._is_connecting
+            or self._last_event.startswith(_BEFORE_SENDING)
+        ):
+            return False
+        return not (transport_is_known and error is not None and type(error) in http_errors(*_FAILED_BEFORE_SENDING))
+
+
+def _raise_caller_left() -> NoReturn:
+    raise CallerLeft
+
+
+def _method(details: object) -> object:
+    """Return the method of the request that an event is of."""
+    return getattr(details.get("request"), "method", None) if isinstance(details, Mapping) else None
+
+
+_MOST: Final = 32 * 1024 * 1024
+_STEP: Final = 64 * 1024
+_GZIP: Final = 16 + zlib.MAX_WBITS
+
+
+class UnreadableBody(Exception):  # noqa: N818  (it is turned into a public error before anyone sees it)
+    """The body cannot be read; `reason` says why, as in "the body" + reason, in no words of the server's."""
+
+    def __init__(self, reason: str) -> None:
+        """Keep the reason."""
+        super().__init__(reason)
+        self.reason: Final = reason
+
+
+class CutBody(Exception):  # noqa: N818  (likewise)
+    """The body broke off; `error` is the transport's."""
+
+    def __init__(self, error: Exception) -> None:
+        """Keep the error."""
+        super().__init__()
+        self.error: Final = error
+
+
+class _Plain:
+    """Collects a body as it comes, up to `most` bytes."""
+
+    def __init__(self, most: int, read: io.BytesIO) -> None:
+        self._most = most
+        self._read = read  # its value is given out without a second copy, which joining chunks would make
+
+    def feed(self, chunk: bytes) -> None:
+        if self._read.tell() + len(chunk) > self._most:
+            raise UnreadableBody(f"is longer than {self._most} bytes")
+        self._read.write(chunk)
+
+    def finish(self) -> bytes:
+        return self._read.getvalue()
+
+
+class _Gzip(_Plain):
+    """Inflates a body of one gzip member in small steps."""
+
+    def __init__(self, most: int, read: io.BytesIO) -> None:
+        super().__init__(most, read)
+        self._inflate = zlib.decompressobj(_GZIP)
+        self._raw_left = most + _STEP  # a gzip stream may go on for ever without inflating to anything
+        self._has_begun = False
+
+    def feed(self, chunk: bytes) -> None:
+        self._raw_left -= len(chunk)
+        if self._raw_left < 0:
+            raise UnreadableBody(f"is a gzip stream of more than {self._most} bytes")
+        self._has_begun = self._has_begun or bool(chunk)
+        while chunk:
+            super().feed(self._step(chunk))
+            chunk = self._inflate.unconsumed_tail
+
+    def finish(self) -> bytes:
+        if self._has_begun and not self._inflate.eof:
+            raise UnreadableBody("is a gzip stream that is cut off")
+        return super().finish()
+
+    def _step(self, chunk: bytes) -> bytes:
+        try:
+            piece = self._inflate.decompress(chunk, _STEP)
+        except zlib.error:
+            raise UnreadableBody("is a damaged gzip stream") from None
+        if self._inflate.unused_data:
+            raise UnreadableBody("goes on after the end of its gzip stream")
+        return piece
+
+
+async def read_body(
+    response: httpx.Response, *, most: int = _MOST, into: io.BytesIO | None = None, encoding: str | None = None
+) -> bytes:
+    """Read and decode the body of a streamed response, at most `most` bytes of it once decoded.
+
+    Memory stays below `most` and one small step, whatever the server sends. Raises `UnreadableBody` for a longer
+    body, for any content-encoding but identity and a single gzip, and for a gzip stream that is damaged, cut off
+    or followed by something; the response is closed then. httpx's transport errors and cancellation pass through.
+    `into`: collects the decoded body, and still holds what came of it when the rest did not. `encoding`: its
+    content-encoding, where that was read already.
+    The time it takes is for the caller to bound (traps, "Hostile or odd answers").
+    """
+    if response.is_stream_consumed:
+        return _already_read(response, most)
+    chunks = response.aiter_raw()
+    try:
+        told = response.headers.get("content-encoding", "") if encoding is None else encoding
+        body = collector(told, into or io.BytesIO(), most=most)
+        async for chunk in chunks:
+            body.feed(chunk)
+        return body.finish()
+    except UnreadableBody:
+        await _abandon(response, chunks)
+        raise
+
+
+def collector(encoding: str, into: io.BytesIO, *, most: int = _MOST) -> _Plain:
+    """Return what collects a body of this content-encoding (several headers joined by commas), piece by piece."""
+    encodings = [name.strip().lower() for name in encoding.split(",")]
+    if encodings in ([""], ["identity"]):
+        return _Plain(most, into)
+    if encodings == ["gzip"]:
+        return _Gzip(most, into)
+    raise UnreadableBody("has a content-encoding other than identity or a single gzip")
+
+
+def _already_read(response: httpx.Response, most: int) -> bytes:
+    """Return what an event hook or a mock has read before us."""
+    try:
+        content = response.content
+    except http_errors("ResponseNotRead"):
+        raise UnreadableBody("was read by something else") from None
+    if len(content) > most:
+        raise UnreadableBody(f"is longer than {most} bytes")
+    return content
+
+
+async def _abandon(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
+    """Close the response, then let the generators that were reading it run into that and end.
+
+    Left to the garbage collector they would end in a ResourceWarning on trio.
+    """
+    await response.aclose()
+    with contextlib.suppress(*http_errors("TransportError", "StreamError")):
+        await anext(chunks, None)
+
+
+_TRACE: Final = "knouds.trace"
+
+
+def withheld(request: httpx.Request, client: object, trace: SentTrace) -> None:
+    """Mark in `trace` that nothing was sent until the client hands the request to a transport.
+
+    Right before, httpx asks the request for its stream; an auth may send a copy, for which it asks for the content. A
+    client that sends in another way than httpx's own does not count.
+    """
+    if sends_plainly(client):
+        trace.is_withheld = True
+        names = ("stream",) if getattr(client, "auth", None) is None else ("stream", "content", "read", "aread")
+        kind: Any = type(request)
+        request.__class__ = _marking(kind, names)
+        request.extensions[_TRACE] = trace
+
+
+@functools.cache
+def _marking(kind: Any, names: tuple[str, ...]) -> Any:
+    """Make a subclass of a request class that tells the trace in its extensions when it is asked for one of these."""
+
+    def asked(self: Any, name: str) -> Any:
+        if name in names and (trace := self.extensions.get(_TRACE)) is not None:
+            trace.is_withheld = False
+        return kind.__getattribute__(self, name)
+
+    return type(kind.__name__, (kind,), {"__getattribute__": asked, "__module__": kind.__module__})
+
+
+_READ: Final = {name.encode(): name for name in responses.READ}
+_OF_LIMIT: Final = 0.9
+_ADDRESSES: Final = 1024  # a URL is looked at again and again while its run lasts, and costs much to parse
+
+
+class HttpxReply:
+    """An answer whose body is still to be read and closed."""
+
+    def __init__(self, response: httpx.Response, over: httpx.ByteStream) -> None:
+        """Read the headers once; a repeated header's values are joined by commas. `over`: stands for a closed body."""
+        self._response = response
+        self._over = over
+        self.status = response.status_code
+        self._headers: dict[bytes, bytes] = {}
+        for raw_name, value in response.headers.raw:
+            name = raw_name.lower()
+            self._headers[name] = b"%b, %b" % (self._headers[name], value) if name in self._headers else value
+
+    def headers(self) -> Mapping[str, str]:
+        """Return the headers that this library reads, as they came."""
+        found = {name: self._headers.get(raw) for raw, name in _READ.items()}
+        return {name: value.decode("latin-1") for name, value in found.items() if value is not None}
+
+    async def read(self, into: io.BytesIO) -> bytes:
+        """Read the body; UnreadableBody or CutBody for what goes wrong. `into` holds what came."""
+        encoding = self._headers.get(b"content-encoding", b"").decode("latin-1")
+        try:
+            return await read_body(self._response, encoding=encoding, into=into)
+        except http_errors("TransportError") as cut:
+            raise CutBody(cut) from None
+
+    async def aclose(self) -> None:
+        """Release the connection."""
+        try:
+            await self._response.aclose()
+        finally:
+            self._response.stream = self._over  # it and the response hold each other, until some garbage collection
+
+
+class ThroughHttpx:
+    """Sends calls to one base URL with one key; `is_lent`: through the caller's client."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, base_url: str, key: Secret, timeouts: Timeouts, *, agent: str, is_lent: bool
+    ) -> None:
+        """Prepare what is the same in every request."""
+        self._http = http
+        self._httpx = own = httpx_of(http)
+        self._base_url = base_url
+        self._key = key
+        self._auth = _key_auth(own.Auth)
+        self._body, self._over = _one_piece(own.ByteStream), own.ByteStream(b"")
+        self._origin = _origin(own.URL(base_url))
+        self._is_lent = is_lent
+        self._url: Callable[[str], httpx.URL] = functools.lru_cache(_ADDRESSES)(lambda path: own.URL(base_url + path))
+        self._host = (b"Host", own.URL(base_url).netloc)
+        self._headers = [
+            (b"Accept", b"application/json"),
+            (b"Accept-Encoding", b"gzip"),
+            (b"User-Agent", agent.encode("ascii")),
+        ]
+        self._timeouts = {name: getattr(timeouts, name) for name in ("connect", "read", "write", "pool")}
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client would refuse to send anything."""
+        return bool(getattr(self._http, "is_closed", False))
+
+    async def send(self, call: Call[Any], trace: SentTrace, limit: float) -> HttpxReply:
+        """Send a call and return its answer; raises what the client raises."""
+        request = self._lent(call) if self._is_lent else self._own(call)
+        is_paid, wait = call.pays_for is not None, self._timeouts
+        if is_paid:  # it may take as long as it is allowed to in all
+            wait = {**wait, "read": max(wait["read"], limit)}
+        if self._is_lent:  # a pool that has no connection says so before the time is over in all
+            wait = {**wait, "pool": min(wait["pool"], limit * _OF_LIMIT)}
+        request.extensions = {"timeout": wait, "trace": trace, "knouds.fresh": is_paid}
+        if self._is_lent:
+            withheld(request, self._http, trace)
+        auth = self._auth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)
+        response = await self._http.send(request, stream=True, auth=auth, follow_redirects=False)
+        return HttpxReply(response, self._over)
+
+    def _own(self, call: Call[Any]) -> httpx.Request:
+        """Build a request without what httpx would work out anew for each."""
+        lines = [self._host, *self._added(call)]
+        if call.body is not None or call.method in ("POST", "PUT"):
+            lines.append((b"Content-Length", b"%d" % len(call.body or b"")))
+        stream = self._body(call.body or b"")
+        request: httpx.Request = self._httpx.Request(call.method, self._url(call.path), headers=lines, stream=stream)
+        request.read()  # so that whoever looks at the request finds its body
+        return request
+
+    def _lent(self, call: Call[Any]) -> httpx.Request:
+        """Build a request with what the caller's client adds."""
+        url = self._url(call.path)
+        request = self._http.build_request(call.method, url, content=call.body, headers=self._added(call))
+        request.url = url  # the client may have default parameters
+        if call.body is not None:
+            request.stream = self._body(call.body)
+        return request
+
+    def _added(self, call: Call[Any]) -> list[tuple[bytes, bytes]]:
+        return self._headers if call.body is None else [*self._headers, (b"Content-Type", b"application/json")]
+
+
+class _KeyAuth:
+    """Adds the key to what goes to the base URL's origin, and what the caller's own client adds."""
+
+    def __init__(
+        self, key: Secret, origin: tuple[str, str, int | None], lent: httpx.Auth | None, *, is_keyed: bool
+    ) -> None:
+        self._key = key
+        self._origin = origin
+        self._lent = lent
+        self._is_keyed = is_keyed
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """Add the key, whichever tool or hook has the request next."""
+        if self._is_keyed and _origin(request.url) == self._origin:
+            request.headers["x-api-key"] = self._key.reveal()
+        if self._lent is None:
+            yield request
+            return
+        flow = self._lent.async_auth_flow(request)
+        try:
+            sent = await anext(flow, None)
+            while sent is not None:
+                sent = await flow.asend((yield sent))
+        except StopAsyncIteration:
+            return
+        finally:
+            await flow.aclose()
+
+
+@functools.cache
+def _key_auth(auth: type) -> Any:
+    """Make the class that adds the key an auth of httpx or of httpx2."""
+    return type("_KeyAuth", (_KeyAuth, auth), {})
+
+
+class _OnePiece:
+    """A request's body in one piece.
+
+    httpx's own is iterated by a generator; left half way by a connection that breaks, it would end in a
+    ResourceWarning on trio.
+    """
+
+    def __aiter__(self: Iterable[bytes]) -> AsyncIterator[bytes]:
+        return _Once(b"".join(self))
+
+
+class _Once:
+    def __init__(self, content: bytes) -> None:
+        self._left = [content] if content else []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
+@functools.cache
+def _one_piece(stream: type) -> Any:
+    """Make a body in one piece a stream of httpx or of httpx2."""
+    return type("OnePiece", (_OnePiece, stream), {})
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+_MOST_CAUSES: Final = 3
 _DEEPEST: Final = 20
 
 
@@ -38,7 +598,7 @@ def causes_of(error: BaseException) -> str:
         words = _words(cause)
         if words and words.lower() not in said and words not in found:
             found.append(words)
-    return "; ".join(found[:_MOST])
+    return "; ".join(found[:_MOST_CAUSES])
 
 
 def _below(error: BaseException, depth: int) -> Iterator[BaseException]:
@@ -159,7 +719,7 @@ class Exchange:
         `is_known`: whether the transport is one whose errors tell what was sent. `proxy`: its host, if there is one.
         """
         self._way = ThroughHttpx(http, base_url, key, timeouts, agent=agent, is_lent=is_lent)
-        self._apart = Apart() if is_lent and lent.has_stock_pool(http) else None
+        self._apart = Apart() if is_lent and has_stock_pool(http) else None
         self._lent = http if is_lent else None
         self._mask = Mask(key)
         self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
@@ -232,7 +792,7 @@ class Exchange:
         """Judge from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
         may_have_left = trace.may_have_been_sent(error, transport_is_known=self._is_known)
-        if may_have_left and not lent.connector_failed(self._lent, error):
+        if may_have_left and not connector_failed(self._lent, error):
             return Unanswered(seen, self._part(part))
         return NotSent(f"{seen} ({self._address})", _UNTRUSTED if _is_untrusted(error) else None)
 

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from knouds_async import config
-from knouds_async._io import lent
-from knouds_async._io.exchange import Exchange
+from knouds_async._io.exchange import Exchange, connection_limit, is_stock
 from knouds_async._io.pool import PooledTransport, Proxy
 from knouds_async._sansio import proxies, responses
 from knouds_async.config import Secret, Timeouts, __version__
@@ -89,7 +88,7 @@ class Http:
         check_context(ssl_context)
         self._is_lent = http is not None
         self._client = own_client(base_url, ssl_context=ssl_context, connections=connections) if http is None else http
-        self.connections = connections if http is None else lent.connection_limit(http, connections)
+        self.connections = connections if http is None else connection_limit(http, connections)
 
     def exchange(self, base_url: str, key: Secret, timeouts: Timeouts) -> Exchange:
         """Make what sends calls through it, one attempt at a time."""
@@ -144,4 +143,4 @@ def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections
 
 def tells_what_was_sent(http: httpx.AsyncClient) -> bool:
     """Return whether the errors of a client's transports can be trusted: ours, or exactly httpx's own."""
-    return type(getattr(http, "_transport", None)) is PooledTransport or lent.is_stock(http)
+    return type(getattr(http, "_transport", None)) is PooledTransport or is_stock(http)

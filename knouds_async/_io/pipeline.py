@@ -24,9 +24,8 @@ from knouds_async._io.concurrency import (
     read_clocks,
     uninterrupted,
 )
-from knouds_async._io.exchange import Exchange
+from knouds_async._io.exchange import Exchange, SentTrace
 from knouds_async._io.limiter import Limiter
-from knouds_async._io.sent import SentTrace
 from knouds_async._sansio import endpoints, responses, retry
 from knouds_async._sansio.clock import UNDATED, Moment, Reading
 from knouds_async._sansio.endpoints import Call, TimeoutKind

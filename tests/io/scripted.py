@@ -15,9 +15,8 @@ import httpx
 import trustme
 from anyio.streams.tls import TLSAttribute, TLSListener, TLSStream
 
-from knouds_async._io.exchange import Exchange
+from knouds_async._io.exchange import Exchange, SentTrace
 from knouds_async._io.pool import PooledTransport, Proxy
-from knouds_async._io.sent import SentTrace
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knouds_async._io.body import UnreadableBody, read_body
+from knouds_async._io.exchange import UnreadableBody, read_body
 
 STEP = 64 * 1024
 
@@ -202,7 +202,7 @@ async def test_transport_errors_pass_through() -> None:
 LIMITED = """
 import gzip, resource, sys, zlib
 import anyio, httpx
-from knouds_async._io.body import UnreadableBody, read_body
+from knouds_async._io.exchange import UnreadableBody, read_body
 
 MIB = 1024 * 1024
 resource.setrlimit(resource.RLIMIT_AS, (512 * MIB, 512 * MIB))

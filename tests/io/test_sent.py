@@ -9,8 +9,8 @@ import httpcore
 import httpx
 import pytest
 
+from knouds_async._io.exchange import SentTrace
 from knouds_async._io.pool import PooledTransport, Proxy
-from knouds_async._io.sent import SentTrace
 
 HEADERS = "http11.send_request_headers.started"
 CONNECTED = ["connection.connect_tcp.started", "connection.connect_tcp.complete"]

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import respx
 
+from knouds_async._io.exchange import SentTrace
 from knouds_async._io.pool import PooledTransport
-from knouds_async._io.sent import SentTrace
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BIG = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000
