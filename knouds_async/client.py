@@ -74,7 +74,7 @@ class AsyncKnouds:
         address, base_url = Secret.of(base_url), None  # a key may have got into it
         # HTTP and what reads answers are loaded with the first client, not with the package.
         from knouds_async._io.download import Downloads, Fetcher
-        from knouds_async._io.http import Http
+        from knouds_async._io.pool import Http
 
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
         key = config.api_key(given)

@@ -27,7 +27,7 @@ import httpx
 
 from knouds_async._io.concurrency import FIFOLimiter, HomeLoop, in_thread
 from knouds_async._io.exchange import http_errors, httpx_of
-from knouds_async._io.http import own_client
+from knouds_async._io.pool import own_client
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
 from knouds_async.config import OnBytes

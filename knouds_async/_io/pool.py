@@ -1,18 +1,27 @@
-"""Our connection pool inside httpx: cheap with many requests, and it survives any cancellation."""
+"""Our HTTP client: httpx over our own connection pool, straight or through the proxy that the environment names.
+
+The pool is cheap with many requests, and it survives any cancellation. No message shows any of a proxy's value but its
+scheme or its host, and never a cause: the value may hold a password.
+"""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import ipaddress
 import math
+import re
 import select
 import socket
 import ssl
 import struct
 import sys
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
@@ -22,12 +31,251 @@ import httpcore
 import httpx
 from anyio.streams.tls import TLSAttribute, TLSStream
 
+from knouds_async import config
 from knouds_async._io.concurrency import read_clocks
+from knouds_async._io.exchange import Exchange, connection_limit, is_stock
+from knouds_async._sansio import responses
 from knouds_async._sansio.clock import Reading
+from knouds_async.config import Secret, Timeouts, __version__
+from knouds_async.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Iterable
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,20}\Z")
+_UNCLEAN: Final = re.compile(r"[\x00-\x20\x7f\"'`\\]|[^\x00-\x7f]")
+_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
+_FORM: Final = (
+    "it must be http://host:port (it is not shown here); what a user name or a password holds beside letters and "
+    "digits is to be percent-encoded"
+)
+
+
+@attrs.frozen
+class Variable:
+    """A variable of the environment that names a proxy."""
+
+    name: str
+    value: str = attrs.field(repr=False)
+
+
+def proxy_variable(environment: Mapping[str, str], scheme: str) -> Variable | None:
+    """Return the variable that names the proxy for a scheme: its own before `ALL_PROXY`, lower case before upper.
+
+    An empty one in lower case switches the other off. A web server's `HTTP_PROXY` is what a request's header said.
+    """
+    for kind in (scheme, "all"):
+        for name in (f"{kind}_proxy", f"{kind}_proxy".upper()):
+            if name == "HTTP_PROXY" and "REQUEST_METHOD" in environment:
+                continue
+            if name in environment:
+                if environment[name]:
+                    return Variable(name, environment[name])
+                break
+    return None
+
+
+def proxy_fault(variable: Variable, *, has_socks: bool) -> str | None:
+    """Return what is wrong with a proxy; None when it can be used. `has_socks`: SOCKS can be spoken."""
+    value = variable.value
+    if _UNCLEAN.search(value):
+        return "it holds quotes, spaces, line ends or other characters that no URL has (it is not shown here)"
+    scheme, has_scheme, _ = value.partition("://")
+    if has_scheme and scheme.lower() not in _SCHEMES:
+        named = f"a proxy of the kind {scheme!r}" if _SCHEME.match(scheme) else "what it names (it is not shown here)"
+        return f"{named} cannot be used: it must be one of {', '.join(f'{one}://' for one in _SCHEMES)}"
+    if not _is_address(proxy_url(variable)):
+        return _FORM
+    if scheme.lower().startswith("socks") and has_scheme and not has_socks:
+        return "a SOCKS proxy needs the package socksio: pip install 'httpx[socks]'"
+    return None
+
+
+def proxy_url(variable: Variable) -> str:
+    """Return the URL of a proxy; one without a scheme is meant as http."""
+    return variable.value if "://" in variable.value else f"http://{variable.value}"
+
+
+def _is_address(url: str) -> bool:
+    """Return whether a URL is one of a host alone; its errors would quote it."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/") and not parts.query + parts.fragment
+    except ValueError:
+        return False
+
+
+def is_bypassed(no_proxy: str, host: str, port: int | None) -> bool:
+    """Return whether `NO_PROXY` names a host.
+
+    Its entries, separated by commas or spaces: `*`; a name, for itself and what is below it; `*.name`, for what is
+    below it; an address, IPv6 in brackets or not; a range of addresses, `10.0.0.0/8`. A port binds an entry to it.
+    """
+    entries: Iterable[str] = no_proxy.replace(",", " ").split()
+    return any(_names(entry.lower(), host.lower().rstrip("."), port) for entry in entries)
+
+
+def _names(entry: str, host: str, port: int | None) -> bool:
+    if entry == "*":
+        return True
+    name, bound = _split(entry)
+    if bound and bound != str(port):
+        return False
+    if (address := _address(host)) is not None:
+        return _holds(name, address)
+    below = name.removeprefix("*").lstrip(".")
+    if not below:
+        return False
+    return host.endswith(f".{below}") or (host == below and not name.startswith("*"))
+
+
+def _split(entry: str) -> tuple[str, str]:
+    """Split an entry into what it names and the port that it is bound to, if any."""
+    if entry.startswith("["):
+        name, _, rest = entry[1:].partition("]")
+        return (name + rest, "") if rest.startswith("/") else (name, rest.removeprefix(":"))
+    name, _, bound = entry.partition(":")
+    return (entry, "") if ":" in bound else (name, bound)  # a bare IPv6 address has no port
+
+
+def _holds(name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    try:
+        return address in ipaddress.ip_network(name, strict=False)
+    except ValueError:
+        return False
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+_PORTS = {"https": 443, "http": 80}
+_ADVICE = "correct it, unset it, or name the service in $NO_PROXY"
+
+
+def proxy_for(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), if any."""
+    parts, environment = urlsplit(url), config.environment()
+    host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+    skipped = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    if config.is_loopback(host) or is_bypassed(skipped, host, port):
+        return None
+    variable = proxy_variable(environment, parts.scheme)
+    if variable is None:
+        return None
+    if (why := proxy_fault(variable, has_socks=find_spec("socksio") is not None)) is not None:
+        name, variable, environment = variable.name, None, {}  # so that no frame of ours shows a password
+        raise ConfigurationError(f"the proxy in ${name}: {why}; {_ADVICE}")
+    return proxy_url(variable)
+
+
+def host_of_proxy(url: str) -> str | None:
+    """Return host and port of the proxy for a URL, and nothing else of it: the rest may hold a password."""
+    return None if (named := proxy_for(url)) is None else Proxy.of(named).name
+
+
+def tls_context(url: str, proxy: str | None) -> ssl.SSLContext | None:
+    """Return what checks the certificates of a service; None where there is no TLS: loading them takes long."""
+    if urlsplit(url).scheme != "https" and urlsplit(proxy or "").scheme != "https":
+        return None
+    environment = config.environment()
+    name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if environment.get(name)), "")
+    path = environment.get(name, "")
+    try:
+        if name and not (Path(path).is_dir() if name == "SSL_CERT_DIR" else Path(path).exists()):
+            raise FileNotFoundError("there is no such file or folder")
+        return httpx.create_ssl_context(trust_env=True)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        if (log := environment.get("SSLKEYLOGFILE")) and getattr(error, "filename", None) == log:
+            name, path = "SSLKEYLOGFILE", log
+        if not name:
+            raise
+        why = getattr(error, "strerror", None) or str(error)
+    raise ConfigurationError(
+        f"${name} names {path!r}, which cannot be used: {why}; correct it, unset it, or pass ssl_context="
+    )
+
+
+def check_context(given: object) -> None:
+    """Raise ConfigurationError for what is no context of a client's: each call would fail, and be tried again."""
+    if given is not None and not isinstance(given, ssl.SSLContext):
+        raise ConfigurationError(f"ssl_context={given!r:.80}: must be an ssl.SSLContext, or None for the default")
+    if given is not None and given.protocol == ssl.PROTOCOL_TLS_SERVER:
+        raise ConfigurationError("ssl_context=: is a server's; make a client's with ssl.create_default_context()")
+
+
+responses.converter()  # what reads answers is loaded before there are any
+
+
+class Http:
+    """What the calls of one AsyncKnouds go through: an HTTP client of our own, or the caller's.
+
+    `connections`: how many calls may be on the way at once: what a lent client allows, where that can be seen.
+    """
+
+    def __init__(
+        self, http: httpx.AsyncClient | None, base_url: str, ssl_context: ssl.SSLContext | None, connections: int
+    ) -> None:
+        """Use the client that is lent, or build one that suits."""
+        check_context(ssl_context)
+        self._is_lent = http is not None
+        self._client = own_client(base_url, ssl_context=ssl_context, connections=connections) if http is None else http
+        self.connections = connections if http is None else connection_limit(http, connections)
+
+    def exchange(self, base_url: str, key: Secret, timeouts: Timeouts) -> Exchange:
+        """Make what sends calls through it, one attempt at a time."""
+        return Exchange(
+            self._client,
+            base_url=base_url,
+            key=key,
+            timeouts=timeouts,
+            agent=f"knouds-async/{__version__}",
+            is_known=tells_what_was_sent(self._client),
+            proxy=None if self._is_lent else host_of_proxy(base_url),
+            is_lent=self._is_lent,
+        )
+
+    async def aclose(self) -> None:
+        """Close the client, unless it is the caller's."""
+        if not self._is_lent:
+            await self._client.aclose()
+
+
+class _NoCookies(httpx.Cookies):
+    """A jar that stays empty: the service's cookies are not ours to keep, and looking for some takes a while."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """Take none."""
+
+
+class _OwnClient(httpx.AsyncClient):
+    """httpx's client without cookies."""
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """An empty jar."""
+        return _NO_COOKIES
+
+    @cookies.setter
+    def cookies(self, cookies: object) -> None:
+        """Keep it empty."""
+
+
+_NO_COOKIES: Final = _NoCookies()
+
+
+def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections: int) -> httpx.AsyncClient:
+    """Build the client over our pool, through the proxy that the environment names (`HTTPS_PROXY`), if any."""
+    named = proxy_for(base_url)
+    verify = ssl_context if ssl_context is not None else tls_context(base_url, named)
+    proxy = None if named is None else Proxy.of(named)
+    transport = PooledTransport(ssl_context=verify, proxy=proxy, limit=connections)
+    return _OwnClient(transport=transport, trust_env=False, follow_redirects=False)
+
+
+def tells_what_was_sent(http: httpx.AsyncClient) -> bool:
+    """Return whether the errors of a client's transports can be trusted: ours, or exactly httpx's own."""
+    return type(getattr(http, "_transport", None)) is PooledTransport or is_stock(http)
 
 
 _SOCKS: Final = ("socks5", "socks5h")

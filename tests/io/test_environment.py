@@ -16,9 +16,8 @@ import pytest
 
 import knouds_async
 from knouds_async import AsyncKnouds, ConfigurationError
-from knouds_async._io import http as ours
-from knouds_async._io.http import proxy_for
-from knouds_async._sansio.proxies import is_bypassed
+from knouds_async._io import pool as ours
+from knouds_async._io.pool import is_bypassed, proxy_for
 
 KEY = "knouds_live_test_0123456789"
 PASSWORD = "s3cr/et#word"

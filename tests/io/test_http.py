@@ -8,8 +8,7 @@ import httpcore
 import httpx
 import pytest
 
-from knouds_async._io.http import own_client, tells_what_was_sent
-from knouds_async._io.pool import PooledTransport
+from knouds_async._io.pool import PooledTransport, own_client, tells_what_was_sent
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
