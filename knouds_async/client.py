@@ -19,9 +19,8 @@ from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.poller import Poller
 from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._resources.executions import ExecutionFactory, Executions
-from knouds_async._resources.models import Models
 from knouds_async._resources.usage import Usage
-from knouds_async._resources.workflows import Workflows
+from knouds_async._resources.workflows import Models, Workflows
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import LearnedDurations
 from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
@@ -72,7 +71,7 @@ class AsyncKnouds:
         """Check everything that is given; nothing is sent and no task is started."""
         given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
         address, base_url = Secret.of(base_url), None  # a key may have got into it
-        # HTTP and what reads answers are loaded with the first client, not with the package.
+        # Only these two load httpx and httpcore, which take as long to import as everything else together.
         from knouds_async._io.download import Downloads, Fetcher
         from knouds_async._io.pool import Http
 
