@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import httpx
 import trustme
 from anyio.streams.tls import TLSAttribute, TLSListener, TLSStream
@@ -180,3 +182,30 @@ def body_of(outcome: Outcome) -> bytes:
     """Return the body of an answer."""
     assert isinstance(outcome, Answer)
     return outcome.body
+
+
+Get = Callable[[], Coroutine[Any, Any, object]]
+WAVE = 10
+
+
+async def cancel_with_a_scope(get: Get, turns: int) -> None:
+    """Cancel a wave of calls through anyio after some turns of the loop."""
+    async with anyio.create_task_group() as tasks:
+        for _ in range(WAVE):
+            tasks.start_soon(get)
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+
+
+async def cancel_natively(get: Get, turns: int, *, times: int) -> None:
+    """Cancel a wave of calls with task.cancel(), once or again while they are still cleaning up."""
+    tasks = [asyncio.ensure_future(get()) for _ in range(WAVE)]
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
+    for _ in range(times):
+        for task in tasks:
+            task.cancel()
+        await anyio.lowlevel.checkpoint()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import functools
@@ -14,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,16 @@ from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Timeouts
 from knouds_async.types import Target
-from tests.io.scripted import KEY, body_of, connected, eventually, serving
+from tests.io.scripted import (
+    KEY,
+    Get,
+    body_of,
+    cancel_natively,
+    cancel_with_a_scope,
+    connected,
+    eventually,
+    serving,
+)
 
 HURRIED = Timeouts(connect=0.05)
 
@@ -310,33 +318,6 @@ async def test_tools_find_the_body_of_a_request() -> None:
         client.http.event_hooks = {"request": [look]}
         await client.attempt(endpoints.submit(Target("workflows", "a"), {"n": 1}))
     assert [(each.content, each.headers["x-api-key"]) for each in seen] == [(b'{"inputs":{"n":1}}', KEY)]
-
-
-Get = Callable[[], Coroutine[Any, Any, object]]
-WAVE = 10
-
-
-async def cancel_with_a_scope(get: Get, turns: int) -> None:
-    """Cancel a wave of calls through anyio after some turns of the loop."""
-    async with anyio.create_task_group() as tasks:
-        for _ in range(WAVE):
-            tasks.start_soon(get)
-        for _ in range(turns):
-            await anyio.lowlevel.checkpoint()
-        tasks.cancel_scope.cancel()
-
-
-async def cancel_natively(get: Get, turns: int, *, times: int) -> None:
-    """Cancel a wave of calls with task.cancel(), once or again while they are still cleaning up."""
-    tasks = [asyncio.ensure_future(get()) for _ in range(WAVE)]
-    for _ in range(turns):
-        await anyio.lowlevel.checkpoint()
-    for _ in range(times):
-        for task in tasks:
-            task.cancel()
-        await anyio.lowlevel.checkpoint()
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []
 
 
 async def _cancel_thousands(cancel: Callable[[Get, int], Awaitable[None]]) -> None:
