@@ -1,11 +1,16 @@
-"""Reading replies: what the contract promises is read, what it does not is forgiven, and nothing else comes out."""
+"""From bytes to records: JSON, headers, the quota, and what masks the key."""
+
+from __future__ import annotations
 
 import contextlib
+import html
 import json
 import math
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -13,13 +18,14 @@ from hypothesis import strategies as st
 
 from knouds_async import types
 from knouds_async._sansio import endpoints, responses
-from knouds_async._sansio.responses import Answer, UnreadableError
+from knouds_async._sansio.rate_limit import QuotaHeaders
+from knouds_async._sansio.responses import Answer, Mask, UnreadableError, parsed
+from knouds_async.config import Secret
 from knouds_async.types import Status, Target
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
 TARGET = Target("workflows", "my-pipeline")
 Reader = Callable[[Answer], Any]
-
 RECEIPT = {
     "_async": True, "executionId": ID, "requestId": "kie_xyz789", "status": "processing",
     "webhookDelivery": {"configured": False}, "pollUrl": f"/api/executions/{ID}",
@@ -54,7 +60,6 @@ USAGE = {
               "createdAt": "2026-05-08T19:29:55.000Z"}],
     "page": 0, "pageSize": 50, "total": 312,
 }  # fmt: skip
-
 READERS: dict[str, tuple[Reader, Any]] = {
     "submit": (endpoints.submit(TARGET, {}).parse, RECEIPT),
     "run": (endpoints.run(TARGET, {}).parse, RESULT),
@@ -75,9 +80,7 @@ READERS: dict[str, tuple[Reader, Any]] = {
     "pricing": (endpoints.pricing().parse, {"tiers": []}),
     "health": (endpoints.health().parse, {"status": "ok"}),
 }
-
 each_reader = pytest.mark.parametrize("name", READERS)
-
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 JSON = st.recursive(
     PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
@@ -97,9 +100,6 @@ def held(body: bytes | str) -> Answer:
 def read(name: str, body: Any) -> Any:
     """Read a body with one of the readers."""
     return READERS[name][0](told(body))
-
-
-# Nothing but a value or UnreadableError.
 
 
 @given(st.sampled_from(sorted(READERS)), JSON)
@@ -185,9 +185,6 @@ def test_json_may_begin_with_a_byte_order_mark() -> None:
     assert responses.parsed(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
 
 
-# Additions never break reading, and the source is kept.
-
-
 @given(
     st.sampled_from(sorted(READERS)), st.dictionaries(st.text(max_size=12).map(lambda key: f"x{key}"), JSON, max_size=3)
 )
@@ -219,9 +216,6 @@ def test_the_source_of_each_row_is_kept() -> None:
     assert [field.raw for field in read("schema", SCHEMA).fields] == SCHEMA["fields"]
     assert read("failed execution", FAILED).error.raw == FAILED["error"]
     assert read("run", RESULT).images[0].raw == {"url": "https://m.example/abc.png"}
-
-
-# The documented replies, read.
 
 
 def test_a_receipt_is_read() -> None:
@@ -432,9 +426,6 @@ def test_what_is_undocumented_is_kept_as_it_is() -> None:
     assert len(READERS["health"][0](held("x" * 9999)).raw) == 1000
 
 
-# Cancel: what it answers is assumed.
-
-
 @pytest.mark.parametrize("body", ["", " ", "{}", '{"success": true}', '{"status": null}', '{"status": 5}'])
 def test_a_cancel_without_a_status_was_requested(body: str) -> None:
     """A 2xx that names no status means that the end was asked for."""
@@ -449,9 +440,6 @@ def test_a_cancel_tells_the_state() -> None:
     assert (state.status, state.is_final, state.result, state.cost) == (Status.CANCELLED, True, {"text": "x"}, 3)
     with pytest.raises(UnreadableError):
         read("cancel", ["cancelled"])
-
-
-# What is promised and what is not.
 
 
 @pytest.mark.parametrize(
@@ -473,7 +461,6 @@ NO_TRUTH: list[Any] = [None, 0, 1, "true", []]
 NO_LIST: list[Any] = [None, 5, "a", {"a": 1}, True]
 NO_OBJECT: list[Any] = [None, 5, "a", [{}], True]
 NO_MOMENT: list[Any] = [*NO_TEXT, "noon", "1715196595"]
-
 UNPROMISED: list[tuple[str, list[str], list[Any]]] = [
     ("execution", ["requestId", "workflowSlug"], NO_TEXT),
     ("execution", ["cost", "ms"], NO_NUMBER),
@@ -575,9 +562,6 @@ def test_moments_have_a_zone(text: str, moment: datetime | None) -> None:
     assert seen is None or seen.tzinfo is not None
 
 
-# Whose words they are.
-
-
 @pytest.mark.parametrize(
     ("body", "is_own"),
     [(b'{"error": "no", "code": "X"}', True), (b'{"error": ""}', True), (b'{"error": null}', False),
@@ -597,3 +581,239 @@ def test_a_webhook_is_told_of_by_its_delivery_alone(configured: bool, other: Any
     """Whether deliveries are to be expected stands under `webhookDelivery`, whatever else a receipt holds."""
     receipt = {**RECEIPT, "webhookConfigured": other, "webhookDelivery": {"configured": configured}}
     assert responses.submitted(Answer(200, {}, json.dumps(receipt).encode())).webhook_configured is configured
+
+
+DATE = "Fri, 08 May 2026 19:29:55 GMT"
+EPOCH = 1778268595.0
+LATER = "Fri, 08 May 2026 19:30:25 GMT"
+
+
+def answer(given: dict[str, str] | None = None, body: Any = None, status: int = 429) -> Answer:
+    """Return an answer with these headers and this JSON."""
+    return Answer(status, given or {}, b"" if body is None else json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    "text", [DATE, "Friday, 08-May-26 19:29:55 GMT", "Fri May  8 19:29:55 2026", "Fri, 08 May 2026 21:29:55 +0200"]
+)
+def test_a_date_is_epoch_seconds(text: str) -> None:
+    """All three forms of HTTP's date are read, in UTC."""
+    assert responses.http_date(text) == EPOCH
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "", " ", "now", "12", "-1", "Fri, 99 May 2026 19:29:55 GMT", "Fri, 08 May 99999 19:29:55 GMT",
+     "Fri, 08 Foo 2026 19:29:55 GMT", "Fri, 08 May 2026 19:29:55 +9999", "Fri, 08 May 2026 25:61:61 GMT", ",", "::",
+     "Wed, 31 Dec 1969 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 GMT"],
+)  # fmt: skip
+def test_what_is_no_date_is_none(text: str | None) -> None:
+    """An odd date is no date, and neither is one that no clock shows."""
+    assert responses.http_date(text) is None
+
+
+DATELIKE = st.lists(
+    st.sampled_from(["Fri,", "08", "May", "2026", "19:29:55", "GMT", "+9999", "-", ":", ",", "1e9", "٣", "99999"]),
+    max_size=8,
+).map(" ".join)
+
+
+@given(st.text() | DATELIKE, st.text() | DATELIKE, st.none() | st.floats(allow_nan=False, allow_infinity=False))
+def test_no_header_raises(text: str, date: str, server_time: float | None) -> None:
+    """Whatever the headers hold, the time and the wait are finite and the wait is never negative, or they are None."""
+    seen = responses.retry_after(answer({"retry-after": text, "date": date}), server_time)
+    assert seen is None or 0 <= seen < float("inf")
+    when = responses.http_date(text)
+    assert when is None or abs(when) < float("inf")
+    responses.quota(answer(dict.fromkeys(responses.READ, text)), server_time=server_time)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("12", 12.0), ("0", 0.0), (" 12 ", 12.0), ("012", 12.0), ("999999999999999", 999999999999999.0), ("1.5", None),
+     ("-5", None), ("+5", None), ("1_0", None), ("\u0661\u0662", None), ("12s", None), ("soon", None), ("", None),
+     ("1" * 16, None), ("inf", None), ("nan", None), ("12\n", 12.0), ("0x10", None)],
+)  # fmt: skip
+def test_a_wait_in_seconds(text: str, seconds: float | None) -> None:
+    """`Retry-After` in whole seconds is taken at its word; an odd one is none."""
+    assert responses.retry_after(answer({"retry-after": text}), None) == seconds
+
+
+@pytest.mark.parametrize(
+    ("given", "server_time", "seconds"),
+    [
+        ({"retry-after": LATER, "date": DATE}, None, 30.0),
+        ({"retry-after": LATER, "date": DATE}, EPOCH - 1000, 30.0),
+        ({"retry-after": LATER}, EPOCH + 10.5, 19.5),
+        ({"retry-after": LATER, "date": "odd"}, EPOCH, 30.0),
+        ({"retry-after": DATE, "date": LATER}, None, 0.0),
+        ({"retry-after": LATER}, None, None),
+    ],
+)
+def test_a_wait_until_a_date(given: dict[str, str], server_time: float | None, seconds: float | None) -> None:
+    """A date is taken against the answer's own `Date`, else the server's known time, never the local clock."""
+    assert responses.retry_after(answer(given), server_time) == seconds
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [(12, 12.0), (0, 0.0), (0.5, 0.5), (-1, None), ("12", None), (True, None), (None, None), ([12], None),
+     (10**400, 1e9), (1e308, 1e9), (float("inf"), None), (float("nan"), None)],
+    ids=lambda value: f"{value:.20}" if isinstance(value, str) else type(value).__name__,
+)  # fmt: skip
+def test_a_wait_in_the_body(asked: Any, seconds: float | None) -> None:
+    """Without the header, the body's `retryAfter` is the wait (contract 6)."""
+    body = {"error": "Rate limit exceeded", "retryAfter": asked}
+    assert responses.retry_after(answer(body=body), None) == seconds
+    assert responses.retry_after(answer({"retry-after": "soon"}, body), None) == seconds
+    assert responses.retry_after(answer({"retry-after": LATER}, body), None) == seconds
+
+
+def test_the_header_comes_before_the_body() -> None:
+    """Where both say something, the header counts; a body that is not the service's says nothing."""
+    assert responses.retry_after(answer({"retry-after": "3"}, {"error": "x", "retryAfter": 12}), None) == 3.0
+    assert responses.retry_after(answer(body={"retryAfter": 12}), None) is None
+    assert responses.retry_after(Answer(429, {}, b"<html>"), None) is None
+
+
+QUOTA = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "42", "x-ratelimit-reset": "1778268600"}
+
+
+def test_a_success_tells_the_quota() -> None:
+    """The three headers are read from a success (contract 6)."""
+    assert responses.quota(answer(QUOTA, status=200), server_time=None) == QuotaHeaders(
+        refused=False, succeeded=True, limit=100, remaining=42, reset=1778268600
+    )
+
+
+def test_a_refusal_tells_the_wait_too() -> None:
+    """A 429 says how long to wait."""
+    told = answer({**QUOTA, "x-ratelimit-remaining": "0", "retry-after": "12"})
+    assert responses.quota(told, server_time=None) == QuotaHeaders(
+        refused=True, succeeded=False, limit=100, remaining=0, reset=1778268600, retry_after=12.0
+    )
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [("0", 1.0), ("1", 1.0), ("2", 2.0), ("soon", None)])
+def test_a_refusal_is_followed_by_a_pause(asked: str, seconds: float | None) -> None:
+    """A service that refuses and asks for no pause is not asked again at once."""
+    assert responses.quota(answer({"retry-after": asked}), server_time=None).retry_after == seconds
+
+
+@pytest.mark.parametrize("status", [101, 300, 302, 400, 401, 404, 408, 500, 502, 503, 504])
+def test_only_a_success_shows_that_a_route_is_not_limited(status: int) -> None:
+    """The headers are missing on a proxy's page too, so only a 2xx without them counts; only a 429's wait does."""
+    told = responses.quota(answer({"retry-after": "12"}, status=status), server_time=None)
+    assert told == QuotaHeaders(refused=False, succeeded=False)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_any_2xx_is_a_success(status: int) -> None:
+    """Every 2xx is a success."""
+    assert responses.quota(answer(status=status), server_time=None) == QuotaHeaders(refused=False, succeeded=True)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "many", "\u0661", "1_0", "9" * 16, "nan"])
+@pytest.mark.parametrize("name", ["limit", "remaining", "reset"])
+def test_an_odd_quota_is_none(name: str, text: str) -> None:
+    """A count that is no count is as good as missing; the others are read."""
+    told = responses.quota(answer({**QUOTA, f"x-ratelimit-{name}": text}, status=200), server_time=None)
+    assert getattr(told, name) is None
+    assert sum(value is None for value in (told.limit, told.remaining, told.reset)) == 1
+
+
+def test_every_header_that_is_read_is_kept() -> None:
+    """Only headers in the list are kept of an answer, so all that are read must be in it, in lower case."""
+    also = {"retry-after", "date", "content-type", "location", "server", "via", "age"}
+    assert {*QUOTA, *also} == set(responses.READ)
+
+
+def test_a_web_page_says_nothing_of_the_quota() -> None:
+    """A login page with 200 is no sign that the route is unlimited; the service's JSON without headers is."""
+    for kind, succeeded in (("text/html; charset=utf-8", False), ("application/json", True), (None, True)):
+        told = answer({} if kind is None else {"content-type": kind}, status=200)
+        assert responses.quota(told, server_time=None).succeeded is succeeded
+
+
+KEY = 'knouds_live_aB3/"x\\Yz&%+0'
+MASK = Mask(Secret(KEY))
+
+
+def escaped(key: str, *, every: int = 1) -> str:
+    """Spell a key as a JSON string may."""
+    spelled = [
+        f"\\u{ord(char):04x}" if place % every == 0 else json.dumps(char)[1:-1] for place, char in enumerate(key)
+    ]
+    return "".join(spelled)
+
+
+SPELLINGS = {
+    "as it is": KEY,
+    "as JSON": json.dumps(KEY)[1:-1],
+    "all escaped": escaped(KEY),
+    "in capitals": escaped(KEY).upper().replace("\\U", "\\u"),
+    "every third": escaped(KEY, every=3),
+    "slashes": json.dumps(KEY)[1:-1].replace("/", "\\/"),
+    "JSON in JSON": json.dumps(json.dumps(KEY)[1:-1])[1:-1],
+    "escapes in JSON": json.dumps(escaped(KEY)),
+    "percent": quote(KEY, safe=""),
+    "percent, all": "".join(f"%{ord(char):02x}" for char in KEY),
+    "percent twice": quote(quote(KEY, safe=""), safe=""),
+    "HTML": html.escape(KEY).replace("&quot;", "&#34;").replace("&amp;", "&#38;"),
+    "HTML, hexadecimal": "".join(f"&#x{ord(char):X};" for char in KEY),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_is_hidden(spelling: str) -> None:
+    """In a body as in a header, with what stands around it left as it is."""
+    text = f"before {SPELLINGS[spelling]} after"
+    assert MASK.text(text).replace('"', "") == "before *** after"
+    assert MASK.body(text.encode()).replace(b'"', b"") == b"before *** after"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+def test_json_in_another_encoding_holds_no_key(encoding: str) -> None:
+    """JSON is read in five encodings, so the key is hidden in all of them."""
+    body = json.dumps({"error": f"bad key {KEY}", "half": "\ud800"}, ensure_ascii=False).encode(
+        encoding, "surrogatepass"
+    )
+    assert parsed(MASK.body(body))["error"] == "bad key ***"
+
+
+def spelled_anyhow(dice: random.Random, key: str) -> str:
+    """Spell each character of a key in a way that JSON takes for it."""
+    return "".join(dice.choice([json.dumps(char)[1:-1], f"\\u{ord(char):04x}", f"\\u{ord(char):04X}"]) for char in key)
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=3, max_size=40), st.randoms())
+def test_no_json_gives_the_key_when_it_is_parsed(key: str, dice: Any) -> None:
+    """Whatever the key, and however each of its characters is spelled."""
+    body = f'{{"x-api-key": "a {spelled_anyhow(dice, key)} b"}}'.encode()
+    assert json.loads(body)["x-api-key"] == f"a {key} b"
+    assert key not in MASK.text(repr(Mask(Secret(key)).body(body)))
+
+
+@given(
+    st.recursive(st.text() | st.integers() | st.none(), lambda more: st.lists(more) | st.dictionaries(st.text(), more))
+)
+def test_what_holds_no_key_is_left_as_it_is(value: Any) -> None:
+    """No other body is changed."""
+    body = json.dumps(value).encode()
+    assert MASK.body(body) == body
+
+
+def test_it_shows_nothing_itself() -> None:
+    """Neither before nor after it was used."""
+    mask = Mask(Secret(KEY))
+    for _ in range(2):
+        assert "live" not in repr(mask) + str(mask)
+        mask.text("\\")
+
+
+def test_headers_are_masked_one_by_one() -> None:
+    """A header that holds the key is masked, in whatever spelling, and the others stay as they are."""
+    mask = Mask(Secret("knouds_live_canary"))
+    clean = {"date": "Sun, 29 Nov 2026 20:00:00 GMT", "server": "x"}
+    assert mask.headers(clean) is clean
+    assert mask.headers({**clean, "location": "/?key=knouds%5Flive_canary"}) == {**clean, "location": "/?key=***"}
