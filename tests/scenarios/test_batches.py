@@ -61,6 +61,14 @@ class World:
             trouble(process)
 
         process.gate.plan(step, come)
+        do = process.ledger._do
+
+        async def slowly(operation: Any) -> Any:
+            value = await do(operation)
+            await anyio.sleep(0.001)  # so that it can be cut when the transaction is done and nobody was told yet
+            return value
+
+        process.ledger._do = slowly  # type: ignore[method-assign]
         return process
 
     async def live(self, process: Mortal, count: int = COUNT, **options: Any) -> list[Outcome]:
@@ -69,7 +77,7 @@ class World:
         jobs = [Job(f"job-{number}", {self.name: f"job-{number}"}) for number in range(count)]
         options = {"ledger": process.ledger, "max_in_flight": 2, **options}
         try:
-            with process.scope:
+            with anyio.fail_after(30_000), process.scope:
                 async with process.knouds.workflows.map(self.slug, jobs, **options) as outcomes:
                     process.batch = outcomes
                     async for outcome in outcomes:
