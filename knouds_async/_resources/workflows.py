@@ -12,10 +12,9 @@ from knouds_async._batch.jobs import Jobs, OnProgress, Outcome
 from knouds_async._batch.ledger import Ledger
 from knouds_async._batch.worker import OnUnknown
 from knouds_async._io.pipeline import Send
-from knouds_async._resources.executions import ExecutionFactory
 from knouds_async._sansio import endpoints
 from knouds_async.errors import InvalidArgumentError
-from knouds_async.execution import Execution
+from knouds_async.execution import Execution, ExecutionFactory
 from knouds_async.types import Inputs, RunResult, Target, Workflow, WorkflowSchema, WorkflowSummary
 
 JSONObject = Mapping[str, Any]
