@@ -11,9 +11,9 @@ _EXTRA = ("cyclopts", "rich")
 def main() -> int:
     """Run `knouds` with the arguments of this process and return its exit code."""
     try:
-        from knouds_async._cli.app import run
+        from knouds_async._cli.commands import run_knouds
 
-        return run(sys.argv[1:])
+        return run_knouds(sys.argv[1:])
     except KeyboardInterrupt:  # while it was still being imported
         print("knouds: interrupted", file=sys.stderr)
         return 130

@@ -1,21 +1,34 @@
-"""The commands and their options; what takes more than a request is in a module of its own, imported when it is run."""
+"""The commands and their options, and the application that turns an error into one line on stderr and an exit code.
+
+What takes more than a request is in a module of its own, imported when it is run.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import cleandoc
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from cyclopts import Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
-from knouds_async import AsyncKnouds, SchemaField, Target, UsageRow
+from knouds_async import AsyncKnouds, KnoudsError, SchemaField, Target, UsageRow, __version__
 from knouds_async._cli import output
 from knouds_async._cli.client import BaseUrl, ExecutionId, Expected, Json, Save, Slug, create_folder, print_state, query
-from knouds_async._cli.errors import ExitCode, UsageError
+from knouds_async._cli.errors import (
+    ExitCode,
+    KeyMissingError,
+    ServingError,
+    UsageError,
+    exit_code_for,
+    exit_code_table,
+    format_error,
+)
 from knouds_async._cli.output import plural
+from knouds_async._cli.run import run
 from knouds_async._sansio.durations import check_expected
 
 _MAX_RUNS = 1000
@@ -380,3 +393,76 @@ def emulator(
         received = f"{plural(served.requests.count, 'request')} and {plural(len(served.runs), 'run')}"
         output.print_info(f"\nstopped after {received}; {plural(served.credits_spent, 'credit')} would have been paid")
     return ExitCode.OK
+
+
+_HELP: Final = """
+Submit paid AI runs on Knouds, wait for them and show their results.
+
+The key is read from $KNOUDS_KEY, never from the command line. Results go to stdout, messages and
+progress to stderr. `knouds demo` needs neither a key nor the network.
+"""
+
+_COMMANDS: Final[tuple[Callable[..., Any], ...]] = (
+    demo,
+    run,
+    batch,
+    status,
+    cancel,
+    workflows,
+    schema,
+    usage,
+    whoami,
+    emulator,
+)
+
+
+def build() -> App:
+    """Return the application with its commands."""
+    app = App(
+        name="knouds",
+        help=_unwrapped(_HELP),
+        help_format="plaintext",
+        help_epilogue=f"Exit codes:\n{exit_code_table()}",
+        version=__version__,
+        version_format="plaintext",
+        default_parameter=Parameter(negative=""),
+        suppress_keyboard_interrupt=False,
+    )
+    for place, command in enumerate(_COMMANDS):
+        app.command(command, sort_key=place, help=_unwrapped(command.__doc__ or ""), help_epilogue="")
+    return app
+
+
+def _unwrapped(text: str) -> str:
+    """Return a docstring with each paragraph on one line; the terminal's width decides where lines break."""
+    return "\n\n".join(" ".join(part.split()) for part in cleandoc(text).split("\n\n"))
+
+
+def run_knouds(tokens: Sequence[str]) -> int:
+    """Run one command line and return its exit code; an error is one line on stderr."""
+    with output.safe_streams():
+        try:
+            return _run_command(tokens)
+        except BrokenPipeError:
+            return ExitCode.OK  # the reader closed the pipe, as `head` does
+        except SystemExit as exit_request:
+            if not isinstance(exit_request.__context__, BrokenPipeError):
+                raise
+            return ExitCode.OK  # rich exits so on a broken pipe
+
+
+def _run_command(tokens: Sequence[str]) -> int:
+    try:
+        code = build()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        output.flush_stdout()
+        return code if isinstance(code, int) else ExitCode.OK
+    except CycloptsError as error:
+        error.verbose = False
+        command = " ".join(("knouds", *(error.command_chain or ())))
+        output.print_error(f"{error} (see `{command} --help`)")
+        return ExitCode.USAGE
+    except BrokenPipeError:
+        raise
+    except (KnoudsError, UsageError, KeyMissingError, ServingError, OSError, KeyboardInterrupt) as error:
+        output.print_error(format_error(error))
+        return exit_code_for(error)

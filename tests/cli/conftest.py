@@ -17,7 +17,7 @@ import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from knouds_async._cli.app import run
+from knouds_async._cli import main
 from knouds_async.testing import Emulator, serve
 
 PROGRAM = [sys.executable, "-m", "knouds_async"]
@@ -77,8 +77,15 @@ def run_knouds(
         redirect_stdout(stdout or out),
         redirect_stderr(err),
     ):
-        code = run(hurried(args))
+        code = _run_main(args)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def _run_main(args: Sequence[str]) -> int:
+    """Call what the installed script calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["knouds", *hurried(args)])
+        return main()
 
 
 @contextmanager
@@ -217,7 +224,7 @@ def _run_in_terminal(*args: str, env: Mapping[str, str]) -> Ended:
         redirect_stdout(screen),
         redirect_stderr(screen),
     ):
-        code = run(hurried(args))
+        code = _run_main(args)
     reader.join(30)
     os.close(ours)
     return Ended(code, said.decode(), "")

@@ -196,7 +196,8 @@ def test_the_package_does_without_the_command_line() -> None:
 def test_help_imports_no_server() -> None:
     """Showing the help, or asking the service, loads neither the emulator nor its server, nor what runs a batch."""
     done = _python(
-        "import sys; from knouds_async._cli.app import run; run(['whoami', '--help']); run(['batch', '--help']); "
+        "import sys; from knouds_async._cli.commands import run_knouds as run; "
+        "run(['whoami', '--help']); run(['batch', '--help']); "
         "unwanted = ('uvicorn', 'starlette', 'knouds_async.testing', 'knouds_async._cli.batch'); "
         "print([name for name in unwanted if name in sys.modules])"
     )

@@ -303,4 +303,4 @@ def test_the_package_loads_what_it_needs_at_once() -> None:
 
 def test_help_loads_no_http() -> None:
     """`knouds --help` answers without what only a command needs."""
-    assert loaded_by("from knouds_async._cli.app import run; run(['--help'])") & SLOW == set()
+    assert loaded_by("from knouds_async._cli.commands import run_knouds; run_knouds(['--help'])") & SLOW == set()
