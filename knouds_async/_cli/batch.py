@@ -22,11 +22,9 @@ from typing import Any, Final
 
 import attrs
 
-from knouds_async import AsyncKnouds, PermissionDeniedError, SchemaField, Target
+from knouds_async import AsyncKnouds, Completed, PermissionDeniedError, Progress, SchemaField, SQLiteLedger, Target
 from knouds_async._batch.batch import Batch
-from knouds_async._batch.jobs import Completed, Progress
 from knouds_async._batch.ledger import LedgerCounts
-from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._cli import output
 from knouds_async._cli.batch_display import (
     BatchDisplay,

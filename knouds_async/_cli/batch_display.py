@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from knouds_async import KnoudsError, LimiterStats
-from knouds_async._batch.jobs import Cancelled, Failed, NotRun, NotRunReason, Outcome, Progress, Unknown
+from knouds_async import (
+    Cancelled,
+    Failed,
+    KnoudsError,
+    LimiterStats,
+    NotRun,
+    NotRunReason,
+    Outcome,
+    Progress,
+    Unknown,
+)
 from knouds_async._cli import output
 from knouds_async._cli.errors import ExitCode, exit_code_for, format_error
 from knouds_async._cli.output import call_every, plural

@@ -19,8 +19,23 @@ from typing import Any, BinaryIO, Final, TypeAlias, assert_never
 
 import attrs
 
-from knouds_async import AsyncKnouds, DownloadError, ExecutionState, KnoudsError, Media, RunResult, Status
-from knouds_async._batch.jobs import Cancelled, Completed, Failed, Job, NotRun, NotRunReason, Outcome, Unknown
+from knouds_async import (
+    AsyncKnouds,
+    Cancelled,
+    Completed,
+    DownloadError,
+    ExecutionState,
+    Failed,
+    Job,
+    KnoudsError,
+    Media,
+    NotRun,
+    NotRunReason,
+    Outcome,
+    RunResult,
+    Status,
+    Unknown,
+)
 from knouds_async._batch.worker import outcome_of_entry
 from knouds_async._cli import output
 from knouds_async._cli.errors import UsageError, format_error

@@ -8,11 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async import (
-    KnoudsError,
-    LimiterStats,
-)
-from knouds_async._batch.jobs import Job, NotRun, NotRunReason, Progress
+from knouds_async import Job, KnoudsError, LimiterStats, NotRun, NotRunReason, Progress
 from knouds_async._cli.batch_display import (
     BatchDisplay,
     BatchReport,

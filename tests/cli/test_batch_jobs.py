@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._batch.jobs import Job
+from knouds_async import Job
 from knouds_async._cli.batch_jobs import (
     MAX_LINE_BYTES,
     FileFormat,

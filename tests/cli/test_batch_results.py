@@ -15,13 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import (
+    Cancelled,
+    Completed,
     ExecutionFailedError,
     ExecutionState,
+    Failed,
     InvalidInputsError,
+    Job,
+    NotRun,
+    NotRunReason,
+    Outcome,
     RunResult,
+    Unknown,
     errors,
 )
-from knouds_async._batch.jobs import Cancelled, Completed, Failed, Job, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async._cli.batch_results import ResultsFile, encode_line, has_line, is_kept, result_line
 from knouds_async._cli.errors import UsageError
 
