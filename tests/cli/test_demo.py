@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, CapabilityDeniedError
-from knouds_async._cli.demo import DemoStats, count_duplicates, per_minute, quantile, read_prompts, run_all
+from knouds_async._cli.demo import count_duplicates, quantile, read_prompts, run_prompts
 from knouds_async.testing import Emulator, EmulatorTransport, faults, virtual_backend
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")])  # as the command line runs
@@ -24,12 +24,12 @@ def test_the_demo_shows_progress_and_a_summary(knouds: Callable[..., Any]) -> No
     ended = knouds("demo", "--runs", "6")
     assert ended.code == 0
     assert "nothing is paid" in ended.err
-    assert "6 finished" in ended.err.splitlines()[-1]
+    assert ended.err.splitlines()[-1].startswith("6 jobs done: ")
     figures = dict(line.split("  ", 1) for line in ended.out.splitlines() if re.match(r"\S.*  ", line))
     assert re.fullmatch(r" *6: \d completed, \d failed", figures["runs"])
     for name in ("run twice", "unknown outcomes", "refused (429)"):
         assert figures[name].strip() == "0", name
-    for name in ("wall time", "speed", "requests", "finish detected after", "credits"):
+    for name in ("wall time", "requests", "finish detected after", "credits"):
         assert re.search(r"\d", figures[name]), name
     assert len(re.findall(r"^  .*: https://", ended.out, re.MULTILINE)) == 5
 
@@ -39,8 +39,7 @@ def test_the_demo_is_drawn_at_a_terminal(in_terminal: Callable[..., Any], servic
     """At a terminal the demo redraws its bars, and its key and service are its own."""
     ended = in_terminal("demo", "--runs", "3", "--seed", "5", env=service.env | {"KNOUDS_KEY": "canary"})
     assert ended.code == 0
-    assert "submitted" in ended.out
-    assert "3/3" in ended.out
+    assert "of 3 done, " in ended.out
     assert "\x1b[1A" in ended.out
     assert "canary" not in ended.out
     assert service.emulator.requests.count == 0
@@ -68,7 +67,7 @@ async def test_an_error_that_is_not_of_one_run_ends_the_demo() -> None:
         AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
     ):
         with pytest.raises(CapabilityDeniedError):
-            await run_all(knouds, read_prompts()[:3], DemoStats(read_prompts()[:3]))
+            await run_prompts(knouds, read_prompts()[:3], emulator)
 
 
 @on_asyncio
@@ -76,13 +75,12 @@ async def test_a_submit_without_an_answer_is_counted_as_unknown() -> None:
     """A demo counts a submit whose answer was lost, and goes on with the others."""
     emulator = Emulator(tier="business", duration=1.0)
     emulator.faults.add(faults.closed(after_run=True), route="POST /api/workflows/:slug/run", nth=2)
-    stats = DemoStats(read_prompts()[:3])
     async with (
         httpx.AsyncClient(transport=EmulatorTransport(emulator)) as http,
         AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
     ):
-        await run_all(knouds, stats.requested, stats)
-    assert (stats.unknown, stats.completed, len(emulator.runs)) == (1, 2, 3)
+        results = await run_prompts(knouds, read_prompts()[:3], emulator)
+    assert (results.progress.unknown, len(results.completed), len(emulator.runs)) == (1, 2, 3)
 
 
 def test_there_are_two_hundred_different_prompts(checkout: Path) -> None:
@@ -116,5 +114,3 @@ def test_a_run_too_many_is_counted() -> None:
 def test_quantiles_are_values_that_were_seen(share: float, value: float) -> None:
     """A quantile is one of the values."""
     assert quantile([3.0, 1.0, 4.0, 2.0], share) == value
-    assert per_minute(10, 30.0) == 20.0
-    assert per_minute(10, 0.0) == 0.0
