@@ -35,7 +35,6 @@ from knouds_async._cli.batch_display import (
     summarize,
     to_record,
 )
-from knouds_async._cli.batch_jobs import CountedJobs, JobSource, JobStream
 from knouds_async._cli.batch_results import (
     ResultsFile,
     StdoutResults,
@@ -48,6 +47,7 @@ from knouds_async._cli.batch_results import (
 )
 from knouds_async._cli.client import connect
 from knouds_async._cli.errors import ExitCode, UsageError, format_error
+from knouds_async._cli.input_files import CountedJobs, JobSource, JobStream
 from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
 from knouds_async._sansio import endpoints

@@ -1,15 +1,13 @@
-"""What commands share: the client, common options, the inputs of a run, printed results, downloads.
+"""What commands share: the client, common options, printed results, downloads.
 
-A value on the command line that is valid JSON is JSON (3, true, null, [1, 2], "3"), any other a string. The folder of
-`--save` is created before anything is run; a failed download does not affect the result that was paid for.
+The folder of `--save` is created before anything is run; a failed download does not affect the result that was paid
+for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -66,51 +64,6 @@ Expected: TypeAlias = Annotated[
 ]
 Slug: TypeAlias = Annotated[str, Parameter(help="The workflow's slug, as `knouds workflows` lists it.")]
 ExecutionId: TypeAlias = Annotated[str, Parameter(help="The id that `knouds run` printed when it submitted the run.")]
-
-
-def read_inputs(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
-    """Return the inputs in a file updated with the pairs; raises UsageError when they cannot be read."""
-    given = read_pairs(pairs)
-    return ({} if file is None else _read_file(file)) | given
-
-
-def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return the inputs in `key=value` strings; raises UsageError for a duplicate key."""
-    inputs: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"-i {pair!r}: write key=value")
-        if key in inputs:
-            raise UsageError(f"-i {key}=... is given twice")
-        inputs[key] = read_value(text)
-    return inputs
-
-
-def read_value(text: str) -> Any:
-    """Return a value parsed as JSON, or the string itself."""
-    try:
-        return json.loads(text, parse_constant=_reject_constant)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _read_file(file: Path) -> dict[str, Any]:
-    name = "stdin" if str(file) == "-" else str(file)
-    try:
-        text = sys.stdin.read() if name == "stdin" else file.read_text(encoding="utf-8-sig")
-        inputs = json.loads(text, parse_constant=_reject_constant)
-    except OSError as error:
-        raise UsageError(f"--input-file {name}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--input-file {name} is not JSON: {error}") from None
-    if not isinstance(inputs, dict):
-        raise UsageError(f"--input-file {name} must hold a JSON object, from input names to values")
-    return inputs
 
 
 def print_state(state: ExecutionState) -> None:

@@ -10,8 +10,8 @@ from socket import getaddrinfo
 from typing import Any
 
 from knouds_async._cli import output
-from knouds_async._cli.client import read_value
 from knouds_async._cli.errors import ExitCode, ServingError, UsageError
+from knouds_async._cli.input_files import read_value
 from knouds_async.testing import Emulator, serve
 from knouds_async.testing.faults import add_fault
 from knouds_async.testing.settings import DEFAULT_MEDIA_URL, settings_from

@@ -41,10 +41,10 @@ from knouds_async._cli.client import (
     create_folder,
     download_files,
     print_run_result,
-    read_inputs,
     summarize_state,
 )
 from knouds_async._cli.errors import ExitCode, UsageError, exit_code_for, format_error
+from knouds_async._cli.input_files import read_inputs
 from knouds_async._cli.output import call_every, one_line
 from knouds_async._sansio.durations import check_expected
 

@@ -1,7 +1,8 @@
-"""The jobs of `knouds batch`: read from a file, JSON Lines or CSV, one at a time, or from a stream.
+"""The inputs that people give: as key=value, in a JSON file, or the jobs of `knouds batch` in JSON Lines or CSV.
 
-An empty line is skipped; any other line that is not a job is an InvalidLineError. Where the lines after it can still be
-read, the error is yielded in place of the job, so that the whole file can be checked. At most one line is in memory.
+A value on the command line that is valid JSON is JSON (3, true, null, [1, 2], "3"), any other a string. Of jobs at most
+one line is in memory. An empty line is skipped; any other line that is not a job is an InvalidLineError. Where lines
+after it can still be read, the error is yielded in place of the job, so that the whole file can be checked.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 import math
 import os
 import stat
+import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -22,12 +24,54 @@ from typing import Any, BinaryIO, Final, ParamSpec, TypeVar
 
 import attrs
 
-from knouds_async._batch.jobs import LONGEST_KEY, Job
-from knouds_async._cli.client import read_value
+from knouds_async import Job
+from knouds_async._batch.jobs import LONGEST_KEY
 from knouds_async._cli.errors import UsageError
 from knouds_async._cli.output import one_line, plural
 from knouds_async._sansio.keys import Seen
 from knouds_async.types import Inputs
+
+
+def read_inputs(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
+    """Return the inputs in a file updated with the pairs; raises UsageError when they cannot be read."""
+    given = read_pairs(pairs)
+    return ({} if file is None else _read_file(file)) | given
+
+
+def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return the inputs in `key=value` strings; raises UsageError for a duplicate key."""
+    inputs: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"-i {pair!r}: write key=value")
+        if key in inputs:
+            raise UsageError(f"-i {key}=... is given twice")
+        inputs[key] = read_value(text)
+    return inputs
+
+
+def read_value(text: str) -> Any:
+    """Return a value parsed as JSON, or the string itself."""
+    try:
+        return json.loads(text, parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    name = "stdin" if str(file) == "-" else str(file)
+    try:
+        text = sys.stdin.read() if name == "stdin" else file.read_text(encoding="utf-8-sig")
+        inputs = json.loads(text, parse_constant=_reject_constant)
+    except OSError as error:
+        raise UsageError(f"--input-file {name}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--input-file {name} is not JSON: {error}") from None
+    if not isinstance(inputs, dict):
+        raise UsageError(f"--input-file {name} must hold a JSON object, from input names to values")
+    return inputs
+
 
 MAX_LINE_BYTES: Final = 32 * 1024**2
 """Most bytes of a line; a file without line ends is not a file of jobs."""

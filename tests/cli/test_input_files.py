@@ -1,4 +1,4 @@
-"""The jobs that `knouds batch` reads, from files and from streams."""
+"""Inputs on the command line and in files, and the jobs that `knouds batch` reads, from files and from streams."""
 
 import csv
 import io
@@ -18,16 +18,66 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import Job
-from knouds_async._cli.batch_jobs import (
+from knouds_async._cli.errors import UsageError
+from knouds_async._cli.input_files import (
     MAX_LINE_BYTES,
     FileFormat,
     FileJob,
     InvalidLineError,
     JobSource,
     JobStream,
+    read_inputs,
     read_jobs,
+    read_pairs,
+    read_value,
 )
-from knouds_async._cli.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("-2.5", -2.5),
+        ("true", True),
+        ("null", None),
+        ('"3"', "3"),
+        ("[1, 2]", [1, 2]),
+        ('{"a": 1}', {"a": 1}),
+        ("photo", "photo"),
+        ("", ""),
+        ("a=b", "a=b"),
+        ("NaN", "NaN"),
+        ("-Infinity", "-Infinity"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_a_value_is_json_when_it_reads_as_json(text: str, value: object) -> None:
+    """Numbers, switches, lists and objects are JSON; everything else is the text as it stands."""
+    assert read_value(text) == value
+    assert read_pairs([f"key={text}"]) == {"key": value}
+
+
+@given(st.text())
+def test_no_text_is_refused_as_a_value(text: str) -> None:
+    """Whatever the text, a value comes of it that JSON can say."""
+    json.dumps(read_value(text), allow_nan=False)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "NaN", "", "\x00"])
+def test_a_file_that_holds_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    """A file of inputs must be a JSON object, and the file is named when it is not."""
+    file = tmp_path / "inputs.json"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"inputs\.json"):
+        read_inputs([], file)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """A file that an editor saved with a byte order mark is read."""
+    file = tmp_path / "inputs.json"
+    file.write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_inputs(["b=2"], file) == {"a": 1, "b": 2}
+
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
