@@ -46,9 +46,16 @@ class Service:
         """The environment of a user who has a key and points at this service."""
         return environment(KNOUDS_KEY=self.emulator.api_key, KNOUDS_BASE_URL=self.base_url)
 
-    def knouds(self, *args: str, stdin: str | Path | None = None, stdout: TextIO | None = None, **env: str) -> Ended:
+    def knouds(
+        self,
+        *args: str,
+        stdin: str | Path | int | None = None,
+        stdout: TextIO | None = None,
+        stderr: TextIO | None = None,
+        **env: str,
+    ) -> Ended:
         """Run `knouds` with these arguments to its end."""
-        return run_knouds(*args, stdin=stdin, stdout=stdout, env=self.env | env)
+        return run_knouds(*args, stdin=stdin, stdout=stdout, stderr=stderr, env=self.env | env)
 
 
 def environment(**given: str) -> dict[str, str]:
@@ -65,17 +72,21 @@ def hurried(args: Sequence[str]) -> list[str]:
 
 def run_knouds(
     *args: str,
-    stdin: str | Path | None = None,
+    stdin: str | Path | int | None = None,
     stdout: TextIO | None = None,
+    stderr: TextIO | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Ended:
-    """Run `knouds` to its end in this process, without a terminal; `stdin` is a text, which a pipe gives, or a file."""
+    """Run `knouds` to its end in this process, without a terminal.
+
+    `stdin`: a text, which a pipe gives, a file, or a file descriptor.
+    """
     out, err = io.StringIO(), io.StringIO()
     with (
         _as_environment(environment() if env is None else env),
         _as_stdin(stdin or ""),
         redirect_stdout(stdout or out),
-        redirect_stderr(err),
+        redirect_stderr(stderr or err),
     ):
         code = _run_main(args)
     return Ended(code, out.getvalue(), err.getvalue())
@@ -101,10 +112,16 @@ def _as_environment(env: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _as_stdin(given: str | Path) -> Iterator[None]:
+def _as_stdin(given: str | Path | int) -> Iterator[None]:
     """Have both `sys.stdin` and its file descriptor, which a batch reads, give this."""
     before, ours = sys.stdin, os.dup(0)
-    source = _pipe_of(given) if isinstance(given, str) else os.open(given, os.O_RDONLY)
+    match given:
+        case str():
+            source = _pipe_of(given)
+        case int():
+            source = os.dup(given)
+        case _:
+            source = os.open(given, os.O_RDONLY)
     os.dup2(source, 0)
     os.close(source)
     try:
@@ -202,6 +219,43 @@ def start(heeds_signals: None) -> Iterator[Callable[..., "subprocess.Popen[str]"
             return process
 
         yield started
+
+
+@pytest.fixture
+def when(heeds_signals: None) -> Iterator[Callable[[Callable[[], object], Callable[[], object]], None]]:
+    """Return what does something, in another thread, as soon as something is true while a command runs."""
+    is_over = threading.Event()
+
+    def wait_and_do(condition: Callable[[], object], act: Callable[[], object]) -> None:
+        while not condition():
+            if is_over.wait(0.01):
+                return
+        act()
+
+    with ExitStack() as stack:
+
+        def start(condition: Callable[[], object], act: Callable[[], object]) -> None:
+            thread = Thread(target=wait_and_do, args=(condition, act))
+            stack.callback(thread.join)
+            thread.start()
+
+        yield start
+        is_over.set()
+
+
+@pytest.fixture
+def send_signal() -> Callable[[str], Callable[[], None]]:
+    """Return what makes a function that sends this process a signal."""
+    return lambda name: lambda: os.kill(os.getpid(), getattr(signal, name))
+
+
+@pytest.fixture
+def deaf_pipe() -> Iterator[TextIO]:
+    """Return a pipe whose reader has gone."""
+    source, sink = os.pipe()
+    os.close(source)
+    with suppress(BrokenPipeError), open(sink, "w", encoding="utf-8") as stream:  # noqa: PTH123
+        yield stream
 
 
 @pytest.fixture

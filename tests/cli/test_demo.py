@@ -1,9 +1,8 @@
 """`knouds demo`: its progress, its summary, its prompts."""
 
+import io
 import json
 import re
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,17 +44,16 @@ def test_the_demo_is_drawn_at_a_terminal(in_terminal: Callable[..., Any], servic
     assert service.emulator.requests.count == 0
 
 
-@pytest.mark.slow
-def test_the_demo_ends_at_ctrl_c(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+def test_the_demo_ends_at_ctrl_c(
+    knouds: Callable[..., Any], when: Callable[..., None], send_signal: Callable[[str], Callable[[], None]]
+) -> None:
     """Ctrl-C ends the demo with 130, in one line."""
-    process = start("demo", "--runs", "50")
-    assert process.stderr is not None
-    assert "nothing is paid" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "knouds: interrupted"
-    assert "Traceback" not in err
+    err = io.StringIO()
+    when(lambda: "nothing is paid" in err.getvalue(), send_signal("SIGINT"))
+    ended = knouds("demo", "--runs", "50", stderr=err)
+    assert (ended.code, ended.out) == (130, "")
+    assert err.getvalue().splitlines()[-1] == "knouds: interrupted"
+    assert "Traceback" not in err.getvalue()
 
 
 @on_asyncio

@@ -1,6 +1,6 @@
 """`knouds emulator`: how it is reached, how it ends, and its options."""
 
-import json
+import io
 import os
 import signal
 import socket
@@ -32,27 +32,50 @@ def test_the_emulator_says_how_to_reach_it_and_ends_at_ctrl_c(
     assert "Traceback" not in err
 
 
-@pytest.mark.slow
-def test_the_emulator_is_as_it_is_told(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+@pytest.fixture
+def at_emulator(
+    knouds: Callable[..., Any], when: Callable[..., None], send_signal: Callable[[str], Callable[[], None]]
+) -> Callable[..., Any]:
+    """Return what runs `knouds emulator`, calls `check` with what it printed for another shell, and presses Ctrl-C."""
+
+    def run(check: Callable[[dict[str, str]], None], *options: str, lines: int = 2) -> Any:
+        out, failed = io.StringIO(), list[BaseException]()
+
+        def check_and_end() -> None:
+            try:
+                check(dict(line.removeprefix("export ").split("=", 1) for line in out.getvalue().splitlines()))
+            except BaseException as error:  # noqa: BLE001  (raised in the test's own thread)
+                failed.append(error)
+            send_signal("SIGINT")()
+
+        when(lambda: out.getvalue().count("\n") >= lines, check_and_end)
+        ended = knouds("emulator", "--port", "0", *options, stdout=out)
+        if failed:
+            raise failed[0]
+        return ended
+
+    return run
+
+
+def test_the_emulator_is_as_it_is_told(at_emulator: Callable[..., Any]) -> None:
     """Faults, limits, webhooks and other settings come from the command line; the page is where it says."""
+
+    def check(given: dict[str, str]) -> None:
+        assert given["KNOUDS_WEBHOOK_SECRET"].startswith("whsec_")
+        with httpx.Client(base_url=given["KNOUDS_BASE_URL"], headers={"x-api-key": given["KNOUDS_KEY"]}) as http:
+            with pytest.raises(httpx.RemoteProtocolError):
+                http.post("/api/workflows/daily-picture/run?async=true", json={"inputs": {}})
+            again = http.post("/api/workflows/daily-picture/run?async=true", json={"inputs": {}})
+            assert again.headers["x-ratelimit-limit"] == "7"
+            assert again.json()["webhookDelivery"]["configured"] is True
+            assert http.get("/__emulator__/state").json()["runs"]["total"] == 2
+            assert http.get("/__emulator__/settings").json()["generation"] == "old"
+            assert "<h1>Knouds emulator</h1>" in http.get("/").text
+
     options = ["--fault", "closed after_run on submit nth=1", "--limit", "7", "--set", "generation=old"]
-    process = start("emulator", "--port", "0", *options, "--webhook-url", "http://127.0.0.1:9/hook")
-    assert process.stdout is not None
-    given = dict(process.stdout.readline().strip().removeprefix("export ").split("=", 1) for _ in range(3))
-    assert given["KNOUDS_WEBHOOK_SECRET"].startswith("whsec_")
-    with httpx.Client(base_url=given["KNOUDS_BASE_URL"], headers={"x-api-key": given["KNOUDS_KEY"]}) as http:
-        with pytest.raises(httpx.RemoteProtocolError):
-            http.post("/api/workflows/daily-picture/run?async=true", json={"inputs": {}})
-        again = http.post("/api/workflows/daily-picture/run?async=true", json={"inputs": {}})
-        assert again.headers["x-ratelimit-limit"] == "7"
-        assert again.json()["webhookDelivery"]["configured"] is True
-        assert http.get("/__emulator__/state").json()["runs"]["total"] == 2
-        assert http.get("/__emulator__/settings").json()["generation"] == "old"
-        assert "<h1>Knouds emulator</h1>" in http.get("/").text
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert "open it in a browser" in err
-    assert process.returncode == 0
+    ended = at_emulator(check, *options, "--webhook-url", "http://127.0.0.1:9/hook", lines=3)
+    assert "open it in a browser" in ended.err
+    assert ended.code == 0
 
 
 def test_the_emulator_explains_faults(knouds: Callable[..., Any]) -> None:
@@ -78,19 +101,15 @@ def _without_knouds() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if not name.startswith("KNOUDS_")}
 
 
-@pytest.mark.slow
-def test_two_starts_of_the_emulator_give_no_id_twice(
-    start: Callable[..., "subprocess.Popen[str]"], knouds: Callable[..., Any]
-) -> None:
+def test_two_starts_of_the_emulator_give_no_id_twice(at_emulator: Callable[..., Any]) -> None:
     """A ledger of an earlier start would take an id that it knows for somebody else's run."""
     ids = set()
+
+    def submit(given: dict[str, str]) -> None:
+        with httpx.Client(base_url=given["KNOUDS_BASE_URL"], headers={"x-api-key": given["KNOUDS_KEY"]}) as http:
+            submitted = http.post("/api/workflows/daily-picture/run?async=true", json={"inputs": {}})
+            ids.add(submitted.json()["executionId"])
+
     for _ in range(2):
-        process = start("emulator", "--port", "0", "--duration", "0.05")
-        assert process.stdout is not None
-        lines = [process.stdout.readline().split(maxsplit=1) for _ in range(2)]
-        given = dict(text.strip().split("=", 1) for _, text in lines)
-        ran = knouds("run", "daily-picture", "--json", env=_without_knouds() | given)
-        ids.add(json.loads(ran.out)["execution_id"])
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        at_emulator(submit)
     assert len(ids) == 2

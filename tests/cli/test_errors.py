@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from knouds_async._cli.errors import MEANINGS, ExitCode, KeyMissingError, UsageE
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"
+POLL = "GET /api/executions/:id"
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
 RUN = ("run", SLUG, "-i", "product_name=Lamp")
 TEXTS = st.text(max_size=200)
@@ -76,12 +78,6 @@ def test_wrong_usage_is_one_line_and_2(service: Any, here: Callable[..., Any], a
     """What is wrong with a command line is said in one line, and no run begins."""
     assert_one_line(here(service, *args), 2, words)
     assert not service.emulator.runs
-
-
-@pytest.mark.slow
-def test_a_typing_error_is_2_in_a_process_of_its_own(knouds: Callable[..., Any]) -> None:
-    """The process ends with the code that the command line gave."""
-    assert_one_line(knouds("rum"), 2, 'Did you mean "run"?')
 
 
 def test_inputs_that_the_service_refuses_are_2(service: Any) -> None:
@@ -186,56 +182,59 @@ def test_a_run_that_fails_is_1_with_its_reason(put_up: Callable[..., Any]) -> No
     assert "EXECUTION_FAILED" in ended.err
 
 
-@pytest.mark.slow
-def test_a_run_that_is_cancelled_meanwhile_is_1(service: Any, start: Callable[..., "subprocess.Popen[str]"]) -> None:
+def test_a_run_that_is_cancelled_meanwhile_is_1(service: Any, when: Callable[..., None]) -> None:
     """A run that somebody cancels ends the wait with 1, and says that it is charged."""
     service.emulator.duration, service.emulator.cancel_delay = 60.0, 0.0
-    process = start(*RUN, env=service.env)
-    execution_id = wait_for(process, r"submitted execution (\S+)")
-    assert service.knouds("cancel", execution_id).code == 0
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "was cancelled; it is charged all the same" in err
+
+    def cancel() -> None:
+        url = f"{service.base_url}/api/executions/{service.emulator.runs[0].execution_id}/cancel"
+        httpx.post(url, headers={"x-api-key": service.emulator.api_key})
+
+    when(lambda: service.emulator.requests.by_route[POLL], cancel)
+    ended = service.knouds(*RUN)
+    assert ended.code == 1
+    assert "was cancelled; it is charged all the same" in ended.err
 
 
-def wait_for(process: "subprocess.Popen[str]", pattern: str) -> str:
-    """Read stderr up to the line that matches, and give its first group."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if match := re.search(pattern, line):
-            return match[1] if match.re.groups else match[0]
-    raise AssertionError(f"{pattern!r} was never said")
-
-
-@pytest.mark.slow
 def test_ctrl_c_while_waiting_is_130_and_the_run_goes_on(
-    put_up: Callable[..., Any], start: Callable[..., "subprocess.Popen[str]"]
+    put_up: Callable[..., Any], when: Callable[..., None], send_signal: Callable[[str], Callable[[], None]]
 ) -> None:
     """Ctrl-C ends the wait at once with 130 and says how to look at the run, which is not cancelled."""
     service = put_up(duration=60.0)
-    process = start(*RUN, env=service.env)
-    execution_id = wait_for(process, r"submitted execution (\S+)")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1].startswith("knouds: interrupted; the run continues")
-    assert f"`knouds status {execution_id}`" in err
-    assert "Traceback" not in err
+    when(lambda: service.emulator.requests.by_route[POLL], send_signal("SIGINT"))
+    ended = service.knouds(*RUN)
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err.splitlines()[-1].startswith("knouds: interrupted; the run continues")
+    assert f"`knouds status {service.emulator.runs[0].execution_id}`" in ended.err
+    assert "Traceback" not in ended.err
     assert service.emulator.runs[0].cancel_requested_at is None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
 def test_ctrl_c_in_the_middle_of_a_submit_still_says_the_id(
-    name: str, service: Any, start: Callable[..., "subprocess.Popen[str]"]
+    name: str, service: Any, when: Callable[..., None], send_signal: Callable[[str], Callable[[], None]]
 ) -> None:
     """A submit that is under way when the command is to end is finished first: the id of a paid run is not lost."""
+    service.emulator.faults.add(faults.stalled(2.0, after_run=True), route=SUBMIT)
+    when(lambda: service.emulator.runs, send_signal(name))
+    ended = service.knouds(*RUN)
+    assert ended.code == 130
+    assert service.emulator.runs[0].execution_id in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.slow
+def test_a_process_that_is_asked_to_end_in_the_middle_of_a_submit_says_the_id(
+    service: Any, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    """SIGTERM does not end the process between a submit and its id, and then it ends with 130."""
     service.emulator.faults.add(faults.stalled(2.0, after_run=True), route=SUBMIT)
     process = start(*RUN, env=service.env)
     until = time.monotonic() + 30
     while not service.emulator.runs and time.monotonic() < until:
         time.sleep(0.02)
-    process.send_signal(getattr(signal, name))
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert service.emulator.runs[0].execution_id in err
