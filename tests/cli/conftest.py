@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from knouds_async._cli import main
 from knouds_async.testing import Emulator, serve
 
 PROGRAM = [sys.executable, "-m", "knouds_async"]
@@ -93,10 +93,12 @@ def run_knouds(
 
 
 def _run_main(args: Sequence[str]) -> int:
-    """Call what the installed script calls."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Run what `python -m knouds_async` runs."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["knouds", *hurried(args)])
-        return main()
+        runpy.run_module("knouds_async", run_name="__main__")
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
 @contextmanager
