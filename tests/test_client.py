@@ -143,7 +143,7 @@ async def test_closing_one_that_was_never_used_is_fine() -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 async def test_two_clients_close_in_any_order(emulator: Emulator, first: int) -> None:
-    """Clients are not nested in each other: either may be closed first, while the other has runs out."""
+    """Clients are not nested in each other: either may be closed first, while the other has runs in flight."""
     clients = [on(emulator), on(emulator)]
     handles = [await client.workflows.submit(SLUG, INPUTS) for client in clients]
     await clients[first].aclose()
@@ -170,7 +170,7 @@ async def test_it_may_be_entered_in_one_task_and_left_in_another(emulator: Emula
 
 
 async def test_it_may_live_in_an_async_generator_that_is_left_early(emulator: Emulator) -> None:
-    """`yield` inside `async with` of the client, and a `break`: no consumer dies of it."""
+    """`yield` inside `async with` of the client, and a `break`: the consumer gets no error."""
 
     async def states() -> AsyncIterator[str]:
         async with on(emulator) as knouds:
@@ -194,7 +194,7 @@ async def test_it_may_be_entered_under_a_scope(emulator: Emulator) -> None:
 
 
 async def test_closing_is_safe_when_cancelled(emulator: Emulator) -> None:
-    """A cancelled scope round `aclose` leaves a closed client."""
+    """`aclose` in a cancelled scope leaves a closed client."""
     knouds = on(emulator)
     await knouds.whoami()
     with anyio.CancelScope() as scope:

@@ -1,4 +1,4 @@
-"""What a client is told at construction: what is allowed, and that a bad value is named, unless it is the key."""
+"""Options of a client: what is allowed, and that a bad value is named, unless it is the key."""
 
 import copy
 import math

@@ -108,7 +108,7 @@ def test_every_kind_of_block_is_found() -> None:
 
 
 def test_no_python_block_hides() -> None:
-    """Every fence that holds Python says so in the one way that these tests look for."""
+    """Every fence that holds Python is marked `python`, which is how these tests find it."""
     languages = {block.language for document in DOCUMENTS for block in _blocks(document)}
     assert {language.partition(" ")[0] for language in languages} <= {"python", "sh", "", *DIRECTIVES}
     indented = [name for name, text in DOCUMENTS.items() if re.search(r"^[ \t]+```|^~~~", text, re.MULTILINE)]
@@ -296,6 +296,16 @@ def _leads_somewhere(document: str, link: str) -> bool:
     return not heading or heading in {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
+def test_files_that_documents_name_exist() -> None:
+    """Every file or folder of the repository that a document names by its path is there."""
+    roots = (ROOT, Path(knouds_async.__file__).parent)
+    path = re.compile(r"`((?:tests|docs|examples|benchmarks|_\w+|testing|webhooks)/[\w./-]*)`")
+    named = [(document, name) for document, text in ALL_DOCUMENTS.items() for name in path.findall(text)]
+    named.remove(("CONTRIBUTING.md", "docs/_build"))  # which is built
+    assert len(named) >= 20
+    assert [each for each in named if not any((root / each[1]).exists() for root in roots)] == []
+
+
 def test_every_citation_of_the_contract_leads_somewhere() -> None:
     """Each section of the contract that code, tests or docs cite by its number is a section of the page."""
     sections = set(re.findall(r"^## (\d+)\. ", DOCUMENTS["docs/api-contract.md"], re.MULTILINE))
@@ -318,7 +328,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 
 
 def test_the_reference_has_every_public_name() -> None:
-    """Whatever can be imported can be looked up, and nothing else is there by its name."""
+    """The reference has every public name, and no name that cannot be imported."""
     listed = re.findall(r"^\.\. (?:auto|py:)\w+:: (\S+)$", DOCUMENTS["docs/reference.md"], re.MULTILINE)
     assert len(listed) == len(set(listed))
     own = {f"knouds_async.{name}" for name in knouds_async.__all__}

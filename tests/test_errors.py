@@ -116,14 +116,14 @@ MAY_HAVE_RUN = {
 
 
 def test_each_error_says_whether_a_run_may_have_begun() -> None:
-    """Only what can come after a run began says so by itself; a refusal says what it is told."""
+    """Errors that can come after a run has started say that it may have run; a refusal says what it was made with."""
     for kind in ALL:
         assert made(kind).may_have_run is (kind in MAY_HAVE_RUN), kind
         if issubclass(kind, APIError | errors.InvalidResponseError):
             assert made(kind, may_have_run=True).may_have_run
 
 
-def test_a_refusal_tells_what_and_why_and_what_next() -> None:
+def test_a_refusal_says_what_and_why_and_what_next() -> None:
     """Route, status, code, words and advice stand in the message, once each."""
     for kind in REFUSALS:
         error = made(kind, status=499)
@@ -140,7 +140,7 @@ def test_every_refusal_has_advice() -> None:
 
 
 def test_no_refusal_advises_to_repeat_what_may_have_run() -> None:
-    """When a run may have begun, the advice is to look for it, not that nothing was run or to try again."""
+    """When a run may have started, the advice is to search for it, not that nothing was run or to try again."""
     for kind in REFUSALS:
         text = str(made(kind, may_have_run=True))
         assert "may have run and been charged" in text

@@ -93,7 +93,7 @@ def run_example(service: str, tmp_path: Path) -> RunExample:
 async def test_a_signal_ends_the_waits_and_no_run(
     command: tuple[str, ...], service: str, emulator: Emulator, tmp_path: Path
 ) -> None:
-    """SIGTERM answers who waits with 503, ends streams, and ends the server; the runs go on; the log is clean."""
+    """At SIGTERM waiting requests get 503, streams end, and the server exits; runs continue; the log is clean."""
     emulator.duration = 600.0
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
@@ -231,7 +231,7 @@ async def _submitted(visitor: httpx.AsyncClient) -> str:
     return run_id
 
 
-async def test_app_answers_202_until_the_run_is_over(start_app: StartApp, emulator: Emulator) -> None:
+async def test_app_answers_202_until_the_run_has_finished(start_app: StartApp, emulator: Emulator) -> None:
     """An order gets an id at once, a wait that ends too early the same id, and asking again the result."""
     emulator.duration = 1.0
     visitor = await start_app()

@@ -139,7 +139,7 @@ async def test_a_cancelled_run_ends_as_cancelled_and_is_charged(knouds: AsyncKno
 
 
 async def test_cancelling_what_has_finished_gives_its_final_state(knouds: AsyncKnouds) -> None:
-    """A 409 means that the run was over: its final state is given, by handle and by id."""
+    """A 409 means that the run had finished: its final state is returned, by handle and by id."""
     execution = await knouds.workflows.submit(SLUG, INPUTS)
     await execution
     assert (await execution.cancel()).status is Status.COMPLETED
@@ -159,7 +159,7 @@ async def test_updates_give_each_status_once(knouds: AsyncKnouds) -> None:
 
 
 async def test_leaving_updates_early_leaves_nothing_behind(knouds: AsyncKnouds, emulator: Emulator) -> None:
-    """After a `break` nobody polls any more."""
+    """After a `break` nothing is polled any more."""
     execution = await knouds.workflows.submit(SLUG, INPUTS)
     async for _ in execution.updates():
         break
@@ -191,7 +191,7 @@ async def test_a_handle_pickles_to_what_attach_takes(knouds: AsyncKnouds, make_c
 
 
 async def test_a_handle_of_another_service_is_refused(knouds: AsyncKnouds, emulator: Emulator) -> None:
-    """A run of one service is not looked for at another."""
+    """A run of one service is not polled at another."""
     other = scripted(polls({}))
     with pytest.raises(InvalidArgumentError, match=r"knouds\.test"):
         AsyncKnouds("k", base_url="https://other.test").executions.attach(other.executions.attach("id"))
@@ -241,7 +241,7 @@ async def test_an_unknown_status_neither_ends_the_wait_nor_raises(caplog: pytest
     ],
     ids=repr,
 )
-async def test_faults_of_the_way_do_not_end_a_wait(fault: httpx.Response | Exception) -> None:
+async def test_polls_that_fail_do_not_end_a_wait(fault: httpx.Response | Exception) -> None:
     """A few failed polls in a row are waited through: the run itself did not fail."""
     fine = {"status": "processing"}
     knouds = scripted(polls(fine, fault, fault, fine, fault, fault, {"status": "completed", "result": 7}))
@@ -307,7 +307,7 @@ async def test_a_page_in_between_ends_no_wait(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-async def test_a_page_that_stays_is_told_with_the_run(page: str) -> None:
+async def test_a_page_that_stays_ends_the_wait_with_the_run_s_id(page: str) -> None:
     """Five polls in a row end a wait: the error has the id, and never says that nothing was run."""
     knouds = scripted(polls(PAGES[page]))
     with pytest.raises(KnoudsError) as caught:
@@ -335,7 +335,7 @@ async def test_a_final_state_never_goes_back() -> None:
 
 
 async def test_a_client_that_is_closed_ends_the_waits(knouds: AsyncKnouds, emulator: Emulator) -> None:
-    """Closing the client ends every wait with an error that names the run, which goes on."""
+    """Closing the client ends every wait with an error that names the run, which keeps running."""
     execution = await knouds.workflows.submit(SLUG, INPUTS)
     async with anyio.create_task_group() as tasks:
 
@@ -402,8 +402,8 @@ def test_the_repr_of_a_handle_is_short() -> None:
     assert isinstance(execution.state, ExecutionState)
 
 
-async def test_only_a_look_ends_a_run() -> None:
-    """A receipt or a cancel that says `completed` holds no result: the run is looked at for it."""
+async def test_only_a_poll_finishes_a_run() -> None:
+    """The answer to a submit or a cancel that says `completed` has no result: the run is polled for it."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
@@ -418,8 +418,8 @@ async def test_only_a_look_ends_a_run() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_watcher_that_is_cancelled_from_outside_is_started_anew(knouds: AsyncKnouds) -> None:
-    """Somebody cancels every task but his own: waits that go on still end."""
+async def test_a_poller_that_is_cancelled_from_outside_is_started_again(knouds: AsyncKnouds) -> None:
+    """When the poller's task is cancelled from outside, waits that continue still end."""
     execution = await knouds.workflows.submit(SLUG, INPUTS)
     waiting = asyncio.create_task(execution.wait())
     await asyncio.sleep(5)

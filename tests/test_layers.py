@@ -1,4 +1,4 @@
-"""Who may import whom: down only, and the pure core nothing that waits, looks at a clock or rolls dice.
+"""Which layer may import which: down only, and the pure core nothing that waits, reads a clock or draws random numbers.
 
 And how much may stand in one place: what is longer is told in more than a sentence.
 """
@@ -93,7 +93,7 @@ def top(name: str) -> str:
 
 
 def impurities(tree: ast.AST) -> list[str]:
-    """Return what a module imports, says or calls that could wait, look at a clock, or roll dice."""
+    """Return what a module imports, says or calls that could wait, read a clock, or draw random numbers."""
     found = [name for name in imports(tree) if {name, top(name)} & IMPURE]
     impure = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await, ast.Global, ast.Nonlocal)
     found += [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, impure)]
@@ -126,7 +126,7 @@ def test_a_layer_uses_its_own_libraries_only() -> None:
 
 
 def test_the_core_is_pure() -> None:
-    """It imports nothing that could wait, look at a clock, or roll dice, and does none of it by other means."""
+    """It imports nothing that could wait, read a clock, or draw random numbers, and does none of it by other means."""
     core = {module: MODULES[module] for module in of("_sansio")}
     assert len(core) > 5
     assert {module: found for module, tree in core.items() if (found := impurities(tree))} == {}

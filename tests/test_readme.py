@@ -40,7 +40,7 @@ def test_ci_runs_the_test_command() -> None:
 
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
-    """The table of exit codes is the one that `knouds --help` shows."""
+    """The table of exit codes is the same as in `knouds --help`."""
     rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", COMMAND_LINE, re.MULTILINE))
     assert {code: text.replace("`", "") for code, text in rows.items()} == {
         str(code.value): meaning for code, meaning in MEANINGS.items()

@@ -175,7 +175,7 @@ def test_the_package_is_marked_as_typed() -> None:
 
 
 def test_a_warning_that_names_a_run_is_seen_without_any_logging_set_up() -> None:
-    """Warnings go to stderr where nobody set logging up, and nowhere twice where somebody did; the rest is silent."""
+    """Without logging set up warnings go to stderr and the rest is silent; with it nothing appears twice."""
     code = """
 import logging, sys
 import knouds_async

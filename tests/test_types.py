@@ -190,7 +190,7 @@ def test_the_statuses_are_the_contract_s() -> None:
 
 @pytest.mark.parametrize("text", ["workflows/my-pipeline", "models/gpt-image-2"])
 def test_a_target_is_its_text(text: str) -> None:
-    """Written and read, a target is the same; it can be looked up in a dictionary."""
+    """A target that is written and read is the same; it can be a key of a dictionary."""
     target = Target.parse(text)
     assert str(target) == text
     assert {target: 1}[Target(target.kind, target.name)] == 1

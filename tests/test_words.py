@@ -48,7 +48,7 @@ def test_a_class_name_has_one_meaning() -> None:
 
 
 def test_no_identifier_has_a_retired_word() -> None:
-    """Whoever knows httpx, asyncio and h11 guesses every name: what only this library called so is gone."""
+    """No name has a word that only this library used: an engineer who knows httpx, asyncio and h11 can guess each."""
     used = {
         (path.relative_to(PACKAGE).as_posix(), name)
         for path, tree in TREES.items()
@@ -59,7 +59,7 @@ def test_no_identifier_has_a_retired_word() -> None:
 
 
 def test_docstrings_begin_with_a_plain_verb() -> None:
-    """Return, create, send, raise: none gives, tells or takes note."""
+    """Docstrings begin with Return, Create, Send or Raise, not with Give, Tell or Take note."""
     odd = re.compile(r"(Give|Tell|Take note|Say|Let|Have)\b")
     found = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}"

@@ -136,7 +136,7 @@ def tls_service() -> Iterator[Service]:
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """Return a port that refuses connections: it is bound, so that nobody else takes it, and nobody listens."""
+    """Return a port that refuses connections: it is bound, so that no other process takes it, and nothing listens."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]

@@ -184,7 +184,7 @@ CLIENTS_THAT_SEND_AGAIN: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("how", CLIENTS_THAT_SEND_AGAIN)
-async def test_whoever_may_send_again_below_proves_nothing(how: str, service: Any) -> None:
+async def test_a_client_that_may_send_again_below_proves_nothing(how: str, service: Any) -> None:
     """A second attempt that meets no connection is no proof of the first: the submit is unknown, and made once."""
     if "middlewares" not in inspect.signature(aiohttp.ClientSession).parameters and how != "send":
         pytest.skip("aiohttp has middlewares since 3.12")

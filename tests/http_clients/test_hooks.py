@@ -168,7 +168,7 @@ async def test_a_client_that_sends_in_its_own_way_leaves_the_submit_unknown(emul
 
 
 class _SendsCopies(httpx.AsyncClient):
-    """Sends copies of a request, the second of which meets no connection."""
+    """Sends a request twice; the second time there is no connection."""
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         copy = httpx.Request(request.method, request.url, headers=request.headers, content=request.content)

@@ -74,7 +74,7 @@ async def test_a_time_out_that_respx_plays_is_unknown(using: str, client: Client
 
 
 @pytest.mark.parametrize("using", ["httpcore", "httpx"])
-async def test_respx_lets_through_what_it_is_told_to(using: str, client: Client, service: Any) -> None:
+async def test_respx_lets_through_what_it_is_set_to(using: str, client: Client, service: Any) -> None:
     """A route that passes through reaches the service."""
     async with respx.mock(using=using) as router, client(service.url) as knouds:
         router.get(f"{service.url}/api/whoami").pass_through()

@@ -37,7 +37,7 @@ def on(service: Any, http: httpx.AsyncClient, url: str | None = None) -> AsyncKn
 
 
 class Wrapper(httpx.AsyncBaseTransport):
-    """A transport of the owner's round httpx's own, which takes its time."""
+    """A slow transport of the caller's, around httpx's own."""
 
     def __init__(self, delay: float = 0.0) -> None:
         self.wrapped = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=5))

@@ -44,7 +44,7 @@ def _named(exporter: Any, method: str) -> list[Any]:
 
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_opentelemetry_sees_every_call_once(client: str, spans: Any, service: Any) -> None:
-    """Submit and poll are a span each, and the service is told the trace of the submit."""
+    """Submit and poll have a span each, and the submit carries its trace to the service."""
     async with AsyncExitStack() as stack:
         http = None if client == "own" else await stack.enter_async_context(httpx.AsyncClient())
         knouds = await stack.enter_async_context(AsyncKnouds("k", base_url=service.url, http_client=http))

@@ -167,7 +167,7 @@ async def test_no_key_and_no_cookie_is_sent(start_host: StartHost, knouds: Async
         assert KEY not in str(request.headers)
 
 
-async def test_goes_on_after_a_drop(start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path) -> None:
+async def test_continues_after_a_drop(start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path) -> None:
     """A file whose connection drops three times arrives whole, each time asked for from where it was."""
     host = await start_host(files={"a.png": BIG}, drops_after=[1_000_000, 500_000, 700_000])
     path = await knouds.download(image(host), tmp_path)
@@ -180,7 +180,7 @@ async def test_goes_on_after_a_drop(start_host: StartHost, knouds: AsyncKnouds, 
     assert starts[0] > 100_000
 
 
-async def test_begins_anew_when_the_file_has_changed(
+async def test_starts_again_when_the_file_has_changed(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path
 ) -> None:
     """Two halves of two files are never put together: what changed meanwhile is fetched from its start."""
@@ -224,7 +224,7 @@ async def test_the_rest_without_a_validator_is_not_taken(
 
 
 @pytest.mark.parametrize("options", [{"headers": {"Content-Type": "image/png"}}, {"has_ranges": False}])
-async def test_begins_anew_where_the_rest_cannot_be_had(
+async def test_starts_again_where_the_rest_is_not_served(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """A host without validators or ranges gives the file whole after a drop."""
@@ -329,7 +329,7 @@ async def test_works_without_hard_links(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT])
-async def test_other_errors_of_a_link_are_told(
+async def test_other_errors_of_a_link_are_raised(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     """Only a file system that has no hard links is done without them: a full disk is told, and nothing is left."""
@@ -343,7 +343,7 @@ async def test_other_errors_of_a_link_are_told(
     assert names(tmp_path) == []
 
 
-async def test_a_name_that_was_taken_is_given_back(
+async def test_a_name_that_was_reserved_is_released(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without hard links, and when the file cannot be moved either, no empty file stays under the name."""
@@ -431,7 +431,9 @@ async def test_the_address_stays_out_of_the_error(start_host: StartHost, knouds:
     assert "Signature" not in str(caught.value)
 
 
-async def test_what_cannot_be_written_is_told(start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_written_is_an_error(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path
+) -> None:
     """A folder that is not there, or a file in its place, is a DownloadError."""
     host = await start_host(files={"a.png": b"x"})
     assert await fails(knouds.download(image(host), tmp_path / "no" / "a.png")) is DownloadFault.NOT_WRITTEN

@@ -1,4 +1,4 @@
-"""The clocks of a machine, to be stepped, stopped and put to sleep: of this process, whoever reads them.
+"""The clocks of a machine, to be stepped, stopped and put to sleep, for all code of this process.
 
 Rule of the file: nothing here knows of the library. `time.time`, `time.monotonic`, `time.clock_gettime` and
 `datetime.now` all follow the same machine, so what one clock shows of a sleep the others show too.
@@ -34,7 +34,7 @@ class Machine(Protocol):
 
 
 class _AnyDatetime(type):
-    """Make every datetime an instance of the one that stands in for it."""
+    """Make every datetime an instance of the class that replaces it."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, Real)
@@ -56,7 +56,7 @@ def stand_in(machine: Machine) -> type[Real]:
 
 
 def readers(machine: Machine) -> dict[str, Callable[..., Any]]:
-    """Return the functions of `time` as the machine has them; a clock that nobody steps stays as it is."""
+    """Return the functions of `time` as the machine has them; a clock that is not stepped stays as it is."""
     gettime = time.clock_gettime
     shown: dict[int, Callable[[], float]] = {
         time.CLOCK_REALTIME: machine.wall,

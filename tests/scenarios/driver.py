@@ -19,7 +19,7 @@ from tests.scenarios.shared_clocks import SharedClocks
 
 
 def wake_often() -> None:
-    """Have event loops look at the clock often: a wait that has begun does not see that the clock was moved."""
+    """Make event loops read the clock often: a wait that has begun does not notice that the clock was changed."""
     select = selectors.DefaultSelector.select
 
     def short(self: selectors.DefaultSelector, timeout: float | None = None) -> Any:

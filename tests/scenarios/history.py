@@ -46,7 +46,7 @@ class Order:
 
 
 class History:
-    """One history: the same seed and kinds tell the same. `durations`: of runs, in seconds."""
+    """One history: the same seed and kinds give the same one. `durations`: of runs, in seconds."""
 
     durations = (2.0, 20.0, 60.0)
 
@@ -147,7 +147,7 @@ class History:
         return any(row["execution_id"] == execution_id for row in self.judge.rows())
 
     def _surprise(self, order: Order) -> float:
-        """Return what runs may cost beyond a cap: those that turn out dear before anybody was told of such a cost."""
+        """Return what runs may cost beyond a cap: those that turn out to be expensive before such a cost was known."""
         if "costs" not in self.kinds:
             return 0.0
         untold = sum(bool(row["stage"] in ("sending", "submitted", "unknown")) for row in self.judge.rows())
@@ -168,7 +168,7 @@ class History:
         return Ended(counts, shy)
 
     async def work_through(self, order: Order) -> Sequence[Told]:
-        """Let the processes of a pass work to their end, and give what the first was told; what all were is judged."""
+        """Let the processes of a pass finish, judge the outcomes of all, and return those of the first."""
         raise NotImplementedError
 
     async def pass_time(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""A judge that trusts nobody but the service: its runs and charges against the ledger's file and what was told.
+"""A judge that trusts the service alone: it compares its runs and charges with the ledger's file and the outcomes.
 
 Rule of the file: the ledger is read with SQLite alone, and nothing of the library's own arithmetic is used.
 """
@@ -26,7 +26,7 @@ class ViolationError(AssertionError):
 
 @attrs.frozen
 class Told:
-    """How one job ended, as a process was told: the kind of outcome, and the id of its run where there is one."""
+    """The outcome of one job that a process received: its kind, and the id of its run where there is one."""
 
     key: str
     kind: str
@@ -36,7 +36,7 @@ class Told:
 
 @attrs.define
 class Judge:
-    """What must hold, looked at again and again."""
+    """What must hold, checked again and again."""
 
     services: Sequence[Emulator]
     path: Path
@@ -44,7 +44,7 @@ class Judge:
     _finals: dict[tuple[str, int], Mapping[str, Any]] = attrs.Factory(dict)
 
     def runs(self) -> list[Run]:
-        """Return every run that was begun for a job, wherever and for whomever."""
+        """Return every run that was started for a job, at every service and for every account."""
         return [run for service in self.services for run in service.runs if key_of(run) != STRANGER]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ class Judge:
             connection.close()
 
     def check(self) -> None:
-        """Raise ViolationError unless money and books are in order; at any moment, also while processes work."""
+        """Raise ViolationError unless charges and ledger agree; at any moment, also while processes work."""
         rows = self.rows()  # first: what is begun after this is not held against it
         self._at_most_once()
         self._ids_are_the_services(rows)

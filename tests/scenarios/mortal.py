@@ -191,7 +191,7 @@ class Mortal:
             self.batch.stop()
 
     def kill(self) -> None:
-        """End it at once: nothing that it has begun goes on."""
+        """Kill it: nothing that it has begun continues."""
         self.gate.is_dead = True
         for owner in self.ledger.owners:
             owners.end(owner)

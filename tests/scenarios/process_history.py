@@ -94,7 +94,7 @@ class ProcessHistory(History):
     # Time.
 
     async def pass_time(self, seconds: float) -> None:
-        """Let time pass while nobody works."""
+        """Let time pass while no process works."""
         await anyio.sleep(0.01)
         await self._leap(awake=seconds)
 

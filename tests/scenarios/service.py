@@ -34,7 +34,7 @@ class OddService:
     """
 
     def __init__(self, emulator: Emulator, kinds: frozenset[str], dice: Random, note: Callable[[str], None]) -> None:
-        """Take up the kinds of oddities; `note` is told of every run that begins."""
+        """Take the kinds of odd behaviour; `note` is called with every run that starts."""
         self.emulator = emulator
         self.ahead = 0.0
         self._kinds, self._dice, self._note = kinds, dice, note
@@ -134,13 +134,13 @@ def foreign(dice: Random) -> Fault:
 
 
 def execution_failed() -> Fault:
-    """A submit is answered as if its run had failed already; it goes on."""
+    """A submit is answered as if its run had failed already; the run continues."""
     body = b'{"error": "The provider could not be reached", "code": "EXECUTION_FAILED"}'
     return instead(Response(500, {"content-type": "application/json"}, body), after_run=True)
 
 
 def untold() -> Fault:
-    """A look is answered without what the run has cost."""
+    """A poll is answered without the cost of the run."""
 
     def without_cost(answer: Response | None) -> Response | Broken:
         assert answer is not None
@@ -151,7 +151,7 @@ def untold() -> Fault:
 
 
 class Stray:
-    """Answers that come one request too late: each is what the one before it was to have.
+    """Answers that come one request too late: each request gets the answer to the one before it.
 
     `may_be` tells which ids may come once more: of a receipt that nobody has on record, nobody could tell that it is
     another's.
@@ -167,7 +167,7 @@ class Stray:
         return Fault("stray", "after", self._swapped)
 
     def heard(self) -> Fault:
-        """Make the fault that strikes nobody, and only keeps what was answered."""
+        """Make a fault that hits no request, and only records the answers."""
         return Fault("heard", "after", self._kept)
 
     def _kept(self, answer: Response | None) -> Response | Broken:
@@ -213,5 +213,5 @@ def _id_in(answer: Response) -> str:
 
 
 def held(seconds: float) -> Fault:
-    """The request lies in a buffer for so long, and is then carried out, whoever still waits."""
+    """The request stays in a buffer for so long, and is then carried out, even if no client waits for it."""
     return faults.stalled(seconds)

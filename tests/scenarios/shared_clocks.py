@@ -1,4 +1,4 @@
-"""The clocks of a machine whose processes are real: three offsets in a file, which every process reads at each look."""
+"""The clocks of a machine whose processes are real: three offsets in a file, which is read whenever a clock is."""
 
 from __future__ import annotations
 

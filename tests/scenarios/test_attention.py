@@ -177,7 +177,7 @@ def shuffled(body: dict[str, Any]) -> None:
 
 
 def oldest_first(body: dict[str, Any]) -> None:
-    """Return the rows the other way round."""
+    """Return the rows in reverse order."""
     body["rows"].reverse()
 
 
@@ -187,7 +187,7 @@ def half_missing(body: dict[str, Any]) -> None:
 
 
 def stuck(body: dict[str, Any]) -> None:
-    """Let every third run go on for ever."""
+    """Let every third run continue for ever."""
     for row in body["rows"]:
         if row["id"] % 3 == 0:
             row["status"] = "processing"
@@ -217,7 +217,7 @@ def repeated(body: dict[str, Any]) -> None:
 
 
 def new_words(body: dict[str, Any]) -> None:
-    """Use words for the statuses that nobody knows."""
+    """Use unknown words for the statuses."""
     for row in body["rows"]:
         row["status"] = {"processing": "rendering", "completed": "done"}[row["status"]]
 
@@ -251,7 +251,7 @@ async def test_wrong_listings_delay_no_run(altered: Any, alter: Alter) -> None:
 
 
 async def test_rows_that_never_end_are_doubted(altered: Any) -> None:
-    """Runs whose rows go on for ever are noticed within 80 s, and as soon as by single polls once that was seen."""
+    """Runs whose rows never finish are noticed within 80 s, and as soon as by single polls once that was seen."""
     emulator = service()
     knouds = altered(emulator, stuck)
     assert max(await latencies(knouds, emulator, 20)) <= 80

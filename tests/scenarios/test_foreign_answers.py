@@ -1,4 +1,4 @@
-"""Money where the answer to a submit is not the service's: what is told as not run did not run."""
+"""Money where the answer to a submit is not the service's: what is reported as not run did not run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from knouds_async.testing import Emulator, Fault
 from knouds_async.testing.messages import Response
 from tests.scenarios.service import SUBMIT, execution_failed, instead
-from tests.scenarios.test_money import PATIENCE, Books
+from tests.scenarios.test_money import PATIENCE, Reports
 
 COUNT = 20
 
@@ -36,21 +36,21 @@ async def test_an_answer_of_somebody_else_proves_nothing(name: str, make_client:
     emulator = Emulator(tier="enterprise", duration=5.0)
     emulator.faults.add(instead(ANSWERS[name], after_run=True), route=SUBMIT, probability=0.3)
     emulator.faults.add(instead(ANSWERS[name], after_run=False), route=SUBMIT, probability=0.3)
-    await _balance(emulator, make_client)
+    await _check(emulator, make_client)
 
 
 async def test_a_failure_in_answer_to_a_submit_proves_nothing(make_client: Any) -> None:
-    """The service says of an asynchronous submit that its run failed: the run may go on, and be charged."""
+    """The service answers a submit with a failure of its run: the run may continue, and be charged."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     fault: Fault = execution_failed()
     emulator.faults.add(fault, route=SUBMIT, probability=0.5)
-    await _balance(emulator, make_client)
+    await _check(emulator, make_client)
 
 
-async def _balance(emulator: Emulator, make_client: Any) -> None:
-    books, knouds = Books(), make_client(emulator, timeouts=PATIENCE)
+async def _check(emulator: Emulator, make_client: Any) -> None:
+    reports, knouds = Reports(), make_client(emulator, timeouts=PATIENCE)
     async with anyio.create_task_group() as tasks:
         for number in range(COUNT):
-            tasks.start_soon(books.submit, knouds, f"job {number}")
+            tasks.start_soon(reports.submit, knouds, f"job {number}")
     emulator.settle(anyio.current_time())
-    books.balance(emulator)
+    reports.check(emulator)

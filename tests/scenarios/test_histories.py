@@ -105,7 +105,7 @@ def test_caution_does_not_stop_the_work(tmp_path: Path) -> None:
     assert done >= 0.6 * sum(sum(one.kinds.values()) for one in ended)
 
 
-def test_a_client_that_forgets_is_found_out(tmp_path: Path) -> None:
+def test_a_client_that_forgets_is_noticed(tmp_path: Path) -> None:
     """The judge sees it when jobs are paid for twice: here by processes each of which has a ledger of its own."""
 
     class Forgetful(VirtualHistory):

@@ -220,7 +220,7 @@ def test_a_key_in_a_base_url_is_refused_and_not_shown(url: str) -> None:
 
 
 async def test_a_key_in_the_place_of_a_name_is_refused_and_not_shown(knouds: AsyncKnouds, emulator: Emulator) -> None:
-    """Whoever mixes up arguments gets an error that does not show the key, before any request."""
+    """A key in the place of another argument is refused before any request, by an error that does not show it."""
     for call in (knouds.executions.get, knouds.executions.cancel, knouds.workflows.schema, knouds.workflows.delete):
         with pytest.raises(KnoudsError, match=r"knouds_live_\*\*\*") as caught:
             await call(CANARY)
@@ -285,7 +285,7 @@ async def test_a_submit_mocked_with_respx_is_sent_again_only_when_it_was_not_sen
 async def test_the_log_names_routes_and_ids_only(
     make_client: Any, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """DEBUG records tell routes, statuses and ids; never inputs, results or headers."""
+    """DEBUG records have routes, statuses and ids; never inputs, results or headers."""
     caplog.set_level(logging.DEBUG, logger="knouds_async")
     knouds = make_client(emulator, polling=Polling.every(10))
     run = await (await knouds.workflows.submit("my-thumbnail-pipeline", {"product_name": "SECRET-INPUT"}))

@@ -80,7 +80,7 @@ ON_SUBMITS: dict[str, Fault] = {
 }
 
 
-class Books:
+class Reports:
     """What the callers of many submits know in the end."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Books:
         except KnoudsError as error:
             (self.unknown if error.may_have_run else self.refused).add(job)
 
-    def balance(self, emulator: Emulator) -> None:
+    def check(self, emulator: Emulator) -> None:
         """Fail unless every run is known or reported, and no job ran twice or after it was called not run."""
         emulator.assert_charged_once()
         for run in emulator.runs:
@@ -103,40 +103,40 @@ class Books:
             assert job not in self.refused
 
 
-async def _all(knouds: AsyncKnouds, jobs: int) -> Books:
-    books = Books()
+async def _all(knouds: AsyncKnouds, jobs: int) -> Reports:
+    reports = Reports()
     async with anyio.create_task_group() as tasks:
         for number in range(jobs):
-            tasks.start_soon(books.submit, knouds, f"job {number}")
-    return books
+            tasks.start_soon(reports.submit, knouds, f"job {number}")
+    return reports
 
 
 @pytest.mark.parametrize("fault", ON_SUBMITS)
 async def test_no_fault_makes_a_submit_run_twice(fault: str, make_client: Any) -> None:
-    """In process: half of 40 submits meet the fault; the books balance."""
+    """In process: half of 40 submits meet the fault; the reports agree with the charges."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     emulator.faults.add(ON_SUBMITS[fault], route=RUN, probability=0.5)
     knouds = make_client(emulator, timeouts=PATIENCE)
-    books = await _all(knouds, 40)
+    reports = await _all(knouds, 40)
     await anyio.sleep(60)
     emulator.settle(anyio.current_time())
-    books.balance(emulator)
-    assert len(books.known | books.unknown) >= 10
+    reports.check(emulator)
+    assert len(reports.known | reports.unknown) >= 10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [name for name in ON_SUBMITS if name != "429 without headers"])
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_no_fault_of_a_real_connection_makes_a_submit_run_twice(fault: str, anyio_backend: str) -> None:
-    """Over sockets: a third of 30 submits meet the fault; the books balance."""
+    """Over sockets: a third of 30 submits meet the fault; the reports agree with the charges."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     emulator.faults.add(ON_SUBMITS[fault], route=RUN, probability=0.34)
     patience = Timeouts(submit=0.5, total=0.5, connect=0.3)
     async with serve(emulator) as url:
         async with AsyncKnouds(emulator.api_key, base_url=url, timeouts=patience) as knouds:
-            books = await _all(knouds, 30)
+            reports = await _all(knouds, 30)
         await anyio.sleep(0.05)
-        books.balance(emulator)
+        reports.check(emulator)
 
 
 @pytest.mark.slow
@@ -157,12 +157,12 @@ async def test_no_fault_behind_a_proxy_makes_a_submit_run_twice(
         async with AsyncKnouds(
             emulator.api_key, base_url="http://knouds.test", allow_insecure_http=True, timeouts=patience
         ) as knouds:
-            books = await _all(knouds, 30)
+            reports = await _all(knouds, 30)
         await anyio.sleep(0.05)
-        books.balance(emulator)
+        reports.check(emulator)
     assert proxy.asked
     if kind == "socks5" and "stalled" not in fault:  # refused tunnels were certainly not sent, and so tried again
-        assert books.known
+        assert reports.known
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ HELD: dict[str, Fault] = {"cut": faults.truncated(), "out of time": faults.dripp
 
 
 @pytest.mark.parametrize("fault", HELD)
-async def test_the_id_in_half_an_answer_is_told(fault: str, make_client: Any) -> None:
+async def test_the_id_in_half_an_answer_is_reported(fault: str, make_client: Any) -> None:
     """A submit whose answer breaks off after the id is unknown, and its run can be attached."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     emulator.faults.add(HELD[fault], route=RUN)
@@ -194,7 +194,7 @@ async def test_the_id_in_half_an_answer_is_told(fault: str, make_client: Any) ->
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_the_id_in_half_an_answer_is_told_over_sockets(anyio_backend: str) -> None:
+async def test_the_id_in_half_an_answer_is_reported_over_sockets(anyio_backend: str) -> None:
     """The same where a real connection is closed in the middle of the answer."""
     emulator = Emulator(tier="enterprise", duration=0.0)
     emulator.faults.add(faults.truncated(), route=RUN)
@@ -227,8 +227,8 @@ async def test_an_unknown_submit_is_found_in_the_usage_rows(make_client: Any) ->
             assert [row.request_id for row in late.candidates] == ids
 
 
-async def test_a_submit_is_dated_by_what_is_heard_after_it(make_client: Any) -> None:
-    """The very first submit of a client is lost, and later ones tell the service's clock: the search is conclusive."""
+async def test_a_submit_is_dated_by_answers_after_it(make_client: Any) -> None:
+    """The very first submit of a client is lost, and later answers date it: the search is conclusive."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     knouds = make_client(emulator)
     emulator.faults.add(faults.reset(), route=RUN, nth=1)
@@ -305,7 +305,7 @@ WRONG_SEARCHES: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("wrong", WRONG_SEARCHES.values(), ids=WRONG_SEARCHES)
 async def test_a_search_that_asks_for_nothing_is_refused(make_client: Any, wrong: Any) -> None:
-    """What is left out or mistaken is named, rather than taken for a submit of 1970 of which there are no rows."""
+    """An argument that is missing or wrong is named, and is not taken for a submit of 1970 that has no rows."""
     given, options, words = wrong
     with pytest.raises(InvalidArgumentError, match=words):
         await make_client(Emulator()).usage.find_submission(*given, **options)

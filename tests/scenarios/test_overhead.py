@@ -167,7 +167,7 @@ async def test_a_poll_takes_no_more_than_bare_httpx_on_our_pool(url: str) -> Non
 
 @pytest.mark.slow
 async def test_a_poll_takes_less_than_half_of_stock_httpx(url: str) -> None:
-    """With 100 at once httpx's own pool looks through all of its connections for each request, and ours does not."""
+    """With 100 at once httpx's own pool searches all of its connections for each request, and ours does not."""
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
     async with AsyncKnouds(KEY, base_url=url) as knouds, httpx.AsyncClient(limits=limits, timeout=60.0) as http:
         mine, _ = await calls_each(lambda: knouds.executions.get("a"), 100, 3)
@@ -297,7 +297,7 @@ SLOW = {"httpx", "httpcore", "cattrs", "trio", "sqlite3", "starlette", "uvicorn"
 
 
 def test_the_package_loads_what_it_needs_at_once() -> None:
-    """HTTP comes with the first client, SQLite with the first file, and the extras with whoever uses them."""
+    """HTTP is imported with the first client, SQLite with the first file, and the extras where they are used."""
     assert loaded_by("import knouds_async") & {*SLOW, "cyclopts", "rich"} == set()
 
 

@@ -17,7 +17,7 @@ SLUG = "my-thumbnail-pipeline"
 
 @pytest.fixture
 def service() -> Emulator:
-    """Return a service whose runs are over in a moment of real time."""
+    """Return a service whose runs finish in a moment of real time."""
     return Emulator(tier="enterprise", duration=0.02)
 
 
@@ -45,7 +45,7 @@ async def test_a_fixture_client_runs(client: AsyncKnouds) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_fixture_client_with_runs_left_out_is_torn_down(client: AsyncKnouds, service: Emulator) -> None:
+async def test_a_fixture_client_with_runs_in_flight_is_torn_down(client: AsyncKnouds, service: Emulator) -> None:
     """A test may end with a wait abandoned half way; the fixture still closes."""
     service.duration = 60.0
     execution = await client.workflows.submit(SLUG, {"product_name": "x"}, expected=0.05)
@@ -70,7 +70,7 @@ async def test_a_task_group_fans_out(client: AsyncKnouds) -> None:
 
 @pytest.mark.asyncio
 async def test_a_failing_sibling_ends_a_wait_and_not_the_client(client: AsyncKnouds) -> None:
-    """After a TaskGroup that failed, the same client goes on."""
+    """After a TaskGroup that failed, the same client works."""
     execution = await client.workflows.submit(SLUG, {"product_name": "x"}, expected=0.05)
 
     async def fail() -> None:

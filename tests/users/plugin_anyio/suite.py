@@ -24,7 +24,7 @@ async def made(knouds: AsyncKnouds) -> RunResult:
 async def test_minutes_pass_at_once(
     knouds: AsyncKnouds, knouds_emulator: Emulator, anyio_backend_name: str, request: pytest.FixtureRequest
 ) -> None:
-    """Ten minutes are over in less than one, on each backend, and the clock of each test begins anew."""
+    """Ten minutes pass in less than one, on each backend, and the clock of each test starts anew."""
     began, real = anyio.current_time(), time.monotonic()
     assert request.node.name == f"test_minutes_pass_at_once[{anyio_backend_name}]"
     assert (await (await knouds.workflows.submit(SLUG, {"product_name": "x"}))).images
@@ -40,7 +40,7 @@ async def test_fixtures_are_in_virtual_time_too(made: RunResult) -> None:
 
 
 async def test_a_test_without_the_fixture_has_the_real_clock() -> None:
-    """Who does not ask for the emulator is left alone."""
+    """A test that does not request the emulator is not changed."""
     began = anyio.current_time()
     await anyio.sleep(0.01)
     time.sleep(0.02)  # noqa: ASYNC251

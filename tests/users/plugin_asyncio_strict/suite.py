@@ -58,7 +58,7 @@ async def test_a_marker_sets_the_service(knouds: AsyncKnouds, knouds_emulator: E
 
 @pytest.mark.asyncio
 async def test_a_test_without_the_fixture_has_the_real_clock() -> None:
-    """Who does not ask for the emulator is left alone."""
+    """A test that does not request the emulator is not changed."""
     assert not isinstance(asyncio.get_running_loop(), VirtualTimeLoop)
 
 

@@ -23,7 +23,7 @@ async def made(knouds: AsyncKnouds) -> RunResult:
 @pytest.mark.trio
 @pytest.mark.knouds(duration=600.0)
 async def test_minutes_pass_at_once(knouds: AsyncKnouds, knouds_emulator: Emulator) -> None:
-    """Ten minutes are over in less than one."""
+    """Ten minutes pass in less than one."""
     began = time.monotonic()
     async with trio.open_nursery() as nursery:
         for product in "abc":
@@ -49,5 +49,5 @@ async def test_a_clock_of_the_test_wins(knouds: AsyncKnouds, autojump_clock: Moc
 
 @pytest.mark.trio
 async def test_a_test_without_the_fixture_has_the_real_clock() -> None:
-    """Who does not ask for the emulator is left alone."""
+    """A test that does not request the emulator is not changed."""
     assert not isinstance(trio.lowlevel.current_clock(), MockClock)
