@@ -107,20 +107,41 @@ def test_the_true_time_is_within_the_bounds(later: float, drift: float, out: flo
 
 
 @pytest.mark.parametrize(
-    "now",
+    ("now", "why"),
     [
-        clocks(20.0, slept=8 * 3600),
-        clocks(20.0, stepped=-90),
-        clocks(20.0, slept=90, boot=False),
-        clocks(10.5 + 601),
+        pytest.param(clocks(20.0, slept=8 * 3600), "slept or its clock was set", id="slept"),
+        pytest.param(clocks(20.0, stepped=-90), "slept or its clock was set", id="clock set"),
+        pytest.param(clocks(20.0, slept=90, boot=False), "slept or its clock was set", id="slept, no boot clock"),
+        pytest.param(clocks(10.5 + 601), "too long ago", id="too long ago"),
     ],
-    ids=["slept", "clock set", "slept, no boot clock", "too long ago"],
 )
-def test_what_was_heard_before_a_jump_or_long_ago_dates_nothing(now: Reading) -> None:
-    """A monotonic clock stands still in a sleep, so what was added up since would be hours off."""
+def test_what_was_heard_before_a_jump_or_long_ago_dates_nothing(now: Reading, why: str) -> None:
+    """A monotonic clock stands still in a sleep, so what was added up since would be hours off; the reason is given."""
     moment = HEARD.moment(now)
     assert (moment.earliest, moment.latest, moment.middle) == (None, None, now.wall)
     assert "heard, but" in moment.known
+    assert moment.known.endswith(why)
+
+
+@pytest.mark.parametrize("later", [0.5, 599.0])
+def test_what_was_heard_within_ten_minutes_dates_a_moment(later: float) -> None:
+    """A clock of the service that was heard recently, without a jump since, is known."""
+    assert HEARD.moment(clocks(10.5 + later)).is_known
+
+
+@pytest.mark.parametrize(("round_trip", "is_worth_it"), [(0.0, True), (0.9, True), (1.0, False), (3.0, False)])
+def test_a_second_is_asked_for_only_where_answers_are_quick(round_trip: float, is_worth_it: bool) -> None:
+    """A request at the edge of a second of the service's narrows the bounds only while they are within two seconds."""
+    clock = ClockBounds().update(1000.0, 10.0, 10.0 + round_trip)
+    assert (clock.next_second is not None) is is_worth_it
+    if clock.next_second is not None:
+        assert clock.server_time(clock.next_second) == pytest.approx(0, abs=1e-6)
+
+
+def test_no_second_is_asked_for_once_the_clock_is_known_well() -> None:
+    """Bounds of a fifth of a second are narrow enough."""
+    assert ClockBounds(lo=500.0, hi=500.3).next_second == pytest.approx(-500.15)
+    assert ClockBounds(lo=500.0, hi=500.1).next_second is None
 
 
 def test_a_jump_between_sending_and_answering_dates_nothing() -> None:

@@ -104,6 +104,41 @@ def test_what_is_taken(status: int, headers: dict[str, str], received: int, expe
     assert evaluate(status, headers, IMAGE, received=received, most=1000) == expected
 
 
+TYPES = {
+    "image": {"png": "png", "jpeg": "jpg", "webp": "webp", "gif": "gif", "avif": "avif"},
+    "video": {"mp4": "mp4", "webm": "webm", "quicktime": "mov"},
+    "audio": {
+        "mpeg": "mp3", "mp3": "mp3", "wav": "wav", "x-wav": "wav", "mp4": "m4a", "ogg": "ogg", "flac": "flac",
+        "aac": "aac",
+    },
+}  # fmt: skip
+
+
+def test_each_usual_type_has_its_extension() -> None:
+    """A file whose address ends in no extension gets that of its type, also with parameters and in capitals."""
+    for kind, extensions in TYPES.items():
+        for subtype, extension in extensions.items():
+            headers = {"content-type": f" {kind.title()}/{subtype}; charset=x"}
+            media = Media(kind, "https://x/a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            assert evaluate(200, headers, media, received=0, most=1000) == Start(0, None, None, f".{extension}")
+            assert f".{extension}" in EXTENSIONS[media.kind]
+
+
+@pytest.mark.parametrize("untyped", ["", "application/octet-stream", "binary/octet-stream"])
+def test_a_file_without_a_type_is_taken(untyped: str) -> None:
+    """Hosts that know no types send none, or that of plain bytes."""
+    assert evaluate(200, {"content-type": untyped}, IMAGE, received=0, most=1000) == Start(0, None, None, None)
+
+
+def test_errors_that_may_pass_are_those_of_servers_and_proxies() -> None:
+    """A busy or broken server may answer the next time; a refusal stays."""
+    refused = {
+        status: evaluate(status, {}, IMAGE, received=0, most=1000) for status in range(400, 600) if status != 416
+    }
+    temporary = {status for status, seen in refused.items() if isinstance(seen, Rejected) and seen.is_temporary}
+    assert temporary == {408, 425, 429, 500, 502, 503, 504}
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "received", "fault", "passing"),
     [
@@ -111,6 +146,8 @@ def test_what_is_taken(status: int, headers: dict[str, str], received: int, expe
         (403, PNG, 0, DownloadFault.REFUSED_STATUS, False),
         (304, PNG, 0, DownloadFault.REFUSED_STATUS, False),
         (302, {}, 0, DownloadFault.REFUSED_STATUS, False),
+        (299, {"location": "/x"}, 0, DownloadFault.REFUSED_STATUS, False),
+        (400, {"location": "/x"}, 0, DownloadFault.REFUSED_STATUS, False),
         (503, {}, 0, DownloadFault.REFUSED_STATUS, True),
         (416, {}, 50, DownloadFault.DROPPED, True),
         (200, {"content-type": "text/html"}, 0, DownloadFault.WRONG_TYPE, False),
