@@ -1,4 +1,4 @@
-"""Workflows: run, written, read and deleted, and what is refused before any request."""
+"""Workflows and models: run, written, read and deleted, and what is refused before any request."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 
 from knouds_async import (
     AsyncKnouds,
+    AsyncNotSupportedError,
     ExecutionFailedError,
     InvalidArgumentError,
     InvalidInputsError,
     InvalidSlugError,
+    ModelTierRequiredError,
     NoAnswerError,
     NotFoundError,
     Retries,
@@ -163,3 +165,17 @@ async def test_an_update_sends_what_was_changed_in_the_record() -> None:
     await scripted(answer).workflows.update("a", attrs.evolve(old, name="New"))
     assert b'"name":"New"' in sent[0]
     assert b'"futureField":7' in sent[0]
+
+
+async def test_a_model_is_submitted(knouds: AsyncKnouds) -> None:
+    """A model whose provider can be polled is submitted; others say to run them synchronously."""
+    assert (await (await knouds.models.submit("gpt-image-2", {"prompt": "a cloud"}))).images
+    with pytest.raises(AsyncNotSupportedError, match=r"\.run"):
+        await knouds.models.submit("claude-sonnet", {"prompt": "hello"})
+
+
+async def test_models_need_a_tier(make_client: Any) -> None:
+    """A refusal for the tier is typed and says what to do."""
+    knouds = make_client(Emulator(tier="pro"))
+    with pytest.raises(ModelTierRequiredError, match="upgrade"):
+        await knouds.models.submit("gpt-image-2", {"prompt": "a cloud"})
