@@ -14,16 +14,16 @@ from knouds_async._sansio.ledger import (
     Accepted,
     Entry,
     Event,
+    Fit,
     Lost,
     Payer,
     Sending,
     Stage,
     Totals,
-    Verdict,
     advance,
-    larger,
+    fit_under_cap,
+    highest_known,
     repriced,
-    verdict,
 )
 from knouds_async._sansio.reconcile import KnownRun
 
@@ -64,7 +64,7 @@ class OverBudget:
     """The run could pass the cap. Nothing was written."""
 
     totals: Totals
-    verdict: Verdict
+    fit: Fit
     highest_cost: float | None = None
 
 
@@ -180,10 +180,10 @@ def decide(entry: Entry | None, claim: Claim, totals: Totals, highest_cost: floa
     if not is_same or not (known.stage is Stage.NEW or is_ours):
         return Taken(known)
     without = totals.moved(known, fresh)
-    sending = attrs.evolve(claim.sending, reserve=larger(claim.sending.reserve, highest_cost))
+    sending = attrs.evolve(claim.sending, reserve=highest_known(claim.sending.reserve, highest_cost))
     if claim.cap is not None and not is_ours:
-        decided = verdict(without, sending.reserve, claim.cap)
-        if decided is not Verdict.GO:
+        decided = fit_under_cap(without, sending.reserve, claim.cap)
+        if decided is not Fit.NOW:
             return OverBudget(totals, decided, highest_cost)
     sent = advance(known, sending)
     return Written(sent, totals.moved(entry, sent), highest_cost)

@@ -40,6 +40,7 @@ from knouds_async._sansio.ledger import (
     Ending,
     Entry,
     Event,
+    Fit,
     IllegalStepError,
     Lost,
     NoneFound,
@@ -51,10 +52,9 @@ from knouds_async._sansio.ledger import (
     Sending,
     Stage,
     Totals,
-    Verdict,
-    is_bold,
-    larger,
-    verdict,
+    exceeds_experience,
+    fit_under_cap,
+    highest_known,
 )
 from knouds_async._sansio.reconcile import Wanted
 from knouds_async._sansio.responses import Answer, UnreadableError, json_object
@@ -410,7 +410,7 @@ class LedgerSession:
         sending = Sending(
             owner=self.owner,
             sent_at=sent_at,
-            reserve=larger(reservation.credits, self.prices.price),
+            reserve=highest_known(reservation.credits, self.prices.price),
             since=since,
             lasts=lasts,
             account=None if self.payer is None else self.payer.account,
@@ -461,11 +461,11 @@ class LedgerSession:
         async with self._reserving:
             while self.stopped_by is None:
                 price = self.prices.price
-                said = verdict(self.totals, price, self.cap, queued=self._queued)
-                if said is Verdict.GO and not self._is_bold(price, self.cap):
+                said = fit_under_cap(self.totals, price, self.cap, queued=self._queued)
+                if said is Fit.NOW and not self._is_bold(price, self.cap):
                     self._queued += 1
                     return Reservation(price)
-                if said is Verdict.NEVER or not (self.out or self._queued):
+                if said is Fit.NEVER or not (self.out or self._queued):
                     self.stop(NotRunReason.BUDGET, self._spent(price))
                     break
                 assert self._changed is not None  # noqa: S101
@@ -480,7 +480,7 @@ class LedgerSession:
 
     def _is_bold(self, price: float | None, cap: float) -> bool:
         in_flight = self.out + self._queued
-        return price is not None and is_bold(
+        return price is not None and exceeds_experience(
             self.totals, price, cap, queued=self._queued, in_flight=in_flight, ended=self.prices.ended
         )
 

@@ -1,32 +1,14 @@
-"""The life of a job in a ledger, as a state machine: what it is, and what may follow from what. Pure.
+"""The states of a job in a ledger as a table, and what a batch may still spend. Pure.
 
-    stage               event            next
-    ─────────────────   ──────────────   ───────────────────────────────────────────────────────────────────
-    new                 Sending          sending         the intent, on record before the first byte leaves
-    sending             Sending          sending         another attempt of the same owner: the last was refused
-                        Accepted         submitted
-                        NoRun            new             certainly not run
-                        Ended            final           a synchronous run
-                        Lost, OwnerGone  unknown
-    submitted           PickedUp         submitted       by another owner, when the last one is gone
-                        OwnerGone        submitted       with no owner
-                        Ended            final
-                        Abandoned        abandoned
-    unknown             Accepted, Ended  submitted, final: the owner was alive after all, and brings the answer
-                        NoneFound        new             certainly not run
-                        OwnerGone        unknown         with the moment by which nothing of it was under way
-                        Resolved         submitted       somebody knows the id
-                        ResendApproved   resend_approved the next attempt begins as new
-                        Abandoned        abandoned
-    final               -                a final entry never changes; a retry of a failed one is another attempt
-
-Whatever else comes is an IllegalStepError, and the entry stays as it was; news that changes nothing is let pass.
+`advance` looks an event up in TRANSITIONS: whether it may follow, the next stage, and what else changes. What has no
+line there is an IllegalStepError, and the entry stays as it was.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from enum import Enum, StrEnum
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
@@ -217,127 +199,156 @@ Event: TypeAlias = (
 )
 
 
+Fields: TypeAlias = dict[str, Any]
+
+# When an event may follow.
+
+
+def _always(entry: Entry, event: Any) -> bool:  # noqa: ARG001
+    return True
+
+
+def _from_its_owner(entry: Entry, event: Any) -> bool:
+    return bool(event.owner == entry.owner)
+
+
+def _unowned(entry: Entry, event: Any) -> bool:  # noqa: ARG001
+    return entry.owner is None
+
+
+def _was_resolved(entry: Entry, event: Any) -> bool:  # noqa: ARG001
+    return entry.owner is None and entry.note is not None  # the first id may be a slip
+
+
+def _of_that_submit(entry: Entry, event: NoneFound) -> bool:
+    return event.sent_at == entry.sent_at
+
+
+def _of_that_run(entry: Entry, event: Accepted) -> bool:
+    return event.execution_id == entry.execution_id
+
+
+# What it changes beside the stage.
+
+
+def _nothing(entry: Entry, event: Any) -> Fields:  # noqa: ARG001
+    return {}
+
+
+def _all(entry: Entry, event: Any) -> Fields:  # noqa: ARG001
+    return _AS_NEW
+
+
+def _intent(entry: Entry, event: Sending) -> Fields:  # noqa: ARG001
+    return {
+        "owner": event.owner,
+        "sent_at": event.sent_at,
+        "reserved": event.reserve,
+        "note": None,
+        "since": event.since,
+        "until": None,
+        "lasts": event.lasts,
+        "account": event.account,
+    }
+
+
+def _receipt(entry: Entry, event: Accepted) -> Fields:
+    return {**_id(entry, event), "note": None, "until": event.until or entry.until}
+
+
+def _id(entry: Entry, event: Accepted) -> Fields:  # noqa: ARG001
+    return {"execution_id": event.execution_id, "request_id": event.request_id}
+
+
+def _named_id(entry: Entry, event: Resolved) -> Fields:  # noqa: ARG001
+    return {"owner": None, "execution_id": event.execution_id}  # its note stays: nobody knew the run before
+
+
+def _loss(entry: Entry, event: Lost) -> Fields:  # noqa: ARG001
+    return {"note": event.note, "until": event.until}
+
+
+def _end_of_owner(entry: Entry, event: OwnerGone) -> Fields:  # noqa: ARG001
+    return {"note": "its process ended before the answer", "until": event.until}
+
+
+def _bound(entry: Entry, event: OwnerGone) -> Fields:
+    """Bound a submit that nothing bounds: this moment is later than the true one, so as good."""
+    is_bounded = entry.until is not None and entry.until.is_known
+    return {} if is_bounded or event.until is None else {"until": event.until}
+
+
+def _ending(entry: Entry, event: Ended) -> Fields:  # noqa: ARG001
+    return {"owner": None, "ending": event.ending}
+
+
+def _owner(entry: Entry, event: PickedUp) -> Fields:  # noqa: ARG001
+    return {"owner": event.owner}
+
+
+def _no_owner(entry: Entry, event: Any) -> Fields:  # noqa: ARG001
+    return {"owner": None}
+
+
+_AS_NEW: Final[Fields] = {
+    name: field.default
+    for name, field in attrs.fields_dict(Entry).items()
+    if name not in ("key", "target", "digest", "attempt", "stage")
+}
+
+NEW, SENDING, SUBMITTED, FINAL = Stage.NEW, Stage.SENDING, Stage.SUBMITTED, Stage.FINAL
+UNKNOWN, RESEND_APPROVED, ABANDONED = Stage.UNKNOWN, Stage.RESEND_APPROVED, Stage.ABANDONED
+
+TRANSITIONS: Final[
+    Mapping[tuple[Stage, type[Event]], tuple[Callable[[Entry, Any], bool], Stage, Callable[[Entry, Any], Fields]]]
+] = {
+    (NEW, Sending): (_always, SENDING, _intent),  # on record before the first byte leaves
+    (NEW, OwnerGone): (_always, NEW, _nothing),
+    (SENDING, Sending): (_from_its_owner, SENDING, _intent),  # another attempt: the last was refused
+    (SENDING, Accepted): (_from_its_owner, SUBMITTED, _receipt),
+    (SENDING, NoRun): (_from_its_owner, NEW, _all),
+    (SENDING, Lost): (_from_its_owner, UNKNOWN, _loss),
+    (SENDING, OwnerGone): (_always, UNKNOWN, _end_of_owner),
+    (SENDING, Ended): (_always, FINAL, _ending),  # a synchronous run
+    (SUBMITTED, Accepted): (_of_that_run, SUBMITTED, _nothing),
+    (SUBMITTED, OwnerGone): (_always, SUBMITTED, _no_owner),
+    (SUBMITTED, PickedUp): (_unowned, SUBMITTED, _owner),
+    (SUBMITTED, Ended): (_always, FINAL, _ending),
+    (SUBMITTED, Resolved): (_was_resolved, SUBMITTED, _named_id),
+    (SUBMITTED, Abandoned): (_always, ABANDONED, _no_owner),
+    (UNKNOWN, Accepted): (_from_its_owner, SUBMITTED, _receipt),  # the owner was alive after all
+    (UNKNOWN, NoRun): (_from_its_owner, NEW, _all),
+    (UNKNOWN, Lost): (_always, UNKNOWN, _nothing),
+    (UNKNOWN, OwnerGone): (_always, UNKNOWN, _bound),
+    (UNKNOWN, Ended): (_always, FINAL, _ending),
+    (UNKNOWN, NoneFound): (_of_that_submit, NEW, _all),
+    (UNKNOWN, Resolved): (_always, SUBMITTED, _named_id),
+    (UNKNOWN, ResendApproved): (_always, RESEND_APPROVED, _no_owner),  # the next attempt begins as new
+    (UNKNOWN, Abandoned): (_always, ABANDONED, _no_owner),
+    (RESEND_APPROVED, Accepted): (_always, RESEND_APPROVED, _id),  # the decision stands, and the id is kept
+    (RESEND_APPROVED, Lost): (_always, RESEND_APPROVED, _nothing),
+    (RESEND_APPROVED, Ended): (_always, RESEND_APPROVED, _nothing),
+    (RESEND_APPROVED, OwnerGone): (_always, RESEND_APPROVED, _nothing),
+    (ABANDONED, Accepted): (_always, ABANDONED, _id),
+    (ABANDONED, Lost): (_always, ABANDONED, _nothing),
+    (ABANDONED, Ended): (_always, ABANDONED, _nothing),
+    (ABANDONED, OwnerGone): (_always, ABANDONED, _nothing),
+    (FINAL, Accepted): (_always, FINAL, _nothing),
+    (FINAL, Ended): (_always, FINAL, _nothing),
+    (FINAL, OwnerGone): (_always, FINAL, _nothing),
+}
+"""What may follow from what: when, the next stage, and what else changes."""
+
+
 def advance(entry: Entry, event: Event) -> Entry:
     """Return the entry after an event; IllegalStepError when it cannot follow."""
-    following = _step(entry, event)
-    if following is None:
+    may_follow, stage, fields = TRANSITIONS.get((entry.stage, type(event)), (None, entry.stage, _nothing))
+    if may_follow is None or not may_follow(entry, event):
         raise IllegalStepError(
             f"job {entry.key!r} (attempt {entry.attempt}) is {entry.stage} and cannot take {type(event).__name__}"
         )
-    return following
-
-
-def _step(entry: Entry, event: Event) -> Entry | None:
-    match entry.stage:
-        case Stage.NEW:
-            return _sending(entry, event) if isinstance(event, Sending) else _unmoved(entry, event, OwnerGone)
-        case Stage.SENDING:
-            return _from_sending(entry, event)
-        case Stage.SUBMITTED:
-            return _from_submitted(entry, event)
-        case Stage.UNKNOWN:
-            return _from_unknown(entry, event)
-        case Stage.RESEND_APPROVED | Stage.ABANDONED:
-            return _late(entry, event)
-        case _:
-            return _unmoved(entry, event, Accepted, Ended, OwnerGone)
-
-
-def _sending(entry: Entry, event: Sending) -> Entry:
-    return attrs.evolve(
-        entry,
-        stage=Stage.SENDING,
-        owner=event.owner,
-        sent_at=event.sent_at,
-        reserved=event.reserve,
-        note=None,
-        since=event.since,
-        until=None,
-        lasts=event.lasts,
-        account=event.account,
-    )
-
-
-def _from_sending(entry: Entry, event: Event) -> Entry | None:
-    match event:
-        case Sending() if event.owner == entry.owner:
-            return _sending(entry, event)
-        case Accepted() if event.owner == entry.owner:
-            return _submitted(entry, event)
-        case NoRun(owner) if owner == entry.owner:
-            return _new(entry)
-        case Lost(owner, note, until) if owner == entry.owner:
-            return attrs.evolve(entry, stage=Stage.UNKNOWN, note=note, until=until)
-        case OwnerGone(until):
-            return attrs.evolve(entry, stage=Stage.UNKNOWN, note="its process ended before the answer", until=until)
-        case Ended(ending):
-            return attrs.evolve(entry, stage=Stage.FINAL, owner=None, ending=ending)
-    return None
-
-
-def _from_submitted(entry: Entry, event: Event) -> Entry | None:
-    match event:
-        case Ended(ending):
-            return attrs.evolve(entry, stage=Stage.FINAL, owner=None, ending=ending)
-        case OwnerGone():
-            return attrs.evolve(entry, owner=None)
-        case PickedUp(owner) if entry.owner is None:
-            return attrs.evolve(entry, owner=owner)
-        case Resolved(execution_id) if entry.owner is None and entry.note is not None:  # the first id may be a slip
-            return attrs.evolve(entry, execution_id=execution_id)
-        case Abandoned():
-            return attrs.evolve(entry, stage=Stage.ABANDONED, owner=None)
-        case Accepted() if event.execution_id == entry.execution_id:
-            return entry
-    return None
-
-
-def _from_unknown(entry: Entry, event: Event) -> Entry | None:
-    match event:
-        case Accepted() if event.owner == entry.owner:
-            return _submitted(entry, event)
-        case Ended(ending):
-            return attrs.evolve(entry, stage=Stage.FINAL, owner=None, ending=ending)
-        case NoneFound(sent_at) if sent_at == entry.sent_at:
-            return _new(entry)
-        case NoRun(owner) if owner == entry.owner:
-            return _new(entry)
-        case OwnerGone(Moment() as until) if entry.until is None or not entry.until.is_known:
-            return attrs.evolve(entry, until=until)  # later than the true one, so as good a bound
-        case Resolved(execution_id):
-            return attrs.evolve(entry, stage=Stage.SUBMITTED, owner=None, execution_id=execution_id)
-        case ResendApproved():
-            return attrs.evolve(entry, stage=Stage.RESEND_APPROVED, owner=None)
-        case Abandoned():
-            return attrs.evolve(entry, stage=Stage.ABANDONED, owner=None)
-        case _:
-            return _unmoved(entry, event, Lost, OwnerGone)
-
-
-def _late(entry: Entry, event: Event) -> Entry | None:
-    """Keep the id that comes after somebody has decided; the decision stands."""
-    if isinstance(event, Accepted):
-        return attrs.evolve(entry, execution_id=event.execution_id, request_id=event.request_id)
-    return _unmoved(entry, event, Lost, Ended, OwnerGone)
-
-
-def _submitted(entry: Entry, event: Accepted) -> Entry:
-    return attrs.evolve(
-        entry,
-        stage=Stage.SUBMITTED,
-        execution_id=event.execution_id,
-        request_id=event.request_id,
-        note=None,
-        until=event.until or entry.until,
-    )
-
-
-def _new(entry: Entry) -> Entry:
-    return Entry(key=entry.key, target=entry.target, digest=entry.digest, attempt=entry.attempt)
-
-
-def _unmoved(entry: Entry, event: Event, *passing: type) -> Entry | None:
-    return entry if isinstance(event, passing) else None
+    changes = fields(entry, event)
+    return attrs.evolve(entry, stage=stage, **changes) if changes else entry
 
 
 def successor(entry: Entry) -> Entry:
@@ -347,6 +358,8 @@ def successor(entry: Entry) -> Entry:
         raise IllegalStepError(f"job {entry.key!r} is {entry.stage} and must not be run once more")
     return Entry(key=entry.key, target=entry.target, digest=entry.digest, attempt=entry.attempt + 1)
 
+
+# ---- What a batch may still spend
 
 _ROUNDING: Final = 1e-9
 _DEARER: Final = 10.0  # a run that costs so many times what others do is no surprise
@@ -365,67 +378,67 @@ class Totals:
 
     def moved(self, before: Entry | None, after: Entry) -> Totals:
         """Return the totals after an entry has changed."""
-        old, new = _weight(before), _weight(after)
+        old, new = _credits_of(before), _credits_of(after)
+        if old == new:
+            return self
         return Totals(
-            spent=self.spent - old.spent + new.spent,
-            reserved=self.reserved - old.reserved + new.reserved,
-            unpriced=self.unpriced - old.unpriced + new.unpriced,
+            spent=self.spent - old[0] + new[0],
+            reserved=self.reserved - old[1] + new[1],
+            unpriced=self.unpriced - old[2] + new[2],
         )
 
+    def in_flight(self, price: float, queued: int) -> float:
+        """Return what all that may be in flight costs, with one more run."""
+        return self.reserved + price * (1 + queued + self.unpriced)
 
-_NOTHING: Final = Totals()
 
-
-def _weight(entry: Entry | None) -> Totals:
-    """Return what one entry adds to the totals; an end whose cost was not told counts with what was reserved.
+def _credits_of(entry: Entry | None) -> tuple[float, float, int]:
+    """Return what an entry adds to the totals; an end whose cost was not told counts with what was reserved.
 
     Where nothing was, it stays unpriced: a failed one too, for nobody says that it costs nothing.
     """
     if entry is None or entry.stage is Stage.NEW:
-        return _NOTHING
+        return 0.0, 0.0, 0
     reserved = entry.reserved or 0.0
-    if entry.ending is not None:
-        is_open = entry.reserved is None and entry.ending.cost is None
-        return Totals(spent=reserved if entry.ending.cost is None else entry.ending.cost, unpriced=int(is_open))
-    return Totals(reserved=reserved, unpriced=int(entry.reserved is None and entry.stage in OPEN))
+    if entry.ending is None:
+        return 0.0, reserved, int(entry.reserved is None and entry.stage in OPEN)
+    if entry.ending.cost is None:
+        return reserved, 0.0, int(entry.reserved is None)
+    return entry.ending.cost, 0.0, 0
 
 
-class Verdict(Enum):
-    """Whether another run may be sent."""
+class Fit(Enum):
+    """Whether another run fits under a cap."""
 
-    GO = "go"
-    WAIT = "wait"
-    """Not now: what is reserved may turn out cheaper, or give the price."""
+    NOW = "now"
+    LATER = "later"
+    """What is reserved may turn out cheaper, or give the price."""
     NEVER = "never"
     """What is spent leaves no room."""
 
 
-def verdict(totals: Totals, price: float | None, cap: float, *, queued: int = 0) -> Verdict:
-    """Return whether a run of this price may be sent.
+def fit_under_cap(totals: Totals, price: float | None, cap: float, *, queued: int = 0) -> Fit:
+    """Return whether a run of this price fits under a cap.
 
-    `queued`: runs that were let through and are not in the totals yet. Whoever is told to wait with no run in flight
+    `queued`: runs that were let through and are not in the totals yet. Whoever waits for LATER with no run in flight
     will wait for ever.
     """
     if price is None:
         if totals.unpriced or queued:
-            return Verdict.WAIT
-        is_room = totals.spent + totals.reserved < cap
-        return Verdict.GO if is_room else Verdict.WAIT if totals.spent < cap else Verdict.NEVER
+            return Fit.LATER
+        if totals.spent + totals.reserved < cap:
+            return Fit.NOW
+        return Fit.LATER if totals.spent < cap else Fit.NEVER
     most = cap * (1 + _ROUNDING)
-    if totals.spent + _in_flight(totals, price, queued) <= most:
-        return Verdict.GO
-    return Verdict.WAIT if totals.spent + price <= most else Verdict.NEVER
+    if totals.spent + totals.in_flight(price, queued) <= most:
+        return Fit.NOW
+    return Fit.LATER if totals.spent + price <= most else Fit.NEVER
 
 
-def is_bold(totals: Totals, price: float, cap: float, *, queued: int, in_flight: int, ended: int) -> bool:
+def exceeds_experience(totals: Totals, price: float, cap: float, *, queued: int, in_flight: int, ended: int) -> bool:
     """Return whether one more run is more than the `ended` runs, whose costs are known, vouch for."""
-    is_cheap = price > 0 and totals.spent + _DEARER * _in_flight(totals, price, queued) <= cap
+    is_cheap = price > 0 and totals.spent + _DEARER * totals.in_flight(price, queued) <= cap
     return in_flight > ended and not is_cheap
-
-
-def _in_flight(totals: Totals, price: float, queued: int) -> float:
-    """Return what all that may be in flight costs, with one more run."""
-    return totals.reserved + price * (1 + queued + totals.unpriced)
 
 
 @attrs.frozen(kw_only=True)
@@ -439,7 +452,7 @@ class Prices:
     @property
     def price(self) -> float | None:
         """Credits to reserve for a run; None while nothing is known."""
-        return larger(self.estimate, self.highest_cost)
+        return highest_known(self.estimate, self.highest_cost)
 
     def paid(self, cost: float | None) -> Prices:
         """Learn the real cost of a run that ended; None: it was not told, and waiting does not help."""
@@ -447,17 +460,19 @@ class Prices:
 
     def seen(self, highest_cost: float | None) -> Prices:
         """Learn the largest cost that others have seen; nothing, as a trial grant costs, is no price."""
-        return attrs.evolve(self, highest_cost=larger(self.highest_cost, highest_cost or None))
+        highest = highest_known(self.highest_cost, highest_cost or None)
+        return self if highest == self.highest_cost else attrs.evolve(self, highest_cost=highest)
 
 
 def repriced(entry: Entry, cost: float) -> Entry:
     """Return an entry whose run, where one may be in flight, is reserved with no less than a run of its target cost."""
     if entry.stage in (Stage.NEW, Stage.FINAL):
         return entry
-    return attrs.evolve(entry, reserved=larger(entry.reserved, cost))
+    return attrs.evolve(entry, reserved=highest_known(entry.reserved, cost))
 
 
-def larger(one: float | None, other: float | None) -> float | None:
+def highest_known(one: float | None, other: float | None) -> float | None:
     """Return the larger of two numbers of credits, of which either may not be known."""
-    known = [each for each in (one, other) if each is not None]
-    return max(known, default=None)
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)

@@ -16,6 +16,7 @@ from knouds_async._sansio.ledger import (
     Ending,
     Entry,
     Event,
+    Fit,
     Lost,
     NoneFound,
     NoRun,
@@ -23,11 +24,10 @@ from knouds_async._sansio.ledger import (
     ResendApproved,
     Sending,
     Totals,
-    Verdict,
     advance,
-    is_bold,
+    exceeds_experience,
+    fit_under_cap,
     repriced,
-    verdict,
 )
 
 NEW = Entry(key="a", target="workflows/x", digest="d")
@@ -104,32 +104,32 @@ def test_a_dearer_run_raises_what_is_reserved(events: list[Event], reserved: flo
 @pytest.mark.parametrize(
     ("totals", "price", "cap", "said"),
     [
-        (Totals(), 12, 12, Verdict.GO),
-        (Totals(), 12, 11.99, Verdict.NEVER),
-        (Totals(spent=88, reserved=0), 12, 100, Verdict.GO),
-        (Totals(spent=89, reserved=0), 12, 100, Verdict.NEVER),
-        (Totals(spent=50, reserved=39), 12, 100, Verdict.WAIT),
-        (Totals(spent=0.1 + 0.2), 0.7, 1.0, Verdict.GO),
-        (Totals(unpriced=2), 12, 36, Verdict.GO),
-        (Totals(unpriced=2), 12, 35, Verdict.WAIT),
-        (Totals(), None, 1, Verdict.GO),
-        (Totals(), None, 0, Verdict.NEVER),
-        (Totals(unpriced=1), None, 100, Verdict.WAIT),
-        (Totals(spent=5), None, 5, Verdict.NEVER),
-        (Totals(reserved=5), None, 5, Verdict.WAIT),
-        (Totals(), 0, 0, Verdict.GO),
+        (Totals(), 12, 12, Fit.NOW),
+        (Totals(), 12, 11.99, Fit.NEVER),
+        (Totals(spent=88, reserved=0), 12, 100, Fit.NOW),
+        (Totals(spent=89, reserved=0), 12, 100, Fit.NEVER),
+        (Totals(spent=50, reserved=39), 12, 100, Fit.LATER),
+        (Totals(spent=0.1 + 0.2), 0.7, 1.0, Fit.NOW),
+        (Totals(unpriced=2), 12, 36, Fit.NOW),
+        (Totals(unpriced=2), 12, 35, Fit.LATER),
+        (Totals(), None, 1, Fit.NOW),
+        (Totals(), None, 0, Fit.NEVER),
+        (Totals(unpriced=1), None, 100, Fit.LATER),
+        (Totals(spent=5), None, 5, Fit.NEVER),
+        (Totals(reserved=5), None, 5, Fit.LATER),
+        (Totals(), 0, 0, Fit.NOW),
     ],
 )
-def test_a_run_is_sent_when_it_surely_fits(totals: Totals, price: float | None, cap: float, said: Verdict) -> None:
+def test_a_run_is_sent_when_it_surely_fits(totals: Totals, price: float | None, cap: float, said: Fit) -> None:
     """It may go, has to wait for what is set aside, or can never fit."""
-    assert verdict(totals, price, cap) is said
+    assert fit_under_cap(totals, price, cap) is said
 
 
 def test_what_was_let_through_counts() -> None:
     """Runs that are about to be sent count before they are on record."""
-    assert verdict(Totals(), 12, 24, queued=1) is Verdict.GO
-    assert verdict(Totals(), 12, 23, queued=1) is Verdict.WAIT
-    assert verdict(Totals(), None, 100, queued=1) is Verdict.WAIT
+    assert fit_under_cap(Totals(), 12, 24, queued=1) is Fit.NOW
+    assert fit_under_cap(Totals(), 12, 23, queued=1) is Fit.LATER
+    assert fit_under_cap(Totals(), None, 100, queued=1) is Fit.LATER
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_what_was_let_through_counts() -> None:
 def test_few_ends_let_few_runs_go(cap: int, ended: int, in_flight: int, bold: bool) -> None:
     """No more runs are in flight than have ended, and one, unless they fit at ten times their price."""
     totals = Totals(reserved=12.0 * in_flight)
-    assert is_bold(totals, 12, cap, queued=0, in_flight=in_flight, ended=ended) is bold
+    assert exceeds_experience(totals, 12, cap, queued=0, in_flight=in_flight, ended=ended) is bold
 
 
 @given(
@@ -153,7 +153,7 @@ def test_the_cap_is_never_passed_by_a_credit_of_estimate(cap: int, price: int, s
     out: list[Entry] = []
     for step, number in steps:
         if step == "send":
-            if verdict(totals, price, cap) is Verdict.GO:
+            if fit_under_cap(totals, price, cap) is Fit.NOW:
                 sent = advance(NEW, sending(price))
                 totals = totals.moved(NEW, sent)
                 out.append(sent)
@@ -181,10 +181,10 @@ class Spending:
     def send(self, cost: int) -> None:
         """Let a run go that will cost so much, if it may."""
         price = self.prices.price
-        if verdict(self.totals, price, self.cap) is not Verdict.GO:
+        if fit_under_cap(self.totals, price, self.cap) is not Fit.NOW:
             return
         out, ended = len(self.in_flight), self.prices.ended
-        if price is not None and is_bold(self.totals, price, self.cap, queued=0, in_flight=out, ended=ended):
+        if price is not None and exceeds_experience(self.totals, price, self.cap, queued=0, in_flight=out, ended=ended):
             return
         sent = advance(NEW, sending(price))
         self.totals = self.totals.moved(NEW, sent)
