@@ -36,7 +36,7 @@ from knouds_async import (
     Status,
     Unknown,
 )
-from knouds_async._batch.worker import outcome_of_entry
+from knouds_async._batch.jobs import outcome_of_entry
 from knouds_async._cli import output
 from knouds_async._cli.errors import UsageError, format_error
 from knouds_async._cli.output import one_line

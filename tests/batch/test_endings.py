@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knouds_async import Completed, ExecutionState, Failed, Failure, Job, LedgerEntry, RunResult, Status
-from knouds_async._batch.worker import ending_of, ending_of_result, outcome_of_entry, outcome_of_state
+from knouds_async._batch.jobs import ending_of, ending_of_result, outcome_of_entry, outcome_of_state
 from knouds_async._sansio.ledger import Stage
 
 _json = st.recursive(
