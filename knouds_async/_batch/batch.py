@@ -194,11 +194,8 @@ class Runner:
     async def _run(self) -> None:
         try:
             with self._scope:
-                async with anyio.create_task_group() as heart:
-                    heart.start_soon(self._beat)
-                    async with anyio.create_task_group() as tasks:
-                        await self._read(tasks)
-                    heart.cancel_scope.cancel()
+                async with anyio.create_task_group() as tasks:
+                    await self._read(tasks)
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
             self._failed(error)
         except BaseException:  # a batch that was cut must not look like one that is over
@@ -207,12 +204,6 @@ class Runner:
         finally:
             self._outcomes.end()
             self._ended.set()
-
-    async def _beat(self) -> None:
-        try:
-            await self._session.keep_alive()
-        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
-            self._failed(error)
 
     async def _read(self, tasks: TaskGroup) -> None:
         """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""

@@ -105,15 +105,10 @@ class Ledger(Protocol):
     """Where jobs stand, for one process or for several that share it.
 
     Owners are batches. One that is gone loses its claims: its submitted runs may be picked up, and what it was sending
-    becomes unknown. An owner is gone when it left, when its process is certainly no more, or, where that cannot be
-    told, when its lease ran out; since what is unknown is never sent again by itself, a lease that was judged too early
-    pays for nothing twice.
+    becomes unknown. Whether an owner is gone is the ledger's to tell: because it left, because its process is certainly
+    no more, or by a lease that the ledger renews itself. Since what is unknown is never sent again by itself, one that
+    was judged gone too early pays for nothing twice.
     """
-
-    @property
-    def lease(self) -> float | None:
-        """How many seconds an owner lives without `renew`; None: as long as its process."""
-        ...
 
     async def bind(self, payer: Payer) -> None:
         """Open the ledger if need be and bind it to its first payer.
@@ -125,10 +120,6 @@ class Ledger(Protocol):
 
     async def join(self) -> str:
         """Open the ledger if need be and give the name of a new owner; LedgerError when it cannot be used."""
-        ...
-
-    async def renew(self, owner: str) -> None:
-        """Renew the lease of an owner."""
         ...
 
     async def leave(self, owner: str) -> None:
@@ -203,8 +194,6 @@ logger = logging.getLogger("knouds_async")
 class MemoryLedger:
     """A ledger for one batch, in memory; jobs that are over are forgotten, so that a million of them take no room."""
 
-    lease: float | None = None
-
     def __init__(self) -> None:
         """Know of no job."""
         self._open: dict[str, Entry] = {}
@@ -218,9 +207,6 @@ class MemoryLedger:
     async def join(self) -> str:
         """Return the name of the only owner."""
         return "this batch"
-
-    async def renew(self, owner: str) -> None:
-        """Do nothing: the owner lives as long as this ledger."""
 
     async def leave(self, owner: str) -> None:
         """Log what is still out: nothing else will know of it."""

@@ -580,8 +580,6 @@ class SQLiteLedger:
     Use it in `async with`, or give `map` its path. Not for a network file system: SQLite's locks do not hold there.
     """
 
-    lease: float | None = None
-
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open nothing yet."""
         self._path = Path(path)
@@ -681,9 +679,6 @@ class SQLiteLedger:
         """Return the name of a new owner."""
         await self._do(lambda _: None)
         return new_owner()
-
-    async def renew(self, owner: str) -> None:
-        """Do nothing: an owner lives as long as its process."""
 
     async def leave(self, owner: str) -> None:
         """End an owner."""

@@ -232,12 +232,6 @@ class LedgerSession:
         self.totals = summary.totals
         self.prices = attrs.evolve(self.prices, ended=summary.runs, highest_cost=summary.highest_cost)
 
-    async def keep_alive(self) -> None:
-        """Renew the lease for as long as this runs; at once when the ledger needs none."""
-        while (lease := self.ledger.lease) is not None:
-            await anyio.sleep(lease / 3)
-            await self.ledger.renew(self.owner)
-
     async def close(self) -> None:
         """Release every claim. What cannot be written is released by the end of the process."""
         try:

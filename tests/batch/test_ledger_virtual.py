@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, LedgerError, NotRun, Outcome, Unknown
+from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, NotRun, Outcome, Unknown
 from knouds_async._batch.jobs import Reader
 from knouds_async._batch.ledger import Claim, Written
 from knouds_async._batch.worker import LedgerSession
@@ -344,24 +344,6 @@ async def _digest_of_first() -> str:
     from knouds_async._sansio.keys import digest
 
     return digest(jobs(1)[0].inputs)
-
-
-async def test_a_lease_is_renewed(knouds: Any, ledger: Any) -> None:
-    """A ledger whose owners live by a lease is told again and again that this one lives; when it fails, so does it."""
-    beats: list[float] = []
-    ledger.lease = 30.0
-
-    async def renew(owner: str) -> None:
-        assert owner
-        beats.append(anyio.current_time())
-        if len(beats) == 8:
-            raise LedgerError("the lease is lost")
-
-    ledger.renew = renew
-    await run(knouds, ledger, 1, max_in_flight=1)
-    assert len(beats) >= 3
-    with pytest.raises(LedgerError, match="lease is lost"):
-        await run(knouds, ledger, 9)
 
 
 async def test_a_run_that_is_cut_in_one_go_is_unknown(make_client: Any, ledger: Any) -> None:

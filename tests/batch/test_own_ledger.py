@@ -49,8 +49,6 @@ class State:
 class PickledLedger:
     """A ledger for one process at a time: everything in a file, which is replaced with every change."""
 
-    lease: float | None = None
-
     def __init__(self, path: Path) -> None:
         self._path = path
         self._state: State = pickle.loads(path.read_bytes()) if path.exists() else State()  # noqa: S301  (our own)
@@ -67,9 +65,6 @@ class PickledLedger:
     async def join(self) -> str:
         """Return a new owner."""
         return str(uuid4())
-
-    async def renew(self, owner: str) -> None:
-        """Owners live as long as the process."""
 
     async def leave(self, owner: str) -> None:
         """Free what an owner had."""
