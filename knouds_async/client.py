@@ -97,7 +97,7 @@ class AsyncKnouds:
         factory = ExecutionFactory(send, self._poller, url, time, recent)
         self.executions: Final = Executions(send, factory, url)
         self.usage: Final = Usage(send, time, recent)
-        batches = _batches(self._pipeline, factory, self.executions, self.usage, url, timeouts, self._limiter, retries)
+        batches = BatchFactory(BatchClient(self._pipeline, factory, self._limiter, url, timeouts, retries))
         self.workflows: Final = Workflows(send, factory, batches)
         self.models: Final = Models(factory, batches)
 
@@ -202,31 +202,6 @@ def _check(tier: str | None, limiter: object, max_connections: int) -> None:
     config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
     if limiter is not None and not isinstance(limiter, (Limiter, SharedLimiter)):
         raise ConfigurationError(f"limiter={limiter!r:.80}: must be a Limiter or SharedLimiter; a tier is `tier=`")
-
-
-def _batches(
-    pipeline: Pipeline,
-    factory: ExecutionFactory,
-    executions: Executions,
-    usage: Usage,
-    url: str,
-    timeouts: Timeouts,
-    limiter: Limiter,
-    retries: Retries,
-) -> BatchFactory:
-    """Return batches what they need of the client, and no more."""
-    return BatchFactory(
-        BatchClient(
-            pipeline=pipeline,
-            begun=factory.from_receipt,
-            attach=executions.attach,
-            search=usage.search,
-            base_url=url,
-            run_lasts=timeouts.run,
-            stats=limiter.stats,
-            longest=retries.longest,
-        )
-    )
 
 
 def _load_durations(saved: Mapping[str, object] | None) -> LearnedDurations:

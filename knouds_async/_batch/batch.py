@@ -9,19 +9,15 @@ from collections import deque
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
-    Callable,
     Iterable,
     Iterator,
     Mapping,
-    Sequence,
     Sized,
 )
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import anyio
-import attrs
 from anyio.lowlevel import checkpoint
 
 from knouds_async._batch.jobs import (
@@ -41,11 +37,11 @@ from knouds_async._batch.jobs import (
 )
 from knouds_async._batch.ledger import Ledger, MemoryLedger
 from knouds_async._batch.sqlite import SQLiteLedger
-from knouds_async._batch.worker import BatchClient, JobRunner, JobSubmitter, LedgerSession, OnUnknown
+from knouds_async._batch.worker import BatchClient, OnUnknown, Worker
 from knouds_async._io.concurrency import spawn, uninterrupted
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
-from knouds_async.errors import InvalidArgumentError, KnoudsError, PermissionDeniedError
+from knouds_async.errors import InvalidArgumentError, KnoudsError
 from knouds_async.types import Inputs, Target
 
 if TYPE_CHECKING:
@@ -130,143 +126,6 @@ _CUT: Final = (
 )
 _A_FEW: Final = 10  # jobs to be read before other tasks have their turn
 
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class BatchPlan:
-    """How a batch is to be done."""
-
-    jobs: Jobs
-    is_ordered: bool
-    max_in_flight: int
-    on_progress: OnProgress | None
-
-    @property
-    def most_ahead(self) -> int:
-        """How many jobs may be read whose outcomes were not taken yet."""
-        return self.max_in_flight + max(self.max_in_flight, _LEAST_AHEAD)
-
-
-class Runner:
-    """Runs the jobs of one batch, from `begin` to `end`."""
-
-    def __init__(
-        self,
-        plan: BatchPlan,
-        job_runner: JobRunner,
-        submitter: JobSubmitter,
-        session: LedgerSession,
-        outcomes: OutcomeQueue,
-        tell: Callable[[], None],
-    ) -> None:
-        """See jobs through by `job_runner` and put what comes of them into `outcomes`; `tell` is called after each."""
-        self._plan = plan
-        self._job_runner = job_runner
-        self._submitter = submitter
-        self._session = session
-        self._outcomes = outcomes
-        self._tell = tell
-        self._reader = Reader()
-        self._active = 0
-        self._room_news: anyio.Event | None = None
-        self._task: object | None = None
-
-    @property
-    def read(self) -> int:
-        """How many jobs were read."""
-        return self._reader.count
-
-    def begin(self) -> None:
-        """Start the task, in the context of the caller's: the source of the jobs is the caller's too."""
-        self._scope, self._ended = anyio.CancelScope(), anyio.Event()
-        self._task = spawn(self._run, contextvars.copy_context(), ended=self._ended.set)
-
-    async def end(self) -> None:
-        """Stop reading and waiting, and come back when submits under way are finished."""
-        self._scope.cancel()
-        await self._ended.wait()
-
-    def notify(self) -> None:
-        """Look for room again."""
-        if self._room_news is not None:
-            self._room_news.set()
-            self._room_news = None
-
-    async def _run(self) -> None:
-        try:
-            with self._scope:
-                async with anyio.create_task_group() as tasks:
-                    await self._read(tasks)
-        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
-            self._failed(error)
-        except BaseException:  # a batch that was cut must not look like one that is over
-            self._outcomes.fail(RuntimeError(_CUT))
-            raise
-        finally:
-            self._outcomes.end()
-            self._ended.set()
-
-    async def _read(self, tasks: TaskGroup) -> None:
-        """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""
-        source = _Source(self._plan.jobs, self._submitter)
-        while await self._has_room():
-            try:
-                prepared = self._reader.read(await source.next())
-            except StopAsyncIteration:
-                return
-            except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
-                self._outcomes.fail(error)
-                return
-            self._active += 1
-            tasks.start_soon(self._work_on, prepared)
-
-    async def _has_room(self) -> bool:
-        """Wait until another job may be read; False when none is to be read any more."""
-        if self._reader.count % _A_FEW == 0:
-            await checkpoint()
-        while True:
-            if self._submitter.is_stopped:
-                return False
-            is_full = self._active - self._job_runner.waiting >= self._plan.max_in_flight
-            if not is_full and self._reader.count - self._outcomes.taken < self._plan.most_ahead:
-                return True
-            self._room_news = self._room_news or anyio.Event()
-            await self._room_news.wait()
-
-    async def _work_on(self, prepared: PreparedJob) -> None:
-        try:
-            self._outcomes.put(prepared.number, await self._job_runner.outcome(prepared))
-            self._tell()
-        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
-            self._failed(error)
-        finally:
-            self._active -= 1
-            self.notify()
-
-    def _failed(self, error: BaseException) -> None:
-        """End the batch with an error: the waits end, submits under way are finished."""
-        self._outcomes.fail(error)
-        self._scope.cancel()
-
-
-class _Source:
-    """Where the jobs come from: an iterable, or an async one."""
-
-    def __init__(self, jobs: Jobs, submitter: JobSubmitter) -> None:
-        self._jobs: AsyncIterator[Job | Inputs] | Iterator[Job | Inputs]
-        self._jobs = aiter(jobs) if isinstance(jobs, AsyncIterable) else iter(jobs)
-        self._submitter = submitter
-
-    async def next(self) -> Job | Inputs:
-        """Return the next one, or raise StopAsyncIteration, also when the batch is stopped meanwhile."""
-        if isinstance(self._jobs, AsyncIterator):
-            with self._submitter.reading():
-                return await anext(self._jobs)
-            raise StopAsyncIteration
-        for item in self._jobs:
-            return item
-        raise StopAsyncIteration
-
-
 logger = logging.getLogger("knouds_async")
 
 
@@ -283,37 +142,34 @@ class Batch:
     """
 
     def __init__(
-        self,
-        plan: BatchPlan,
-        job_runner: JobRunner,
-        submitter: JobSubmitter,
-        session: LedgerSession,
-        prepare: Callable[[], Awaitable[None]],
+        self, worker: Worker, jobs: Jobs, *, is_ordered: bool, max_in_flight: int, on_progress: OnProgress | None
     ) -> None:
-        """Made by `map`; `prepare` is awaited when the block is entered."""
-        self._plan = plan
-        self._submitter = submitter
-        self._session = session
-        self._prepare = prepare
-        self._outcomes = OutcomeQueue(is_ordered=plan.is_ordered)
-        self._runner = Runner(plan, job_runner, submitter, session, self._outcomes, self._tell)
+        """Made by `map`."""
+        self._worker, self._jobs, self._on_progress = worker, jobs, on_progress
+        self._max_in_flight = max_in_flight
+        self._most_ahead = max_in_flight + max(max_in_flight, _LEAST_AHEAD)  # jobs that are read and not taken yet
+        self._reader = Reader()
+        self._outcomes = OutcomeQueue(is_ordered=is_ordered)
+        self._active = 0  # jobs that have a task
+        self._room: anyio.Event | None = None
+        self._reading: anyio.CancelScope | None = None  # of the wait for another job
         self._began: float | None = None
-        submitter.on_change = self._changed
+        worker.on_change = self._changed
 
     @property
     def progress(self) -> Progress:
         """How the batch stands."""
-        session = self._session
+        worker = self._worker
         return Progress(
             elapsed=0.0 if self._began is None else anyio.current_time() - self._began,
-            total=len(self._plan.jobs) if isinstance(self._plan.jobs, Sized) else None,
-            read=self._runner.read,
-            submitted=self._submitter.submitted,
-            in_flight=session.out,
-            credits_spent=session.totals.spent,
-            credits_reserved=session.totals.reserved,
-            max_credits=session.cap,
-            held_for=self._submitter.held_for,
+            total=len(self._jobs) if isinstance(self._jobs, Sized) else None,
+            read=self._reader.count,
+            submitted=worker.submitted,
+            in_flight=worker.in_flight,
+            credits_spent=worker.totals.spent,
+            credits_reserved=worker.totals.reserved,
+            max_credits=worker.cap,
+            held_for=worker.held_for,
             **self._outcomes.counts,
         )
 
@@ -322,8 +178,7 @@ class Batch:
 
         Jobs that were read and are still in line come out as NotRun, what is out comes out when it ends.
         """
-        self._submitter.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
-        self._runner.notify()
+        self._worker.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
 
     async def __aenter__(self) -> Batch:
         """Open the ledger, fetch the schema, and begin. Raises LedgerError, or what the service refuses."""
@@ -331,12 +186,14 @@ class Batch:
             raise RuntimeError("a batch is entered once: call map again for another")
         self._began = anyio.current_time()
         try:
-            await self._prepare()
+            await self._worker.open()
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self._session.close()
+                await self._worker.close()
             raise
-        self._runner.begin()
+        self._scope, self._ended = anyio.CancelScope(), anyio.Event()
+        # In the context of the caller's: the source of the jobs is the caller's too.
+        self._task = spawn(self._run, contextvars.copy_context(), ended=self._ended.set)
         return self
 
     async def __aexit__(
@@ -348,10 +205,11 @@ class Batch:
             raise finished.cancellation
 
     async def _close(self) -> None:
-        await self._runner.end()
-        await self._session.close()
+        self._scope.cancel()
+        await self._ended.wait()
+        await self._worker.close()
         ids = [f"{outcome.job.key}: {run}" for outcome in self._outcomes if (run := _id_of(outcome)) is not None]
-        if ids and isinstance(self._session.ledger, MemoryLedger):
+        if ids and isinstance(self._worker.ledger, MemoryLedger):
             said = "a batch without a ledger was left before the outcomes of these runs were taken: %s"
             logger.warning(said, ", ".join(ids))
 
@@ -364,16 +222,90 @@ class Batch:
         if self._began is None:
             raise RuntimeError("a batch is entered before it is iterated: async with knouds.workflows.map(...) as ...")
         outcome = await self._outcomes.take()
-        self._runner.notify()
+        self._look_for_room()
         return outcome
 
-    def _changed(self) -> None:
-        self._runner.notify()
-        self._tell()
+    # Its own task.
 
-    def _tell(self) -> None:
-        if self._plan.on_progress is not None:
-            self._plan.on_progress(self.progress)
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    await self._read(tasks)
+        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+            self._fail(error)
+        except BaseException:  # a batch that was cut must not look like one that is over
+            self._outcomes.fail(RuntimeError(_CUT))
+            raise
+        finally:
+            self._outcomes.end()
+            self._ended.set()
+
+    async def _read(self, tasks: TaskGroup) -> None:
+        """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""
+        source = aiter(self._jobs) if isinstance(self._jobs, AsyncIterable) else iter(self._jobs)
+        while await self._has_room():
+            try:
+                prepared = self._reader.read(await self._next(source))
+            except StopAsyncIteration:
+                return
+            except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+                self._outcomes.fail(error)
+                return
+            self._active += 1
+            tasks.start_soon(self._work_on, prepared)
+
+    async def _next(self, source: AsyncIterator[Job | Inputs] | Iterator[Job | Inputs]) -> Job | Inputs:
+        """Return the next job, or raise StopAsyncIteration, also when the batch is stopped meanwhile."""
+        if isinstance(source, AsyncIterator):
+            with anyio.CancelScope() as self._reading:
+                return await anext(source)
+        else:
+            for item in source:
+                return item
+        raise StopAsyncIteration
+
+    async def _has_room(self) -> bool:
+        """Wait until another job may be read; False when none is to be read any more."""
+        if self._reader.count % _A_FEW == 0:
+            await checkpoint()
+        while not self._worker.is_stopped:
+            is_full = self._active - self._worker.waiting >= self._max_in_flight
+            if not is_full and self._reader.count - self._outcomes.taken < self._most_ahead:
+                return True
+            self._room = self._room or anyio.Event()
+            await self._room.wait()
+        return False
+
+    async def _work_on(self, prepared: PreparedJob) -> None:
+        try:
+            self._outcomes.put(prepared.number, await self._worker.run_job(prepared))
+            self._report()
+        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+            self._fail(error)
+        finally:
+            self._active -= 1
+            self._look_for_room()
+
+    def _fail(self, error: BaseException) -> None:
+        """End the batch with an error: the waits end, submits under way are finished."""
+        self._outcomes.fail(error)
+        self._scope.cancel()
+
+    def _look_for_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    def _changed(self) -> None:
+        if self._worker.is_stopped and self._reading is not None:
+            self._reading.cancel()
+        self._look_for_room()
+        self._report()
+
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self.progress)
 
 
 def _id_of(outcome: Outcome) -> str | None:
@@ -388,7 +320,7 @@ class BatchFactory:
     """Makes batches of one client."""
 
     def __init__(self, client: BatchClient) -> None:
-        """Run them through `service`."""
+        """Run them through `client`."""
         self._client = client
 
     def map(
@@ -396,74 +328,63 @@ class BatchFactory:
         target: Target,
         jobs: Jobs,
         *,
-        ordered: bool,
-        max_in_flight: int | None,
-        ledger: Ledger | str | os.PathLike[str] | None,
-        max_credits: float | None,
-        on_unknown: OnUnknown,
-        validate: bool,
-        expected: float | None,
-        on_progress: OnProgress | None,
+        ordered: bool = False,
+        max_in_flight: int | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        max_credits: float | None = None,
+        on_unknown: OnUnknown = "park",
+        validate: bool = True,
+        expected: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Batch:
         """Make a batch; see `Workflows.map`."""
         endpoints.submit(target, {})  # checks the name
         _check(jobs, max_in_flight, max_credits, on_unknown)
         check_expected(expected)
-        client = self._client.expecting(expected)
-        if isinstance(ledger, (str, os.PathLike)):
-            session = LedgerSession(SQLiteLedger(ledger), str(target), max_credits, client.pipeline.time, is_own=True)
-        else:
-            session = LedgerSession(
-                ledger or MemoryLedger(), str(target), max_credits, client.pipeline.time, is_own=False
-            )
-        submitter = JobSubmitter(client, target, session, on_unknown)
-        job_runner = JobRunner(client, target, session, submitter)
-        plan = BatchPlan(
-            jobs=jobs,
-            is_ordered=ordered,
-            max_in_flight=MOST_IN_FLIGHT if max_in_flight is None else max_in_flight,
-            on_progress=on_progress,
+        worker = Worker(
+            self._client,
+            target,
+            _ledger_of(ledger),
+            cap=max_credits,
+            on_unknown=on_unknown,
+            expected=expected,
+            validate=validate,
+            is_durable=ledger is not None,
+            owns_ledger=isinstance(ledger, (str, os.PathLike)),
         )
+        most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
+        return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress)
 
-        async def prepare() -> None:
-            await session.open(None if ledger is None else await client.payer())
-            if target.kind == "workflows" and (validate or max_credits is not None):
-                await self._fetch_schema(target, submitter, session, validate=validate)
-
-        return Batch(plan, job_runner, submitter, session, prepare)
-
-    async def gather(self, target: Target, inputs: Sequence[Inputs], *, validate: bool) -> list[Outcome]:
+    async def gather(
+        self,
+        target: Target,
+        jobs: Jobs,
+        *,
+        max_in_flight: int | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        max_credits: float | None = None,
+        validate: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> list[Outcome]:
         """Run a small list and give its outcomes in order; see `Workflows.gather`."""
         batch = self.map(
             target,
-            inputs,
+            jobs,
             ordered=True,
-            max_in_flight=None,
-            ledger=None,
-            max_credits=None,
-            on_unknown="park",
+            max_in_flight=max_in_flight,
+            ledger=ledger,
+            max_credits=max_credits,
             validate=validate,
-            expected=None,
-            on_progress=None,
+            on_progress=on_progress,
         )
         async with batch as outcomes:
             return [outcome async for outcome in outcomes]
 
-    async def _fetch_schema(
-        self, target: Target, submitter: JobSubmitter, session: LedgerSession, *, validate: bool
-    ) -> None:
-        """Fetch the schema once; a key that may run the workflow but not read it goes without."""
-        try:
-            schema = await self._client.pipeline.send(endpoints.workflow_schema(target.name))
-        except PermissionDeniedError as error:
-            if not error.from_service:  # what stands in between would answer the runs as well
-                raise
-            logger.warning(
-                "the schema of %s cannot be read, so inputs are not checked before they are sent: %s", target, error
-            )
-            return
-        submitter.schema = schema if validate else None
-        session.expect(schema.estimated_credit_cost)
+
+def _ledger_of(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
+    if ledger is None:
+        return MemoryLedger()
+    return SQLiteLedger(ledger) if isinstance(ledger, (str, os.PathLike)) else ledger
 
 
 def _check(jobs: object, max_in_flight: object, max_credits: object, on_unknown: object) -> None:

@@ -1,15 +1,13 @@
-"""One job of a batch, from its reading to its outcome: ledger, budget, submit, wait, ledger."""
+"""The jobs of one batch, each from its reading to its outcome: ledger, budget, submit with hooks, wait, ledger."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from enum import Enum
-from functools import partial
-from typing import Any, Final, Literal
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 import attrs
@@ -28,13 +26,13 @@ from knouds_async._batch.jobs import (
     outcome_of_entry,
     outcome_of_state,
 )
-from knouds_async._batch.ledger import Claim, Claimed, Ledger, OverBudget, Taken, Written
-from knouds_async._io.concurrency import ServiceTime, read_clocks
-from knouds_async._io.limiter import LimiterStats
-from knouds_async._io.pipeline import Decision, Pipeline
+from knouds_async._batch.ledger import Claim, Ledger, OverBudget, Taken, Written
+from knouds_async._io.concurrency import read_clocks
+from knouds_async._io.limiter import Limiter
+from knouds_async._io.pipeline import WITHHELD, Decision, Pipeline, Withheld, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
-from knouds_async._sansio.inputs import input_errors
+from knouds_async._sansio.inputs import checked_execution_id, input_errors
 from knouds_async._sansio.ledger import (
     Accepted,
     Ended,
@@ -54,456 +52,24 @@ from knouds_async._sansio.ledger import (
     Totals,
     exceeds_experience,
     fit_under_cap,
-    highest_known,
 )
 from knouds_async._sansio.reconcile import Wanted
-from knouds_async._sansio.retry import Again, Done, Fail, Requeue
-from knouds_async.errors import (
-    APIError,
-    BudgetExceededError,
-    ConnectionFailedError,
-    ExecutionFailedError,
-    KnoudsError,
-    LedgerError,
-    NotFoundError,
-    PermissionDeniedError,
-    SubmissionUnknownError,
-)
-from knouds_async.execution import Execution
+from knouds_async._sansio.retry import Done, Fail, Requeue
+from knouds_async.config import Retries, Timeouts
+from knouds_async.errors import KnoudsError
+from knouds_async.execution import UNSEEN, Execution, ExecutionFactory
 from knouds_async.types import ExecutionState, RunResult, SubmissionSearch, Submitted, Target, WorkflowSchema
-
-
-@attrs.frozen(eq=False, repr=False)
-class BatchClient:
-    """Send calls, get the handle of a run, search the usage rows, ask for time and quotas and whose key this is.
-
-    `begun` takes a receipt and its target, `attach` an id and its target. `run_lasts`: seconds that a synchronous run
-    may take. `longest`: seconds of the longest pause that calls bear. `one_go`: the targets whose provider cannot be
-    polled, as far as this client has learned.
-    """
-
-    pipeline: Pipeline
-    begun: Callable[..., Execution]
-    attach: Callable[..., Execution]
-    search: Callable[[Wanted], Awaitable[SubmissionSearch]]
-    base_url: str
-    run_lasts: float
-    stats: Callable[[str], LimiterStats]
-    longest: float
-    one_go: set[Target] = attrs.field(factory=set)
-    _payers: list[Payer] = attrs.field(factory=list)  # the one, once it is known
-
-    def expecting(self, seconds: float | None) -> BatchClient:
-        """Return the same service, whose runs should take so long."""
-        begun, attach = partial(self.begun, expected=seconds), partial(self.attach, expected=seconds)
-        return attrs.evolve(self, begun=begun, attach=attach)
-
-    async def payer(self) -> Payer:
-        """Return whose key this is, and of which service; asked once. A service that does not say leaves it open."""
-        if not self._payers:
-            try:
-                user = (await self.pipeline.send(endpoints.whoami())).id
-            except (NotFoundError, PermissionDeniedError) as error:
-                if error.status == 403 and not error.from_service:  # what stands in between would answer the runs too
-                    raise
-                user = None
-            self._payers.append(Payer(user=user, base_url=self.base_url))
-        return self._payers[0]
-
-
-UNREACHABLE: Final = 600.0  # seconds
-_FIRST_PAUSE: Final = 1.0
-_SHORT_PAUSE: Final = 5.0
-_GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
-
-
-class Outage:
-    """A service that cannot be reached: since when, and how long to pause."""
-
-    def __init__(self) -> None:
-        """Know of none yet."""
-        self._since: float | None = None
-        self._pause = _FIRST_PAUSE
-
-    def is_too_long(self, now: float) -> bool:
-        """Return whether it has lasted for so long that there is no hope."""
-        self._since = now if self._since is None else self._since
-        return now - self._since > UNREACHABLE
-
-    def pause(self) -> float:
-        """Return the next pause, each longer than the last."""
-        now, self._pause = self._pause, min(60.0, self._pause * 2)
-        return now
-
-
-class ForeignAnswers:
-    """Answers to submits that are not the service's own: each leaves a job unknown, so few are borne."""
-
-    def __init__(self) -> None:
-        """Start without any."""
-        self._in_a_row = 0
-
-    def saw(self, decision: Decision) -> str | None:
-        """Note an attempt; give who answered where nothing more should be submitted.
-
-        A gateway that finds the service away (5xx, 408, 499) is borne a few times; a page in between is not.
-        """
-        match decision:
-            case Fail(SubmissionUnknownError(intermediary=str() as who, status=status)):
-                self._in_a_row += 1
-                is_passing = status is not None and (status >= 500 or status in (408, 499))
-                return who if not is_passing or self._in_a_row >= _GATEWAY_FAULTS else None
-            case Done() | Requeue() | Fail(APIError()):
-                self._in_a_row = 0
-        return None
-
-
-class HoldNotices:
-    """Pauses that the service asked for: each is worth a word once."""
-
-    def __init__(self) -> None:
-        """Know of none yet."""
-        self._until: datetime | None = None
-
-    def news(self, now: datetime, held_for: float) -> datetime | None:
-        """Return until when a pause lasts, if it is longer than what is known; a short one is not worth a word."""
-        until = now + timedelta(seconds=held_for)
-        known = now if self._until is None else max(now, self._until)
-        if until < known + timedelta(seconds=_SHORT_PAUSE):
-            return None
-        self._until = until
-        return until
-
-
-def intercepted(target: Target, who: str) -> ConnectionFailedError:
-    """Make the error of jobs that are not sent because somebody answers in the service's place."""
-    return ConnectionFailedError(
-        f"{target}: not sent: something between here and the service answers in its place ({who}). Nothing more is "
-        "submitted: look what stands in between (a proxy, a firewall, a login page), then run the rest"
-    )
-
 
 logger = logging.getLogger("knouds_async")
 
-
-@attrs.frozen
-class StopReason:
-    """Why nothing more is submitted."""
-
-    reason: NotRunReason
-    error: KnoudsError
-
-
-@attrs.frozen
-class Reservation:
-    """Credits that are reserved for a run, None: its price is not known."""
-
-    credits: float | None
-
-
-class LedgerSession:
-    """What one batch has on record."""
-
-    def __init__(self, ledger: Ledger, target: str, cap: float | None, time: ServiceTime, *, is_own: bool) -> None:
-        """Keep the record of a batch of runs of `target`, with at most `cap` credits; `is_own`: close the ledger."""
-        self._is_own = is_own
-        self._time = time
-        self.payer: Payer | None = None  # whose they are, where the ledger outlives the batch
-        self.ledger = ledger
-        self.target = target
-        self.cap = cap
-        self.owner = ""
-        self.totals = Totals()
-        self.prices = Prices()
-        self.out = 0  # runs of this batch that are being sent or waited for
-        self.stopped_by: StopReason | None = None
-        self._queued = 0  # jobs that were let through and are not on record yet
-        self._reserving: anyio.Lock | None = None
-        self._changed: anyio.Event | None = None
-
-    async def open(self, payer: Payer | None = None) -> None:
-        """Become an owner, and learn what was spent before; `payer`: None for a ledger that goes with the batch."""
-        self._reserving, self._changed = anyio.Lock(), anyio.Event()
-        if payer is not None:
-            await self.ledger.bind(payer)
-        self.payer = payer
-        self.owner = await self.ledger.join()
-        summary = await self.ledger.summary(self.target)
-        self.totals = summary.totals
-        self.prices = attrs.evolve(self.prices, ended=summary.runs, highest_cost=summary.highest_cost)
-
-    async def close(self) -> None:
-        """Release every claim. What cannot be written is released by the end of the process."""
-        try:
-            if self.owner:
-                owner, self.owner = self.owner, ""
-                await self.ledger.leave(owner)
-        except LedgerError as error:
-            logger.warning("%s", error)
-        finally:
-            if self._is_own:
-                await self.ledger.aclose()
-
-    def expect(self, estimate: float | None) -> None:
-        """Take the workflow's own estimate of a run's cost, in credits."""
-        self.prices = attrs.evolve(self.prices, estimate=None if estimate is None else max(0.0, float(estimate)))
-
-    def stop(self, reason: NotRunReason, error: KnoudsError) -> None:
-        """Submit nothing more; the first reason counts."""
-        if self.stopped_by is None:
-            self.stopped_by = StopReason(reason, error)
-        self.notify()
-
-    def begin(self) -> None:
-        """Count a run that is out."""
-        self.out += 1
-
-    def end(self) -> None:
-        """Count it no more."""
-        self.out -= 1
-        self.notify()
-
-    def notify(self) -> None:
-        """Wake those who wait for credits."""
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = anyio.Event()
-
-    def moment(self) -> Moment:
-        """Return this moment, dated by the service's clock as certainly as it can be."""
-        return self._time.moment()
-
-    @property
-    def needs_time(self) -> bool:
-        """Whether to ask the service for its time before anything is sent: only what is dated can be proven."""
-        return self.payer is not None and self._time.is_worth_asking()
-
-    async def claim(
-        self, prepared: PreparedJob, sent_at: float, since: Moment, reservation: Reservation, lasts: float
-    ) -> Claimed:
-        """Write the intent to send a job; `since`: a moment before, `lasts`: seconds a synchronous run may take."""
-        sending = Sending(
-            owner=self.owner,
-            sent_at=sent_at,
-            reserve=highest_known(reservation.credits, self.prices.price),
-            since=since,
-            lasts=lasts,
-            account=None if self.payer is None else self.payer.account,
-        )
-        claim = Claim(key=prepared.job.key, target=self.target, digest=prepared.digest, sending=sending, cap=self.cap)
-        claimed = await self.ledger.claim(claim)
-        if isinstance(claimed, (Written, OverBudget)):
-            self.totals, self.prices = claimed.totals, self.prices.seen(claimed.highest_cost)
-        return claimed
-
-    async def record(self, entry: Entry, event: Event) -> Entry:
-        """Write what has become of an entry, and learn its cost; the error says if it was of a run that may be paid."""
-        try:
-            return await self._record(entry, event)
-        except IllegalStepError as error:
-            failure = LedgerError(f"{error}: another batch has decided otherwise meanwhile")
-        except LedgerError as error:
-            failure = error.with_traceback(None)
-        failure.may_have_run = failure.may_have_run or not isinstance(event, NoRun)
-        raise failure from None
-
-    async def _record(self, entry: Entry, event: Event) -> Entry:
-        written = await self.ledger.record(entry.key, entry.attempt, event)
-        self.totals = written.totals
-        if written.entry.ending is not None and entry.ending is None:
-            self.prices = self.prices.paid(written.entry.ending.cost)
-        self.prices = self.prices.seen(written.highest_cost)
-        self.notify()
-        return written.entry
-
-    async def try_to_record(self, entry: Entry, event: Event) -> Entry | None:
-        """Write what has become of an entry; None when another batch, or a person, was faster."""
-        try:
-            return await self._record(entry, event)
-        except IllegalStepError:
-            return None
-
-    async def reserve(self) -> Reservation | None:
-        """Wait until one more run fits under the cap, and reserve credits for it; None when the batch has stopped.
-
-        It stops the batch when no further run can fit.
-
-        First come, first served. To be given back with `let_go`, when it is on record or was not sent.
-        """
-        if self.cap is None:
-            return Reservation(self.prices.price)
-        assert self._reserving is not None  # noqa: S101  (it is there once the session is open)
-        async with self._reserving:
-            while self.stopped_by is None:
-                price = self.prices.price
-                said = fit_under_cap(self.totals, price, self.cap, queued=self._queued)
-                if said is Fit.NOW and not self._is_bold(price, self.cap):
-                    self._queued += 1
-                    return Reservation(price)
-                if said is Fit.NEVER or not (self.out or self._queued):
-                    self.stop(NotRunReason.BUDGET, self._spent(price))
-                    break
-                assert self._changed is not None  # noqa: S101
-                await self._changed.wait()
-        return None
-
-    def release(self) -> None:
-        """Release what was reserved."""
-        if self.cap is not None:
-            self._queued -= 1
-            self.notify()
-
-    def _is_bold(self, price: float | None, cap: float) -> bool:
-        in_flight = self.out + self._queued
-        return price is not None and exceeds_experience(
-            self.totals, price, cap, queued=self._queued, in_flight=in_flight, ended=self.prices.ended
-        )
-
-    def _spent(self, price: float | None) -> BudgetExceededError:
-        cost = "at a price that is not known" if price is None else f"of {price:g} credits"
-        unpriced = f", and what {self.totals.unpriced} of the runs cost is not known" if self.totals.unpriced else ""
-        return BudgetExceededError(
-            f"another run {cost} could pass max_credits={self.cap:g}: {self.totals.spent:g} credits are spent and "
-            f"{self.totals.reserved:g} are reserved for runs in flight or unknown{unpriced}. Nothing more was "
-            "submitted"
-        )
-
-
-class SubmitWithheldError(Exception):
-    """The ledger or the batch itself kept a submit from leaving; `taken`: what the ledger says of the job instead."""
-
-    def __init__(self, taken: Entry | None = None) -> None:
-        """Keep the entry."""
-        super().__init__()
-        self.taken = taken
-
-
-class _Phase(Enum):
-    """Where the submit stands."""
-
-    IDLE = "idle"
-    """Nothing of it is on its way; an attempt may have been refused."""
-    CLAIMING = "claiming"
-    """Its intent is being written."""
-    OUT = "out"
-    """It may have left."""
-    OVER = "over"
-    """What became of it is on record."""
-
-
-class SubmitRecorder:
-    """Records what one submit does in the ledger."""
-
-    def __init__(
-        self, session: LedgerSession, prepared: PreparedJob, reservation: Reservation, saw: Callable[[Decision], None]
-    ) -> None:
-        """Send `prepared`, with the credits that are reserved for it; `saw` hears of each attempt before the ledger."""
-        self._session = session
-        self._prepared = prepared
-        self._reservation = reservation
-        self._saw = saw
-        self._is_reserved = True
-        self._is_out = False
-        self._phase = _Phase.IDLE
-        self.entry: Entry | None = None
-        self.sent_at: datetime | None = None
-        self.lasts = 0.0  # seconds within which a synchronous run may still end
-
-    @property
-    def name(self) -> str:
-        """Whose request it is."""
-        return f"job {self._prepared.job.key!r:.100}"
-
-    @property
-    def has_left(self) -> bool:
-        """Whether a request is in flight, or its answer is being recorded: what cuts it now may lose a paid run."""
-        return self._phase in (_Phase.OUT, _Phase.OVER)
-
-    async def before_send(self, sent_at: datetime) -> Reading:
-        """Write the intent and return when that was.
-
-        SubmitWithheldError when the batch has stopped, the service's time is to be asked first, another owner has the
-        job, or the credits do not suffice.
-        """
-        if (self._session.stopped_by is not None and self.entry is None) or self._session.needs_time:
-            raise SubmitWithheldError
-        self._phase, self.sent_at = _Phase.CLAIMING, sent_at
-        since, began = self._session.moment(), read_clocks()
-        claimed = await self._session.claim(self._prepared, sent_at.timestamp(), since, self._reservation, self.lasts)
-        if not isinstance(claimed, Written):
-            self._phase = _Phase.IDLE
-            raise SubmitWithheldError(claimed.entry if isinstance(claimed, Taken) else None)
-        if self.entry is None:
-            self._session.begin()
-            self._is_out = True
-        self.entry, self._phase = claimed.entry, _Phase.IDLE
-        self._release()
-        if self._session.stopped_by is not None:  # meanwhile; from here to the first byte nothing checks again
-            raise SubmitWithheldError
-        self._phase = _Phase.OUT
-        return attrs.evolve(claimed.committed or began, loop=anyio.current_time())
-
-    async def after_attempt(self, decision: Decision) -> None:
-        """Write what became of an attempt; one that is to be made again is still being sent, unless all has stopped."""
-        self._saw(decision)
-        if isinstance(decision, (Done, Fail)) and self.entry is not None:
-            await self._write(self._event(decision))
-            return
-        self._phase = _Phase.IDLE
-        if isinstance(decision, (Again, Requeue)) and self._session.stopped_by is not None:
-            raise SubmitWithheldError
-
-    def _event(self, decision: Done[Any] | Fail) -> Event:
-        match decision:
-            case Done(Submitted() as receipt):
-                return Accepted(
-                    owner=self._session.owner,
-                    execution_id=receipt.execution_id,
-                    request_id=receipt.request_id,
-                    until=self._session.moment(),
-                )
-            case Done(run):
-                return Ended(ending_of_result(run))
-            case Fail(ExecutionFailedError() as failed):
-                return Ended(ending_of_failure(failed))
-            case Fail(SubmissionUnknownError(execution_id=str() as found)):  # of the receipt, that much came
-                return Accepted(owner=self._session.owner, execution_id=found, until=self._session.moment())
-            case Fail(error) if not error.may_have_run:
-                return NoRun(self._session.owner)
-            case Fail(error):
-                return Lost(self._session.owner, str(getattr(error, "seen", None) or error), self._session.moment())
-
-    async def close(self) -> None:
-        """Account for a submit that was cut, and count the run no more; to be called shielded."""
-        self._release()
-        try:
-            await self._account_for_cut()
-        finally:
-            if self._is_out:
-                self._session.end()
-
-    async def _account_for_cut(self) -> None:
-        if self._phase is _Phase.CLAIMING and self.entry is None:  # the claim may be on record; nothing left after it
-            found = await self._session.ledger.look(self._prepared.job.key)
-            self.entry = found if found is not None and found.owner == self._session.owner else None
-        if self.entry is not None and self._phase is not _Phase.OVER:
-            is_out, owner = self._phase is _Phase.OUT, self._session.owner
-            cut = Lost(owner, "it was cut before its answer", self._session.moment())
-            await self._write(cut if is_out else NoRun(owner))
-
-    async def _write(self, event: Event) -> None:
-        assert self.entry is not None  # noqa: S101
-        self._phase = _Phase.OVER  # also when it cannot be written: what is not on record is unknown to the next batch
-        self.entry = await self._session.record(self.entry, event)
-
-    def _release(self) -> None:
-        if self._is_reserved:
-            self._is_reserved = False
-            self._session.release()
-
-
 OnUnknown = Literal["park", "stop"]
+Answer: TypeAlias = Submitted | RunResult | KnoudsError
 
+UNREACHABLE: Final = 600.0  # seconds without a connection after which there is no hope
+_LONGEST_PAUSE: Final = 60.0
+_SHORT_PAUSE: Final = 5.0  # seconds: not worth a word
+_GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
+_SPAN: Final = 1200.0  # seconds before a submit: runs of that time may account for rows that are near it
 _TARGET_WIDE: Final = (
     errors.AuthenticationError,
     errors.PermissionDeniedError,
@@ -513,314 +79,458 @@ _TARGET_WIDE: Final = (
 """Refusals that every further job would meet as well."""
 
 
-class JobSubmitter:
-    """Sends jobs, and waits for their runs."""
+@attrs.define(eq=False, repr=False)
+class BatchClient:
+    """The parts of a client that its batches use.
 
-    def __init__(self, client: BatchClient, target: Target, session: LedgerSession, on_unknown: OnUnknown) -> None:
-        """Send jobs of `target` through `client`, on record in `session`."""
-        self._client = client
-        self._target = target
-        self._session = session
-        self._on_unknown = on_unknown
-        self._first = anyio.Lock()
-        self._asking = anyio.Lock()
-        self._has_answered = False
-        self._foreign_answers = ForeignAnswers()
-        self._hold_notices = HoldNotices()
-        self._is_away = False
-        self._route = endpoints.submit(target, {}).route
-        self._in_line: dict[anyio.CancelScope, SubmitRecorder | None] = {}
-        self._reading: anyio.CancelScope | None = None
+    `one_go`: the targets whose provider cannot be polled, as far as this client has learned.
+    """
+
+    pipeline: Pipeline
+    executions: ExecutionFactory
+    limiter: Limiter
+    base_url: str
+    timeouts: Timeouts
+    retries: Retries
+    one_go: set[Target] = attrs.field(factory=set)
+    _payer: Payer | None = None
+
+    async def payer(self) -> Payer:
+        """Return whose key this is, and of which service; asked once. A service that does not say leaves it open."""
+        if self._payer is None:
+            try:
+                user = (await self.pipeline.send(endpoints.whoami())).id
+            except (errors.NotFoundError, errors.PermissionDeniedError) as error:
+                if error.status == 403 and not error.from_service:  # what stands in between would answer the runs too
+                    raise
+                user = None
+            self._payer = Payer(user=user, base_url=self.base_url)
+        return self._payer
+
+
+class Worker:
+    """Runs the jobs of one batch, each by `run_job`.
+
+    `cap`: in credits. `expected`: seconds that a run should take. `is_durable`: whether the ledger outlives the batch;
+    `owns_ledger`: whether it is closed with it.
+    """
+
+    def __init__(
+        self,
+        client: BatchClient,
+        target: Target,
+        ledger: Ledger,
+        *,
+        cap: float | None,
+        on_unknown: OnUnknown,
+        expected: float | None,
+        validate: bool,
+        is_durable: bool,
+        owns_ledger: bool,
+    ) -> None:
+        self._client, self.target, self.ledger = client, target, ledger
+        self.cap, self._on_unknown, self._expected, self._validate = cap, on_unknown, expected, validate
+        self._is_durable, self._owns_ledger = is_durable, owns_ledger
         self.on_change: Callable[[], None] = lambda: None
-        self.schema: WorkflowSchema | None = None
+        self.owner = ""
+        self.payer: Payer | None = None
+        self._schema: WorkflowSchema | None = None
+        # What is spent and reserved.
+        self.totals, self.prices = Totals(), Prices()
+        self.in_flight = 0  # runs of this batch that are being sent or waited for
+        self.queued = 0  # jobs that were let through under the cap and are not on record yet
+        self._reserving = anyio.Lock()
+        self._changed: anyio.Event | None = None
+        # How the submitting stands.
         self.submitted = 0
+        self.waiting = 0  # jobs that only wait: for another batch, or for a search
+        self.stopped_by: tuple[NotRunReason, KnoudsError] | None = None
         self.is_stopped = False  # somebody asked for it: no further job is to be read either
+        self.in_line = set[anyio.CancelScope]()  # of what `stop` may end: no paid request is in flight in them
+        self._route = endpoints.submit(target, {}).route
+        self._first, self._asking, self._searching = anyio.Lock(), anyio.Lock(), anyio.Lock()
+        self._has_answered = self._is_away = False
+        self._foreign_answers = 0  # in a row
+        self._held_until = -math.inf
 
-    def stop(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
-        """Submit nothing more: what is in line leaves it, what is out goes on."""
-        self._session.stop(reason, error)
-        self.is_stopped = self.is_stopped or reason is NotRunReason.STOPPED
-        for scope, recorder in self._in_line.items():
-            if recorder is None or not recorder.has_left:
-                scope.cancel()
-        if reason is NotRunReason.STOPPED and self._reading is not None:
-            self._reading.cancel()
+    # Opening, closing, stopping.
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """End the wait for another job when the submitting ends."""
-        with anyio.CancelScope() as self._reading:
-            yield
-        self._reading = None
+    async def open(self) -> None:
+        """Become an owner, learn what was spent before, and what the inputs are to be."""
+        if self._is_durable:
+            self.payer = await self._client.payer()
+            await self.ledger.bind(self.payer)
+        self.owner = await self.ledger.join()
+        summary = await self.ledger.summary(str(self.target))
+        self.totals = summary.totals
+        self.prices = Prices(ended=summary.runs, highest_cost=summary.highest_cost)
+        if self.target.kind == "workflows" and (self._validate or self.cap is not None):
+            await self._fetch_schema()
 
-    async def send(self, prepared: PreparedJob) -> Outcome | Entry | None:
-        """Send a job that never ran, unless it cannot be."""
-        wrong = input_errors(self.schema, prepared.job.inputs) if self.schema is not None else ()
-        if wrong:
-            said = f"{self._target}: {'; '.join(wrong)}"
-            refused = errors.InvalidInputsError(said, code="INVALID_INPUTS")
-            return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=refused)
-        outage = Outage()
-        while (stopped_by := self._session.stopped_by) is None:
-            reservation = await self._session.reserve()
-            found = (
-                await self._try(prepared, SubmitRecorder(self._session, prepared, reservation, self._saw), outage)
-                if reservation
-                else _AGAIN
-            )
-            if not isinstance(found, _Again):
-                return found
-        return NotRun(job=prepared.job, reason=stopped_by.reason, error=stopped_by.error)
-
-    async def _try(
-        self, prepared: PreparedJob, recorder: SubmitRecorder, outage: Outage
-    ) -> Outcome | Entry | _Again | None:
-        """Submit once and, when that began a run, see it to its end."""
+    async def _fetch_schema(self) -> None:
+        """Fetch the schema once; a key that may run the workflow but not read it goes without."""
         try:
-            await self.ask_for_time()
-            value = await self._submit(prepared, recorder)
-            if isinstance(value, RunResult) and recorder.entry is not None:
-                self._count()
-                return outcome_of_entry(prepared.job, recorder.entry, from_ledger=False)
-            if isinstance(value, Submitted) and recorder.entry is not None:
-                return await self._begun(prepared, recorder.entry, value)
-        except SubmitWithheldError as refusal:
-            return refusal.taken or _AGAIN
-        except errors.KnoudsError as error:
-            return await self._refused(prepared, recorder, error.with_traceback(None), outage)
+            schema = await self._client.pipeline.send(endpoints.workflow_schema(self.target.name))
+        except errors.PermissionDeniedError as error:
+            if not error.from_service:  # what stands in between would answer the runs as well
+                raise
+            said = "the schema of %s cannot be read, so inputs are not checked before they are sent: %s"
+            logger.warning(said, self.target, error)
+            return
+        self._schema = schema if self._validate else None
+        if (estimate := schema.estimated_credit_cost) is not None:
+            self.prices = attrs.evolve(self.prices, estimate=max(0.0, float(estimate)))
+
+    async def close(self) -> None:
+        """Release every claim. What cannot be written is released by the end of the process."""
+        try:
+            if self.owner:
+                owner, self.owner = self.owner, ""
+                await self.ledger.leave(owner)
+        except errors.LedgerError as error:
+            logger.warning("%s", error)
         finally:
-            with anyio.CancelScope(shield=True):
-                await recorder.close()
-        return _AGAIN
+            if self._owns_ledger:
+                await self.ledger.aclose()
 
-    async def ask_for_time(self) -> None:
-        """Ask the service for its time, if need be, before an intent is written or a lost one is looked for."""
-        if self._session.needs_time:
-            with self._leaving_line():
-                async with self._asking:
-                    if self._session.needs_time:
-                        await self._client.pipeline.ask_for_time()
-
-    def _count(self) -> None:
-        self.submitted += 1
+    def stop(self, reason: NotRunReason, error: KnoudsError) -> None:
+        """Submit nothing more: what is in line leaves it, what is in flight goes on. The first reason counts."""
+        self.stopped_by = self.stopped_by or (reason, error)
+        self.is_stopped = self.is_stopped or reason is NotRunReason.STOPPED
+        for scope in tuple(self.in_line):
+            scope.cancel()
+        self.notify()
         self.on_change()
 
-    async def _submit(self, prepared: PreparedJob, recorder: SubmitRecorder) -> Submitted | RunResult | None:
-        """Submit, the first job alone: should the target refuse it, no turn of the others is wasted."""
-        value = None
-        with self._leaving_line(recorder):
-            if not self._has_answered:
-                async with self._first:
-                    if not self._has_answered:
-                        value = await self._send_once(prepared, recorder)
-            if value is None:
-                value = await self._send_once(prepared, recorder)
-        return value
-
-    async def _send_once(self, prepared: PreparedJob, recorder: SubmitRecorder) -> Submitted | RunResult:
-        self._say_pause()
-        is_one_go = self._target in self._client.one_go
-        recorder.lasts = self._client.run_lasts if is_one_go else 0.0
-        call: endpoints.Call[Any] = (endpoints.run if is_one_go else endpoints.submit)(
-            self._target, prepared.job.inputs
-        )
-        try:
-            value: Submitted | RunResult = await self._client.pipeline.send(call, hooks=recorder)
-        except (errors.APIError, errors.SubmissionUnknownError, errors.ExecutionFailedError):
-            self._has_answered = True
-            raise
-        self._has_answered = True
-        return value
+    def _stop_with_warning(self, reason: NotRunReason, error: KnoudsError) -> None:
+        if self.stopped_by is None:
+            logger.warning("a batch submits nothing more: %s", error)
+            self.stop(reason, error)
 
     @contextmanager
-    def _leaving_line(self, recorder: SubmitRecorder | None = None) -> Iterator[None]:
-        """Allow `stop` to end what is done inside, unless a paid request is in flight."""
+    def _leaving_line(self) -> Iterator[None]:
+        """Let `stop` end what is done inside."""
         with anyio.CancelScope() as scope:
-            self._in_line[scope] = recorder
+            self.in_line.add(scope)
             try:
                 yield
             finally:
-                del self._in_line[scope]
+                self.in_line.discard(scope)
 
-    async def wait(self, prepared: PreparedJob, entry: Entry, execution: Execution) -> Outcome:
+    # One job.
+
+    async def run_job(self, prepared: PreparedJob) -> Outcome:
+        """Return how a job ended. Cancelled: its run goes on, and is on record if there is a ledger."""
+        job = prepared.job
+        if prepared.is_repeated:
+            again = errors.InvalidArgumentError(f"the key {job.key!r} came before in this batch")
+            return NotRun(job=job, reason=NotRunReason.DUPLICATE, error=again)
+        if prepared.error is not None:
+            return NotRun(job=job, reason=NotRunReason.INVALID, error=prepared.error)
+        found: Outcome | Entry | None = await self.ledger.look(job.key)
+        while found is None or isinstance(found, Entry):
+            if found is None or found.stage is Stage.NEW:
+                found = _conflict(prepared, found, self.target) or await self._run(prepared)
+            else:
+                found = _conflict(prepared, found, self.target) or await self._resume(prepared, found)
+        return found
+
+    async def _run(self, prepared: PreparedJob) -> Outcome | Entry:
+        """Run a job that never ran; give its entry when it is another batch's by now."""
+        wrong = input_errors(self._schema, prepared.job.inputs) if self._schema is not None else ()
+        if wrong:
+            refused = errors.InvalidInputsError(f"{self.target}: {'; '.join(wrong)}", code="INVALID_INPUTS")
+            return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=refused)
+        outage = Outage()
+        while await self._reserve():
+            submit = Submit(self, prepared)
+            try:
+                answer = await self._send(submit)
+                found = await self._follow(submit, answer, outage)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await submit.close()
+            if found is not None:
+                return found
+        assert self.stopped_by is not None  # noqa: S101  (nothing else ends the reserving)
+        reason, error = self.stopped_by
+        return NotRun(job=prepared.job, reason=reason, error=error)
+
+    async def _send(self, submit: Submit) -> Answer | None:
+        """Submit, the first job alone: should the target refuse it, no turn of the others is wasted.
+
+        None: it was withheld, or it left the line; nothing of it is in flight.
+        """
+        try:
+            await self._ask_for_time()
+            with submit.scope:
+                self.in_line.add(submit.scope)
+                try:
+                    if not self._has_answered:
+                        async with self._first:
+                            if not self._has_answered:
+                                return await self._send_alone(submit)
+                    return await self._send_once(submit)
+                finally:
+                    self.in_line.discard(submit.scope)
+        except (errors.LedgerError, errors.ClientClosedError, errors.WrongEventLoopError):
+            raise
+        except KnoudsError as error:
+            return error.with_traceback(None)
+        return None
+
+    async def _send_alone(self, submit: Submit) -> Answer | None:
+        try:
+            answer = await self._send_once(submit)
+        except (errors.APIError, errors.SubmissionUnknownError, errors.ExecutionFailedError):
+            self._has_answered = True
+            raise
+        self._has_answered = answer is not None
+        return answer
+
+    async def _send_once(self, submit: Submit) -> Submitted | RunResult | None:
+        self._say_pause()
+        is_one_go = self.target in self._client.one_go
+        submit.lasts = self._client.timeouts.run if is_one_go else 0.0
+        make: Callable[..., endpoints.Call[Any]] = endpoints.run if is_one_go else endpoints.submit
+        call = make(self.target, submit.prepared.job.inputs)
+        answer: Submitted | RunResult | None = await self._client.pipeline.send(call, hooks=submit)
+        return answer
+
+    async def _follow(self, submit: Submit, answer: Answer | None, outage: Outage) -> Outcome | Entry | None:
+        """See a job to its end after its submit was answered; None: it began no run, and is to be sent again."""
+        job, entry = submit.prepared.job, submit.entry
+        match answer:
+            case None:
+                return submit.taken
+            case Submitted() if entry is not None:
+                return await self._begun(submit.prepared, entry, answer)
+            case errors.SubmissionUnknownError(execution_id=str() as found) if entry is not None:
+                return await self._begun(submit.prepared, entry, Submitted(execution_id=found))
+            case RunResult() if entry is not None:
+                self._count()
+                return outcome_of_entry(job, entry, from_ledger=False)
+            case errors.ExecutionFailedError():
+                self._count()
+                return Failed(job=job, error=answer)
+            case KnoudsError() if answer.may_have_run:
+                self._met_unknown(submit.prepared)
+                return Unknown(job=job, error=answer, sent_at=getattr(answer, "sent_at", submit.sent_at))
+            case KnoudsError():
+                return await self._refused(submit.prepared, answer, outage)
+        raise AssertionError("what was answered has an entry")
+
+    async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome:
+        """See a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way."""
+        if entry.stage is Stage.UNKNOWN:
+            self._met_unknown(prepared)
+            error = intercepted(self.target, entry.note or "an answer of another run")
+            self._stop_with_warning(NotRunReason.INTERCEPTED, error)
+            return outcome_of_entry(prepared.job, entry)
+        self._count()
+        execution = self._client.executions.from_receipt(receipt, self.target, self._expected)
+        return await self._wait(prepared, entry, execution)
+
+    async def _wait(self, prepared: PreparedJob, entry: Entry, execution: Execution) -> Outcome:
         """Wait for the end of a run and write it down; looks that fail are made again for as long as they may help."""
         try:
             state = await execution.wait(timeout=math.inf)
             if entry.note is not None:  # somebody named the run
-                _refuse_run_of_another_target(state, self._target)
+                _refuse_run_of_another_target(state, self.target)
         except errors.ClientClosedError:
             raise
-        except errors.KnoudsError as error:
-            if self._session.payer is not None:  # whoever else waits for this job, or the next batch, may try
-                await self._session.try_to_record(entry, OwnerGone())
+        except KnoudsError as error:
+            if self._is_durable:  # whoever else waits for this job, or the next batch, may try
+                await self.record(entry, OwnerGone())
             sent_at = None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
-            return Unknown(
-                job=prepared.job, error=error.with_traceback(None), sent_at=sent_at, execution_id=execution.id
-            )
-        await self._session.record(entry, Ended(ending_of(state)))
+            failure = error.with_traceback(None)
+            return Unknown(job=prepared.job, error=failure, sent_at=sent_at, execution_id=execution.id)
+        await self.record(entry, Ended(ending_of(state)))
         return outcome_of_state(prepared.job, state)
 
-    async def _refused(
-        self, prepared: PreparedJob, recorder: SubmitRecorder, error: errors.KnoudsError, outage: Outage
-    ) -> Outcome | _Again:
-        """Decide what follows from a submit that began no run for certain, or perhaps did."""
-        match error:
-            case errors.LedgerError() | errors.ClientClosedError() | errors.WrongEventLoopError():
-                raise error
-            case errors.ExecutionFailedError():
-                self._count()
-                return Failed(job=prepared.job, error=error)
-            case errors.AsyncNotSupportedError() if self._target not in self._client.one_go:
-                self._client.one_go.add(self._target)
-                return _AGAIN
-            case errors.RateLimitError():
-                return await self._limited(error)
-            case errors.ConnectionFailedError() if not (error.is_lasting or outage.is_too_long(anyio.current_time())):
-                return await self._unreachable(error, outage)
-            case errors.SubmissionUnknownError(execution_id=str() as found) if recorder.entry is not None:
-                return await self._begun(prepared, recorder.entry, Submitted(execution_id=found))
-            case _ if error.may_have_run:
-                self.met_unknown(prepared)
-                sent_at = getattr(error, "sent_at", recorder.sent_at)
-                return Unknown(job=prepared.job, error=error, sent_at=sent_at)
-        reason, is_for_all = _reason(error)
-        if is_for_all:
-            self.stop(reason, error)
-        return NotRun(job=prepared.job, reason=reason, error=error)
+    # What stands in the way of a submit.
 
-    def _saw(self, decision: Decision) -> None:
-        """Note an attempt: what answers in the service's place ends the submitting at once."""
-        if (who := self._foreign_answers.saw(decision)) is not None:
-            self._stop_with(NotRunReason.INTERCEPTED, intercepted(self._target, who))
+    async def _refused(self, prepared: PreparedJob, error: KnoudsError, outage: Outage) -> NotRun | None:
+        """Decide what follows from a submit that certainly began no run; None: it is sent again."""
+        match error:
+            case errors.AsyncNotSupportedError() if self.target not in self._client.one_go:
+                self._client.one_go.add(self.target)
+            case errors.RateLimitError() if error.is_pause:
+                self._stop_with_warning(NotRunReason.RATE_LIMITED, error)
+            case errors.RateLimitError():
+                await self._pause(60.0 if error.retry_after is None else error.retry_after)
+            case errors.ConnectionFailedError() if not (error.is_lasting or outage.is_too_long(anyio.current_time())):
+                if not self._is_away:
+                    said = "a batch waits for up to %.0f s until the service can be reached: %s"
+                    logger.warning(said, UNREACHABLE, error)
+                self._is_away = True
+                await self._pause(outage.next_pause())
+            case _:
+                reason, is_for_all = _reason(error)
+                if is_for_all:
+                    self.stop(reason, error)
+                return NotRun(job=prepared.job, reason=reason, error=error)
+        return None
+
+    async def _pause(self, seconds: float) -> None:
+        if self.stopped_by is None:
+            with self._leaving_line():
+                await anyio.sleep(seconds)
+
+    def moment(self) -> Moment:
+        """Return this moment, dated by the service's clock as certainly as it can be."""
+        return self._client.pipeline.time.moment()
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether to ask the service for its time before anything is sent: only what is dated can be proven."""
+        return self.payer is not None and self._client.pipeline.time.is_worth_asking()
+
+    async def _ask_for_time(self) -> None:
+        if self.needs_time:
+            with self._leaving_line():
+                async with self._asking:
+                    if self.needs_time:
+                        await self._client.pipeline.ask_for_time()
+
+    @property
+    def held_for(self) -> float:
+        """The seconds for which the service asked that nothing be submitted."""
+        return self._client.limiter.stats(self._route).held_for
+
+    def _say_pause(self) -> None:
+        """Log once what is waited for when the service has asked for a pause."""
+        held_for = self.held_for
+        until = (now := self.moment().wall) + held_for
+        if held_for > self._client.retries.longest or until < max(now, self._held_until) + _SHORT_PAUSE:
+            return
+        self._held_until = until
+        said = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
+        logger.warning(said, self.target, held_for, f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S} UTC")
+        self.on_change()
+
+    def saw(self, decision: Decision) -> None:
+        """Note an attempt, before the ledger does: what answers in the service's place ends the submitting at once.
+
+        A gateway that finds the service away (5xx, 408, 499) is borne a few times; a page in between is not: each
+        such answer leaves a job unknown.
+        """
+        match decision:
+            case Fail(errors.SubmissionUnknownError(intermediary=str() as who, status=status)):
+                self._foreign_answers += 1
+                is_passing = status is not None and (status >= 500 or status in (408, 499))
+                if not is_passing or self._foreign_answers >= _GATEWAY_FAULTS:
+                    self._stop_with_warning(NotRunReason.INTERCEPTED, intercepted(self.target, who))
+            case Done() | Requeue() | Fail(errors.APIError()):
+                self._foreign_answers = 0
         if isinstance(decision, Requeue):
             self._say_pause()
         if isinstance(decision, (Done, Requeue)):
             self._is_away = False
 
-    def _stop_with(self, reason: NotRunReason, error: errors.KnoudsError) -> None:
-        if self._session.stopped_by is None:
-            logger.warning("a batch submits nothing more: %s", error)
-            self.stop(reason, error)
+    def _met_unknown(self, prepared: PreparedJob) -> None:
+        """Note a job of which nobody knows whether it ran: stop, if that was asked for."""
+        if self._on_unknown == "stop":
+            error = KnoudsError(
+                f"whether the job {prepared.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing "
+                "more was submitted"
+            )
+            self.stop(NotRunReason.STOPPED, error)
 
-    @property
-    def held_for(self) -> float:
-        """The seconds for which the service asked that nothing be submitted."""
-        return self._client.stats(self._route).held_for
-
-    def _say_pause(self) -> None:
-        """Log once what is waited for when the service has asked for a pause."""
-        held_for = self.held_for
-        now = datetime.fromtimestamp(self._session.moment().wall, UTC)
-        if held_for > self._client.longest or not (until := self._hold_notices.news(now, held_for)):
-            return
-        said = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
-        logger.warning(said, self._target, held_for, f"{until:%Y-%m-%d %H:%M:%S} UTC")
+    def _count(self) -> None:
+        self.submitted += 1
         self.on_change()
 
-    async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome:
-        """See a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way."""
-        if entry.stage is Stage.UNKNOWN:
-            self.met_unknown(prepared)
-            error = intercepted(self._target, entry.note or "an answer of another run")
-            self._stop_with(NotRunReason.INTERCEPTED, error)
-            return outcome_of_entry(prepared.job, entry)
-        self._count()
-        return await self.wait(prepared, entry, self._client.begun(receipt, self._target))
+    # The budget.
 
-    async def _unreachable(self, error: errors.ConnectionFailedError, outage: Outage) -> _Again:
-        """Pause until the service can be reached again, and say so once."""
-        if not self._is_away:
-            self._is_away = True
-            logger.warning("a batch waits for up to %.0f s until the service can be reached: %s", UNREACHABLE, error)
-        return await self._pause(outage.pause())
+    async def _reserve(self) -> bool:
+        """Wait until one more run fits under the cap, and reserve credits for it; False when the batch has stopped.
 
-    async def _limited(self, error: errors.RateLimitError) -> _Again:
-        """Wait for the quota; a pause that is longer than is allowed ends the submitting instead."""
-        if not error.is_pause:
-            return await self._pause(60.0 if error.retry_after is None else error.retry_after)
-        self._stop_with(NotRunReason.RATE_LIMITED, error)
-        return _AGAIN
+        First come, first served. It stops the batch when no further run can fit.
+        """
+        if self.cap is None:
+            return self.stopped_by is None
+        async with self._reserving:
+            while self.stopped_by is None:
+                price = self.prices.price
+                fit = fit_under_cap(self.totals, price, self.cap, queued=self.queued)
+                if fit is Fit.NOW and not (price is not None and self._exceeds_experience(price, self.cap)):
+                    self.queued += 1
+                    return True
+                if fit is Fit.NEVER or not (self.in_flight or self.queued):
+                    self.stop(NotRunReason.BUDGET, self._spent(price, self.cap))
+                    break
+                self._changed = self._changed or anyio.Event()
+                await self._changed.wait()
+        return False
 
-    async def _pause(self, seconds: float) -> _Again:
-        if self._session.stopped_by is None:
-            with self._leaving_line():
-                await anyio.sleep(seconds)
-        return _AGAIN
+    def _exceeds_experience(self, price: float, cap: float) -> bool:
+        in_flight = self.in_flight + self.queued
+        ended = self.prices.ended
+        return exceeds_experience(self.totals, price, cap, queued=self.queued, in_flight=in_flight, ended=ended)
 
-    def met_unknown(self, prepared: PreparedJob) -> None:
-        """Note a job of which nobody knows whether it ran: stop, if that was asked for."""
-        if self._on_unknown != "stop":
-            return
-        error = errors.KnoudsError(
-            f"whether the job {prepared.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing more "
-            "was submitted"
+    def notify(self) -> None:
+        """Wake who waits for credits."""
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    def _spent(self, price: float | None, cap: float) -> errors.BudgetExceededError:
+        cost = "at a price that is not known" if price is None else f"of {price:g} credits"
+        unpriced = f", and what {self.totals.unpriced} of the runs cost is not known" if self.totals.unpriced else ""
+        return errors.BudgetExceededError(
+            f"another run {cost} could pass max_credits={cap:g}: {self.totals.spent:g} credits are spent and "
+            f"{self.totals.reserved:g} are reserved for runs in flight or unknown{unpriced}. Nothing more was "
+            "submitted"
         )
-        self.stop(NotRunReason.STOPPED, error)
 
+    # The ledger.
 
-class _Again:
-    """The job is to be looked at anew."""
+    async def claim(self, submit: Submit, sent_at: float) -> Written | Taken | OverBudget:
+        """Write the intent to send a job."""
+        sending = Sending(
+            owner=self.owner,
+            sent_at=sent_at,
+            reserve=self.prices.price,
+            since=self.moment(),
+            lasts=submit.lasts,
+            account=None if self.payer is None else self.payer.account,
+        )
+        prepared = submit.prepared
+        claim = Claim(
+            key=prepared.job.key, target=str(self.target), digest=prepared.digest, sending=sending, cap=self.cap
+        )
+        claimed = await self.ledger.claim(claim)
+        if not isinstance(claimed, Taken):
+            self.totals, self.prices = claimed.totals, self.prices.seen(claimed.highest_cost)
+        return claimed
 
+    async def record(self, entry: Entry, event: Event) -> Entry | None:
+        """Write what has become of an entry, and learn its cost; None when another batch, or a person, was faster.
 
-_AGAIN: Final = _Again()
+        An error says if it was of a run that may be paid.
+        """
+        try:
+            written = await self.ledger.record(entry.key, entry.attempt, event)
+        except IllegalStepError as error:
+            if not isinstance(event, (Accepted, Ended, Lost, NoRun)):
+                return None
+            failure = errors.LedgerError(f"{error}: another batch has decided otherwise meanwhile")
+            failure.may_have_run = not isinstance(event, NoRun)
+            raise failure from None
+        except errors.LedgerError as error:
+            error.may_have_run = error.may_have_run or isinstance(event, (Accepted, Ended, Lost))
+            raise error.with_traceback(None) from None
+        self.totals = written.totals
+        if written.entry.ending is not None and entry.ending is None:
+            self.prices = self.prices.paid(written.entry.ending.cost)
+        self.prices = self.prices.seen(written.highest_cost)
+        self.notify()
+        return written.entry
 
+    # A job that is on record.
 
-def _refuse_run_of_another_target(state: ExecutionState, target: Target) -> None:
-    """Raise for a run that certainly is none of this target; what the service does not say rules nothing out."""
-    slug = state.workflow_slug
-    if slug is not None and (target.kind != "workflows" or slug != target.name):
-        said = f"execution {state.execution_id!r} is a run of workflows/{slug}, not of {target}"
-        advice = "its result was not taken: `resolve` the job to the run it was, or `abandon` it"
-        error = errors.KnoudsError(f"{said}; {advice}")
-        error.may_have_run = True  # the job's own run, whichever it is
-        raise error
-
-
-def _reason(error: errors.KnoudsError) -> tuple[NotRunReason, bool]:
-    """Return why a job was not run, and whether every other job would meet the same."""
-    match error:
-        case errors.PaymentRequiredError():
-            return NotRunReason.BUDGET, True
-        case errors.ConnectionFailedError():
-            return NotRunReason.UNREACHABLE, True
-        case errors.InvalidInputsError():
-            return NotRunReason.INVALID, False
-        case _:
-            return NotRunReason.REFUSED, isinstance(error, _TARGET_WIDE)
-
-
-_SPAN: Final = 1200.0  # seconds before a submit: runs of that time may account for rows that are near it
-_LONGEST_PAUSE: Final = 15.0
-
-
-class JobRunner:
-    """Sees each job of a batch through."""
-
-    def __init__(self, client: BatchClient, target: Target, session: LedgerSession, submitter: JobSubmitter) -> None:
-        """Run jobs of `target`; those that are new go through `submitter`."""
-        self._client = client
-        self._target = target
-        self._session = session
-        self._submitter = submitter
-        self._searching = anyio.Lock()
-        self.waiting = 0  # jobs that only wait: for another batch, or for a search
-
-    async def outcome(self, prepared: PreparedJob) -> Outcome:
-        """Return how a job ended. Cancelled: its run goes on, and is on record if there is a ledger."""
-        if prepared.is_repeated:
-            again = errors.InvalidArgumentError(f"the key {prepared.job.key!r} came before in this batch")
-            return NotRun(job=prepared.job, reason=NotRunReason.DUPLICATE, error=again)
-        if prepared.error is not None:
-            return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=prepared.error)
-        found: Outcome | Entry | None = await self._session.ledger.look(prepared.job.key)
-        while found is None or isinstance(found, Entry):
-            if found is not None and (found.digest, found.target) != (prepared.digest, self._session.target):
-                return _conflict(prepared, found)
-            is_new = found is None or found.stage is Stage.NEW
-            found = await (self._submitter.send(prepared) if found is None or is_new else self._go_on(prepared, found))
-        return found
-
-    async def _go_on(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
+    async def _resume(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
         match entry.stage:
             case Stage.SUBMITTED if entry.owner is None:
                 return await self._pick_up(prepared, entry)
@@ -832,73 +542,230 @@ class JobRunner:
                 return outcome_of_entry(prepared.job, entry)
 
     async def _pick_up(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
-        picked = await self._session.try_to_record(entry, PickedUp(self._session.owner))
+        picked = await self.record(entry, PickedUp(self.owner))
         if picked is None or picked.execution_id is None:
-            return await self._session.ledger.look(prepared.job.key)
-        self._session.begin()
+            return await self.ledger.look(prepared.job.key)
+        unseen = ExecutionState(execution_id=checked_execution_id(picked.execution_id), status=UNSEEN)
+        self.in_flight += 1
         try:
-            return await self._submitter.wait(prepared, picked, self._client.attach(picked.execution_id, self._target))
+            execution = self._client.executions.attach(unseen, self.target, expected=self._expected)
+            return await self._wait(prepared, picked, execution)
         finally:
-            self._session.end()
+            self.in_flight -= 1
+            self.notify()
 
     async def _leave_to_its_owner(self, prepared: PreparedJob) -> Entry | None:
         """Wait until another batch is done with the job, or no more."""
-        pause = _FIRST_PAUSE
+        pause = 1.0
         with self._counted_as_waiting():
             while True:
                 await anyio.sleep(pause)
-                entry = await self._session.ledger.look(prepared.job.key)
+                entry = await self.ledger.look(prepared.job.key)
                 is_theirs = entry is not None and entry.stage in (Stage.SENDING, Stage.SUBMITTED)
                 if entry is None or not is_theirs or entry.owner is None:
                     return entry
-                pause = min(_LONGEST_PAUSE, pause * 1.5)
+                pause = min(15.0, pause * 1.5)
 
     @contextmanager
     def _counted_as_waiting(self) -> Iterator[None]:
         """Make room for another job while this one only waits."""
         self.waiting += 1
-        self._submitter.on_change()
+        self.on_change()
         try:
             yield
         finally:
             self.waiting -= 1
 
-    async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry:
+    async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
         """Search for proof that an unknown submit began no run; it never picks one of several that could be it."""
         with suppress(errors.ConnectionFailedError):
-            await self._submitter.ask_for_time()
-        entry = await self._dated(entry)
-        bounds, reason = entry.may_have_begun, _not_provable(entry, self._session.payer)
+            await self._ask_for_time()
+        if entry.until is None or not entry.until.is_known:  # its owner was found gone by somebody who knew no time
+            entry = await self.record(entry, OwnerGone(self.moment())) or entry
+        bounds, reason = entry.may_have_begun, _not_provable(entry, self.payer)
         reasons = [reason] if reason is not None else []
         if bounds is not None and not reasons:
             with self._counted_as_waiting():
                 async with self._searching:  # each may read many pages of rows
-                    wanted = Wanted(target=self._target, earliest=bounds[0], latest=bounds[1])
+                    wanted = Wanted(target=self.target, earliest=bounds[0], latest=bounds[1])
                     found = await self._rows(wanted, entry.account or "")
             if isinstance(found, SubmissionSearch) and found.is_certainly_none:
-                new = await self._session.try_to_record(entry, NoneFound(entry.sent_at))
-                return new or await self._session.ledger.look(prepared.job.key) or entry
+                new = await self.record(entry, NoneFound(entry.sent_at))
+                return new or await self.ledger.look(prepared.job.key)
             reasons = _why(found) if isinstance(found, SubmissionSearch) else [found]
-        self._submitter.met_unknown(prepared)
+        self._met_unknown(prepared)
         return outcome_of_entry(prepared.job, entry, open_because=reasons)
-
-    async def _dated(self, entry: Entry) -> Entry:
-        """Bound a submit whose owner was found gone by somebody who did not know the time."""
-        if entry.until is not None and entry.until.is_known:
-            return entry
-        return await self._session.try_to_record(entry, OwnerGone(self._session.moment())) or entry
 
     async def _rows(self, wanted: Wanted, account: str) -> SubmissionSearch | str:
         """Search the usage rows, or say why that would prove nothing."""
-        if (too_early := wanted.not_yet(self._session.moment())) is not None:
+        pipeline = self._client.pipeline
+        if (too_early := wanted.not_yet(self.moment())) is not None:
             return too_early
-        known = await self._session.ledger.known_runs(self._session.target, account, wanted.earliest - _SPAN)
+        known = await self.ledger.known_runs(str(self.target), account, wanted.earliest - _SPAN)
         try:
-            return await self._client.search(attrs.evolve(wanted, known=known))
+            return await search_usage(pipeline.send, attrs.evolve(wanted, known=known), pipeline.time)
         except errors.ClientClosedError:
             raise
-        except errors.KnoudsError as error:
+        except KnoudsError as error:
             return f"the usage could not be read: {error}"
+
+
+class Submit:
+    """The submit of one job, as hooks of its request: they write down what it does, before anybody else is told.
+
+    `entry`: the job as it is on record, once the intent is; `taken`: as another owner has it. `scope`: of the wait for
+    a turn, in the worker's `in_line` while no request is in flight. `lasts`: seconds within which a synchronous run may
+    still end.
+    """
+
+    def __init__(self, worker: Worker, prepared: PreparedJob) -> None:
+        self._worker = worker
+        self.prepared = prepared
+        self.scope = anyio.CancelScope()
+        self.entry: Entry | None = None
+        self.taken: Entry | None = None
+        self.sent_at: datetime | None = None
+        self.lasts = 0.0
+        self._is_queued = worker.cap is not None
+        self._is_counted = self._is_claiming = self._is_in_flight = self._is_over = False
+
+    @property
+    def name(self) -> str:
+        """Whose request it is."""
+        return f"job {self.prepared.job.key!r:.100}"
+
+    async def before_send(self, sent_at: datetime) -> Reading | Withheld:
+        """Write the intent and return when that was.
+
+        Withheld when the batch has stopped, the service's time is to be asked first, another owner has the job, or the
+        credits do not suffice.
+        """
+        worker = self._worker
+        if (worker.stopped_by is not None and self.entry is None) or worker.needs_time:
+            return WITHHELD
+        self.sent_at, self._is_claiming, began = sent_at, True, read_clocks()
+        claimed = await worker.claim(self, sent_at.timestamp())
+        self._is_claiming = False
+        if not isinstance(claimed, Written):
+            self.taken = claimed.entry if isinstance(claimed, Taken) else None
+            return WITHHELD
+        self.entry = claimed.entry
+        self._leave_queue()
+        if not self._is_counted:
+            self._is_counted = True
+            worker.in_flight += 1
+        if worker.stopped_by is not None:  # meanwhile; from here to the first byte nothing checks again
+            return WITHHELD
+        worker.in_line.discard(self.scope)
+        self._is_in_flight = True
+        return attrs.evolve(claimed.committed or began, loop=anyio.current_time())
+
+    async def after_attempt(self, decision: Decision) -> None:
+        """Write what became of an attempt; one that is to be made again is still being sent, unless all has stopped."""
+        self._worker.saw(decision)
+        if isinstance(decision, (Done, Fail)):
+            if self.entry is not None:
+                await self._write(self._event(decision))
+            return
+        self._is_in_flight = False
+        if self._worker.stopped_by is not None:
+            self.scope.cancel()
+        else:
+            self._worker.in_line.add(self.scope)
+
+    def _event(self, decision: Done[Any] | Fail) -> Event:
+        owner, now = self._worker.owner, self._worker.moment
+        match decision:
+            case Done(Submitted() as receipt):
+                found, request_id = receipt.execution_id, receipt.request_id
+                return Accepted(owner=owner, execution_id=found, request_id=request_id, until=now())
+            case Done(run):
+                return Ended(ending_of_result(run))
+            case Fail(errors.ExecutionFailedError() as failed):
+                return Ended(ending_of_failure(failed))
+            case Fail(errors.SubmissionUnknownError(execution_id=str() as found)):  # of the receipt, that much came
+                return Accepted(owner=owner, execution_id=found, until=now())
+            case Fail(error) if not error.may_have_run:
+                return NoRun(owner)
+            case Fail(error):
+                return Lost(owner, str(getattr(error, "seen", None) or error), now())
+
+    async def close(self) -> None:
+        """Account for a submit that was cut, and count its run no more; to be called shielded."""
+        worker = self._worker
+        self._leave_queue()
+        try:
+            if self._is_claiming and self.entry is None:  # the claim may be on record; nothing left after it
+                found = await worker.ledger.look(self.prepared.job.key)
+                self.entry = found if found is not None and found.owner == worker.owner else None
+            if self.entry is not None and not self._is_over:
+                cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
+                await self._write(cut if self._is_in_flight else NoRun(worker.owner))
+        finally:
+            if self._is_counted:
+                worker.in_flight -= 1
+                worker.notify()
+
+    async def _write(self, event: Event) -> None:
+        assert self.entry is not None  # noqa: S101
+        self._is_over = True  # also when it cannot be written: what is not on record is unknown to the next batch
+        self.entry = await self._worker.record(self.entry, event)
+
+    def _leave_queue(self) -> None:
+        if self._is_queued:
+            self._is_queued = False
+            self._worker.queued -= 1
+            self._worker.notify()
+
+
+class Outage:
+    """A service that cannot be reached, as one job meets it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._pause = 0.5
+
+    def is_too_long(self, now: float) -> bool:
+        """Return whether it has lasted for so long that there is no hope."""
+        self._since = now if self._since is None else self._since
+        return now - self._since > UNREACHABLE
+
+    def next_pause(self) -> float:
+        """Return the next pause, each longer than the last."""
+        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+        return self._pause
+
+
+def intercepted(target: Target, who: str) -> errors.ConnectionFailedError:
+    """Return the error of jobs that are not sent because somebody answers in the service's place."""
+    return errors.ConnectionFailedError(
+        f"{target}: not sent: something between here and the service answers in its place ({who}). Nothing more is "
+        "submitted: look what stands in between (a proxy, a firewall, a login page), then run the rest"
+    )
+
+
+def _refuse_run_of_another_target(state: ExecutionState, target: Target) -> None:
+    """Raise for a run that certainly is none of this target; what the service does not say rules nothing out."""
+    slug = state.workflow_slug
+    if slug is not None and (target.kind != "workflows" or slug != target.name):
+        said = f"execution {state.execution_id!r} is a run of workflows/{slug}, not of {target}"
+        advice = "its result was not taken: `resolve` the job to the run it was, or `abandon` it"
+        error = KnoudsError(f"{said}; {advice}")
+        error.may_have_run = True  # the job's own run, whichever it is
+        raise error
+
+
+def _reason(error: KnoudsError) -> tuple[NotRunReason, bool]:
+    """Return why a job was not run, and whether every other job would meet the same."""
+    match error:
+        case errors.PaymentRequiredError():
+            return NotRunReason.BUDGET, True
+        case errors.ConnectionFailedError():
+            return NotRunReason.UNREACHABLE, True
+        case errors.InvalidInputsError():
+            return NotRunReason.INVALID, False
+        case _:
+            return NotRunReason.REFUSED, isinstance(error, _TARGET_WIDE)
 
 
 def _why(search: SubmissionSearch) -> list[str]:
@@ -915,7 +782,9 @@ def _not_provable(entry: Entry, payer: Payer | None) -> str | None:
     return None
 
 
-def _conflict(prepared: PreparedJob, entry: Entry) -> NotRun:
+def _conflict(prepared: PreparedJob, entry: Entry | None, target: Target) -> NotRun | None:
+    if entry is None or (entry.digest, entry.target) == (prepared.digest, str(target)):
+        return None
     what = "other inputs" if entry.digest != prepared.digest else f"the target {entry.target}"
     error = errors.InvalidArgumentError(
         f"the ledger knows the key {prepared.job.key!r} with {what}: give the job another key, or use another ledger"

@@ -8,7 +8,7 @@ import random
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
@@ -30,7 +30,7 @@ from knouds_async._sansio import endpoints, responses, retry
 from knouds_async._sansio.clock import UNDATED, Moment, Reading
 from knouds_async._sansio.endpoints import Call, TimeoutKind
 from knouds_async._sansio.rate_limit import Permit
-from knouds_async._sansio.reconcile import LostSubmit, RecentRuns
+from knouds_async._sansio.reconcile import LostSubmit, RecentRuns, Search, Wanted
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, Given, NotSent, Outcome, Requeue, SoFar, Unanswered
 from knouds_async.config import Retries
@@ -41,22 +41,25 @@ from knouds_async.errors import (
     NoAnswerError,
     SubmissionUnknownError,
 )
-from knouds_async.types import Submitted
+from knouds_async.types import SubmissionSearch, Submitted
 
 logger = logging.getLogger("knouds_async")
 
 _CLAIM: Final = 30.0  # seconds from an intent on record to its first byte; then it is another owner's business as well
 
 Decision: TypeAlias = Done[Any] | Again | Requeue | Fail
+Withheld: TypeAlias = Literal["withheld"]
+WITHHELD: Final = "withheld"
 
 
 class SendHooks(Protocol):
     """Who writes down what a paid request does; what it raises, `send` raises. `name`, if any: whose it is."""
 
-    async def before_send(self, sent_at: datetime) -> Reading | None:
+    async def before_send(self, sent_at: datetime) -> Reading | Withheld | None:
         """Be told of an attempt before its first byte leaves; what this raises keeps it from leaving.
 
-        Return when what allows it was written down: 30 s later it must not leave any more, and is told anew.
+        Return when what allows it was written down: 30 s later it must not leave any more, and is told anew. WITHHELD
+        keeps it from leaving, too: `send` then returns None.
         """
         ...
 
@@ -127,7 +130,7 @@ _STALE: Final = 1.0  # seconds: a turn that waited longer for its connection may
 class Send(Protocol):
     """What the resources are handed: a call in, its value out."""
 
-    async def __call__(self, call: Call[T], /, *, total: float | None = None, hooks: SendHooks | None = None) -> T:
+    async def __call__(self, call: Call[T], /, *, total: float | None = None) -> T:
         """Send a call."""
         ...
 
@@ -160,36 +163,41 @@ class Pipeline:
         self._in_line: set[anyio.CancelScope] = set()
         self._given = Given()
 
-    async def send(self, call: Call[T], *, total: float | None = None, hooks: SendHooks | None = None) -> T:
+    @overload
+    async def send(self, call: Call[T], /, *, total: float | None = None, hooks: None = None) -> T: ...
+
+    @overload
+    async def send(self, call: Call[T], /, *, total: float | None = None, hooks: SendHooks) -> T | None: ...
+
+    async def send(self, call: Call[T], /, *, total: float | None = None, hooks: SendHooks | None = None) -> T | None:
         """Send a call and give its value; `total` replaces the call's own timeout, in seconds.
 
-        `hooks`: called before each attempt and after it; no cancellation cuts between the two.
+        `hooks`: called before each attempt and after it; no cancellation cuts between the two. None: they withheld it.
 
         Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
         submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
         """
         attempts, spent, front, was_sent, terms = 0, 0.0, False, False, _Terms(total, hooks)
         while True:
-            if call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
-                await anyio.lowlevel.checkpoint_if_cancelled()
             turn = await self._turn(call, total, front=front)
             attempts, began = attempts + 1, anyio.current_time()
             sent = read_clocks(began) if call.pays_for is not None or self.time.is_due(began) else None
             since = UNDATED if sent is None else self.time.moment(sent)
             sent_at = datetime.fromtimestamp(since.middle, UTC)
             finished = await self._finish(call, turn, sent_at, terms)
-            after_attempt = anyio.current_time()
-            took = after_attempt - began
+            if isinstance(outcome := finished.value, str):
+                return None
+            took = (answered := anyio.current_time()) - began
             so_far = SoFar(
                 attempts=attempts,
                 spent=spent + took,
                 sent_at=sent_at,
                 since=since,
                 until=self._until(call, since, total),
-                server_time=self._limiter.server_time(after_attempt),
+                server_time=self._limiter.server_time(answered),
                 was_sent=was_sent,
             )
-            decision = self._decide(call, finished.value, so_far, sent, terms)
+            decision = self._decide(call, outcome, so_far, sent, terms)
             await report_attempt(call, decision, sent_at, hooks, finished.cancellation)
             match decision:
                 case Done(value):
@@ -199,13 +207,15 @@ class Pipeline:
                 case Requeue():  # nor does it spend the budget
                     attempts, front = attempts - 1, True
                 case Again(after):
-                    was_sent = was_sent or not isinstance(finished.value, NotSent)
+                    was_sent = was_sent or not isinstance(outcome, NotSent)
                     logger.debug("%s again in %.2f s", call.route, after)
                     await anyio.sleep(after)
                     spent += took + after
 
     async def _turn(self, call: Call[Any], total: float | None, *, front: bool) -> Permit | NotSent:
         """Wait for a turn, and then for one of our connections; closing the client ends the wait."""
+        if call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
+            await anyio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         permit = self._limiter.try_acquire(call.route)
         if permit is not None and self._connections.try_acquire():
@@ -249,16 +259,21 @@ class Pipeline:
 
     async def _finish(
         self, call: Call[Any], turn: Permit | NotSent, sent_at: datetime, terms: _Terms
-    ) -> Finished[Outcome]:
+    ) -> Finished[Outcome | Withheld]:
         """Make one attempt, and free its connection."""
         if isinstance(turn, NotSent):
             return Finished(turn, None)
         try:
-            return await self._uncut(call, turn, sent_at, terms)
+            finished = await self._uncut(call, turn, sent_at, terms)
         finally:
             self._exchange.release(self._connections.release)
+        if finished.value == WITHHELD and finished.cancellation is not None:
+            raise finished.cancellation
+        return finished
 
-    async def _uncut(self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms) -> Finished[Outcome]:
+    async def _uncut(
+        self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms
+    ) -> Finished[Outcome | Withheld]:
         """Attempt a submit in a task of its own, so that no cancellation cuts it before its id is read."""
         if call.timeout_kind is not TimeoutKind.SUBMIT:
             return Finished(await self._with_hooks(call, permit, sent_at, terms), None)
@@ -272,7 +287,9 @@ class Pipeline:
             if self._paid_out == 0 and self._all_in is not None:
                 self._all_in.set()
 
-    async def _with_hooks(self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms) -> Outcome:
+    async def _with_hooks(
+        self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms
+    ) -> Outcome | Withheld:
         trace = SentTrace()
         if terms.hooks is not None:
             try:
@@ -280,6 +297,9 @@ class Pipeline:
             except BaseException:
                 self._limiter.release(call.route, permit)
                 raise
+            if isinstance(claimed, str):
+                self._limiter.release(call.route, permit)
+                return claimed
             trace = SentTrace(None if claimed is None else partial(refuse_stale, claimed))
         return await self._attempt(call, permit, sent_at, terms.total, trace)
 
@@ -389,6 +409,15 @@ class Pipeline:
         if self._paid_out:
             self._all_in = self._all_in or anyio.Event()
             await self._all_in.wait()
+
+
+async def search_usage(send: Send, wanted: Wanted, time: ServiceTime) -> SubmissionSearch:
+    """Walk through the usage rows of a target for a submit, and return what they prove."""
+    search, now = Search(wanted=wanted), time.moment()
+    while search.next_offset is not None:
+        page, written = await send(endpoints.search_usage(target=wanted.target, offset=search.next_offset))
+        search = search.take(page, written)
+    return search.result(now)
 
 
 def _described(outcome: Outcome) -> str:

@@ -10,10 +10,10 @@ from typing import overload
 import attrs
 
 from knouds_async._io.concurrency import ServiceTime
-from knouds_async._io.pipeline import Send
+from knouds_async._io.pipeline import Send, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import checked_slug
-from knouds_async._sansio.reconcile import LAG, KnownRun, LostSubmit, RecentRuns, Search, Wanted
+from knouds_async._sansio.reconcile import LAG, KnownRun, LostSubmit, RecentRuns, Wanted
 from knouds_async.errors import InvalidArgumentError, SubmissionUnknownError
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
@@ -93,7 +93,7 @@ class Usage:
         wanted = self._wanted(error, known, sent, lost)
         own = self._recent.of(known, is_of_account=lost is not None)
         runs = (*own, *(KnownRun(request_id=each, begun_by=0.0) for each in exclude))
-        return await self.search(attrs.evolve(wanted, known=runs, lag=lag))
+        return await search_usage(self._send, attrs.evolve(wanted, known=runs, lag=lag), self._time)
 
     def _wanted(
         self, error: SubmissionUnknownError | None, target: Target, sent_at: datetime, lost: LostSubmit | None
@@ -106,14 +106,6 @@ class Usage:
         if error is not None:
             return Wanted.of_error(error, target)
         return Wanted.at(sent_at.timestamp(), target, self._time.moment())
-
-    async def search(self, wanted: Wanted) -> SubmissionSearch:
-        """Walk through the rows of a target for a submit, and return what they prove."""
-        search, now = Search(wanted=wanted), self._time.moment()
-        while search.next_offset is not None:
-            page, written = await self._send(endpoints.search_usage(target=wanted.target, offset=search.next_offset))
-            search = search.take(page, written)
-        return search.result(now)
 
     async def models(self) -> tuple[str, ...]:
         """Return the distinct model ids of the account's usage."""

@@ -17,10 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, NotRun, Outcome, Unknown
-from knouds_async._batch.jobs import Reader
-from knouds_async._batch.ledger import Claim, Written
-from knouds_async._batch.worker import LedgerSession
-from knouds_async._io.concurrency import ServiceTime
+from knouds_async._batch.ledger import Claim
 from knouds_async._sansio.ledger import Ended, Ending, Sending, Stage
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
@@ -199,16 +196,12 @@ async def test_the_cap_holds_over_the_life_of_a_ledger(make_client: Any, ledger:
     assert kinds(await run(knouds, ledger, 10, max_credits=72)) == {"Completed": 6, "budget": 4}
 
 
-async def test_an_estimate_beyond_all_measure_is_written_down(ledger: Any) -> None:
+async def test_an_estimate_beyond_all_measure_is_written_down(make_client: Any, ledger: Any) -> None:
     """A whole number that no column takes would undo the transaction, and with it the receipts of other jobs."""
-    session = LedgerSession(ledger, f"workflows/{SLUG}", None, ServiceTime(), is_own=False)
-    await session.open()
-    session.expect(10**20)
-    aside = await session.reserve()
-    assert aside is not None
-    claimed = await session.claim(Reader().read(jobs(1)[0]), 1.0, session.moment(), aside, 0.0)
-    assert isinstance(claimed, Written)
-    assert claimed.entry.reserved == 1e20
+    emulator = Emulator(tier="business", duration=45.0, cost=10**20, credits=10**21)
+    async with make_client(emulator).workflows.map(SLUG, jobs(1), ledger=ledger):
+        await anyio.sleep(10)
+    assert (await ledger.find("job-0")).reserved == 1e20
 
 
 async def test_an_unknown_counts_against_the_cap(make_client: Any, ledger: Any) -> None:

@@ -303,7 +303,8 @@ async def test_an_id_whose_noting_the_end_of_the_loop_cuts_is_logged(
 ) -> None:
     """When the loop ends while the receipt is being written down, the id stands in the log."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
-    sending = asyncio.create_task(pipeline(emulator).send(CALL, hooks=Notes(emulator, slow=1.0)))
+    sender: Any = pipeline(emulator)
+    sending = asyncio.create_task(sender.send(CALL, hooks=Notes(emulator, slow=1.0)))
     before = asyncio.all_tasks() - {sending}
     await asyncio.sleep(3.5)  # noted, sent and answered by 3, noted again by 4
     for task in asyncio.all_tasks() - before:  # as asyncio.Runner does when it closes
