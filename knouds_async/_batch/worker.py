@@ -209,7 +209,7 @@ class Worker:
 
     @contextmanager
     def _leaving_line(self) -> Iterator[None]:
-        """Let `stop` end what is done inside."""
+        """Cancel what is done inside when the batch is stopped."""
         with anyio.CancelScope() as scope:
             self.in_line.add(scope)
             try:
