@@ -197,8 +197,8 @@ class AsyncKnouds:
 
 def _check(tier: str | None, limiter: object, max_connections: int) -> None:
     """Raise ConfigurationError for an argument that is none."""
-    if not isinstance(max_connections, int) or max_connections < 1:
-        raise ConfigurationError(f"max_connections={max_connections!r}: must be a whole number of at least 1")
+    if not (config.is_integer(max_connections) and max_connections >= 1):
+        raise ConfigurationError(f"max_connections={max_connections!r}: must be an integer of at least 1")
     config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
     if limiter is not None and not isinstance(limiter, (Limiter, SharedLimiter)):
         raise ConfigurationError(f"limiter={limiter!r:.80}: must be a Limiter or SharedLimiter; a tier is `tier=`")

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
@@ -171,20 +171,30 @@ def requests_per_minute(tier: str | None) -> float | None:
     return TIERS[tier]
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number; True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def share(value: float) -> float:
     """Check the part of a quota that is ours: more than 0, at most 1."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+    if not (is_number(value) and 0 < value <= 1):
         raise ConfigurationError(f"share={value!r}: must be a number more than 0 and at most 1, e.g. 0.7 for 70 %")
     return float(value)
 
 
-def _above(least: float, *, inclusive: bool = False, kinds: tuple[type, ...] = (int, float)) -> Any:
+def _above(least: float, *, inclusive: bool = False, is_whole: bool = False) -> Any:
     """Return a validator for a finite-or-infinite number above a bound, whose error names the field and the value."""
 
     def check(owner: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if not is_number or not (value > least or (value == least and inclusive)) or _MOST < value < math.inf:
-            number = "an integer" if float not in kinds else "a number"
+        fits = is_integer(value) if is_whole else is_number(value)
+        if not fits or not (value > least or (value == least and inclusive)) or _MOST < value < math.inf:
+            number = "an integer" if is_whole else "a number"
             bound = "of at least" if inclusive else "of more than"
             raise ConfigurationError(
                 f"{type(owner).__name__}({attribute.name}={value!r:.80}): must be {number} {bound} {least:g}"
@@ -194,7 +204,7 @@ def _above(least: float, *, inclusive: bool = False, kinds: tuple[type, ...] = (
 
 
 _MOST: Final = 1e300
-"""Numbers beyond are refused: as whole numbers they fit no float."""
+"""Numbers beyond are refused: as integers they fit no float."""
 
 
 _positive = _above(0)
@@ -261,7 +271,7 @@ class Retries:
     A 429 is never an attempt. Waiting, for the rate limit or for a free connection, spends nothing of the budget.
     """
 
-    attempts: int = attrs.field(default=4, validator=_above(1, inclusive=True, kinds=(int,)))
+    attempts: int = attrs.field(default=4, validator=_above(1, inclusive=True, is_whole=True))
     longest: float = attrs.field(default=120.0, validator=_above(0, inclusive=True))
     budget: float = attrs.field(default=120.0, validator=_above(0, inclusive=True))
 

@@ -84,6 +84,7 @@ def test_a_client_without_a_key_says_how_to_set_one(monkeypatch: pytest.MonkeyPa
     [
         {"tier": "platinum"},
         {"max_connections": 0},
+        {"max_connections": True},
         {"base_url": "http://knouds.ai"},
         {"limiter": "pro"},
         {"http_client": "https"},

@@ -30,7 +30,7 @@ from knouds_async._io.exchange import http_errors, httpx_of
 from knouds_async._io.pool import own_client
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
-from knouds_async.config import OnBytes
+from knouds_async.config import OnBytes, is_integer
 from knouds_async.errors import ClientClosedError, DownloadError, DownloadFault, InvalidArgumentError
 from knouds_async.types import Media, RunResult
 
@@ -131,7 +131,7 @@ def _place(given: str) -> tuple[Path, str | None]:
 def _check(media: object, max_bytes: object) -> None:
     if not isinstance(media, Media):
         raise InvalidArgumentError(f"{type(media).__name__} is not a file of a result: pass one of run.media")
-    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+    if not (is_integer(max_bytes) and max_bytes >= 1):
         raise InvalidArgumentError(f"max_bytes={max_bytes!r:.80}: must be an integer of at least 1")
 
 

@@ -14,6 +14,7 @@ from knouds_async._io.pipeline import Send, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import checked_slug
 from knouds_async._sansio.reconcile import LAG, KnownRun, LostSubmit, RecentRuns, Wanted
+from knouds_async.config import is_number
 from knouds_async.errors import InvalidArgumentError, SubmissionUnknownError
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
@@ -172,6 +173,6 @@ def _datetime(value: datetime | float | None) -> datetime:
 
 
 def _seconds(value: float, name: str = "tolerance") -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e11:
+    if is_number(value) and 0 <= value < 1e11:
         return float(value)
     raise InvalidArgumentError(f"{name}={value!r}: must be a number of seconds of at least 0")

@@ -17,6 +17,7 @@ from knouds_async._sansio import responses
 from knouds_async._sansio.inputs import checked_execution_id, checked_slug, json_body, run_body, safe_repr
 from knouds_async._sansio.listings import StatusPage, read_status_page
 from knouds_async._sansio.responses import Answer
+from knouds_async.config import is_integer
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Inputs, Target
 
@@ -180,7 +181,7 @@ def cancel_execution(execution_id: str) -> Call[types.ExecutionState]:
 # Usage (contract 10).
 
 LARGEST_PAGE: Final = 500
-_LARGEST_OFFSET: Final = 2**53 - 1  # the last whole number that JavaScript counts exactly
+_LARGEST_OFFSET: Final = 2**53 - 1  # the last integer that JavaScript counts exactly
 
 
 def list_usage(
@@ -192,9 +193,9 @@ def list_usage(
     offset: int | None = None,
 ) -> Call[types.UsagePage]:
     """GET /api/usage: rows of the account's use of the API, newest first."""
-    if limit is not None and not (_is_integer(limit) and 1 <= limit <= LARGEST_PAGE):
+    if limit is not None and not (is_integer(limit) and 1 <= limit <= LARGEST_PAGE):
         raise InvalidArgumentError(f"limit={safe_repr(limit)}: must be an integer from 1 to {LARGEST_PAGE}")
-    if offset is not None and not (_is_integer(offset) and 0 <= offset <= _LARGEST_OFFSET):
+    if offset is not None and not (is_integer(offset) and 0 <= offset <= _LARGEST_OFFSET):
         raise InvalidArgumentError(f"offset={safe_repr(offset)}: must be an integer of at least 0, below 2**53")
     asked = {
         "status": _filter("status", status),
@@ -233,10 +234,6 @@ def _filter(name: str, value: object) -> str | None:
     if isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value):
         return str.__str__(value)
     raise InvalidArgumentError(f"{name}={safe_repr(value)}: must be a string")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def usage_models() -> Call[tuple[str, ...]]:

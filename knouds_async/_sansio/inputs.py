@@ -11,9 +11,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, NoReturn
 
-from knouds_async.config import KEY_BEGINNING
+from knouds_async.config import KEY_BEGINNING, is_number
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
 from knouds_async.types import Inputs, SchemaField, WorkflowSchema
 
@@ -54,6 +54,28 @@ def safe_repr(value: object, most: int = 80) -> str:
         return f"{_KEY.sub(f'{KEY_BEGINNING}***', repr(value)):.{most}}"
     except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists
         return f"a value of type {type(value).__name__}"
+
+
+def strict_json(text: str | bytes, *, is_bounded: bool = False) -> Any:
+    """Return what JSON says; ValueError for what is none, such as NaN, and for what is nested too deeply.
+
+    `is_bounded`: numbers that no float can hold are refused as well.
+    """
+    number = _bounded_number if is_bounded else None
+    try:
+        return json.loads(text, parse_constant=_no_constant, parse_float=number, parse_int=number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which is not JSON")
+
+
+def _bounded_number(digits: str) -> float:
+    if not math.isfinite(float(digits)):
+        raise ValueError(f"{digits:.40} is too large a number")
+    return float(digits) if set(digits) & set(".eE") else int(digits)
 
 
 def run_body(inputs: Mapping[str, Any]) -> bytes:
@@ -155,7 +177,7 @@ def _field_error(field: SchemaField, value: Any) -> str | None:
 
 
 def _out_of_bounds(field: SchemaField, value: Any) -> str | None:
-    if not _is_number(value):
+    if not is_number(value):
         return None
     if field.min is not None and value < field.min:
         return f"must be at least {field.min:g}"
@@ -179,10 +201,6 @@ def _is_same(value: Any, option: Any) -> bool:
     return isinstance(value, bool) == isinstance(option, bool) and bool(value == option)
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _anything(_: Any) -> str | None:
     return None
 
@@ -192,7 +210,7 @@ def _string(value: Any) -> str | None:
 
 
 def _number(value: Any) -> str | None:
-    return None if _is_number(value) else "must be a number"
+    return None if is_number(value) else "must be a number"
 
 
 def _boolean(value: Any) -> str | None:

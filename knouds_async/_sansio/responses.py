@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar, Union, get_arg
 import attrs
 
 from knouds_async import types
-from knouds_async._sansio.inputs import is_execution_id, safe_repr
+from knouds_async._sansio.inputs import is_execution_id, safe_repr, strict_json
 from knouds_async._sansio.rate_limit import QuotaHeaders
-from knouds_async.config import Secret
+from knouds_async.config import Secret, is_integer, is_number
 from knouds_async.types import Status
 
 if TYPE_CHECKING:
@@ -43,16 +43,10 @@ class Answer:
 def parsed(body: bytes) -> Any:
     """Return a body as JSON; what is not strict JSON is unreadable."""
     try:
-        return json.loads(body, parse_constant=_no_constant)
-    except RecursionError:
-        raise UnreadableError("its JSON is nested too deeply") from None
+        return strict_json(body)
     except ValueError as error:
         what = "it is empty" if not body.strip() else f"it is not JSON ({error})"
         raise UnreadableError(f"{what:.200}") from None
-
-
-def _no_constant(name: str) -> None:
-    raise UnreadableError(f"it holds {name}, which is not JSON")
 
 
 def service_error(answer: Answer) -> Mapping[str, Any] | None:
@@ -149,7 +143,7 @@ def _own_body(execution_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def execution_state(execution_id: str, body: Mapping[str, Any]) -> types.ExecutionState:
     """Read an execution from its JSON; the id asked for is the id of the record."""
-    ms = next((body[key] for key in ("ms", "durationMs") if is_number(body.get(key))), None)
+    ms = next((body[key] for key in ("ms", "durationMs") if fits_float(body.get(key))), None)
     return structured(ExtendedBody(body, executionId=execution_id, ms=ms), types.ExecutionState)
 
 
@@ -217,19 +211,19 @@ def string(value: Any, _: Any = None) -> str:
 
 def number(value: Any, _: Any = None) -> float:
     """Return a value that is a number that a float can hold; another is unreadable."""
-    if is_number(value):
+    if fits_float(value):
         return value
     raise UnreadableError(f"{safe_repr(value)} is not a number")
 
 
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number that a float can hold."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _BEYOND
+def fits_float(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a number that a float can hold."""
+    return is_number(value) and abs(value) < _BEYOND
 
 
 def integer(value: Any, _: Any = None) -> int:
     """Return a value that is an integer; another is unreadable."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if is_integer(value):
         return value
     raise UnreadableError(f"{safe_repr(value)} is not an integer")
 
@@ -435,7 +429,7 @@ def retry_after(answer: Answer, server_time: float | None) -> float | None:
     if until is not None and since is not None:
         return max(0.0, until - since)
     asked = (service_error(answer) or {}).get("retryAfter")
-    if isinstance(asked, (int, float)) and not isinstance(asked, bool) and asked >= 0:
+    if is_number(asked) and asked >= 0:
         return float(min(asked, _FOREVER))
     reset = _whole(answer, "x-ratelimit-reset") if answer.status == REFUSED else None
     is_ahead = reset is not None and since is not None and 0 < reset - since <= _LONGEST_WINDOW

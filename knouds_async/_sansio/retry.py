@@ -44,7 +44,7 @@ from knouds_async._sansio import responses
 from knouds_async._sansio.clock import UNDATED, Moment
 from knouds_async._sansio.endpoints import Call, TimeoutKind
 from knouds_async._sansio.responses import Answer, OtherAnswerError, UnreadableError
-from knouds_async.config import Retries
+from knouds_async.config import Retries, is_integer
 from knouds_async.errors import (
     APIError,
     ConnectionFailedError,
@@ -196,7 +196,7 @@ def _host(location: str) -> str:
 
 def _limit(body: Mapping[str, Any]) -> int | None:
     limit = body.get("limit")
-    return limit if isinstance(limit, int) and not isinstance(limit, bool) else None
+    return limit if is_integer(limit) else None
 
 
 T = TypeVar("T")

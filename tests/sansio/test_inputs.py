@@ -24,6 +24,7 @@ from knouds_async._sansio.inputs import (
     is_execution_id,
     json_body,
     run_body,
+    strict_json,
 )
 from knouds_async._sansio.responses import Answer
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
@@ -438,3 +439,23 @@ _attributes = st.sampled_from(["name", "type", "options", "min", "max", "require
 def test_no_schema_makes_it_fail(fields: list[dict[str, Any]], inputs: dict[str, Any]) -> None:
     """Whatever the service says of its fields and whatever the inputs are, the answer is a list of words."""
     assert all(isinstance(text, str) for text in input_errors(schema(*fields), inputs))
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"x": -Infinity}', "{", "", "[" * 100_000, b"\xff\xfe{"])
+def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
+    """Neither JavaScript's constants nor any depth of nesting gets past it."""
+    with pytest.raises(ValueError, match=r"."):
+        strict_json(text)
+
+
+@pytest.mark.parametrize("digits", ["1e999", "-1e999", "9" * 400])
+def test_a_number_that_no_float_holds_is_refused_where_that_is_asked(digits: str) -> None:
+    """JavaScript would read it as infinity; without bounds it is read as Python does."""
+    with pytest.raises(ValueError, match="is too large a number"):
+        strict_json(digits, is_bounded=True)
+    assert strict_json(digits) == json.loads(digits)
+
+
+def test_bounds_leave_numbers_as_they_are() -> None:
+    """An integer stays one, and so does a float."""
+    assert repr(strict_json("[1, -2, 1.0, 1e3, 0]", is_bounded=True)) == "[1, -2, 1.0, 1000.0, 0]"
