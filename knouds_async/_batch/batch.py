@@ -41,6 +41,7 @@ from knouds_async._batch.worker import BatchClient, OnUnknown, Worker
 from knouds_async._io.concurrency import spawn, uninterrupted
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
+from knouds_async.config import is_integer, is_number
 from knouds_async.errors import InvalidArgumentError, KnoudsError
 from knouds_async.types import Inputs, Target
 
@@ -390,11 +391,9 @@ def _ledger_of(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
 def _check(jobs: object, max_in_flight: object, max_credits: object, on_unknown: object) -> None:
     if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(jobs, (Iterable, AsyncIterable)):
         raise InvalidArgumentError(f"jobs={jobs!r:.80}: must be an iterable or an async iterable of jobs")
-    is_number = isinstance(max_in_flight, int) and not isinstance(max_in_flight, bool)
-    if max_in_flight is not None and not (is_number and max_in_flight >= 1):  # type: ignore[operator]
-        raise InvalidArgumentError(f"max_in_flight={max_in_flight!r:.80}: must be a whole number above 0, or None")
-    is_credits = isinstance(max_credits, (int, float)) and not isinstance(max_credits, bool)
-    if max_credits is not None and not (is_credits and 0 <= max_credits < 1e15):  # type: ignore[operator]
+    if max_in_flight is not None and not (is_integer(max_in_flight) and max_in_flight >= 1):
+        raise InvalidArgumentError(f"max_in_flight={max_in_flight!r:.80}: must be an integer above 0, or None")
+    if max_credits is not None and not (is_number(max_credits) and 0 <= max_credits < 1e15):
         raise InvalidArgumentError(f"max_credits={max_credits!r:.80}: must be credits, zero or more, or None")
     if on_unknown not in ("park", "stop"):
         raise InvalidArgumentError(f"on_unknown={on_unknown!r:.80}: must be 'park' or 'stop'")

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import csv
 import json
-import math
 import os
 import stat
 import sys
@@ -28,7 +27,9 @@ from knouds_async import Job
 from knouds_async._batch.jobs import LONGEST_KEY
 from knouds_async._cli.errors import UsageError
 from knouds_async._cli.output import one_line, plural
+from knouds_async._sansio.inputs import strict_json
 from knouds_async._sansio.keys import Seen
+from knouds_async.config import is_integer
 from knouds_async.types import Inputs
 
 
@@ -54,8 +55,8 @@ def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
 def read_value(text: str) -> Any:
     """Return a value parsed as JSON, or the string itself."""
     try:
-        return json.loads(text, parse_constant=_reject_constant)
-    except (ValueError, RecursionError):
+        return strict_json(text)
+    except ValueError:
         return text
 
 
@@ -63,10 +64,10 @@ def _read_file(file: Path) -> dict[str, Any]:
     name = "stdin" if str(file) == "-" else str(file)
     try:
         text = sys.stdin.read() if name == "stdin" else file.read_text(encoding="utf-8-sig")
-        inputs = json.loads(text, parse_constant=_reject_constant)
+        inputs = strict_json(text)
     except OSError as error:
         raise UsageError(f"--input-file {name}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"--input-file {name} is not JSON: {error}") from None
     if not isinstance(inputs, dict):
         raise UsageError(f"--input-file {name} must hold a JSON object, from input names to values")
@@ -165,24 +166,11 @@ def _caught(name: str, number: int, read: Callable[P, T], *args: P.args, **kwarg
 
 def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_reject_constant, parse_float=_parse_finite)
+        return strict_json(text, is_bounded=True)
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("["):
             raise ValueError(_ARRAY_ERROR) from None
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("not JSON: nested too deeply") from None
-
-
-def _reject_constant(word: str) -> Any:
-    raise ValueError(f"not JSON: {word}")
-
-
-def _parse_finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"{digits:.40} is too large a number")
-    return number
 
 
 def _read_object(number: int, text: str) -> FileJob:
@@ -206,7 +194,7 @@ def _read_key(key: Any) -> str | None:
     """Return a key, an integer as its digits; None when there is none."""
     if key is None:
         return None
-    if isinstance(key, int) and not isinstance(key, bool):
+    if is_integer(key):
         key = str(key)
     if not isinstance(key, str) or not key.strip():
         raise ValueError(f"'key' must be a string or an integer, not {key!r:.80}")

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
+from knouds_async.config import is_number
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Target
 
@@ -185,7 +186,7 @@ def _median(expected: Any) -> float:
     """Return the median of the prior, within the bins; raise ValueError when what is expected is no duration."""
     if expected is None:
         return _MEDIAN
-    if isinstance(expected, bool) or not (isinstance(expected, int | float) and 0 < expected < math.inf):
+    if not (is_number(expected) and 0 < expected < math.inf):
         raise ValueError(f"expected={expected!r}: the median must be a number of seconds above 0, or None")
     return min(max(expected, EDGES[1]), EDGES[-1])
 
@@ -497,8 +498,7 @@ def _items(saved: object) -> Iterator[tuple[str, object]]:
 
 def check_expected(expected: object) -> None:
     """Raise InvalidArgumentError unless `expected` is None or a number of seconds above 0 and below 1e9."""
-    is_number = isinstance(expected, (int, float)) and not isinstance(expected, bool)
-    if expected is not None and not (is_number and 0 < expected < _MAX_EXPECTED):  # type: ignore[operator]
+    if expected is not None and not (is_number(expected) and 0 < expected < _MAX_EXPECTED):
         raise InvalidArgumentError(
             f"expected={expected!r:.80}: must be a number of seconds above 0 and below 1e9, or None"
         )

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import attrs
 from attrs import validators as must
 
+from knouds_async.config import is_number
 from knouds_async.testing._service.catalog import (
     DEFAULT_KEY,
     DEFAULT_MODELS,
@@ -35,7 +36,6 @@ __all__ = [
     "change_settings",
     "checked_seconds",
     "draw",
-    "is_number",
     "is_seconds",
     "key_from",
     "settings_from",
@@ -60,11 +60,6 @@ class Lognormal:
 
 
 Seconds = float | Callable[[Random], float]
-
-
-def is_number(value: object) -> bool:
-    """Return whether a value is a number; True and False are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def checked_seconds(name: str, value: Seconds) -> Seconds:

@@ -23,7 +23,7 @@ from knouds_async._sansio.inputs import is_execution_id
 from knouds_async._sansio.responses import UnreadableError
 from knouds_async._sansio.webhooks import CONTRADICTORY, MAX_BODY
 from knouds_async.client import AsyncKnouds
-from knouds_async.config import Secret
+from knouds_async.config import Secret, is_number
 from knouds_async.errors import ConfigurationError, InvalidArgumentError, WebhookFault, WebhookVerificationError
 from knouds_async.types import ExecutionState, Status
 
@@ -173,7 +173,7 @@ def _verified(
     if not isinstance(body, (bytes, bytearray, memoryview)):
         return None, WebhookFault.BODY_MALFORMED
     raw = bytes(body)
-    if keys and _is_number(now) and _is_number(tolerance):
+    if keys and _is_finite(now) and _is_finite(tolerance):
         fault = signatures.check_delivery(raw, signature, keys, now=now, tolerance=tolerance)  # type: ignore[arg-type]
     if fault is not None:
         return None, fault
@@ -192,10 +192,8 @@ def signing_keys(secrets: object) -> tuple[bytes, ...]:
     return () if None in keys else tuple(key for key in keys if key is not None)
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return not isinstance(value, float) or math.isfinite(value)
+def _is_finite(value: object) -> bool:
+    return is_number(value) and (isinstance(value, int) or math.isfinite(value))
 
 
 def sign(body: bytes, secret: str | Secret, *, now: float) -> str:
@@ -204,7 +202,7 @@ def sign(body: bytes, secret: str | Secret, *, now: float) -> str:
     Raises InvalidArgumentError for a secret of fewer than 16 characters and for a time before 1970.
     """
     keys = signing_keys(secret)
-    if not keys or not _is_number(now) or not 0 <= now < 1e12:
+    if not keys or not _is_finite(now) or not 0 <= now < 1e12:
         raise InvalidArgumentError(
             f"a secret of {signatures.MIN_SECRET} characters or more and a time in unix seconds are needed to sign"
         )

@@ -143,10 +143,10 @@ def test_no_lines_are_no_jobs(form: FileFormat) -> None:
     [
         ("{", "not JSON: "),
         ('{"x": 1,}', "at column "),  # 9, or from Python 3.13 on 8
-        ('{"x": NaN}', "not JSON: NaN"),
-        ('{"x": -Infinity}', "not JSON: -Infinity"),
+        ('{"x": NaN}', "it holds NaN, which is not JSON"),
+        ('{"x": -Infinity}', "it holds -Infinity, which is not JSON"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"x": ' + "9" * 5000 + "}", "digit"),
+        ('{"x": ' + "9" * 5000 + "}", "is too large a number"),
         ("[1]", "`jq -c '.[]'`"),
         ("[", "`jq -c '.[]'`"),
         ('{"x": 1e999}', "1e999 is too large"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from knouds_async._sansio.inputs import strict_json
 from knouds_async.testing.messages import Response
 
 __all__ = ["ErrorResponse", "encoded", "json_object", "not_found", "reply"]
@@ -55,27 +55,14 @@ _DEEPEST: Final = 200
 def json_object(body: bytes) -> dict[str, Any]:
     """Read a JSON object; 400 INVALID_BODY for anything else."""
     try:
-        parsed: object = json.loads(body, parse_float=_float, parse_int=_int, parse_constant=_float)
-    except (ValueError, RecursionError):
+        parsed: object = strict_json(body, is_bounded=True)
+    except ValueError:
         raise ErrorResponse(400, "INVALID_BODY", "The body is not JSON") from None
     if not isinstance(parsed, dict):
         raise ErrorResponse(400, "INVALID_BODY", "The body must be a JSON object")
     if body.count(b"[") + body.count(b"{") > _DEEPEST and _is_too_deep(parsed):
         raise ErrorResponse(400, "INVALID_BODY", f"The body is nested more than {_DEEPEST} levels deep")
     return parsed
-
-
-def _float(text: str) -> float:
-    """Read a number that is none in JavaScript's eyes, such as NaN or 1e999, as the error it is."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is not a number")
-    return number
-
-
-def _int(text: str) -> int:
-    _float(text)
-    return int(text)
 
 
 def _is_too_deep(value: object) -> bool:

@@ -9,6 +9,7 @@ from itertools import count, pairwise
 
 import attrs
 
+from knouds_async.config import is_number
 from knouds_async.testing._service.catalog import Workflow
 from knouds_async.testing._service.replies import ErrorResponse, not_found
 
@@ -52,10 +53,6 @@ def _is_string_or_null(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -81,15 +78,15 @@ def _object_with(needed: Mapping[str, Check], optional: Mapping[str, Check]) -> 
     return is_valid
 
 
-_is_position = _object_with({}, {"x": _is_number, "y": _is_number})
-_is_viewport = _object_with({}, {"x": _is_number, "y": _is_number, "zoom": _is_number})
+_is_position = _object_with({}, {"x": is_number, "y": is_number})
+_is_viewport = _object_with({}, {"x": is_number, "y": is_number, "zoom": is_number})
 _is_field = _object_with(
     {"name": _is_string, "type": _is_string},
     {
         "options": _is_list,
-        "min": _is_number,
-        "max": _is_number,
-        "step": _is_number,
+        "min": is_number,
+        "max": is_number,
+        "step": is_number,
         "required": _is_bool,
         "helperText": _is_string,
     },
@@ -140,7 +137,7 @@ def _problem(field: Field, value: object) -> str | None:
         case "text" | "textarea":
             return None if isinstance(value, str) else "must be a string"
         case "number":
-            return None if _is_number(value) else "must be a number"
+            return None if is_number(value) else "must be a number"
         case "slider":
             return _slider_problem(field, value)
         case "pills":
@@ -155,7 +152,7 @@ def _problem(field: Field, value: object) -> str | None:
 
 
 def _slider_problem(field: Field, value: object) -> str | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not is_number(value):
         return "must be a number"
     low, high, step = field.get("min"), field.get("max"), field.get("step")
     if isinstance(low, int | float) and value < low:
