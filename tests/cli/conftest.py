@@ -65,7 +65,7 @@ def environment(**given: str) -> dict[str, str]:
 
 
 def hurried(args: Sequence[str]) -> list[str]:
-    """Tell a command that waits that the runs here are short, for it cannot know and would look late."""
+    """Say to a command that waits that runs are short, since it cannot know and would poll late."""
     expected = ["--expected", "0.1"] if args[:1] in (("run",), ("batch",)) and "--expected" not in args else []
     return [*args[:1], *expected, *args[1:]]
 
@@ -144,7 +144,7 @@ def _pipe_of(text: str) -> int:
 
 @pytest.fixture
 def put_up() -> Iterator[Callable[..., Service]]:
-    """Return what puts an emulator with these settings on a port until the test is over."""
+    """Return what serves an emulator with these settings on a port until the test ends."""
     with ExitStack() as stack:
 
         def up(**settings: Any) -> Service:

@@ -88,7 +88,7 @@ def test_json_sums_it_up_for_programs(service: Any, here: Here, folder: Any) -> 
 
 
 def test_csv_is_read_by_the_workflow_s_types(service: Any, here: Here, folder: Any) -> None:
-    """A cell under a text input is text even if it looks like a number, others are read as JSON."""
+    """A cell under a text input is a string even if it is a number, others are read as JSON."""
     Path("jobs.csv").write_text("product_name,count,key,style\n1984,2,a,\nMug,1,b,3d\n")
     assert here(service, "batch", SLUG, "jobs.csv", "--out", "out.jsonl").code == 0
     assert sorted(run.inputs["product_name"] for run in service.emulator.runs) == ["1984", "Mug"]
@@ -106,7 +106,7 @@ def test_jobs_come_from_stdin(service: Any, folder: Any, text: str) -> None:
 
 
 def test_a_faulty_line_of_a_pipe_ends_what_was_begun(service: Any, folder: Any) -> None:
-    """What comes through a pipe is run as it comes: a line that is no job ends that, and how to go on is said."""
+    """Jobs from a pipe are run as they come: a line that is no job ends the batch, and it says how to continue."""
     ended = service.knouds("batch", SLUG, "-", "--ledger", "l.db", "--out", "o", stdin='{"product_name": "x"}\n3\n')
     assert ended.code == 1, ended
     assert [line["status"] for line in folder.lines("o")] == ["completed"]
@@ -245,7 +245,7 @@ def test_wrong_usage_is_one_line_and_2(service: Any, here: Here, folder: Any, ar
 
 @pytest.mark.slow
 def test_a_page_in_between_costs_one_unknown_and_is_named(put_up: PutUp, here: Here, folder: Any) -> None:
-    """A firewall's page ends the submitting: one job is unknown, who answered and how to go on is said."""
+    """A firewall's page ends the submitting: one job is unknown; the message says who answered and how to continue."""
     service = put_up(duration=0.05)
     page = Response(403, {"content-type": "text/html", "server": "squid/6"}, b"<html>denied</html>")
     service.emulator.faults.add(Fault("page", "after", lambda _: page), route=SUBMIT, nth=5)
@@ -262,7 +262,7 @@ def test_a_page_in_between_costs_one_unknown_and_is_named(put_up: PutUp, here: H
 
 @pytest.mark.slow
 def test_a_day_s_pause_ends_a_batch_that_goes_on_later(put_up: PutUp, here: Here, folder: Any) -> None:
-    """Nobody waits for a day in silence: how long the service asks to wait and how to go on is said."""
+    """A wait of a day is not silent: the message says how long the service asks to wait and how to continue."""
     service = put_up(duration=0.05)
     day = Response(429, {"retry-after": "86400"}, b'{"error": "Rate limit exceeded", "code": "RATE_LIMIT_EXCEEDED"}')
     service.emulator.faults.add(Fault("day", "before", lambda _: day), route=SUBMIT, nth=3)
@@ -377,7 +377,7 @@ def test_a_job_that_was_run_once_more_has_the_line_of_that_run(
 
 @pytest.mark.slow
 def test_a_line_that_another_ledger_wrote_stays(put_up: PutUp, here: Here, folder: Any) -> None:
-    """Jobs of which this ledger knows nothing keep their lines, failed ones too."""
+    """Jobs that are not in this ledger keep their lines, failed ones too."""
     broken, mended = put_up(failure_rate=1.0), put_up()
     folder.write_jobs(2)
     assert here(broken, *BATCH).code == 1
@@ -419,7 +419,7 @@ def test_status_shows_where_the_jobs_stand(put_up: PutUp, here: Here, knouds: He
 
 
 def test_a_decision_is_carried_out_by_the_next_run(put_up: PutUp, here: Here, folder: Any) -> None:
-    """An unknown run is sent again only when that was decided; one that was abandoned is over, and no longer 5."""
+    """An unknown job is sent again only on request; one that was abandoned is settled, and the code is no longer 5."""
     service = put_up()
     service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=2)
     service.emulator.faults.add(faults.closed(), route=SUBMIT, nth=3)
@@ -508,7 +508,7 @@ def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: 
 
 
 def test_a_reader_that_leaves_stops_the_submitting(service: Any, folder: Any) -> None:
-    """When the reader of stdout has gone, nothing more is submitted, and how to go on is said."""
+    """When the reader of stdout has gone, nothing more is submitted, and the message says how to continue."""
     folder.write_jobs(30)
     source, sink = os.pipe()
 
@@ -562,7 +562,7 @@ def test_killed_again_and_again_it_comes_to_its_end(
 
 @pytest.mark.slow
 def test_ctrl_c_waits_for_what_is_out(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
-    """The first Ctrl-C submits nothing more, waits for the runs that are out, and says the command that goes on."""
+    """After the first Ctrl-C nothing is submitted, runs in flight are awaited, and the command to continue is shown."""
     service = put_up(duration=2.0)
     folder.write_jobs(15)
     batch = terminal(*BATCH, "--max-in-flight", "4", env=service.env)
@@ -583,7 +583,7 @@ def test_ctrl_c_waits_for_what_is_out(put_up: PutUp, terminal: Callable[..., Any
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
-    """The second Ctrl-C ends it with 130 although runs are out; the same command picks them up and none is unknown."""
+    """The second Ctrl-C ends it with 130; the same command picks up the runs in flight, and none is unknown."""
     service = put_up(duration=5.0)
     folder.write_jobs(8)
     batch = terminal(*BATCH, "--max-in-flight", "4", env=service.env)
@@ -747,6 +747,6 @@ def test_the_lines_on_stdout_name_the_files(media_service: Any, here: Here, fold
 
 
 def test_going_on_retries_nothing_once_more() -> None:
-    """The command that goes on is the one that was given, but for --retry-failed, which has had its effect."""
+    """The command to continue is the one that was given, but for --retry-failed, which has had its effect."""
     order = BatchOptions(target=Target("models", "suno-v5"), jobs=Path("a b.csv"), ledger=Path("l"), retry_failed=True)
     assert order.resume_command == "knouds batch suno-v5 'a b.csv' --model --ledger l"

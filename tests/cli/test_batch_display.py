@@ -28,7 +28,7 @@ def at(elapsed: float, completed: int, **more: Any) -> Progress:
 
 
 def test_the_pace_is_that_of_the_last_two_minutes() -> None:
-    """A batch that has become faster is soon said to be, and what came out of the ledger took no time."""
+    """A batch that has become faster soon shows it, and outcomes read from the ledger count as no time."""
     throughput, now = Throughput(), at(0, 0)
     for second in range(600):
         now = at(float(second), 1000 + second + 9 * max(0, second - 400), from_ledger=1000, total=5000)

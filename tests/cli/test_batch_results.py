@@ -96,7 +96,7 @@ def test_the_line_of_a_key_is_that_of_the_job_that_runs() -> None:
     ],
 )
 def test_what_comes_anew_makes_room(line: dict[str, Any], plain: bool, retrying: bool, saving: bool) -> None:
-    """Lines of runs that are over stay, unless they are run again or their files are still to be saved."""
+    """Lines of finished runs stay, unless they are run again or their files are still to be saved."""
     assert is_kept(line, retry_failed=False, save=False) is plain
     assert is_kept(line, retry_failed=True, save=False) is retrying
     assert is_kept(line, retry_failed=False, save=True) is saving
@@ -108,7 +108,7 @@ def line(key: str, status: str = "completed", **more: Any) -> dict[str, Any]:
 
 
 def final(given: Mapping[str, Any]) -> bool:
-    """Keep the lines of runs that are over."""
+    """Keep the lines of finished runs."""
     return given["status"] in ("completed", "failed", "cancelled")
 
 
@@ -152,7 +152,7 @@ def test_a_torn_last_line_is_mended(path: Path) -> None:
 
 
 def test_a_torn_only_line_is_mended(path: Path) -> None:
-    """The first line that a crash cut is mended too."""
+    """The first line that a crash cut is repaired too."""
     for cut in range(1, len(encode_line(line("a")))):
         path.write_bytes(encode_line(line("a"))[:cut])
         assert write(path, line("a")) == [line("a")], cut

@@ -72,7 +72,7 @@ def test_a_public_schema_needs_no_key_and_sends_none(service: Any, knouds: Calla
 
 
 def test_usage(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
-    """Rows are newest first, filtered, limited, and the rest is said to be there."""
+    """Rows are newest first, filtered and limited, and the message says that there are more."""
     service = put_up(duration=0.0)
     for _ in range(3):
         assert here(service, "run", "daily-picture").code == 0
@@ -87,7 +87,7 @@ def test_usage(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
 
 
 def test_usage_without_a_row_says_so(service: Any, here: Callable[..., Any]) -> None:
-    """A filter that fits nothing gives nothing on stdout, and words where people look; as JSON it is an empty list."""
+    """A filter without matches prints nothing on stdout and a message on stderr; as JSON it is an empty list."""
     ended = here(service, "usage", "--status", "complete")
     assert (ended.code, ended.out, ended.err) == (0, "", "no such runs\n")
     assert here(service, "usage", "--status", "complete", "--json").out == "[]\n"
@@ -103,7 +103,7 @@ def test_a_request_id_is_whole_at_a_narrow_terminal(service: Any, in_terminal: C
 
 
 def test_status_and_cancel(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
-    """A run can be looked at and cancelled by its id; one that is over is shown as it ended, with its result."""
+    """A run can be polled and cancelled by its id; a finished one is shown with its status and result."""
     service = put_up(duration=60.0, cancel_delay=0.0, late_cancel="completed")
     waited = here(service, "run", "daily-picture", "--timeout", "0.1", "--json")
     execution_id = json.loads(waited.out)["execution_id"]

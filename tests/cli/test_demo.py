@@ -19,7 +19,7 @@ on_asyncio = pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio"
 
 @pytest.mark.slow
 def test_the_demo_shows_progress_and_a_summary(knouds: Callable[..., Any]) -> None:
-    """Without a terminal the demo tells its progress in lines on stderr, and its figures on stdout, and ends in 0."""
+    """Without a terminal the demo prints its progress on stderr and its figures on stdout, and exits with 0."""
     ended = knouds("demo", "--runs", "6")
     assert ended.code == 0
     assert "nothing is paid" in ended.err
@@ -70,7 +70,7 @@ async def test_an_error_that_is_not_of_one_run_ends_the_demo() -> None:
 
 @on_asyncio
 async def test_a_submit_without_an_answer_is_counted_as_unknown() -> None:
-    """A demo counts a submit whose answer was lost, and goes on with the others."""
+    """A demo counts a submit whose answer was lost, and continues with the others."""
     emulator = Emulator(tier="business", duration=1.0)
     emulator.faults.add(faults.closed(after_run=True), route="POST /api/workflows/:slug/run", nth=2)
     async with (

@@ -127,7 +127,7 @@ def test_an_account_that_cannot_pay_is_4(put_up: Callable[..., Any], account: di
 
 
 def test_a_submit_without_an_answer_is_5_and_sent_once(service: Any) -> None:
-    """A run whose submit was never answered may have begun: 5, the command to look with, and no second submit."""
+    """A run whose submit was never answered may have started: 5, the command to check with, and no second submit."""
     service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT)
     ended = service.knouds(*RUN)
     assert_one_line(ended, 5, f"`knouds usage --workflow {SLUG}`")
@@ -135,7 +135,7 @@ def test_a_submit_without_an_answer_is_5_and_sent_once(service: Any) -> None:
 
 
 def test_a_wait_that_fails_after_the_submit_is_5_with_the_id(service: Any) -> None:
-    """A key that may submit but not look leaves a paid run out: that is not a plain refusal."""
+    """A key that may submit but not poll leaves a paid run in flight: that is not a plain refusal."""
     service.emulator.faults.add(faults.unknown_error(403, "CAPABILITY_DENIED"), route="GET /api/executions/:id")
     ended = service.knouds(*RUN)
     assert ended.code == 5
@@ -144,7 +144,7 @@ def test_a_wait_that_fails_after_the_submit_is_5_with_the_id(service: Any) -> No
 
 
 def test_a_timeout_is_6_and_the_run_goes_on(put_up: Callable[..., Any]) -> None:
-    """When --timeout passes, the id and the command to look at it are said, and the run is not cancelled."""
+    """When --timeout passes, the message has the id and the command to poll it, and the run is not cancelled."""
     service = put_up(duration=60.0)
     ended = service.knouds(*RUN, "--timeout", "0.3", "--base-url", service.base_url, "--json")
     run = service.emulator.runs[0]
@@ -156,7 +156,7 @@ def test_a_timeout_is_6_and_the_run_goes_on(put_up: Callable[..., Any]) -> None:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """Return a port where nobody listens."""
+    """Return a port where nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -199,7 +199,7 @@ def test_a_run_that_is_cancelled_meanwhile_is_1(service: Any, when: Callable[...
 def test_ctrl_c_while_waiting_is_130_and_the_run_goes_on(
     put_up: Callable[..., Any], when: Callable[..., None], send_signal: Callable[[str], Callable[[], None]]
 ) -> None:
-    """Ctrl-C ends the wait at once with 130 and says how to look at the run, which is not cancelled."""
+    """Ctrl-C ends the wait at once with 130 and says how to poll the run, which is not cancelled."""
     service = put_up(duration=60.0)
     when(lambda: service.emulator.requests.by_route[POLL], send_signal("SIGINT"))
     ended = service.knouds(*RUN)
@@ -250,7 +250,7 @@ def every_error() -> list[type[errors.KnoudsError]]:
 
 
 def test_an_error_that_leaves_a_run_open_never_looks_harmless() -> None:
-    """Any error of a submit that may have begun a run is 5, unless the run's end or the wait's is what it tells."""
+    """Any error of a submit that may have started a run is 5, unless it reports the end of the run or of the wait."""
     for kind in every_error():
         error = kind.__new__(kind)
         error.may_have_run = True

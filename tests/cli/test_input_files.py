@@ -332,7 +332,7 @@ def test_equal_jobs_without_keys_are_two_jobs(path: Path) -> None:
 
 
 def test_a_file_that_became_faulty_raises_where_it_is(path: Path) -> None:
-    """What was overwritten after it was looked through gives the jobs before the fault, then the fault."""
+    """A file that was overwritten after the check yields the jobs before the fault, then the fault."""
     path.write_text("{}\n3\n")
     jobs = JobSource(path).jobs()
     assert next(jobs) == {}
@@ -362,7 +362,7 @@ def test_memory_is_flat(path: Path) -> None:
 
 @on_asyncio
 async def test_a_stream_is_read_one_job_at_a_time(anyio_backend: str) -> None:
-    """Nothing is read ahead of what is asked for, and the end is told to whoever asks again."""
+    """Nothing is read ahead of demand, and the end is reported again on every further call."""
     taken = []
 
     def jobs() -> Iterator[Job]:
@@ -393,7 +393,7 @@ async def test_a_fault_in_a_stream_is_raised_after_the_jobs_before_it(anyio_back
 
 @on_asyncio
 async def test_a_stream_that_stalls_can_be_stopped(anyio_backend: str) -> None:
-    """Who waits for a job that does not come is told that there are no more."""
+    """A reader that waits for a job that does not come learns that there are no more."""
     ours, theirs = os.pipe()
     is_reading = threading.Event()
 

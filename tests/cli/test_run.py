@@ -50,7 +50,7 @@ def test_inputs_come_from_stdin_and_pairs_win(service: Any, flag: list[str]) -> 
 
 @pytest.mark.slow
 def test_a_run_is_looked_at_when_it_is_expected_to_end(put_up: Callable[..., Any]) -> None:
-    """A run that should take a moment is looked at again and again in its first seconds, one of an hour is not."""
+    """A run that should take a moment is polled again and again in its first seconds, one of an hour is not."""
     service = put_up(duration=60.0)
     assert service.knouds("run", "daily-picture", "--expected", "0.1", "--timeout", "1.2").code == 6
     often = service.emulator.requests.by_route["GET /api/executions/:id"]
@@ -85,7 +85,7 @@ def test_text_and_odd_results_are_shown(service: Any, knouds: Callable[..., Any]
 
 @pytest.mark.slow
 def test_a_terminal_sees_that_it_goes_on(put_up: Callable[..., Any], in_terminal: Callable[..., Any]) -> None:
-    """At a terminal a line shows the status and the seconds while the run goes on, and is gone at the end."""
+    """At a terminal a line shows the status and the seconds while the run is in progress, and is removed at the end."""
     service = put_up(duration=1.2)
     ended = in_terminal("run", SLUG, "-i", "product_name=Lamp", env=service.env)
     assert ended.code == 0

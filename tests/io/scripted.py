@@ -141,7 +141,7 @@ class Client:
         )
 
     async def get(self, part: str, total: float | None = None) -> Outcome:
-        """Look at an execution, by whose id the server knows its part."""
+        """Poll an execution; the server knows its part from the id."""
         return await self.attempt(endpoints.get_execution(part), total=total)
 
     async def attempt(self, call: Call[Any], total: float | None = None) -> Outcome:

@@ -14,7 +14,7 @@ from knouds_async._io.concurrency import from_thread, in_thread
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
 async def test_work_in_a_thread_is_waited_for() -> None:
-    """A caller that is cancelled goes on when the thread is done, and is cancelled then."""
+    """A caller that is cancelled waits for the thread, and is cancelled when it has finished."""
     begun, may_end, is_over = anyio.Event(), threading.Event(), False
     call_in_loop = from_thread()
 
@@ -71,7 +71,7 @@ async def test_a_native_cancellation_waits_for_the_thread(times: int) -> None:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_work_that_has_not_begun_is_given_up() -> None:
-    """Cancelled while it waits for one of the threads, work never begins, and nobody waits for it."""
+    """Work that is cancelled while it waits for a thread never begins."""
     busy, may_end, done = [], threading.Event(), []
     limit = int(anyio.to_thread.current_default_thread_limiter().total_tokens)
     busy = [asyncio.ensure_future(in_thread(lambda: may_end.wait(10))) for _ in range(limit)]

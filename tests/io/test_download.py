@@ -51,7 +51,7 @@ class Host:
     go: anyio.Event | None = None
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Serve a file, or the rest of it, and drop the connection where told to."""
+        """Serve a file, or the rest of it, and drop the connection where it is set to."""
         self.asked.append(request)
         if self.go is not None:
             await self.go.wait()
@@ -212,7 +212,7 @@ async def test_the_rest_of_another_file_is_not_taken(
 async def test_the_rest_without_a_validator_is_not_taken(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path
 ) -> None:
-    """A rest of the right length that does not say of which file it is may be of another: it is asked for anew."""
+    """A rest that does not say of which file it is may be of another: the whole file is requested again."""
     host = await start_host(files={"a.png": BIG}, drops_after=[1_000_000], minds_if_range=False)
 
     def change(got: int, total: int | None) -> None:
@@ -242,7 +242,7 @@ async def test_gives_up_on_a_host_that_only_drops(start_host: StartHost, knouds:
 
 
 async def test_repeats_what_may_pass(start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path) -> None:
-    """A 503 is asked again; a 403, as of a signature that has run out, is not."""
+    """A 503 is retried; a 403, as of a signature that has expired, is not."""
     host = await start_host(files={"a.png": b"x"}, statuses=[503, 502])
     assert (await knouds.download(image(host), tmp_path)).read_bytes() == b"x"
     host.statuses, host.asked = [403], []
@@ -285,7 +285,7 @@ async def test_huge_files_are_refused(start_host: StartHost, knouds: AsyncKnouds
 async def test_what_is_no_image_is_refused(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, headers: dict[str, str], body: bytes
 ) -> None:
-    """Another type, a page in disguise, or an encoding nobody asked for leave no file."""
+    """Another type, a page in disguise, or an encoding that was not requested leave no file."""
     host = await start_host(files={"a.png": body}, headers=headers)
     assert await fails(knouds.download(image(host), tmp_path)) is DownloadFault.WRONG_TYPE
     assert names(tmp_path) == []
@@ -332,7 +332,7 @@ async def test_works_without_hard_links(
 async def test_other_errors_of_a_link_are_raised(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """Only a file system that has no hard links is done without them: a full disk is told, and nothing is left."""
+    """Hard links are done without only where the file system has none: a full disk is an error, and nothing is left."""
 
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))

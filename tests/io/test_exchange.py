@@ -157,7 +157,7 @@ async def test_the_whole_exchange_is_bounded(part: str) -> None:
 
 
 async def test_a_paid_call_may_be_silent_for_as_long_as_it_may_take() -> None:
-    """The time of a single read does not cut a run that is still going on."""
+    """The timeout of a single read does not cut a run that is still in progress."""
     async with serving() as server, connected(server.url, timeouts=Timeouts(read=0.01, run=0.1)) as client:
         outcome = await client.attempt(endpoints.run(Target("workflows", "stall"), {}))
         assert isinstance(outcome, Unanswered)
@@ -214,7 +214,7 @@ async def test_an_answer_nobody_asked_for_is_no_answer_to_what_comes_next(part: 
 
 
 async def test_a_connection_whose_parser_is_not_found_is_used_once() -> None:
-    """Should httpcore rename what is looked into, nothing unseen can be taken for an answer."""
+    """Should httpcore rename the fields that are read, no unread bytes can be taken for an answer."""
     async with serving() as server, connected(server.url) as client:
         await client.get("a")
         idle = client.pool._pool.inner.idle.oldest()
@@ -308,7 +308,7 @@ async def test_every_call_goes_where_tools_listen(kind: type, method: str, monke
 
 
 async def test_tools_find_the_body_of_a_request() -> None:
-    """A request can be looked into before it is sent, and its key is in it by then."""
+    """A request can be inspected before it is sent, and has the key by then."""
     seen: list[httpx.Request] = []
 
     async def look(request: httpx.Request) -> None:
@@ -419,7 +419,7 @@ async def test_once_sending_has_begun_it_counts_as_sent(events: list[str], error
 async def test_while_waiting_or_connecting_nothing_was_sent(
     events: list[str], error: httpx.TransportError | None
 ) -> None:
-    """The last event proves it, whoever's transport it is and whatever the error."""
+    """The last event proves it, for any transport and any error."""
     trace = await after_events(*events)
     assert not trace.may_have_been_sent(error, transport_is_known=False)
     assert not trace.may_have_been_sent(error, transport_is_known=True)
@@ -438,7 +438,7 @@ async def test_without_a_usable_event_the_class_decides_and_only_for_known_trans
 
 
 def test_every_transport_error_has_been_thought_about() -> None:
-    """A class that httpx adds is looked at before it counts as a proof of anything."""
+    """A class that httpx adds is examined before it counts as a proof of anything."""
 
     def tree(error: type[httpx.TransportError]) -> set[type[httpx.TransportError]]:
         return {error}.union(*(tree(child) for child in error.__subclasses__()))
@@ -579,7 +579,7 @@ class TooLateError(Exception):
 
 @pytest.mark.parametrize("head", [HEADERS, "http2.send_connection_init.started"])
 async def test_a_request_that_was_held_back_is_not_sent_for_good(head: str) -> None:
-    """Refused at its first byte it counts as not sent, whatever httpcore tells of its end; and it never leaves."""
+    """Refused at its first byte it counts as not sent, whatever httpcore reports of its end; and it is never sent."""
 
     def refuse() -> None:
         raise TooLateError
@@ -798,7 +798,7 @@ async def test_what_was_streamed_away_before_us_cannot_be_read() -> None:
 
 
 async def test_transport_errors_pass_through() -> None:
-    """A connection that breaks in the body is the transport's to tell."""
+    """A connection that breaks in the body is an error of the transport's."""
 
     class Broken(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -913,7 +913,7 @@ def test_what_an_error_says_itself_is_not_said_twice() -> None:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """Return a port where nobody listens."""
+    """Return a port where nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -921,7 +921,7 @@ def closed_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_refused_connection_says_so(closed_port: int, anyio_backend: str) -> None:
-    """A port where nobody listens: the error names the reason and the address."""
+    """A port where nothing listens: the error names the reason and the address."""
     url = f"http://127.0.0.1:{closed_port}"
     async with AsyncKnouds("knouds_live_x", base_url=url, retries=Retries(attempts=1)) as knouds:
         with pytest.raises(ConnectionFailedError, match=REFUSED) as caught:
@@ -958,7 +958,7 @@ class CountingServer:
 
 @pytest.fixture
 async def counting_server() -> AsyncIterator[CountingServer]:
-    """Serve TLS with a certificate that nobody here believes."""
+    """Serve TLS with a certificate of an unknown authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     UNKNOWN.issue_cert("127.0.0.1").configure_cert(context)
     found = CountingServer()

@@ -164,7 +164,7 @@ async def test_a_call_cancelled_with_a_connection_in_hand_frees_it(make_pipeline
 
 
 async def test_closing_ends_the_line_for_a_connection(make_pipeline: MakePipeline) -> None:
-    """Who waits for a connection, or for a new turn with one in hand, is told that the client is closed."""
+    """A call that waits for a connection, or for another slot while it holds one, gets ClientClosedError."""
     emulator = Emulator(tier="pro", limit=2, duration=10.0, window_phase=-1.0)
     pipeline = make_pipeline(emulator, connections=1)
     told: list[int] = []
@@ -225,7 +225,7 @@ def pipeline(emulator: Emulator, latency: float = 1.0) -> Pipeline:
 
 
 class Notes:
-    """A witness that takes `slow` seconds for each note, and fails where it is told to."""
+    """Hooks that take `slow` seconds each, and fail where they are set to."""
 
     def __init__(self, emulator: Emulator, slow: float = 0.0, fails: str = "") -> None:
         self.emulator = emulator
@@ -318,7 +318,7 @@ async def test_an_id_whose_noting_the_end_of_the_loop_cuts_is_logged(
 async def test_what_is_noted_is_not_logged(
     is_noted: bool, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The id of a submit whose caller was cancelled stands in the log only when nobody else has written it down."""
+    """The id of a submit whose caller was cancelled is logged only when no hook has recorded it."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
     with anyio.move_on_after(1.5):
         await pipeline(emulator).send(CALL, hooks=Notes(emulator) if is_noted else None)
@@ -326,7 +326,7 @@ async def test_what_is_noted_is_not_logged(
 
 
 async def test_every_attempt_is_told(emulator: Emulator) -> None:
-    """A refused attempt and the one after it are both told, and so is an open outcome."""
+    """The hooks are called for a refused attempt and for the next, and for an unknown outcome."""
     notes: Any = Notes(emulator)
     emulator.faults.add(faults.rate_limited(), route=ROUTE, nth=1)
     await pipeline(emulator).send(CALL, hooks=notes)
@@ -379,7 +379,7 @@ async def test_a_submit_is_made_in_its_callers_context(emulator: Emulator) -> No
 
 
 async def test_a_batch_submits_in_the_context_that_entered_it(emulator: Emulator) -> None:
-    """The jobs of a map are sent in a copy of the context of whoever entered the batch."""
+    """The jobs of a map are sent in a copy of the context in which the batch was entered."""
     requests = Requests()
     request_id.set("batch")
     jobs = [Job(key, INPUTS) for key in "abc"]
@@ -402,7 +402,7 @@ async def test_what_a_submit_sets_stays_with_it(emulator: Emulator) -> None:
 
 
 async def test_polls_belong_to_nobody(emulator: Emulator) -> None:
-    """The polls, which all waiters share, see no variable of the one that happened to wait first."""
+    """The polls, which all waiters share, see no context variable of the first waiter."""
     requests = Requests()
     async with a_client(emulator, requests.note) as knouds:
         first, second = [await knouds.workflows.submit(SLUG, INPUTS) for _ in range(2)]
@@ -624,7 +624,7 @@ async def test_every_run_is_known_under_asyncios_own_cancellation(
 async def test_the_cancellation_is_raised_after_the_id_was_read(
     make_client: Any, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """asyncio.timeout still ends in TimeoutError, once the submit is over, and the id stands in the log."""
+    """asyncio.timeout still ends in TimeoutError, once the submit has finished, and the id is in the log."""
     _warn(caplog)
     knouds = make_client(emulator, latency=1.0)
     with pytest.raises(TimeoutError):

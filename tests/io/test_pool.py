@@ -209,7 +209,7 @@ def test_a_key_log_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("given", [True, "ca.pem", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)])
 @pytest.mark.parametrize("http_client", [None, httpx.AsyncClient(verify=False)])  # noqa: S501  (it is not used)
 def test_an_ssl_context_that_is_none_is_refused(given: Any, http_client: Any) -> None:
-    """Anything but a client's context is told when the client is built, not by each call."""
+    """Anything but a client's SSL context is refused when the client is built, not by each call."""
     with pytest.raises(ConfigurationError, match="ssl_context="):
         AsyncKnouds(KEY, ssl_context=given, http_client=http_client)
 
@@ -374,7 +374,7 @@ class Sockets:
 
 @pytest.fixture
 def sockets(monkeypatch: pytest.MonkeyPatch) -> Sockets:
-    """Look at the sockets that are opened."""
+    """Record the sockets that are opened."""
     return Sockets(monkeypatch)
 
 
@@ -438,7 +438,7 @@ async def test_what_was_not_delivered_is_waited_for_no_longer_than_that(
 
 @contextlib.contextmanager
 def deaf() -> Iterator[tuple[str, socket.socket]]:
-    """Return the URL of a port whose system takes connections and what its buffers hold, and nobody reads it."""
+    """Return the URL of a port where the system accepts connections and fills its buffers, and nothing reads them."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10.0)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", listener
@@ -461,7 +461,7 @@ def heard_by(listener: socket.socket) -> tuple[int, type[OSError] | None]:
 @LINUX
 @pytest.mark.parametrize("size", [1, 8_000_000])
 async def test_a_paid_request_that_was_not_taken_is_not_delivered_once_it_is_given_up(size: int) -> None:
-    """Its connection ends in a reset: what is in buffers here is thrown away and tried again by nobody."""
+    """Its connection ends in a reset: what is in buffers here is discarded and never sent."""
     submit = endpoints.submit(Target("workflows", "a"), {"text": "x" * size})
     with deaf() as (url, listener):
         async with connected(url) as client:
@@ -510,7 +510,7 @@ def _stream(client: Client) -> Stream:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_asyncios_queue_is_where_it_is_looked_for() -> None:
-    """Bytes beyond what was asked for wait in anyio's stream on asyncio, which shows them to nobody else."""
+    """Bytes beyond what was asked for wait in anyio's stream on asyncio, where nothing else can see them."""
     async with serving() as server:
         stream = await Stream.connect("127.0.0.1", int(server.url.rpartition(":")[2]), 5.0)
         await stream.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -690,7 +690,7 @@ async def test_a_connection_the_server_will_close_is_not_kept() -> None:
 
 
 async def test_expired_connections_are_closed_by_a_request_to_anywhere() -> None:
-    """Idle connections to an origin that nobody asks any more do not stay open for ever."""
+    """Idle connections to an origin that is no longer used do not stay open for ever."""
     transport = PooledTransport(keepalive_expiry=0.02)
     async with answering() as left, answering() as other, httpx.AsyncClient(transport=transport) as http:
         await expect_ok(http, left.url)
@@ -772,7 +772,7 @@ async def test_what_goes_wrong_after_sending(path: str, expected: type[httpx.Tra
 
 
 async def test_a_refused_connection_was_certainly_not_sent() -> None:
-    """Where nobody listens nothing is sent, and the slot is free again."""
+    """Where nothing listens nothing is sent, and the slot is free again."""
     async with answering() as gone:
         url = gone.url
     transport = PooledTransport(limit=1)
@@ -862,7 +862,7 @@ async def test_a_body_left_in_the_middle_costs_its_connection() -> None:
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
 async def test_a_body_that_breaks_gives_its_slot_back_unasked(*, is_cancelled: bool) -> None:
-    """A failure or a cancellation while reading frees the slot, even if nobody closes the response."""
+    """A failure or a cancellation while reading frees the slot, even if the response is not closed."""
     transport = PooledTransport(limit=1)
     path = "stall-in-body" if is_cancelled else "truncated"
     async with answering() as server:
@@ -1033,7 +1033,7 @@ async def behind(
 @pytest.mark.parametrize("kind", SPEAK)
 @pytest.mark.parametrize("user", [None, "who:pass word"])
 async def test_calls_go_through_the_proxy_and_share_a_connection(kind: str, scheme: str, user: str | None) -> None:
-    """The name is looked up by the proxy, which is told who asks, and one connection serves calls in a row."""
+    """The proxy resolves the name and gets the credentials, and one connection serves calls in a row."""
     async with behind(kind, scheme, user=user) as (server, proxy, client):
         assert body_of(await client.get("a")) == b"{}"
         assert body_of(await client.get("big")) == b"x" * 900_000
@@ -1123,7 +1123,7 @@ async def test_a_proxy_that_falls_silent_was_sent_nothing(kind: str, refusal: by
 @pytest.mark.parametrize("kind", SPEAK)
 @pytest.mark.parametrize("login", ["who:wrong", None])
 async def test_a_proxy_that_does_not_know_us_was_sent_nothing(kind: str, login: str | None) -> None:
-    """Nor does the error show what it was told."""
+    """Nor does the error show the credentials."""
     async with serving("https") as server, proxying(kind, urlsplit(server.url).port or 0, user="who:right") as proxy:
         host = urlsplit(proxy.url).netloc.rpartition("@")[2]
         url = f"{kind}://{host}" if login is None else f"{kind}://{login}@{host}"

@@ -40,7 +40,7 @@ def test_the_true_offset_is_always_inside(offset: float, exchanges: list[tuple[f
 
 
 def test_many_answers_narrow_the_bounds() -> None:
-    """Answers spread over a second tell the offset to about the round trip."""
+    """Answers spread over a second give the offset to about the round trip."""
     clock = ClockBounds()
     for tenth in range(100):
         sent = tenth * 0.1037
@@ -145,7 +145,7 @@ def test_no_second_is_asked_for_once_the_clock_is_known_well() -> None:
 
 
 def test_a_jump_between_sending_and_answering_dates_nothing() -> None:
-    """When the machine slept while the answer was on its way, nobody knows when in between it was written."""
+    """When the machine slept while the answer was on its way, it is not known when the answer was written."""
     assert not HEARD.update(DATE, clocks(20.0), clocks(21.0, slept=600)).moment(clocks(21.0, slept=600)).is_known
     assert ServiceClock().moment(clocks(1.0)) == Moment(wall=1e9 + 1.0)
 

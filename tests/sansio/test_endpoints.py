@@ -102,7 +102,7 @@ def test_the_key_stays_away_from_public_endpoints() -> None:
 
 
 def test_runs_have_a_lane_and_a_patience_of_their_own() -> None:
-    """Submits and runs wait behind looks; a synchronous run is given its own time."""
+    """Submits and runs wait behind polls; a synchronous run has a timeout of its own."""
     assert {call.priority for call in ALL if call.pays_for} == {Priority.SUBMIT}
     assert {call.priority for call in ALL if not call.pays_for} == {Priority.STATUS}
     assert Priority.STATUS < Priority.SUBMIT

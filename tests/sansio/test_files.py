@@ -49,7 +49,7 @@ def test_the_vendors_bucket_by_default() -> None:
     ["evil.example", f"{MEDIA_HOSTS[0]}.evil.example", f"evil{MEDIA_HOSTS[0]}", "169.254.169.254", "", "knouds.ai"],
 )
 def test_no_other_host(host: str) -> None:
-    """Neither a name that only looks alike, nor the cloud's own addresses, nor the API itself."""
+    """Neither a similar name, nor the cloud's own addresses, nor the API itself."""
     assert refusal(VENDOR, "https", host)
     assert refusal(LOCAL, "https", host)
 
@@ -100,7 +100,7 @@ def test_asks_for_the_rest_only_of_the_same_file() -> None:
     ],
 )
 def test_what_is_taken(status: int, headers: dict[str, str], received: int, expected: object) -> None:
-    """A whole file, the rest of one, or a place to look."""
+    """A whole file, the rest of one, or another address."""
     assert evaluate(status, headers, IMAGE, received=received, most=1000) == expected
 
 
@@ -189,7 +189,7 @@ REST = {**PNG, "content-range": "bytes 50-99/100"}
     ],
 )
 def test_the_rest_is_of_what_was_begun(started: Start, headers: dict[str, str], expected: Start | None) -> None:
-    """Where the rest is not told to be of the same version and length, it is not taken, and all is fetched anew."""
+    """A rest that may be of another version or length is not used, and the whole file is fetched again."""
     seen = evaluate(206, headers, IMAGE, received=50, most=1000, started=started)
     if expected is None:
         assert isinstance(seen, Rejected)
@@ -200,7 +200,7 @@ def test_the_rest_is_of_what_was_begun(started: Start, headers: dict[str, str], 
 
 @pytest.mark.parametrize("head", [b"<!DOCTYPE html>", b"\n <html>", b"<?xml version", b"\xef\xbb\xbf<Error>", b"<svg "])
 def test_pages_are_no_media(head: bytes) -> None:
-    """What begins like a page is told, whatever type it claims to be."""
+    """What begins like a page is recognised, whatever type it claims to be."""
     assert is_markup(head)
 
 

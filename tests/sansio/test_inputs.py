@@ -386,7 +386,7 @@ def test_a_fault_is_named(field: dict[str, Any], value: Any, said: str) -> None:
     ],
 )
 def test_what_fits_or_is_not_known_is_let_through(field: dict[str, Any], value: Any) -> None:
-    """A type that nobody has documented, and a bound that cannot be read, refuse nothing."""
+    """A type that is not documented, and a bound that cannot be read, refuse nothing."""
     assert input_errors(schema({"name": "f", **field}), {"f": value}) == ()
 
 

@@ -40,7 +40,7 @@ def test_a_hundred_thousand_texts_take_little_room() -> None:
 
 
 def test_a_key_stays_when_other_jobs_come_or_go() -> None:
-    """A key tells what its inputs are and how many alike came before, not where they stand."""
+    """A key depends on its inputs and on how many equal ones came before, not on their position."""
     one, other = digest({"a": 1}), digest({"a": 2})
     keys, moved = Keys(), Keys()
     first = [keys.of(each) for each in (one, other, one, one)]

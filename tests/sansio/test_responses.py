@@ -311,7 +311,7 @@ def test_any_tier_and_role_pass(tier: str) -> None:
 
 
 def test_an_execution_is_the_one_that_was_asked_for() -> None:
-    """The id is the one asked for where the body leaves it out, and the body of another is refused."""
+    """A body without an id is of the run that was asked for, and the body of another run is refused."""
     assert read("execution", {"status": "processing"}).execution_id == ID
     assert read("execution", {"status": "processing", "executionId": None}).execution_id == ID
     for name in ("execution", "cancel"):
@@ -494,7 +494,7 @@ def test_an_unpromised_field_is_as_good_as_missing_when_it_is_odd(name: str, key
 
 @pytest.mark.parametrize("body", [{}, {"rows": None}, {"rows": {}}, {"data": []}, {"error": "maintenance"}])
 def test_a_usage_page_without_rows_is_unreadable(body: dict[str, Any]) -> None:
-    """A page that does not list its rows is not an empty one: money is looked for in it."""
+    """A page that does not list its rows is not an empty one: submits are searched for in it."""
     with pytest.raises(UnreadableError, match="rows"):
         read("usage", body)
 
@@ -525,7 +525,7 @@ def test_odd_parts_of_rows_are_none() -> None:
 
 @pytest.mark.parametrize("value", [None, True, 1.5, [], {}, {"a": 1}, [1]], ids=ascii)
 def test_a_row_has_a_number_or_a_text_for_its_id(value: Any) -> None:
-    """A row's id can be looked up in a set, or it is None."""
+    """A row's id is hashable, or None."""
     assert read("usage", {"rows": [{"id": value}]}).rows == (types.UsageRow(),)
     assert [row.id for row in read("usage", {"rows": [{"id": 188}, {"id": "r-9"}]}).rows] == [188, "r-9"]
 
@@ -539,7 +539,7 @@ def test_odd_rows_are_left_out() -> None:
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "1" * 4000])
 def test_a_number_beyond_all_bounds_is_none(number: str) -> None:
-    """No infinite cost is ever told."""
+    """No infinite cost is ever returned."""
     state = READERS["execution"][0](held(f'{{"status": "completed", "cost": {number}, "ms": {number}}}'))
     assert state.cost is None or math.isfinite(state.cost)
     assert state.ms is None or math.isfinite(state.ms)

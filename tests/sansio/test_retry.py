@@ -296,7 +296,7 @@ def test_the_id_in_the_part_that_came_is_told() -> None:
 
 
 def test_an_id_in_the_part_of_a_synchronous_run_is_not_its_own() -> None:
-    """A synchronous run has no id (contract 3): what looks like one belongs to its result."""
+    """A synchronous run has no id (contract 3): a field of that name belongs to its result."""
     for status in (200, 504):
         error = error_after("run", Answer(status, {}, RECEIPT[:70]))
         assert isinstance(error, errors.SubmissionUnknownError)
@@ -355,14 +355,14 @@ def test_a_failed_run_is_told_as_one(name: str, status: int) -> None:
 @pytest.mark.parametrize("name", ["submit", "submit model"])
 @pytest.mark.parametrize("status", [400, 418, 500, 502])
 def test_a_failed_run_in_answer_to_a_submit_is_unknown(name: str, status: int) -> None:
-    """A submit is not told how its run ended: the run may go on, and its id is not known."""
+    """The answer to a submit cannot be the end of its run: the run may continue, and its id is not known."""
     error = error_after(name, Answer(status, {}, FAILED_RUN))
     assert type(error) is errors.SubmissionUnknownError
     assert "no GPU" in error.seen
 
 
 def test_a_failed_run_in_answer_to_a_look_is_a_fault_of_the_service() -> None:
-    """A look is not told in this way how a run ended: it is repeated, and never ends the run."""
+    """The answer to a poll cannot end a run in this way: the poll is repeated, and the run is not finished."""
     assert isinstance(after("look", Answer(500, {}, FAILED_RUN)), Again)
     assert type(error_after("look", Answer(500, {}, FAILED_RUN), attempts=4)) is errors.ServiceError
 
@@ -408,7 +408,7 @@ def test_of_what_costs_nothing_it_is_never_said_that_nothing_was_run(name: str, 
     ids=str,
 )
 def test_the_end_of_a_run_is_no_receipt(name: str, body: dict[str, Any]) -> None:
-    """The answer to somebody's look is not this submit's, and the id in it not this run's, whole or cut."""
+    """The answer to another request's poll is not this submit's, and its id is not this run's, whole or cut."""
     whole = json.dumps(body).encode()
     for outcome in (Answer(200, {}, whole), Unanswered("cut", whole), Answer(502, {}, whole)):
         error = error_after(name, outcome)
@@ -418,7 +418,7 @@ def test_the_end_of_a_run_is_no_receipt(name: str, body: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("name", ["run", "run model"])
 def test_what_a_look_finds_is_no_result_of_a_synchronous_run(name: str) -> None:
-    """A result that came in answer to somebody's look is another run's; a service may yet add an id to its own."""
+    """A result that answers another request's poll is another run's; a service may still add an id to its own."""
     body = {"executionId": ID, "status": "completed", "result": {"images": []}}
     error = error_after(name, Answer(200, {}, json.dumps(body).encode()))
     assert type(error) is errors.SubmissionUnknownError
@@ -428,7 +428,7 @@ def test_what_a_look_finds_is_no_result_of_a_synchronous_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["look", "cancel"])
 def test_the_body_of_another_run_is_no_answer(name: str) -> None:
-    """A look or a cancel that is answered with another run is repeated, and then a fault of the way."""
+    """A poll or a cancel that is answered with another run is repeated, and then counts as a connection fault."""
     other = Answer(200, {}, b'{"executionId": "other", "status": "completed", "result": 1}')
     assert isinstance(after(name, other), Again)
     error = error_after(name, other, attempts=4)
@@ -440,7 +440,7 @@ def test_the_body_of_another_run_is_no_answer(name: str) -> None:
 
 
 def test_a_refusal_that_names_a_run_proves_nothing() -> None:
-    """Whoever has an id has begun a run, whatever the status says."""
+    """An answer with an id has started a run, whatever the status says."""
     error = error_after("submit", Answer(400, {}, b'{"error": "it says", "executionId": "550e8400-e29b"}'))
     assert isinstance(error, errors.SubmissionUnknownError)
     assert error.execution_id == "550e8400-e29b"
@@ -516,7 +516,7 @@ def test_a_wait_asked_for_is_kept(
 
 @pytest.mark.parametrize(("asked", "is_waited"), [("120", True), ("121", False), ("999999999999999", False)])
 def test_a_wait_that_is_too_long_is_raised(asked: str, is_waited: bool) -> None:
-    """Nobody sleeps silently for longer than `longest`: on a 5xx as on a 429."""
+    """No call sleeps silently for longer than `longest`: on a 5xx as on a 429."""
     patient = Retries(longest=120.0, budget=float("inf"))
     decision = after("look", Answer(503, {"retry-after": asked}, OWN), retries=patient)
     assert isinstance(decision, Again if is_waited else Fail)
@@ -833,7 +833,7 @@ def test_a_body_that_is_not_the_service_s_names_status_and_route(
 
 
 def test_a_message_only_is_told() -> None:
-    """A refusal that has a `message` in the place of `error` is told in these words (contract 1)."""
+    """A refusal that has a `message` in the place of `error` is reported in these words (contract 1)."""
     error = error_for(404, {"message": "Workflow not found"})
     assert isinstance(error, errors.NotFoundError)
     assert (error.message, error.body) == ("Workflow not found", {"message": "Workflow not found"})
@@ -868,7 +868,7 @@ def test_a_paid_call_that_is_refused_says_that_nothing_was_run(
     ],
 )
 def test_a_refusal_names_what_was_asked_for(call: endpoints.Call[Any], words: str) -> None:
-    """The slug or the id stands in the message, the query does not, and a look never says that nothing was run."""
+    """The message names the slug or the id, not the query, and the error of a poll never says that nothing was run."""
     assert str(retry.api_error(Answer(404, {}, b'{"error": "x"}'), call)).startswith(words)
 
 
@@ -902,7 +902,7 @@ def test_a_long_host_or_type_is_cut() -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 425])
 @pytest.mark.parametrize("call", [SUBMIT, endpoints.get_execution("run-1")])
 def test_a_page_in_the_place_of_a_refusal_is_somebody_else_s(status: int, call: endpoints.Call[Any]) -> None:
-    """It says who answered and to look in between, and never that nothing was run or that the key is wrong."""
+    """It says who answered and to check what is in between, and never that nothing was run or that the key is wrong."""
     told = {"content-type": "text/html", "server": "squid", "via": "1.1 office"}
     error = retry.api_error(Answer(status, told, b"<html>no</html>"), call)
     assert isinstance(error, APIError)
@@ -967,7 +967,7 @@ def test_an_id_is_given_once(first: Any, second: Any) -> None:
     "decision", [Again(1.0), Requeue(), Fail(ServiceError("x", status=500)), Done(RunResult(1)), unknown(None)], ids=str
 )
 def test_what_has_no_id_passes(decision: Any) -> None:
-    """Nothing else is looked at, however often it comes."""
+    """Nothing else is checked, however often it comes."""
     given = Given()
     for _ in range(3):
         assert given.checked(SUBMIT_A, decision, SO_FAR, None) is decision
@@ -984,7 +984,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_submits_outside_of_batches_pass() -> None:
-    """A test's service that gives every submit the same receipt is nobody's loss."""
+    """A service in tests that gives every submit the same receipt is accepted."""
     given, receipt = Given(), Done(Submitted(execution_id="run-1"))
     for _ in range(3):
         assert given.checked(SUBMIT_A, receipt, SO_FAR, None) is receipt

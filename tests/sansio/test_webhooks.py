@@ -89,7 +89,7 @@ def test_accepts_what_the_scheme_allows(header: str | bytes) -> None:
 
 @pytest.mark.parametrize("header", [None, "", b""])
 def test_no_header_is_its_own_fault(header: object) -> None:
-    """A delivery without a header is told from one with a bad header."""
+    """A delivery without a header is distinguished from one with a bad header."""
     assert fault_of(header) is WebhookFault.SIGNATURE_MISSING
 
 
@@ -147,7 +147,7 @@ def test_refuses_out_of_time(now: float) -> None:
 
 
 def test_a_wrong_signature_is_wrong_whatever_its_time() -> None:
-    """A forger is not told that the time would do: the age is only checked when the signature holds."""
+    """A forger does not learn whether the time is right: the age is checked only when the signature is valid."""
     assert fault_of(f"t={NOW},v1={ZEROS}", now=0) is WebhookFault.SIGNATURE_WRONG
 
 
@@ -226,13 +226,13 @@ def test_secrets_are_their_text() -> None:
 
 
 def state(status: str, execution_id: str = "a", result: object = None, error: Failure | None = None) -> ExecutionState:
-    """Return a state as a delivery tells it."""
+    """Return a state as a delivery has it."""
     known = Status(status) if status in set(Status) else status
     return ExecutionState(execution_id=execution_id, status=known, result=result, error=error)
 
 
 def expecting(ends: str = "") -> FallbackPolling:
-    """Return a fallback that expects deliveries and has seen these ends: + told by a delivery, - found by a poll."""
+    """Return a fallback that expects deliveries and has seen these ends: + from a delivery, - found by a poll."""
     fallback = FallbackPolling()
     fallback.is_expected = True
     for one in ends:
@@ -368,7 +368,7 @@ def test_a_longer_delay_is_not_shortened_by_what_takes_longer_still() -> None:
 
 
 def test_an_overdue_run_is_delayed_for_ever_longer_steps() -> None:
-    """A run that a poll finds alive is left alone for half its age, so that a long one costs few polls."""
+    """A run that a poll finds running is not polled for half its age, so that a long one costs few polls."""
     fallback, now, polls = expecting(), 0.0, 0
     while now < 3600:
         fallback.delay("a", "t", submitted_at=0.0, now=now)
@@ -386,7 +386,7 @@ def test_a_run_of_unknown_age_is_polled_at_a_slow_pace() -> None:
 
 
 def test_who_is_let_go_is_not_due() -> None:
-    """A run nobody waits for any more is delayed no longer, and a new delay replaces the old one."""
+    """A run without waiters is delayed no longer, and a new delay replaces the old one."""
     fallback = expecting()
     fallback.delay("a", "t", submitted_at=0.0, now=0.0)
     fallback.delay("a", "t", submitted_at=5.0, now=5.0)
@@ -398,7 +398,7 @@ def test_who_is_let_go_is_not_due() -> None:
 
 
 def test_all_are_let_go_when_deliveries_fail_to_come() -> None:
-    """When trust is lost, nobody waits for what will not come."""
+    """When deliveries are no longer trusted, no poll is delayed for them."""
     fallback = expecting("+")
     fallback.delay("a", "t", submitted_at=0.0, now=0.0)
     for _ in range(4):

@@ -75,7 +75,7 @@ def portal() -> Iterator[BlockingPortal]:
 
 @pytest.fixture
 def on_a_port(portal: BlockingPortal) -> Iterator[Serve]:
-    """Return what serves an emulator with these settings until the end of the test; its runs finish when told to."""
+    """Return what serves an emulator with these settings until the end of the test; its runs finish on request."""
     with ExitStack() as stack:
 
         def start(**settings: Any) -> Service:
@@ -243,7 +243,7 @@ def test_2_models_need_business_and_admins_pass(on_a_port: Serve) -> None:
      ("super_admin", {"read", "write", "model"})],
 )  # fmt: skip
 def test_2_the_older_generation_has_scopes(on_a_port: Serve, scope: str, allowed: set[str]) -> None:
-    """A scope that does not reach is 403 and tells what is needed and what there is."""
+    """A scope that does not suffice is a 403, with what is required and what there is."""
     service = on_a_port(generation="old", scope=scope, capabilities=[])
     lines = {
         "read": ("GET /api/workflows", None),
@@ -759,7 +759,7 @@ def verified(taken: tuple[str, bytes], secret: str) -> Any:
 
 
 def test_11_each_end_is_delivered_and_signed(on_a_port: Serve, receiver: tuple[str, Queue[tuple[str, bytes]]]) -> None:
-    """Completed, failed and cancelled, and the dashboard's test; the submit tells where they go."""
+    """Completed, failed and cancelled, and the dashboard's test; the answer to the submit says where they go."""
     url, taken = receiver
     secret = "whsec_of_the_contract_tests"
     service = on_a_port(webhook_url=url, webhook_secret=secret, cancel_delay=0.05, deliveries=Deliveries(latency=0.0))

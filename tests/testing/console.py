@@ -35,7 +35,7 @@ class ControlClient:
 
 
 def busy(ask: Any, **settings: Any) -> tuple[Emulator, list[str]]:
-    """Return an emulator with three runs of ten seconds, looked at when the first two are over."""
+    """Return an emulator with three runs of ten seconds, at a moment when the first two have finished."""
     emulator = Emulator(**{"duration": 10.0, "window_phase": 0.0, **settings})
     asker = ask(emulator)
     ids = [asker.submit("workflows/my-thumbnail-pipeline", {"product_name": name}, now=at)

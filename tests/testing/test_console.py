@@ -1,4 +1,4 @@
-"""The control API: what it tells, what it takes, and what it keeps to itself."""
+"""The control API: what it returns, what it accepts, and what it keeps secret."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def emulator_fault() -> Any:
 
 
 def test_runs_are_listed_newest_first(ask: Any) -> None:
-    """With inputs, times and looks; by status and target, page by page."""
+    """With inputs, times and polls; by status and target, page by page."""
     emulator, ids = busy(ask)
     hand = ControlClient(emulator)
     rows = hand("GET runs", now=12.0)["rows"]
@@ -250,7 +250,7 @@ def test_no_key_and_no_secret_is_told(ask: Any) -> None:
 
 
 def test_the_index_tells_what_there_is() -> None:
-    """GET /__emulator__/ lists the routes; what is not there says where to look."""
+    """GET /__emulator__/ lists the routes; a 404 says where the list is."""
     hand = ControlClient(Emulator())
     routes = hand("GET ")["routes"]
     assert "PATCH /__emulator__/settings" in routes
@@ -275,7 +275,7 @@ def test_another_sites_page_cannot_meddle() -> None:
 
 
 def test_every_route_is_listed(ask: Any) -> None:
-    """The table of the control API is the one that it gives itself."""
+    """The table of the control API is the one that the API returns."""
     listed = re.findall(
         r"^\| `([A-Z]+ /__emulator__/[^`]*)` \|", PAGE_OF_THE_DOCS.read_text(encoding="utf-8"), re.MULTILINE
     )

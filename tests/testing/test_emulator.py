@@ -79,7 +79,7 @@ def test_a_flood_of_runs_is_told_in_part(ask: Any) -> None:
 
 
 def test_a_run_whose_end_nobody_saw_is_told(ask: Any) -> None:
-    """A run is collected by a look after its end, by the answer of a synchronous one, or by a delivery taken."""
+    """A run is collected by a poll after its end, by the answer of a synchronous run, or by an accepted delivery."""
     emulator = Emulator(duration=10.0, keys=[ApiKey("hooked", webhook_url="http://127.0.0.1:9/hook")])
     asker = ask(emulator)
     polled, lost = asker.submit(), asker.submit("workflows/jingle")
@@ -122,7 +122,7 @@ def test_a_lost_answer_is_logged_with_what_the_service_said(ask: Any) -> None:
 
 
 def test_the_log_is_bounded(ask: Any) -> None:
-    """Only the latest 10 000 requests are kept; the count goes on."""
+    """Only the latest 10 000 requests are kept; the count continues."""
     emulator = Emulator()
     asker = ask(emulator)
     for _ in range(10_050):
@@ -152,7 +152,7 @@ def test_a_run_is_finished_with_a_result(ask: Any) -> None:
 
 
 def test_a_run_fails_now(ask: Any) -> None:
-    """The message is told by the look and by the delivery."""
+    """The message is in the answer to a poll and in the delivery."""
     emulator = Emulator(webhook_url="http://127.0.0.1:9/hook", deliveries=Deliveries(latency=0.0))
     run_id = ask(emulator).submit(now=0.0)
     emulator.settle(3.0)
@@ -201,7 +201,7 @@ def test_a_reset_begins_anew(ask: Any) -> None:
 
 
 def test_a_fault_is_taken_off(ask: Any) -> None:
-    """`add` gives the number to `remove` it by; the others stay, and each tells what it has met and struck."""
+    """`add` returns the number to `remove` it by; the others stay, and each counts what it has matched and hit."""
     emulator = Emulator()
     first = emulator.faults.add(faults.not_found(), route="GET /api/health", nth=(1, 2))
     second = emulator.faults.add(faults.service_error(500, after_run=True), probability=1.0)

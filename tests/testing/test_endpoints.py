@@ -54,7 +54,7 @@ def test_a_submit_answers_as_documented(ask: Any) -> None:
 
 
 def test_a_submit_names_the_keys_webhook(ask: Any) -> None:
-    """A key with a webhook is told so."""
+    """The answer to a submit says whether the key has a webhook."""
     answer = ask(Emulator(webhook_url="https://example.com/hook")).json(
         "POST /api/workflows/daily-picture/run?async=true", {"inputs": {}}
     )

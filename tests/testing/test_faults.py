@@ -106,7 +106,7 @@ def test_the_fault_added_first_wins_and_all_count() -> None:
     ],
 )
 def test_what_cannot_be_attached_is_refused(settings: dict[str, Any], message: str) -> None:
-    """A fault that could never strike as told raises ValueError."""
+    """A fault that could never occur as set raises ValueError."""
     with pytest.raises(ValueError, match=message):
         Emulator().faults.add(**settings)
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_attached_is_refused(settings: dict[str, Any], message: s
     ],
 )
 def test_what_breaks_on_the_wire(fault: Fault, wire: Wire, runs: int) -> None:
-    """What happens on the connection is told as such, with whether the request was carried out."""
+    """What happens on the connection is reported as such, with whether the request was carried out."""
     emulator = Emulator()
     emulator.faults.add(fault)
     broken = _send(emulator)
@@ -159,7 +159,7 @@ def test_what_breaks_on_the_wire(fault: Fault, wire: Wire, runs: int) -> None:
     ],
 )
 def test_what_answers_wrongly(fault: Fault, status: int, runs: int) -> None:
-    """A wrong answer has its status, and the request was carried out or not, as told."""
+    """A wrong answer has its status, and the request was carried out or not, as set."""
     emulator = Emulator()
     emulator.faults.add(fault)
     answer = _send(emulator)
@@ -226,7 +226,7 @@ def test_half_the_headers_are_gone() -> None:
 
 
 def test_a_held_up_request_arrives_in_the_end() -> None:
-    """A request held up before the run is carried out when the time is over, even if nobody asks for the answer."""
+    """A request held up before the run is carried out when the time has passed, even if the answer is never read."""
     emulator = Emulator()
     emulator.faults.add(faults.stalled(30.0), nth=1)
     later = _send(emulator)
@@ -374,7 +374,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_every_fault_is_listed() -> None:
-    """The table of faults names each kind, and no other; the grammar is the one that is read."""
+    """The table of faults names each kind, and no other; the grammar is the one that the parser reads."""
     page = (Path(__file__).parent.parent.parent / "docs" / "emulator.md").read_text(encoding="utf-8")
     table = page.partition("| What goes wrong |")[2].partition("\n\n")[0]
     assert {name.partition(" ")[0] for name in re.findall(r"`([^`]+)`", table)} == set(KINDS)

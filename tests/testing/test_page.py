@@ -1,4 +1,4 @@
-"""The status page: what it shows and loads, and that it is drawn and goes on by itself in a real browser.
+"""The status page: what it shows and loads, and that a real browser draws it and keeps it up to date.
 
 The tests in a browser need Chromium on PATH, and are skipped without one; it is another process, so their time is real.
 """
@@ -145,7 +145,7 @@ def in_a_browser(test: Any) -> Any:
 
 
 class Watched(Emulator):
-    """An emulator that tells when its page is asked for, and for which time."""
+    """An emulator that records when its page is requested, and for which time."""
 
     views = 0
     tell: Callable[[int], None] = staticmethod(lambda _: None)

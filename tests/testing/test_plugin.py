@@ -120,7 +120,7 @@ def outcomes(folder: Path, suite: str, *options: str) -> tuple[dict[str, str], s
 
 @pytest.mark.slow
 def test_reaching_for_the_real_service_fails(tmp_path: Path) -> None:
-    """Whichever library looks its name up, and whatever the test makes of it, the test fails and nothing is sent."""
+    """Whichever library resolves its name, and however the test handles that, it fails and nothing is sent."""
     ended, printed = outcomes(tmp_path, REACHING)
     assert ended == {
         "test_of_a_client_that_nobody_configured": "FAILED",
@@ -307,7 +307,7 @@ async def test_after(shared):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed")
 def test_the_guard_holds_under_uvloop(tmp_path: Path) -> None:
-    """uvloop tells nobody which name it looks up; the client itself says where it connects."""
+    """uvloop does not reveal which name it resolves; the client itself says where it connects."""
     ended, printed = outcomes(tmp_path, UNDER_UVLOOP)
     assert ended == {"test_reaching": "FAILED", "test_elsewhere": "PASSED"}
     assert "the test reached for the real service at knouds.ai" in printed
@@ -317,7 +317,7 @@ def test_the_guard_holds_under_uvloop(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scope", ["session", "module"])
 @pytest.mark.parametrize("is_default", [True, False])
 def test_a_loop_that_others_share_is_left_to_them(tmp_path: Path, scope: str, is_default: bool) -> None:
-    """In a wider loop scope no virtual loop takes the others' away; the test is told what to say instead."""
+    """In a wider loop scope no virtual loop replaces the shared one; the error says what to write instead."""
     mark = "@pytest.mark.asyncio" if is_default else f'@pytest.mark.asyncio(loop_scope="{scope}")'
     options = ("-o", f"asyncio_default_test_loop_scope={scope}") if is_default else ()
     ended, printed = outcomes(tmp_path, SHARED.format(scope=scope, mark=mark), *options)

@@ -19,7 +19,7 @@ def _runs(emulator: Emulator, ask: Any, number: int) -> None:
 
 
 def test_durations_can_be_a_number_a_law_or_a_callable(ask: Any) -> None:
-    """A run lasts as long as the setting says: exactly, by a distribution, or by a callable; per target if told."""
+    """A run lasts as long as the setting says: exactly, by a distribution, or by a callable; per target if set."""
     emulator = Emulator(
         tier="enterprise", duration=7, durations={"jingle": lambda dice: dice.uniform(1, 2), "product-video": 90}
     )
@@ -133,7 +133,7 @@ def test_a_fresh_id_may_not_be_found_yet(ask: Any) -> None:
 
 
 def test_a_run_tells_its_story(ask: Any) -> None:
-    """A run's record has its times, looks, cost, and the first look that showed its end."""
+    """A run's record has its times, polls, cost, and the first poll that showed its end."""
     emulator = Emulator(duration=20)
     asker = ask(emulator)
     execution_id = asker.submit("workflows/jingle", {"mood": "sad"}, now=100.0)
@@ -147,7 +147,7 @@ def test_a_run_tells_its_story(ask: Any) -> None:
 
 
 def test_the_status_is_as_of_the_last_request(ask: Any) -> None:
-    """A run's status moves with the time the emulator has been told, by a request or by `settle`."""
+    """A run's status follows the time that the emulator got, from a request or from `settle`."""
     emulator = Emulator(duration=20)
     ask(emulator).submit(now=0.0)
     assert emulator.runs[0].status == "processing"

@@ -55,7 +55,7 @@ async def _met(client: httpx.AsyncClient, emulator: Emulator, url: str) -> list[
     ids=lambda fault: f"{fault.name}-{fault.stage}-{fault.seconds}",
 )
 async def test_the_transport_acts_as_real_sockets_do(anyio_backend: str, fault: Fault) -> None:
-    """A client meets the same over a real socket as over the in-process transport, and goes on the same."""
+    """A client gets the same over a real socket as over the in-process transport, and reacts the same."""
     real, inside = Emulator(), Emulator()
     is_silent = fault.name == "stalled" and not fault.seconds
     timeout = httpx.Timeout(20.0, read=0.5 if is_silent else 20.0)
@@ -127,7 +127,7 @@ async def test_synchronous_runs_wait(anyio_backend: str) -> None:
 
 
 async def test_a_head_request_gets_a_head_only(anyio_backend: str) -> None:
-    """The page and the service answer HEAD without a body, and the connection goes on."""
+    """The page and the service answer HEAD without a body, and the connection stays usable."""
     async with serve(Emulator()) as url, httpx.AsyncClient(base_url=url) as client:
         for path, status in (("/", 200), ("/api/whoami", 404), ("/__emulator__/state", 200)):
             answer = await client.head(path)

@@ -112,7 +112,7 @@ def test_routes_have_their_own_windows_and_slugs_share_one(ask: Any) -> None:
 
 
 def test_polls_and_usage_can_be_unlimited(ask: Any) -> None:
-    """Whether polls and usage are limited is a setting, since nobody has documented it."""
+    """Whether polls and usage are limited is a setting, since it is not documented."""
     asker = ask(Emulator(limit=1, polls_limited=False, usage_limited=False))
     execution_id = asker.submit()
     for line in (f"GET /api/executions/{execution_id}", "GET /api/usage"):

@@ -169,7 +169,7 @@ async def test_the_trace_of_a_good_exchange() -> None:
 async def test_faults_come_as_httpx_gives_them(
     fault: Fault, met: object, *, was_sent: bool, runs: int, seconds: float
 ) -> None:
-    """Each fault is met as on a real socket, after the time it takes; the trace tells whether the request was sent."""
+    """Each fault appears as on a real socket, after the time it takes; the trace shows whether the request was sent."""
     emulator, began = Emulator(), anyio.current_time()
     emulator.faults.add(fault)
     outcome, events = await _meet(emulator)

@@ -1,4 +1,4 @@
-"""The emulator's deliveries: signed as the contract says, due when runs end, and as unruly as they are told to be."""
+"""The emulator's deliveries: signed as the contract says, due when runs finish, and as unruly as they are set to be."""
 
 import hashlib
 import hmac

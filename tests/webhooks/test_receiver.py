@@ -1,4 +1,4 @@
-"""Deliveries verified, each event taken once, final states final, and nothing told to a forger.
+"""Deliveries verified, each event accepted once, final states final, and nothing revealed to a forger.
 
 Any input of `verify` ends as an event or as a WebhookVerificationError; a delivery is answered only after its event.
 """
@@ -102,7 +102,7 @@ def test_the_events_name_says_the_status(status: object) -> None:
 
 
 def test_contradicting_ends_are_no_end() -> None:
-    """An event that names two different ends is taken, but tells none of them."""
+    """An event that names two different ends is accepted, but has no state."""
     state = event(status="failed").state
     assert state is not None
     assert not state.is_final
@@ -241,7 +241,7 @@ def test_sign_refuses_what_no_receiver_would_take(secret: str, now: float) -> No
 
 
 class Diary:
-    """A handler that notes what it is handed, and fails as often as it is told to."""
+    """A handler that records what it gets, and fails as often as it is set to."""
 
     def __init__(self, *, failures: int = 0, seconds: float = 0.0) -> None:
         self.events: list[WebhookEvent] = []
@@ -335,7 +335,7 @@ async def test_a_cancelled_handler_has_not_taken_the_event(sender: Any, end: End
 
 
 async def test_final_states_stay_final(sender: Any, end: End) -> None:
-    """After its end as completed, a run neither fails nor goes on: late events are answered and not handed on."""
+    """A run that has completed neither fails nor continues: late events are answered and not passed on."""
     diary = Diary()
     send = sender(handler=diary)
     later = [end("a", "failed"), end("a", "cancelled"), end("a", event="execution.progress", status="processing")]

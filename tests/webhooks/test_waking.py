@@ -27,7 +27,7 @@ Post = Callable[[Delivery], Awaitable[int]]
 
 
 def hooked(**settings: Any) -> Emulator:
-    """Return a service whose key has a webhook, and whose runs take 45 s unless told otherwise."""
+    """Return a service whose key has a webhook, and whose runs take 45 s unless set otherwise."""
     return Emulator(**{"tier": "enterprise", "duration": 45.0, "webhook_url": HOOK, **settings})
 
 
@@ -157,7 +157,7 @@ async def test_a_final_state_never_changes(knouds: AsyncKnouds, sender: Any, end
 
 
 async def test_events_on_the_way_change_nothing(knouds: AsyncKnouds, emulator: Emulator, sender: Any, end: End) -> None:
-    """An event that a run goes on wakes nobody and makes no request, also one of an unknown kind."""
+    """An event of a run that is still running wakes no waiter and makes no request, also one of an unknown kind."""
     send = sender(client=knouds)
     execution = await knouds.workflows.submit("daily-picture", {})
     await execution.cancel()

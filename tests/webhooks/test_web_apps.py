@@ -203,7 +203,7 @@ async def until_nobody_waits(app: Running) -> None:
 
 @pytest.mark.slow
 async def test_visitors_who_leave_cancel_nothing(start: Any) -> None:
-    """Visitors who hang up on a wait and on a stream leave no waiter behind, and the run goes on to its end."""
+    """Visitors who hang up on a wait and on a stream leave no waiter behind, and the run continues."""
     app = await start(duration=1.2)
     run_id = await app.order()
     for _ in range(5):
