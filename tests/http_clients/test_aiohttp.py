@@ -139,7 +139,7 @@ async def test_a_read_time_out_leaves_the_submit_unknown(service: Any) -> None:
     """The answer is late: the run may have begun."""
     service.delay = 1.0
     async with httpx_aiohttp.HttpxAiohttpClient() as http:
-        knouds = AsyncKnouds("k", base_url=service.url, http_client=http, timeouts=Timeouts(submit=0.2))
+        knouds = AsyncKnouds("k", base_url=service.url, http_client=http, timeouts=Timeouts(submit=0.6))
         with pytest.raises(SubmissionUnknownError):
             await knouds.workflows.submit(SLUG, {})
     assert service.paid == 1

@@ -132,8 +132,8 @@ async def test_a_caller_leaves_at_once(module: str, service: Any) -> None:
 
 async def test_submits_wait_in_our_line(service: Any) -> None:
     """More submits than the lent client has connections all end well, for the queue is ours."""
-    service.delay = 0.05
-    timeouts = Timeouts(submit=0.3)  # the line is longer than that
+    service.delay = 0.1
+    timeouts = Timeouts(submit=0.8)  # the queue takes longer than that
     async with (
         lend("httpx") as http,
         AsyncKnouds("k", tier="enterprise", base_url=service.url, http_client=http, timeouts=timeouts) as knouds,
@@ -162,9 +162,9 @@ async def test_a_submit_that_never_leaves_the_pool_is_not_unknown(module: str, s
 
 async def test_a_cancelled_submit_is_finished_first(service: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A submit over a lent client is no more cut than over our own: its id is read, and logged."""
-    service.delay = 0.3
+    service.delay = 0.6
     async with lend("httpx") as http, on(service, http) as knouds:
-        with anyio.move_on_after(0.1):
+        with anyio.move_on_after(0.3):
             await knouds.workflows.submit(SLUG, {})
     assert service.paid == 1
     assert EXECUTION in caplog.text
@@ -173,7 +173,7 @@ async def test_a_cancelled_submit_is_finished_first(service: Any, caplog: pytest
 async def test_a_submit_that_is_not_answered_in_time_is_unknown(service: Any) -> None:
     """The request has left by then, and is not sent again."""
     service.delay = 1.0
-    timeouts = Timeouts(submit=0.2)
+    timeouts = Timeouts(submit=0.6)
     async with (
         lend("httpx") as http,
         AsyncKnouds("k", base_url=service.url, http_client=http, timeouts=timeouts) as knouds,

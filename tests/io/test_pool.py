@@ -524,10 +524,10 @@ async def test_asyncios_queue_is_where_it_is_looked_for() -> None:
 
 async def test_a_read_ends_with_its_time() -> None:
     """httpx has its own ReadTimeout, and the connection goes."""
-    async with serving() as server, connected(server.url, timeouts=Timeouts(read=0.05)) as client:
+    async with serving() as server, connected(server.url) as client:
         http = httpx.AsyncClient(transport=client.pool)
         with pytest.raises(httpx.ReadTimeout):
-            await http.get(f"{server.url}/api/executions/stall", timeout=0.05)
+            await http.get(f"{server.url}/api/executions/stall", timeout=httpx.Timeout(20.0, read=0.05))
         assert client.books == (0, 0)
 
 
@@ -760,7 +760,7 @@ async def test_what_goes_wrong_after_sending(path: str, expected: type[httpx.Tra
     """A failure after the request has left raises httpx's own error, counts as sent and frees the slot."""
     transport = PooledTransport(limit=1)
     trace = SentTrace()
-    timeout = httpx.Timeout(20.0, read=0.05)
+    timeout = httpx.Timeout(20.0, read=0.3)
     async with answering() as server, httpx.AsyncClient(transport=transport, timeout=timeout) as http:
         with pytest.raises(expected) as caught:
             await http.post(f"{server.url}{path}", extensions={"trace": trace})

@@ -141,7 +141,7 @@ async def test_uvicorn_serves_the_app(anyio_backend: str) -> None:
             with pytest.raises(httpx.RemoteProtocolError):
                 await client.get("/api/whoami")
             with pytest.raises(httpx.ReadTimeout):
-                await client.get("/api/whoami", timeout=0.1)
+                await client.get("/api/whoami", timeout=httpx.Timeout(20.0, read=0.1))
             assert (await client.get("/api/whoami")).status_code == 200
         server.should_exit = True
 
