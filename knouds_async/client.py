@@ -143,13 +143,13 @@ class AsyncKnouds:
         max_bytes: int = MOST_BYTES,
         on_progress: OnBytes | None = None,
     ) -> Path:
-        """Fetch a file of a result, `run.images[0]` say, and give its path.
+        """Download one file of a result, such as `run.images[0]`, and return its path.
 
-        Into a folder (one that is there, or a path that ends in a slash) it goes as `<execution>-<n>.<ext>`; no name of
-        the server's is used. It is there whole or not at all, and nothing is overwritten unless asked for. A drop is
-        gone on from where it was. No key and no cookie is sent. `max_bytes`: 2 GiB by default. `on_progress`: told
-        after each piece the bytes that are there, and in all where that is known.
-        Raises DownloadError, with a `reason`. Cancelled: nothing is left behind. Contract 12.
+        In a folder (one that exists, or a path that ends in a slash) it is named `<execution>-<n>.<ext>`; no name that
+        the server sends is used. The file is there whole or not at all, and none is overwritten unless asked for.
+        After a dropped connection the download continues where it was. No key and no cookie is sent.
+        `max_bytes`: 2 GiB by default. `on_progress`: called after each piece with the bytes so far, and the total where
+        it is known. Raises DownloadError, with a `reason`. When cancelled, it leaves nothing behind. Contract 12.
         """
         return await self._downloads.one(
             media, path_or_dir, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
@@ -163,16 +163,16 @@ class AsyncKnouds:
         overwrite: bool = False,
         max_bytes: int = MOST_BYTES,
     ) -> tuple[Path, ...]:
-        """Fetch all files of a run into a folder, which is made if need be, and give their paths in order.
+        """Download all files of a run into a folder, which is created if needed, and return their paths in order.
 
-        See `download`. The first that fails ends it with its DownloadError; what is whole by then stays.
+        See `download`. The first failure ends it with its DownloadError; files that are complete by then stay.
         """
         return await self._downloads.all(run, folder, overwrite=overwrite, max_bytes=max_bytes)
 
     async def aclose(self) -> None:
-        """Close the client: waits end with ClientClosedError, runs go on.
+        """Close the client: waits end with ClientClosedError, runs keep running.
 
-        Submits under way are waited for, for five seconds at most, so that no id is lost. Idempotent; safe in
+        Submits in flight are waited for, for five seconds at most, so that no id is lost. Idempotent; safe in
         `finally` and when cancelled. A client of another event loop raises WrongEventLoopError.
         """
         self._pipeline.close()

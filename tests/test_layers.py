@@ -1,6 +1,6 @@
 """Which layer may import which: down only, and the pure core nothing that waits, reads a clock or draws random numbers.
 
-And how much may stand in one place: what is longer is told in more than a sentence.
+And how long a function may be.
 """
 
 import ast

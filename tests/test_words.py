@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections import Counter
 from pathlib import Path
 
 import knouds_async
 
 PACKAGE = Path(knouds_async.__file__).parent
+TESTS = Path(__file__).parent
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
 PUBLIC_TWICE = {"Workflow"}  # a record of `types`, and what an emulator is given
 
@@ -19,6 +22,25 @@ RETIRED = {
     "wallet", "witness",
 }  # fmt: skip
 """Words of an earlier, private language: CONTRIBUTING.md has the ones that took their place."""
+
+OLD_TONE = re.compile(
+    r"\b(whoever|whomever|mend(s|ed|ing)?|(goes|go|went|going) on|(is|are|was|were) over(?! (a|the|its|sockets))"
+    r"|still out|what is out|runs? (that )?(is|are) out|a look|looks(?! like)|looked at|(is|are|be) told)\b",
+    re.IGNORECASE,
+)
+"""Phrases for what has plain ones: a poll, finish, in flight, continue, fix, report."""
+
+OLD_TONE_YET: set[str] = {
+    "_batch/batch.py", "_batch/jobs.py", "_batch/ledger.py", "_batch/sqlite.py", "_batch/worker.py",
+    "_cli/input_files.py", "_io/concurrency.py", "_io/exchange.py", "_io/pipeline.py", "_io/poller.py", "_io/pool.py",
+    "_sansio/ledger.py", "_sansio/reconcile.py", "_sansio/retry.py", "batch/test_endings.py",
+    "batch/test_ledger_map.py", "batch/test_ledger_virtual.py", "batch/test_map.py", "batch/test_own_ledger.py",
+    "batch/test_pauses.py", "batch/test_proof.py", "batch/test_sqlite.py", "batch/test_stopping.py",
+    "batch/test_strangers.py", "batch/test_varying_prices.py", "io/test_limiter.py", "io/test_shared_limiter.py",
+    "sansio/test_budget.py", "sansio/test_polling.py", "sansio/test_rate_limit.py", "sansio/test_reconcile.py",
+    "scenarios/test_batches.py",
+}  # fmt: skip
+"""Files whose comments and docstrings still have them."""
 
 
 def identifiers(tree: ast.AST) -> set[str]:
@@ -39,6 +61,14 @@ def identifiers(tree: ast.AST) -> set[str]:
 def words(identifier: str) -> set[str]:
     """Return the words of an identifier, whether written in snake or in camel case."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", identifier)}
+
+
+def prose(source: str) -> str:
+    """Return the docstrings and comments of a module."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return "\n".join([*texts, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
 
 
 def test_a_class_name_has_one_meaning() -> None:
@@ -68,3 +98,14 @@ def test_docstrings_begin_with_a_plain_verb() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and odd.match(ast.get_docstring(node) or "")
     ]
     assert found == []
+
+
+def test_prose_has_no_phrase_of_the_old_tone() -> None:
+    """Documents, docstrings and comments say poll, finish, in flight, continue and fix."""
+    code = [*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py")]
+    texts = {path: prose(path.read_text(encoding="utf-8")) for path in code if path != Path(__file__)}
+    documents = [TESTS.parent / "README.md", TESTS.parent / "CONTRIBUTING.md", *TESTS.parent.glob("docs/*.md")]
+    texts |= {path: path.read_text(encoding="utf-8") for path in documents}
+    found = {path: [match[0] for match in OLD_TONE.finditer(text)] for path, text in texts.items()}
+    named = {f"{path.parent.name}/{path.name}": words for path, words in found.items() if words}
+    assert {name: words for name, words in named.items() if name not in OLD_TONE_YET} == {}
