@@ -17,11 +17,14 @@ from measure import OURS, Options, in_turns, ratio, show
 from server import BIG, FOREVER, PLAIN_KEY, ROWS
 
 from knouds_async import AsyncKnouds
+from knouds_async._sansio import responses
+from knouds_async._sansio.responses import Answer
 
 __all__ = ["run"]
 
 PATHS = {"a result of 5 MB": f"/api/executions/{BIG}", "500 rows of use": f"/api/usage?limit={ROWS}"}
 JSON = "json.loads alone"
+RECORDS = "records from the bytes, alone"
 
 Get = Callable[[], Awaitable[object]]
 
@@ -67,7 +70,25 @@ async def _json(url: str, what: str) -> AsyncGenerator[Get]:
         yield get
 
 
-CONTESTANTS = {OURS: _ours, "httpx and .json()": _httpx, "aiohttp and .json()": _aiohttp, JSON: _json}
+@asynccontextmanager
+async def _records(url: str, what: str) -> AsyncGenerator[Get]:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        answer = Answer(200, {}, (await http.get(PATHS[what])).content)
+        read = responses.usage_page if "rows" in what else responses.execution(BIG)
+
+        async def get() -> object:
+            return read(answer)
+
+        yield get
+
+
+CONTESTANTS = {
+    OURS: _ours,
+    "httpx and .json()": _httpx,
+    "aiohttp and .json()": _aiohttp,
+    RECORDS: _records,
+    JSON: _json,
+}
 
 
 async def _turn(make: Callable[[str, str], Any], url: str, what: str, times: int) -> float:

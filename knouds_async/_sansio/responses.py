@@ -260,14 +260,14 @@ class ExtendedBody(dict[str, Any]):
 
 def _status(value: Any, _: Any = None) -> Status | str:
     given = string(value)
-    return Status(given) if given in _STATUSES else given
+    return _STATUSES.get(given, given)
 
 
 def _row_id(value: Any, _: Any = None) -> int | str:
     return value if isinstance(value, str) else integer(value)
 
 
-_STATUSES: Final = frozenset(Status)
+_STATUSES: Final[Mapping[str, Status]] = {status.value: status for status in Status}
 _ODD: Final = (ValueError, TypeError, KeyError, OverflowError)
 _RAW: Final = "<source>"  # carries the source of a record to its `raw`; cattrs puts it into code that it compiles
 
@@ -283,15 +283,48 @@ def _optional(kind: Any) -> Callable[[Any, Any], Any]:
     return lambda value, _: None if value is None else read(value, inner)
 
 
-_AS_THEY_ARE: Final[dict[Any, type]] = {str | None: str, bool | None: bool}
-"""Fields that JSON gives as they are to be, or nothing: what these take is what a page of 500 rows takes."""
+def _string_or_none(value: Any, _: Any) -> str | None:
+    return value if type(value) is str else None
+
+
+def _boolean_or_none(value: Any, _: Any) -> bool | None:
+    return value if type(value) is bool else None
+
+
+def _number_or_none(value: Any, _: Any) -> float | None:
+    return value if type(value) in (int, float) and -_BEYOND < value < _BEYOND else None
+
+
+def _status_or_none(value: Any, _: Any) -> Status | str | None:
+    return _STATUSES.get(value, value) if type(value) is str else None
+
+
+def _row_id_or_none(value: Any, _: Any) -> int | str | None:
+    return value if type(value) in (int, str) else None
+
+
+def _timestamp_or_none(value: Any, _: Any) -> datetime | None:
+    try:
+        return timestamp(value)
+    except _ODD:
+        return None
+
+
+_FORGIVING: Final[Mapping[Any, Callable[[Any, Any], Any]]] = {
+    str | None: _string_or_none,
+    bool | None: _boolean_or_none,
+    float | None: _number_or_none,
+    Status | str | None: _status_or_none,
+    int | str | None: _row_id_or_none,
+    datetime | None: _timestamp_or_none,
+}
+"""What most fields of a page of 500 rows are read by, each in one call."""
 
 
 def _forgiving(field: attrs.Attribute[Any]) -> Callable[[Any, Any], Any]:
     """Return the hook of a field that has a default: what cannot be read gives that."""
-    if field.default is None and field.type in _AS_THEY_ARE:
-        kind = _AS_THEY_ARE[field.type]
-        return lambda value, _: value if type(value) is kind else None
+    if field.default is None and field.type in _FORGIVING:
+        return _FORGIVING[field.type]
     read = converter().get_structure_hook(field.type)
     make = getattr(field.default, "factory", lambda: field.default)
 
@@ -340,6 +373,8 @@ def _record(kind: Any) -> Callable[[Any, Any], Any]:
     read = make_dict_structure_fn(kind, converter(), _cattrs_detailed_validation=False, **fields)  # type: ignore[arg-type]
 
     def structure(value: Any, _: Any) -> Any:
+        if type(value) is dict:
+            return read({**value, _RAW: value}, kind)
         return read({**json_object(value), _RAW: value.body if isinstance(value, ExtendedBody) else value}, kind)
 
     return structure
@@ -356,7 +391,6 @@ def converter() -> cattrs.Converter:
     made.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is tuple, _items)
     made.register_structure_hook_func(lambda kind: kind == (Status | str), _status)
     made.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Mapping, json_object)
-    made.register_structure_hook_func(lambda kind: kind == (int | str), _row_id)
     for kind, hook in ((str, string), (float, number), (int, integer), (bool, boolean), (datetime, timestamp)):
         made.register_structure_hook(kind, hook)
     return made
@@ -496,8 +530,8 @@ def _pairs(text: str) -> Iterator[tuple[str, Any]]:
 
 
 _MASK: Final = "***"
-_SIGN: Final = re.compile(r"[\\%]|&#")  # without one of these nothing is spelled in another way
-_SIGN_IN_BYTES: Final = re.compile(rb"[\\%]|&#")
+_SIGNS: Final = ("\\", "%", "&#")  # without one of these nothing is spelled in another way
+_SIGNS_IN_BYTES: Final = (b"\\", b"%", b"&#")
 
 
 class Mask:
@@ -511,7 +545,7 @@ class Mask:
 
     def text(self, text: str) -> str:
         """Return a string without the key."""
-        if _SIGN.search(text) is not None:
+        if any(sign in text for sign in _SIGNS):
             return self._prepared()[0].sub(_MASK, text)
         return text.replace(self._key.reveal(), _MASK)
 
@@ -524,7 +558,7 @@ class Mask:
         """Return a body without the key, in UTF-8: JSON may come in UTF-16 and UTF-32 as well."""
         if b"\0" in body[:4] or body[:2] in (b"\xff\xfe", b"\xfe\xff"):
             body = _in_utf8(body)
-        if _SIGN_IN_BYTES.search(body) is not None:
+        if any(sign in body for sign in _SIGNS_IN_BYTES):
             return self._prepared()[1].sub(_MASK.encode(), body)
         return body.replace(self._key.reveal().encode(), _MASK.encode())
 
