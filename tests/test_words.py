@@ -104,7 +104,7 @@ def test_prose_has_no_phrase_of_the_old_tone() -> None:
     """Documents, docstrings and comments say poll, finish, in flight, continue and fix."""
     code = [*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py")]
     texts = {path: prose(path.read_text(encoding="utf-8")) for path in code if path != Path(__file__)}
-    documents = [TESTS.parent / "README.md", TESTS.parent / "CONTRIBUTING.md", *TESTS.parent.glob("docs/*.md")]
+    documents = [*TESTS.parent.glob("*.md"), *TESTS.parent.glob("docs/*.md")]
     texts |= {path: path.read_text(encoding="utf-8") for path in documents}
     found = {path: [match[0] for match in OLD_TONE.finditer(text)] for path, text in texts.items()}
     named = {f"{path.parent.name}/{path.name}": words for path, words in found.items() if words}
