@@ -150,7 +150,7 @@ async def test_an_unknown_may_be_resolved(make_client: Any, path: Path) -> None:
     assert len(emulator.runs) == 1
 
 
-async def test_a_wrong_id_can_be_told_anew(make_client: Any, path: Path) -> None:
+async def test_a_wrong_id_can_be_corrected(make_client: Any, path: Path) -> None:
     """A run that was paid for is not lost behind a slip: what nobody finds by the id can be resolved once more."""
     emulator = Emulator(tier="enterprise", duration=0.01)
     knouds = make_client(emulator, latency=0.001)
@@ -198,7 +198,7 @@ async def test_the_run_of_another_job_is_no_answer(make_client: Any, path: Path)
         assert await ledger.unknown() == (unknown,)
 
 
-async def test_what_is_out_is_picked_up(make_client: Any, path: Path) -> None:
+async def test_runs_in_flight_are_picked_up(make_client: Any, path: Path) -> None:
     """A batch that was left is gone on with by the next one: nothing is sent twice, every run is awaited."""
     emulator = Emulator(tier="enterprise", duration=0.3)
     knouds = make_client(emulator, latency=0.01)

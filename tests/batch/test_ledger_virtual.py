@@ -141,7 +141,7 @@ async def test_a_search_proves_nothing_of_a_later_submit(make_client: Any, emula
     assert len(emulator.runs) == 2
 
 
-async def test_a_run_that_nobody_can_look_at_keeps_no_other_batch_waiting(
+async def test_a_run_that_cannot_be_polled_keeps_no_other_batch_waiting(
     make_client: Any, emulator: Emulator, path: Path
 ) -> None:
     """Two batches take two jobs in opposite order and each gives one up: both end, with both unknown."""
@@ -238,7 +238,7 @@ async def test_without_a_price_one_run_at_a_time_is_sent(make_client: Any) -> No
     assert emulator.credits_spent == 49
 
 
-async def test_where_no_cost_is_told_the_cap_lets_one_run_through(emulator: Emulator, ledger: Any) -> None:
+async def test_where_no_cost_is_reported_the_cap_lets_one_run_through(emulator: Emulator, ledger: Any) -> None:
     """Without an estimate, and with costs that are not told at the end either, a second run could pass any cap."""
     service = EmulatorTransport(emulator, latency=0.04)
 
@@ -380,7 +380,7 @@ async def test_a_claim_that_is_cut_is_undone(slug: str, make_client: Any, ledger
 
 
 @pytest.mark.parametrize("at", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 60.0])
-async def test_leaving_at_any_moment_leaves_true_books(at: float, make_client: Any, ledger: Any) -> None:
+async def test_leaving_at_any_moment_leaves_true_counts(at: float, make_client: Any, ledger: Any) -> None:
     """Whenever the block is left, each run is in the ledger by its id, and each job that was not sent is as new."""
     emulator = Emulator(tier="business", duration=45.0)
     knouds = make_client(emulator, latency=1.0)
@@ -426,7 +426,7 @@ async def _by_a_sibling(consume: Any, at: float) -> None:
 @pytest.mark.parametrize("way", [_by_timeout, _by_two_cancels, _by_a_sibling])
 @pytest.mark.parametrize("at", [0.5, 2.5, 3.5, 4.5, 5.5, 60.0])
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_asyncios_own_cancellation_leaves_true_books(at: float, way: Any, make_client: Any, ledger: Any) -> None:
+async def test_asyncios_own_cancellation_leaves_true_counts(at: float, way: Any, make_client: Any, ledger: Any) -> None:
     """The same under timeouts, repeated `Task.cancel` and a failing sibling: each run is in the ledger by its id."""
     emulator = Emulator(tier="business", duration=45.0)
     knouds = make_client(emulator, latency=1.0)

@@ -315,7 +315,7 @@ async def test_what_the_source_raises_comes_after_the_outcomes(knouds: AsyncKnou
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_source_that_is_cancelled_does_not_look_like_one_that_is_over(knouds: AsyncKnouds) -> None:
+async def test_a_source_that_is_cancelled_has_not_come_to_its_end(knouds: AsyncKnouds) -> None:
     """When the source raises a cancellation of its own, asyncio's that is, the batch ends in an error."""
 
     async def source() -> AsyncIterator[Job]:
@@ -375,7 +375,7 @@ async def test_a_cancelled_consumer_loses_nothing(
     assert all(run.execution_id in caplog.text for run in emulator.runs)
 
 
-async def test_outcomes_that_nobody_took_are_known(
+async def test_outcomes_that_were_not_taken_are_known(
     knouds: AsyncKnouds, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without a ledger the runs that are over and whose outcomes were left behind stand in the log."""
@@ -418,7 +418,7 @@ async def test_a_closed_client_ends_the_batch(knouds: AsyncKnouds) -> None:
                 pass
 
 
-async def test_progress_is_told(knouds: AsyncKnouds) -> None:
+async def test_progress_is_reported(knouds: AsyncKnouds) -> None:
     """`on_progress` hears of every submit and every outcome, and ends with what `progress` says."""
     heard: list[Progress] = []
     async with knouds.workflows.map(SLUG, jobs(5), on_progress=heard.append) as outcomes:

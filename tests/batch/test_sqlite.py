@@ -328,7 +328,7 @@ async def test_many_jobs_share_a_transaction(path: Path) -> None:
     assert len(threads) == 1
 
 
-async def test_what_was_asked_for_is_written_though_nobody_waits(path: Path) -> None:
+async def test_what_was_asked_for_is_written_without_a_waiter(path: Path) -> None:
     """A call that is cancelled is carried out all the same."""
     async with SQLiteLedger(path) as ledger:
         owner = await ledger.join()

@@ -108,7 +108,7 @@ async def test_a_dear_run_holds_back_what_is_in_line() -> None:
     assert sum(isinstance(outcome, Completed) for outcome in found) == 3
 
 
-async def test_failed_runs_that_tell_no_cost_count() -> None:
+async def test_failed_runs_without_a_cost_count() -> None:
     """A failed run counts as its estimate: the service does not say that it is free."""
     emulator = Emulator(tier="enterprise", duration=5.0, cost=12, failure_rate=1.0)
     await spend(emulator, "workflows", SLUG, 100, 1.0)

@@ -125,7 +125,7 @@ def test_stdin_is_read_from_where_it_stands(service: Any, folder: Any) -> None:
 
 
 @pytest.mark.parametrize(("text", "code"), [('{"product_name": "x"}\n3\n', 2), ('{"product_name": "x"}\n', 0)])
-def test_stdin_that_is_a_file_is_looked_through_first(service: Any, folder: Any, text: str, code: int) -> None:
+def test_stdin_that_is_a_file_is_checked_first(service: Any, folder: Any, text: str, code: int) -> None:
     """A file on stdin is read twice, like one that is named: a faulty line is found before anything is run."""
     Path("jobs.jsonl").write_text(text)
     done = service.knouds("batch", SLUG, "-", "--ledger", "l.db", stdin=Path("jobs.jsonl"))
@@ -261,7 +261,7 @@ def test_a_page_in_between_costs_one_unknown_and_is_named(put_up: PutUp, here: H
 
 
 @pytest.mark.slow
-def test_a_day_s_pause_ends_a_batch_that_goes_on_later(put_up: PutUp, here: Here, folder: Any) -> None:
+def test_a_day_s_pause_ends_a_batch_that_continues_later(put_up: PutUp, here: Here, folder: Any) -> None:
     """A wait of a day is not silent: the message says how long the service asks to wait and how to continue."""
     service = put_up(duration=0.05)
     day = Response(429, {"retry-after": "86400"}, b'{"error": "Rate limit exceeded", "code": "RATE_LIMIT_EXCEEDED"}')
@@ -561,7 +561,7 @@ def test_killed_again_and_again_it_comes_to_its_end(
 
 
 @pytest.mark.slow
-def test_ctrl_c_waits_for_what_is_out(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
+def test_ctrl_c_waits_for_runs_in_flight(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
     """After the first Ctrl-C nothing is submitted, runs in flight are awaited, and the command to continue is shown."""
     service = put_up(duration=2.0)
     folder.write_jobs(15)

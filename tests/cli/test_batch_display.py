@@ -113,7 +113,7 @@ def test_a_pause_that_the_service_asked_for_is_said() -> None:
     )
 
 
-def test_what_can_be_run_later_says_how_to_go_on() -> None:
+def test_what_can_be_run_later_says_how_to_continue() -> None:
     """A batch that was ended by a pause, or by somebody in between, is not over."""
     for reason in NotRunReason:
         report = BatchReport()

@@ -143,7 +143,7 @@ def test_no_text_makes_two_lines(tmp_path_factory: pytest.TempPathFactory, key: 
     assert write(path, given) == [given]
 
 
-def test_a_torn_last_line_is_mended(path: Path) -> None:
+def test_a_torn_last_line_is_repaired(path: Path) -> None:
     """Wherever a crash cut the last line, the others stay and its job gets a whole one."""
     for cut in range(1, len(encode_line(line("b", result="x" * 9)))):
         whole = [line("a"), line("b", result="x" * 9)]
@@ -151,14 +151,14 @@ def test_a_torn_last_line_is_mended(path: Path) -> None:
         assert write(path, *whole) == whole, cut
 
 
-def test_a_torn_only_line_is_mended(path: Path) -> None:
+def test_a_torn_only_line_is_repaired(path: Path) -> None:
     """The first line that a crash cut is repaired too."""
     for cut in range(1, len(encode_line(line("a")))):
         path.write_bytes(encode_line(line("a"))[:cut])
         assert write(path, line("a")) == [line("a")], cut
 
 
-def test_holes_that_a_crash_of_the_machine_left_are_mended(path: Path) -> None:
+def test_holes_that_a_crash_of_the_machine_left_are_repaired(path: Path) -> None:
     """Blocks of zeros at the end or before later lines are taken out."""
     path.write_bytes(encode_line(line("a")) + b"\0" * 50 + encode_line(line("b")) + encode_line(line("c")) + b"\0" * 9)
     assert write(path, line("b")) == [line("a"), line("c"), line("b")]
@@ -172,7 +172,7 @@ def test_a_line_that_lacks_its_end_gets_it(path: Path) -> None:
     assert write(path, line("b")) == [line("a"), line("b")]
 
 
-def test_what_is_not_final_is_made_anew(path: Path) -> None:
+def test_what_is_not_final_is_made_again(path: Path) -> None:
     """The lines of jobs that were not run or are unknown make room for what has become of them."""
     write(path, line("a"), line("b", "unknown"), line("c", "not_run"), line("d", "failed"))
     path.chmod(0o640)

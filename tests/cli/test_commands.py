@@ -117,7 +117,7 @@ def test_status_and_cancel(put_up: Callable[..., Any], here: Callable[..., Any])
     assert (again.code, json.loads(again.out)["status"]) == (0, "cancelled")
 
 
-def test_a_run_that_is_over_shows_its_result(service: Any, here: Callable[..., Any]) -> None:
+def test_a_finished_run_shows_its_result(service: Any, here: Callable[..., Any]) -> None:
     """The state of a completed run ends with the addresses of its files, one per line."""
     ran = here(service, "run", "daily-picture")
     shown = here(service, "status", service.emulator.runs[0].execution_id)

@@ -143,7 +143,7 @@ def test_a_wait_that_fails_after_the_submit_is_5_with_the_id(service: Any) -> No
     assert "othing was run" not in ended.err
 
 
-def test_a_timeout_is_6_and_the_run_goes_on(put_up: Callable[..., Any]) -> None:
+def test_a_timeout_is_6_and_the_run_continues(put_up: Callable[..., Any]) -> None:
     """When --timeout passes, the message has the id and the command to poll it, and the run is not cancelled."""
     service = put_up(duration=60.0)
     ended = service.knouds(*RUN, "--timeout", "0.3", "--base-url", service.base_url, "--json")
@@ -196,7 +196,7 @@ def test_a_run_that_is_cancelled_meanwhile_is_1(service: Any, when: Callable[...
     assert "was cancelled; it is charged all the same" in ended.err
 
 
-def test_ctrl_c_while_waiting_is_130_and_the_run_goes_on(
+def test_ctrl_c_while_waiting_is_130_and_the_run_continues(
     put_up: Callable[..., Any], when: Callable[..., None], send_signal: Callable[[str], Callable[[], None]]
 ) -> None:
     """Ctrl-C ends the wait at once with 130 and says how to poll the run, which is not cancelled."""
@@ -249,7 +249,7 @@ def every_error() -> list[type[errors.KnoudsError]]:
     return found
 
 
-def test_an_error_that_leaves_a_run_open_never_looks_harmless() -> None:
+def test_an_error_that_leaves_a_run_open_never_seems_harmless() -> None:
     """Any error of a submit that may have started a run is 5, unless it reports the end of the run or of the wait."""
     for kind in every_error():
         error = kind.__new__(kind)

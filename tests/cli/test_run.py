@@ -49,7 +49,7 @@ def test_inputs_come_from_stdin_and_pairs_win(service: Any, flag: list[str]) -> 
 
 
 @pytest.mark.slow
-def test_a_run_is_looked_at_when_it_is_expected_to_end(put_up: Callable[..., Any]) -> None:
+def test_a_run_is_polled_when_it_is_expected_to_end(put_up: Callable[..., Any]) -> None:
     """A run that should take a moment is polled again and again in its first seconds, one of an hour is not."""
     service = put_up(duration=60.0)
     assert service.knouds("run", "daily-picture", "--expected", "0.1", "--timeout", "1.2").code == 6
@@ -84,7 +84,7 @@ def test_text_and_odd_results_are_shown(service: Any, knouds: Callable[..., Any]
 
 
 @pytest.mark.slow
-def test_a_terminal_sees_that_it_goes_on(put_up: Callable[..., Any], in_terminal: Callable[..., Any]) -> None:
+def test_a_terminal_shows_progress(put_up: Callable[..., Any], in_terminal: Callable[..., Any]) -> None:
     """At a terminal a line shows the status and the seconds while the run is in progress, and is removed at the end."""
     service = put_up(duration=1.2)
     ended = in_terminal("run", SLUG, "-i", "product_name=Lamp", env=service.env)
@@ -94,7 +94,7 @@ def test_a_terminal_sees_that_it_goes_on(put_up: Callable[..., Any], in_terminal
     assert ended.out.rstrip().splitlines()[-1].startswith("completed in ")
 
 
-def test_a_look_that_fails_for_a_moment_is_survived(service: Any) -> None:
+def test_a_poll_that_fails_for_a_moment_is_survived(service: Any) -> None:
     """A poll that meets an error of a proxy does not end the wait."""
     service.emulator.faults.add(faults.bad_gateway(), route="GET /api/executions/:id", nth=1)
     assert service.knouds("run", "daily-picture").code == 0

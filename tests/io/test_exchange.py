@@ -188,7 +188,7 @@ async def test_a_stalled_handshake_was_certainly_not_sent() -> None:
 
 
 @pytest.mark.parametrize("part", ["then-close", "close"])
-async def test_a_connection_that_is_over_is_never_used(part: str) -> None:
+async def test_a_closed_connection_is_never_used(part: str) -> None:
     """Closed by the server, or announced to be: the next call opens another."""
     async with serving() as server, connected(server.url) as client:
         for number in range(1, 4):

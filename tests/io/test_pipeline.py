@@ -246,7 +246,7 @@ class Notes:
         self.decisions.append(decision)
 
 
-async def test_it_is_told_before_and_after(emulator: Emulator) -> None:
+async def test_hooks_are_called_before_and_after(emulator: Emulator) -> None:
     """The intent is noted before the service sees the request, the receipt before the caller has it."""
     notes = Notes(emulator, slow=0.5)
     receipt = await pipeline(emulator).send(CALL, hooks=notes)
@@ -325,7 +325,7 @@ async def test_what_is_noted_is_not_logged(
     assert (emulator.runs[0].execution_id in caplog.text) is not is_noted
 
 
-async def test_every_attempt_is_told(emulator: Emulator) -> None:
+async def test_every_attempt_is_reported(emulator: Emulator) -> None:
     """The hooks are called for a refused attempt and for the next, and for an unknown outcome."""
     notes: Any = Notes(emulator)
     emulator.faults.add(faults.rate_limited(), route=ROUTE, nth=1)
@@ -401,7 +401,7 @@ async def test_what_a_submit_sets_stays_with_it(emulator: Emulator) -> None:
     assert request_id.get() == "mine"
 
 
-async def test_polls_belong_to_nobody(emulator: Emulator) -> None:
+async def test_polls_belong_to_no_caller(emulator: Emulator) -> None:
     """The polls, which all waiters share, see no context variable of the first waiter."""
     requests = Requests()
     async with a_client(emulator, requests.note) as knouds:
@@ -414,7 +414,7 @@ async def test_polls_belong_to_nobody(emulator: Emulator) -> None:
     assert set(requests.polls) == {NOBODY}
 
 
-async def test_a_look_that_a_caller_asks_for_is_its_own(emulator: Emulator) -> None:
+async def test_a_poll_that_a_caller_asks_for_is_its_own(emulator: Emulator) -> None:
     """`refresh`, like any call that is not shared, is made in its caller's context."""
     requests = Requests()
     async with a_client(emulator, requests.note) as knouds:

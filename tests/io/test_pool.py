@@ -186,7 +186,9 @@ def test_socks_without_its_package_is_told(monkeypatch: pytest.MonkeyPatch, name
 
 
 @pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-def test_certificates_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path) -> None:
+def test_certificates_that_are_not_there_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path
+) -> None:
     """A missing file or folder of certificates, and one that holds none, is named with its variable."""
     wrong = tmp_path / "no-such.pem"
     monkeypatch.setenv(name, str(wrong))
@@ -310,7 +312,7 @@ def test_redirects_and_the_environment_are_off() -> None:
     assert not client.trust_env
 
 
-def test_whose_errors_tell_what_was_sent() -> None:
+def test_whose_errors_show_what_was_sent() -> None:
     """Ours and exactly httpx's own are trusted; any other transport, a subclass or a mount is not."""
 
     class Subclass(httpx.AsyncHTTPTransport):
@@ -509,7 +511,7 @@ def _stream(client: Client) -> Stream:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_asyncios_queue_is_where_it_is_looked_for() -> None:
+async def test_asyncios_queue_is_where_it_is_read() -> None:
     """Bytes beyond what was asked for wait in anyio's stream on asyncio, where nothing else can see them."""
     async with serving() as server:
         stream = await Stream.connect("127.0.0.1", int(server.url.rpartition(":")[2]), 5.0)
@@ -1059,7 +1061,7 @@ async def test_a_paid_call_gets_a_fresh_connection_behind_a_proxy_too(kind: str,
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("kind", SPEAK)
 @pytest.mark.parametrize("part", ["twice", "twice-in-records", "twice-when-full"])
-async def test_a_stray_answer_is_nobodys_behind_a_proxy_too(kind: str, scheme: str, part: str) -> None:
+async def test_a_stray_answer_is_discarded_behind_a_proxy_too(kind: str, scheme: str, part: str) -> None:
     """What came behind an answer is never taken for the answer to a paid call."""
     async with behind(kind, scheme) as (server, _, client):
         await client.get(part)
@@ -1239,7 +1241,7 @@ async def in_tls(url: str) -> AsyncGenerator[int]:
         ("socks5", b"\5\4\0\1\0\0\0\0\0\0"),
     ],
 )
-async def test_a_batch_goes_on_when_the_proxy_lets_it_through_again(
+async def test_a_batch_continues_when_the_proxy_lets_it_through_again(
     kind: str, refusal: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While tunnels are refused it pauses, and no job is unknown; each runs once in the end."""

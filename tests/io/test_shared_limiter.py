@@ -113,7 +113,7 @@ async def test_accounts_do_not_touch_each_other(tmp_path: Path) -> None:
     assert (mine.stats(ROUTE).left, other.stats(ROUTE).left) == (9, 10)
 
 
-async def test_a_file_that_is_removed_is_made_anew(tmp_path: Path) -> None:
+async def test_a_file_that_is_removed_is_created_again(tmp_path: Path) -> None:
     """Who has it open notices at once, and all meet in the new file; what was believed goes into it."""
     path = tmp_path / "q.db"
     mine, other = (SharedLimiter(path, "free").for_key(KEY) for _ in range(2))

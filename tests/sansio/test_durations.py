@@ -275,7 +275,7 @@ def test_halving_keeps_the_hazard_where_much_was_seen() -> None:
     assert after.hazard(45.0) == pytest.approx(before.hazard(45.0), rel=0.02)
 
 
-def test_a_target_that_changed_is_learned_anew() -> None:
+def test_a_target_that_changed_is_learned_again() -> None:
     """After 2000 runs of 20 s, 600 of 120 s are enough to be polled late and without many polls."""
     durations = learned(quantiles(20.0, 0.2, 2000))
     before, _ = follow_all(durations, quantiles(120.0, 0.2, 100))

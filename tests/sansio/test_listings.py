@@ -43,7 +43,7 @@ def test_a_listing_is_due_when_ends_were_unseen_for_its_cost(rate: float, at: fl
     assert scheduler_expecting(rate).due_at(FREE) == pytest.approx(at)
 
 
-def test_time_that_passes_counts_and_a_listing_begins_anew() -> None:
+def test_time_that_passes_counts_and_a_listing_starts_again() -> None:
     """What was expected before adds up; after a listing nothing is unseen, and the next is a second away."""
     scheduler = scheduler_expecting(0.02)
     scheduler.advance(4.0)

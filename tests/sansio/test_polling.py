@@ -152,7 +152,7 @@ def test_a_run_that_was_submitted_long_ago_is_polled_now() -> None:
     assert plan.next_due_at() == 500.0
 
 
-def test_the_schedule_goes_on_where_it_stood() -> None:
+def test_the_schedule_continues_where_it_stood() -> None:
     """A wait that ends and begins again neither starts the steps anew nor polls more often."""
     plan = Plain(EVEN)
     plan.watch(named_run("a", 0.0), 0.0, 0.5)
@@ -178,7 +178,7 @@ def test_an_execution_in_flight_is_not_due() -> None:
     assert plan.next_due_at() == 11.0
 
 
-def test_a_poll_that_nobody_waits_for_any_more_is_of_no_account() -> None:
+def test_a_poll_without_a_waiter_is_ignored() -> None:
     """News of an execution that was forgotten meanwhile plans nothing."""
     plan = Plain(EVEN)
     plan.watch(named_run("a", 0.0), 0.0, 0.5)
@@ -692,7 +692,7 @@ def test_a_reported_run_may_leave() -> None:
     assert (len(scheduler), len(scheduler._index.ages), scheduler._reported.listable_count()) == (0, 0, 0)
 
 
-def test_a_listing_goes_on_to_the_next_page_while_runs_are_missing() -> None:
+def test_a_listing_reads_the_next_page_while_runs_are_missing() -> None:
     """A full page that lacks some runs is followed by the next, and the listing is complete when all were shown."""
     scheduler = watching(4)
     first = next_page(scheduler, 0.0)

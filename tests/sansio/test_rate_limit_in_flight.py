@@ -81,7 +81,7 @@ def test_a_request_that_will_not_be_answered_stays_counted() -> None:
 @given(times=st.lists(st.floats(0, 20), min_size=1, max_size=60), since=st.floats(0, 20))
 @example(times=[0.0, 0.0, 1.0, 0.5], since=1.0)
 @example(times=[0.0, 0.0, 2.0, 1.0], since=2.0)
-def test_what_is_told_out_of_order_is_found_again(times: list[float], since: float) -> None:
+def test_what_is_reported_out_of_order_is_found_again(times: list[float], since: float) -> None:
     """Processes that share a in_flight tell of their requests a little late: each still leaves it."""
     in_flight: InFlight = ()
     for time in times:

@@ -93,7 +93,7 @@ def test_nothing_wanted_is_only_a_report() -> None:
     assert shared.clock.known
 
 
-def test_who_waits_looks_the_less_often_the_longer_it_takes() -> None:
+def test_a_reader_polls_the_less_often_the_longer_it_takes() -> None:
     """At once when a turn is free, soon for a probe's answer, and half way to an edge that is far away."""
     shared, _ = report_and_lease(fresh(1), 5.0, [], 1)
     looks = [5.1]

@@ -263,7 +263,7 @@ def test_an_unreadable_answer_keeps_status_and_route() -> None:
     assert (error.status, error.route) == (203, "GET /api/executions/:id")
 
 
-def test_an_unknown_submit_can_be_looked_for() -> None:
+def test_an_unknown_submit_can_be_searched_for() -> None:
     """The error holds what a search of the usage rows needs."""
     error = error_after("submit", Unanswered("ReadTimeout: 60 s"))
     assert isinstance(error, errors.SubmissionUnknownError)
@@ -305,7 +305,7 @@ def test_an_id_in_the_part_of_a_synchronous_run_is_not_its_own() -> None:
 
 
 @given(st.integers(0, len(RECEIPT)), st.sampled_from([b"", b"\xff", b"\x00", b'"', b"}", b"\\", b'\\u00"']))
-def test_an_id_is_told_whole_or_not_at_all(end: int, rubbish: bytes) -> None:
+def test_an_id_is_reported_whole_or_not_at_all(end: int, rubbish: bytes) -> None:
     """Wherever a receipt is cut, and whatever is stuck to it, the id is never a part of one."""
     found = responses.salvage_execution_id(RECEIPT[:end] + rubbish)
     is_there = RECEIPT.index(b'b"') + 2
@@ -335,7 +335,7 @@ def test_an_id_is_told_whole_or_not_at_all(end: int, rubbish: bytes) -> None:
     ],
     ids=lambda part: repr(part[:30]),
 )
-def test_only_a_receipts_own_id_is_told(part: bytes) -> None:
+def test_only_a_receipts_own_id_is_reported(part: bytes) -> None:
     """What is not the id of the receipt itself, by the contract's pattern, is none."""
     assert responses.salvage_execution_id(part) is None
 
@@ -345,7 +345,7 @@ FAILED_RUN = b'{"error": "no GPU", "code": "EXECUTION_FAILED"}'
 
 @pytest.mark.parametrize("name", ["run", "run model"])
 @pytest.mark.parametrize("status", [400, 500, 502])
-def test_a_failed_run_is_told_as_one(name: str, status: int) -> None:
+def test_a_failed_run_is_reported_as_one(name: str, status: int) -> None:
     """EXECUTION_FAILED of a synchronous run is the run's end, and may have cost money."""
     error = error_after(name, Answer(status, {}, FAILED_RUN))
     assert isinstance(error, errors.ExecutionFailedError)
@@ -361,7 +361,7 @@ def test_a_failed_run_in_answer_to_a_submit_is_unknown(name: str, status: int) -
     assert "no GPU" in error.seen
 
 
-def test_a_failed_run_in_answer_to_a_look_is_a_fault_of_the_service() -> None:
+def test_a_failed_run_in_answer_to_a_poll_is_a_fault_of_the_service() -> None:
     """The answer to a poll cannot end a run in this way: the poll is repeated, and the run is not finished."""
     assert isinstance(after("look", Answer(500, {}, FAILED_RUN)), Again)
     assert type(error_after("look", Answer(500, {}, FAILED_RUN), attempts=4)) is errors.ServiceError
@@ -369,7 +369,7 @@ def test_a_failed_run_in_answer_to_a_look_is_a_fault_of_the_service() -> None:
 
 @pytest.mark.parametrize("name", PAID)
 @pytest.mark.parametrize("outcome", [*FOREIGN, *UNDOCUMENTED, *UNREADABLE[:3], *LIMITED_BY_OTHERS])
-def test_who_answered_a_paid_call_in_the_service_s_place_is_told(name: str, outcome: Any) -> None:
+def test_who_answered_a_paid_call_in_the_service_s_place_is_reported(name: str, outcome: Any) -> None:
     """The error names the status, the type and what the sender calls itself, in words of bounded length."""
     if isinstance(outcome, Garbled):
         return
@@ -417,7 +417,7 @@ def test_the_end_of_a_run_is_no_receipt(name: str, body: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("name", ["run", "run model"])
-def test_what_a_look_finds_is_no_result_of_a_synchronous_run(name: str) -> None:
+def test_a_polled_state_is_no_result_of_a_synchronous_run(name: str) -> None:
     """A result that answers another request's poll is another run's; a service may still add an id to its own."""
     body = {"executionId": ID, "status": "completed", "result": {"images": []}}
     error = error_after(name, Answer(200, {}, json.dumps(body).encode()))
@@ -832,14 +832,14 @@ def test_a_body_that_is_not_the_service_s_names_status_and_route(
             assert part in str(error)
 
 
-def test_a_message_only_is_told() -> None:
+def test_a_message_alone_is_reported() -> None:
     """A refusal that has a `message` in the place of `error` is reported in these words (contract 1)."""
     error = error_for(404, {"message": "Workflow not found"})
     assert isinstance(error, errors.NotFoundError)
     assert (error.message, error.body) == ("Workflow not found", {"message": "Workflow not found"})
 
 
-def test_a_refusal_without_words_is_still_told() -> None:
+def test_a_refusal_without_words_is_still_reported() -> None:
     """An empty `error` leaves status, route and advice."""
     assert str(error_for(402, {"error": "", "code": "INSUFFICIENT_CREDITS"})) == (
         f"{REQUEST} answered 402 INSUFFICIENT_CREDITS. Nothing was run; top up the account's credits"

@@ -228,7 +228,7 @@ def test_whatever_comes_is_answered(line: str, body: Any) -> None:
         assert hand.raw(path, now=2.0).status == 200
 
 
-def test_a_reset_begins_anew(ask: Any) -> None:
+def test_a_reset_starts_again(ask: Any) -> None:
     """All is as it was when the emulator was made, the counts as well."""
     emulator, _ = busy(ask)
     hand = ControlClient(emulator)

@@ -27,7 +27,7 @@ def test_charged_once_passes_for_different_jobs(ask: Any) -> None:
     assert emulator.credits == 1_000_000_000 - 48
 
 
-def test_charged_twice_is_told_with_both_runs(ask: Any) -> None:
+def test_charged_twice_is_reported_with_both_runs(ask: Any) -> None:
     """Two runs of equal target and inputs fail the assertion, whatever the order of keys; both are shown."""
     emulator = Emulator()
     ids = [ask(emulator).submit("workflows/jingle", inputs) for inputs in ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
@@ -54,7 +54,7 @@ def test_a_charge_without_a_run_is_told(ask: Any) -> None:
         emulator.assert_charged_once()
 
 
-def test_refusals_are_told(ask: Any) -> None:
+def test_refusals_are_reported(ask: Any) -> None:
     """A 429 fails the assertion, which names the first."""
     emulator = Emulator(limit=1)
     emulator.assert_no_429()
@@ -78,7 +78,7 @@ def test_a_flood_of_runs_is_told_in_part(ask: Any) -> None:
     assert str(caught.value).count("started at") == 20
 
 
-def test_a_run_whose_end_nobody_saw_is_told(ask: Any) -> None:
+def test_a_run_whose_end_was_not_seen_is_reported(ask: Any) -> None:
     """A run is collected by a poll after its end, by the answer of a synchronous run, or by an accepted delivery."""
     emulator = Emulator(duration=10.0, keys=[ApiKey("hooked", webhook_url="http://127.0.0.1:9/hook")])
     asker = ask(emulator)
@@ -178,7 +178,7 @@ def test_what_cannot_be_ended_is_refused(ask: Any) -> None:
         emulator.fail(run_id)
 
 
-def test_a_reset_begins_anew(ask: Any) -> None:
+def test_a_reset_starts_again(ask: Any) -> None:
     """Settings, runs, charges, requests, faults, windows, ids and the clock are as they were made."""
     emulator = Emulator(limit=3, window_phase=0.0, webhook_url="http://127.0.0.1:9/hook", credits=100)
     fresh = Emulator(limit=3, window_phase=0.0, webhook_url="http://127.0.0.1:9/hook", credits=100)

@@ -30,7 +30,7 @@ ALL_ROWS = {
 }
 
 
-def test_whoami_tells_the_account(ask: Any) -> None:
+def test_whoami_returns_the_account(ask: Any) -> None:
     """whoami gives id, email, role, tier and approval in an object `user`."""
     user = ask(Emulator(tier="business", role="admin")).json("GET /api/whoami")["user"]
     assert user == {
@@ -61,7 +61,7 @@ def test_a_submit_names_the_keys_webhook(ask: Any) -> None:
     assert answer["webhookDelivery"] == {"configured": True, "url": "https://example.com/hook"}
 
 
-def test_a_synchronous_run_answers_when_it_is_over() -> None:
+def test_a_synchronous_run_answers_when_it_has_finished() -> None:
     """The answer comes at the run's end, with success, result, cost and milliseconds; its `Date` is of then."""
     emulator = Emulator(duration=8.42, tier="business", media_url="https://media.test/m/")
     body = json.dumps({"inputs": {"prompt": "a cat"}}).encode()

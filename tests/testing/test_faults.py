@@ -30,7 +30,7 @@ def _strikes(emulator: Emulator, number: int) -> list[int]:
     return [place for place in range(1, number + 1) if _send(emulator).status == 502]
 
 
-def test_a_fault_strikes_every_request_unless_told() -> None:
+def test_a_fault_hits_every_request_unless_set() -> None:
     """Without a choice every request is struck, until the faults are cleared."""
     emulator = Emulator()
     emulator.faults.add(faults.bad_gateway())

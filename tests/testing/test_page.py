@@ -177,7 +177,7 @@ def submit(emulator: Emulator, now: float) -> None:
 
 
 @in_a_browser
-async def test_it_goes_on_by_itself(tmp_path: Path) -> None:
+async def test_it_continues_by_itself(tmp_path: Path) -> None:
     """A run that is submitted while the page is open shows in it: its script runs, and no other does."""
     emulator = Watched(duration=3600.0)
     submit(emulator, anyio.current_time())

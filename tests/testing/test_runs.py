@@ -114,7 +114,7 @@ def test_a_failing_run_cancelled_late_has_no_result(ask: Any) -> None:
     assert (state["status"], state["result"], state["error"]) == ("cancelled", None, None)
 
 
-def test_what_is_over_cannot_be_cancelled(ask: Any) -> None:
+def test_a_finished_run_cannot_be_cancelled(ask: Any) -> None:
     """A cancel of a run that has ended gets 409."""
     asker = ask(Emulator(duration=30))
     execution_id = asker.submit()
@@ -251,7 +251,7 @@ def test_a_cancelled_runs_row_ends_with_it(ask: Any) -> None:
     assert asker.json("GET /api/usage?status=processing", now=99.0)["total"] == 0
 
 
-def test_rows_come_late_when_told(ask: Any) -> None:
+def test_rows_come_late_when_set(ask: Any) -> None:
     """With a lag the listing shows the runs as they were so many seconds ago, even after very long uptimes."""
     asker = ask(Emulator(duration=10, usage_lag=3.0))
     asker.submit(now=1e9)
