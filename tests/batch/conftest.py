@@ -34,5 +34,5 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick() -> Emulator:
-    """Return a service without limits whose runs are over at once."""
+    """Return a service without limits whose runs finish at once."""
     return Emulator(tier="enterprise", duration=0.05)

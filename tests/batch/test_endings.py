@@ -42,7 +42,7 @@ ENTRY = LedgerEntry(key="a", target="workflows/x", digest="d", stage=Stage.FINAL
 @settings(max_examples=50)
 @given(_states)
 def test_a_state_comes_out_as_it_went_in(state: ExecutionState) -> None:
-    """Whatever way a state was learned, by a look or by a delivery: its outcome is the same after the ledger."""
+    """Whether a state came from a poll or a delivery, its outcome is the same when read from the ledger."""
     before: Any = outcome_of_state(JOB, state)
     after: Any = outcome_of_entry(JOB, attrs.evolve(ENTRY, ending=ending_of(state)))
     assert type(after) is type(before)

@@ -151,7 +151,7 @@ async def test_an_unknown_may_be_resolved(make_client: Any, path: Path) -> None:
 
 
 async def test_a_wrong_id_can_be_corrected(make_client: Any, path: Path) -> None:
-    """A run that was paid for is not lost behind a slip: what nobody finds by the id can be resolved once more."""
+    """A typing error loses no paid run: a job resolved with an id that does not exist can be resolved once more."""
     emulator = Emulator(tier="enterprise", duration=0.01)
     knouds = make_client(emulator, latency=0.001)
     emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
@@ -168,7 +168,7 @@ async def test_a_wrong_id_can_be_corrected(make_client: Any, path: Path) -> None
 
 
 async def test_the_run_of_another_workflow_is_no_answer(make_client: Any, path: Path) -> None:
-    """The result of another workflow's run is never given for a job's: it stays unknown, until the right id is told."""
+    """The result of another workflow's run is not taken for a job's: the job is unknown until it gets the right id."""
     emulator = Emulator(tier="enterprise", duration=0.01)
     knouds = make_client(emulator, latency=0.001)
     emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)

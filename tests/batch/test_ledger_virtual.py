@@ -164,7 +164,7 @@ async def test_a_run_that_cannot_be_polled_keeps_no_other_batch_waiting(
 
 
 async def test_a_search_that_fails_leaves_it_unknown(knouds: Any, emulator: Emulator, ledger: Any) -> None:
-    """When usage cannot be read the job stays unknown, and the batch goes on."""
+    """When usage cannot be read the job stays unknown, and the batch continues."""
     emulator.faults.add(faults.closed(), route=ROUTE, nth=1)
     await run(knouds, ledger, 2)
     await anyio.sleep(400)
@@ -239,7 +239,7 @@ async def test_without_a_price_one_run_at_a_time_is_sent(make_client: Any) -> No
 
 
 async def test_where_no_cost_is_reported_the_cap_lets_one_run_through(emulator: Emulator, ledger: Any) -> None:
-    """Without an estimate, and with costs that are not told at the end either, a second run could pass any cap."""
+    """Without an estimate, and with costs that are never reported, a second run could exceed any cap."""
     service = EmulatorTransport(emulator, latency=0.04)
 
     class Costless(httpx.AsyncBaseTransport):
@@ -295,7 +295,7 @@ async def test_the_cap_is_never_passed(make_client: Any, cap: int, in_flight: in
 
 
 async def test_a_job_of_another_batch_is_left_to_it(knouds: Any, emulator: Emulator, ledger: Any) -> None:
-    """What another owner is sending is waited for and comes out of the ledger when it is over."""
+    """A job that another owner is sending is waited for, and its outcome is read from the ledger."""
     other = await ledger.join()
     digest = await _digest_of_first()
     sending = Sending(owner=other, sent_at=1.0, reserve=12)

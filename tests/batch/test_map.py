@@ -119,7 +119,7 @@ async def test_a_cancelled_run_is_a_value(knouds: AsyncKnouds, emulator: Emulato
 
 
 async def test_a_lost_answer_is_unknown_and_not_sent_again(knouds: AsyncKnouds, emulator: Emulator) -> None:
-    """A submit whose answer is lost is one Unknown; the others go on."""
+    """A submit whose answer is lost is one Unknown; the others continue."""
     emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=3)
     async with knouds.workflows.map(SLUG, jobs(10)) as outcomes:
         found = [outcome async for outcome in outcomes]
@@ -133,7 +133,7 @@ async def test_a_lost_answer_is_unknown_and_not_sent_again(knouds: AsyncKnouds, 
 
 
 async def test_an_unknown_can_stop_the_batch(knouds: AsyncKnouds, emulator: Emulator) -> None:
-    """With `on_unknown="stop"` nothing is submitted after it, and what is out still comes out."""
+    """With `on_unknown="stop"` nothing is submitted after it, and runs in flight still yield their outcomes."""
     emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=3)
     async with knouds.workflows.map(SLUG, jobs(10), max_in_flight=2, on_unknown="stop") as outcomes:
         found = [outcome async for outcome in outcomes]
@@ -166,7 +166,7 @@ async def test_inputs_that_are_not_json_are_an_outcome(knouds: AsyncKnouds) -> N
 
 
 async def test_inputs_the_service_refuses_are_an_outcome(knouds: AsyncKnouds) -> None:
-    """Without the check the service's own refusal is the outcome, and the batch goes on."""
+    """Without the check the service's own refusal is the outcome, and the batch continues."""
     async with knouds.workflows.map(SLUG, [{}, inputs(1)], validate=False) as outcomes:
         found = [outcome async for outcome in outcomes]
     assert kinds(found) == {"NotRun": 1, "Completed": 1}
@@ -183,7 +183,7 @@ async def test_a_key_runs_once(knouds: AsyncKnouds, emulator: Emulator) -> None:
 
 @pytest.mark.parametrize("target", ["fast-sketch"])
 async def test_what_cannot_be_polled_runs_in_one_go(target: str, knouds: AsyncKnouds, emulator: Emulator) -> None:
-    """A provider that cannot be polled is run synchronously; one submit finds it out for all, for good."""
+    """A provider that cannot be polled is run synchronously; one refused submit decides it for all jobs."""
     submitted = []
     for _ in range(2):
         async with knouds.workflows.map(target, [{"prompt": str(number)} for number in range(20)]) as outcomes:
@@ -333,7 +333,7 @@ async def test_a_source_that_is_cancelled_has_not_come_to_its_end(knouds: AsyncK
 
 
 async def test_stopping_loses_nothing(make_client: MakeClient) -> None:
-    """After `stop` what is out comes out, what is in line was not run, and the rest is not read."""
+    """After `stop` runs in flight yield their outcomes, jobs in the queue were not run, and the rest is not read."""
     emulator = Emulator(tier="pro", limit=10, window_phase=0.0, duration=45.0)
     async with make_client(emulator).workflows.map(SLUG, iter(jobs(1000)), max_in_flight=50) as outcomes:
         await anyio.sleep(20)
@@ -378,7 +378,7 @@ async def test_a_cancelled_consumer_loses_nothing(
 async def test_outcomes_that_were_not_taken_are_known(
     knouds: AsyncKnouds, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a ledger the runs that are over and whose outcomes were left behind stand in the log."""
+    """Without a ledger the finished runs whose outcomes were not taken are logged."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
     async with knouds.workflows.map(SLUG, jobs(5)) as outcomes:
         taken = await anext(outcomes)

@@ -142,7 +142,7 @@ async def run(knouds: AsyncKnouds, path: Path, count: int, **options: Any) -> li
 
 
 async def test_it_resumes_proves_and_pays_once(make_client: Any, path: Path) -> None:
-    """A batch that is cut goes on, a lost submit is sent again once it is proven that it did not run."""
+    """A batch that was cut continues, and a lost submit is sent again once it is proven that it did not run."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     knouds = make_client(emulator)
     with anyio.move_on_after(12.0):

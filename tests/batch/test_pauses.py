@@ -1,4 +1,4 @@
-"""A pause that the service asks for is said; one that is longer than is allowed ends a batch, which goes on later."""
+"""A pause that the service asks for is logged; one that is longer than allowed ends a batch, which continues later."""
 
 from __future__ import annotations
 

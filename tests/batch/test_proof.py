@@ -158,7 +158,7 @@ async def test_after_a_sleep_the_service_is_asked_for_its_time(
 
 @pytest.mark.parametrize("what", ["no date", "a cache's date"])
 async def test_a_submit_that_nothing_dates_is_never_sent_again(what: str, emulator: Emulator, ledger: Any) -> None:
-    """A service that tells no time, or only caches do: what is lost stays unknown, and the outcome says why."""
+    """Where no answer has a date, or only a cache's do, a lost submit stays unknown, and the outcome says why."""
 
     async def keep(response: httpx.Response) -> None:
         if what == "no date":
@@ -252,7 +252,7 @@ async def test_rows_that_a_cache_has_kept_prove_nothing(emulator: Emulator, ledg
 
 
 async def test_the_same_service_in_another_spelling_is_not_refused(emulator: Emulator, ledger: Any) -> None:
-    """A slash, the usual port or capitals make no other service: the ledger goes on, and what is lost is proven."""
+    """A slash, the usual port or capitals make no other service: the batch continues, and proofs are made."""
     emulator.faults.add(faults.reset(), route=ROUTE, nth=2)
     async with httpx.AsyncClient(transport=EmulatorTransport(emulator)) as http:
         for url in ("https://one.test", "HTTPS://One.test:443/"):
@@ -284,7 +284,7 @@ async def test_the_run_of_an_earlier_attempt_is_no_receipt(make_client: Any, led
 async def test_a_listing_that_shows_no_known_run_proves_nothing(
     knouds: AsyncKnouds, emulator: Emulator, ledger: Any
 ) -> None:
-    """The very first job of an account is lost: nobody knows whose rows an empty listing would be."""
+    """The very first job of an account is lost: an empty listing could be of any account, and proves nothing."""
     emulator.faults.add(faults.closed(), route=ROUTE, nth=1)
     await run(knouds, ledger, 1)
     await anyio.sleep(400)
@@ -296,7 +296,7 @@ async def test_a_listing_that_shows_no_known_run_proves_nothing(
 async def test_one_whose_owner_is_gone_is_bounded_when_that_is_found_out(
     knouds: AsyncKnouds, emulator: Emulator, ledger: Any
 ) -> None:
-    """Rows have two minutes from then on, for nobody knows how long the request was under way."""
+    """Rows have two minutes from then on, for it is not known how long the request was under way."""
     await run(knouds, ledger, 1)
     emulator.faults.add(faults.stalled(), route=ROUTE)
     with anyio.move_on_after(3.0):
@@ -321,7 +321,7 @@ def _gone(entry: Entry) -> Entry:
 
 
 async def test_a_synchronous_run_has_the_time_that_it_may_take(make_client: Any, ledger: Any) -> None:
-    """Nothing is proven of one before its own time-out is over, for its row may come with its end."""
+    """Nothing is proven of a synchronous run before its timeout has passed, for its row may come with its end."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     knouds = make_client(emulator, timeouts=Timeouts(run=600.0))
     emulator.faults.add(faults.closed(), route=ROUTE, nth=3)  # the first finds out that it cannot be polled

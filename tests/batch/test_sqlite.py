@@ -126,7 +126,7 @@ async def test_where_no_file_can_be_made_it_says_so(where: str, tmp_path: Path) 
 
 
 async def test_a_locked_file_is_waited_for(path: Path) -> None:
-    """While another process has it locked nothing is lost and the event loop goes on; then all is written."""
+    """While another process has it locked nothing is lost and the event loop is not blocked; then all is written."""
     code = (
         "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); "
         "print('locked', flush=True); time.sleep(1.2); c.execute('COMMIT')"
@@ -220,7 +220,7 @@ async def test_an_error_of_the_ledger_says_whether_a_run_may_be_paid(what: str, 
 
 
 async def test_what_comes_after_the_first_error_may_have_run_all_the_same(make_client: Any, path: Path) -> None:
-    """An intent that cannot be written ends the batch; a run that is out then, and cannot be written, counts."""
+    """An intent that cannot be written ends the batch; a run in flight that cannot be written is counted."""
     emulator = Emulator(tier="enterprise", duration=60.0)
     ledger = SQLiteLedger(path)
     claim, broken = ledger.claim, anyio.Event()
@@ -258,7 +258,7 @@ def _take_away(how: str, path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["moved", "deleted", "replaced"])
 async def test_a_ledger_that_is_taken_away_is_named_as_such(how: str, make_client: Any, path: Path) -> None:
-    """A ledger that is moved, deleted or replaced stops the batch, which is not told to go on with a new one."""
+    """A ledger that is moved, deleted or replaced stops the batch, and no error advises to use a new one."""
     emulator = Emulator(tier="enterprise", duration=0.01)
     wanted, taken = [Job(str(number), {"prompt": str(number)}) for number in range(50)], 0
     with pytest.raises(LedgerError, match="put it back") as caught:
@@ -277,7 +277,7 @@ async def _is_on_record(ledger: SQLiteLedger, run: Any) -> bool:
 
 
 async def test_a_crash_in_the_middle_of_a_write_leaves_what_was_before_it(path: Path, tmp_path: Path) -> None:
-    """A transaction of which half is in the file is undone when the ledger is opened next."""
+    """A transaction that is half in the file is undone when the ledger is opened next."""
     async with SQLiteLedger(path) as ledger:
         owner = await ledger.join()
         for number in range(50):
@@ -341,7 +341,7 @@ async def test_what_was_asked_for_is_written_without_a_waiter(path: Path) -> Non
 
 
 async def test_a_job_is_claimed_once(path: Path) -> None:
-    """Of two owners one may send a job, and what is over is sent by none; the cap holds for both together."""
+    """Of two owners one may send a job, and a finished one is sent by none; the cap holds for both together."""
     async with SQLiteLedger(path) as ledger, SQLiteLedger(path) as other:
         one, two = await ledger.join(), await other.join()
         assert isinstance(await ledger.claim(claim("a", one, cap=20)), Written)

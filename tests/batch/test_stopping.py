@@ -1,4 +1,4 @@
-"""Ending the submitting of a batch: what is out is paid for and comes out, what is in line was certainly not run."""
+"""Stopping a batch: runs in flight are paid for and yield outcomes, jobs in the queue were certainly not run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ledger(path: Path) -> Iterator[InLoopLedger]:
 
 
 async def test_stopping_cuts_no_synchronous_run(make_client: Any, ledger: Any) -> None:
-    """Synchronous runs that are out when the batch is stopped complete, and none is called not run."""
+    """Synchronous runs in flight when the batch is stopped complete, and none is called not run."""
     emulator = Emulator(tier="business", duration=45.0)
     async with make_client(emulator).workflows.map(SYNC, jobs(5), ledger=ledger) as outcomes:
         await anyio.sleep(20)

@@ -175,7 +175,7 @@ async def test_one_run_is_not_two_jobs(ledger: Any) -> None:
 
 
 async def test_a_ledger_refuses_the_run_of_another_job(ledger: Any) -> None:
-    """The same in another process, which was not told of the first: the ledger knows whose run it is."""
+    """The same in another process that knows nothing of the first: the ledger knows whose run it is."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     kept: list[bytes] = []
 
@@ -194,7 +194,7 @@ async def test_a_ledger_refuses_the_run_of_another_job(ledger: Any) -> None:
 
 
 async def test_no_job_completes_with_the_result_of_another() -> None:
-    """A look that is answered with another run's body is made again, and each job has the result of its own run."""
+    """A poll that is answered with another run's body is repeated, and each job gets the result of its own run."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     ends: list[bytes] = []
 
@@ -222,7 +222,7 @@ async def test_no_job_completes_with_the_result_of_another() -> None:
 
 
 async def test_a_stop_while_an_answer_is_written_does_not_deny_the_run(make_client: Any, ledger: Any) -> None:
-    """A job whose receipt is just being written down when the batch is stopped is not told as not run."""
+    """A job whose receipt is being written when the batch is stopped is not reported as not run."""
     emulator = Emulator(tier="enterprise", duration=5.0)
     knouds, record = make_client(emulator), ledger.record
 

@@ -1,4 +1,4 @@
-"""A cap where the service tells little: prices that vary, estimates that are too low, costs that are not told."""
+"""A cap where the service reports little: prices that vary, estimates that are too low, costs that are missing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Untold(httpx.AsyncBaseTransport):
 
 
 async def spend(emulator: Emulator, resource: str, target: str, cap: int, share: float, **options: Any) -> list[Any]:
-    """Run a batch of 60 jobs under a cap, with costs that are told for some runs only."""
+    """Run a batch of 60 jobs under a cap, with costs that are reported for some runs only."""
     inputs = [{"prompt": str(number), "product_name": str(number)} for number in range(60)]
     async with httpx.AsyncClient(transport=Untold(emulator, share, cap)) as http:
         knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
@@ -78,7 +78,7 @@ async def spend(emulator: Emulator, resource: str, target: str, cap: int, share:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("seed", range(12))
 async def test_a_price_that_varies_keeps_to_the_bound_of_the_docs(seed: int, share: float) -> None:
-    """Charges pass the cap by no more than the runs in flight, and those never told, cost above their reservation."""
+    """Charges exceed the cap by no more than the cost above reservation of runs in flight and of unreported ones."""
     emulator = Emulator(tier="enterprise", duration=lambda dice: dice.uniform(2, 20), failure_rate=0.2, seed=seed)
     emulator.costs = Varying(seed, 12)
     cap = random.Random(seed).choice([60, 200, 500, 1500])
@@ -92,7 +92,7 @@ async def test_a_price_that_varies_keeps_to_the_bound_of_the_docs(seed: int, sha
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("seed", range(12))
 async def test_an_estimate_of_the_upper_end_is_never_passed(seed: int) -> None:
-    """With the dearest run as the estimate the cap holds whatever the rest costs, and whatever is told."""
+    """With the most expensive run as the estimate the cap holds whatever the rest costs, reported or not."""
     emulator = Emulator(tier="enterprise", duration=5.0, failure_rate=0.3, seed=seed)
     emulator.costs = Varying(seed, 12, first=120)
     await spend(emulator, "workflows", SLUG, 700, 0.5)
@@ -138,7 +138,7 @@ async def test_another_batch_learns_what_was_dearest(path: Path) -> None:
 
 
 async def test_the_dearest_run_is_found_without_reading_the_ledger(path: Path) -> None:
-    """However long a ledger is, its dearest run is looked up in an index, which an older ledger is given."""
+    """However long a ledger is, its most expensive run is found by an index, which an older ledger gets."""
     LedgerDatabase(path, 1.0).close()
     with sqlite3.connect(path) as file:
         file.execute("DROP INDEX jobs_by_cost")

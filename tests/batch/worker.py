@@ -19,7 +19,7 @@ SLUG = "my-thumbnail-pipeline"
 
 
 class Mortal(SQLiteLedger):
-    """A ledger whose process dies at a step: `before` it is written, or `after`, when nobody was told yet."""
+    """A ledger whose process dies at a step: `before` it is written, or `after`, before the caller knows."""
 
     step, nth = "", 0
 
@@ -30,7 +30,7 @@ class Mortal(SQLiteLedger):
                 os._exit(9)
 
     async def look(self, key: str) -> LedgerEntry | None:
-        """Look, and perhaps die."""
+        """Check the step, and perhaps die."""
         self._come_to("before look")
         return await super().look(key)
 

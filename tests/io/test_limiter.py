@@ -62,7 +62,7 @@ async def test_turns_are_given_in_order() -> None:
 
 
 async def test_a_cancelled_waiter_costs_nothing_and_wakes_the_next() -> None:
-    """Whoever leaves the line, at its head or in the middle, takes no turn, and nobody is forgotten."""
+    """A waiter that leaves the queue, at its head or in the middle, takes no slot, and no other is forgotten."""
     limiter = Limiter("pro")
     server, done = Server(limiter, 2), list[int]()
 
@@ -102,7 +102,7 @@ async def test_status_reads_go_before_submits_and_a_requeued_one_before_all() ->
 
 
 async def test_a_turn_given_back_goes_to_the_next() -> None:
-    """A request that never left gives its turn to whoever waits."""
+    """A request that was not sent gives its slot to the next waiter."""
     limiter = Limiter("pro")
     permit = await limiter.acquire(ROUTE)
     got: list[Permit] = []
@@ -309,7 +309,7 @@ DAY = QuotaHeaders(refused=True, succeeded=False, retry_after=86_400.0)
 
 
 async def test_a_pause_of_a_day_is_raised_and_not_slept() -> None:
-    """Whoever bears less is told at once how much is left: those in line as well as those who come later."""
+    """A call with a shorter `longest` gets an error with the remaining time at once, waiting already or not."""
     limiter, told = Limiter("pro"), list[float | None]()
     first = await limiter.acquire(ROUTE)
 
@@ -339,7 +339,7 @@ async def test_a_pause_of_a_day_is_raised_and_not_slept() -> None:
 
 
 async def test_each_bears_what_it_was_given(emulator: Emulator) -> None:
-    """One in line that bears a day waits for it; those behind it that do not are told."""
+    """A call that may wait a day waits for it; those behind it that may not get an error."""
     limiter, order = Limiter("pro"), list[str]()
     first = await limiter.acquire(ROUTE)
 
@@ -359,7 +359,7 @@ async def test_each_bears_what_it_was_given(emulator: Emulator) -> None:
 
 
 async def test_no_call_sleeps_a_day_away(make_client: Any, emulator: Emulator) -> None:
-    """The first call raises, and so does every later one, looks and listings too; each says how long it would take."""
+    """The first call raises, and so does every later one, polls and listings too; each says how long it would take."""
     knouds = make_client(emulator)
     body = b'{"error": "Rate limit exceeded", "code": "RATE_LIMIT_EXCEEDED"}'
     fault = Fault("a day", "before", lambda _: Response(429, {"retry-after": "86400"}, body))

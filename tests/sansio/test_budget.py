@@ -217,7 +217,7 @@ STEPS = st.lists(
 def test_what_a_varying_price_can_pass(
     estimate: int | None, cap: int, factor: int, steps: list[tuple[str, int]]
 ) -> None:
-    """One run in five costs `factor` times as much, and some costs are not told: charges keep to the bound of the docs.
+    """One run in five costs `factor` times as much, and some costs are not reported: the docs' bound holds.
 
     Each of the runs in flight when the last one was sent, and each whose cost was never told, may have cost more than
     was reserved for it; nothing else passes the cap.
@@ -236,7 +236,7 @@ def test_what_a_varying_price_can_pass(
 
 @given(st.integers(1, 400), STEPS)
 def test_a_price_that_was_seen_at_its_upper_end_is_never_passed(cap: int, steps: list[tuple[str, int]]) -> None:
-    """Once one of the dear runs has ended, what varies below its cost passes nothing, told or not."""
+    """Once one of the expensive runs has finished, costs below its own exceed no cap, reported or not."""
     batch = Spending(None, cap)
     batch.send(120)
     if not batch.in_flight:
@@ -253,7 +253,7 @@ def test_a_price_that_was_seen_at_its_upper_end_is_never_passed(cap: int, steps:
 
 @given(st.integers(1, 400), STEPS)
 def test_without_an_estimate_the_first_run_alone_can_pass(cap: int, steps: list[tuple[str, int]]) -> None:
-    """As long as all runs cost the same and it is told, a cap is passed by the first run or by none."""
+    """As long as all runs cost the same and report it, a cap is exceeded by the first run or by none."""
     batch = Spending(None, cap)
     for step, number in steps:
         if step == "send":

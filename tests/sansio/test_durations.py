@@ -60,7 +60,7 @@ costs = st.floats(-5, 4).map(math.exp)
 
 
 def observed(history: list[Seen], expected: float | None = None) -> Durations:
-    """Tell a history to the model."""
+    """Feed a history to the model."""
     durations = Durations(expected=expected)
     for seen in history:
         if seen.hi is None:
@@ -376,7 +376,7 @@ def test_the_step_is_limited_by_the_age() -> None:
 
 
 def test_a_longest_step_of_the_callers_own_replaces_the_rule() -> None:
-    """A run tracked by other means may be left alone for longer than a quarter of its age, or for less."""
+    """A run tracked by other means may go unpolled for longer than a quarter of its age, or for less."""
     durations = Durations()
     assert durations.next_poll(20.0, 30.0) == 30.0
     assert durations.next_poll(20.0, 30.0, longest=600.0) > 60.0
@@ -740,7 +740,7 @@ def test_the_time_of_runs_still_running_is_counted_once() -> None:
 
 
 def test_keys_are_bounded_and_the_latest_stay() -> None:
-    """A thousand targets are remembered; of more the one that was seen longest ago goes."""
+    """A thousand targets are remembered; beyond that the one seen longest ago is forgotten."""
     learned = LearnedDurations(max_keys=2)
     for name in ("a", "b", "a", "c"):
         learned.observe_end(name, 5.0, 5.0)

@@ -86,7 +86,7 @@ def polls_at(schedule: Backoff, number: int, *, draw: float = 0.5, submitted_at:
 
 
 def test_an_empty_scheduler_plans_nothing() -> None:
-    """With nobody waiting there is nothing to do, ever."""
+    """Without waiters there is nothing to do, ever."""
     plan = Plain(EVEN)
     assert (len(plan), plan.due(1e9), plan.next_due_at()) == (0, [], math.inf)
 
@@ -431,7 +431,7 @@ def test_a_report_that_is_wrong_is_not_believed_again_soon() -> None:
 
 
 def test_an_unknown_word_is_learned() -> None:
-    """A status that nobody knows is polled once, and then known to be of running runs."""
+    """A run of unknown status is polled once, and the status is then known to be of running runs."""
     scheduler = watching(5)
     plan, now = after_listing(scheduler, {0: "rendering"})
     assert plan.polls == ["x0"]
@@ -441,7 +441,7 @@ def test_an_unknown_word_is_learned() -> None:
 
 
 def test_a_request_that_two_runs_share_shows_neither() -> None:
-    """Runs that cannot be told apart in a listing are polled singly."""
+    """Runs that cannot be distinguished in a listing are polled singly."""
     scheduler = PollScheduler(Polling(), LearnedDurations())
     for number in range(4):
         scheduler.add(run(number, request="same"), 0.0, 0.5)
@@ -528,7 +528,7 @@ def test_one_poll_may_always_wait_in_line() -> None:
 
 
 def test_one_poll_goes_ahead_while_the_quota_is_not_known() -> None:
-    """Many runs are due, and nothing is known of the quota: the first answer tells, or two seconds pass."""
+    """Many runs are due, and nothing is known of the quota: the first answer shows it, or two seconds pass."""
     scheduler = watching(50, sweeps=False)
     assert scheduler.plan(0.0, 0.5).next_at > 5
     first = scheduler.plan(8.0, 0.5)
@@ -676,7 +676,7 @@ def test_who_waits_until_a_deadline_gets_a_last_poll() -> None:
 
 
 def test_a_reported_run_may_leave() -> None:
-    """A run that nobody waits for any more is not polled, report or not, and all counts are as before."""
+    """A run without waiters is not polled, reported as finished or not, and all counts are as before."""
     scheduler = watching(4)
     scheduler.plan(0.0, 0.5)
     page = scheduler.plan(6.0, 0.5).page

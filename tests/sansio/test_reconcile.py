@@ -87,14 +87,14 @@ def test_what_a_row_does_not_say_does_not_rule_it_out() -> None:
 
 
 def test_a_wide_interval_is_searched_widely() -> None:
-    """A submit that may have left at any time of an hour is looked for in all of it."""
+    """A submit that may have been sent at any time of an hour is searched for in all of it."""
     wide = attrs.evolve(WANTED, earliest=AT - 3600)
     assert candidates(wide, [row(1, -1800), row(2, -3600 - 60)]) == [1, 2]
     assert walk(wide, [row(1, -3600 - 61)])[0].rows == ()
 
 
 def test_an_undated_submit_is_never_proven() -> None:
-    """Where nobody knows when it left, no absence is a proof, and the search says why."""
+    """Where it is not known when the submit was sent, absence proves nothing, and the search says why."""
     undated = attrs.evolve(WANTED, undated="nobody knows when it left")
     assert found(undated, []).reasons == ("nobody knows when it left",)
     assert found(WANTED, [], now=Moment(wall=AT + 3600)).reasons[0].startswith("the service's clock was not known")
@@ -128,7 +128,7 @@ def test_a_request_id_accounts_for_one_row_a_run() -> None:
 
 
 def test_a_run_too_recent_to_have_a_row_accounts_for_none() -> None:
-    """Its request id may be that of the lost submit as well, whose row is the one that is there."""
+    """Its request id may be that of the lost submit as well, and the one row may be that submit's."""
     search = found(known("kie_1", begun=3590), [row(1, 0, request_id="kie_1")])
     assert (search.candidates, search.is_certainly_none) == ((), False)
     assert "too recent" in search.reasons[0]
@@ -150,7 +150,7 @@ def test_a_row_seen_on_two_pages_is_one() -> None:
 
 
 def test_a_models_rows_are_those_without_a_workflow() -> None:
-    """For a model the model ids decide, where they are told."""
+    """For a model the model ids decide, where they are reported."""
     rows = [
         row(1, 0, workflow_slug=None, model_ids=("suno-v5",)),
         row(2, 0, workflow_slug=None, model_ids=("other",)),
@@ -256,7 +256,7 @@ def test_newest_first_nothing_is_missed(ages: list[float], size: int, width: flo
 
 
 def test_a_time_that_either_clock_may_have_told_is_looked_for_by_both() -> None:
-    """It is looked for at the service's time too; a time to come is not when it left, and neither clock is certain."""
+    """It is searched for at the service's time too; it was not sent in the future, and neither clock is certain."""
     ahead = Moment(wall=AT + 100, earliest=AT + 3700, latest=AT + 3700, known="heard")
     wanted = Wanted.at(AT, MINE, ahead)
     assert (wanted.earliest, wanted.latest) == (AT, AT + 3600)

@@ -72,7 +72,7 @@ class World:
         return process
 
     async def live(self, process: Mortal, count: int = COUNT, **options: Any) -> list[Outcome]:
-        """Let a process work through `count` jobs; give what it was told before its end."""
+        """Let a process work through `count` jobs; return the outcomes that it got before its end."""
         told: list[Outcome] = []
         jobs = [Job(f"job-{number}", {self.name: f"job-{number}"}) for number in range(count)]
         options = {"ledger": process.ledger, "max_in_flight": 2, **options}
@@ -95,7 +95,7 @@ class World:
 
     @asynccontextmanager
     async def ledger(self) -> Any:
-        """Open the ledger for a look at it."""
+        """Open the ledger to inspect it."""
         yield InLoopLedger(self.path)
 
     async def entries(self) -> dict[str, LedgerEntry]:
@@ -191,7 +191,7 @@ async def test_left_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
 @EACH_STEP
 @pytest.mark.parametrize("slug", [POLLED, IN_ONE_GO])
 async def test_stopped_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
-    """What was sent completes and is told so, what was read and not sent is as new, and nothing stays reserved."""
+    """Jobs that were sent complete, jobs that were read and not sent are as new, and nothing stays reserved."""
 
     async def attempt(step: int, path: Path) -> bool:
         world = World(path, slug)
@@ -237,7 +237,7 @@ async def test_killed_at_any_step_under_a_cap(first: int, tmp_path: Path) -> Non
 @EACH_STEP
 @pytest.mark.parametrize("seconds", [35.0, 400.0])
 async def test_halted_at_any_step_beside_another(seconds: float, first: int, tmp_path: Path) -> None:
-    """A process that halts and goes on, beside one that does not: both are told of each job, and none runs twice.
+    """A process that halts and continues, beside one that does not: both get all outcomes, and none runs twice.
 
     One that halts for minutes may lose the answer to what it was sending, or to a question before its first submit.
     """
@@ -306,7 +306,7 @@ async def test_a_ledger_that_fails_at_any_transaction(
 
 @pytest.mark.parametrize("slug", [POLLED, IN_ONE_GO])
 async def test_left_at_any_step_without_a_ledger(slug: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Each run is told by its id, or logged by it or by its job."""
+    """Each run is reported by its id, or logged by it or by its job."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
     for step in range(1, 200):
         caplog.clear()
