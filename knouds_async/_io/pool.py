@@ -16,8 +16,7 @@ import socket
 import ssl
 import struct
 import sys
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -611,15 +610,6 @@ def _undelivered(sock: Any) -> int:
         return 1
 
 
-@attrs.frozen
-class Origin:
-    """Where a connection leads to; only requests to the same origin may share one."""
-
-    scheme: bytes
-    host: bytes
-    port: int
-
-
 class _Dialler(httpcore.AsyncNetworkBackend):
     """Opens one TCP stream and remembers it.
 
@@ -682,7 +672,7 @@ class Connection:
     `idle_since` is when its last response was closed.
     """
 
-    def __init__(self, origin: Origin, ssl_context: ssl.SSLContext | None, proxy: Proxy | None = None) -> None:
+    def __init__(self, origin: httpcore.Origin, ssl_context: ssl.SSLContext | None, proxy: Proxy | None = None) -> None:
         """Prepare a connection; the first request opens it."""
         self.origin: Final = origin
         self.idle_since: Reading | None = None
@@ -731,11 +721,10 @@ class Connection:
 
 
 def _http(
-    origin: Origin, ssl_context: ssl.SSLContext | None, proxy: Proxy | None, dialler: _Dialler
+    to: httpcore.Origin, ssl_context: ssl.SSLContext | None, proxy: Proxy | None, dialler: _Dialler
 ) -> httpcore.AsyncConnectionInterface:
     """Make httpcore's connection; plain HTTP goes through an HTTP proxy request by request, all else in a tunnel."""
-    to = httpcore.Origin(origin.scheme, origin.host, origin.port)
-    if proxy is not None and not proxy.is_socks and origin.scheme == b"http":
+    if proxy is not None and not proxy.is_socks and to.scheme == b"http":
         return httpcore.AsyncHTTPProxy(
             httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target=b"/"),
             proxy_headers=proxy.headers,
@@ -746,108 +735,6 @@ def _http(
     return httpcore.AsyncHTTPConnection(to, ssl_context=ssl_context, network_backend=network)
 
 
-class IdleConnections:
-    """Idle connections: a stack per origin and, over all of them, a queue by age."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._by_age: OrderedDict[Connection, None] = OrderedDict()
-        self._stacks: dict[Origin, deque[Connection]] = {}
-
-    def __len__(self) -> int:
-        """Count the connections of all origins."""
-        return len(self._by_age)
-
-    def put(self, connection: Connection) -> None:
-        """Add the connection that has become idle last."""
-        self._by_age[connection] = None
-        self._stacks.setdefault(connection.origin, deque()).append(connection)
-
-    def youngest(self, origin: Origin) -> Connection | None:
-        """Show the connection to `origin` that has been idle for the shortest time."""
-        stack = self._stacks.get(origin)
-        return stack[-1] if stack else None
-
-    def oldest(self) -> Connection | None:
-        """Show the connection to anywhere that has been idle for the longest time."""
-        return next(iter(self._by_age), None)
-
-    def remove(self, connection: Connection) -> None:
-        """Take out a connection that `youngest` or `oldest` has shown."""
-        del self._by_age[connection]
-        stack = self._stacks[connection.origin]
-        if stack[-1] is connection:
-            stack.pop()
-        else:
-            stack.popleft()  # the oldest of all is the oldest of its own origin too
-        if not stack:
-            del self._stacks[connection.origin]
-
-
-class Pool:
-    """Connections in use and idle: while no more than `limit` are in use, no more than that are open."""
-
-    def __init__(
-        self, connect: Callable[[Origin], Connection], *, limit: int, keepalive_expiry: float, fresh_within: float
-    ) -> None:
-        """Start empty; `connect` prepares a new connection, times are in seconds."""
-        self.idle: Final = IdleConnections()
-        self.in_use = 0
-        self.is_closed = False
-        self._connect = connect
-        self._limit = limit
-        self._keepalive_expiry = keepalive_expiry
-        self._fresh_within = fresh_within
-
-    def take(self, origin: Origin, now: Reading, *, is_fresh: bool) -> Connection:
-        """Return a connection to use: the one used last, if it is still good, or a new one."""
-        self._close_expired(now)
-        longest = self._fresh_within if is_fresh else self._keepalive_expiry
-        while (found := self.idle.youngest(origin)) is not None and _idle(found, now) <= longest:
-            self.idle.remove(found)
-            if not found.is_dropped():
-                self.in_use += 1
-                return found
-            found.close()
-        while self.in_use + len(self.idle) >= self._limit and (oldest := self.idle.oldest()) is not None:
-            self._close(oldest)
-        connection = self._connect(origin)
-        self.in_use += 1
-        return connection
-
-    def give_back(self, connection: Connection, now: Reading) -> None:
-        """Take back a connection, to be used again if both sides agree."""
-        self.in_use -= 1
-        if connection.rest(now) and not self.is_closed:
-            self.idle.put(connection)
-        else:
-            connection.close()
-
-    def discard(self, connection: Connection) -> None:
-        """Take back a connection, and close it."""
-        self.in_use -= 1
-        connection.close()
-
-    def close(self) -> None:
-        """Close the idle connections, and what comes back from now on."""
-        self.is_closed = True
-        while (oldest := self.idle.oldest()) is not None:
-            self._close(oldest)
-
-    def _close_expired(self, now: Reading) -> None:
-        while (oldest := self.idle.oldest()) is not None and _idle(oldest, now) > self._keepalive_expiry:
-            self._close(oldest)
-
-    def _close(self, connection: Connection) -> None:
-        self.idle.remove(connection)
-        connection.close()
-
-
-def _idle(connection: Connection, now: Reading) -> float:
-    """Return for how many seconds a connection has been idle, by the clock that saw the most of them."""
-    return now.since(connection.idle_since) if connection.idle_since is not None else 0.0
-
-
 _DEFAULT_PORTS: Final = {b"http": 80, b"https": 443}
 _ENDED: Final = (RuntimeError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
 
@@ -855,9 +742,9 @@ _ENDED: Final = (RuntimeError, httpcore.NetworkError, httpcore.ProtocolError, ht
 class PooledTransport(httpx.AsyncHTTPTransport):
     """httpx's own transport over pooled HTTP/1.1 connections of ours (design 4.1).
 
-    At most `limit` connections are open while no more are in use; a queue is for the caller to have. Idle ones are
-    kept for `keepalive_expiry` seconds. A request whose `extensions["knouds.fresh"]` is true only reuses a connection
-    idle for at most `fresh_within` seconds: were it sent on a stale one, its outcome would be unknown.
+    While at most `limit` connections are in use, no more than that are open; a queue is for the caller to have. Idle
+    ones are kept for `keepalive_expiry` seconds. A request whose `extensions["knouds.fresh"]` is true only reuses a
+    connection idle for at most `fresh_within` seconds: were it sent on a stale one, its outcome would be unknown.
     Cancellation at any point closes the connection.
     """
 
@@ -876,6 +763,8 @@ class PooledTransport(httpx.AsyncHTTPTransport):
 
 
 class _ConnectionPool(httpcore.AsyncConnectionPool):
+    """Connections in use, which are counted, and idle ones, the one used last at the end."""
+
     def __init__(
         self,
         ssl_context: ssl.SSLContext | None,
@@ -885,49 +774,91 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         fresh_within: float,
     ) -> None:
         super().__init__()
+        self.idle: Final[list[Connection]] = []
+        self.in_use = 0
+        self.is_closed = False
+        self.fresh_within = fresh_within
         self._context = ssl_context
         self._proxied_by = proxy
-        self.inner: Final = Pool(
-            self._connect, limit=limit, keepalive_expiry=keepalive_expiry, fresh_within=fresh_within
-        )
+        self._limit = limit
+        self._expiry = keepalive_expiry
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send the request and return its response, which holds its connection until it is closed or breaks."""
         origin = _origin(request.url)
-        if self.inner.is_closed:
+        if self.is_closed:
             raise httpcore.ConnectError("the connection pool is closed")
         is_paid = bool(request.extensions.get("knouds.fresh"))
         try:
-            connection = self.inner.take(origin, read_clocks(), is_fresh=is_paid)
+            connection = self._take(origin, read_clocks(), is_fresh=is_paid)
         except (OSError, ValueError) as error:  # of a TLS context, say: nothing was sent
             raise httpcore.ConnectError(str(error)) from error
         try:
             response = await connection.send(request, is_paid=is_paid)
         except BaseException:
-            self.inner.discard(connection)
+            self.discard(connection)
             raise
-        response.stream = _HeldBody(response.stream, connection, self.inner)
+        response.stream = _HeldBody(response.stream, connection, self)
         return response
+
+    def _take(self, origin: httpcore.Origin, now: Reading, *, is_fresh: bool) -> Connection:
+        """Return a connection to use: the one used last, if it is still good, or a new one."""
+        while self.idle and _idle(self.idle[0], now) > self._expiry:
+            self.idle.pop(0).close()
+        longest = self.fresh_within if is_fresh else self._expiry
+        for at in range(len(self.idle) - 1, -1, -1):
+            if self.idle[at].origin == origin:
+                if _idle(self.idle[at], now) > longest:
+                    break
+                if not (found := self.idle.pop(at)).is_dropped():
+                    self.in_use += 1
+                    return found
+                found.close()
+        while self.idle and self.in_use + len(self.idle) >= self._limit:
+            self.idle.pop(0).close()
+        connection = self._connect(origin)
+        self.in_use += 1
+        return connection
+
+    def _connect(self, origin: httpcore.Origin) -> Connection:
+        is_tls = origin.scheme == b"https" or (self._proxied_by is not None and self._proxied_by.scheme == "https")
+        if is_tls and self._context is None:
+            self._context = httpx.create_ssl_context()
+        return Connection(origin, self._context, self._proxied_by)
+
+    def give_back(self, connection: Connection) -> None:
+        """Take back a connection, to be used again if both sides agree."""
+        self.in_use -= 1
+        if connection.rest(read_clocks()) and not self.is_closed:
+            self.idle.append(connection)
+        else:
+            connection.close()
+
+    def discard(self, connection: Connection) -> None:
+        """Take back a connection, and close it."""
+        self.in_use -= 1
+        connection.close()
 
     async def aclose(self) -> None:
         """Close the idle connections at once and the others when their responses are closed; idempotent.
 
         Cancelled, it has closed all the same.
         """
-        self.inner.close()
+        self.is_closed = True
+        while self.idle:
+            self.idle.pop().close()
         await anyio.lowlevel.checkpoint()  # asyncio lets go of its sockets one turn later
 
-    def _connect(self, origin: Origin) -> Connection:
-        is_tls = origin.scheme == b"https" or (self._proxied_by is not None and self._proxied_by.scheme == "https")
-        if is_tls and self._context is None:
-            self._context = httpx.create_ssl_context()
-        return Connection(origin, self._context, self._proxied_by)
+
+def _idle(connection: Connection, now: Reading) -> float:
+    """Return for how many seconds a connection has been idle, by the clock that saw the most of them."""
+    return now.since(connection.idle_since) if connection.idle_since is not None else 0.0
 
 
 class _HeldBody:
     """A response's body, which holds its connection until it is closed or breaks."""
 
-    def __init__(self, stream: Any, connection: Connection, pool: Pool) -> None:
+    def __init__(self, stream: Any, connection: Connection, pool: _ConnectionPool) -> None:
         self._stream = stream
         self._chunks: AsyncIterator[bytes] = aiter(stream)
         self._connection = connection
@@ -970,7 +901,7 @@ class _HeldBody:
             if (close := getattr(self._stream, "aclose", None)) is not None:
                 await close()
         finally:
-            self._pool.give_back(self._connection, read_clocks())
+            self._pool.give_back(self._connection)
 
     def _discard(self) -> None:
         if not self._is_over:
@@ -978,9 +909,9 @@ class _HeldBody:
             self._pool.discard(self._connection)
 
 
-def _origin(url: httpcore.URL) -> Origin:
+def _origin(url: httpcore.URL) -> httpcore.Origin:
     """Return where a URL leads to; httpcore.UnsupportedProtocol for anything but http and https."""
     port = url.port or _DEFAULT_PORTS.get(url.scheme)
     if url.scheme not in _DEFAULT_PORTS or port is None:
         raise httpcore.UnsupportedProtocol(f"only http and https are spoken here, not {url.scheme!r}")
-    return Origin(url.scheme, url.host, port)
+    return httpcore.Origin(url.scheme, url.host, port)

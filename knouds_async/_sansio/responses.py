@@ -263,10 +263,6 @@ def _status(value: Any, _: Any = None) -> Status | str:
     return _STATUSES.get(given, given)
 
 
-def _row_id(value: Any, _: Any = None) -> int | str:
-    return value if isinstance(value, str) else integer(value)
-
-
 _STATUSES: Final[Mapping[str, Status]] = {status.value: status for status in Status}
 _ODD: Final = (ValueError, TypeError, KeyError, OverflowError)
 _RAW: Final = "<source>"  # carries the source of a record to its `raw`; cattrs puts it into code that it compiles

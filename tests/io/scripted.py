@@ -151,7 +151,7 @@ class Client:
     @property
     def books(self) -> tuple[int, int]:
         """FIFOLimiter in use, and idle connections."""
-        return self.pool._pool.inner.in_use, len(self.pool._pool.inner.idle)
+        return self.pool._pool.in_use, len(self.pool._pool.idle)
 
 
 @contextlib.asynccontextmanager

@@ -217,8 +217,7 @@ async def test_a_connection_whose_parser_is_not_found_is_used_once() -> None:
     """Should httpcore rename the fields that are read, no unread bytes can be taken for an answer."""
     async with serving() as server, connected(server.url) as client:
         await client.get("a")
-        idle = client.pool._pool.inner.idle.oldest()
-        assert idle is not None
+        idle = client.pool._pool.idle[0]
         assert not idle._has_more()
         idle._http = object()  # type: ignore[assignment,misc]
         assert idle._has_more()
@@ -232,8 +231,7 @@ async def test_a_paid_call_trusts_only_a_connection_just_used(clock: str) -> Non
         await client.get("a")
         await client.attempt(submit)
         assert server.opened == 1
-        idle = client.pool._pool.inner.idle.oldest()
-        assert idle is not None
+        idle = client.pool._pool.idle[0]
         assert idle.idle_since is not None
         if (now := getattr(idle.idle_since, clock)) is None:
             pytest.skip("this system has no such clock")

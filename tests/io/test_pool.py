@@ -504,8 +504,7 @@ async def test_faults_of_tls_are_httpcores_errors() -> None:
 
 
 def _stream(client: Client) -> Stream:
-    idle = client.pool._pool.inner.idle.oldest()
-    assert idle is not None
+    idle = client.pool._pool.idle[0]
     assert isinstance(idle._stream, Stream)
     return idle._stream
 
@@ -627,12 +626,12 @@ async def answering() -> AsyncGenerator[AnsweringServer]:
 
 def in_use(transport: PooledTransport) -> int:
     """Count the slots that are taken."""
-    return transport._pool.inner.in_use
+    return transport._pool.in_use
 
 
 def idle(transport: PooledTransport) -> int:
     """Count the connections kept for reuse."""
-    return len(transport._pool.inner.idle)
+    return len(transport._pool.idle)
 
 
 async def expect_ok(http: httpx.AsyncClient, url: str) -> None:
@@ -1051,9 +1050,7 @@ async def test_a_paid_call_gets_a_fresh_connection_behind_a_proxy_too(kind: str,
     """One that was idle for a while is not trusted with it."""
     async with behind(kind, scheme) as (server, _, client):
         await client.get("a")
-        idle = client.pool._pool.inner.idle.oldest()
-        assert idle is not None
-        client.pool._pool.inner._fresh_within = -1.0
+        client.pool._pool.fresh_within = -1.0
         await client.attempt(SUBMIT)
         assert server.opened == 2
 
