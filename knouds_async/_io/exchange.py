@@ -268,62 +268,44 @@ class UnreadableBody(Exception):  # noqa: N818  (it is turned into a public erro
         self.reason: Final = reason
 
 
-class CutBody(Exception):  # noqa: N818  (likewise)
-    """The body broke off; `error` is the transport's."""
+class _Body:
+    """Collects a body as it comes, up to `most` bytes; one gzip member is inflated in small steps."""
 
-    def __init__(self, error: Exception) -> None:
-        """Keep the error."""
-        super().__init__()
-        self.error: Final = error
-
-
-class _Plain:
-    """Collects a body as it comes, up to `most` bytes."""
-
-    def __init__(self, most: int, read: io.BytesIO) -> None:
+    def __init__(self, encoding: str, into: io.BytesIO, most: int) -> None:
+        encodings = [name.strip().lower() for name in encoding.split(",")]  # several headers are joined by commas
+        if encodings not in ([""], ["identity"], ["gzip"]):
+            raise UnreadableBody("has a content-encoding other than identity or a single gzip")
+        self._inflate = zlib.decompressobj(_GZIP) if encodings == ["gzip"] else None
+        self._into = into  # its value is given out without a second copy, which joining chunks would make
         self._most = most
-        self._read = read  # its value is given out without a second copy, which joining chunks would make
+        self._zipped = 0
 
     def feed(self, chunk: bytes) -> None:
-        if self._read.tell() + len(chunk) > self._most:
-            raise UnreadableBody(f"is longer than {self._most} bytes")
-        self._read.write(chunk)
-
-    def finish(self) -> bytes:
-        return self._read.getvalue()
-
-
-class _Gzip(_Plain):
-    """Inflates a body of one gzip member in small steps."""
-
-    def __init__(self, most: int, read: io.BytesIO) -> None:
-        super().__init__(most, read)
-        self._inflate = zlib.decompressobj(_GZIP)
-        self._raw_left = most + _STEP  # a gzip stream may go on for ever without inflating to anything
-        self._has_begun = False
-
-    def feed(self, chunk: bytes) -> None:
-        self._raw_left -= len(chunk)
-        if self._raw_left < 0:
+        if self._inflate is None:
+            self._write(chunk)
+            return
+        self._zipped += len(chunk)
+        if self._zipped > self._most + _STEP:  # a gzip stream may go on for ever without inflating to anything
             raise UnreadableBody(f"is a gzip stream of more than {self._most} bytes")
-        self._has_begun = self._has_begun or bool(chunk)
         while chunk:
-            super().feed(self._step(chunk))
+            try:
+                piece = self._inflate.decompress(chunk, _STEP)
+            except zlib.error:
+                raise UnreadableBody("is a damaged gzip stream") from None
+            if self._inflate.unused_data:
+                raise UnreadableBody("goes on after the end of its gzip stream")
+            self._write(piece)
             chunk = self._inflate.unconsumed_tail
 
-    def finish(self) -> bytes:
-        if self._has_begun and not self._inflate.eof:
-            raise UnreadableBody("is a gzip stream that is cut off")
-        return super().finish()
+    def _write(self, piece: bytes) -> None:
+        if self._into.tell() + len(piece) > self._most:
+            raise UnreadableBody(f"is longer than {self._most} bytes")
+        self._into.write(piece)
 
-    def _step(self, chunk: bytes) -> bytes:
-        try:
-            piece = self._inflate.decompress(chunk, _STEP)
-        except zlib.error:
-            raise UnreadableBody("is a damaged gzip stream") from None
-        if self._inflate.unused_data:
-            raise UnreadableBody("goes on after the end of its gzip stream")
-        return piece
+    def finish(self) -> bytes:
+        if self._inflate is not None and self._zipped and not self._inflate.eof:
+            raise UnreadableBody("is a gzip stream that is cut off")
+        return self._into.getvalue()
 
 
 async def read_body(
@@ -343,23 +325,13 @@ async def read_body(
     chunks = response.aiter_raw()
     try:
         told = response.headers.get("content-encoding", "") if encoding is None else encoding
-        body = collector(told, into or io.BytesIO(), most=most)
+        body = _Body(told, io.BytesIO() if into is None else into, most)
         async for chunk in chunks:
             body.feed(chunk)
         return body.finish()
     except UnreadableBody:
         await _abandon(response, chunks)
         raise
-
-
-def collector(encoding: str, into: io.BytesIO, *, most: int = _MOST) -> _Plain:
-    """Return what collects a body of this content-encoding (several headers joined by commas), piece by piece."""
-    encodings = [name.strip().lower() for name in encoding.split(",")]
-    if encodings in ([""], ["identity"]):
-        return _Plain(most, into)
-    if encodings == ["gzip"]:
-        return _Gzip(most, into)
-    raise UnreadableBody("has a content-encoding other than identity or a single gzip")
 
 
 def _already_read(response: httpx.Response, most: int) -> bytes:
@@ -412,110 +384,20 @@ def _marking(kind: Any, names: tuple[str, ...]) -> Any:
     return type(kind.__name__, (kind,), {"__getattribute__": asked, "__module__": kind.__module__})
 
 
-_READ: Final = {name.encode(): name for name in responses.READ}
+_ENCODING: Final = "content-encoding"
+_READ: Final = {name.encode(): name for name in (*responses.READ, _ENCODING)}
 _OF_LIMIT: Final = 0.9
 _ADDRESSES: Final = 1024  # a URL is looked at again and again while its run lasts, and costs much to parse
 
 
-class HttpxReply:
-    """An answer whose body is still to be read and closed."""
-
-    def __init__(self, response: httpx.Response, over: httpx.ByteStream) -> None:
-        """Read the headers once; a repeated header's values are joined by commas. `over`: stands for a closed body."""
-        self._response = response
-        self._over = over
-        self.status = response.status_code
-        self._headers: dict[bytes, bytes] = {}
-        for raw_name, value in response.headers.raw:
-            name = raw_name.lower()
-            self._headers[name] = b"%b, %b" % (self._headers[name], value) if name in self._headers else value
-
-    def headers(self) -> Mapping[str, str]:
-        """Return the headers that this library reads, as they came."""
-        found = {name: self._headers.get(raw) for raw, name in _READ.items()}
-        return {name: value.decode("latin-1") for name, value in found.items() if value is not None}
-
-    async def read(self, into: io.BytesIO) -> bytes:
-        """Read the body; UnreadableBody or CutBody for what goes wrong. `into` holds what came."""
-        encoding = self._headers.get(b"content-encoding", b"").decode("latin-1")
-        try:
-            return await read_body(self._response, encoding=encoding, into=into)
-        except http_errors("TransportError") as cut:
-            raise CutBody(cut) from None
-
-    async def aclose(self) -> None:
-        """Release the connection."""
-        try:
-            await self._response.aclose()
-        finally:
-            self._response.stream = self._over  # it and the response hold each other, until some garbage collection
-
-
-class ThroughHttpx:
-    """Sends calls to one base URL with one key; `is_lent`: through the caller's client."""
-
-    def __init__(
-        self, http: httpx.AsyncClient, base_url: str, key: Secret, timeouts: Timeouts, *, agent: str, is_lent: bool
-    ) -> None:
-        """Prepare what is the same in every request."""
-        self._http = http
-        self._httpx = own = httpx_of(http)
-        self._base_url = base_url
-        self._key = key
-        self._auth = _key_auth(own.Auth)
-        self._body, self._over = _one_piece(own.ByteStream), own.ByteStream(b"")
-        self._origin = _origin(own.URL(base_url))
-        self._is_lent = is_lent
-        self._url: Callable[[str], httpx.URL] = functools.lru_cache(_ADDRESSES)(lambda path: own.URL(base_url + path))
-        self._host = (b"Host", own.URL(base_url).netloc)
-        self._headers = [
-            (b"Accept", b"application/json"),
-            (b"Accept-Encoding", b"gzip"),
-            (b"User-Agent", agent.encode("ascii")),
-        ]
-        self._timeouts = {name: getattr(timeouts, name) for name in ("connect", "read", "write", "pool")}
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the client would refuse to send anything."""
-        return bool(getattr(self._http, "is_closed", False))
-
-    async def send(self, call: Call[Any], trace: SentTrace, limit: float) -> HttpxReply:
-        """Send a call and return its answer; raises what the client raises."""
-        request = self._lent(call) if self._is_lent else self._own(call)
-        is_paid, wait = call.pays_for is not None, self._timeouts
-        if is_paid:  # it may take as long as it is allowed to in all
-            wait = {**wait, "read": max(wait["read"], limit)}
-        if self._is_lent:  # a pool that has no connection says so before the time is over in all
-            wait = {**wait, "pool": min(wait["pool"], limit * _OF_LIMIT)}
-        request.extensions = {"timeout": wait, "trace": trace, "knouds.fresh": is_paid}
-        if self._is_lent:
-            withheld(request, self._http, trace)
-        auth = self._auth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)
-        response = await self._http.send(request, stream=True, auth=auth, follow_redirects=False)
-        return HttpxReply(response, self._over)
-
-    def _own(self, call: Call[Any]) -> httpx.Request:
-        """Build a request without what httpx would work out anew for each."""
-        lines = [self._host, *self._added(call)]
-        if call.body is not None or call.method in ("POST", "PUT"):
-            lines.append((b"Content-Length", b"%d" % len(call.body or b"")))
-        stream = self._body(call.body or b"")
-        request: httpx.Request = self._httpx.Request(call.method, self._url(call.path), headers=lines, stream=stream)
-        request.read()  # so that whoever looks at the request finds its body
-        return request
-
-    def _lent(self, call: Call[Any]) -> httpx.Request:
-        """Build a request with what the caller's client adds."""
-        url = self._url(call.path)
-        request = self._http.build_request(call.method, url, content=call.body, headers=self._added(call))
-        request.url = url  # the client may have default parameters
-        if call.body is not None:
-            request.stream = self._body(call.body)
-        return request
-
-    def _added(self, call: Call[Any]) -> list[tuple[bytes, bytes]]:
-        return self._headers if call.body is None else [*self._headers, (b"Content-Type", b"application/json")]
+def _headers_of(response: httpx.Response) -> dict[str, str]:
+    """Return the headers that this library reads, and the encoding; a repeated one's values are joined by commas."""
+    found: dict[str, str] = {}
+    for raw_name, value in response.headers.raw:
+        if (name := _READ.get(raw_name.lower())) is not None:
+            text = value.decode("latin-1")
+            found[name] = f"{found[name]}, {text}" if name in found else text
+    return found
 
 
 class _KeyAuth:
@@ -714,17 +596,29 @@ class Exchange:
         proxy: str | None = None,
         is_lent: bool = True,
     ) -> None:
-        """Use `http`; `is_lent`: it is the caller's, and what it adds to requests is kept.
+        """Prepare what is the same in every request; `is_lent`: the client is the caller's, and what it adds is kept.
 
         `is_known`: whether the transport is one whose errors tell what was sent. `proxy`: its host, if there is one.
         """
-        self._way = ThroughHttpx(http, base_url, key, timeouts, agent=agent, is_lent=is_lent)
-        self._apart = Apart() if is_lent and has_stock_pool(http) else None
-        self._lent = http if is_lent else None
-        self._mask = Mask(key)
-        self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
-        self._timeouts = timeouts
+        self._http = http
+        self._httpx = own = httpx_of(http)
+        self._is_lent = is_lent
         self._is_known = is_known
+        self._timeouts = timeouts
+        self._waits = {name: getattr(timeouts, name) for name in ("connect", "read", "write", "pool")}
+        self._apart = Apart() if is_lent and has_stock_pool(http) else None
+        self._key, self._mask = key, Mask(key)
+        self._auth = _key_auth(own.Auth)
+        self._body, self._closed = _one_piece(own.ByteStream), own.ByteStream(b"")
+        self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
+        self._origin = _origin(own.URL(base_url))
+        self._url: Callable[[str], httpx.URL] = functools.lru_cache(_ADDRESSES)(lambda path: own.URL(base_url + path))
+        self._host = (b"Host", own.URL(base_url).netloc)
+        self._headers = [
+            (b"Accept", b"application/json"),
+            (b"Accept-Encoding", b"gzip"),
+            (b"User-Agent", agent.encode("ascii")),
+        ]
 
     async def attempt(self, call: Call[Any], trace: SentTrace, *, total: float | None = None) -> Outcome:
         """Send a call once and give what came of it, within `total` seconds or the call's own timeout.
@@ -732,7 +626,7 @@ class Exchange:
         Cancelled: the connection is closed; `trace` tells whether the request may have left.
         """
         limit = self.limit(call, total)
-        if self._way.is_closed:
+        if getattr(self._http, "is_closed", False):
             return NotSent(f"the HTTP client is closed ({self._address})")
         error: Exception | None = None
         part = io.BytesIO()
@@ -772,27 +666,70 @@ class Exchange:
         return None
 
     async def _perform(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
-        reply = await self._way.send(call, trace, limit)
-        seen = self._mask.headers(reply.headers())
+        response = await self._send(call, trace, limit)
+        headers = _headers_of(response)
+        encoding = headers.pop(_ENCODING, "")
+        status, seen = response.status_code, self._mask.headers(headers)
         try:
-            body = await reply.read(part)
+            body = await read_body(response, into=part, encoding=encoding)
         except UnreadableBody as odd:
-            why = f"the body of the answer {odd}"
-            return Garbled(reply.status, seen, why, is_cut=False, part=self._part(part))
-        except CutBody as cut:
-            why = f"the answer was cut short ({self._words(cut.error)})"
-            return Garbled(reply.status, seen, why, is_cut=True, part=self._part(part))
+            return Garbled(status, seen, f"the body of the answer {odd}", is_cut=False, part=self._part(part))
+        except http_errors("TransportError") as error:
+            why = f"the answer was cut short ({self._words(error)})"
+            return Garbled(status, seen, why, is_cut=True, part=self._part(part))
         finally:
             with contextlib.suppress(Exception):  # what was read is worth more than a tidy end
-                await reply.aclose()
+                await self._close(response)
         # An answer that echoes the request must not carry the key into errors.
-        return Answer(reply.status, seen, self._mask.body(body))
+        return Answer(status, seen, self._mask.body(body))
+
+    async def _close(self, response: httpx.Response) -> None:
+        try:
+            await response.aclose()
+        finally:
+            response.stream = self._closed  # it and the response hold each other, until some garbage collection
+
+    async def _send(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Response:
+        """Send a call and return the head of its answer; raises what the client raises."""
+        request = self._lent_request(call) if self._is_lent else self._own_request(call)
+        is_paid, waits = call.pays_for is not None, self._waits
+        if is_paid:  # it may take as long as it is allowed to in all
+            waits = {**waits, "read": max(waits["read"], limit)}
+        if self._is_lent:  # a pool that has no connection says so before the time is over in all
+            waits = {**waits, "pool": min(waits["pool"], limit * _OF_LIMIT)}
+        request.extensions = {"timeout": waits, "trace": trace, "knouds.fresh": is_paid}
+        if self._is_lent:
+            withheld(request, self._http, trace)
+        auth = self._auth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)
+        return await self._http.send(request, stream=True, auth=auth, follow_redirects=False)
+
+    def _own_request(self, call: Call[Any]) -> httpx.Request:
+        """Build a request without what httpx would work out anew for each."""
+        lines = [self._host, *self._lines(call)]
+        if call.body is not None or call.method in ("POST", "PUT"):
+            lines.append((b"Content-Length", b"%d" % len(call.body or b"")))
+        stream = self._body(call.body or b"")
+        request: httpx.Request = self._httpx.Request(call.method, self._url(call.path), headers=lines, stream=stream)
+        request.read()  # so that whoever looks at the request finds its body
+        return request
+
+    def _lent_request(self, call: Call[Any]) -> httpx.Request:
+        """Build a request with what the caller's client adds."""
+        url = self._url(call.path)
+        request = self._http.build_request(call.method, url, content=call.body, headers=self._lines(call))
+        request.url = url  # the client may have default parameters
+        if call.body is not None:
+            request.stream = self._body(call.body)
+        return request
+
+    def _lines(self, call: Call[Any]) -> list[tuple[bytes, bytes]]:
+        return self._headers if call.body is None else [*self._headers, (b"Content-Type", b"application/json")]
 
     def _classify(self, error: Exception | None, trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         """Judge from the trace, not from the error's class, whether the request may have left."""
         seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
         may_have_left = trace.may_have_been_sent(error, transport_is_known=self._is_known)
-        if may_have_left and not connector_failed(self._lent, error):
+        if may_have_left and not connector_failed(self._http if self._is_lent else None, error):
             return Unanswered(seen, self._part(part))
         return NotSent(f"{seen} ({self._address})", _UNTRUSTED if _is_untrusted(error) else None)
 
