@@ -41,7 +41,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if config.option.markexpr == "not slow" and not config.option.collectonly:
         terminalreporter.section("left out")
         terminalreporter.write_line(
-            "The slow tests (real processes, many sockets, fuzzing over HTTP, a browser): "
+            "The slow tests (real processes, many sockets, fuzzing over HTTP, a browser, scenarios on trio): "
             'python -m pytest -q -m slow; all tests: python -m pytest -q -m ""'
         )
 
