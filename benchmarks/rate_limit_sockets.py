@@ -108,18 +108,18 @@ class Stopwatch:
     """Times the transactions of this process, in CPU seconds; the event loop stands still for each."""
 
     def __init__(self) -> None:
-        """Wrap `LimiterFile.report_and_lease`."""
+        """Wrap `LimiterFile.update`."""
         self.seconds: list[float] = []
-        trade = LimiterFile.report_and_lease
+        update = LimiterFile.update
 
         def timed(*args: Any) -> Any:
             began = time.thread_time()
             try:
-                return trade(*args)
+                return update(*args)
             finally:
                 self.seconds.append(time.thread_time() - began)
 
-        LimiterFile.report_and_lease = timed  # type: ignore[method-assign, assignment]
+        LimiterFile.update = timed  # type: ignore[method-assign, assignment]
 
 
 def submit(

@@ -395,8 +395,9 @@ class Worker:
 
     @property
     def held_for(self) -> float:
-        """The seconds for which the service asked that nothing be submitted."""
-        return self._client.limiter.stats(self._route).held_for
+        """The seconds for which the service asked that nothing be submitted, beyond the rest of a used-up window."""
+        stats = self._client.limiter.stats(self._route)
+        return stats.held_for if stats.is_pause else 0.0
 
     def _say_pause(self) -> None:
         """Log once what is waited for when the service has asked for a pause."""

@@ -288,7 +288,7 @@ def _render(display: BatchDisplay) -> RenderableType:
 
 def format_pause(stats: LimiterStats, now: datetime) -> str:
     """Return until when jobs wait because the service asked for a pause; "" when none do."""
-    if not stats.waiting or stats.held_for < 1:
+    if not stats.waiting or not stats.is_pause or stats.held_for < 1:
         return ""
     until = now + timedelta(seconds=stats.held_for)
     day = "" if until.date() == now.date() else f"{until:%Y-%m-%d} "

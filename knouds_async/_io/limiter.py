@@ -8,104 +8,54 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Final, Protocol
+from typing import Protocol
 
 import anyio
 import attrs
 
 from knouds_async import config
 from knouds_async._io.concurrency import HomeLoop
-from knouds_async._sansio import rate_limit
 from knouds_async._sansio.clock import ClockBounds
 from knouds_async._sansio.endpoints import Priority
-from knouds_async._sansio.rate_limit import Decision, Granted, Permit, QuotaHeaders
+from knouds_async._sansio.rate_limit import LimiterStats, Permit, QuotaHeaders, RetryAt, WindowLimiter
 from knouds_async.config import Secret
 from knouds_async.errors import ConfigurationError, RateLimitError
 
-_OURS: Final = rate_limit.MINUTE / 12  # seconds that are paused after a 429 which names no time, so asked for by nobody
-_ADVICE: Final = "Wait, or allow longer waits (Retries(longest=...), Limiter(max_wait=...))"
+__all__ = ["Bucket", "Limiter", "LimiterStats"]
 
 
 class Bucket(Protocol):
     """Where the permits of one route come from: a window of our own, or one that several processes share."""
 
-    def try_acquire(self, now: float, waiting: int) -> Decision:
-        """Return a permit, or when to ask again; `waiting`: how many permits are wanted in all."""
-        ...
-
-    def on_response(
-        self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None, clock: ClockBounds
-    ) -> None:
-        """Update from the headers of a response; `clock` has its `date` already."""
-        ...
-
-    def release(self, now: float, permit: Permit) -> None:
-        """Take back a permit that was not used."""
-        ...
-
-    def mark_unanswered(self, now: float, permit: Permit) -> None:
-        """Count a request as sent to which no response will come."""
-        ...
-
-    def state(self, now: float) -> tuple[int | None, int | None, float | None]:
-        """Return limit, remaining and the seconds to the reset; None: not known, or not limited."""
-        ...
-
-    def pause_left(self, now: float) -> float:
-        """Return the seconds for which the service asked to send nothing."""
-        ...
-
-
-class LocalBucket:
-    """A bucket of this process alone."""
-
-    def __init__(self, limit: float | None, share: float) -> None:
-        is_unlimited = limit == math.inf
-        known = None if limit is None or is_unlimited else int(limit)
-        self._window = rate_limit.new_window(known, share=share, unlimited=is_unlimited)
-
-    def try_acquire(self, now: float, waiting: int) -> Decision:
+    def try_acquire(self, now: float) -> Permit | RetryAt:
         """Return a permit, or when to ask again."""
-        self._window, decision = rate_limit.try_acquire(self._window, now, waiting)
-        return decision
 
-    def on_response(
-        self,
-        now: float,
-        permit: Permit,
-        reply: QuotaHeaders,
-        date: float | None,  # noqa: ARG002
-        clock: ClockBounds,
-    ) -> None:
+    def on_response(self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:
         """Update from the headers of a response."""
-        self._window = rate_limit.on_response(self._window, now, permit, reply, clock)
 
-    def release(self, now: float, permit: Permit) -> None:  # noqa: ARG002
+    def release(self, permit: Permit) -> None:
         """Take back a permit that was not used."""
-        self._window = rate_limit.release(self._window, permit)
 
-    def mark_unanswered(self, now: float, permit: Permit) -> None:
+    def mark_unanswered(self, permit: Permit) -> None:
         """Count a request as sent to which no response will come."""
-        self._window = rate_limit.mark_unanswered(self._window, now, permit)
 
-    def state(self, now: float) -> tuple[int | None, int | None, float | None]:
-        """Return limit, remaining and the seconds to the reset."""
-        limit = None if self._window.limits.unlimited else self._window.limits.limit
-        return limit, rate_limit.remaining(self._window, now), rate_limit.resets_in(self._window, now)
-
-    def pause_left(self, now: float) -> float:
-        """Return the seconds for which the service asked to send nothing."""
-        return rate_limit.pause_left(self._window, now)
+    def stats(self, now: float) -> LimiterStats:
+        """Return how the quota stands."""
 
 
+@attrs.define(eq=False)
 class _Waiter:
-    """One request in the queue; `changed` is set when it should ask again. `max_pause`: the longest it accepts."""
+    """One request in the queue; `changed` is set when it should ask again.
 
-    __slots__ = ("changed", "max_pause")
+    `longest`: the seconds that it accepts to be held by a refusal; `max_wait`: by a pause that was asked for.
+    """
 
-    def __init__(self, max_pause: float) -> None:
-        self.max_pause = max_pause
-        self.changed = anyio.Event()
+    longest: float
+    max_wait: float
+    changed: anyio.Event = attrs.field(factory=anyio.Event)
+
+    def accepts(self, stats: LimiterStats) -> bool:
+        return stats.held_for <= (min(self.longest, self.max_wait) if stats.is_pause else self.longest)
 
 
 class _WaitQueue:
@@ -138,26 +88,9 @@ class _WaitQueue:
         if first is not None:
             first.changed.set()
 
-    def notify_over_max_pause(self, held: float) -> None:
-        """Notify all that do not accept a pause of so many seconds."""
-        for waiter in (waiter for priority in self.by_priority for waiter in priority if held > waiter.max_pause):
+    def notify_unaccepting(self, stats: LimiterStats) -> None:
+        for waiter in (waiter for priority in self.by_priority for waiter in priority if not waiter.accepts(stats)):
             waiter.changed.set()
-
-
-@attrs.frozen(kw_only=True)
-class LimiterStats:
-    """The estimated state of a route's quota: `limit` and `left` in requests, `resets_in` in seconds.
-
-    `waiting`: requests in the queue, `refusals`: 429s seen. `held_for`: seconds for which the service asked to send
-    nothing (`Retry-After` of a 429). None: not known, or not limited.
-    """
-
-    limit: int | None
-    left: int | None
-    resets_in: float | None
-    waiting: int
-    refusals: int
-    held_for: float = 0.0
 
 
 class Limiter:
@@ -191,24 +124,25 @@ class Limiter:
         queue = self._queue(route)
         if queue.first() is not None:
             return None
-        decision = queue.bucket.try_acquire(anyio.current_time(), 1)
-        return decision.permit if isinstance(decision, Granted) else None
+        permit = queue.bucket.try_acquire(anyio.current_time())
+        return permit if isinstance(permit, Permit) else None
 
     async def acquire(
         self, route: str, priority: Priority = Priority.SUBMIT, *, front: bool = False, max_pause: float = math.inf
     ) -> Permit:
         """Wait for a permit, which `on_response`, `release` or `mark_unanswered` takes back.
 
-        RateLimitError when it would take longer than `max_wait`, and at once where the service asked for a pause of
-        more than `max_pause` seconds. Cancelled while waiting: nothing was taken, and the next is notified.
+        RateLimitError when it would take longer than `max_wait`, and at once where a refusal holds the route for more
+        than `max_pause` seconds. Cancelled while waiting: nothing was taken, and the next is notified.
         """
         if (permit := self.try_acquire(route)) is not None:
             return permit
-        with anyio.CancelScope(deadline=anyio.current_time() + self._max_wait):
-            waiter = _Waiter(max(_OURS, min(max_pause, self._max_wait)))
+        began = anyio.current_time()
+        with anyio.CancelScope(deadline=began + self._max_wait):
+            waiter = _Waiter(max_pause, self._max_wait)
             if (permit := await _wait(self._queue(route), waiter, priority, front=front)) is not None:
-                return permit
-            raise self._paused(route)
+                return attrs.evolve(permit, waited=anyio.current_time() - began)
+            raise self._held(route, max_pause)
         raise self._too_long(route)
 
     def on_response(self, route: str, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:
@@ -216,22 +150,22 @@ class Limiter:
         queue, now = self._queue(route), anyio.current_time()
         if date is not None:
             self._clock = self._clock.update(date, min(permit.sent, now), now)
-        queue.refusals += reply.refused
-        queue.bucket.on_response(now, permit, reply, date, self._clock)
+        queue.bucket.on_response(now, permit, reply, date)
         queue.notify()
         if reply.refused:
-            queue.notify_over_max_pause(queue.bucket.pause_left(now))
+            queue.refusals += 1
+            queue.notify_unaccepting(queue.bucket.stats(now))
 
     def release(self, route: str, permit: Permit) -> None:
         """Release a permit: the request was not sent."""
         queue = self._queue(route)
-        queue.bucket.release(anyio.current_time(), permit)
+        queue.bucket.release(permit)
         queue.notify()
 
     def mark_unanswered(self, route: str, permit: Permit) -> None:
         """Count a request that was sent and will have no response: the server may have counted it."""
         queue = self._queue(route)
-        queue.bucket.mark_unanswered(anyio.current_time(), permit)
+        queue.bucket.mark_unanswered(permit)
         queue.notify()
 
     def server_time(self, now: float) -> float | None:
@@ -240,16 +174,9 @@ class Limiter:
 
     def stats(self, route: str) -> LimiterStats:
         """Return a route's quota for a dashboard."""
-        queue, now = self._queue(route), anyio.current_time()
-        limit, left, resets_in = queue.bucket.state(now)
-        return LimiterStats(
-            limit=limit,
-            left=left,
-            resets_in=resets_in,
-            waiting=queue.waiting(),
-            refusals=queue.refusals,
-            held_for=queue.bucket.pause_left(now),
-        )
+        queue = self._queue(route)
+        stats = queue.bucket.stats(anyio.current_time())
+        return attrs.evolve(stats, waiting=queue.waiting(), refusals=queue.refusals)
 
     def _queue(self, route: str) -> _WaitQueue:
         queue = self._queues.get(route)
@@ -258,42 +185,46 @@ class Limiter:
         return queue
 
     def _bucket(self, route: str) -> Bucket:  # noqa: ARG002  (every route begins alike)
-        return LocalBucket(self._guess, self._share)
+        return self._first_guess()
+
+    def _first_guess(self) -> WindowLimiter:
+        is_unlimited = self._guess == math.inf
+        known = None if self._guess is None or is_unlimited else int(self._guess)
+        return WindowLimiter(known, share=self._share, unlimited=is_unlimited)
 
     def _too_long(self, route: str) -> RateLimitError:
-        stats = self.stats(route)
-        return RateLimitError(
-            f"{route}: rate limit: no slot within {self._max_wait:g} s; the request was not sent",
-            code="RATE_LIMIT_EXCEEDED",
-            retry_after=stats.resets_in,
-            limit=stats.limit,
-            advice=_ADVICE,
-        )
+        return _error(f"{route}: rate limit: no slot within {self._max_wait:g} s", self.stats(route), is_pause=False)
 
-    def _paused(self, route: str) -> RateLimitError:
+    def _held(self, route: str, longest: float) -> RateLimitError:
         stats = self.stats(route)
-        return RateLimitError(
-            f"{route}: the service asked for a pause that lasts {stats.held_for:.0f} s more; the request was not sent",
-            code="RATE_LIMIT_EXCEEDED",
-            retry_after=stats.held_for,
-            limit=stats.limit,
-            is_pause=True,
-            advice=_ADVICE,
-        )
+        who = "the service asked for a pause that lasts" if stats.is_pause else "rate limit: a 429 allows nothing for"
+        is_pause = stats.is_pause or stats.held_for > longest
+        return _error(f"{route}: {who} {stats.held_for:.0f} s more", stats, is_pause=is_pause)
+
+
+def _error(what: str, stats: LimiterStats, *, is_pause: bool) -> RateLimitError:
+    return RateLimitError(
+        f"{what}; the request was not sent",
+        code="RATE_LIMIT_EXCEEDED",
+        retry_after=stats.held_for or stats.resets_in,
+        limit=stats.limit,
+        is_pause=is_pause,
+        advice="Wait, or allow longer waits (Retries(longest=...), Limiter(max_wait=...))",
+    )
 
 
 async def _wait(queue: _WaitQueue, waiter: _Waiter, priority: Priority, *, front: bool) -> Permit | None:
-    """Wait for a permit; None for a pause that the waiter does not accept."""
+    """Wait for a permit; None when a refusal holds the route for longer than the waiter accepts."""
     queue.join(waiter, priority, front=front)
     try:
         while True:
             until = math.inf
             if queue.first() is waiter:
-                decision = queue.bucket.try_acquire(anyio.current_time(), queue.waiting())
-                if isinstance(decision, Granted):
-                    return decision.permit
+                decision = queue.bucket.try_acquire(anyio.current_time())
+                if isinstance(decision, Permit):
+                    return decision
                 until = decision.until
-            if queue.bucket.pause_left(anyio.current_time()) > waiter.max_pause:
+            if not waiter.accepts(queue.bucket.stats(anyio.current_time())):
                 return None
             waiter.changed = anyio.Event()
             with anyio.CancelScope(deadline=until):

@@ -1,15 +1,15 @@
 """SharedLimiter: one quota for several processes on one machine, kept in an SQLite file.
 
-`SharedLimiter` is what users create, `LeasedLimiter` the limiter of one account in one client, and `LimiterFile` the
-file: a row for each account and route. The arithmetic is `rate_limit`.
+`SharedLimiter` is what users create, `SharedBucket` the window of one account and route as one client sees it, and
+`LimiterFile` the store: a row for each account and route. The arithmetic is `rate_limit`.
 
-One short transaction for each lease, on the event loop's own thread: it takes a fraction of a millisecond, and a file
-that another process has locked at that moment is tried again a moment later instead of waited for. A file that fails
-never stops a request: the windows are then kept in memory, and the file is tried again later.
+One short transaction for each permit and each response, on the event loop's own thread: it takes a fraction of a
+millisecond. A file that fails never stops a request: the windows are then kept in memory, and the file is tried again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -19,24 +19,20 @@ import os
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from knouds_async._io.limiter import Bucket, Limiter
-from knouds_async._sansio import rate_limit
-from knouds_async._sansio.clock import ClockBounds
 from knouds_async._sansio.rate_limit import (
-    Decision,
-    Granted,
-    Lease,
+    LimiterStats,
     Permit,
-    PermitReport,
     QuotaHeaders,
     RetryAt,
-    SharedWindow,
+    WindowLimiter,
+    from_plain,
+    to_plain,
 )
 from knouds_async.config import Secret
 from knouds_async.errors import ConfigurationError
@@ -44,14 +40,27 @@ from knouds_async.errors import ConfigurationError
 if TYPE_CHECKING:
     import sqlite3
 
+T = TypeVar("T")
+Change: TypeAlias = Callable[[WindowLimiter], T]
+
+logger = logging.getLogger("knouds_async")
+
+_LOCKED_RETRY: Final = 0.003  # seconds until a file that is held by another process is asked again
+_OURS: Final = 0x4B_4E_4C_4D  # SQLite's application id: this is a limiter's file
+_SALT: Final = 16  # bytes
+_LEAP: Final = 5.0  # seconds by which the clocks may part before the machine counts as restarted
+_STUCK: Final = 3.0  # seconds for which another process may hold the file before it counts as unusable
+_AGAIN: Final = 10.0  # seconds until an unusable file is tried again
+_creating: Final = threading.Lock()
+
 
 class SharedLimiter:
     """A rate limiter that every process of this machine may use at once, through one file.
 
     `path`: the file; it is created with mode 0600, and the API key is never in it. `tier`, `share`, `max_wait`: as of
     `Limiter`. `clock`: seconds that all of them agree on; only needed where time is virtual, instead of the machine's.
-    Permits are leased a few at once, so that ten requests cost about one transaction; a process that crashes loses one
-    lease at most. Works across fork and spawn, threads and event loops; pickled, it opens the same file again.
+    Each permit and each response is one transaction of a fraction of a millisecond. Works across fork and spawn,
+    threads and event loops; pickled, it opens the same file again.
 
     A file that is not one of ours raises ConfigurationError and is left as it is. One that is removed later is
     created anew; without one that cannot be used any more the limiter continues, with a warning, and tries it again.
@@ -66,133 +75,91 @@ class SharedLimiter:
         max_wait: float | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        Limiter(tier, share=share, max_wait=max_wait)  # checks
-        self._tier, self._share, self._max_wait = tier, share, max_wait
-        self._path, self._virtual = Path(path), clock
+        Limiter(tier, share=share, max_wait=max_wait)  # checks the options
+        self._options: dict[str, Any] = {"tier": tier, "share": share, "max_wait": max_wait}
+        self._path, self._clock = Path(path), clock
         self._file = LimiterFile(self._path, clock or time.monotonic, clock or time.time)
 
     def for_key(self, key: Secret) -> Limiter:
         """Return the limiter of a key's account."""
-        limiter = LeasedLimiter(self._tier, share=self._share, max_wait=self._max_wait)
-        limiter.join(self._file, key)
-        return limiter
+        return _AccountLimiter(self._file, key, **self._options)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle as its options: what is unpickled opens the file for itself."""
-        return _opened, (self._path, self._tier, self._share, self._max_wait, self._virtual)
+        return partial(SharedLimiter, self._path, clock=self._clock, **self._options), ()
 
 
-def _opened(
-    path: Path, tier: str | None, share: float, max_wait: float | None, clock: Callable[[], float] | None
-) -> SharedLimiter:
-    return SharedLimiter(path, tier, share=share, max_wait=max_wait, clock=clock)
-
-
-_LOCKED_RETRY: Final = 0.003  # seconds until a file that is held by another process is asked again
-_MOST_PENDING: Final = 20
-_QUICK: Final = 2.0  # seconds within which an answer comes that others may be waiting for
-
-
-class LeasedLimiter(Limiter):
+class _AccountLimiter(Limiter):
     """The limiter of one account in one client: its own wait queues, and the buckets of the file."""
 
-    def join(self, file: LimiterFile, key: Secret) -> None:
+    def __init__(self, file: LimiterFile, key: Secret, **options: Any) -> None:
+        super().__init__(**options)
         self._file, self._key = file, key
 
     def _bucket(self, route: str) -> Bucket:
-        return LeasedBucket(self._file, self._key, route, self._guess, self._share)
+        return SharedBucket(self._file, self._key, route, self._first_guess())
 
 
-class LeasedBucket:
-    """A bucket that leases its permits from the file, a few at once."""
+class SharedBucket:
+    """A bucket whose window is in the file; `_window` is what was read last."""
 
-    def __init__(self, file: LimiterFile, key: Secret, route: str, limit: float | None, share: float) -> None:
-        is_unlimited = limit == math.inf
-        known = None if limit is None or is_unlimited else int(limit)
+    def __init__(self, file: LimiterFile, key: Secret, route: str, first_guess: WindowLimiter) -> None:
         self._file, self._key, self._route = file, key, route
-        self._permits: deque[Permit] = deque()
-        self._until = -math.inf
-        self._is_awaited = True
-        self._next_lease_at = -math.inf  # nothing can have changed before, unless it is reported here
-        self._reports: list[PermitReport] = []
-        self._last_read = SharedWindow(rate_limit.new_window(known, share=share, unlimited=is_unlimited))
+        self._window = first_guess
+        self._reports: list[Change[None]] = []  # what the file does not have yet: it was locked at that moment
+        self._next_read = -math.inf  # nothing can have changed before, unless it is reported here
 
-    def try_acquire(self, now: float, waiting: int) -> Decision:
-        """Return a permit of the lease, or lease more."""
+    def try_acquire(self, now: float) -> Permit | RetryAt:
+        """Return a permit, or when to read the file again."""
         here = self._file.now()
-        if self._permits and here >= self._until:
-            self._report_unused(here)
-        if not self._permits:
-            leased = (
-                self._report_and_lease(here, waiting) if here >= self._next_lease_at else RetryAt(self._next_lease_at)
-            )
-            if isinstance(leased, RetryAt):
-                return RetryAt(now + (leased.until - here))
-            self._permits.extend(leased.permits)
-            self._until, self._is_awaited = leased.until, leased.is_awaited
-        return Granted(self._permits.popleft())
+        if here < self._next_read:
+            return RetryAt(now + (self._next_read - here))
+        decision = self._update(here, lambda window: window.try_acquire(here))
+        if decision is None:
+            return RetryAt(now + _LOCKED_RETRY)
+        if isinstance(decision, Permit):
+            return Permit(now, shared=decision.sent)
+        self._next_read = min(decision.until, self._window.next_read(here))
+        return RetryAt(now + (self._next_read - here))
 
-    def on_response(
-        self,
-        now: float,  # noqa: ARG002
-        permit: Permit,
-        reply: QuotaHeaders,
-        date: float | None,
-        clock: ClockBounds,  # noqa: ARG002
-    ) -> None:
-        """Report a response: at once when others wait for it, with the next lease otherwise."""
-        at = self._file.now()
-        self._reports.append(PermitReport(outcome="answered", permit=permit, at=at, reply=reply, date=date))
-        is_awaited = (self._is_awaited and at < permit.sent + _QUICK) or self._last_read.window.bounds.reset is None
-        if reply.refused or is_awaited or len(self._reports) >= _MOST_PENDING:
-            self._report_and_lease(at, 0)
+    def on_response(self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:  # noqa: ARG002
+        """Report a response."""
+        here = self._file.now()
+        self._report(permit, lambda window, by: window.on_response(here, by, reply, date))
 
-    def release(self, now: float, permit: Permit) -> None:  # noqa: ARG002
+    def release(self, permit: Permit) -> None:
         """Report a permit that was not used."""
-        self._report("released", permit)
+        self._report(permit, WindowLimiter.release)
 
-    def mark_unanswered(self, now: float, permit: Permit) -> None:  # noqa: ARG002
+    def mark_unanswered(self, permit: Permit) -> None:
         """Report a request without a response."""
-        self._report("unanswered", permit)
+        self._report(permit, WindowLimiter.mark_unanswered)
 
-    def state(self, now: float) -> tuple[int | None, int | None, float | None]:  # noqa: ARG002
-        """Return limit, remaining and the seconds to the reset, as last read from the file."""
-        window, here = self._last_read.window, self._file.now()
-        limit = None if window.limits.unlimited else window.limits.limit
-        return limit, rate_limit.remaining(window, here), rate_limit.resets_in(window, here)
+    def stats(self, now: float) -> LimiterStats:  # noqa: ARG002
+        """Return how the quota stands, as last read from the file."""
+        return self._window.stats(self._file.now())
 
-    def pause_left(self, now: float) -> float:  # noqa: ARG002
-        """Return the seconds for which the service asked to send nothing, as last read from the file."""
-        return rate_limit.pause_left(self._last_read.window, self._file.now())
+    def _report(self, permit: Permit, report: Callable[[WindowLimiter, Permit], None]) -> None:
+        by = Permit(permit.sent if permit.shared is None else permit.shared)
+        self._reports.append(lambda window: report(window, by))
+        self._next_read = -math.inf
+        self._update(self._file.now(), lambda window: window)
 
-    def _report(self, outcome: str, permit: Permit) -> None:
-        at = self._file.now()
-        self._reports.append(
-            PermitReport(outcome="unanswered" if outcome == "unanswered" else "released", permit=permit, at=at)
-        )
-        self._report_and_lease(at, 0)
+    def _update(self, here: float, change: Change[T]) -> T | None:
+        """Report and change the window in one transaction; None while another process has the file locked."""
+        reports = self._reports
 
-    def _report_unused(self, at: float) -> None:
-        self._reports += [PermitReport(outcome="released", permit=permit, at=at) for permit in self._permits]
-        self._permits.clear()
-        self._next_lease_at = at
+        def report_and_change(window: WindowLimiter) -> T:
+            for report in reports:
+                report(window)
+            return change(window)
 
-    def _report_and_lease(self, at: float, want: int) -> Lease | RetryAt:
-        """Report and lease in one transaction; while the file is locked the reports are kept for the next time."""
-        leased = self._file.report_and_lease(self._key, self._route, self._last_read, at, self._reports, want)
-        if leased is None:
-            return RetryAt(at + _LOCKED_RETRY)
+        updated = self._file.update(self._key, self._route, self._window, here, report_and_change)
+        if updated is None:
+            return None
         self._reports = []
-        self._last_read, lease = leased
-        self._next_lease_at = lease.until if isinstance(lease, RetryAt) else at
-        return lease
-
-
-_SCHEMA: Final = 1
-_LEAP: Final = 5.0  # seconds by which the clocks may part before the machine counts as restarted
-_STUCK: Final = 3.0  # seconds for which another process may hold the file before it counts as unusable
-_AGAIN: Final = 10.0  # seconds until an unusable file is tried again
-logger = logging.getLogger("knouds_async")
+        self._window, result = updated
+        return result
 
 
 class LimiterFile:
@@ -202,17 +169,21 @@ class LimiterFile:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        import sqlite3
+
         self.now: Final = clock
         self._wall, self._path = wall, path
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._abandoned: list[sqlite3.Connection] = []  # of a parent process: closing them here would break its locks
-        self._in_memory: dict[str, SharedWindow] = {}
         self._unusable_until = self._locked_since = -math.inf
         self._salt = b""
         self._inode: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
-        self._connect()
+        try:
+            self._open()
+        except sqlite3.Error as error:
+            self._give_up(error, self.now())
 
     def __del__(self) -> None:
         """Close the connection of this process; sqlite3 warns of one that is left to the garbage collector."""
@@ -220,12 +191,13 @@ class LimiterFile:
         if connection is not None and self._owner == os.getpid():
             connection.close()
 
-    def report_and_lease(
-        self, key: Secret, route: str, fallback: SharedWindow, now: float, reports: Sequence[PermitReport], want: int
-    ) -> tuple[SharedWindow, Lease | RetryAt] | None:
-        """Report and lease in one transaction; None when another process has the file locked at this moment.
+    def update(
+        self, key: Secret, route: str, fallback: WindowLimiter, now: float, change: Change[T]
+    ) -> tuple[WindowLimiter, T] | None:
+        """Change the window of an account and route in one transaction; return it, and what `change` returned.
 
-        `fallback` counts where the file holds nothing for that account and route, or cannot be used.
+        None when another process has the file locked at this moment; `change` may then have been called in vain.
+        `fallback` counts where the file holds nothing, or nothing that makes sense, or cannot be used.
         """
         import sqlite3
 
@@ -233,48 +205,43 @@ class LimiterFile:
         with self._lock:
             if now >= self._unusable_until:
                 try:
-                    leased = self._report_and_lease(key, route, fallback, now, reports, want)
+                    updated = self._update(key, route, fallback, now, change)
                 except (sqlite3.Error, OSError, ConfigurationError) as error:
-                    if _is_locked(error) and not self._is_stuck(now):
+                    if "locked" in str(error) and not self._is_stuck(now):
                         return None
                     self._give_up(error, now)
                 else:
-                    self._in_memory.clear()
                     self._unusable_until = self._locked_since = -math.inf
-                    return leased
-            name = self._name(key, route)
-            shared, lease = rate_limit.report_and_lease(self._in_memory.get(name, fallback), now, reports, want)
-            self._in_memory[name] = shared
-            return shared, lease
+                    return updated
+        return fallback, change(fallback)
 
-    def _report_and_lease(
-        self, key: Secret, route: str, fallback: SharedWindow, now: float, reports: Sequence[PermitReport], want: int
-    ) -> tuple[SharedWindow, Lease | RetryAt]:
+    def _update(
+        self, key: Secret, route: str, fallback: WindowLimiter, now: float, change: Change[T]
+    ) -> tuple[WindowLimiter, T]:
         connection = self._open()
-        name = self._name(key, route)
+        account = hmac.new(self._salt, key.reveal().encode(), hashlib.sha256).hexdigest()[:32]  # tells nothing of it
+        name = f"{account} {route}"
         try:
             connection.execute("BEGIN IMMEDIATE")
-            shared, lease = rate_limit.report_and_lease(
-                self._read(connection, name, now) or fallback, now, reports, want
-            )
-            row = (name, json.dumps(rate_limit.to_plain(shared)), now, self._wall())
-            connection.execute("INSERT OR REPLACE INTO mirror VALUES (?, ?, ?, ?)", row)
+            window = self._read(connection, name, now, fallback.share) or fallback.copy()
+            result = change(window)
+            row = (name, json.dumps(to_plain(window), allow_nan=False), now, self._wall())
+            connection.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?)", row)
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        return shared, lease
+        return window, result
 
-    def _read(self, connection: sqlite3.Connection, name: str, now: float) -> SharedWindow | None:
-        """Return a shared window; None for one from before the machine restarted, whose times mean nothing."""
-        found = connection.execute("SELECT state, at, wall FROM mirror WHERE name = ?", (name,)).fetchone()
-        if found is None or abs((self._wall() - found[2]) - (now - found[1])) > _LEAP:
+    def _read(self, connection: sqlite3.Connection, name: str, now: float, share: float) -> WindowLimiter | None:
+        """Return a window; None for rubbish, and for one from before a restart, whose times mean nothing."""
+        found = connection.execute("SELECT state, at, wall FROM windows WHERE name = ?", (name,)).fetchone()
+        try:
+            state, at, wall = found
+            is_of_this_boot = abs((self._wall() - wall) - (now - at)) <= _LEAP
+            return from_plain(json.loads(state), now, share) if is_of_this_boot else None
+        except (ValueError, TypeError, RecursionError, OverflowError):
             return None
-        return rate_limit.from_plain(json.loads(found[0]))
-
-    def _name(self, key: Secret, route: str) -> str:
-        """Return the name of a route of a key's account; it tells nothing of the key."""
-        return f"{hmac.new(self._salt, key.reveal().encode(), hashlib.sha256).hexdigest()[:32]} {route}"
 
     def _reset_after_fork(self) -> None:
         """Start anew in a forked child: the lock may have been held by a thread that is not there any more."""
@@ -286,17 +253,13 @@ class LimiterFile:
 
     def _open(self) -> sqlite3.Connection:
         """Return the connection to the file that is at the path now: it may have been removed, and created anew."""
-        if self._connection is not None and _inode(self._path) == self._inode:
-            return self._connection
-        return self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        if self._connection is not None:
+        if self._connection is not None and _inode(self._path) != self._inode:
             self._connection.close()
             self._connection = None
-        connection, self._salt = _connected(self._path)
-        self._connection, self._inode = connection, _inode(self._path)
-        return connection
+        if self._connection is None:
+            self._connection, self._salt = _connected(self._path)
+            self._inode = _inode(self._path)
+        return self._connection
 
     def _is_stuck(self, now: float) -> bool:
         """Return whether the file has been locked for so long that its holder will hardly continue."""
@@ -311,10 +274,6 @@ class LimiterFile:
         self._unusable_until, self._locked_since = now + _AGAIN, -math.inf
 
 
-def _is_locked(error: Exception) -> bool:
-    return "locked" in str(error)
-
-
 def _inode(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()
@@ -324,46 +283,66 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _connected(path: Path) -> tuple[sqlite3.Connection, bytes]:
-    """Open or create the file, and return its salt. It need not survive a power cut: it is soon learned anew."""
+    """Open or create the file, and return its salt. It need not survive a power cut: it is soon learned anew.
+
+    ConfigurationError when it is not ours; sqlite3.Error when it is, or may have been, and is damaged.
+    """
     import sqlite3
 
+    connection = None
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        _create(path)
         connection = sqlite3.connect(path, timeout=_STUCK, isolation_level=None, check_same_thread=False)
+        if connection.execute("PRAGMA application_id").fetchone()[0] != _OURS:
+            _refuse_others(connection)
     except (OSError, sqlite3.Error) as error:
+        if connection is not None:
+            connection.close()
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+            raise
         raise ConfigurationError(f"{str(path)!r} cannot be used as a limiter's file: {error}") from None
     try:
-        connection.execute("PRAGMA journal_mode = TRUNCATE")
-        connection.execute("PRAGMA synchronous = OFF")
-        salt = _prepared(connection)
-        connection.execute("PRAGMA busy_timeout = 0")
-    except sqlite3.Error as error:
+        return connection, _prepared(connection)
+    except sqlite3.Error:
         connection.close()
-        raise ConfigurationError(f"{str(path)!r} cannot be used as a limiter's file: {error}") from None
-    return connection, salt
+        raise
 
 
-def _prepared(connection: sqlite3.Connection) -> bytes:
-    """Create the tables in an empty file, and return the salt; refuse one with anything else in it."""
+def _create(path: Path) -> None:
+    """Create the file, private from the first, if there is none.
+
+    Never open one that exists: closing it drops all locks that this process has on it (POSIX), and so lets others into
+    an open transaction. For the same reason nobody here may use a new file before it is closed.
+    """
+    with _creating, contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _refuse_others(connection: sqlite3.Connection) -> None:
+    """Mark an empty file as ours; raise DatabaseError for one that has anything in it."""
     import sqlite3
 
     connection.execute("BEGIN IMMEDIATE")
-    try:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables and (version != _SCHEMA or tables != {"limiter", "mirror"}):
-            raise sqlite3.DatabaseError("it holds something else")
-        if not tables:
-            connection.execute("CREATE TABLE limiter (salt BLOB NOT NULL)")
-            connection.execute("INSERT INTO limiter VALUES (?)", (secrets.token_bytes(16),))
-            connection.execute("CREATE TABLE mirror (name TEXT PRIMARY KEY, state TEXT, at REAL, wall REAL)")
-            connection.execute(f"PRAGMA user_version = {_SCHEMA}")
-        found: tuple[bytes] | None = connection.execute("SELECT salt FROM limiter").fetchone()
-        if found is None:
-            raise sqlite3.DatabaseError("its salt is gone")
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-    return found[0]
+    is_ours = connection.execute("PRAGMA application_id").fetchone()[0] == _OURS  # another process was faster
+    if not is_ours and connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+        raise sqlite3.DatabaseError("it holds something else")
+    connection.execute(f"PRAGMA application_id = {_OURS}")
+    connection.execute("COMMIT")
+
+
+def _prepared(connection: sqlite3.Connection) -> bytes:
+    """Create whatever is missing in a file of ours, and return its salt."""
+    connection.execute("PRAGMA journal_mode = TRUNCATE")
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("CREATE TABLE IF NOT EXISTS limiter (salt BLOB)")
+    connection.execute("CREATE TABLE IF NOT EXISTS windows (name TEXT PRIMARY KEY, state TEXT, at REAL, wall REAL)")
+    found = connection.execute("SELECT salt FROM limiter").fetchone()
+    salt = found[0] if found is not None else None
+    if not (isinstance(salt, bytes) and len(salt) == _SALT):
+        salt = secrets.token_bytes(_SALT)
+        connection.execute("DELETE FROM limiter")
+        connection.execute("INSERT INTO limiter VALUES (?)", (salt,))
+    connection.execute("COMMIT")
+    connection.execute("PRAGMA busy_timeout = 0")
+    return salt

@@ -16,12 +16,6 @@ __all__ = ["UNDATED", "ClockBounds", "Moment", "Reading", "ServiceClock"]
 DRIFT: Final = 1e-4
 """Seconds by which two clocks can part in a second: about ten times what common crystals do."""
 
-FINE: Final = 0.2
-"""Seconds between the bounds that are near enough: about what round trips allow."""
-
-COARSE: Final = 2.0
-"""Seconds between the bounds from which on answers are too slow to tell more."""
-
 
 @attrs.frozen
 class ClockBounds:
@@ -49,14 +43,6 @@ class ClockBounds:
         if both_lo > both_hi:
             return ClockBounds(lo, hi, answered)
         return ClockBounds(both_lo, both_hi, answered)
-
-    @property
-    def next_second(self) -> float | None:
-        """Return a local moment at which, by the middle of the bounds, one of the server's seconds begins.
-
-        The `Date` of a request sent then halves the bounds. None while that is not worth it, or not to be had.
-        """
-        return -(self.lo + self.hi) / 2 if FINE < self.hi - self.lo < COARSE else None
 
     def server_time(self, now: float) -> float | None:
         """Estimate the server's epoch time at the local moment `now`; None before any `Date` was received."""

@@ -105,7 +105,7 @@ def test_a_wait_for_the_rate_limit_is_said() -> None:
 def test_a_pause_that_the_service_asked_for_is_said() -> None:
     """While jobs wait for the end of a pause, until when is said; the day too when it is another."""
     now = datetime(2026, 5, 8, 19, 29, 55, tzinfo=UTC)
-    stats = LimiterStats(limit=100, left=0, resets_in=None, waiting=1_234, refusals=1, held_for=65.0)
+    stats = LimiterStats(limit=100, left=0, resets_in=None, waiting=1_234, refusals=1, held_for=65.0, is_pause=True)
     assert format_pause(stats, now) == "1,234 wait: the service asked for a pause until 19:31:00"
     assert format_pause(attrs.evolve(stats, held_for=86_400.0), now).endswith("until 2026-05-09 19:29:55")
     assert (

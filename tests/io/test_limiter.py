@@ -12,10 +12,18 @@ import anyio.lowlevel
 import pytest
 import trio
 
-from knouds_async import ConfigurationError, Limiter, RateLimitError, WrongEventLoopError
+from knouds_async import (
+    ConfigurationError,
+    Job,
+    KnoudsError,
+    Limiter,
+    RateLimitError,
+    Retries,
+    WrongEventLoopError,
+)
 from knouds_async._sansio.endpoints import Priority
 from knouds_async._sansio.rate_limit import Permit, QuotaHeaders
-from knouds_async.testing import Fault, Response
+from knouds_async.testing import Fault, Response, faults
 from knouds_async.testing.emulator import Emulator
 
 ROUTE = "POST /api/workflows/:slug/run"
@@ -380,3 +388,91 @@ async def test_no_call_sleeps_a_day_away(make_client: Any, emulator: Emulator) -
     with pytest.raises(RateLimitError):
         await knouds.executions.attach("run-1").wait()
     assert anyio.current_time() - began < 600
+
+
+REFUSED = b'{"error": "Rate limit exceeded", "code": "RATE_LIMIT_EXCEEDED"}'
+WRONG = {
+    "400": Response(400, {}, b'{"error": "no such input", "code": "INVALID_INPUTS"}'),
+    "404": Response(404, {}, b'{"error": "no such workflow"}'),
+    "502": Response(502, {"content-type": "text/html"}, b"<html>"),
+    "redirect": Response(307, {"location": "https://elsewhere.example/"}, b""),
+}
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, "lost"])
+async def test_failed_requests_do_not_use_up_a_limit_that_is_not_known(make_client: Any, wrong: str) -> None:
+    """What is no 429 was let through: without a tier, 24 submits that fail one by one hold back no other."""
+    emulator = Emulator(tier="pro", duration=1.0)
+    fault = faults.reset() if wrong == "lost" else Fault(wrong, "before", lambda _: WRONG[wrong])
+    emulator.faults.add(fault, route=ROUTE, nth=tuple(range(1, 25)))
+    knouds, began = make_client(emulator), anyio.current_time()
+    for _ in range(24):
+        with pytest.raises(KnoudsError):
+            await knouds.workflows.submit(SLUG, {"product_name": "bad"})
+    await knouds.workflows.submit(SLUG, {"product_name": "good"})
+    assert anyio.current_time() - began < 10
+    assert len(emulator.runs) == 1
+
+
+async def test_a_batch_of_bad_jobs_and_a_good_one_is_soon_done(make_client: Any) -> None:
+    """Each of 24 jobs is refused with 400: the 25th runs at once."""
+    emulator = Emulator(tier="pro", duration=1.0)
+    emulator.faults.add(Fault("400", "before", lambda _: WRONG["400"]), route=ROUTE, nth=tuple(range(1, 25)))
+    knouds, began = make_client(emulator), anyio.current_time()
+    jobs = [Job(str(number), {"product_name": str(number)}) for number in range(25)]
+    async with knouds.workflows.map(SLUG, jobs) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert len(found) == 25
+    assert anyio.current_time() - began < 10
+
+
+async def test_a_bare_refusal_costs_a_second_or_so(make_client: Any, emulator: Emulator) -> None:
+    """A 429 that names no time: the request goes again a second later, and after three in a row within eight."""
+    emulator.faults.add(Fault("bare", "before", lambda _: Response(429, {}, REFUSED)), route=ROUTE, nth=(1, 2, 3, 5))
+    knouds = make_client(emulator)
+    for most in (8.0, 1.5):
+        began = anyio.current_time()
+        await knouds.workflows.submit(SLUG, {"product_name": "x"})
+        assert anyio.current_time() - began < most
+    assert knouds.limiter.stats(ROUTE).refusals == 4
+
+
+@pytest.mark.parametrize("is_counted", [False, True], ids=["no headers", "a used-up window"])
+async def test_a_hold_outlives_the_call_that_met_it(make_client: Any, *, is_counted: bool) -> None:
+    """Every later call raises at once too, with the time that is left, though the window's state is known."""
+    emulator = Emulator(tier="pro", duration=1.0, window_phase=0.0)
+    headers, knouds = {"retry-after": "30"}, make_client(emulator, retries=Retries(longest=5.0))
+    await knouds.workflows.submit(SLUG, {"product_name": "x"})
+    if is_counted:
+        reset = knouds.limiter.server_time(anyio.current_time()) + knouds.limiter.stats(ROUTE).resets_in
+        headers |= {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "0", "x-ratelimit-reset": f"{reset:.0f}"}
+    emulator.faults.add(Fault("30 s", "before", lambda _: Response(429, headers, REFUSED)), route=ROUTE, nth=1)
+    began = anyio.current_time()
+    for _ in range(3):
+        with pytest.raises(RateLimitError) as caught:
+            await knouds.workflows.submit(SLUG, {"product_name": "x"})
+        assert caught.value.retry_after == pytest.approx(began + 30 - anyio.current_time(), abs=2)
+        assert caught.value.is_pause
+        assert knouds.limiter.stats(ROUTE).held_for == pytest.approx(began + 30 - anyio.current_time(), abs=2)
+        await anyio.sleep(2)
+    await anyio.sleep(25)
+    await knouds.workflows.submit(SLUG, {"product_name": "x"})
+    assert emulator.requests.by_route[ROUTE] == 3
+
+
+async def test_a_permit_knows_how_long_it_was_waited_for() -> None:
+    """For whoever measures: nothing for one that is free, and the seconds in the queue for the others."""
+    limiter, waited = Limiter("pro"), list[float]()
+    server = Server(limiter, 1)
+
+    async def request() -> None:
+        permit = await limiter.acquire(ROUTE)
+        waited.append(permit.waited)
+        server.answer(permit)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(request)
+            await anyio.lowlevel.checkpoint()
+    assert waited[0] == 0
+    assert 0 < waited[1] <= 61

@@ -38,7 +38,7 @@ from knouds_async._sansio import endpoints
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.retry import Done, Fail, Requeue
 from knouds_async.config import Secret
-from knouds_async.testing import Emulator, EmulatorTransport, faults
+from knouds_async.testing import Emulator, EmulatorTransport, Fault, Response, faults
 from knouds_async.testing.virtual_time import VirtualTimeLoop
 from knouds_async.types import Submitted, Target
 
@@ -136,7 +136,9 @@ async def test_turns_do_not_keep_while_a_connection_is_waited_for(make_pipeline:
 async def test_a_call_cancelled_with_a_connection_in_hand_frees_it(make_pipeline: MakePipeline) -> None:
     """Who got a connection late and waits for another turn gives the connection back when it is cancelled."""
     emulator = Emulator(tier="pro", duration=10.0)
-    emulator.faults.add(faults.rate_limited(), route=RUN, nth=3)
+    body = b'{"error": "Rate limit exceeded", "code": "RATE_LIMIT_EXCEEDED"}'
+    pause = Fault("5 s", "before", lambda _: Response(429, {"retry-after": "5"}, body))
+    emulator.faults.add(pause, route=RUN, nth=3)
     limiter = Limiter("pro")
     one, many = (make_pipeline(emulator, connections=number, limiter=limiter) for number in (1, math.inf))
     await many.send(endpoints.submit(TARGET, ANY_INPUTS))
