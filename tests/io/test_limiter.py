@@ -461,7 +461,7 @@ async def test_a_hold_outlives_the_call_that_met_it(make_client: Any, *, is_coun
 
 
 async def test_a_permit_knows_how_long_it_was_waited_for() -> None:
-    """For whoever measures: nothing for one that is free, and the seconds in the queue for the others."""
+    """Its wait is nothing where one is free at once, and else the seconds in the queue."""
     limiter, waited = Limiter("pro"), list[float]()
     server = Server(limiter, 1)
 

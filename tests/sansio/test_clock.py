@@ -129,21 +129,6 @@ def test_what_was_heard_within_ten_minutes_dates_a_moment(later: float) -> None:
     assert HEARD.moment(clocks(10.5 + later)).is_known
 
 
-@pytest.mark.parametrize(("round_trip", "is_worth_it"), [(0.0, True), (0.9, True), (1.0, False), (3.0, False)])
-def test_a_second_is_asked_for_only_where_answers_are_quick(round_trip: float, is_worth_it: bool) -> None:
-    """A request at the edge of a second of the service's narrows the bounds only while they are within two seconds."""
-    clock = ClockBounds().update(1000.0, 10.0, 10.0 + round_trip)
-    assert (clock.next_second is not None) is is_worth_it
-    if clock.next_second is not None:
-        assert clock.server_time(clock.next_second) == pytest.approx(0, abs=1e-6)
-
-
-def test_no_second_is_asked_for_once_the_clock_is_known_well() -> None:
-    """Bounds of a fifth of a second are narrow enough."""
-    assert ClockBounds(lo=500.0, hi=500.3).next_second == pytest.approx(-500.15)
-    assert ClockBounds(lo=500.0, hi=500.1).next_second is None
-
-
 def test_a_jump_between_sending_and_answering_dates_nothing() -> None:
     """When the machine slept while the answer was on its way, it is not known when the answer was written."""
     assert not HEARD.update(DATE, clocks(20.0), clocks(21.0, slept=600)).moment(clocks(21.0, slept=600)).is_known
