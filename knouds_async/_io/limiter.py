@@ -29,18 +29,23 @@ class Bucket(Protocol):
 
     def try_acquire(self, now: float) -> Permit | RetryAt:
         """Return a permit, or when to ask again."""
+        ...
 
     def on_response(self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:
         """Update from the headers of a response."""
+        ...
 
     def release(self, permit: Permit) -> None:
         """Take back a permit that was not used."""
+        ...
 
     def mark_unanswered(self, permit: Permit) -> None:
         """Count a request as sent to which no response will come."""
+        ...
 
     def stats(self, now: float) -> LimiterStats:
         """Return how the quota stands."""
+        ...
 
 
 @attrs.define(eq=False)
