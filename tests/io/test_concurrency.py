@@ -1,15 +1,19 @@
-"""Work that no cancellation cuts: a thread at work is waited for."""
+"""Work that no cancellation cuts: what it sees of its caller, and that a thread at work is waited for."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from knouds_async._io.concurrency import from_thread, in_thread
+from knouds_async._io.concurrency import from_thread, in_thread, uninterrupted
+from knouds_async.testing import VirtualTimeLoop
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
@@ -84,3 +88,44 @@ async def test_work_that_has_not_begun_is_given_up() -> None:
     await asyncio.gather(*busy)
     assert task.cancelled()
     assert not done
+
+
+async def test_uninterrupted_work_sees_what_its_caller_has_set() -> None:
+    """Work that cannot be cut runs in a copy of its caller's context."""
+    request_id.set("mine")
+
+    async def work() -> tuple[str, contextvars.Context]:
+        seen = request_id.get()
+        request_id.set("the work's")
+        return seen, contextvars.copy_context()
+
+    finished = await uninterrupted(work)
+    assert finished.value[0] == "mine"
+    assert finished.value[1][request_id] == "the work's"
+    assert request_id.get() == "mine"
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_the_end_of_the_loop_waits_for_nothing_that_never_began(turns: int) -> None:
+    """A loop may end before the task of a submit takes its first step: then its caller ends too."""
+    ended: list[int] = []
+
+    async def work() -> None:
+        await anyio.sleep(1.0)
+
+    async def caller() -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        try:
+            await uninterrupted(work)
+        finally:
+            ended.append(turns)
+
+    async def main() -> None:
+        tasks.append(asyncio.create_task(caller()))
+        await asyncio.sleep(0)
+
+    tasks: list[object] = []
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
+    assert ended == [turns]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import math
 import re
@@ -31,7 +30,6 @@ from knouds_async import (
     SubmissionUnknownError,
     Timeouts,
 )
-from knouds_async._io.concurrency import uninterrupted
 from knouds_async._io.exchange import Exchange
 from knouds_async._io.pipeline import Decision, Pipeline
 from knouds_async._sansio import endpoints
@@ -459,21 +457,6 @@ async def test_the_poller_is_created_from_within_an_empty_context(
     assert set(births.seen) == {NOBODY}
 
 
-async def test_uninterrupted_work_sees_what_its_caller_has_set() -> None:
-    """Work that cannot be cut runs in a copy of its caller's context."""
-    request_id.set("mine")
-
-    async def work() -> tuple[str, contextvars.Context]:
-        seen = request_id.get()
-        request_id.set("the work's")
-        return seen, contextvars.copy_context()
-
-    finished = await uninterrupted(work)
-    assert finished.value[0] == "mine"
-    assert finished.value[1][request_id] == "the work's"
-    assert request_id.get() == "mine"
-
-
 async def test_log_records_of_a_submit_can_name_its_caller(
     emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -692,32 +675,6 @@ async def test_the_end_of_the_loop_reports_a_submit_it_cuts(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert "may have run" in caplog.text
-
-
-@pytest.mark.parametrize("turns", [0, 1])
-def test_the_end_of_the_loop_waits_for_nothing_that_never_began(turns: int) -> None:
-    """A loop may end before the task of a submit takes its first step: then its caller ends too."""
-    ended: list[int] = []
-
-    async def work() -> None:
-        await anyio.sleep(1.0)
-
-    async def caller() -> None:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        try:
-            await uninterrupted(work)
-        finally:
-            ended.append(turns)
-
-    async def main() -> None:
-        tasks.append(asyncio.create_task(caller()))
-        await asyncio.sleep(0)
-
-    tasks: list[object] = []
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(main())
-    assert ended == [turns]
 
 
 def _on_asyncio(main: Main, presses: Sequence[float]) -> None:

@@ -32,6 +32,7 @@ from knouds_async import AsyncKnouds, Completed, ConfigurationError, ConnectionF
 from knouds_async._io import pool as ours
 from knouds_async._io.exchange import SentTrace
 from knouds_async._io.pool import PooledTransport, Stream, is_bypassed, own_client, proxy_for, tells_what_was_sent
+from knouds_async._io.pool import Proxy as ProxyAddress
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import NotSent, Unanswered
@@ -1269,3 +1270,29 @@ async def test_a_batch_continues_when_the_proxy_lets_it_through_again(
             outcomes = await knouds.workflows.gather("my-thumbnail-pipeline", jobs, validate=False)
     assert [type(outcome) for outcome in outcomes] == [Completed] * 20
     assert len(emulator.runs) == 20
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "is_socks"),
+    [
+        ("http://proxy.test", "proxy.test:80", False),
+        ("https://user:s3cret@proxy.test", "proxy.test:443", False),
+        ("http://user:s3cret@proxy.test:3128", "proxy.test:3128", False),
+        ("socks5://user:s3cret@proxy.test", "proxy.test:1080", True),
+        ("socks5h://proxy.test:9050", "proxy.test:9050", True),
+    ],
+)
+def test_a_proxy_is_named_without_its_credentials(url: str, name: str, is_socks: bool) -> None:
+    """What may be shown of a proxy is its host and port; user and password go into a header only."""
+    proxy = ProxyAddress.of(url)
+    assert (proxy.name, proxy.is_socks) == (name, is_socks)
+    assert "s3cret" not in f"{proxy} {proxy!r}"
+    basic = (b"Proxy-Authorization", b"Basic dXNlcjpzM2NyZXQ=")
+    assert proxy.headers == ([basic] if "@" in url else [])
+
+
+@pytest.mark.parametrize("url", ["ftp://proxy.test", "proxy.test", "socks4://proxy.test"])
+def test_what_is_no_proxy_is_refused(url: str) -> None:
+    """The scheme has to be one that is spoken."""
+    with pytest.raises(ValueError, match="proxy"):
+        ProxyAddress.of(url)
