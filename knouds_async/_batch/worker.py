@@ -309,10 +309,12 @@ class Worker:
                 return await self._begun(submit.prepared, entry, Submitted(execution_id=found))
             case RunResult() if entry is not None:
                 self._count()
-                return outcome_of_entry(job, entry, from_ledger=False)
+                return entry if entry.ending is None else outcome_of_entry(job, entry, from_ledger=False)
             case errors.ExecutionFailedError():
                 self._count()
                 return Failed(job=job, error=answer)
+            case KnoudsError() if entry is not None and entry.stage is not _stage_after(answer):
+                return entry  # another batch has it by now
             case KnoudsError() if answer.may_have_run:
                 self._met_unknown(submit.prepared)
                 return Unknown(job=job, error=answer, sent_at=getattr(answer, "sent_at", submit.sent_at))
@@ -320,14 +322,24 @@ class Worker:
                 return await self._refused(submit.prepared, answer, outage)
         raise AssertionError("what was answered has an entry")
 
-    async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome:
-        """See a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way."""
-        if entry.stage is Stage.UNKNOWN:
+    async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome | Entry:
+        """See a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way.
+
+        Or that another batch has the job: one whose ledger took this one for gone. Then the run is paid for nothing.
+        """
+        if entry.stage is Stage.UNKNOWN and entry.owner == self.owner:
             self._met_unknown(prepared)
             error = intercepted(self.target, entry.note or "an answer of another run")
             self._stop_with_warning(NotRunReason.INTERCEPTED, error)
             return outcome_of_entry(prepared.job, entry)
         self._count()
+        if entry.execution_id != receipt.execution_id:
+            said = (
+                "execution %s of %s was begun for job %r, which another batch has by now: it is charged as well, and "
+            )
+            advice = "knouds.executions.attach(%r) picks it up"
+            logger.error(said + advice, receipt.execution_id, self.target, prepared.job.key, receipt.execution_id)
+            return entry
         execution = self._client.executions.from_receipt(receipt, self.target, self._expected)
         return await self._wait(prepared, entry, execution)
 
@@ -513,12 +525,8 @@ class Worker:
         """
         try:
             written = await self.ledger.record(entry.key, entry.attempt, event)
-        except IllegalStepError as error:
-            if not isinstance(event, (Accepted, Ended, Lost, NoRun)):
-                return None
-            failure = errors.LedgerError(f"{error}: another batch has decided otherwise meanwhile")
-            failure.may_have_run = not isinstance(event, NoRun)
-            raise failure from None
+        except IllegalStepError:
+            return None
         except errors.LedgerError as error:
             error.may_have_run = error.may_have_run or isinstance(event, (Accepted, Ended, Lost))
             raise error.with_traceback(None) from None
@@ -710,7 +718,7 @@ class Submit:
     async def _write(self, event: Event) -> None:
         assert self.entry is not None  # noqa: S101
         self._is_over = True  # also when it cannot be written: what is not on record is unknown to the next batch
-        self.entry = await self._worker.record(self.entry, event)
+        self.entry = await self._worker.record(self.entry, event) or self.entry
 
     def _leave_queue(self) -> None:
         if self._is_queued:
@@ -735,6 +743,11 @@ class Outage:
         """Return the next pause, each longer than the last."""
         self._pause = min(_LONGEST_PAUSE, self._pause * 2)
         return self._pause
+
+
+def _stage_after(error: KnoudsError) -> Stage:
+    """Return where a job stands after its submit failed, as long as it is this batch's."""
+    return Stage.UNKNOWN if error.may_have_run else Stage.NEW
 
 
 def intercepted(target: Target, who: str) -> errors.ConnectionFailedError:

@@ -1,7 +1,7 @@
 """The states of a job in a ledger as a table, and what a batch may still spend. Pure.
 
 `advance` looks an event up in TRANSITIONS: whether it may follow, the next stage, and what else changes. What has no
-line there is an IllegalStepError, and the entry stays as it was.
+line there is late news of an owner, which changes no stage, or an IllegalStepError.
 """
 
 from __future__ import annotations
@@ -224,15 +224,15 @@ def _of_that_submit(entry: Entry, event: NoneFound) -> bool:
     return event.sent_at == entry.sent_at
 
 
-def _of_that_run(entry: Entry, event: Accepted) -> bool:
-    return event.execution_id == entry.execution_id
-
-
 # What it changes beside the stage.
 
 
-def _nothing(entry: Entry, event: Any) -> Fields:  # noqa: ARG001
-    return {}
+def _late(entry: Entry, event: Any) -> Fields:
+    """Keep the id of a run that was begun beside that of the owner who has the job now; a final entry never changes."""
+    if not isinstance(event, Accepted) or entry.stage is Stage.FINAL or event.execution_id == entry.execution_id:
+        return {}
+    said = f"execution {event.execution_id} was begun for it as well, by a batch that had been taken for gone"
+    return {"note": said if entry.note is None else f"{entry.note}; {said}"}
 
 
 def _all(entry: Entry, event: Any) -> Fields:  # noqa: ARG001
@@ -253,7 +253,12 @@ def _intent(entry: Entry, event: Sending) -> Fields:  # noqa: ARG001
 
 
 def _receipt(entry: Entry, event: Accepted) -> Fields:
-    return {**_id(entry, event), "note": None, "until": event.until or entry.until}
+    note = None if entry.stage is Stage.UNKNOWN else entry.note
+    return {**_id(entry, event), "note": note, "until": event.until or entry.until}
+
+
+def _late_receipt(entry: Entry, event: Accepted) -> Fields:
+    return {**_receipt(entry, event), "owner": event.owner}
 
 
 def _id(entry: Entry, event: Accepted) -> Fields:  # noqa: ARG001
@@ -264,12 +269,9 @@ def _named_id(entry: Entry, event: Resolved) -> Fields:  # noqa: ARG001
     return {"owner": None, "execution_id": event.execution_id}  # its note stays: nobody knew the run before
 
 
-def _loss(entry: Entry, event: Lost) -> Fields:  # noqa: ARG001
-    return {"note": event.note, "until": event.until}
-
-
-def _end_of_owner(entry: Entry, event: OwnerGone) -> Fields:  # noqa: ARG001
-    return {"note": "its process ended before the answer", "until": event.until}
+def _loss(entry: Entry, event: Lost | OwnerGone) -> Fields:
+    said = event.note if isinstance(event, Lost) else "its process ended before the answer"
+    return {"note": said if entry.note is None else f"{said}; {entry.note}", "until": event.until}
 
 
 def _bound(entry: Entry, event: OwnerGone) -> Fields:
@@ -303,14 +305,14 @@ TRANSITIONS: Final[
     Mapping[tuple[Stage, type[Event]], tuple[Callable[[Entry, Any], bool], Stage, Callable[[Entry, Any], Fields]]]
 ] = {
     (NEW, Sending): (_always, SENDING, _intent),  # on record before the first byte leaves
-    (NEW, OwnerGone): (_always, NEW, _nothing),
+    (NEW, Accepted): (_always, SUBMITTED, _late_receipt),  # so it had begun a run after all
+    (NEW, Ended): (_always, FINAL, _ending),
     (SENDING, Sending): (_from_its_owner, SENDING, _intent),  # another attempt: the last was refused
     (SENDING, Accepted): (_from_its_owner, SUBMITTED, _receipt),
     (SENDING, NoRun): (_from_its_owner, NEW, _all),
     (SENDING, Lost): (_from_its_owner, UNKNOWN, _loss),
-    (SENDING, OwnerGone): (_always, UNKNOWN, _end_of_owner),
+    (SENDING, OwnerGone): (_always, UNKNOWN, _loss),
     (SENDING, Ended): (_always, FINAL, _ending),  # a synchronous run
-    (SUBMITTED, Accepted): (_of_that_run, SUBMITTED, _nothing),
     (SUBMITTED, OwnerGone): (_always, SUBMITTED, _no_owner),
     (SUBMITTED, PickedUp): (_unowned, SUBMITTED, _owner),
     (SUBMITTED, Ended): (_always, FINAL, _ending),
@@ -318,7 +320,6 @@ TRANSITIONS: Final[
     (SUBMITTED, Abandoned): (_always, ABANDONED, _no_owner),
     (UNKNOWN, Accepted): (_from_its_owner, SUBMITTED, _receipt),  # the owner was alive after all
     (UNKNOWN, NoRun): (_from_its_owner, NEW, _all),
-    (UNKNOWN, Lost): (_always, UNKNOWN, _nothing),
     (UNKNOWN, OwnerGone): (_always, UNKNOWN, _bound),
     (UNKNOWN, Ended): (_always, FINAL, _ending),
     (UNKNOWN, NoneFound): (_of_that_submit, NEW, _all),
@@ -326,27 +327,22 @@ TRANSITIONS: Final[
     (UNKNOWN, ResendApproved): (_always, RESEND_APPROVED, _no_owner),  # the next attempt begins as new
     (UNKNOWN, Abandoned): (_always, ABANDONED, _no_owner),
     (RESEND_APPROVED, Accepted): (_always, RESEND_APPROVED, _id),  # the decision stands, and the id is kept
-    (RESEND_APPROVED, Lost): (_always, RESEND_APPROVED, _nothing),
-    (RESEND_APPROVED, Ended): (_always, RESEND_APPROVED, _nothing),
-    (RESEND_APPROVED, OwnerGone): (_always, RESEND_APPROVED, _nothing),
     (ABANDONED, Accepted): (_always, ABANDONED, _id),
-    (ABANDONED, Lost): (_always, ABANDONED, _nothing),
-    (ABANDONED, Ended): (_always, ABANDONED, _nothing),
-    (ABANDONED, OwnerGone): (_always, ABANDONED, _nothing),
-    (FINAL, Accepted): (_always, FINAL, _nothing),
-    (FINAL, Ended): (_always, FINAL, _nothing),
-    (FINAL, OwnerGone): (_always, FINAL, _nothing),
 }
 """What may follow from what: when, the next stage, and what else changes."""
+
+LATE: Final = (Accepted, NoRun, Lost, Ended, OwnerGone)
+"""News that may come when the job is somebody else's by now, or over: a ledger may have taken its owner for gone."""
 
 
 def advance(entry: Entry, event: Event) -> Entry:
     """Return the entry after an event; IllegalStepError when it cannot follow."""
-    may_follow, stage, fields = TRANSITIONS.get((entry.stage, type(event)), (None, entry.stage, _nothing))
+    may_follow, stage, fields = TRANSITIONS.get((entry.stage, type(event)), (None, entry.stage, _late))
     if may_follow is None or not may_follow(entry, event):
-        raise IllegalStepError(
-            f"job {entry.key!r} (attempt {entry.attempt}) is {entry.stage} and cannot take {type(event).__name__}"
-        )
+        if not isinstance(event, LATE):
+            said = f"is {entry.stage} and cannot take {type(event).__name__}"
+            raise IllegalStepError(f"job {entry.key!r} (attempt {entry.attempt}) {said}")
+        stage, fields = entry.stage, _late
     changes = fields(entry, event)
     return attrs.evolve(entry, stage=stage, **changes) if changes else entry
 

@@ -333,6 +333,33 @@ async def test_a_job_whose_owner_has_gone_is_taken_over(knouds: Any, emulator: E
     assert len(emulator.runs) <= 2
 
 
+async def test_a_run_beside_that_of_another_batch_is_known_and_ends_nothing(
+    make_client: Any, emulator: Emulator, ledger: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A receipt for a job that another batch has by now: its id is on record and said at ERROR; the batch goes on."""
+    other, found = await ledger.join(), list[Outcome]()
+
+    async def consume() -> None:
+        found.extend(await run(make_client(emulator, latency=1.0), ledger, 3))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        while not emulator.runs:  # noqa: ASYNC110  (the receipt is on its way then)
+            await anyio.sleep(0.1)
+        entry = await ledger.find("job-0")
+        ledger._database.transact([lambda database: database._save(attrs.evolve(entry, owner=other))])
+        await anyio.sleep(100)
+        ours = emulator.runs[0].execution_id
+        entry = await ledger.find("job-0")
+        assert (entry.stage, entry.owner) == (Stage.SENDING, other)
+        assert ours in entry.note
+        await ledger.record("job-0", 1, Ended(Ending(status="failed", code="X", message="said so")))
+    assert kinds(found) == {"Completed": 2, "Failed": 1}
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert ours in said
+    assert "charged" in said
+
+
 async def _digest_of_first() -> str:
     from knouds_async._sansio.keys import digest
 

@@ -33,6 +33,7 @@ from knouds_async._sansio.ledger import (
 NEW = Entry(key="a", target="workflows/x", digest="d")
 SENDING = Sending(owner="me", sent_at=1.0, reserve=12)
 ACCEPTED = Accepted(owner="me", execution_id="run-1", request_id="r-1")
+LOST = Lost("me", "closed")
 COMPLETED = Ended(Ending(status="completed", cost=12, reply="{}"))
 FAILED = Ended(Ending(status="failed", code="X"))
 EVENTS: list[Event] = [
@@ -103,6 +104,22 @@ STAGES: dict[str, Entry] = {
         ("unknown", Abandoned(), "abandoned"),
         ("unknown", OwnerGone(), "unknown"),
         ("unknown", Lost("me", "again"), "unknown"),
+        ("new", ACCEPTED, "submitted"),
+        ("new", COMPLETED, "final"),
+        ("new", NoRun("other"), "new"),
+        ("new", Lost("other", "closed"), "new"),
+        ("sending", Accepted(owner="other", execution_id="run-2"), "sending"),
+        ("sending", NoRun("other"), "sending"),
+        ("sending", Lost("other", "closed"), "sending"),
+        ("submitted", NoRun("me"), "submitted"),
+        ("submitted", Lost("other", "closed"), "submitted"),
+        ("submitted", Accepted(owner="other", execution_id="run-2"), "submitted"),
+        ("unknown", Accepted(owner="other", execution_id="run-2"), "unknown"),
+        ("unknown", NoRun("other"), "unknown"),
+        ("final", NoRun("other"), "final"),
+        ("final", Lost("other", "closed"), "final"),
+        ("final", Accepted(owner="other", execution_id="run-2"), "final"),
+        ("abandoned", NoRun("other"), "abandoned"),
         ("resend_approved", ACCEPTED, "resend_approved"),
         ("resend_approved", OwnerGone(), "resend_approved"),
         ("abandoned", ACCEPTED, "abandoned"),
@@ -119,25 +136,17 @@ def test_what_follows(stage: str, event: Event, following: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "event"),
     [
-        ("new", ACCEPTED),
-        ("new", COMPLETED),
         ("new", ResendApproved()),
         ("sending", attrs.evolve(SENDING, owner="other")),
-        ("sending", Accepted(owner="other", execution_id="run-2")),
-        ("sending", NoRun("other")),
         ("sending", NoneFound(1.0)),
         ("sending", ResendApproved()),
         ("sending", Abandoned()),
         ("submitted", SENDING),
-        ("submitted", NoRun("me")),
         ("submitted", Resolved("run-3")),
         ("awaited", Resolved("run-3")),
         ("submitted", PickedUp("other")),
         ("submitted", ResendApproved()),
-        ("submitted", Accepted(owner="me", execution_id="run-2")),
         ("unknown", SENDING),
-        ("unknown", Accepted(owner="other", execution_id="run-2")),
-        ("unknown", NoRun("other")),
         ("unknown", NoneFound(0.5)),
         ("final", SENDING),
         ("final", ResendApproved()),
@@ -150,6 +159,26 @@ def test_what_cannot_follow(stage: str, event: Event) -> None:
     """Whatever else comes is refused, by the name of the job, its stage and the event."""
     with pytest.raises(IllegalStepError, match=f"'a'.*{STAGES[stage].stage}.*{type(event).__name__}"):
         advance(STAGES[stage], event)
+
+
+@pytest.mark.parametrize("stage", ["sending", "submitted", "unknown"])
+def test_late_news_of_another_owner_changes_nothing_but_the_note(stage: str) -> None:
+    """A run that was begun beside the one on record keeps its id in the note, until the end and after it."""
+    late = advance(STAGES[stage], Accepted(owner="other", execution_id="run-2"))
+    assert attrs.evolve(late, note=STAGES[stage].note) == STAGES[stage]
+    assert "run-2" in (late.note or "")
+    for event in (NoRun("other"), Lost("other", "closed")):
+        assert advance(STAGES[stage], event) == STAGES[stage]
+    if stage == "sending":
+        assert "run-2" in (advance(late, ACCEPTED).note or "")
+        assert "run-2" in (advance(late, LOST).note or "")
+        assert "run-2" in (advance(advance(late, ACCEPTED), COMPLETED).note or "")
+
+
+def test_a_run_that_had_begun_after_all_is_not_begun_again() -> None:
+    """A receipt for a job that is as new by now, for it was taken to have begun none, makes it submitted."""
+    late = advance(after(SENDING, OwnerGone(), NoneFound(1.0)), ACCEPTED)
+    assert (late.stage, late.owner, late.execution_id) == (Stage.SUBMITTED, "me", "run-1")
 
 
 def test_a_run_without_an_owner_is_picked_up_once() -> None:
@@ -224,5 +253,5 @@ def _is_legal(entry: Entry) -> None:
             assert entry.ending is not None
             assert entry.owner is None
         case _:
-            assert entry.sent_at is not None
+            assert entry.sent_at is not None or entry.execution_id is not None
             assert entry.ending is None

@@ -18,6 +18,7 @@ import anyio
 import pytest
 
 from knouds_async import Completed, Job, LedgerEntry, LedgerError, NotRun, Outcome
+from knouds_async._batch import sqlite as owners
 from knouds_async.errors import NoAnswerError
 from knouds_async.testing import Emulator, faults
 from tests.batch.in_loop import InLoopLedger, close_databases
@@ -259,6 +260,45 @@ async def test_halted_at_any_step_beside_another(seconds: float, first: int, tmp
         for found in (kinds(each) for each in told.values()):
             assert found["Completed"] + found["Unknown"] == COUNT
             assert found["Unknown"] <= (0 if seconds == 35.0 else 2)
+        return world.has_come
+
+    await at_each_step(first, tmp_path, attempt)
+
+
+@EACH_STEP
+@pytest.mark.parametrize("slug", [POLLED, IN_ONE_GO])
+async def test_taken_for_gone_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
+    """A process that halts for minutes is taken for gone, as by a lease that ran out, and goes on: none runs twice.
+
+    Its late news ends no batch; each batch that comes to its end is told of each job.
+    """
+
+    async def attempt(step: int, path: Path) -> bool:
+        world, told = World(path, slug), dict[str, list[Outcome]]()
+
+        def halt(process: Mortal) -> None:
+            process.gate.stop(200.0)
+            for owner in process.ledger.owners:
+                owners.end(owner)
+
+        async def live(name: str, process: Mortal) -> None:
+            try:
+                told[name] = await world.live(process)
+            except NoAnswerError:
+                assert name == "halts"
+
+        with anyio.fail_after(20_000):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(live, "halts", world.process(step, halt))
+                await anyio.sleep(1.0)
+                tasks.start_soon(live, "other", world.process())
+        world.emulator.assert_charged_once()
+        assert all(len(each) == COUNT for each in told.values())
+        assert set(kinds(told["other"])) <= {"Completed", "Unknown"}
+        await anyio.sleep(2000)
+        found = await world.live_on()
+        assert found["Completed"] + found["Unknown"] == COUNT
+        assert found["Unknown"] <= 2
         return world.has_come
 
     await at_each_step(first, tmp_path, attempt)
