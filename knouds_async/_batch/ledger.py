@@ -73,7 +73,10 @@ Claimed: TypeAlias = Written | Taken | OverBudget
 
 @attrs.frozen(kw_only=True)
 class Summary:
-    """What a ledger knows of a target's money: all credits, of how many runs of it the cost is known, the largest."""
+    """What a ledger knows of a target's money: all credits, of how many runs of it the cost is known, the largest.
+
+    `runs` is held against the runs in flight: it need not be counted beyond ten thousand.
+    """
 
     totals: Totals = attrs.Factory(Totals)
     runs: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -115,6 +114,10 @@ _FORM: Final = 2
 _POLL: Final = 0.5
 _MUTTER: Final = 10.0  # seconds of waiting for a lock until it is worth a word
 
+_CHECKED: Final = 2**22  # bytes; a larger file is found to be damaged only where it is read, which every claim does
+_making: Final = threading.Lock()
+"""While a file is made, none is opened: POSIX drops all locks of a process when it closes any descriptor of a file."""
+
 _BY_COST: Final = "CREATE INDEX IF NOT EXISTS jobs_by_cost ON jobs (target, cost) WHERE cost IS NOT NULL"
 _TABLES: Final = (
     """CREATE TABLE jobs (
@@ -152,7 +155,7 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
     """Open a ledger's file, or make it. OSError or sqlite3.Error for one that is damaged or something else."""
     import sqlite3
 
-    with contextlib.suppress(FileExistsError):
+    with _making, suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     _refuse_others(path, patience)
     connection = _connected(path, "rw")
@@ -161,7 +164,7 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
         if _is_new(connection):
             for statement in _TABLES:
                 connection.execute(statement)
-        elif (said := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        elif path.stat().st_size <= _CHECKED and (said := _number(connection, "PRAGMA quick_check(1)")) != "ok":
             raise sqlite3.DatabaseError(f"it is damaged ({said})")
         elif _number(connection, "PRAGMA user_version") < _FORM:
             for statement in _UPGRADES:
@@ -235,14 +238,14 @@ def _number(connection: sqlite3.Connection, query: str) -> Any:
     return connection.execute(query).fetchone()[0]
 
 
-_COLUMNS: Final = (
-    "key, attempt, target, digest, stage, owner, reserved, sent_at, execution_id, request_id, note, "
-    "status, cost, reply, code, message, since, until, lasts, account"
-)
+_OF_ENTRY: Final = tuple(name for name in attrs.fields_dict(Entry) if name != "ending")
+_OF_ENDING: Final = tuple(attrs.fields_dict(Ending))
+_COLUMNS: Final = ", ".join((*_OF_ENTRY, *_OF_ENDING))
 _IN_DOUBT: Final = (*sorted(OPEN), Stage.RESEND_APPROVED, Stage.ABANDONED)
 _IS_LAST: Final = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = jobs.key AND later.attempt > jobs.attempt)"
 
 _A_FEW: Final = 50
+_ENOUGH: Final = 10_000  # runs whose cost is known: more are never in flight while one is known to have ended
 
 Operation = Callable[["LedgerDatabase"], Any]
 
@@ -378,9 +381,9 @@ class LedgerDatabase:
         return LedgerCounts(**found, credits_spent=self._totals.spent, credits_reserved=self._totals.reserved)
 
     def summary(self, target: str) -> Summary:
-        """Return all credits, and the real costs of a target."""
-        query = "SELECT COUNT(*) FROM jobs WHERE target = ? AND cost IS NOT NULL"
-        (runs,) = self._connection.execute(query, (target,)).fetchone()
+        """Return all credits, and the real costs of a target; of how many runs, is not counted to the end."""
+        query = "SELECT COUNT(*) FROM (SELECT 1 FROM jobs WHERE target = ? AND cost IS NOT NULL LIMIT ?)"
+        (runs,) = self._connection.execute(query, (target, _ENOUGH)).fetchone()
         return Summary(totals=self._totals, runs=runs, highest_cost=self._highest_cost(target))
 
     def _highest_cost(self, target: str) -> float | None:
@@ -443,8 +446,9 @@ class LedgerDatabase:
         return following
 
     def _save(self, entry: Entry) -> None:
-        marks = ", ".join("?" * 20)
-        self._connection.execute(f"INSERT OR REPLACE INTO jobs ({_COLUMNS}) VALUES ({marks})", _row(entry))  # noqa: S608
+        row = _row(entry)
+        marks = ", ".join("?" * len(row))
+        self._connection.execute(f"INSERT OR REPLACE INTO jobs ({_COLUMNS}) VALUES ({marks})", row)  # noqa: S608
 
     # The transaction.
 
@@ -493,59 +497,23 @@ def _unusable(path: Path, why: Exception) -> LedgerError:
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:
-    ending = entry.ending
-    end = (None,) * 5 if ending is None else (ending.status, ending.cost, ending.reply, ending.code, ending.message)
-    values = (
-        entry.key,
-        entry.attempt,
-        entry.target,
-        entry.digest,
-        entry.stage,
-        entry.owner,
-        entry.reserved,
-        entry.sent_at,
-        entry.execution_id,
-        entry.request_id,
-        entry.note,
-        *end,
-        _json(entry.since),
-        _json(entry.until),
-        entry.lasts,
-        entry.account,
-    )
-    return tuple(_storable(value) if isinstance(value, str) else value for value in values)
+    ending = [getattr(entry.ending, name, None) for name in _OF_ENDING]
+    return tuple(_storable(value) for value in (*(getattr(entry, name) for name in _OF_ENTRY), *ending))
 
 
-def _storable(text: str) -> str:
-    """Return a text as UTF-8 can say it: the service's words may hold half a surrogate pair."""
-    return text.encode(errors="backslashreplace").decode()
+def _storable(value: Any) -> Any:
+    """Return a value as a column takes it: the service's words may hold half a surrogate pair."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    return json.dumps(attrs.asdict(value)) if isinstance(value, Moment) else value
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    status, cost, reply, code, message, since, until, lasts, account = row[11:]
-    ending = Ending(status=status, cost=cost, reply=reply, code=code, message=message) if status else None
-    return Entry(
-        key=row[0],
-        attempt=row[1],
-        target=row[2],
-        digest=row[3],
-        stage=Stage(row[4]),
-        owner=row[5],
-        reserved=row[6],
-        sent_at=row[7],
-        execution_id=row[8],
-        request_id=row[9],
-        note=row[10],
-        ending=ending,
-        since=_moment(since),
-        until=_moment(until),
-        lasts=lasts,
-        account=account,
-    )
-
-
-def _json(moment: Moment | None) -> str | None:
-    return None if moment is None else json.dumps(attrs.asdict(moment))
+    fields: dict[str, Any] = dict(zip((*_OF_ENTRY, *_OF_ENDING), row, strict=True))
+    ending: dict[str, Any] = {name: fields.pop(name) for name in _OF_ENDING}
+    fields["stage"] = Stage(fields["stage"])
+    fields["since"], fields["until"] = _moment(fields["since"]), _moment(fields["until"])
+    return Entry(**fields, ending=Ending(**ending) if ending["status"] else None)
 
 
 def _moment(text: str | None) -> Moment | None:

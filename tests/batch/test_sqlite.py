@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from knouds_async import (
     SQLiteLedger,
 )
 from knouds_async._batch.ledger import Claim, Taken, Written
-from knouds_async._batch.sqlite import LedgerDatabase, is_alive, new_owner
+from knouds_async._batch.sqlite import LedgerDatabase, is_alive, new_owner, opened
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
 from knouds_async._sansio.reconcile import KnownRun
@@ -113,6 +114,71 @@ async def test_what_is_no_ledger_is_refused_and_left_as_it_is(make: Any, said: s
             pass
     assert await anyio.Path(path).read_bytes() == before
     assert {each.name async for each in anyio.Path(path.parent).iterdir()} == files
+
+
+def _fill(path: Path, count: int) -> None:
+    """Fill a new ledger with jobs that are finished."""
+    LedgerDatabase(path, 1.0).close()
+    connection = sqlite3.connect(path)
+    rows = ((f"job-{number}", f"run-{number}", "x" * 400) for number in range(count))
+    connection.executemany(
+        "INSERT INTO jobs (key, attempt, target, digest, stage, execution_id, status, cost, reply) "
+        "VALUES (?, 1, 'workflows/x', 'd', 'final', ?, 'completed', 12, ?)",
+        rows,
+    )
+    connection.commit()
+    connection.close()
+
+
+async def test_a_long_ledger_is_not_read_when_it_is_opened(path: Path) -> None:
+    """However many runs are on record, those whose cost is known are counted up to a bound."""
+    _fill(path, 12_000)
+    async with SQLiteLedger(path) as ledger:
+        summary = await ledger.summary("workflows/x")
+    assert (summary.runs, summary.highest_cost) == (10_000, 12)
+
+
+@pytest.mark.parametrize("page", [2, 3, 5, 40, 1000, 1300])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_damage_of_a_long_ledger_makes_no_job_new(page: int, path: Path) -> None:
+    """A ledger too long to be checked: a job on a page that is damaged is an error, never one that was not run."""
+    _fill(path, 12_000)
+    assert (await anyio.Path(path).stat()).st_size > 2**22
+    with path.open("r+b") as file:
+        file.seek(4096 * (page - 1))
+        file.write(b"\xff" * 4096)
+    damaged = 0
+    try:
+        async with SQLiteLedger(path) as ledger:
+            for number in range(0, 12_000, 7):
+                try:
+                    assert await ledger.look(f"job-{number}") is not None
+                except LedgerError:
+                    damaged += 1
+    except LedgerError:
+        damaged += 1
+    assert damaged or page > 3
+
+
+async def test_another_ledger_of_the_process_drops_no_lock(path: Path) -> None:
+    """POSIX drops all locks of a process when it closes a descriptor of the file: a transaction keeps its own."""
+    code = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], timeout=0)\n"
+        "try: c.execute('BEGIN IMMEDIATE'); print('entered')\nexcept sqlite3.OperationalError: print('locked')"
+    )
+    async with SQLiteLedger(path) as ledger, SQLiteLedger(path) as other:
+        owner = await other.join()
+        said: list[str] = []
+
+        def open_and_close(store: LedgerDatabase) -> None:
+            store._save(_sending(owner))  # the file is locked from here on
+            with suppress(sqlite3.Error):
+                opened(path, 0.0).close()
+            said.append(subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True).stdout)  # noqa: S603, PLW1510
+
+        await ledger._do(open_and_close)
+        await other.look("a")
+    assert said == ["locked\n"]
 
 
 @pytest.mark.parametrize("where", ["missing/renders.db", "."])
