@@ -26,7 +26,7 @@ from knouds_async import (
     SQLiteLedger,
 )
 from knouds_async._batch.ledger import Claim, Taken, Written
-from knouds_async._batch.sqlite import LedgerDatabase, is_alive, new_owner, opened
+from knouds_async._batch.sqlite import LedgerDatabase, end, is_alive, new_owner, opened
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
 from knouds_async._sansio.reconcile import KnownRun
@@ -457,7 +457,10 @@ async def test_only_the_dead_lose_their_claims(path: Path) -> None:
     assert not is_alive(dead)
     assert not is_alive(f"another-boot {dead.partition(' ')[2]}")
     assert not is_alive("nobody")
-    assert is_alive(new_owner())
+    living = new_owner()
+    assert is_alive(living)
+    end(living)
+    assert not is_alive(living)
     async with SQLiteLedger(path) as ledger:
         mine = await ledger.join()
         for owner in (dead, mine):

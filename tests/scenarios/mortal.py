@@ -17,8 +17,7 @@ import attrs
 import httpx
 
 from knouds_async import AsyncKnouds, Batch, LedgerError
-from knouds_async._batch import sqlite as owners
-from knouds_async._batch.sqlite import LedgerDatabase
+from knouds_async._batch.sqlite import LedgerDatabase, end
 from knouds_async.testing import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
@@ -193,9 +192,13 @@ class Mortal:
     def kill(self) -> None:
         """Kill it: nothing that it has begun continues."""
         self.gate.is_dead = True
-        for owner in self.ledger.owners:
-            owners.end(owner)
+        self.end_owners()
         self.scope.cancel()
+
+    def end_owners(self) -> None:
+        """Take it for gone, though it may go on."""
+        for owner in self.ledger.owners:
+            end(owner)
 
     def interrupt(self) -> None:
         """Press Ctrl-C: its block is left, and what it has begun to send is finished."""

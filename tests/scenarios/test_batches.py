@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -18,10 +18,9 @@ import anyio
 import pytest
 
 from knouds_async import Completed, Job, LedgerEntry, LedgerError, NotRun, Outcome
-from knouds_async._batch import sqlite as owners
 from knouds_async.errors import NoAnswerError
 from knouds_async.testing import Emulator, faults
-from tests.batch.in_loop import InLoopLedger, close_databases
+from tests.batch.in_loop import InLoopLedger
 from tests.scenarios.mortal import Machine, Mortal
 
 POLLED: Final = "my-thumbnail-pipeline"
@@ -33,13 +32,6 @@ EACH_STEP: Final = pytest.mark.parametrize(
     ("anyio_backend", "first"), [("asyncio", 1), ("trio", 2), ("asyncio", 3), ("trio", 4)], indirect=["anyio_backend"]
 )
 """Four tests share the steps of one kind of trouble."""
-
-
-@pytest.fixture(autouse=True)
-def closed_databases() -> Iterator[None]:
-    """Close the files of ledgers."""
-    yield
-    close_databases()
 
 
 class World:
@@ -278,8 +270,7 @@ async def test_taken_for_gone_at_any_step(slug: str, first: int, tmp_path: Path)
 
         def halt(process: Mortal) -> None:
             process.gate.stop(200.0)
-            for owner in process.ledger.owners:
-                owners.end(owner)
+            process.end_owners()
 
         async def live(name: str, process: Mortal) -> None:
             try:

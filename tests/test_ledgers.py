@@ -33,6 +33,14 @@ from knouds_async.ledgers import (
 from knouds_async.testing import ApiKey, Emulator, faults
 
 SLUG = "my-thumbnail-pipeline"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return where a ledger is to be."""
+    return tmp_path / "renders.pickle"
+
+
 ROUTE = "POST /api/workflows/:slug/run"
 
 

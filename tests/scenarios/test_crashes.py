@@ -18,7 +18,7 @@ from knouds_async.testing import Emulator, faults, serve
 
 pytestmark = pytest.mark.slow
 REAL_TIME = True
-WORKER = str(Path(__file__).with_name("worker.py"))
+WORKER = str(Path(__file__).with_name("crashing_process.py"))
 ROUTE = "POST /api/workflows/:slug/run"
 COUNT = 40
 

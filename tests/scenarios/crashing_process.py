@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 from knouds_async import AsyncKnouds, Completed, Job, LedgerEntry, Outcome, Polling, SQLiteLedger
-from knouds_async._batch.ledger import Claim, Claimed, Written
-from knouds_async._sansio.ledger import Event
+from knouds_async.ledgers import Claim, Claimed, Event, Written
 
 SLUG = "my-thumbnail-pipeline"
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, Job, LedgerError, Outcome, Timeouts, Unknown
-from knouds_async._batch.ledger import Claim, Claimed
 from knouds_async._sansio.ledger import Accepted, Entry, Sending, Stage
+from knouds_async.ledgers import Claim, Claimed
 from knouds_async.testing import ApiKey, Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
