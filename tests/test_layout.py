@@ -19,7 +19,8 @@ NO_TEST_FILE_YET: set[str] = {
 """Modules whose own test file is still missing."""
 
 NOT_NAMED_YET: set[str] = {
-    "sansio/test_rate_limit_in_flight", "sansio/test_rate_limit_shared", "webhooks/test_waking", "webhooks/test_web_apps",
+    "sansio/test_rate_limit_in_flight", "sansio/test_rate_limit_shared", "webhooks/test_waking",
+    "webhooks/test_web_apps",
 }  # fmt: skip
 """Test files that are not named after a module, and are no scenarios."""
 
