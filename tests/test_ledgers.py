@@ -60,7 +60,7 @@ class PickledLedger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._state: State = pickle.loads(path.read_bytes()) if path.exists() else State()  # noqa: S301  (our own)
-        for entry in list(self._state.entries.values()):  # whoever had them is gone: there is one process at a time
+        for entry in list(self._state.entries.values()):  # their owners are gone: there is one process at a time
             self._save(entry, advance(entry, OwnerGone()))
 
     async def bind(self, payer: Payer) -> None:

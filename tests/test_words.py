@@ -31,9 +31,8 @@ OLD_TONE = re.compile(
 """Phrases for what has plain ones: a poll, finish, in flight, continue, fix, report."""
 
 OLD_TONE_YET: set[str] = {
-    "_batch/batch.py", "_batch/jobs.py", "_batch/ledger.py", "_batch/sqlite.py", "_batch/worker.py",
     "_cli/input_files.py", "_io/concurrency.py", "_io/exchange.py", "_io/pipeline.py", "_io/poller.py", "_io/pool.py",
-    "_sansio/ledger.py", "_sansio/reconcile.py", "_sansio/retry.py", "batch/test_own_ledger.py",
+    "_sansio/retry.py",
     "io/test_shared_limiter.py", "sansio/test_rate_limit.py",
 }  # fmt: skip
 """Files whose comments and docstrings still have them."""

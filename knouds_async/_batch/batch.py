@@ -59,7 +59,7 @@ _KINDS: Final = {
 
 
 class OutcomeQueue:
-    """Outcomes in line for whoever iterates: each goes to one taker, and what ends the batch comes after them."""
+    """Outcomes in line for those who iterate: each goes to one of them, and what ends the batch comes last."""
 
     def __init__(self, *, is_ordered: bool) -> None:
         """Hold nothing; `is_ordered`: give them in the order of their jobs."""
@@ -135,7 +135,7 @@ class Batch:
 
     Made by `knouds.workflows.map` and `knouds.models.map`. Jobs are read as there is room, so a million of them, or a
     source that never ends, takes no more memory than those under way. The outcomes end when the jobs do and each has
-    its outcome. `stop()` ends the submitting; the outcomes of what is out still come. Leaving the block early ends it
+    its outcome. `stop()` ends the submitting; runs in flight still have their outcomes. Leaving the block early ends it
     too, waits for the answers of submits under way, and leaves the runs alone: they are charged, and a ledger picks
     them up in the next batch. Without one, their ids are logged at WARNING.
     Iterating raises what ends a batch: LedgerError, ClientClosedError, or whatever the source of the jobs raises; the
@@ -177,7 +177,7 @@ class Batch:
     def stop(self) -> None:
         """Submit nothing more and read no further job; idempotent.
 
-        Jobs that were read and are still in line come out as NotRun, what is out comes out when it ends.
+        Jobs that were read and are still in line come out as NotRun, runs in flight as they finish.
         """
         self._worker.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
 
@@ -235,7 +235,7 @@ class Batch:
                     await self._read(tasks)
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
             self._fail(error)
-        except BaseException:  # a batch that was cut must not look like one that is over
+        except BaseException:  # a batch that was cut must not look like one that has finished
             self._outcomes.fail(RuntimeError(_CUT))
             raise
         finally:

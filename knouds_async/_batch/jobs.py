@@ -180,8 +180,8 @@ class Unknown:
     """Whether the job ran, or how its run ended, is not known: it may have been charged; it is not sent again unasked.
 
     `error`: what came instead of an answer. `sent_at`: when it was sent, None where that is not known.
-    `execution_id`: set when it did begin and only its end could not be seen; a later batch on the same ledger looks
-    again. Without one, `knouds.usage.find_submission` looks for it, and a ledger takes your decision:
+    `execution_id`: set when it did begin and only its end could not be seen; a later batch on the same ledger polls
+    again. Without one, `knouds.usage.find_submission` searches for it, and a ledger takes your decision:
     `resolve`, `approve_resend` or `abandon`. `is_abandoned`: whether it was decided to leave it at that.
     """
 
@@ -202,11 +202,11 @@ class Progress:
 
     `elapsed`: seconds since the batch was entered. `total`: how many jobs there are, None when `jobs` has no length.
     `read`: jobs taken from `jobs` so far. `submitted`: runs that this batch has started, so `submitted / elapsed` is
-    its rate. `in_flight`: runs that are out just now, those of an earlier batch included.
+    its rate. `in_flight`: runs that are running now, those of an earlier batch included.
     `completed`, `failed`, `cancelled`, `not_run`, `unknown`: outcomes so far, those out of the ledger included;
     `from_ledger`: how many of them an earlier batch had finished. `outcomes`: all of them.
     `credits_spent`: what ended runs have cost, over the life of the ledger if there is one; where the service did not
-    say the cost, the estimate counts. `credits_reserved`: estimates of what is out or unknown. `max_credits`: the cap.
+    say the cost, the estimate counts. `credits_reserved`: for what is in flight or unknown. `max_credits`: the cap.
     `held_for`: seconds for which nothing is submitted because the service asked for a pause.
     """
 
@@ -259,7 +259,7 @@ def ending_of(state: ExecutionState) -> Ending:
 
 
 def _plain(state: ExecutionState) -> str:
-    """Write a state as the body of a look (contract 5): as it came, if that is what it was read from."""
+    """Return a state as the body of a poll (contract 5): as it came, if that is what it was read from."""
     extra = state.raw if isinstance(state.raw, dict) else {}
     if _reads_as(extra, state):
         return json.dumps(extra)
@@ -306,7 +306,7 @@ def ending_of_failure(error: ExecutionFailedError) -> Ending:
 
 
 def outcome_of_state(job: Job, state: ExecutionState, *, from_ledger: bool = False) -> Outcome:
-    """Return the outcome of a run that is over."""
+    """Return the outcome of a finished run."""
     try:
         return Completed(job=job, run=result_of(state), from_ledger=from_ledger)
     except ExecutionFailedError as error:

@@ -54,7 +54,7 @@ class Written:
 
 @attrs.frozen
 class Taken:
-    """The job is not to be sent: another owner was faster, or it is over. Nothing was written."""
+    """The job is not to be sent: another owner was faster, or it has finished. Nothing was written."""
 
     entry: Entry
 
@@ -212,11 +212,11 @@ class MemoryLedger:
         return "this batch"
 
     async def leave(self, owner: str) -> None:
-        """Log what is still out: nothing else will know of it."""
+        """Log what is in flight: nothing else will know of it."""
         left = [each for each in self._open.values() if each.owner == owner]
         if left:
             logger.warning(
-                "a batch of %s was left with %d runs out; they go on and are charged, and there is no ledger to find "
+                "a batch of %s was left with %d runs in flight; they continue and are charged, and no ledger has them: "
                 "them by; knouds.executions.attach picks them up: %s",
                 left[0].target,
                 len(left),

@@ -58,7 +58,7 @@ def new_owner() -> str:
 
 
 def end(owner: str) -> None:
-    """Note that an owner of this process is no more, though no ledger could be told."""
+    """Note that an owner of this process is no more, though no ledger could record it."""
     _ended.add(owner)
 
 
@@ -205,7 +205,7 @@ def _connected(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _refuse_others(path: Path, patience: float) -> None:
-    """Look at a file without changing it; a ledger that a crash left half written is looked at when it is opened."""
+    """Check a file without changing it; a ledger that a crash left half written is checked when it is opened."""
     import sqlite3
 
     probe = _connected(path, "ro")
@@ -492,7 +492,7 @@ def _unusable(path: Path, why: Exception) -> LedgerError:
         )
     return LedgerError(
         f"the ledger {str(path)!r} cannot be used: {why}. Nothing more is submitted; what is on record stays, and the "
-        "same batch on the same ledger goes on from there"
+        "same batch on the same ledger continues from there"
     )
 
 
@@ -529,7 +529,7 @@ _IDLE: Final = 0.5  # seconds after which a thread with nothing to do ends
 
 @attrs.define(eq=False)
 class _Request:
-    """An operation, and who is to be told of its end."""
+    """An operation, and who waits for its end."""
 
     operation: Operation
     call_in_loop: Callable[[Callable[[], object]], object]
@@ -539,11 +539,11 @@ class _Request:
 
 
 class SQLiteLedger:
-    """A ledger in an SQLite file: batches go on from it after a crash, and several processes may share it.
+    """A ledger in an SQLite file: batches continue from it after a crash, and several processes may share it.
 
     `path`: the file, made with mode 0600 when it is not there; the API key is never in it, inputs are kept as a digest
     only, results as they came. Every intent to send is safe on the disk before the request leaves, every id and every
-    result before anybody is told. A file that is damaged or no ledger raises LedgerError when it is opened and is left
+    result before anybody has it. A file that is damaged or no ledger raises LedgerError when it is opened and is left
     as it is; one that another process has locked is waited for, 300 seconds at most, without holding up the event loop.
     Use it in `async with`, or give `map` its path. Not for a network file system: SQLite's locks do not hold there.
     """
@@ -597,7 +597,7 @@ class SQLiteLedger:
     async def resolve(self, key: str, execution_id: str) -> Entry:
         """Return which run an unknown job began: the next batch picks it up. InvalidArgumentError if it is none.
 
-        A wrong id can be told anew, once no batch waits for its run; a run of another workflow is never taken.
+        A wrong id can be corrected, once no batch waits for its run; a run of another workflow is never taken.
         """
         return await self._decide(key, Resolved(checked_execution_id(execution_id)))
 
@@ -639,7 +639,7 @@ class SQLiteLedger:
             raise LedgerError(
                 f"the ledger {str(self._path)!r} is that of {known}, and this is {payer}: what the usage of one does "
                 "not show may have run on the other. Nothing was submitted. Use that account's key and base URL, or "
-                "another ledger; to go on with this one all the same: `await ledger.rebind()`, or `knouds batch "
+                "another ledger; to continue with this one all the same: `await ledger.rebind()`, or `knouds batch "
                 f"--rebind {shlex.quote(str(self._path))}`"
             )
 
@@ -701,7 +701,7 @@ class SQLiteLedger:
         while requests := self._next():
             try:
                 self._carry_out(requests)
-            except BaseException as error:  # noqa: BLE001  (each who asked is told)
+            except BaseException as error:  # noqa: BLE001  (raised where each was asked for)
                 for request in requests:
                     request.error = error
             _tell(requests)
@@ -712,7 +712,7 @@ class SQLiteLedger:
             if not self._requests:
                 self._changed.wait(0.0 if self._is_closed else _IDLE)
             if not self._requests:
-                self._thread = None  # whoever asks from here on starts another
+                self._thread = None  # the next request starts another
             return [self._requests.popleft() for _ in range(min(_AT_ONCE, len(self._requests)))]
 
     def _carry_out(self, requests: list[_Request]) -> None:
@@ -738,5 +738,5 @@ def _tell(requests: list[_Request]) -> None:
         theirs = [request.done for request in requests if request.call_in_loop == call_in_loop]
         try:
             call_in_loop(lambda events=theirs: [event.set() for event in events])  # type: ignore[misc]
-        except RuntimeError:  # their event loop is over: nobody waits there any more
+        except RuntimeError:  # their event loop has ended: nobody waits there any more
             continue

@@ -194,7 +194,7 @@ class Worker:
                 await self.ledger.aclose()
 
     def stop(self, reason: NotRunReason, error: KnoudsError) -> None:
-        """Submit nothing more: what is in line leaves it, what is in flight goes on. The first reason counts."""
+        """Submit nothing more: what is in line leaves it, what is in flight continues. The first reason counts."""
         self.stopped_by = self.stopped_by or (reason, error)
         self.is_stopped = self.is_stopped or reason is NotRunReason.STOPPED
         for scope in tuple(self.in_line):
@@ -220,7 +220,7 @@ class Worker:
     # One job.
 
     async def run_job(self, prepared: PreparedJob) -> Outcome:
-        """Return how a job ended. Cancelled: its run goes on, and is on record if there is a ledger."""
+        """Return how a job ended. Cancelled: its run continues, and is on record if there is a ledger."""
         job = prepared.job
         if prepared.is_repeated:
             again = errors.InvalidArgumentError(f"the key {job.key!r} came before in this batch")
@@ -344,7 +344,7 @@ class Worker:
         return await self._wait(prepared, entry, execution)
 
     async def _wait(self, prepared: PreparedJob, entry: Entry, execution: Execution) -> Outcome:
-        """Wait for the end of a run and write it down; looks that fail are made again for as long as they may help."""
+        """Wait for a run to finish and record its end; polls that fail are repeated for as long as that may help."""
         try:
             state = await execution.wait(timeout=math.inf)
             if entry.note is not None:  # somebody named the run
@@ -352,7 +352,7 @@ class Worker:
         except errors.ClientClosedError:
             raise
         except KnoudsError as error:
-            if self._is_durable:  # whoever else waits for this job, or the next batch, may try
+            if self._is_durable:  # another batch that waits for this job, or the next one, may try
                 await self.record(entry, OwnerGone())
             sent_at = None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
             failure = error.with_traceback(None)
@@ -620,7 +620,7 @@ class Worker:
 
 
 class Submit:
-    """The submit of one job, as hooks of its request: they write down what it does, before anybody else is told.
+    """The submit of one job, as hooks of its request: they record what it does before anybody else hears of it.
 
     `entry`: the job as it is on record, once the intent is; `taken`: as another owner has it. `scope`: of the wait for
     a turn, in the worker's `in_line` while no request is in flight. `lasts`: seconds within which a synchronous run may

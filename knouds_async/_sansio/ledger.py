@@ -1,6 +1,6 @@
 """The states of a job in a ledger as a table, and what a batch may still spend. Pure.
 
-`advance` looks an event up in TRANSITIONS: whether it may follow, the next stage, and what else changes. What has no
+`advance` finds an event in TRANSITIONS: whether it may follow, the next stage, and what else changes. What has no
 line there is late news of an owner, which changes no stage, or an IllegalStepError.
 """
 
@@ -26,7 +26,7 @@ class Stage(StrEnum):
     SUBMITTED = "submitted"
     """It runs, and its id is known."""
     FINAL = "final"
-    """Its run is over."""
+    """Its run has finished."""
     UNKNOWN = "unknown"
     """It may have run: its submit left and no answer came. It is not sent again unasked."""
     RESEND_APPROVED = "resend_approved"
@@ -151,7 +151,7 @@ class Lost:
 
 @attrs.frozen
 class Ended:
-    """The run is over."""
+    """The run has finished."""
 
     ending: Ending
 
@@ -365,7 +365,7 @@ _DEARER: Final = 10.0  # a run that costs so many times what others do is no sur
 class Totals:
     """Credits of all jobs: `spent` by ended runs, `reserved` for others.
 
-    `unpriced`: how many runs count with no credits yet, for they may be out, or their cost was not told at the end.
+    `unpriced`: how many runs count with no credits yet: they may be in flight, or their cost was not reported.
     """
 
     spent: float = 0.0
@@ -416,8 +416,8 @@ class Fit(Enum):
 def fit_under_cap(totals: Totals, price: float | None, cap: float, *, queued: int = 0) -> Fit:
     """Return whether a run of this price fits under a cap.
 
-    `queued`: runs that were let through and are not in the totals yet. Whoever waits for LATER with no run in flight
-    will wait for ever.
+    `queued`: runs that were let through and are not in the totals yet. To wait for LATER with no run in flight
+    would be for ever.
     """
     if price is None:
         if totals.unpriced or queued:

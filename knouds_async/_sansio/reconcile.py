@@ -295,7 +295,7 @@ class Search:
 
 
 def _order(page: UsagePage, oldest: datetime | None, *, is_ordered: bool) -> tuple[datetime | None, bool]:
-    """Return the last date of a page, and whether its rows went on newest first."""
+    """Return the last date of a page, and whether its rows are newest first, too."""
     for row in page.rows:
         if row.created_at is not None:
             is_ordered = is_ordered and (oldest is None or row.created_at <= oldest)

@@ -78,7 +78,7 @@ def test_a_receipt_of_another_job_is_none() -> None:
 
 
 async def test_memory_keeps_what_is_in_flight_alone() -> None:
-    """A job that is over is forgotten, its credits are not; a dear run raises what is reserved for the others."""
+    """A finished job is forgotten, its credits are not; a dear run raises what is reserved for the others."""
     ledger = MemoryLedger()
     for key in ("a", "b", "c"):
         assert isinstance(await ledger.claim(claim(key=key)), Written)

@@ -108,7 +108,7 @@ async def test_what_is_no_ledger_is_refused_and_left_as_it_is(make: Any, said: s
             pass
     assert str(path) in str(caught.value)
     assert "nothing was submitted" in str(caught.value)
-    assert "goes on from there" not in str(caught.value)
+    assert "continues from there" not in str(caught.value)
     with pytest.raises(LedgerError):
         async with knouds.workflows.map(SLUG, jobs(1), ledger=path):
             pass
@@ -257,9 +257,9 @@ async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, ca
     sent = len(emulator.runs)
     await anyio.sleep(0.1)
     assert len(emulator.runs) == sent
-    async with SQLiteLedger(path) as mended:
-        unknown = await mended.unknown()
-        lost = [run for run in emulator.runs if not await _is_on_record(mended, run)]
+    async with SQLiteLedger(path) as again:
+        unknown = await again.unknown()
+        lost = [run for run in emulator.runs if not await _is_on_record(again, run)]
         assert all(run.execution_id in caplog.text for run in lost)
         assert {str(run.inputs["product_name"]) for run in lost} <= {entry.key for entry in unknown}
     async with knouds.workflows.map(SLUG, jobs(200), ledger=path) as outcomes:
@@ -333,7 +333,7 @@ async def test_a_ledger_that_is_taken_away_is_named_as_such(how: str, make_clien
                 if not taken:
                     _take_away(how, path)
                 taken += 1
-    assert "goes on from there" not in str(caught.value)
+    assert "continues from there" not in str(caught.value)
     assert len(emulator.runs) < 10
 
 

@@ -196,7 +196,7 @@ class Mortal:
         self.scope.cancel()
 
     def end_owners(self) -> None:
-        """Take it for gone, though it may go on."""
+        """Take it for gone, though it may continue."""
         for owner in self.ledger.owners:
             end(owner)
 

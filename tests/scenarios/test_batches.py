@@ -260,9 +260,9 @@ async def test_halted_at_any_step_beside_another(seconds: float, first: int, tmp
 @EACH_STEP
 @pytest.mark.parametrize("slug", [POLLED, IN_ONE_GO])
 async def test_taken_for_gone_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
-    """A process that halts for minutes is taken for gone, as by a lease that ran out, and goes on: none runs twice.
+    """A process that halts is taken for gone, as by a lease that ran out, and then continues: none runs twice.
 
-    Its late news ends no batch; each batch that comes to its end is told of each job.
+    Its late news ends no batch; each batch that comes to its end has an outcome for each job.
     """
 
     async def attempt(step: int, path: Path) -> bool:
