@@ -135,12 +135,25 @@ class Send(Protocol):
         ...
 
 
-@attrs.frozen(eq=False, repr=False)
-class _Terms:
-    """What a caller asks for beside the call."""
+class _Sending:
+    """One call on its way: what was asked for, and what came of it so far.
 
-    total: float | None
-    hooks: SendHooks | None
+    `attempts`, without those that were refused for the quota (`refusals`); `waited`: seconds for the quota; `spent`:
+    seconds of attempts and pauses; `was_sent`: an attempt may have left. `sent`, `since`, `sent_at`: when the last did.
+    """
+
+    __slots__ = (
+        "attempts", "call", "hooks", "refusals", "sent", "sent_at", "since", "spent", "total", "waited", "was_sent",
+    )  # fmt: skip
+
+    def __init__(self, call: Call[Any], total: float | None, hooks: SendHooks | None) -> None:
+        self.call, self.total, self.hooks = call, total, hooks
+        self.attempts = self.refusals = 0
+        self.waited = self.spent = 0.0
+        self.was_sent = False
+        self.sent: Reading | None = None
+        self.since = UNDATED
+        self.sent_at = datetime.fromtimestamp(0.0, UTC)
 
 
 class Pipeline:
@@ -177,109 +190,107 @@ class Pipeline:
         Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
         submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
         """
-        attempts, spent, front, was_sent, terms = 0, 0.0, False, False, _Terms(total, hooks)
+        sending = _Sending(call, total, hooks)
         while True:
-            turn = await self._turn(call, total, front=front)
-            attempts, began = attempts + 1, anyio.current_time()
-            sent = read_clocks(began) if call.pays_for is not None or self.time.is_due(began) else None
-            since = UNDATED if sent is None else self.time.moment(sent)
-            sent_at = datetime.fromtimestamp(since.middle, UTC)
-            finished = await self._finish(call, turn, sent_at, terms)
+            turn = await self._turn(sending)
+            began = anyio.current_time()
+            self._begin(sending, began)
+            finished = await self._finish(sending, turn)
             if isinstance(outcome := finished.value, str):
                 return None
-            took = (answered := anyio.current_time()) - began
-            so_far = SoFar(
-                attempts=attempts,
-                spent=spent + took,
-                sent_at=sent_at,
-                since=since,
-                until=self._until(call, since, total),
-                server_time=self._limiter.server_time(answered),
-                was_sent=was_sent,
-            )
-            decision = self._decide(call, outcome, so_far, sent, terms)
-            await report_attempt(call, decision, sent_at, hooks, finished.cancellation)
+            answered = anyio.current_time()
+            decision = self._decide(sending, outcome, began, answered)
+            await report_attempt(call, decision, sending.sent_at, hooks, finished.cancellation)
             match decision:
                 case Done(value):
-                    return value
+                    return value  # type: ignore[no-any-return]
                 case Fail(error):
                     raise error
                 case Requeue():  # nor does it spend the budget
-                    attempts, front = attempts - 1, True
+                    sending.attempts, sending.refusals = sending.attempts - 1, sending.refusals + 1
                 case Again(after):
-                    was_sent = was_sent or not isinstance(outcome, NotSent)
+                    sending.was_sent = sending.was_sent or not isinstance(outcome, NotSent)
                     logger.debug("%s again in %.2f s", call.route, after)
                     await anyio.sleep(after)
-                    spent += took + after
+                    sending.spent += answered - began + after
 
-    async def _turn(self, call: Call[Any], total: float | None, *, front: bool) -> Permit | NotSent:
+    def _begin(self, sending: _Sending, now: float) -> None:
+        """Date an attempt, by the service's clock where it is known."""
+        sending.attempts += 1
+        is_dated = sending.call.pays_for is not None or self.time.is_due(now)
+        sending.sent = read_clocks(now) if is_dated else None
+        sending.since = UNDATED if sending.sent is None else self.time.moment(sending.sent)
+        sending.sent_at = datetime.fromtimestamp(sending.since.middle, UTC)
+
+    async def _turn(self, sending: _Sending) -> Permit | NotSent:
         """Wait for a turn, and then for one of our connections; closing the client ends the wait."""
-        if call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
+        if sending.call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
             await anyio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
-        permit = self._limiter.try_acquire(call.route)
+        permit = self._limiter.try_acquire(sending.call.route)
         if permit is not None and self._connections.try_acquire():
             return permit
         with anyio.CancelScope() as scope:
             self._in_line.add(scope)
             try:
-                permit = permit or await self._acquire(call, front=front)
-                return permit if self._connections.try_acquire() else await self._connection(call, permit, total)
+                permit = permit or await self._acquire(sending, front=sending.refusals > 0)
+                return permit if self._connections.try_acquire() else await self._connection(sending, permit)
             finally:
                 self._in_line.discard(scope)
         self._check_open()
         raise AssertionError("only closing cancels this scope")
 
-    async def _acquire(self, call: Call[Any], *, front: bool) -> Permit:
-        return await self._limiter.acquire(call.route, call.priority, front=front, max_pause=self._retries.longest)
+    async def _acquire(self, sending: _Sending, *, front: bool) -> Permit:
+        call, began = sending.call, anyio.current_time()
+        try:
+            return await self._limiter.acquire(call.route, call.priority, front=front, max_pause=self._retries.longest)
+        finally:
+            sending.waited += anyio.current_time() - began
 
-    async def _connection(self, call: Call[Any], permit: Permit, total: float | None) -> Permit | NotSent:
+    async def _connection(self, sending: _Sending, permit: Permit) -> Permit | NotSent:
         """Wait until one of our connections is free: a queue like the limiter's, that can be left at no cost.
 
         So it is no part of the exchange, which has a time of its own and, when it is paid, cannot be cut. Permits do
         not keep: when the wait was long, another is taken at the head of the line.
         """
-        began, longest = anyio.current_time(), self._exchange.longest_queue(call, total)
+        route = sending.call.route
+        began, longest = anyio.current_time(), self._exchange.longest_queue(sending.call, sending.total)
         try:
             with anyio.fail_after(longest):
                 await self._connections.acquire()
         except BaseException as stop:
-            self._limiter.release(call.route, permit)
+            self._limiter.release(route, permit)
             if isinstance(stop, TimeoutError):
                 return NotSent(f"no connection became free within {longest:g} s")
             raise
         if anyio.current_time() < began + _STALE:
             return permit
-        self._limiter.release(call.route, permit)
+        self._limiter.release(route, permit)
         try:
-            return await self._acquire(call, front=True)
+            return await self._acquire(sending, front=True)
         except BaseException:
             self._connections.release()
             raise
 
-    async def _finish(
-        self, call: Call[Any], turn: Permit | NotSent, sent_at: datetime, terms: _Terms
-    ) -> Finished[Outcome | Withheld]:
+    async def _finish(self, sending: _Sending, turn: Permit | NotSent) -> Finished[Outcome | Withheld]:
         """Make one attempt, and free its connection."""
         if isinstance(turn, NotSent):
             return Finished(turn, None)
         try:
-            finished = await self._uncut(call, turn, sent_at, terms)
+            finished = await self._uncut(sending, turn)
         finally:
             self._exchange.release(self._connections.release)
         if finished.value == WITHHELD and finished.cancellation is not None:
             raise finished.cancellation
         return finished
 
-    async def _uncut(
-        self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms
-    ) -> Finished[Outcome | Withheld]:
+    async def _uncut(self, sending: _Sending, permit: Permit) -> Finished[Outcome | Withheld]:
         """Attempt a submit in a task of its own, so that no cancellation cuts it before its id is read."""
-        if call.timeout_kind is not TimeoutKind.SUBMIT:
-            return Finished(await self._with_hooks(call, permit, sent_at, terms), None)
+        if sending.call.timeout_kind is not TimeoutKind.SUBMIT:
+            return Finished(await self._with_hooks(sending, permit), None)
         self._paid_out += 1
         try:
-            return await uninterrupted(lambda: self._with_hooks(call, permit, sent_at, terms))
+            return await uninterrupted(lambda: self._with_hooks(sending, permit))
         except CutShort:
             return Finished(Unanswered("the request was cancelled from elsewhere"), None)
         finally:
@@ -287,29 +298,26 @@ class Pipeline:
             if self._paid_out == 0 and self._all_in is not None:
                 self._all_in.set()
 
-    async def _with_hooks(
-        self, call: Call[Any], permit: Permit, sent_at: datetime, terms: _Terms
-    ) -> Outcome | Withheld:
+    async def _with_hooks(self, sending: _Sending, permit: Permit) -> Outcome | Withheld:
         trace = SentTrace()
-        if terms.hooks is not None:
+        if sending.hooks is not None:
             try:
-                claimed = await terms.hooks.before_send(sent_at)
+                claimed = await sending.hooks.before_send(sending.sent_at)
             except BaseException:
-                self._limiter.release(call.route, permit)
+                self._limiter.release(sending.call.route, permit)
                 raise
             if isinstance(claimed, str):
-                self._limiter.release(call.route, permit)
+                self._limiter.release(sending.call.route, permit)
                 return claimed
             trace = SentTrace(None if claimed is None else partial(refuse_stale, claimed))
-        return await self._attempt(call, permit, sent_at, terms.total, trace)
+        return await self._attempt(sending, permit, trace)
 
-    async def _attempt(
-        self, call: Call[Any], permit: Permit, sent_at: datetime, total: float | None, trace: SentTrace
-    ) -> Outcome:
+    async def _attempt(self, sending: _Sending, permit: Permit, trace: SentTrace) -> Outcome:
+        call = sending.call
         try:
-            outcome = await self._exchange.attempt(call, trace, total=total)
+            outcome = await self._exchange.attempt(call, trace, total=sending.total)
         except BaseException:
-            self._cut(call, permit, trace, sent_at)
+            self._cut(call, permit, trace, sending.sent_at)
             raise
         try:
             self._learn(call, permit, outcome)
@@ -346,15 +354,23 @@ class Pipeline:
         else:
             self._limiter.mark_unanswered(call.route, permit)
 
-    def _decide(
-        self, call: Call[T], outcome: Outcome, so_far: SoFar, sent: Reading | None, terms: _Terms
-    ) -> Done[T] | Again | Requeue | Fail:
+    def _decide(self, sending: _Sending, outcome: Outcome, began: float, now: float) -> Decision:
         """Decide what follows an attempt, and keep what it told of the service's clock."""
+        call = sending.call
+        so_far = SoFar(
+            attempts=sending.attempts,
+            spent=sending.spent + now - began,
+            sent_at=sending.sent_at,
+            since=sending.since,
+            until=self._until(sending),
+            server_time=self._limiter.server_time(now),
+            was_sent=sending.was_sent,
+        )
         decision = retry.decide(call, outcome, so_far, self._retries, roll=random.random())  # noqa: S311
-        decision = self._given.checked(call, decision, so_far, getattr(terms.hooks, "name", None))
-        if sent is not None:
-            self._hear(outcome, decision, sent)
-            self._remember(call, decision, sent, terms.total)
+        decision = self._given.checked(call, decision, so_far, getattr(sending.hooks, "name", None))
+        if sending.sent is not None:
+            self._hear(outcome, decision, sending.sent)
+            self._remember(sending, decision, sending.sent)
         return decision
 
     def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:
@@ -362,19 +378,21 @@ class Pipeline:
         if isinstance(outcome, Answer) and (isinstance(decision, Done) or responses.service_error(outcome) is not None):
             self.time.hear(responses.fresh_date(outcome), sent)
 
-    def _until(self, call: Call[Any], since: Moment, total: float | None) -> Moment:
+    def _until(self, sending: _Sending) -> Moment:
         """Return a moment after which an attempt begins no run any more: a synchronous one may still be on its way."""
+        call, since = sending.call, sending.since
         if call.pays_for is None:
             return UNDATED
         until = self.time.moment()
         if call.timeout_kind is not TimeoutKind.RUN or until.latest is None or since.latest is None:
             return until
-        return attrs.evolve(until, latest=max(until.latest, since.latest + self._exchange.limit(call, total)))
+        return attrs.evolve(until, latest=max(until.latest, since.latest + self._exchange.limit(call, sending.total)))
 
-    def _remember(self, call: Call[Any], decision: object, sent: Reading, total: float | None) -> None:
+    def _remember(self, sending: _Sending, decision: object, sent: Reading) -> None:
         """Remember what was lost, so that it can be dated also by what is heard later."""
         if isinstance(decision, Fail) and isinstance(error := decision.error, SubmissionUnknownError):
-            lasts = self._exchange.limit(call, total) if call.timeout_kind is TimeoutKind.RUN else 0.0
+            is_run = sending.call.timeout_kind is TimeoutKind.RUN
+            lasts = self._exchange.limit(sending.call, sending.total) if is_run else 0.0
             until = read_clocks(anyio.current_time())
             self.recent.lose(
                 LostSubmit(target=error.target, sent_at=error.sent_at, since=sent, until=until, lasts=lasts)
