@@ -74,7 +74,7 @@ class AsyncKnouds:
         address, base_url = Secret.of(base_url), None  # a key may have got into it
         # Only these two load httpx and httpcore, which take as long to import as everything else together.
         from knouds_async._io.download import Downloads, Fetcher
-        from knouds_async._io.pool import Http
+        from knouds_async._io.pool import exchange_for
 
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
         key = config.api_key(given)
@@ -87,9 +87,8 @@ class AsyncKnouds:
         self._durations = _load_durations(durations)
 
         self._downloads = Downloads(media_hosts, url, Fetcher(http, ssl_context))
-        self._http = Http(http, url, ssl_context, max_connections)
-        exchange = self._http.exchange(url, key, timeouts)
-        self._pipeline = Pipeline(exchange, self._limiter, retries, connections=self._http.connections)
+        self._exchange = exchange_for(http, url, key, timeouts, ssl_context=ssl_context, connections=max_connections)
+        self._pipeline = Pipeline(self._exchange, self._limiter, retries)
         send, stats, server_time = self._pipeline.send, self._limiter.stats, self._limiter.server_time
         self._poller = Poller(send, polling, self._durations, stats, server_time)
 
@@ -182,7 +181,7 @@ class AsyncKnouds:
                 await self._pipeline.drain()
         finally:
             await self._downloads.aclose()
-            await self._http.aclose()
+            await self._exchange.aclose()
 
     async def __aenter__(self) -> AsyncKnouds:
         """Enter nothing that outlives a call: no task, no cancel scope."""

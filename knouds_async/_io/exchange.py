@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import os
 import socket
 import ssl
@@ -595,11 +596,14 @@ class Exchange:
         is_known: bool,
         proxy: str | None = None,
         is_lent: bool = True,
+        connections: float = math.inf,
     ) -> None:
         """Prepare what is the same in every request; `is_lent`: the client is the caller's, and what it adds is kept.
 
         `is_known`: whether the transport is one whose errors tell what was sent. `proxy`: its host, if there is one.
+        `connections`: how many attempts may be made at once.
         """
+        self.connections: Final = connections
         self._http = http
         self._httpx = own = httpx_of(http)
         self._is_lent = is_lent
@@ -639,6 +643,11 @@ class Exchange:
         except BaseException as stop:  # noqa: BLE001  (raised again)
             raise stop.with_traceback(None) from None
         return self._classify(error, trace, limit, part)
+
+    async def aclose(self) -> None:
+        """Close the HTTP client, unless it is the caller's."""
+        if not self._is_lent:
+            await self._http.aclose()
 
     def limit(self, call: Call[Any], total: float | None) -> float:
         """Return the seconds that an exchange may take in all."""

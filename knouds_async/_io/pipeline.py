@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -159,14 +158,12 @@ class _Sending:
 class Pipeline:
     """Sends calls, each by its turn, as often as is safe."""
 
-    def __init__(
-        self, exchange: Exchange, limiter: Limiter, retries: Retries, *, connections: float = math.inf
-    ) -> None:
-        """Send through `exchange`, in the order of `limiter`, again as `retries` allow, over so many `connections`."""
+    def __init__(self, exchange: Exchange, limiter: Limiter, retries: Retries) -> None:
+        """Send through `exchange`, in the order of `limiter`, again as `retries` allow."""
         self._exchange = exchange
         self._limiter = limiter
         self._retries = retries
-        self._connections = FIFOLimiter(connections)
+        self._connections = FIFOLimiter(exchange.connections)
         self._home = HomeLoop()
         self.time: Final = ServiceTime()
         self.recent: Final = RecentRuns()

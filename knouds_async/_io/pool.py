@@ -206,38 +206,33 @@ def check_context(given: object) -> None:
 responses.converter()  # what reads answers is loaded before there are any
 
 
-class Http:
-    """What the calls of one AsyncKnouds go through: an HTTP client of our own, or the caller's.
+def exchange_for(
+    lent: httpx.AsyncClient | None,
+    base_url: str,
+    key: Secret,
+    timeouts: Timeouts,
+    *,
+    ssl_context: ssl.SSLContext | None,
+    connections: int,
+) -> Exchange:
+    """Return what sends calls, through the client that is lent or through one of our own.
 
-    `connections`: how many calls may be on the way at once: what a lent client allows, where that can be seen.
+    `connections`: how many calls may be in flight at once; a lent client allows what it allows, where that can be seen.
     """
-
-    def __init__(
-        self, http: httpx.AsyncClient | None, base_url: str, ssl_context: ssl.SSLContext | None, connections: int
-    ) -> None:
-        """Use the client that is lent, or build one that suits."""
-        check_context(ssl_context)
-        self._is_lent = http is not None
-        self._client = own_client(base_url, ssl_context=ssl_context, connections=connections) if http is None else http
-        self.connections = connections if http is None else connection_limit(http, connections)
-
-    def exchange(self, base_url: str, key: Secret, timeouts: Timeouts) -> Exchange:
-        """Make what sends calls through it, one attempt at a time."""
-        return Exchange(
-            self._client,
-            base_url=base_url,
-            key=key,
-            timeouts=timeouts,
-            agent=f"knouds-async/{__version__}",
-            is_known=tells_what_was_sent(self._client),
-            proxy=None if self._is_lent else host_of_proxy(base_url),
-            is_lent=self._is_lent,
-        )
-
-    async def aclose(self) -> None:
-        """Close the client, unless it is the caller's."""
-        if not self._is_lent:
-            await self._client.aclose()
+    check_context(ssl_context)
+    is_lent = lent is not None
+    http = lent if lent is not None else own_client(base_url, ssl_context=ssl_context, connections=connections)
+    return Exchange(
+        http,
+        base_url=base_url,
+        key=key,
+        timeouts=timeouts,
+        agent=f"knouds-async/{__version__}",
+        is_known=not is_lent or is_stock(http),
+        proxy=None if is_lent else host_of_proxy(base_url),
+        is_lent=is_lent,
+        connections=connection_limit(http, connections) if is_lent else connections,
+    )
 
 
 class _NoCookies(httpx.Cookies):
@@ -270,11 +265,6 @@ def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections
     proxy = None if named is None else Proxy.of(named)
     transport = PooledTransport(ssl_context=verify, proxy=proxy, limit=connections)
     return _OwnClient(transport=transport, trust_env=False, follow_redirects=False)
-
-
-def tells_what_was_sent(http: httpx.AsyncClient) -> bool:
-    """Return whether the errors of a client's transports can be trusted: ours, or exactly httpx's own."""
-    return type(getattr(http, "_transport", None)) is PooledTransport or is_stock(http)
 
 
 _SOCKS: Final = ("socks5", "socks5h")

@@ -63,9 +63,10 @@ async def make_pipeline() -> AsyncIterator[MakePipeline]:
                 timeouts=options.get("timeouts", Timeouts()),
                 agent="test",
                 is_known=True,
+                connections=connections,
             )
             limiter = options.get("limiter") or Limiter(emulator.tier)
-            return Pipeline(exchange, limiter, options.get("retries", ONCE), connections=connections)
+            return Pipeline(exchange, limiter, options.get("retries", ONCE))
 
         yield make
 

@@ -329,7 +329,7 @@ async def test_no_cookie_of_the_service_is_kept() -> None:
         async with AsyncKnouds(CANARY, base_url=BASE) as knouds:
             await knouds.whoami()
             await knouds.whoami()
-            assert not knouds._http._client.cookies
+            assert not knouds._exchange._http.cookies
         assert all("cookie" not in call.request.headers for call in router.calls)
 
 
@@ -338,7 +338,7 @@ async def test_a_client_that_is_closed_sends_nothing_for_certain(*, is_lent: boo
     """httpx refuses with a RuntimeError then, which by itself would prove nothing."""
     http = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: httpx.Response(200))) if is_lent else None
     knouds = AsyncKnouds(CANARY, base_url=BASE, http_client=http, retries=Retries(attempts=1))
-    await knouds._http._client.aclose()
+    await knouds._exchange._http.aclose()
     with pytest.raises(ConnectionFailedError, match="closed") as caught:
         await knouds.workflows.submit("a", {})
     assert not caught.value.may_have_run
