@@ -21,7 +21,7 @@ from knouds_async.errors import WrongEventLoopError
 
 _ADVICE: Final = (
     "its connections live there. Build one client per event loop (e.g. inside the function that asyncio.run runs). "
-    "Runs that are out can be attached in the new client: knouds.executions.attach(execution)"
+    "Runs in progress can be attached in the new client: knouds.executions.attach(execution)"
 )
 
 
@@ -35,14 +35,14 @@ def spawn(
 
     An asyncio task or a trio system task: both outlive the caller and end with the loop. `work` must not raise.
     The task is also created from within (a copy of) `context`: tracing tools read the context that creates a task.
-    `ended` is called once an asyncio task is over: the end of the loop may keep it from its very first step.
+    `ended` is called once an asyncio task has finished: the end of the loop may keep it from its very first step.
     """
     outside = context.copy()  # an eager task enters `context` itself while it is created
     if _in_trio():
         import trio
 
         return outside.run(lambda: trio.lowlevel.spawn_system_task(work, context=context))
-    import asyncio  # whoever has a loop has loaded it
+    import asyncio  # it is loaded where there is a loop
 
     loop = asyncio.get_running_loop()
     task = outside.run(lambda: loop.create_task(work(), context=context))
@@ -215,7 +215,7 @@ class _ThreadJob(Generic[T]):
         except BaseException as error:  # noqa: BLE001  (raised again, in the caller)
             self.error = error
         finally:
-            with suppress(RuntimeError):  # the event loop is over: nobody waits there any more
+            with suppress(RuntimeError):  # the event loop has ended: nobody waits there any more
                 self._call_in_loop(self.is_over.set)
 
 

@@ -1,8 +1,8 @@
 """One attempt of a call over HTTP: answered, garbled, not sent, or sent and unanswered; it never raises.
 
 It goes through `AsyncClient.send`, of our own client or of the caller's. httpx and its fork httpx2 have the same names;
-a request, a URL or an error of the one is none to the other. Neither is imported here: whoever has a client has loaded
-its module.
+a request, a URL or an error of the one is none to the other. Neither is imported here: where there is a client, its
+module is loaded.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ class _Body:
             self._write(chunk)
             return
         self._zipped += len(chunk)
-        if self._zipped > self._most + _STEP:  # a gzip stream may go on for ever without inflating to anything
+        if self._zipped > self._most + _STEP:  # a gzip stream may be endless without inflating to anything
             raise UnreadableBody(f"is a gzip stream of more than {self._most} bytes")
         while chunk:
             try:
@@ -294,7 +294,7 @@ class _Body:
             except zlib.error:
                 raise UnreadableBody("is a damaged gzip stream") from None
             if self._inflate.unused_data:
-                raise UnreadableBody("goes on after the end of its gzip stream")
+                raise UnreadableBody("continues after the end of its gzip stream")
             self._write(piece)
             chunk = self._inflate.unconsumed_tail
 
@@ -388,7 +388,7 @@ def _marking(kind: Any, names: tuple[str, ...]) -> Any:
 _ENCODING: Final = "content-encoding"
 _READ: Final = {name.encode(): name for name in (*responses.READ, _ENCODING)}
 _OF_LIMIT: Final = 0.9
-_ADDRESSES: Final = 1024  # a URL is looked at again and again while its run lasts, and costs much to parse
+_ADDRESSES: Final = 1024  # a URL is requested again and again while its run lasts, and costs much to parse
 
 
 def _headers_of(response: httpx.Response) -> dict[str, str]:
@@ -667,7 +667,7 @@ class Exchange:
             self._apart.release(give_back)
 
     async def _bounded(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome | None:
-        """Perform it within `limit` seconds, None when they are over; a pool that no cancellation may reach is left."""
+        """Perform it within `limit` seconds, else return None; a pool that no cancellation may reach is left."""
         if self._apart is not None:
             return await self._apart.run(lambda: self._perform(call, trace, limit, part), trace, limit)
         with anyio.move_on_after(limit):
@@ -704,7 +704,7 @@ class Exchange:
         is_paid, waits = call.pays_for is not None, self._waits
         if is_paid:  # it may take as long as it is allowed to in all
             waits = {**waits, "read": max(waits["read"], limit)}
-        if self._is_lent:  # a pool that has no connection says so before the time is over in all
+        if self._is_lent:  # a pool that has no connection says so before the whole time has passed
             waits = {**waits, "pool": min(waits["pool"], limit * _OF_LIMIT)}
         request.extensions = {"timeout": waits, "trace": trace, "knouds.fresh": is_paid}
         if self._is_lent:
@@ -719,7 +719,7 @@ class Exchange:
             lines.append((b"Content-Length", b"%d" % len(call.body or b"")))
         stream = self._body(call.body or b"")
         request: httpx.Request = self._httpx.Request(call.method, self._url(call.path), headers=lines, stream=stream)
-        request.read()  # so that whoever looks at the request finds its body
+        request.read()  # so that hooks and tools find its body
         return request
 
     def _lent_request(self, call: Call[Any]) -> httpx.Request:
@@ -744,7 +744,7 @@ class Exchange:
 
     def _words(self, error: Exception) -> str:
         """Name an error in words that cannot hold the key."""
-        text = self._mask.text(str(error)).rstrip(". ")  # the sentence goes on
+        text = self._mask.text(str(error)).rstrip(". ")  # the sentence continues
         if why := self._mask.text(causes_of(error)):
             text = f"{text} ({why})" if text else why
         return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -55,15 +55,15 @@ class SendHooks(Protocol):
     """Who writes down what a paid request does; what it raises, `send` raises. `name`, if any: whose it is."""
 
     async def before_send(self, sent_at: datetime) -> Reading | Withheld | None:
-        """Be told of an attempt before its first byte leaves; what this raises keeps it from leaving.
+        """Record an attempt before its first byte leaves; what this raises keeps it from leaving.
 
-        Return when what allows it was written down: 30 s later it must not leave any more, and is told anew. WITHHELD
+        Return when what allows it was written down: 30 s later it must not leave, and this is called again. WITHHELD
         keeps it from leaving, too: `send` then returns None.
         """
         ...
 
     async def after_attempt(self, decision: Decision) -> None:
-        """Be told what became of an attempt, before the caller is and whatever happened to the caller."""
+        """Record what became of an attempt, before the caller learns it and whatever happened to the caller."""
         ...
 
 
@@ -123,7 +123,7 @@ def _log(call: Call[Any], decision: Decision, sent_at: datetime) -> None:
 
 T = TypeVar("T")
 
-_STALE: Final = 1.0  # seconds: a turn that waited longer for its connection may belong to a window that is over
+_STALE: Final = 1.0  # seconds: a turn that waited longer for its connection may belong to a window that has ended
 
 
 class Send(Protocol):
@@ -408,7 +408,7 @@ class Pipeline:
     def _check_open(self) -> None:
         if self._is_closed:
             raise ClientClosedError(
-                "this AsyncKnouds is closed: build a new one; runs that are out can be attached there"
+                "this AsyncKnouds is closed: build a new one; runs in progress can be attached there"
             )
         self._home.enter()
 

@@ -399,7 +399,7 @@ _KEEPALIVE: Final = 60
 _PROBES: Final = {"TCP_KEEPIDLE": _KEEPALIVE, "TCP_KEEPALIVE": _KEEPALIVE, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 _UNDELIVERED: Final = 30_000
 """Milliseconds after which the system gives up what the other end has not acknowledged."""
-_DELIVERED: Final = 5.0  # seconds of silence between looks whether all was acknowledged
+_DELIVERED: Final = 5.0  # seconds of silence after which it is checked whether all was acknowledged
 _USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 _LINGER: Final = "hh" if sys.platform == "win32" else "ii"
 _EXTRAS: Final = {

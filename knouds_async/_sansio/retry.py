@@ -20,8 +20,8 @@ refused with 429. Source of the rows: contract 6 and 7.
 Whose answer it is decides: "own JSON" is `{"error": <text>, ...}`, and a 429 whose body was cut short is the service's
 own also by its X-RateLimit headers. A page of a proxy, firewall, CDN or login proves nothing of a paid run, for nobody
 knows what was passed on before, and a read is repeated. So is what answers another question: the body of another run is
-no answer to a look, and that of a look no receipt. 400 to 404 are the refusals of a run that contract 7 names; a status
-that it does not name (409, 418, 460) proves nothing either, whoever says it.
+no answer to a poll, and that of a poll no receipt. 400 to 404 are the refusals of a run that contract 7 names; a status
+that it does not name (409, 418, 460) proves nothing either, whatever says it.
 
 "Again" ends after `Retries` in the error that the next column names. A DELETE that finds nothing (404) the second time
 is done. EXECUTION_FAILED is the end of a synchronous run (ExecutionFailedError); in answer to a submit it is a
@@ -221,7 +221,7 @@ class NotSent:
 class Unanswered:
     """The request left, or may have left, and no answer came; `seen` says what came instead.
 
-    `part`: what came of a body until the time was over.
+    `part`: what came of a body until the time had passed.
     """
 
     seen: str
@@ -247,7 +247,7 @@ Outcome: TypeAlias = Answer | NotSent | Unanswered | Garbled
 
 @attrs.frozen
 class Done(Generic[T]):
-    """The call is over, with its value."""
+    """The call has ended with its value."""
 
     value: T
 
@@ -266,7 +266,7 @@ class Requeue:
 
 @attrs.frozen
 class Fail:
-    """The call is over, with an error."""
+    """The call has ended with an error."""
 
     error: KnoudsError
 

@@ -33,12 +33,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knouds_async import AsyncKnouds, ConnectionFailedError, NotRun, Retries
-from knouds_async._io.exchange import SentTrace, UnreadableBody, causes_of, read_body
+from knouds_async._io.exchange import Exchange, SentTrace, UnreadableBody, causes_of, is_stock, read_body
 from knouds_async._io.pool import PooledTransport, Proxy
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
-from knouds_async.config import Timeouts
+from knouds_async.config import Secret, Timeouts
 from knouds_async.types import Target
 from tests.io.scripted import (
     KEY,
@@ -1007,3 +1007,33 @@ async def test_an_authority_that_is_named_is_believed(counting_server: CountingS
         with pytest.raises(Exception, match="GET /api/whoami") as caught:
             await knouds.whoami()
     assert not getattr(caught.value, "is_lasting", False)
+
+
+def test_whose_errors_show_what_was_sent() -> None:
+    """Of clients that are lent, exactly httpx's own transports are trusted; any other, a subclass or a mount is not."""
+
+    class Subclass(httpx.AsyncHTTPTransport):
+        pass
+
+    mock = httpx.MockTransport(lambda request: httpx.Response(200))
+    assert is_stock(httpx.AsyncClient(transport=httpx.AsyncHTTPTransport()))
+    assert not is_stock(httpx.AsyncClient(transport=mock))
+    assert not is_stock(httpx.AsyncClient(transport=Subclass()))
+    assert not is_stock(httpx.AsyncClient(mounts={"https://": mock}))
+
+
+@pytest.mark.parametrize("is_lent", [False, True])
+async def test_only_a_client_of_our_own_is_closed(is_lent: bool) -> None:
+    """A client that is lent stays open for its owner."""
+    async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as http:
+        exchange = Exchange(
+            http,
+            base_url="https://knouds.test",
+            key=Secret(KEY),
+            timeouts=Timeouts(),
+            agent="test",
+            is_known=False,
+            is_lent=is_lent,
+        )
+        await exchange.aclose()
+        assert http.is_closed is not is_lent

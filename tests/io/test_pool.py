@@ -30,7 +30,7 @@ from anyio.streams.tls import TLSListener
 import knouds_async
 from knouds_async import AsyncKnouds, Completed, ConfigurationError, ConnectionFailedError, Outcome, Retries
 from knouds_async._io import pool as ours
-from knouds_async._io.exchange import SentTrace, is_stock
+from knouds_async._io.exchange import SentTrace
 from knouds_async._io.pool import PooledTransport, Stream, is_bypassed, own_client, proxy_for
 from knouds_async._io.pool import Proxy as ProxyAddress
 from knouds_async._sansio import endpoints
@@ -311,19 +311,6 @@ def test_redirects_and_the_environment_are_off() -> None:
     client = own_client("https://knouds.ai", ssl_context=None, connections=1)
     assert not client.follow_redirects
     assert not client.trust_env
-
-
-def test_whose_errors_show_what_was_sent() -> None:
-    """Of clients that are lent, exactly httpx's own transports are trusted; any other, a subclass or a mount is not."""
-
-    class Subclass(httpx.AsyncHTTPTransport):
-        pass
-
-    mock = httpx.MockTransport(lambda request: httpx.Response(200))
-    assert is_stock(httpx.AsyncClient(transport=httpx.AsyncHTTPTransport()))
-    assert not is_stock(httpx.AsyncClient(transport=mock))
-    assert not is_stock(httpx.AsyncClient(transport=Subclass()))
-    assert not is_stock(httpx.AsyncClient(mounts={"https://": mock}))
 
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the options and the reset are looked at as Linux has them")
