@@ -296,3 +296,20 @@ def test_a_client_remembers_the_runs_it_began() -> None:
     assert len(recent.of(MINE)) == 999
     assert recent.of(Target("models", "mine")) == (KnownRun(request_id="m-1"),)
     assert recent.of(MINE)[-1] == KnownRun(request_id="r-1099", begun_by=AT + 1099)
+
+
+def test_rows_that_vanish_while_they_are_read_prove_nothing() -> None:
+    """A page that should repeat the last row and is empty does not join, whatever total it has."""
+    run = KnownRun(request_id="control", begun_by=AT - 10)
+    newest = (row(3, -5, workflow_slug="another"), row(2, -10, request_id="control"))
+    search = Search(wanted=attrs.evolve(WANTED, known=(run,))).take(UsagePage(rows=newest, total=4))
+    assert search.next_offset == 1
+    assert not search.take(UsagePage(rows=(), total=1)).result(at(3600)).is_certainly_none
+    whole = UsagePage(rows=newest[1:], total=2)
+    assert search.take(whole).result(at(3600)).is_certainly_none
+
+
+def test_a_known_run_without_a_date_asks_for_no_row() -> None:
+    """When it began is not known, so neither is whether its row is due."""
+    undated = attrs.evolve(WANTED, known=(*KNOWN, KnownRun(request_id="undated")))
+    assert found(undated, []).is_certainly_none

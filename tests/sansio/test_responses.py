@@ -817,3 +817,27 @@ def test_headers_are_masked_one_by_one() -> None:
     clean = {"date": "Sun, 29 Nov 2026 20:00:00 GMT", "server": "x"}
     assert mask.headers(clean) is clean
     assert mask.headers({**clean, "location": "/?key=knouds%5Flive_canary"}) == {**clean, "location": "/?key=***"}
+
+
+OWN_REFUSAL = {"error": "Rate limit exceeded", "code": "RATE_LIMIT_EXCEEDED"}
+WITH_QUOTA = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "0"}
+AS_JSON = {"content-type": "application/json; charset=utf-8"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "is_cut", "is_own"),
+    [
+        pytest.param({}, json.dumps(OWN_REFUSAL), False, True, id="its JSON"),
+        pytest.param(WITH_QUOTA | AS_JSON, "slow down", False, False, id="another body, whole"),
+        pytest.param(WITH_QUOTA | AS_JSON, '{"err', True, True, id="cut JSON with a quota"),
+        pytest.param(WITH_QUOTA, "", True, True, id="cut before any type"),
+        pytest.param(WITH_QUOTA | {"content-type": "text/html"}, "<ht", True, False, id="a cut page"),
+        pytest.param(AS_JSON, '{"err', True, False, id="cut JSON without a quota"),
+        pytest.param({"x-ratelimit-limit": "100"} | AS_JSON, '{"err', True, False, id="cut JSON with half a quota"),
+    ],
+)
+def test_a_429_is_the_service_s_own_by_its_body_or_where_cut_by_its_quota(
+    headers: dict[str, str], body: str, is_cut: bool, is_own: bool
+) -> None:
+    """A gateway's refusal proves nothing of a submit, whatever headers it has (contract 6)."""
+    assert responses.is_own_refusal(Answer(429, headers, body.encode()), is_cut=is_cut) is is_own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 import attrs
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from knouds_async import errors
 from knouds_async._sansio import endpoints, responses, retry
+from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import (
@@ -988,3 +989,23 @@ def test_submits_outside_of_batches_pass() -> None:
     given, receipt = Given(), Done(Submitted(execution_id="run-1"))
     for _ in range(3):
         assert given.checked(SUBMIT_A, receipt, SO_FAR, None) is receipt
+
+
+UNKNOWN_MOMENT = Moment(wall=0.0)
+KNOWN_MOMENT = Moment(wall=0.0, earliest=SENT_AT.timestamp() - 2, latest=SENT_AT.timestamp() + 2, known="heard")
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "is_dated"),
+    [(KNOWN_MOMENT, KNOWN_MOMENT, True), (KNOWN_MOMENT, UNKNOWN_MOMENT, False), (UNKNOWN_MOMENT, KNOWN_MOMENT, False)],
+    ids=["both", "no end", "no beginning"],
+)
+def test_an_unknown_submit_is_dated_only_between_two_known_moments(
+    since: Moment, until: Moment, is_dated: bool
+) -> None:
+    """With one bound alone the search of usage rows would prove too much."""
+    so_far = SoFar(attempts=1, spent=1.0, sent_at=SENT_AT, since=since, until=until)
+    error = retry.unknown(endpoints.submit(WORKFLOW, {}), "the answer was lost", so_far)
+    dates = (SENT_AT - timedelta(seconds=2), SENT_AT + timedelta(seconds=2)) if is_dated else (None, None)
+    assert (error.sent_after, error.sent_before) == dates
+    assert error.sent_at == SENT_AT
