@@ -37,7 +37,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say at the end of a run without the slow tests that they were left out, and how to run them."""
+    """Print at the end of a run without the slow tests that they were left out, and how to run them."""
     if config.option.markexpr == "not slow" and not config.option.collectonly:
         terminalreporter.section("left out")
         terminalreporter.write_line(

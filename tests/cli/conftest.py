@@ -65,7 +65,7 @@ def environment(**given: str) -> dict[str, str]:
 
 
 def hurried(args: Sequence[str]) -> list[str]:
-    """Say to a command that waits that runs are short, since it cannot know and would poll late."""
+    """Add to a command that waits that runs are short, since it cannot know and would poll late."""
     expected = ["--expected", "0.1"] if args[:1] in (("run",), ("batch",)) and "--expected" not in args else []
     return [*args[:1], *expected, *args[1:]]
 
@@ -115,7 +115,7 @@ def _as_environment(env: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _as_stdin(given: str | Path | int) -> Iterator[None]:
-    """Have both `sys.stdin` and its file descriptor, which a batch reads, give this."""
+    """Replace both `sys.stdin` and its file descriptor, which a batch reads."""
     before, ours = sys.stdin, os.dup(0)
     match given:
         case str():

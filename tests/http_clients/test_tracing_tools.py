@@ -31,7 +31,7 @@ def kept() -> Any:
 
 @pytest.fixture
 def spans(kept: Any) -> Iterator[Any]:
-    """Have OpenTelemetry see all of httpx, and give where its spans are kept."""
+    """Let OpenTelemetry see all of httpx, and return where its spans are kept."""
     instrumentor = pytest.importorskip("opentelemetry.instrumentation.httpx").HTTPXClientInstrumentor()
     instrumentor.instrument(tracer_provider=kept.provider)
     yield kept

@@ -702,7 +702,7 @@ def _on_trio(main: Main, presses: Sequence[float]) -> None:
 
 @pytest.fixture
 def heeds_ctrl_c() -> Iterator[None]:
-    """Have Ctrl-C raise, as in a terminal: a program that is started in the background ignores it."""
+    """Make Ctrl-C raise, as in a terminal: a program that is started in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -422,7 +422,7 @@ class Spending:
         self.passing = [(real, entry.reserved or 0.0) for entry, real in self.in_flight]
 
     def end(self, number: int, *, is_told: bool) -> None:
-        """Have a run end."""
+        """Finish a run."""
         entry, cost = self.in_flight.pop(number % len(self.in_flight))
         status: Any = "completed" if is_told else "failed"
         after = advance(entry, Ended(Ending(status=status, cost=cost if is_told else None)))

@@ -206,7 +206,7 @@ def restored(window: WindowLimiter, now: float) -> WindowLimiter | None:
 
 
 def release(window: WindowLimiter, permit: Permit) -> WindowLimiter:
-    """Give a permit back."""
+    """Return a permit."""
     window = window.copy()
     window.release(permit)
     return window

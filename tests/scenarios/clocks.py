@@ -78,7 +78,7 @@ def readers(machine: Machine) -> dict[str, Callable[..., Any]]:
 
 
 def install(machine: Machine) -> None:
-    """Have this process read the machine's clocks for good; to be called before the library is imported."""
+    """Make this process read the machine's clocks for good; to be called before the library is imported."""
     for name, reader in readers(machine).items():
         setattr(time, name, reader)
     dt.datetime = stand_in(machine)  # type: ignore[misc]
@@ -86,7 +86,7 @@ def install(machine: Machine) -> None:
 
 @contextmanager
 def installed(machine: Machine) -> Iterator[None]:
-    """Have this process read the machine's clocks while the block runs; the library is imported already."""
+    """Make this process read the machine's clocks while the block runs; the library is imported already."""
     before = {name: getattr(time, name) for name in readers(machine)}
     there = stand_in(machine)
     users = [module for name, module in sys.modules.items() if name.startswith(_MODULES)]

@@ -226,7 +226,7 @@ class History:
         ledger._database.close()
 
     def _meet_stranger(self) -> None:
-        """Have somebody else run the same workflow with the same account."""
+        """Run the same workflow with the same account as another program would."""
         body = json.dumps({"inputs": {"product_name": STRANGER}}).encode()
         key = self.main.emulator.api_key
         self.main.emulator.faults.clear()

@@ -184,7 +184,7 @@ class Mortal:
         return self.gate.is_dead
 
     def stop(self) -> None:
-        """Have it submit nothing more."""
+        """Stop its submitting."""
         if self.batch is not None:
             self.is_stopped = True
             self.batch.stop()

@@ -83,7 +83,7 @@ class ProcessHistory(History):
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:
-        """Have the services on ports of their own while the block runs."""
+        """Serve the services on ports of their own while the block runs."""
         self.clocks.move(wall=self.main.emulator.epoch + self.skew - self.clocks.wall())
         async with AsyncExitStack() as stack:
             stack.callback(self.clocks.close)

@@ -63,7 +63,7 @@ class OddService:
         return self._outwards(self.emulator.deliver(request, at + self.ahead))
 
     def resume(self, later: Later, now: float) -> Outcome:
-        """Ask again for an answer."""
+        """Request an answer again."""
         return self._outwards(self.emulator.resume(later, now + self.ahead))
 
     def settle(self, now: float) -> None:

@@ -194,7 +194,7 @@ def stuck(body: dict[str, Any]) -> None:
 
 
 def all_finished(body: dict[str, Any]) -> None:
-    """Say of every run that it has finished."""
+    """Report every run as finished."""
     for row in body["rows"]:
         row["status"] = "completed"
 

@@ -55,7 +55,7 @@ class Service:
         return answer.json()
 
     def poll(self, execution_id: str) -> Any:
-        """Look at a run."""
+        """Poll a run."""
         return self(f"GET /api/executions/{execution_id}").json()
 
     def end(self, execution_id: str, how: str = "finish") -> None:

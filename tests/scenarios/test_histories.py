@@ -36,7 +36,7 @@ def happen(seed: int, chosen: frozenset[str], path: Path, kind: type[VirtualHist
 
 @contextmanager
 def deterministic(seed: int) -> Iterator[None]:
-    """Have the library's dice and trio's order of tasks be those of the seed."""
+    """Seed the library's random numbers and trio's order of tasks."""
     before = random.getstate(), scheduler._r.getstate()
     random.seed(seed)
     scheduler._r.seed(seed)

@@ -43,7 +43,7 @@ class Asker:
         return str(answer["executionId"])
 
     def poll(self, execution_id: str, *, now: float) -> Any:
-        """Look at a run."""
+        """Poll a run."""
         return self.json(f"GET /api/executions/{execution_id}", now=now)
 
 
