@@ -3,7 +3,7 @@
 Reads the key from $KNOUDS_KEY and the port from $PORT (8080). Run it with `python examples/aiohttp_app.py`.
 With $KNOUDS_WEBHOOK_SECRET it receives deliveries at /webhooks/knouds, and seldom needs to poll.
 
-Whoever has an id can see the run. Before you make this public, store to whom each id belongs and check it.
+Anyone who has an id can see the run. Before you make this public, store to whom each id belongs and check it.
 """
 
 import asyncio

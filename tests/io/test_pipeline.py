@@ -258,7 +258,7 @@ async def test_hooks_are_called_before_and_after(emulator: Emulator) -> None:
 
 
 async def test_what_cannot_be_noted_does_not_leave(emulator: Emulator) -> None:
-    """A witness that fails before the request keeps it from leaving, and its turn goes to another."""
+    """A hook that fails before the request keeps it from being sent, and its slot goes to another."""
     sender = pipeline(Emulator(tier="pro", limit=1))
     with pytest.raises(KnoudsError, match="nothing can be written"):
         await sender.send(CALL, hooks=Notes(emulator, fails="leaving"))

@@ -81,7 +81,7 @@ def _resolved(value: dict[str, Any]) -> dict[str, Any]:
 
 
 @attrs.define(kw_only=True, eq=False, repr=False, slots=False)
-class Witness(Emulator):
+class ObservedEmulator(Emulator):
     """An emulator that keeps every request as it came in."""
 
     seen: list[Sent] = attrs.field(init=False, factory=list[Sent])
@@ -142,22 +142,25 @@ async def _use_workflows(knouds: AsyncKnouds) -> None:
 
 async def test_every_request_of_the_client_is_as_described() -> None:
     """Each method sends what the description has: path, query, body and key; together they use every endpoint."""
-    witness = Witness(tier="business", duration=10.0)
+    service = ObservedEmulator(tier="business", duration=10.0)
     async with (
-        httpx.AsyncClient(transport=EmulatorTransport(witness)) as http,
-        AsyncKnouds(witness.api_key, base_url=BASE, http_client=http) as knouds,
+        httpx.AsyncClient(transport=EmulatorTransport(service)) as http,
+        AsyncKnouds(service.api_key, base_url=BASE, http_client=http) as knouds,
     ):
         await _use_everything(knouds)
-    assert witness.rows() == EVERY_ROW
+    assert service.rows() == EVERY_ROW
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_so_it_is_on_the_wire() -> None:
     """The client's own way of sending says the same."""
-    witness = Witness(tier="business", duration=0.05)
-    async with serve(witness) as url, AsyncKnouds(witness.api_key, base_url=url, polling=Polling.every(0.2)) as knouds:
+    service = ObservedEmulator(tier="business", duration=0.05)
+    async with (
+        serve(service) as url,
+        AsyncKnouds(service.api_key, base_url=url, polling=Polling.every(0.2)) as knouds,
+    ):
         await _use_everything(knouds)
-    assert witness.rows() == EVERY_ROW
+    assert service.rows() == EVERY_ROW
 
 
 async def test_a_workflow_is_written_back_as_described(knouds: AsyncKnouds) -> None:
