@@ -342,22 +342,23 @@ class WebhookReceiver:
     async def take(self, chunks: AsyncIterable[bytes], signature: str | bytes | None) -> int:
         """Read a delivery, take its event, and return the HTTP status to answer with.
 
-        At most 1 MiB is read, for 30 s at most. 200: taken, or taken before; 400, 401, 413: refused. What the handler
-        raises passes through, to be answered with 500. Cancelled: the event counts as not taken.
+        At most 1 MiB is read, for 30 s at most. 200: taken, or taken before; 400, 401, 413: refused, which one WARNING
+        in the log explains. What the handler raises passes through, to be answered with 500. Cancelled: the event
+        counts as not taken.
         """
         body = bytearray()
         with anyio.move_on_after(_READ_TIMEOUT) as reading:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > MAX_BODY:
-                    return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+                    return _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _MESSAGES[WebhookFault.BODY_TOO_LARGE])
         if reading.cancelled_caught:
-            return HTTPStatus.BAD_REQUEST
+            return _refuse(HTTPStatus.BAD_REQUEST, f"its body was not complete after {_READ_TIMEOUT:g} s")
         try:
             event = self._verify(bytes(body), signature)
-        except WebhookVerificationError as refused:
-            logger.info("a webhook delivery was refused: %s", refused.reason)
-            return _ANSWERS.get(refused.reason, HTTPStatus.BAD_REQUEST)
+        except WebhookVerificationError as error:
+            why = str(error) if body or not signature else "its body is empty. Check that no middleware has consumed it"
+            return _refuse(_ANSWERS.get(error.reason, HTTPStatus.BAD_REQUEST), why)
         await self.accept(event)
         return HTTPStatus.OK
 
@@ -412,8 +413,17 @@ class WebhookReceiver:
 
     @property
     def asgi(self) -> ASGIReceiver:
-        """The receiver as an ASGI app that takes deliveries on any path: pass it to a server, or mount it."""
+        """The receiver as an ASGI app that takes deliveries on any path, to be passed to a server.
+
+        In a Starlette or FastAPI app use `knouds_async.webhooks.fastapi.router` instead: a mount redirects deliveries
+        to a URL without a slash at its end, and a redirect is no answer that the service takes.
+        """
         return ASGIReceiver(self.take)
+
+
+def _refuse(status: HTTPStatus, why: str) -> HTTPStatus:
+    logger.warning("a webhook delivery was refused with %d: %s", status, why)
+    return status
 
 
 def _verifier(keys: tuple[bytes, ...], tolerance: float) -> Callable[[bytes, str | bytes | None], WebhookEvent]:

@@ -378,8 +378,8 @@ async def test_events_of_no_run_are_handed_on(sender: Any) -> None:
     assert len(diary.events) == 2
 
 
-async def test_refusals_say_nothing_but_their_status(sender: Any, end: End) -> None:
-    """Forged and expired are 401, no header and no event 400; the handler learns of none."""
+async def test_refusals_say_nothing_but_their_status(sender: Any, end: End, caplog: pytest.LogCaptureFixture) -> None:
+    """Forged and expired are 401, no header and no event 400; the handler learns of none, the log of each."""
     diary = Diary()
     send = sender(handler=diary)
     assert await send(end("a"), secret="whsec_of_somebody_else") == 401
@@ -389,9 +389,11 @@ async def test_refusals_say_nothing_but_their_status(sender: Any, end: End) -> N
     for header in (None, "", "nonsense", "t=1", "\ud800"):
         assert await send.receiver.take(_parts(b"{}"), header) == 400
     assert diary.events == []
+    assert len(caplog.records) == 9
+    assert all(record.message.startswith("a webhook delivery was refused with 40") for record in caplog.records)
 
 
-async def test_reads_no_more_than_one_mebibyte() -> None:
+async def test_reads_no_more_than_one_mebibyte(caplog: pytest.LogCaptureFixture) -> None:
     """An endless body is 413 after 1 MiB and one chunk, before anything is verified."""
     given = 0
 
@@ -405,9 +407,10 @@ async def test_reads_no_more_than_one_mebibyte() -> None:
     assert await WebhookReceiver(SECRET).take(body, "t=1,v1=0") == 413
     await body.aclose()  # type: ignore[attr-defined]
     assert given == 1024 * 1024 + 65_536
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-async def test_a_body_that_drips_is_given_up() -> None:
+async def test_a_body_that_drips_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     """A sender that takes longer than thirty seconds is answered 400."""
 
     async def dripping() -> AsyncIterator[bytes]:
@@ -418,6 +421,9 @@ async def test_a_body_that_drips_is_given_up() -> None:
     body, began = dripping(), anyio.current_time()
     assert await WebhookReceiver(SECRET).take(body, "t=1,v1=0") == 400
     assert anyio.current_time() - began < 31
+    assert [record.message for record in caplog.records] == [
+        "a webhook delivery was refused with 400: its body was not complete after 30 s"
+    ]
     await body.aclose()  # type: ignore[attr-defined]
 
 
