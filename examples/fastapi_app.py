@@ -1,44 +1,26 @@
 """A FastAPI app that submits runs, reports and streams their status, and waits for their results.
 
-Reads the key from $KNOUDS_KEY. Run it with `uvicorn fastapi_app:app --app-dir examples --timeout-graceful-shutdown 10`.
+Reads the key from $KNOUDS_KEY. Run it with `uvicorn fastapi_app:app --app-dir examples`.
 With $KNOUDS_WEBHOOK_SECRET it receives deliveries at /webhooks/knouds, and seldom needs to poll.
 
 Anyone who has an id can see the run. Before you make this public, store to whom each id belongs and check it.
 """
 
-import asyncio
-import json
-import logging
 import os
-import signal
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from types import FrameType
-from typing import Annotated, Literal, TypedDict
+from functools import partial
+from typing import Annotated, Literal
 
-from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import FastAPI, Query, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from knouds_async import (
-    AsyncKnouds,
-    ClientClosedError,
-    ExecutionState,
-    InvalidArgumentError,
-    InvalidInputsError,
-    KnoudsError,
-    NotFoundError,
-    WaitTimeoutError,
-)
+from knouds_async import KnoudsError, WaitTimeoutError
+from knouds_async.fastapi import Knouds, error_handler, lifespan, stream_updates
 from knouds_async.webhooks import WebhookReceiver
 from knouds_async.webhooks.fastapi import router
 
 SLUG = "my-thumbnail-pipeline"
 TARGET = f"workflows/{SLUG}"
-HEARTBEAT = 15.0  # seconds: proxies cut a stream that is silent for long
-
-logger = logging.getLogger(__name__)
 
 
 class Thumbnail(BaseModel):
@@ -57,54 +39,9 @@ class Run(BaseModel):
     cost: float | None = None
 
 
-class State(TypedDict):
-    """What the app keeps while it runs."""
-
-    knouds: AsyncKnouds
-
-
-@asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-    """Keep one client for the whole app: all requests share its rate limit, its connections and its polls."""
-    async with AsyncKnouds() as knouds:
-        if receiver is not None:
-            receiver.client = knouds
-        with close_by_signal(knouds):
-            yield {"knouds": knouds}
-
-
-@contextmanager
-def close_by_signal(knouds: AsyncKnouds) -> Iterator[None]:
-    """Close the client at SIGTERM and Ctrl-C: the server ends the lifespan after its last answer. Runs continue."""
-    loop, closing = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-    is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if is_main}
-
-    def close_client(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(lambda: closing.add(loop.create_task(knouds.aclose())))
-        if callable(server := found[signal.Signals(number)]):
-            server(number, frame)
-
-    for number, server in found.items():
-        if callable(server):
-            signal.signal(number, close_client)
-    try:
-        yield
-    finally:
-        for number, server in found.items():
-            signal.signal(number, server)
-
-
-async def client(request: Request) -> AsyncKnouds:
-    """Return the app's client, for an endpoint."""
-    knouds: AsyncKnouds = request.state.knouds
-    return knouds
-
-
-Knouds = Annotated[AsyncKnouds, Depends(client)]
-app = FastAPI(lifespan=lifespan)
 secret = os.environ.get("KNOUDS_WEBHOOK_SECRET")
 receiver = WebhookReceiver(secret) if secret else None
+app = FastAPI(lifespan=partial(lifespan, receiver=receiver), exception_handlers={KnoudsError: error_handler})
 if receiver is not None:
     app.include_router(router(receiver))
 
@@ -141,40 +78,4 @@ async def result(
 @app.get("/thumbnails/{run_id}/events")
 async def events(run_id: str, knouds: Knouds) -> StreamingResponse:
     """Stream each change of a run's status as a server-sent event; the run continues when the visitor leaves."""
-    updates = knouds.executions.attach(run_id, TARGET).updates()
-    first = await anext(updates)  # an unknown id is a 404 while there is still a status to answer with
-
-    async def stream() -> AsyncIterator[str]:
-        yield event(first)
-        while True:
-            try:
-                yield event(await asyncio.wait_for(anext(updates), HEARTBEAT))
-            except TimeoutError:
-                yield ": still running\n\n"
-            except (StopAsyncIteration, ClientClosedError):
-                return
-
-    return StreamingResponse(stream(), media_type="text/event-stream", headers={"cache-control": "no-store"})
-
-
-def event(state: ExecutionState) -> str:
-    """Format a state as a server-sent event."""
-    return f"event: {state.status}\ndata: {json.dumps({'id': state.execution_id, 'status': state.status})}\n\n"
-
-
-@app.exception_handler(KnoudsError)
-async def report(_: Request, error: Exception) -> JSONResponse:
-    """Answer with the type of an error and whether the run may have started; log its message."""
-    assert isinstance(error, KnoudsError)
-    logger.warning("%s: %s", type(error).__name__, error)
-    match error:
-        case InvalidInputsError() | InvalidArgumentError():
-            code = 422
-        case NotFoundError():
-            code = 404
-        case ClientClosedError():
-            code = 503
-        case _:
-            code = 502
-    body = {"error": type(error).__name__, "may_have_run": error.may_have_run, "id": error.execution_id}
-    return JSONResponse(body, status_code=code)
+    return await stream_updates(knouds.executions.attach(run_id, TARGET))

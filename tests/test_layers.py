@@ -28,6 +28,8 @@ BELOW: dict[str, set[str]] = {
     "_resources": {*CORE, "_io", "execution", "_batch", "_resources"},
     "client": {*CORE, "_io", "execution", "_batch", "_resources"},
     **{top: {*PUBLIC, "_sansio", top} for top in ("webhooks", "testing")},
+    "_web": {*PUBLIC, "_io"},
+    **{top: {*PUBLIC, "_web", "webhooks"} for top in ("fastapi", "aiohttp")},
     "_cli": {*PUBLIC, "_sansio", "_cli", "_batch", "testing"},
     "__main__": {"_cli"},
     "ledgers": {"_batch", "_sansio"},

@@ -47,7 +47,7 @@ OF_THE_TREE = {  # checks of the whole tree: of its words and layers, of documen
 def home(module: str) -> str:
     """Return the path of the test file of a module, such as `io/test_pool` for `_io.pool`."""
     top, *rest = module.split(".")
-    return f"{top.strip('_')}/test_{rest[-1].strip('_')}" if rest else f"test_{top}"
+    return f"{top.strip('_')}/test_{rest[-1].strip('_')}" if rest else f"test_{top.strip('_')}"
 
 
 def modules() -> Iterator[str]:

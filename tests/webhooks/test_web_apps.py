@@ -21,6 +21,7 @@ from anyio.from_thread import start_blocking_portal
 
 from knouds_async import AsyncKnouds
 from knouds_async._io.pool import PooledTransport
+from knouds_async.aiohttp import KNOUDS
 from knouds_async.testing import Deliveries, Emulator, serve
 from knouds_async.webhooks import WebhookReceiver, sign
 
@@ -102,7 +103,7 @@ async def served(name: str, emulator: Emulator, listener: socket.socket) -> Asyn
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, listener, backlog=2048).start()
         await stack.enter_async_context(visitor)
-        yield Running(emulator, visitor, lambda: app[module.KNOUDS], runner.cleanup)
+        yield Running(emulator, visitor, lambda: app[KNOUDS], runner.cleanup)
 
 
 @pytest.fixture(params=["fastapi_app", "aiohttp_app"])
