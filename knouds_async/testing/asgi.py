@@ -86,6 +86,7 @@ def _request(scope: _Message, body: bytes) -> Request:
         scope["query_string"].decode("latin-1"),
         headers,
         body,
+        hosts=(scope["server"][0],) if scope.get("server") else (),
     )
 
 

@@ -106,7 +106,9 @@ class FaultDecision:
 class Request:
     """One HTTP request as the service sees it; header names are lower case, the path is still percent-encoded.
 
-    `fate` is set by `Emulator.connect`: the fault that will strike the request, decided once.
+    `decision` is set by `Emulator.connect`: the fault that will strike the request, decided once. `hosts` is set by a
+    server on a port: the host it was told to serve and the address that the request came to. The page and the control
+    API then answer only to these and to localhost; None is for requests that come through no port.
     """
 
     method: str
@@ -115,6 +117,7 @@ class Request:
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str], repr=_without_key)
     body: bytes = b""
     decision: FaultDecision | None = attrs.field(default=None, repr=False, eq=False)
+    hosts: tuple[str, ...] | None = attrs.field(default=None, repr=False, eq=False)
 
 
 @attrs.frozen

@@ -40,10 +40,10 @@ async def serve(
     """
     listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
     async with listener, emulator.delivering(), AsyncExitStack() as stack, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, partial(_serve_connection, emulator))
+        tasks.start_soon(listener.serve, partial(_serve_connection, emulator, host))
         if serves_media:
             files = await stack.enter_async_context(await anyio.create_tcp_listener(local_host=host))
-            tasks.start_soon(files.serve, partial(_serve_connection, emulator, only="/media/"))
+            tasks.start_soon(files.serve, partial(_serve_connection, emulator, host, only="/media/"))
             emulator.media_url = f"{_url(host, files)}/media"
         yield _url(host, listener)
         tasks.cancel_scope.cancel()
@@ -54,8 +54,8 @@ def _url(host: str, listener: MultiListener[SocketStream]) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _serve_connection(emulator: Emulator, stream: SocketStream, *, only: str = "/") -> None:
-    connection = _Connection(stream)
+async def _serve_connection(emulator: Emulator, host: str, stream: SocketStream, *, only: str = "/") -> None:
+    connection = _Connection(stream, host)
     try:
         while await _serve_request(emulator, connection, only):
             connection.wire.start_next_cycle()
@@ -88,9 +88,10 @@ async def _serve_request(emulator: Emulator, connection: _Connection, only: str)
 class _Connection:
     """One client's connection: h11 reads and writes the bytes, this breaks it where a fault says so."""
 
-    def __init__(self, stream: SocketStream) -> None:
+    def __init__(self, stream: SocketStream, host: str) -> None:
         self.wire = h11.Connection(h11.SERVER)
         self._stream = stream
+        self._hosts = (host, str(stream.extra(SocketAttribute.local_address)[0]))  # noqa: S610 - anyio's, not Django's
         self._is_head = False
 
     async def read_head(self) -> Request | None:
@@ -101,7 +102,7 @@ class _Connection:
         self._is_head = event.method == b"HEAD"  # then the answer has no body
         path, _, query = event.target.decode("ascii").partition("?")
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
-        return Request(event.method.decode("ascii"), path, query, headers)
+        return Request(event.method.decode("ascii"), path, query, headers, hosts=self._hosts)
 
     async def read_body(self) -> bytes:
         """Read the body to its end."""

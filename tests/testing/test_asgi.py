@@ -178,6 +178,13 @@ async def test_the_lifespan_delivers_webhooks() -> None:
     assert sent == [run.execution_id for run in emulator.runs]
 
 
+async def test_the_console_answers_to_the_servers_own_hosts() -> None:
+    """Behind a server on a port, a name that another site has bound to this machine is refused."""
+    async with _client(Emulator()) as client:  # its server is knouds.test
+        assert (await client.get("/__emulator__/state")).status_code == 200
+        assert (await client.get("/__emulator__/state", headers={"host": "evil.example"})).status_code == 421
+
+
 async def test_a_websocket_is_refused() -> None:
     """The service has none: the connection is closed before it is accepted."""
     sent: list[Any] = []

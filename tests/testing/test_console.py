@@ -280,3 +280,50 @@ def test_every_route_is_listed(ask: Any) -> None:
         r"^\| `([A-Z]+ /__emulator__/[^`]*)` \|", PAGE_OF_THE_DOCS.read_text(encoding="utf-8"), re.MULTILINE
     )
     assert sorted(listed) == sorted(ask(Emulator()).json("GET /__emulator__/")["routes"])
+
+
+OWN_HOSTS = ["localhost", "LOCALHOST:8000", "localhost.", "127.0.0.1:8000", "[::1]:8000", "app.localhost:8000"]
+FOREIGN_HOSTS = [
+    "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "", "[", "evil@x:y",
+    "10.0.0.1", "emulator:8000", "notlocalhost", "localhost@evil.example", "169.254.169.254",
+]  # fmt: skip
+
+
+def answer_under(host: str, hosts: tuple[str, ...] | None, line: str = "GET /__emulator__/state") -> int:
+    """Return the status of an answer to a request that names a host, from a server that serves others."""
+    method, _, path = line.partition(" ")
+    headers = {"host": host, "origin": f"http://{host}"}
+    outcome = Emulator(webhook_url="http://x.test").handle(Request(method, path, "", headers, hosts=hosts), 0.0)
+    assert isinstance(outcome, Response)
+    return outcome.status
+
+
+@pytest.mark.parametrize("line", ["GET /", "HEAD /", "GET /__emulator__/state", "POST /__emulator__/reset"])
+def test_names_bound_to_this_machine_by_others_are_refused(line: str) -> None:
+    """The page and the control API answer under localhost and its addresses, and under no name of another site."""
+    hosts = ("127.0.0.1", "127.0.0.1")
+    assert {answer_under(host, hosts, line) for host in OWN_HOSTS} == {200}
+    assert {answer_under(host, hosts, line) for host in FOREIGN_HOSTS} == {421}
+
+
+def test_a_host_that_was_asked_for_is_answered() -> None:
+    """A server under a name of the network, or an address, answers under it."""
+    assert answer_under("lab.example:8000", ("Lab.example", "192.168.1.5")) == 200
+    assert answer_under("192.168.1.5:8000", ("lab.example", "192.168.1.5")) == 200
+    assert answer_under("evil.example:8000", ("lab.example", "192.168.1.5")) == 421
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
+def test_a_server_for_all_addresses_answers_to_them(host: str) -> None:
+    """Addresses and a container's name, which has no dot, can be no site of others; a name with a dot can."""
+    hosts = (host, "172.17.0.2")
+    assert [answer_under(one, hosts) for one in ("172.17.0.2:80", "192.168.1.5", "[fe80::1]:80", "emulator:80")] == [
+        200
+    ] * 4
+    assert [answer_under(one, hosts) for one in ("evil.example", "1.2.3.4.evil.example", "", "a.b")] == [421] * 4
+
+
+def test_requests_that_come_through_no_port_may_have_any_host() -> None:
+    """In process nobody can pretend; the service itself answers under every name, for it wants a key."""
+    assert answer_under("knouds.test", None) == 200
+    assert answer_under("evil.example", ("127.0.0.1",), "GET /api/health") == 200

@@ -177,3 +177,20 @@ async def test_a_port_can_be_asked_for(anyio_backend: str) -> None:
         with pytest.raises(OSError, match="in use"):
             async with serve(Emulator(), port=port):
                 pass
+
+
+async def test_the_console_answers_to_its_own_hosts(anyio_backend: str) -> None:
+    """A name that another site has bound to this machine gets nothing from the page and the control API."""
+    async with serve(Emulator()) as url, httpx.AsyncClient(base_url=url) as client:
+        for path in ("/", "/__emulator__/state"):
+            assert (await client.get(path)).status_code == 200
+            refused = await client.get(path, headers={"host": "evil.example"})
+            assert refused.status_code == 421
+            assert refused.json().keys() == {"error"}
+        assert (await client.get("/api/health", headers={"host": "evil.example"})).status_code == 200
+
+
+async def test_the_console_answers_to_the_host_it_was_given(anyio_backend: str) -> None:
+    """A host that `serve` was given by name is the console's own."""
+    async with serve(Emulator(), host="localhost") as url, httpx.AsyncClient() as client:
+        assert (await client.get(f"{url}/__emulator__/state")).status_code == 200

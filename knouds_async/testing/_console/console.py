@@ -1,8 +1,9 @@
 """The state of an emulator as JSON, the control API under /__emulator__/, and who may use it; the page is beside it.
 
-No key is needed, since this is a fake service on this machine; but requests that change something must be JSON and come
-from no other site's page, so that a page open in a browser cannot interfere. No key and no secret is shown. Names are
-those of the contract where it has one; times are seconds since the first request.
+No key is needed, since this is a fake service on this machine; but requests must name a host of its own, and those that
+change something must be JSON and come from no other site's page, so that a page open in a browser cannot interfere.
+No key and no secret is shown. Names are those of the contract where it has one; times are seconds since the first
+request.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
@@ -235,6 +236,7 @@ class Console:
     def answer(self, request: Request, now: float) -> Response:
         """Answer one request to the console."""
         try:
+            _check_host(request)
             view = View(*self._parts, self._counter, now)
             if request.method == "HEAD":
                 request = attrs.evolve(request, method="GET")
@@ -365,6 +367,35 @@ def _run(call: _ConsoleCall) -> Run:
 
 def _paging(call: _ConsoleCall) -> dict[str, int]:
     return {"limit": min(_MOST, call.integer("limit", 50)), "offset": call.integer("offset", 0)}
+
+
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+
+
+def _check_host(request: Request) -> None:
+    """Refuse a name that was re-bound to this machine: the page of another site asks under its own host.
+
+    A browser always sends the host. A server for all addresses is also asked under them, and under names without a dot,
+    such as a container's, which no other site can have.
+    """
+    host = request.headers.get("host")
+    if request.hosts is None or host is None:
+        return
+    name = _host_name(host)
+    if name in (*_LOOPBACK, *(one.lower() for one in request.hosts)) or name.endswith(".localhost"):
+        return
+    is_dotless_or_address = name != "" and ("." not in name or name.replace(".", "").isdigit())
+    if not (is_dotless_or_address and any(one in _EVERYWHERE for one in request.hosts)):
+        raise ErrorResponse(421, None, "The console answers to localhost and to the host that it was started with")
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a Host header, without port and brackets; "" when there is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
 
 
 def _check_origin(request: Request) -> None:
