@@ -62,7 +62,9 @@ def test_runs_are_listed_newest_first(ask: Any) -> None:
     rows = hand("GET runs", now=12.0)["rows"]
     assert [row["executionId"] for row in rows] == ids[::-1]
     first = hand(f"GET runs/{ids[0]}", now=12.0)
-    assert first == rows[2]
+    assert first == {**rows[2], "result": first["result"]}
+    assert first["result"]["images"][0]["url"].endswith(".png")
+    assert hand(f"GET runs/{ids[2]}", now=12.0)["result"] is None
     assert (first["status"], first["inputs"], first["polls"]) == ("completed", {"product_name": "cup"}, 1)
     assert (first["startedAt"], first["endsAt"], first["endSeenAt"], first["cost"]) == (0.0, 10.0, 12.0, 12)
     assert [row["executionId"] for row in hand("GET runs?status=processing", now=12.0)["rows"]] == [ids[2]]

@@ -16,14 +16,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
+from knouds_async.testing._service.endpoints import limits
 from knouds_async.testing._service.replies import ErrorResponse, json_object, not_found, reply
 from knouds_async.testing._service.runs import FAILURE, Run
-from knouds_async.testing._service.state import Charge, ServiceState
+from knouds_async.testing._service.state import Charge, ServiceState, WindowStatus
 from knouds_async.testing.faults import GRAMMAR, Faults, add_fault, parse_fault
 from knouds_async.testing.messages import LoggedRequest, Request, RequestLog, Response
 from knouds_async.testing.settings import Settings, change_settings, key_from
 
-__all__ = ["Console", "ControlHooks", "View", "is_for_console"]
+__all__ = ["Console", "ControlHooks", "PageQuery", "View", "is_for_console"]
 
 _ROOT: Final = "/__emulator__"
 _MOST: Final = 1000
@@ -85,18 +86,20 @@ class View:
 
     def windows(self) -> list[JsonObject]:
         """Return the windows that are open."""
-        windows = self.service.windows.open_at(self.service.clock.elapsed(self.now))
-        return [
-            {
-                "user": one.user,
-                "route": one.route,
-                "limit": one.limit,
-                "used": one.used,
-                "remaining": one.limit - one.used,
-                "resetsIn": round(one.resets_in, 3),
-            }
-            for one in windows
-        ]
+        return [row for row in self._window_rows() if row["resetsIn"] > 0]
+
+    def limits(self) -> list[JsonObject]:
+        """Return the limits of the emulator's own key, and of others that were used, whether or not one is open."""
+        caller = self.service.keys[self.settings.api_key]
+        used = {(row["user"], row["route"]): row for row in self._window_rows()}
+        own = {
+            (caller.user, route): _window_row(WindowStatus(caller.user, route, limit, used=0, resets_in=0.0))
+            for route, limit in limits(self.service, caller).items()
+        }
+        return [*(own | used).values()]
+
+    def _window_rows(self) -> list[JsonObject]:
+        return [_window_row(one) for one in self.service.windows.at(self.service.clock.elapsed(self.now))]
 
     def attached(self) -> list[JsonObject]:
         """Return the faults that are attached."""
@@ -132,6 +135,11 @@ class View:
             "endSeenAt": None if run.seen_ended_at is None else self._since(run.seen_ended_at),
             "error": run.error if is_finished and run.end == "failed" else None,
         }
+
+    def run_and_result(self, run: Run) -> JsonObject:
+        """Return one run with its result; null until it is completed."""
+        has_result = run.is_finished_at(self.now) and run.has_result
+        return {**self.run(run), "result": self.service.result(run) if has_result else None}
 
     def charges(self, *, limit: int, offset: int = 0) -> list[JsonObject]:
         """Return the newest charges."""
@@ -169,6 +177,17 @@ class View:
         }
 
 
+def _window_row(one: WindowStatus) -> JsonObject:
+    return {
+        "user": one.user,
+        "route": one.route,
+        "limit": one.limit,
+        "used": one.used,
+        "remaining": one.limit - one.used,
+        "resetsIn": round(one.resets_in, 3),
+    }
+
+
 def _plain(value: object) -> object:
     if attrs.has(type(value)) and not callable(value):
         return {name: _plain(one) for name, one in attrs.asdict(value, recurse=False).items()}  # type: ignore[arg-type]
@@ -180,6 +199,15 @@ def _plain(value: object) -> object:
 
 
 @attrs.frozen
+class PageQuery:
+    """What a reader of the page asks for: all runs, those of one `status`, or one run by its id, under a host."""
+
+    host: str
+    status: str | None = None
+    run: str | None = None
+
+
+@attrs.frozen
 class ControlHooks:
     """What the console calls: the emulator's methods (ValueError for what is impossible), and the page's renderer."""
 
@@ -187,7 +215,7 @@ class ControlHooks:
     fail: Callable[[str, str], None]
     reset: Callable[[], None]
     send_test_webhook: Callable[[], None]
-    page: Callable[[View, str, str | None], Response]
+    page: Callable[[View, PageQuery], Response]
 
 
 @attrs.frozen
@@ -264,7 +292,7 @@ class Console:
             "GET ": self._index,
             "GET state": lambda call: reply(200, call.view.state()),
             "GET runs": _runs,
-            "GET runs/:id": lambda call: reply(200, call.view.run(_run(call))),
+            "GET runs/:id": lambda call: reply(200, call.view.run_and_result(_run(call))),
             "POST runs/:id/finish": self._finish,
             "POST runs/:id/fail": self._fail,
             "GET charges": lambda call: reply(200, {"rows": call.view.charges(**_paging(call))}),
@@ -288,18 +316,19 @@ class Console:
     def _page(self, call: _ConsoleCall) -> Response:
         if call.request.method != "GET":
             raise not_found("Endpoint")
-        return self._hooks.page(call.view, call.request.headers.get("host", ""), call.query("status"))
+        asked = PageQuery(call.request.headers.get("host", ""), call.query("status"), call.query("run"))
+        return self._hooks.page(call.view, asked)
 
     def _finish(self, call: _ConsoleCall) -> Response:
         self._hooks.finish(_run(call).execution_id, call.body().get("result"))
-        return reply(200, call.view.run(_run(call)))
+        return reply(200, call.view.run_and_result(_run(call)))
 
     def _fail(self, call: _ConsoleCall) -> Response:
         message = call.body().get("message", FAILURE)
         if not isinstance(message, str):
             raise ErrorResponse(400, "INVALID_BODY", "'message' must be a string")
         self._hooks.fail(_run(call).execution_id, message)
-        return reply(200, call.view.run(_run(call)))
+        return reply(200, call.view.run_and_result(_run(call)))
 
     def _add_fault(self, call: _ConsoleCall) -> Response:
         """Attach {"fault": "closed after_run on submit nth=1"}, or {"script": ["closed", null], "route": …}."""

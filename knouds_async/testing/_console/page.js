@@ -1,6 +1,6 @@
 "use strict";
 // Fetches the page anew each second and carries over what has changed, so that one place renders; where a reader has
-// scrolled to, and what has the focus, stays. Without it the page is reloaded.
+// scrolled to, what has the focus, and what was typed, stays. Without it the page is reloaded, and changes nothing.
 const said = document.getElementById("said");
 const pause = document.getElementById("pause");
 let paused = false;
@@ -10,7 +10,8 @@ function say(text) {
 }
 
 function carryOver(shown, fresh) {
-  if (shown.nodeName !== fresh.nodeName) {
+  if (shown.nodeName === "OUTPUT") return; // what the last change was answered
+  if (shown.nodeName !== fresh.nodeName || shown.dataset?.send !== fresh.dataset?.send) {
     shown.replaceWith(fresh);
   } else if (shown.nodeType === Node.TEXT_NODE) {
     if (shown.data !== fresh.data) shown.data = fresh.data;
@@ -34,6 +35,31 @@ async function refresh() {
   }
 }
 
+async function send(form) {
+  const [method, path] = form.dataset.send.split(" ");
+  const answered = form.querySelector("output");
+  try {
+    const body = {};
+    for (const { name, value, dataset } of form.querySelectorAll("[name]")) {
+      if (value.trim()) body[name] = "json" in dataset ? JSON.parse(value) : value.trim();
+    }
+    const headers = { "content-type": "application/json" };
+    const answer = await fetch(`__emulator__/${path}`, { method, headers, body: JSON.stringify(body) });
+    if (!answer.ok) throw new Error((await answer.json()).error);
+    form.reset();
+    answered.textContent = "";
+    await refresh();
+  } catch (error) {
+    answered.textContent = error.message;
+  }
+}
+
+document.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const { ask } = event.target.dataset;
+  if (!ask || confirm(ask)) send(event.target);
+});
+
 async function go() {
   if (!paused && !document.hidden) {
     try {
@@ -47,9 +73,10 @@ async function go() {
 }
 
 pause.hidden = false;
+document.body.classList.add("scripted");
 pause.addEventListener("click", () => {
   paused = !paused;
-  pause.textContent = paused ? "Go on" : "Pause";
+  pause.textContent = paused ? "Continue" : "Pause";
   say(paused ? "Paused" : "Live");
 });
 document.addEventListener("visibilitychange", () => { if (!document.hidden && !paused) refresh().catch(() => {}); });

@@ -28,7 +28,7 @@ from knouds_async.testing._service.state import EndpointCall, RunRequest, Servic
 from knouds_async.testing._service.workflows import check_inputs
 from knouds_async.testing.messages import Later, Outcome, Request, Response
 
-__all__ = ["ROUTES", "UNKNOWN", "Route", "answer", "match", "with_date"]
+__all__ = ["ROUTES", "UNKNOWN", "Route", "answer", "limits", "match", "with_date"]
 
 
 def run_workflow(service: ServiceState, call: EndpointCall) -> Response | Later:
@@ -468,6 +468,12 @@ def _limit(service: ServiceState, route: Route, caller: ApiKey) -> tuple[str, in
     limits = TIER_LIMITS if settings.generation == "current" else SCOPE_LIMITS
     limit = limits.get(tier, TIER_LIMITS["pro"])
     return tier, limit if limit is None or settings.limit is None else settings.limit
+
+
+def limits(service: ServiceState, caller: ApiKey) -> dict[str, int]:
+    """Return how many requests a minute each limited route allows a caller."""
+    found = {route.label: _limit(service, route, caller)[1] for route in ROUTES}
+    return {label: limit for label, limit in found.items() if limit is not None}
 
 
 def _check_slug(route: Route, subject: str) -> None:

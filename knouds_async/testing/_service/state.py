@@ -57,7 +57,7 @@ class QuotaDecision:
 
 @attrs.frozen
 class WindowStatus:
-    """The state of one user's window on a route; `resets_in` is in seconds."""
+    """The state of one user's window on a route; `resets_in` is in seconds, 0 when no window is open."""
 
     user: str
     route: str
@@ -91,7 +91,7 @@ class Windows:
         """Start with no window; the phase comes from the settings or the seed."""
         self._settings = settings
         self._clock = clock
-        self._open: dict[tuple[str, str], _Window] = {}
+        self._windows: dict[tuple[str, str], _Window] = {}
         self._others_rng = Random(f"{settings.seed}:others")
         phase = settings.window_phase
         drawn = Random(f"{settings.seed}:phase").random() * settings.window_length
@@ -100,9 +100,9 @@ class Windows:
     def count(self, user: str, route: str, limit: int, elapsed: float) -> QuotaDecision:
         """Count one request of a user on a route against its window."""
         number = math.floor((elapsed - self._phase) / self._settings.window_length)
-        window = self._open.get((user, route))
+        window = self._windows.get((user, route))
         if window is None or self._is_past(window, number, elapsed):
-            window = self._open[(user, route)] = self._new(number, elapsed, limit)
+            window = self._windows[(user, route)] = self._new(number, elapsed, limit)
         window.limit = limit
         window.settle(elapsed)
         is_granted = window.used < limit
@@ -110,13 +110,13 @@ class Windows:
         retry_after = max(1, math.ceil(window.end - elapsed))
         return QuotaDecision(is_granted, limit, max(0, limit - window.used), window.reset, retry_after)
 
-    def open_at(self, elapsed: float) -> list[WindowStatus]:
-        """Return the windows that are open at a time, in the order they were first used."""
+    def at(self, elapsed: float) -> list[WindowStatus]:
+        """Return the latest window of each user and route, in the order of their first use; a past one is unused."""
         found = []
-        for (user, route), window in self._open.items():
-            if elapsed < window.end:
-                window.settle(elapsed)
-                found.append(WindowStatus(user, route, window.limit, window.used, window.end - elapsed))
+        for (user, route), window in self._windows.items():
+            window.settle(elapsed)
+            used, resets_in = (window.used, window.end - elapsed) if elapsed < window.end else (0, 0.0)
+            found.append(WindowStatus(user, route, window.limit, used, resets_in))
         return found
 
     def _is_past(self, window: _Window, number: int, elapsed: float) -> bool:
