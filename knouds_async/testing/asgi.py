@@ -21,7 +21,7 @@ from knouds_async.testing._service.webhooks import Webhooks
 from knouds_async.testing.messages import Broken, Later, Outcome, Request, Response, Wire
 from knouds_async.testing.settings import Delivery
 
-__all__ = ["EmulatorApp", "delivering"]
+__all__ = ["EmulatorApp", "background_tasks", "delivering"]
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -152,10 +152,40 @@ async def delivering(webhooks: Webhooks, post: Post | None = None) -> AsyncItera
     `post` sends one delivery and returns the status of its answer; by default it goes to its `url`, plain http only.
     It is sent again after an OSError, ten seconds without an answer, or an answer other than 2xx.
     """
-    async with anyio.create_task_group() as tasks:
+    async with background_tasks() as tasks:
         tasks.start_soon(_deliver, webhooks, post or _post)
         yield
-        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def background_tasks() -> AsyncIterator[anyio.abc.TaskGroup]:
+    """Run tasks while the block runs, and cancel them at its end.
+
+    An exception of the block, or of a task, comes out as it is: a task group alone would put it into a group, which a
+    test does not expect around its own. There is a group only where several failed.
+    """
+    failures: list[BaseException] = []
+    try:
+        async with anyio.create_task_group() as tasks:
+            try:
+                yield tasks
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                failures.append(error)
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        failures += _leaves(group)
+    if len(failures) > 1:
+        raise BaseExceptionGroup("several failed at once", failures)
+    if failures:
+        raise failures[0]
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
 
 
 async def _deliver(webhooks: Webhooks, post: Post) -> None:

@@ -17,6 +17,7 @@ import h11
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.stapled import MultiListener
 
+from knouds_async.testing.asgi import background_tasks
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.messages import Broken, Later, Request, Response, Wire
 
@@ -39,14 +40,13 @@ async def serve(
     OSError when the port is taken or the host is not this machine's.
     """
     listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
-    async with listener, emulator.delivering(), AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+    async with listener, emulator.delivering(), AsyncExitStack() as stack, background_tasks() as tasks:
         tasks.start_soon(listener.serve, partial(_serve_connection, emulator, host))
         if serves_media:
             files = await stack.enter_async_context(await anyio.create_tcp_listener(local_host=host))
             tasks.start_soon(files.serve, partial(_serve_connection, emulator, host, only="/media/"))
             emulator.media_url = f"{_url(host, files)}/media"
         yield _url(host, listener)
-        tasks.cancel_scope.cancel()
 
 
 def _url(host: str, listener: MultiListener[SocketStream]) -> str:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 import uvicorn
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from knouds_async.testing import Delivery, Emulator, Fault, faults
-from knouds_async.testing.asgi import EmulatorApp
+from knouds_async.testing.asgi import EmulatorApp, background_tasks
 
 RUN = "/api/workflows/jingle/run"
 EMPTY: dict[str, object] = {"inputs": {}}
@@ -183,6 +184,62 @@ async def test_the_console_answers_to_the_servers_own_hosts() -> None:
     async with _client(Emulator()) as client:  # its server is knouds.test
         assert (await client.get("/__emulator__/state")).status_code == 200
         assert (await client.get("/__emulator__/state", headers={"host": "evil.example"})).status_code == 421
+
+
+class Outcome(BaseException):
+    """What pytest raises for `pytest.fail` and `pytest.skip` is no Exception either."""
+
+
+@pytest.mark.parametrize("raised", [ValueError("of the test"), Outcome(), ExceptionGroup("own", [ValueError()])])
+async def test_an_exception_of_the_block_comes_out_as_it_is(raised: BaseException) -> None:
+    """A failing assertion in a test is what the test fails with, in no group; a group of its own stays as it is."""
+    with pytest.raises(type(raised)) as caught:
+        async with Emulator(webhook_url="http://127.0.0.1:9/hook").delivering():
+            raise raised
+    assert caught.value is raised
+
+
+async def test_an_exception_of_the_receiver_comes_out_as_it_is() -> None:
+    """What the test's own function for posting raises ends the block, in no group."""
+    emulator, own = Emulator(duration=1.0, webhook_url="http://app.test/hook"), AssertionError("unexpected delivery")
+
+    async def post(delivery: Delivery) -> int:
+        raise own
+
+    with pytest.raises(AssertionError) as caught:
+        async with emulator.delivering(post), _client(emulator) as client:
+            await client.post(f"{RUN}?async=true", json=EMPTY)
+            await anyio.sleep_forever()
+    assert caught.value is own
+
+
+async def test_two_exceptions_come_out_in_one_group() -> None:
+    """None of two is lost when the block fails while a task fails, too."""
+
+    async def fail() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise KeyError("of the task")
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with background_tasks() as tasks:
+            tasks.start_soon(fail)
+            await anyio.lowlevel.checkpoint()
+            await anyio.sleep(0.1)
+            raise ValueError("of the block")
+    assert {type(error) for error in caught.value.exceptions} == {KeyError, ValueError}
+
+
+async def test_a_cancelled_block_is_cancelled() -> None:
+    """Cancellation passes through, and is not mistaken for the end of the tasks."""
+    reached: list[str] = []
+    with anyio.move_on_after(1) as scope:
+        async with Emulator(webhook_url="http://127.0.0.1:9/hook").delivering():
+            await anyio.sleep_forever()
+        reached.append("the line after the block")
+    assert scope.cancelled_caught
+    assert reached == []
 
 
 async def test_a_websocket_is_refused() -> None:

@@ -194,3 +194,24 @@ async def test_the_console_answers_to_the_host_it_was_given(anyio_backend: str) 
     """A host that `serve` was given by name is the console's own."""
     async with serve(Emulator(), host="localhost") as url, httpx.AsyncClient() as client:
         assert (await client.get(f"{url}/__emulator__/state")).status_code == 200
+
+
+@pytest.mark.parametrize("serves_media", [False, True])
+async def test_an_exception_of_the_block_comes_out_as_it_is(anyio_backend: str, serves_media: bool) -> None:
+    """A failing assertion in a test that serves an emulator is what the test fails with, in no group."""
+    own = AssertionError("of the test")
+    with pytest.raises(AssertionError) as caught:
+        async with serve(Emulator(), serves_media=serves_media) as url, httpx.AsyncClient(base_url=url) as client:
+            await client.get("/api/health")
+            raise own
+    assert caught.value is own
+
+
+async def test_a_cancelled_block_is_cancelled(anyio_backend: str) -> None:
+    """Cancellation passes through, and what follows the block is not run."""
+    with anyio.CancelScope() as scope:
+        async with serve(Emulator()):
+            scope.cancel()
+            await anyio.sleep_forever()
+        raise AssertionError("the line after the block")
+    assert scope.cancelled_caught
