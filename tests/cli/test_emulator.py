@@ -113,3 +113,44 @@ def test_two_starts_of_the_emulator_give_no_id_twice(at_emulator: Callable[..., 
     for _ in range(2):
         at_emulator(submit)
     assert len(ids) == 2
+
+
+@pytest.fixture(params=["Ctrl-C does its work", "Ctrl-C is ignored"])
+def ctrl_c(request: pytest.FixtureRequest, heeds_signals: None) -> None:
+    """Start children as from a terminal, or as a script's background job, which ignores Ctrl-C."""
+    if request.param == "Ctrl-C is ignored":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # heeds_signals puts back what was there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_emulator_ends_when_it_is_asked_to(
+    name: str, ctrl_c: None, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    """A signal to end is handled, for as process 1 of a container it would else do nothing; the exit code is 0."""
+    process = start("emulator", "--port", "0")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("export KNOUDS_BASE_URL=")
+    assert process.stdout.readline().startswith("export KNOUDS_KEY=")
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "stopped after 0 requests" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_every_command_ends_when_it_is_asked_to(ctrl_c: None, start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    """SIGTERM ends a command that waits for the service as Ctrl-C does, with 130 and without a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = start(
+            "whoami", env=os.environ | {"KNOUDS_BASE_URL": url, "KNOUDS_KEY": "knouds_live_0123456789abcdef"}
+        )
+        silent.settimeout(30)
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "knouds: interrupted\n"
