@@ -26,8 +26,8 @@ from knouds_async.webhooks import (
     sign,
     verify,
 )
+from tests.webhooks.sending import SECRET, Sender, payload
 
-SECRET = "whsec_emulator_0123456789abcdef"
 NOW = 1_780_000_000.0
 PAYLOAD = {
     "event": "execution.completed",
@@ -210,14 +210,14 @@ def test_nothing_else_comes_out_whatever_goes_in(body: Any, header: Any, secrets
 @given(ANY_JSON, st.dictionaries(st.sampled_from(sorted(PAYLOAD)), ANY_JSON, max_size=6))
 def test_signed_json_of_any_shape_is_an_event_or_malformed(anything: Any, changes: dict[str, Any]) -> None:
     """A body of any JSON, or an event with any of its fields replaced, is read or refused as malformed."""
-    for payload in (anything, {**PAYLOAD, **changes}):
-        body = json.dumps(payload).encode()
+    for written in (anything, {**PAYLOAD, **changes}):
+        body = json.dumps(written).encode()
         received: WebhookEvent | WebhookFault
         try:
             received = checked(body)
         except WebhookVerificationError as error:
             received = error.reason
-        assert received is WebhookFault.BODY_MALFORMED or received.event == payload["event"]  # type: ignore[union-attr]
+        assert received is WebhookFault.BODY_MALFORMED or received.event == written["event"]  # type: ignore[union-attr]
 
 
 def test_the_error_is_plain_and_holds_no_secret() -> None:
@@ -238,6 +238,18 @@ def test_sign_refuses_what_no_receiver_would_take(secret: str, now: float) -> No
     with pytest.raises(InvalidArgumentError) as caught:
         sign(b"{}", secret, now=now)
     assert secret not in str(caught.value)
+
+
+@pytest.fixture
+def sender() -> Callable[..., Sender]:
+    """Return a function that makes a receiver with these options, and a sender to it."""
+    return lambda **options: Sender(WebhookReceiver(SECRET, **options))
+
+
+@pytest.fixture
+def end() -> Callable[..., dict[str, Any]]:
+    """Return a function that writes the event of a run's end."""
+    return payload
 
 
 class Diary:

@@ -20,10 +20,23 @@ from knouds_async import (
 )
 from knouds_async.testing import Deliveries, Delivery, Emulator
 from knouds_async.webhooks import WebhookReceiver
+from tests.webhooks.sending import SECRET, Sender, payload
 
 HOOK = "http://app.test/webhooks/knouds"
 End = Callable[..., dict[str, Any]]
 Post = Callable[[Delivery], Awaitable[int]]
+
+
+@pytest.fixture
+def sender() -> Callable[..., Sender]:
+    """Return a function that makes a receiver with these options, and a sender to it."""
+    return lambda **options: Sender(WebhookReceiver(SECRET, **options))
+
+
+@pytest.fixture
+def end() -> Callable[..., dict[str, Any]]:
+    """Return a function that writes the event of a run's end."""
+    return payload
 
 
 def hooked(**settings: Any) -> Emulator:

@@ -1,11 +1,9 @@
-"""A receiver, the deliveries it gets, and the client whose waiters it wakes."""
+"""Deliveries as the service sends them, for the tests of what receives them."""
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
-
-import pytest
 
 from knouds_async.webhooks import WebhookReceiver, sign
 
@@ -38,15 +36,3 @@ class Sender:
         """Deliver an event and give the status of the answer."""
         body = json.dumps(event).encode()
         return await self.receiver.take(chunks(body), sign(body, secret, now=time.time() - age))
-
-
-@pytest.fixture
-def sender() -> Callable[..., Sender]:
-    """Return what makes a receiver with these options, and a sender to it."""
-    return lambda **options: Sender(WebhookReceiver(SECRET, **options))
-
-
-@pytest.fixture
-def end() -> Callable[..., dict[str, Any]]:
-    """Return what writes the event of a run's end."""
-    return payload
