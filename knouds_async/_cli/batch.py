@@ -418,7 +418,8 @@ def _print_unknown(path: Path, unknown: tuple[Entry, ...]) -> None:
         return
     output.print_result("")
     heads = ("unknown", "sent (UTC)", "target", "why")
-    output.print_table(heads, [(entry.key, _sent_at(entry), entry.target, entry.note) for entry in unknown])
+    rows = [(entry.key, _sent_at(entry), entry.target, entry.note) for entry in unknown]
+    output.print_table(heads, rows, details=("why", "target"))
     output.flush_stdout()  # results before messages at a terminal
     output.print_info(
         "They may have run and been charged; `knouds usage` shows what did. The next batch looks for them there. "

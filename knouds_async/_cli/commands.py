@@ -6,16 +6,19 @@ What takes more than a request is in a module of its own, imported when it is ru
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from inspect import cleandoc
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
+import attrs
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from knouds_async import AsyncKnouds, KnoudsError, SchemaField, Target, UsageRow, __version__
+from knouds_async import AsyncKnouds, KnoudsError, SchemaField, Status, Target, UsageRow, __version__
 from knouds_async._cli import output
 from knouds_async._cli.client import BaseUrl, ExecutionId, Expected, Json, Save, Slug, create_folder, print_state, query
 from knouds_async._cli.errors import (
@@ -202,9 +205,13 @@ def workflows(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
     if as_json:
         output.print_json(found)
         return
+    if not found:
+        output.print_info("no workflows")
+        return
     output.print_table(
         ("slug", "name", "credits", "changed (UTC)"),
         [(workflow.slug, workflow.name, workflow.estimated_credit_cost, workflow.updated_at) for workflow in found],
+        details=("name", "changed (UTC)"),
     )
 
 
@@ -237,6 +244,7 @@ def schema(slug: Slug, /, *, public: Public = False, as_json: Json = False, base
             (field.name, field.type, field.required, field.default, _allowed(field), field.helper_text)
             for field in found.fields
         ],
+        details=("help", "allowed", "default"),
     )
 
 
@@ -254,6 +262,18 @@ AllRows = Annotated[bool, Parameter(name="--all", show_default=False, help="Ever
 StatusFilter = Annotated[str | None, Parameter(help="Only runs that are processing, completed or failed.")]
 WorkflowFilter = Annotated[str | None, Parameter(help="Only runs of the workflow with this slug.")]
 ModelFilter = Annotated[str | None, Parameter(help="Only runs that used the model with this id.")]
+Since = Annotated[
+    str | None,
+    Parameter(
+        help="Only runs of this span, such as 7d, 12h or 30m, or from a date on, such as 2026-05-01 (UTC); every row, "
+        "page by page."
+    ),
+]
+SumBy = Annotated[
+    Literal["target", "day", "status"] | None,
+    Parameter(help="Sum runs, failures and credits instead: by target, day (UTC) or status."),
+]
+_PAGE_OF_OLDER_ROWS: Final = 500  # rows in a row that are too old, after which no newer one is expected (contract 10)
 
 
 def usage(
@@ -263,35 +283,123 @@ def usage(
     status: StatusFilter = None,
     workflow: WorkflowFilter = None,
     model: ModelFilter = None,
+    since: Since = None,
+    by: SumBy = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
 ) -> None:
-    """List the account's runs, newest first, and their costs.
+    """List the account's runs, newest first, and their costs, or sum them.
 
-    Columns: start, workflow or models, status, credits, seconds, error, request id. Piped, they are separated by
-    tabs. Runs made in the dashboard are not listed.
+    Columns: start, workflow or models, status, credits, seconds, error, request id; with --by: key, runs, completed,
+    failed, credits. Piped, they are separated by tabs. Runs made in the dashboard are not listed.
     """
-    if every_row and limit is not None:
-        raise UsageError("--limit and --all exclude each other")
+    takes_every_row = every_row or since is not None or by is not None
+    if limit is not None and takes_every_row:
+        raise UsageError(f"--limit and {'--all' if every_row else '--since' if since else '--by'} exclude each other")
+    start = None if since is None else parse_since(since, datetime.now(UTC))
 
     async def fetch(knouds: AsyncKnouds) -> tuple[list[UsageRow], int | None]:
-        if every_row:
-            iterator = knouds.usage.iter(status=status, workflow_slug=workflow, model_id=model)
-            return [row async for row in iterator], None
+        if takes_every_row:
+            every = knouds.usage.iter(status=status, workflow_slug=workflow, model_id=model)
+            return await _rows_since(every, start), None
         page = await knouds.usage.list(status=status, workflow_slug=workflow, model_id=model, limit=limit)
         return list(page.rows), page.total
 
     rows, total = query(base_url, fetch)
-    if as_json:
+    if by is not None:
+        _print_sums(sum_usage(rows, by), as_json=as_json)
+    elif as_json:
         output.print_json(rows)
+    elif not rows:
+        output.print_info("no such runs")
+    else:
+        heads = ("started (UTC)", "what", "status", "credits", "seconds", "error", "request id")
+        output.print_table(heads, [_usage_cells(row) for row in rows], details=("request id", "error", "what"))
+        if total is not None and total > len(rows):
+            output.print_info(f"{len(rows)} of {total} rows; --all lists all")
+
+
+async def _rows_since(rows: AsyncIterator[UsageRow], start: datetime | None) -> list[UsageRow]:
+    """Return the rows from a moment on; one without a time is of no known span."""
+    found, older = [], 0
+    async for row in rows:
+        if start is None or (row.created_at is not None and row.created_at >= start):
+            found.append(row)
+            older = 0
+        elif (older := older + 1) >= _PAGE_OF_OLDER_ROWS:
+            break
+    return found
+
+
+_SPAN: Final = re.compile(r"([0-9]{1,6})([mhdw])")
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_since(text: str, now: datetime) -> datetime:
+    """Return the moment that `--since` means; raises UsageError when it is neither a span nor a past date."""
+    try:
+        span = _SPAN.fullmatch(text)
+        start = now - timedelta(**{_UNITS[span[2]]: int(span[1])}) if span else datetime.fromisoformat(text)
+        start = start if start.tzinfo else start.replace(tzinfo=UTC)
+        if start < now:
+            return start
+    except (ValueError, OverflowError):
+        pass
+    raise UsageError(f"--since {text}: must be a span such as 7d, 12h or 30m, or a past date such as 2026-05-01")
+
+
+@attrs.define
+class UsageSum:
+    """What the runs of a target, a day or a status have come to."""
+
+    key: str
+    runs: int = 0
+    completed: int = 0
+    failed: int = 0
+    credits: float = 0
+
+    def add(self, row: UsageRow) -> None:
+        """Count a row."""
+        self.runs += 1
+        self.completed += row.status == Status.COMPLETED
+        self.failed += row.status == Status.FAILED
+        self.credits = round(self.credits + (row.credits_cost or 0), 6)
+
+
+def sum_usage(rows: Iterable[UsageRow], by: str) -> list[UsageSum]:
+    """Return the sums of rows, days in their order, all else by credits, the largest first."""
+    sums: dict[str, UsageSum] = {}
+    for row in rows:
+        key = _usage_key(row, by)
+        sums.setdefault(key, UsageSum(key)).add(row)
+    return sorted(sums.values(), key=lambda each: each.key if by == "day" else (-each.credits, -each.runs, each.key))
+
+
+def _usage_key(row: UsageRow, by: str) -> str:
+    match by:
+        case "day":
+            return "" if row.created_at is None else f"{row.created_at.astimezone(UTC):%Y-%m-%d}"
+        case "status":
+            return str(row.status or "")
+        case _:
+            return f"workflows/{row.workflow_slug}" if row.workflow_slug else f"models/{','.join(row.model_ids)}"
+
+
+def _print_sums(sums: Sequence[UsageSum], *, as_json: bool) -> None:
+    """Print sums: as JSON, as lines, or at a terminal with a bar for the credits of each."""
+    if as_json:
+        output.print_json(sums)
         return
-    if not rows:
+    if not sums:
         output.print_info("no such runs")
         return
-    heads = ("started (UTC)", "what", "status", "credits", "seconds", "error", "request id")
-    output.print_table(heads, [_usage_cells(row) for row in rows], unbroken="request id")
-    if total is not None and total > len(rows):
-        output.print_info(f"{len(rows)} of {total} rows; --all lists all")
+    heads = ("key", "runs", "completed", "failed", "credits")
+    cells = [(each.key or "-", each.runs, each.completed, each.failed, each.credits) for each in sums]
+    output.print_table(heads, cells, bars=[each.credits for each in sums])
+    output.print_info(
+        f"{plural(sum(each.runs for each in sums), 'run')}, {plural(sum(each.failed for each in sums), 'failure')}, "
+        f"{output.format_cell(sum(each.credits for each in sums))} credits"
+    )
 
 
 def _usage_cells(row: UsageRow) -> tuple[object, ...]:

@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
@@ -112,14 +114,31 @@ def _serialize(_: Any, __: Any, value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def print_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, unbroken: str = "") -> None:
-    """Print rows on stdout: a table at a terminal, else tab-separated lines; the column `unbroken` is never wrapped."""
+def print_table(
+    heads: Sequence[str], rows: Iterable[Sequence[Any]], *, details: Sequence[str] = (), bars: Sequence[float] = ()
+) -> None:
+    """Print rows on stdout: a table at a terminal, else tab-separated lines.
+
+    `details`: columns that stand on a line of their own below each row, the first of them first, where the terminal is
+    too narrow for the table. At a terminal each row ends in a bar as long as its number in `bars`.
+    """
     cells = [[format_cell(value) for value in row] for row in rows]
-    if sys.stdout.isatty():
-        _draw_table(heads, cells, unbroken)
+    if not sys.stdout.isatty():
+        for row in cells:
+            print("\t".join(one_line(text) for text in row))
         return
-    for row in cells:
-        print("\t".join(one_line(text) for text in row))
+    shares = [number / (max(bars) or 1) for number in bars]
+    _draw_table(heads, [[one_line(text) for text in row] for row in cells], details, shares)
+
+
+_BAR_WIDTH: Final = 20  # columns
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉"
+
+
+def draw_bar(share: float, width: int) -> str:
+    """Return a bar that is as long as this share of the longest; what is more than nothing is seen."""
+    eighths = max(round(8 * max(width, 0) * share), 1 if share > 0 else 0)
+    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
 
 
 def print_pairs(*pairs: tuple[str, Any]) -> None:
@@ -135,17 +154,45 @@ def is_live() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
-def _draw_table(heads: Sequence[str], rows: Sequence[Sequence[str]], unbroken: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _draw_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], details: Sequence[str], shares: Sequence[float]
+) -> None:
+    """Draw the columns that hold anything, as many of `details` below the rows as it takes to fit the terminal."""
+    from rich.cells import cell_len, set_cell_size
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, highlight=False)
-    for head in heads:
-        table.add_column(head, no_wrap=head == unbroken)
-    for row in rows:
-        table.add_row(*(Text(printable(text), overflow="fold") for text in row))
-    Console(highlight=False).print(table)
+    columns = shutil.get_terminal_size().columns
+    by_head = {head: cells for head, *cells in zip(heads, *rows, strict=True) if any(cells)}
+    widths = {head: max(map(cell_len, (head, *cells))) for head, cells in by_head.items()}
+    beside, below = list(widths), list[str]()
+    for head in details:
+        if sum(widths[each] + 2 for each in beside) - 2 > columns and head in beside:
+            beside.remove(head)
+            below.insert(0, head)
+    bar_width = min(columns - sum(widths[each] + 2 for each in beside), _BAR_WIDTH)
+    bars = ["", *(draw_bar(share, bar_width) for share in shares)] if shares else [""] * (len(rows) + 1)
+    for row, bar in zip((heads, *rows), bars, strict=True):
+        cells = dict(zip(heads, row, strict=True))
+        print("  ".join([*(set_cell_size(cells[head], widths[head]) for head in beside), bar]).rstrip())
+        for line in fill_lines([cells[head] for head in below if cells[head]], columns - len(_INDENT)):
+            print(f"{_INDENT}{line}")
+
+
+_INDENT: Final = "    "
+
+
+def fill_lines(items: Iterable[str], width: int) -> Iterator[str]:
+    """Yield lines of items between semicolons, broken between words only."""
+    line = ""
+    for item in items:
+        if line and len(line) + 2 + len(item) > width:
+            yield line
+            line = ""
+        line = f"{line}; {item}" if line else item
+        if len(line) > width:
+            *full, line = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+            yield from full
+    if line:
+        yield line
 
 
 def format_cell(value: Any) -> str:

@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, TextIO
 
+import attrs
 import pytest
 
+from knouds_async import UsageRow
+from knouds_async._cli.commands import parse_since, sum_usage
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"
@@ -93,13 +98,99 @@ def test_usage_without_a_row_says_so(service: Any, here: Callable[..., Any]) -> 
     assert here(service, "usage", "--status", "complete", "--json").out == "[]\n"
 
 
-def test_a_request_id_is_whole_at_a_narrow_terminal(service: Any, in_terminal: Callable[..., Any]) -> None:
-    """It is there to be copied: other columns are broken before it is."""
-    assert service.knouds("run", "my-thumbnail-pipeline", "-i", "product_name=Lamp").code == 0
-    row = service.knouds("usage").out.split("\t")
-    shown = in_terminal("usage", env=service.env | {"COLUMNS": "80"}).out
-    assert row[-1].strip() in shown
-    assert all(len(line) <= 80 for line in shown.splitlines() if "\x1b" not in line)  # all but the bold heading
+@pytest.mark.parametrize("command", ["usage", "workflows", "schema"])
+def test_no_word_is_cut_at_a_narrow_terminal(service: Any, in_terminal: Callable[..., Any], command: str) -> None:
+    """What does not fit 80 columns stands below its row: ids and names are there to be copied."""
+    assert service.knouds("run", SLUG, "-i", "product_name=Lamp").code == 0
+    args = (command, SLUG) if command == "schema" else (command,)
+    cells = {cell for line in service.knouds(*args).out.splitlines() for cell in line.split("\t")}
+    shown = in_terminal(*args, env=service.env | {"COLUMNS": "80"}).out
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert {cell for cell in cells if cell not in " ".join(shown.split())} == set()
+
+
+def make_rows() -> list[UsageRow]:
+    """Return rows of two targets, two days and three statuses."""
+    first, second = datetime(2026, 5, 1, 23, 59, tzinfo=UTC), datetime(2026, 5, 2, tzinfo=UTC)
+    return [
+        UsageRow(workflow_slug="a", status="completed", credits_cost=0.1, created_at=second),
+        UsageRow(workflow_slug="a", status="failed", credits_cost=0.2, created_at=second),
+        UsageRow(model_ids=("suno-v5",), status="completed", credits_cost=7, created_at=first),
+        UsageRow(model_ids=("suno-v5",), status="processing", created_at=None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("by", "sums"),
+    [
+        ("target", [("models/suno-v5", 2, 1, 0, 7), ("workflows/a", 2, 1, 1, 0.3)]),
+        ("day", [("", 1, 0, 0, 0), ("2026-05-01", 1, 1, 0, 7), ("2026-05-02", 2, 1, 1, 0.3)]),
+        ("status", [("completed", 2, 2, 0, 7.1), ("failed", 1, 0, 1, 0.2), ("processing", 1, 0, 0, 0)]),
+    ],
+)
+def test_rows_are_summed(by: str, sums: list[tuple[Any, ...]]) -> None:
+    """Runs, completed and failed ones and credits add up, for each target, day of UTC, or status."""
+    assert [attrs.astuple(each) for each in sum_usage(make_rows(), by)] == sums
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("7d", datetime(2026, 5, 1, 12, tzinfo=UTC)),
+        ("2w", datetime(2026, 4, 24, 12, tzinfo=UTC)),
+        ("12h", datetime(2026, 5, 8, tzinfo=UTC)),
+        ("30m", datetime(2026, 5, 8, 11, 30, tzinfo=UTC)),
+        ("2026-05-01", datetime(2026, 5, 1, tzinfo=UTC)),
+        ("2026-05-01T10:00+02:00", datetime(2026, 5, 1, 8, tzinfo=UTC)),
+    ],
+)
+def test_a_span_or_a_date_is_a_start(text: str, start: datetime) -> None:
+    """A span counts back from now, a date is of UTC unless it says otherwise."""
+    assert parse_since(text, datetime(2026, 5, 8, 12, tzinfo=UTC)) == start
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "7x", "-7d", "0d", "7 d", "\u0667d", "999999w", "2026-13-01", "2999-01-01", "d"]
+)
+def test_what_is_neither_is_wrong_usage(service: Any, text: str) -> None:
+    """A `--since` that is no span and no past date ends in 2 before anything is asked."""
+    ended = service.knouds("usage", f"--since={text}")
+    assert (ended.code, ended.out) == (2, "")
+    assert "such as 7d" in ended.err
+    assert not service.emulator.requests.count
+
+
+def test_usage_is_summed(put_up: Callable[..., Any], in_terminal: Callable[..., Any]) -> None:
+    """Sums are lines for a pipe, objects for programs, and bars at a terminal; the rows of all pages count."""
+    service = put_up(duration=0.0, epoch=time.time())
+    for args in (("daily-picture",), ("daily-picture",), ("suno-v5", "--model")):
+        assert service.knouds("run", *args).code == 0
+    ended = service.knouds("usage", "--by", "target", "--since", "1d")
+    assert ended.out.splitlines() == ["workflows/daily-picture\t2\t2\t0\t24", "models/suno-v5\t1\t1\t0\t12"]
+    assert ended.err == "3 runs, 0 failures, 36 credits\n"
+    (sums,) = json.loads(service.knouds("usage", "--by", "status", "--json").out)
+    assert sums == {"key": "completed", "runs": 3, "completed": 3, "failed": 0, "credits": 36}
+    drawn = in_terminal("usage", "--by", "target", env=service.env).out.splitlines()
+    assert [line.count("\u2588") for line in drawn[1:3]] == [20, 10]
+    assert json.loads(service.knouds("usage", "--by", "day", "--status", "failed", "--json").out) == []
+
+
+def test_older_rows_are_left_out(put_up: Callable[..., Any]) -> None:
+    """A span leaves out what began before it, in the list and in the sums."""
+    service = put_up(duration=0.0, epoch=time.time() - 48 * 3600)
+    assert service.knouds("run", "daily-picture").code == 0
+    assert service.knouds("usage", "--since", "1d").err == "no such runs\n"
+    assert len(service.knouds("usage", "--since", "3d").out.splitlines()) == 1
+    assert json.loads(service.knouds("usage", "--by", "day", "--since", "1d", "--json").out) == []
+
+
+@pytest.mark.parametrize("option", [["--all"], ["--since", "1d"], ["--by", "day"]])
+def test_a_limit_is_of_a_list(service: Any, option: list[str]) -> None:
+    """A number of rows beside what takes every row is wrong usage."""
+    ended = service.knouds("usage", "--limit", "5", *option)
+    assert ended.code == 2
+    assert f"--limit and {option[0]} exclude each other" in ended.err
+    assert service.knouds("usage", "--by", "moon").code == 2
 
 
 def test_status_and_cancel(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:

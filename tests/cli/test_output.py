@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async._cli import output
-from knouds_async._cli.output import one_line, printable
+from knouds_async._cli.output import draw_bar, fill_lines, one_line, printable
 
 TEXTS = st.text(max_size=200)
 STEERING = {chr(code) for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc"} | {"\u202e", "\u2066"}
@@ -47,3 +47,19 @@ def test_the_world_s_texts_are_left_alone(capsys: pytest.CaptureFixture[str], te
 def test_a_cell_is_short(value: object, text: str) -> None:
     """Values in tables have no needless digits, and nothing where there is nothing."""
     assert output.format_cell(value) == text
+
+
+WORDS = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=9)
+
+
+@given(st.lists(WORDS, max_size=30), st.integers(20, 60))
+def test_no_word_is_broken(words: list[str], width: int) -> None:
+    """What does not fit a line goes on in the next one, between words."""
+    lines = list(fill_lines([" ".join(words[n : n + 3]) for n in range(0, len(words), 3)], width))
+    assert all(len(line) <= width for line in lines)
+    assert " ".join(lines).replace(";", "").split() == words
+
+
+def test_a_bar_is_as_long_as_its_share() -> None:
+    """The longest takes all columns, the least a sliver, and nothing has none."""
+    assert [draw_bar(share, 4) for share in (1, 0.5, 0.0001, 0)] == ["\u2588" * 4, "\u2588" * 2, "\u258f", ""]
