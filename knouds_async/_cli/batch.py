@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import attrs
 
-from knouds_async import AsyncKnouds, Completed, PermissionDeniedError, Progress, SchemaField, SQLiteLedger, Target
+from knouds_async import AsyncKnouds, Completed, PermissionDeniedError, Progress, SQLiteLedger, Target
 from knouds_async._batch.batch import Batch
 from knouds_async._batch.ledger import LedgerCounts
 from knouds_async._cli import output
@@ -47,7 +47,7 @@ from knouds_async._cli.batch_results import (
 )
 from knouds_async._cli.client import connect
 from knouds_async._cli.errors import ExitCode, UsageError, format_error
-from knouds_async._cli.input_files import CountedJobs, JobSource, JobStream
+from knouds_async._cli.input_files import CountedJobs, JobSource, JobStream, text_inputs
 from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
 from knouds_async._sansio import endpoints
@@ -109,7 +109,6 @@ class BatchRun:
 
 
 _MAX_DOWNLOADS: Final = 8
-_TEXT_TYPES: Final = ("text", "textarea", "image", "video")
 
 
 def run_batch(options: BatchOptions) -> int:
@@ -163,12 +162,8 @@ async def _run_and_record(run: BatchRun) -> None:
         if options.retry_failed:
             await ledger.retry_failed()
         await _drop_lines_of_earlier_runs(run, ledger)
-        text_inputs = await _text_inputs(knouds, run)
-        source = (
-            JobStream(run.source.jobs(text_inputs))
-            if run.total is None
-            else CountedJobs(run.source, text_inputs, run.total)
-        )
+        texts = await _text_inputs(knouds, run)
+        source = JobStream(run.source.jobs(texts)) if run.total is None else CountedJobs(run.source, texts, run.total)
         runs = knouds.models if options.target.kind == "models" else knouds.workflows
         batch = runs.map(
             options.target.name,
@@ -209,12 +204,7 @@ async def _text_inputs(knouds: AsyncKnouds, run: BatchRun) -> Collection[str]:
         if not error.from_service:  # a proxy would reject the runs as well
             raise
         return ()  # the key may run the workflow but not read it
-    return frozenset(field.name for field in schema.fields if _takes_text(field))
-
-
-def _takes_text(field: SchemaField) -> bool:
-    has_text_options = bool(field.options) and all(isinstance(option, str) for option in field.options)
-    return has_text_options or field.type in _TEXT_TYPES
+    return text_inputs(schema)
 
 
 async def _write_outcomes(run: BatchRun, batch: Batch, knouds: AsyncKnouds) -> None:

@@ -8,11 +8,14 @@ that was not run, or whose outcome is unknown, gets a new line. A file that hold
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
+import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias, assert_never
@@ -140,10 +143,12 @@ class ResultsFile:
 
         Raises UsageError, with the file unchanged, when it cannot be opened, holds something else, or is locked.
         """
-        self._path = path.resolve()  # replace the target, not the link
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            # A pipe is not opened for reading too, or nobody would notice that its reader has gone.
+            access = os.O_RDWR | os.O_CREAT if path.is_file() or not path.exists() else os.O_WRONLY
+            self._file = os.open(path, access | getattr(os, "O_BINARY", 0), 0o666)
             self._is_regular = stat.S_ISREG(os.fstat(self._file).st_mode)
+            self._path = path.resolve() if self._is_regular else path  # replace the target, not the link
             self._keys = self._recover(keep) if self._is_regular else Seen()
         except OSError as error:
             raise UsageError(f"--out {one_line(str(path))}: {error.strerror}") from None
@@ -290,25 +295,54 @@ def _repair_last_line(file: int, path: Path, scan: _ScanResult) -> None:
 
 
 def _rewrite(file: int, path: Path, keep: KeepLine) -> tuple[int, Seen]:
-    """Replace the file atomically by one with the lines to keep."""
+    """Replace the file atomically by one with the lines to keep; a mounted one is overwritten, as nothing replaces it.
+
+    The ledger has what a crash in the middle of overwriting would lose.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    new = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        new = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    except OSError as error:
+        if error.errno not in _NOT_REPLACEABLE:
+            raise
+        return _overwrite(file, path, keep)
     try:
         lock(new, path)
-        with open(new, "wb", closefd=False) as copy:
-            scan = _scan(file, path, keep, copy)
+        keys = _copy(file, path, keep, new)
         temporary.chmod(stat.S_IMODE(os.fstat(file).st_mode))
         os.fsync(new)
         if os.name == "nt":
             os.close(file)  # an open file cannot be replaced there
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         os.close(new)
         temporary.unlink(missing_ok=True)
-        raise
+        if not isinstance(error, OSError) or error.errno not in _NOT_REPLACEABLE:
+            raise
+        return _overwrite(file, path, keep)
     if os.name != "nt":
         os.close(file)  # not before: it holds the lock
-    return new, scan.keys
+    return new, keys
+
+
+_NOT_REPLACEABLE: Final = {errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def _copy(file: int, path: Path, keep: KeepLine, new: int) -> Seen:
+    with open(new, "wb", closefd=False) as copy:
+        return _scan(file, path, keep, copy).keys
+
+
+def _overwrite(file: int, path: Path, keep: KeepLine) -> tuple[int, Seen]:
+    """Overwrite the file with the lines to keep."""
+    with tempfile.TemporaryFile() as kept:
+        keys = _copy(file, path, keep, kept.fileno())
+        kept.seek(0)
+        os.lseek(file, 0, os.SEEK_SET)
+        with open(file, "wb", closefd=False) as stream:
+            shutil.copyfileobj(kept, stream)
+        os.ftruncate(file, kept.tell())
+    return file, keys
 
 
 class StdoutResults:

@@ -66,8 +66,8 @@ Slug: TypeAlias = Annotated[str, Parameter(help="The workflow's slug, as `knouds
 ExecutionId: TypeAlias = Annotated[str, Parameter(help="The id that `knouds run` printed when it submitted the run.")]
 
 
-def print_state(state: ExecutionState) -> None:
-    """Print the state of an execution, and its result if there is one."""
+def print_state(state: ExecutionState, *, files: Iterable[Path] | None = None) -> None:
+    """Print the state of an execution, and its result if there is one; `files`: as of `print_run_result`."""
     error = state.error
     output.print_pairs(
         ("execution", state.execution_id),
@@ -80,7 +80,7 @@ def print_state(state: ExecutionState) -> None:
         ("ended", state.completed_at),
     )
     if state.result is not None:
-        print_run_result(state.result)
+        print_run_result(state.result, files=files)
 
 
 def print_run_result(result: Any, *, files: Iterable[Path] | None = None) -> None:

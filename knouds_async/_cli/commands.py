@@ -18,9 +18,30 @@ from typing import Annotated, Any, Final, Literal
 import attrs
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from knouds_async import AsyncKnouds, KnoudsError, SchemaField, Status, Target, UsageRow, __version__
+from knouds_async import (
+    AsyncKnouds,
+    ExecutionState,
+    KnoudsError,
+    RunResult,
+    SchemaField,
+    Status,
+    Target,
+    UsageRow,
+    __version__,
+)
 from knouds_async._cli import output
-from knouds_async._cli.client import BaseUrl, ExecutionId, Expected, Json, Save, Slug, create_folder, print_state, query
+from knouds_async._cli.client import (
+    BaseUrl,
+    ExecutionId,
+    Expected,
+    Json,
+    Save,
+    Slug,
+    create_folder,
+    download_files,
+    print_state,
+    query,
+)
 from knouds_async._cli.errors import (
     ExitCode,
     KeyMissingError,
@@ -30,8 +51,9 @@ from knouds_async._cli.errors import (
     exit_code_table,
     format_error,
 )
+from knouds_async._cli.input_files import has_a_place
 from knouds_async._cli.output import plural
-from knouds_async._cli.run import run
+from knouds_async._cli.run import run, termination_as_ctrl_c, wait
 from knouds_async._sansio.durations import check_expected
 
 _MAX_RUNS = 1000
@@ -55,12 +77,15 @@ def demo(*, runs: Runs = 200, seed: Seed = 1) -> None:
     asyncio.run(run_demo(list(islice(cycle(read_prompts()), runs)), seed))
 
 
+_STDOUT: Final = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
 BatchTarget = Annotated[str | None, Parameter(help="The workflow's slug; with --model a model's internal name.")]
 JobsPath = Annotated[
     Path | None,
     Parameter(
         allow_leading_hyphen=True,
-        help='The jobs, - for stdin. JSON Lines: {"key": ..., "inputs": {...}}, or the inputs alone. CSV (.csv, .tsv): '
+        help="The jobs, - for stdin; a pipe is read as well. "
+        'JSON Lines: {"key": ..., "inputs": {...}}, or the inputs alone. CSV (.csv, .tsv): '
         "a column for each input and, if you like, one named key; a cell under a text input is a string, any other is "
         "read as by `knouds run -i`, an empty one is omitted. Without a key a job is identified by its inputs.",
     ),
@@ -150,14 +175,14 @@ def batch(
         return rebind_ledger(rebind)
     if slug is None or jobs is None:
         raise UsageError("give the file of jobs after the slug, or - for stdin")
-    if ledger is None and str(jobs) == "-":
-        raise UsageError("jobs from stdin need --ledger FILE: it keeps a rerun from paying twice")
+    if ledger is None and not has_a_place(jobs):
+        raise UsageError("jobs from stdin or a pipe need --ledger FILE: it keeps a rerun from paying twice")
     check_expected(expected)
     options = BatchOptions(
         target=Target("models" if is_model else "workflows", slug),
         jobs=jobs,
         ledger=ledger or Path(f"{jobs}.ledger"),
-        out=None if out is None or str(out) == "-" else out,
+        out=None if out is None or str(out) in _STDOUT else out,
         max_in_flight=max_in_flight,
         max_credits=max_credits,
         retry_failed=retry_failed,
@@ -169,16 +194,27 @@ def batch(
     return run_batch(options)
 
 
-def status(execution_id: ExecutionId, /, *, as_json: Json = False, base_url: BaseUrl = None) -> None:
+def status(execution_id: ExecutionId, /, *, save: Save = None, as_json: Json = False, base_url: BaseUrl = None) -> int:
     """Show the state of a run, with its result once it has finished.
 
-    The exit code is 0 whatever the status of the run: it says that the request succeeded.
+    The exit code is 0 whatever the status of the run: it says that the request succeeded, and the files were saved.
     """
-    state = query(base_url, lambda knouds: knouds.executions.get(execution_id))
+    folder = create_folder(save)
+
+    async def fetch(knouds: AsyncKnouds) -> tuple[ExecutionState, tuple[Path, ...] | None]:
+        state = await knouds.executions.get(execution_id)
+        if folder is None or state.result is None:
+            return state, ()
+        return state, await download_files(knouds, RunResult(state.result, execution_id=state.execution_id), folder)
+
+    state, files = query(base_url, fetch)
+    saved = files if folder is not None and state.result is not None else None
     if as_json:
-        output.print_json(state)
+        names = {} if folder is None else {"files": [str(path) for path in files or ()]}
+        output.print_json(output.to_jsonable(state) | names)
     else:
-        print_state(state)
+        print_state(state, files=saved)
+    return ExitCode.ERROR if files is None else ExitCode.OK
 
 
 def cancel(execution_id: ExecutionId, /, *, as_json: Json = False, base_url: BaseUrl = None) -> None:
@@ -515,6 +551,7 @@ _COMMANDS: Final[tuple[Callable[..., Any], ...]] = (
     run,
     batch,
     status,
+    wait,
     cancel,
     workflows,
     schema,
@@ -548,7 +585,7 @@ def _unwrapped(text: str) -> str:
 
 def run_knouds(tokens: Sequence[str]) -> int:
     """Run one command line and return its exit code; an error is one line on stderr."""
-    with output.safe_streams():
+    with output.safe_streams(), termination_as_ctrl_c():
         try:
             return _run_command(tokens)
         except BrokenPipeError:

@@ -1,8 +1,9 @@
 """The inputs that people give: as key=value, in a JSON file, or the jobs of `knouds batch` in JSON Lines or CSV.
 
-A value on the command line that is valid JSON is JSON (3, true, null, [1, 2], "3"), any other a string. Of jobs at most
-one line is in memory. An empty line is skipped; any other line that is not a job is an InvalidLineError. Where lines
-after it can still be read, the error is yielded in place of the job, so that the whole file can be checked.
+What is given is read once, and exactly, or it is refused. A value on the command line is a string where the schema says
+text; any other is JSON where it is valid JSON (3, true, null, [1, 2], "3"), else a string. Of jobs at most one line is
+in memory. An empty line is skipped; any other line that is not a job is an InvalidLineError. Where lines after it can
+still be read, the error is yielded in place of the job, so that the whole file can be checked.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -23,55 +24,68 @@ from typing import Any, BinaryIO, Final, ParamSpec, TypeVar
 
 import attrs
 
-from knouds_async import Job
+from knouds_async import Job, SchemaField, WorkflowSchema
 from knouds_async._batch.jobs import LONGEST_KEY
 from knouds_async._cli.errors import UsageError
 from knouds_async._cli.output import one_line, plural
-from knouds_async._sansio.inputs import strict_json
+from knouds_async._sansio.inputs import InexactValueError, strict_json
 from knouds_async._sansio.keys import Seen
 from knouds_async.config import is_integer
 from knouds_async.types import Inputs
 
-
-def read_inputs(pairs: Sequence[str], file: Path | None) -> dict[str, Any]:
-    """Return the inputs in a file updated with the pairs; raises UsageError when they cannot be read."""
-    given = read_pairs(pairs)
-    return ({} if file is None else _read_file(file)) | given
+_TEXT_TYPES: Final = ("text", "textarea", "image", "video")
 
 
-def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return the inputs in `key=value` strings; raises UsageError for a duplicate key."""
-    inputs: dict[str, Any] = {}
+def text_inputs(schema: WorkflowSchema) -> frozenset[str]:
+    """Return the inputs that are strings according to a workflow's schema."""
+    return frozenset(field.name for field in schema.fields if _takes_text(field))
+
+
+def _takes_text(field: SchemaField) -> bool:
+    has_text_options = bool(field.options) and all(isinstance(option, str) for option in field.options)
+    return has_text_options or field.type in _TEXT_TYPES
+
+
+@attrs.frozen
+class GivenInputs:
+    """The inputs of a run as they were given: those of a file, and strings for which the schema has the last word."""
+
+    file: Mapping[str, Any]
+    pairs: Mapping[str, str]
+
+    def read(self, texts: Collection[str] = ()) -> dict[str, Any]:
+        """Return all inputs; a pair wins over the file, and one named in `texts` is a string."""
+        try:
+            return {**self.file, **{name: self._read_pair(name, text, texts) for name, text in self.pairs.items()}}
+        except InexactValueError as error:
+            raise UsageError(str(error)) from None
+
+    def _read_pair(self, name: str, text: str, texts: Collection[str]) -> Any:
+        is_quoted = text.startswith('"')  # "3" is the string 3 everywhere
+        return text if name in texts and not is_quoted else read_value(text)
+
+
+def read_inputs(pairs: Sequence[str], file: Path | None) -> GivenInputs:
+    """Return the inputs in a file and in `key=value` strings; raises UsageError when they cannot be read."""
+    given: dict[str, str] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"-i {pair!r}: write key=value")
-        if key in inputs:
-            raise UsageError(f"-i {key}=... is given twice")
-        inputs[key] = read_value(text)
-    return inputs
+            raise UsageError(f"{pair!r} is not an input: write key=value")
+        if key in given:
+            raise UsageError(f"{key}=... is given twice")
+        given[key] = text
+    return GivenInputs({} if file is None else _read_file(file), given)
 
 
 def read_value(text: str) -> Any:
-    """Return a value parsed as JSON, or the string itself."""
+    """Return a value parsed as JSON, or the string itself; raises InexactValueError."""
     try:
-        return strict_json(text)
+        return strict_json(text, is_exact=True)
+    except InexactValueError:
+        raise
     except ValueError:
         return text
-
-
-def _read_file(file: Path) -> dict[str, Any]:
-    name = "stdin" if str(file) == "-" else str(file)
-    try:
-        text = sys.stdin.read() if name == "stdin" else file.read_text(encoding="utf-8-sig")
-        inputs = strict_json(text)
-    except OSError as error:
-        raise UsageError(f"--input-file {name}: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"--input-file {name} is not JSON: {error}") from None
-    if not isinstance(inputs, dict):
-        raise UsageError(f"--input-file {name} must hold a JSON object, from input names to values")
-    return inputs
 
 
 MAX_LINE_BYTES: Final = 32 * 1024**2
@@ -79,6 +93,53 @@ MAX_LINE_BYTES: Final = 32 * 1024**2
 
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+_STDIN: Final = 0
+
+
+def _decode(data: bytes) -> str:
+    """Return UTF-8 as text, with or without a byte order mark; raises ValueError."""
+    if data.startswith(_UTF_16):
+        raise ValueError("the file is UTF-16; save it as UTF-8")
+    data = data.removeprefix(_BOM)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise ValueError(f"byte {error.start + 1} (0x{byte:02x}) is not UTF-8; save the file as UTF-8") from None
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    is_stdin = str(file) == "-"
+    name = "stdin" if is_stdin else one_line(str(file))
+    try:
+        with open(check_stdin() if is_stdin else file, "rb", closefd=not is_stdin) as stream:
+            data = stream.read(MAX_LINE_BYTES + 1)
+        if len(data) > MAX_LINE_BYTES:
+            raise UsageError(f"--input-file {name}: longer than {MAX_LINE_BYTES // 1024**2} MiB")
+        inputs = _parse_json(_decode(data))
+    except OSError as error:
+        raise UsageError(f"--input-file {name}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"--input-file {name}: {error}") from None
+    if not isinstance(inputs, dict):
+        raise UsageError(f"--input-file {name} must hold a JSON object, from input names to values")
+    return inputs
+
+
+def check_stdin() -> int:
+    """Return the file descriptor of stdin; raises UsageError when it is closed."""
+    if sys.stdin is None:
+        raise UsageError("stdin is closed: pipe the inputs to it, or name a file")
+    return _STDIN
+
+
+def _parse_json(text: str) -> Any:
+    """Return JSON; raises ValueError with words for people."""
+    try:
+        return strict_json(text, is_exact=True)
+    except json.JSONDecodeError as error:
+        where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno} column {error.colno}"
+        raise ValueError(f"not JSON: {error.msg} at {where}") from None
 
 
 class InvalidLineError(UsageError):
@@ -100,26 +161,35 @@ class NumberedLine:
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[NumberedLine]:
     """Yield each line of a UTF-8 stream, with or without a byte order mark."""
-    number = 0
-    while raw := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
+    for number, raw in enumerate(_split_lines(stream), 1):
         if len(raw) > MAX_LINE_BYTES:
             raise InvalidLineError(name, number, f"longer than {MAX_LINE_BYTES // 1024**2} MiB")
-        if number == 1:
-            if raw.startswith(_UTF_16):
-                raise InvalidLineError(name, number, "the file is UTF-16; save it as UTF-8")
-            raw = raw.removeprefix(_BOM)
         try:
-            yield NumberedLine(number, raw.decode("utf-8"))
+            text = _decode(raw) if number == 1 else raw.decode("utf-8")
         except UnicodeDecodeError as error:
             why = f"byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8; save the file as UTF-8"
             raise InvalidLineError(name, number, why) from None
+        except ValueError as error:
+            raise InvalidLineError(name, number, str(error)) from None
+        yield NumberedLine(number, text)
+
+
+def _split_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines with their ends; where the first ends in CR alone, as spreadsheets of the Mac write it, so do all."""
+    ends_in_cr = None
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        if ends_in_cr is None:
+            ends_in_cr = b"\r" in raw.removesuffix(b"\r\n")
+        if ends_in_cr and len(raw) <= MAX_LINE_BYTES:
+            yield from raw.splitlines(keepends=True)
+        else:
+            yield raw
 
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SEPARATORS: Final = ",;\t"
+_SEPARATORS: Final = ",;\t|"
 _ARRAY_ERROR: Final = "a JSON array; write each job on a line of its own, as `jq -c '.[]'` does"
 _FORMAT_ERROR: Final = (
     'a job is {"key": ..., "inputs": {...}} with no other names, or the inputs alone with no "key" among them'
@@ -164,20 +234,11 @@ def _caught(name: str, number: int, read: Callable[P, T], *args: P.args, **kwarg
         return InvalidLineError(name, number, str(error))
 
 
-def _parse_json(text: str) -> Any:
-    try:
-        return strict_json(text, is_bounded=True)
-    except json.JSONDecodeError as error:
-        if text.lstrip().startswith("["):
-            raise ValueError(_ARRAY_ERROR) from None
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-
-
 def _read_object(number: int, text: str) -> FileJob:
     """Return a job from an object with a key, or from bare inputs; raises ValueError otherwise."""
+    if text.lstrip().startswith("["):
+        raise ValueError(_ARRAY_ERROR)
     value = _parse_json(text)
-    if isinstance(value, list):
-        raise ValueError(_ARRAY_ERROR)  # noqa: TRY004
     if not isinstance(value, dict):
         raise ValueError(f"not a JSON object: {_FORMAT_ERROR}")  # noqa: TRY004
     inputs = value.get("inputs")
@@ -206,60 +267,83 @@ def _read_key(key: Any) -> str | None:
 class _LineTexts:
     """Iterates over the text of lines, for the csv module; remembers the number of the last line."""
 
-    def __init__(self, lines: Iterator[NumberedLine], number: int) -> None:
+    def __init__(self, lines: Iterator[NumberedLine], name: str) -> None:
         self._lines = lines
-        self.number = number
+        self.name = name
+        self.number = 0
 
     def __iter__(self) -> Iterator[str]:
         for line in self._lines:
             self.number = line.number
+            if "\0" in line.text:
+                why = "a NUL byte: not text, or text in UTF-16; save the file as CSV in UTF-8"
+                raise InvalidLineError(self.name, line.number, why)
             yield line.text
 
 
 def _read_csv(lines: Iterator[NumberedLine], file_format: FileFormat) -> Iterator[FileJob | InvalidLineError]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    first = next((line for line in lines if line.text.strip()), None)
+    filled = (line for line in lines if line.text.strip())
+    first = next(filled, None)
+    separator = None if first is None else _named_separator(first, file_format.name)
+    if separator is not None:
+        first = next(filled, None)
     if first is None:
         return
-    texts = _LineTexts(chain([first], lines), first.number - 1)
-    rows = _read_rows(texts, max(_SEPARATORS, key=first.text.count), file_format.name)
+    texts = _LineTexts(chain([first], lines), file_format.name)
+    rows = _read_rows(texts, first.number, separator or max(_SEPARATORS, key=first.text.count))
     names = _caught(file_format.name, first.number, _read_header, next(rows)[1])
     if isinstance(names, InvalidLineError):
         raise names
     for number, cells in rows:
-        if any(cells):  # spreadsheets leave rows of empty cells behind
+        if any(cell.strip() for cell in cells):  # spreadsheets leave rows of empty cells behind
             yield _caught(file_format.name, number, _read_row, number, names, cells, file_format.text_inputs)
 
 
-def _read_rows(texts: _LineTexts, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row with the number of its first line: a cell may contain line ends."""
+def _named_separator(line: NumberedLine, name: str) -> str | None:
+    """Return what a first line `sep=;`, which is for spreadsheets, says; None when it is no such line."""
+    start, equals, separator = line.text.rstrip("\r\n").partition("=")
+    if start.lower() != "sep" or not equals:
+        return None
+    if separator not in _SEPARATORS or not separator:
+        raise InvalidLineError(name, line.number, f"sep={separator}: must be a comma, a semicolon, a tab or |")
+    return separator
+
+
+def _read_rows(texts: _LineTexts, number: int, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row with the number of its first line, beginning at `number`: a cell may contain line ends."""
     reader = csv.reader(texts, delimiter=separator, strict=True)
     while True:
-        first_line = texts.number + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise InvalidLineError(name, first_line, f"not CSV: {error}") from None
-        yield first_line, cells
+            is_cr = "new-line" in str(error)
+            why = "a carriage return in a cell without quotes" if is_cr else f"not CSV: {error}"
+            raise InvalidLineError(texts.name, number, why) from None
+        yield number, cells
+        number = texts.number + 1
 
 
 def _read_header(cells: list[str]) -> list[str]:
+    """Return the names of the columns, "" for one without a name, as spreadsheets leave behind."""
     names = [cell.strip() for cell in cells]
-    for name in names:
-        if not name:
-            raise ValueError("a column has no name: the first line names the inputs")
+    for name in filter(None, names):
         if names.count(name) > 1:
             raise ValueError(f"two columns are named {name!r}")
+    if not any(names):
+        raise ValueError("no column has a name: the first line names the inputs")
     return names
 
 
 def _read_row(number: int, names: list[str], cells: list[str], text_inputs: Collection[str]) -> FileJob:
     """Return a job; an empty cell is an input that is not given."""
-    if len(cells) != len(names):
+    if len(cells) < len(names) or any(cells[len(names) :]):
         raise ValueError(f"{len(cells)} cells where the first line names {len(names)}")
-    given = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+    given = {name: cell for name, cell in zip(names, cells, strict=False) if cell}
+    if "" in given:
+        raise ValueError(f"{given['']!r:.80} is in a column without a name: name it in the first line, or empty it")
     key = _read_key(given.pop("key", None))
     return FileJob(
         number, key, {name: cell if name in text_inputs else read_value(cell) for name, cell in given.items()}
@@ -267,14 +351,20 @@ def _read_row(number: int, names: list[str], cells: list[str], text_inputs: Coll
 
 
 _CSV: Final = (".csv", ".tsv")
-_STDIN: Final = 0
+_DEVICES: Final = {Path("/dev/stdin"), Path("/dev/fd"), Path("/proc")}
 _MAX_LISTED: Final = 5  # further lines that are named
 
 
-class JobSource:
-    """The jobs in a file, or with `-` on stdin.
+def has_a_place(path: Path) -> bool:
+    """Return whether what a path names can be read again, as stdin, a pipe and `<(...)` cannot."""
+    is_device = not _DEVICES.isdisjoint((path.absolute(), *path.absolute().parents))
+    return str(path) != "-" and not is_device and (path.is_file() or path.is_dir() or not path.exists())
 
-    `is_file`: whether it can be read twice. On stdin, what does not begin like JSON is CSV.
+
+class JobSource:
+    """The jobs in a file, in a pipe, or with `-` on stdin.
+
+    `is_file`: whether it can be read twice. In a pipe, what does not begin like JSON is CSV.
     """
 
     def __init__(self, path: Path) -> None:
@@ -284,7 +374,7 @@ class JobSource:
         self._path = path
         self._offset: int | None = None  # of stdin: its first lines may have been read already
         try:
-            mode = os.fstat(_STDIN).st_mode if self.is_stdin else path.stat().st_mode
+            mode = os.fstat(check_stdin()).st_mode if self.is_stdin else path.stat().st_mode
             self.is_file = stat.S_ISREG(mode)
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(21, "Is a directory")
@@ -296,8 +386,13 @@ class JobSource:
 
     @property
     def may_be_csv(self) -> bool:
-        """Whether it is CSV; True for stdin, as that is not known before it is read."""
-        return self.is_stdin or self._path.suffix.lower() in _CSV
+        """Whether it is CSV; True where that is not known before it is read."""
+        return self._has_no_type or self._path.suffix.lower() in _CSV
+
+    @property
+    def _has_no_type(self) -> bool:
+        """Whether nothing but its beginning says what it is."""
+        return self.is_stdin or (not self.is_file and self._path.suffix.lower() not in _CSV)
 
     def count(self) -> int:
         """Check a file and return the number of its jobs; raises UsageError for invalid lines and duplicate keys."""
@@ -340,7 +435,7 @@ class JobSource:
 
     def _read_jobs(self, text_inputs: Collection[str]) -> Iterator[FileJob | InvalidLineError]:
         with self._open() as stream:
-            is_csv = not _looks_like_json(stream) if self.is_stdin else self.may_be_csv
+            is_csv = not _looks_like_json(stream) if self._has_no_type else self.may_be_csv
             yield from read_jobs(stream, FileFormat(self.name, is_csv, text_inputs))
 
     @contextmanager

@@ -10,7 +10,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -26,6 +26,8 @@ from knouds_async import (
     ExecutionFailedError,
     ExecutionState,
     KnoudsError,
+    NotFoundError,
+    PermissionDeniedError,
     RunResult,
     Status,
     Target,
@@ -34,6 +36,7 @@ from knouds_async import (
 from knouds_async._cli import output
 from knouds_async._cli.client import (
     BaseUrl,
+    ExecutionId,
     Expected,
     Json,
     Save,
@@ -44,24 +47,28 @@ from knouds_async._cli.client import (
     summarize_state,
 )
 from knouds_async._cli.errors import ExitCode, UsageError, exit_code_for, format_error
-from knouds_async._cli.input_files import read_inputs
+from knouds_async._cli.input_files import GivenInputs, read_inputs, text_inputs
 from knouds_async._cli.output import call_every, one_line
 from knouds_async._sansio.durations import check_expected
+from knouds_async._sansio.inputs import input_errors
 
 RunTarget = Annotated[str, Parameter(help="The workflow's slug; with --model a model's internal name.")]
-Inputs = Annotated[
-    list[str] | None,
+Pairs = Annotated[
+    str,
     Parameter(
-        name=["--input", "-i"],
-        help="One input, as key=value; may be repeated. A value that is valid JSON is JSON (3, true, [1, 2]), "
-        "any other is a string; write key='\"3\"' for the string 3.",
+        help="Inputs as key=value. Under a text input of the workflow's schema a value is a string; any other is JSON "
+        "where it is valid JSON (3, true, [1, 2]), else a string; key='\"3\"' is the string 3."
     ),
+]
+MorePairs = Annotated[
+    list[str] | None,
+    Parameter(name=["--input", "-i"], help="One input, as key=value, the same as without -i; may be repeated."),
 ]
 InputFile = Annotated[
     Path | None,
     Parameter(
         allow_leading_hyphen=True,
-        help="A file with the inputs as a JSON object, - for stdin; an -i with the same key wins.",
+        help="A file with the inputs as a JSON object, - for stdin; a key=value with the same key wins.",
     ),
 ]
 IsModel = Annotated[
@@ -76,8 +83,8 @@ Seconds = Annotated[
 class _RunRequest:
     """What to run, and its execution once it was submitted."""
 
-    target: Target
-    inputs: dict[str, Any]
+    target: Target | None
+    given: GivenInputs
     timeout: float | None
     expected: float | None
     base_url: str | None
@@ -90,8 +97,8 @@ class _RunRequest:
 def run(
     slug: RunTarget,
     /,
-    *,
-    inputs: Inputs = None,
+    *pairs: Pairs,
+    inputs: MorePairs = None,
     input_file: InputFile = None,
     is_model: IsModel = False,
     timeout: Seconds = None,
@@ -102,23 +109,59 @@ def run(
 ) -> int:
     """Run a workflow or a model, wait, and print the result.
 
-    The result is text and the addresses of its files, one per line; with --json the whole execution. The run is
-    submitted at most once. Ctrl-C, SIGTERM and --timeout end the wait, not the run: its id is on stderr.
+    The inputs are checked against the workflow's schema before anything is run. The result is text and the addresses of
+    its files, one per line; with --json the whole execution. The run is submitted at most once. Ctrl-C, SIGTERM and
+    --timeout end the wait, not the run: its id is on stderr, and `knouds wait` waits for it again.
     """
+    target = Target("models" if is_model else "workflows", slug)
+    given = read_inputs([*pairs, *(inputs or ())], input_file)
+    request = _RunRequest(target, given, _checked_timeout(timeout), expected, base_url, create_folder(save))
+    return _see_through(request, _submit_and_wait, as_json=as_json)
+
+
+def wait(
+    execution_id: ExecutionId,
+    /,
+    *,
+    timeout: Seconds = None,
+    expected: Expected = None,
+    save: Save = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+) -> int:
+    """Wait for a run that was submitted before, and print its result as `knouds run` does.
+
+    Ctrl-C, SIGTERM and --timeout end the wait, not the run.
+    """
+    folder = create_folder(save)
+    request = _RunRequest(None, GivenInputs({}, {}), _checked_timeout(timeout), expected, base_url, folder)
+
+    async def attach_and_wait(request: _RunRequest) -> KnoudsError | None:
+        async with connect(base_url) as knouds:
+            request.execution = knouds.executions.attach(execution_id, expected=expected)
+            return await _wait_and_save(knouds, request, request.execution)
+
+    return _see_through(request, attach_and_wait, as_json=as_json)
+
+
+def _checked_timeout(timeout: float | None) -> float | None:
     if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout {timeout:g}: must be more than 0 seconds")
-    check_expected(expected)
-    target = Target("models" if is_model else "workflows", slug)
-    request = _RunRequest(
-        target, read_inputs(inputs or (), input_file), timeout, expected, base_url, create_folder(save)
-    )
+    return timeout
+
+
+def _see_through(
+    request: _RunRequest, act: Callable[[_RunRequest], Coroutine[Any, Any, KnoudsError | None]], *, as_json: bool
+) -> int:
+    """Wait for a run, print how it or the wait ended, and return the exit code."""
+    check_expected(request.expected)
     failure: KnoudsError | KeyboardInterrupt | None
     try:
-        with termination_as_ctrl_c():
-            failure = asyncio.run(_submit_and_wait(request))
+        failure = asyncio.run(act(request))
     except (KeyboardInterrupt, KnoudsError) as error:
         if request.state is None:
-            if request.execution is None:
+            is_attached = request.target is None and not isinstance(error, (KeyboardInterrupt, WaitTimeoutError))
+            if request.execution is None or is_attached:
                 raise
             return _print_unfinished(request.execution, request, error, as_json=as_json)
         failure = error  # while its files were being saved
@@ -126,34 +169,65 @@ def run(
 
 
 async def _submit_and_wait(request: _RunRequest) -> KnoudsError | None:
-    """Submit, wait and save; return the error of a run that did not complete."""
+    """Check the inputs, submit, wait and save; return the error of a run that did not complete."""
+    target = request.target
+    assert target is not None  # noqa: S101  (for the type checker)
     async with connect(request.base_url) as knouds:
-        runs = knouds.models if request.target.kind == "models" else knouds.workflows
+        inputs = await _read_by_schema(knouds, target, request.given)
+        runs = knouds.models if target.kind == "models" else knouds.workflows
         try:
-            request.execution = await runs.submit(request.target.name, request.inputs, expected=request.expected)
+            request.execution = await runs.submit(target.name, inputs, expected=request.expected)
         except AsyncNotSupportedError:
-            request.state = await _run_synchronously(knouds, request)
-        else:
-            output.print_info(f"submitted execution {request.execution.id}")
-            request.state = await wait(request.execution, timeout=request.timeout)
-            try:
-                await request.execution  # has finished: raises unless it completed
-            except (ExecutionFailedError, ExecutionCancelledError) as failure:
-                return failure
-        if request.folder is not None:
-            run = RunResult(request.state.result, execution_id=request.state.execution_id or None)
-            request.files = await download_files(knouds, run, request.folder)
-        return None
+            output.print_info(
+                "its provider cannot be polled, so it runs in one request: Ctrl-C would lose the result, not the charge"
+            )
+            async with show_spinner(lambda: "running"):  # the submit was refused uncharged: this is the only run
+                result = await runs.run(target.name, inputs, timeout=request.timeout)
+            request.state = _final_state(result)
+            await _save(knouds, request)
+            return None
+        output.print_info(f"submitted execution {request.execution.id}")
+        return await _wait_and_save(knouds, request, request.execution)
 
 
-async def _run_synchronously(knouds: AsyncKnouds, request: _RunRequest) -> ExecutionState:
-    """Run what cannot be submitted (contract 4): the submit was refused uncharged, so this is the only run."""
-    output.print_info(
-        "its provider cannot be polled, so it runs in one request: Ctrl-C would lose the result, not the charge"
-    )
-    runs = knouds.models if request.target.kind == "models" else knouds.workflows
-    async with show_spinner(lambda: "running"):
-        run = await runs.run(request.target.name, request.inputs, timeout=request.timeout)
+async def _read_by_schema(knouds: AsyncKnouds, target: Target, given: GivenInputs) -> dict[str, Any]:
+    """Return the inputs, read and checked by the workflow's schema where there is one that the key may read."""
+    if target.kind == "models":
+        return given.read()
+    try:
+        schema = await knouds.workflows.schema(target.name)
+    except PermissionDeniedError as error:
+        if not error.from_service:  # a proxy would reject the run as well
+            raise
+        return given.read()
+    except NotFoundError as error:
+        raise UsageError(f"{format_error(error)}. Nothing was run") from None
+    inputs = given.read(text_inputs(schema))
+    if errors := input_errors(schema, inputs):
+        hint = f"Nothing was run; `knouds schema {target.name}` shows what it takes"
+        raise UsageError(f"{'; '.join(errors)}. {hint}")
+    return inputs
+
+
+async def _wait_and_save(knouds: AsyncKnouds, request: _RunRequest, execution: Execution) -> KnoudsError | None:
+    """Wait and save; return the error of a run that did not complete."""
+    request.state = await _wait_visibly(execution, timeout=request.timeout)
+    try:
+        await execution  # has finished: raises unless it completed
+    except (ExecutionFailedError, ExecutionCancelledError) as failure:
+        return failure
+    await _save(knouds, request)
+    return None
+
+
+async def _save(knouds: AsyncKnouds, request: _RunRequest) -> None:
+    if request.folder is not None and request.state is not None:
+        run = RunResult(request.state.result, execution_id=request.state.execution_id or None)
+        request.files = await download_files(knouds, run, request.folder)
+
+
+def _final_state(run: RunResult) -> ExecutionState:
+    """Return the state of a synchronous run, which has no id (contract 3)."""
     return ExecutionState(
         execution_id="", status=Status.COMPLETED, result=run.result, cost=run.cost, ms=run.ms, raw=run.raw
     )
@@ -190,7 +264,7 @@ def _print_unfinished(
 ) -> int:
     """Print why the wait ended, and that the run continues."""
     at = "" if request.base_url is None else f" --base-url {shlex.quote(request.base_url)}"
-    hint = f"`knouds status {execution.id}{at}` shows it, `knouds cancel` cancels it"
+    hint = f"`knouds status {execution.id}{at}` shows it, `knouds wait` waits for it, `knouds cancel` cancels it"
     match error:
         case KeyboardInterrupt():
             output.print_error(f"interrupted; the run continues and will be charged: {hint}")
@@ -206,7 +280,7 @@ def _print_unfinished(
             return ExitCode.MAY_HAVE_RUN
 
 
-async def wait(execution: Execution, *, timeout: float | None) -> ExecutionState:
+async def _wait_visibly(execution: Execution, *, timeout: float | None) -> ExecutionState:
     """Wait for the run to finish and return its final state; raises what `Execution.wait` raises."""
     printer = None if output.is_live() else asyncio.create_task(_print_changes(execution))
     try:

@@ -56,14 +56,20 @@ def safe_repr(value: object, most: int = 80) -> str:
         return f"a value of type {type(value).__name__}"
 
 
-def strict_json(text: str | bytes, *, is_bounded: bool = False) -> Any:
+class InexactValueError(ValueError):
+    """JSON that could only be read with a loss: a name that comes twice, or a number that Python does not hold."""
+
+
+def strict_json(text: str | bytes, *, is_exact: bool = False) -> Any:
     """Return what JSON says; ValueError for what is none, such as NaN, and for what is nested too deeply.
 
-    `is_bounded`: numbers that no float can hold are refused as well.
+    `is_exact`: what could only be read with a loss is an InexactValueError.
     """
-    number = _bounded_number if is_bounded else None
+    number, names = (_exact_number, _unique_names) if is_exact else (None, None)
     try:
-        return json.loads(text, parse_constant=_no_constant, parse_float=number, parse_int=number)
+        return json.loads(
+            text, parse_constant=_no_constant, parse_float=number, parse_int=number, object_pairs_hook=names
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -72,10 +78,19 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"it holds {name}, which is not JSON")
 
 
-def _bounded_number(digits: str) -> float:
+def _exact_number(digits: str) -> float:
     if not math.isfinite(float(digits)):
-        raise ValueError(f"{digits:.40} is too large a number")
+        raise InexactValueError(f"{digits:.40} is too large a number")
     return float(digits) if set(digits) & set(".eE") else int(digits)
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InexactValueError(f"the name {safe_repr(name)} comes twice in a JSON object")
+        found[name] = value
+    return found
 
 
 def run_body(inputs: Mapping[str, Any]) -> bytes:

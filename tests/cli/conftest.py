@@ -79,7 +79,7 @@ def run_knouds(
 ) -> Ended:
     """Run `knouds` to its end in this process, without a terminal.
 
-    `stdin`: a text, which a pipe gives, a file, or a file descriptor.
+    `stdin`: a text, which a pipe gives, a file, or a file descriptor, -1 for one that is closed.
     """
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -116,6 +116,11 @@ def _as_environment(env: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _as_stdin(given: str | Path | int) -> Iterator[None]:
     """Replace both `sys.stdin` and its file descriptor, which a batch reads."""
+    if given == -1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdin", None)
+            yield
+        return
     before, ours = sys.stdin, os.dup(0)
     match given:
         case str():

@@ -105,6 +105,42 @@ def test_jobs_come_from_stdin(service: Any, folder: Any, text: str) -> None:
     assert [run.inputs for run in service.emulator.runs] == [{"product_name": "Mug"}]
 
 
+def test_pipes_of_a_shell_are_jobs_and_results(service: Any, folder: Any) -> None:
+    """Jobs come from what a shell opens for `<(...)`, and results go to `>(...)`; a ledger has to be named."""
+    source, sink = os.pipe()
+    os.write(sink, b"product_name;count\nMug;2\n")
+    os.close(sink)
+    results, out = os.pipe()
+    args = ("batch", SLUG, f"/dev/fd/{source}", "--out", f"/dev/fd/{out}")
+    unnamed = service.knouds(*args)
+    assert (unnamed.code, "need --ledger FILE" in unnamed.err) == (2, True)
+    done = service.knouds(*args, "--ledger", "l.db")
+    assert (done.code, done.out) == (0, ""), done
+    assert json.loads(os.read(results, 65536))["status"] == "completed"
+    assert [run.inputs for run in service.emulator.runs] == [{"product_name": "Mug", "count": 2}]
+    for each in (source, results, out):
+        os.close(each)
+
+
+@pytest.mark.parametrize("out", ["-", "/dev/stdout", "/dev/fd/1"])
+def test_stdout_has_many_names(service: Any, here: Here, folder: Any, out: str) -> None:
+    """Results that are to go to stdout by one of its names go there as without --out."""
+    folder.write_jobs(1)
+    done = here(service, "batch", SLUG, "jobs.jsonl", "--out", out, "--json")
+    assert (done.code, json.loads(done.out)["key"]) == (0, "j0")
+
+
+@pytest.mark.parametrize("line", ['{"product_name": "a", "product_name": "b"}', '{"inputs": {"x": 1}, "inputs": {}}'])
+def test_what_would_lose_an_input_is_not_paid_for(service: Any, here: Here, folder: Any, line: str) -> None:
+    """A name that comes twice in an object is refused with its line before anything is run."""
+    Path("jobs.jsonl").write_text(f'{{"product_name": "x"}}\n{line}\n')
+    done = here(service, "batch", SLUG, "jobs.jsonl")
+    assert done.code == 2
+    assert "jobs.jsonl line 2: the name '" in done.err
+    assert "comes twice" in done.err
+    assert not service.emulator.runs
+
+
 def test_a_faulty_line_of_a_pipe_ends_what_was_begun(service: Any, folder: Any) -> None:
     """Jobs from a pipe are run as they come: a line that is no job ends the batch, and it says how to continue."""
     ended = service.knouds("batch", SLUG, "-", "--ledger", "l.db", "--out", "o", stdin='{"product_name": "x"}\n3\n')

@@ -1,5 +1,6 @@
 """The lines that `knouds batch` writes, and the file they are appended to."""
 
+import errno
 import json
 import os
 import stat
@@ -246,6 +247,48 @@ def test_a_pipe_gets_every_line(path: Path) -> None:
     results.close()
     assert os.read(reader, 1000) == encode_line(line("a"))
     os.close(reader)
+
+
+def test_a_reader_of_a_pipe_that_has_gone_is_noticed(path: Path) -> None:
+    """A pipe is not held open by its writer, or a batch would write to nobody for ever."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    results = ResultsFile(path, final)
+    os.close(reader)
+    with pytest.raises(BrokenPipeError, match="results"):
+        results.write(line("a"))
+    results.close()
+
+
+def test_what_a_shell_opens_is_written_to(path: Path) -> None:
+    """A path that leads to a pipe by way of /dev/fd is one, although its target has no name."""
+    source, sink = os.pipe()
+    results = ResultsFile(Path(f"/dev/fd/{sink}"), final)
+    results.write(line("a"))
+    results.close()
+    assert os.read(source, 1000) == encode_line(line("a"))
+    os.close(source)
+    os.close(sink)
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("step", ["replace", "open"])
+def test_a_file_that_cannot_be_replaced_is_overwritten(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    """A file that is mounted by itself, or in a folder that cannot be written, keeps its place and its other lines."""
+    write(path, line("a"), line("b", "unknown"), line("c"))
+    inode, open_file = path.stat().st_ino, os.open
+
+    def refuse(*args: Any, **more: Any) -> Any:
+        if step == "open" and not str(args[0]).endswith(".part"):
+            return open_file(*args, **more)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*((Path, "replace", refuse) if step == "replace" else (os, "open", refuse)))
+    assert write(path, line("b")) == [line("a"), line("c"), line("b")]
+    assert path.stat().st_ino == inode
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no bound on the size of files")

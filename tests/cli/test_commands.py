@@ -17,7 +17,7 @@ from knouds_async._cli.commands import parse_since, sum_usage
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"
-COMMANDS = ("demo", "run", "batch", "status", "cancel", "workflows", "schema", "usage", "whoami", "emulator")
+COMMANDS = ("demo", "run", "batch", "status", "wait", "cancel", "workflows", "schema", "usage", "whoami", "emulator")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -51,6 +51,8 @@ def assert_one_line(ended: Any, code: int, words: str) -> None:
         (["run", SLUG, "-i", "product_name"], "write key=value"),
         (["run", SLUG, "-i", "=x"], "write key=value"),
         (["run", SLUG, "-i", "a=1", "-i", "a=2"], "given twice"),
+        (["wait"], "EXECUTION_ID"),
+        (["wait", "x", "--timeout", "0"], "--timeout 0"),
         (["run", SLUG, "--input-file", "/no/such.json"], "/no/such.json"),
         (["run", SLUG, "--timeout", "0"], "--timeout 0"),
         (["run", SLUG, "--timeout", "nan"], "--timeout nan"),

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async import Job
+from knouds_async import Job, SchemaField, WorkflowSchema
 from knouds_async._cli.input_files import (
     MAX_LINE_BYTES,
     FileFormat,
@@ -25,10 +25,11 @@ from knouds_async._cli.input_files import (
     InvalidLineError,
     JobSource,
     JobStream,
+    has_a_place,
     read_inputs,
     read_jobs,
-    read_pairs,
     read_value,
+    text_inputs,
 )
 
 
@@ -53,13 +54,53 @@ from knouds_async._cli.input_files import (
 def test_a_value_is_json_when_it_reads_as_json(text: str, value: object) -> None:
     """Numbers, switches, lists and objects are JSON; everything else is the text as it stands."""
     assert read_value(text) == value
-    assert read_pairs([f"key={text}"]) == {"key": value}
+    assert read_inputs([f"key={text}"], None).read() == {"key": value}
 
 
 @given(st.text())
 def test_no_text_is_refused_as_a_value(text: str) -> None:
-    """Whatever the text, a value comes of it that JSON can say."""
-    json.dumps(read_value(text), allow_nan=False)
+    """Whatever the text, a value comes of it that JSON can say, or it would have lost something."""
+    with suppress(ValueError):
+        json.dumps(read_value(text), allow_nan=False)
+
+
+INEXACT = [
+    ('{"a": 1, "a": 2}', "'a' comes twice"),
+    ('{"x": [{"a": 1, "b": 2, "a": 1}]}', "'a' comes twice"),
+    ('{"x": 1e999}', "1e999 is too large"),
+    ('{"x": ' + "9" * 5000 + "}", "is too large a number"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), INEXACT)
+def test_what_would_lose_something_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    """A name that comes twice at any depth, and a number that Python cannot hold, are refused wherever inputs stand."""
+    (tmp_path / "inputs.json").write_text(text)
+    for read_it in (
+        lambda: read_inputs([], tmp_path / "inputs.json"),
+        lambda: read_inputs([f"key={text}"], None).read(),
+        lambda: read(text),
+        lambda: read('a;b\n1;"' + text.replace('"', '""') + '"\n', CSV),
+    ):
+        with pytest.raises(Exception, match=words):
+            read_it()
+
+
+def test_the_schema_says_what_is_text() -> None:
+    """A value under a text input is a string as it stands, but for one in quotes; others are read as JSON."""
+    schema = WorkflowSchema(
+        fields=(
+            SchemaField(name="a", type="text"),
+            SchemaField(name="b", type="number"),
+            SchemaField(name="c", type="pills", options=("1", "2")),
+            SchemaField(name="d", type="pills", options=(1, 2)),
+            SchemaField(name="e", type="image"),
+        )
+    )
+    given = read_inputs(["a=5", "b=5", "c=1", "d=1", "e=null", "f=true"], None)
+    assert text_inputs(schema) == {"a", "c", "e"}
+    assert given.read(text_inputs(schema)) == {"a": "5", "b": 5, "c": "1", "d": 1, "e": "null", "f": True}
+    assert read_inputs(['a="5"', 'c={"x": 1, "x": 2}'], None).read({"a", "c"}) == {"a": "5", "c": '{"x": 1, "x": 2}'}
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{", "NaN", "", "\x00"])
@@ -75,7 +116,31 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     """A file that an editor saved with a byte order mark is read."""
     file = tmp_path / "inputs.json"
     file.write_text('{"a": 1}', encoding="utf-8-sig")
-    assert read_inputs(["b=2"], file) == {"a": 1, "b": 2}
+    assert read_inputs(["b=2"], file).read() == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"a": "\xfc"}', r"byte 8 \(0xfc\) is not UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-16; save it as UTF-8"),
+        (b'{"a": 1,\n}', "line 2 column 1|line 1 column|column 8"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_explained(tmp_path: Path, data: bytes, words: str) -> None:
+    """What is wrong with a file of inputs is said by its place, and what to do about it."""
+    (tmp_path / "inputs.json").write_bytes(data)
+    with pytest.raises(Exception, match=words):
+        read_inputs([], tmp_path / "inputs.json")
+
+
+def test_a_pipe_is_a_file_of_inputs(tmp_path: Path) -> None:
+    """What a shell gives for `<(command)` is read, once."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=('{"a": 1}',))
+    writer.start()
+    assert read_inputs([], tmp_path / "pipe").read() == {"a": 1}
+    writer.join()
 
 
 VALUES = st.recursive(
@@ -145,7 +210,7 @@ def test_no_lines_are_no_jobs(form: FileFormat) -> None:
         ('{"x": 1,}', "at column "),  # 9, or from Python 3.13 on 8
         ('{"x": NaN}', "it holds NaN, which is not JSON"),
         ('{"x": -Infinity}', "it holds -Infinity, which is not JSON"),
-        ("[" * 100_000, "nested too deeply"),
+        ('{"x": ' + "[" * 100_000, "nested too deeply"),
         ('{"x": ' + "9" * 5000 + "}", "is too large a number"),
         ("[1]", "`jq -c '.[]'`"),
         ("[", "`jq -c '.[]'`"),
@@ -236,13 +301,18 @@ def test_the_first_line_shows_the_separator(separator: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a,\n1,2\n", "line 1: a column has no name"),
+        ("a,\n1,2\n", "line 2: '2' is in a column without a name"),
+        (",\n1,2\n", "line 1: no column has a name"),
+        ("sep=x\na\n", "line 1: sep=x: must be a comma"),
+        ("sep=\na\n", "line 1: sep=: must be a comma"),
+        ("a,b\n1,x\0y\n", "line 2: a NUL byte"),
+        ("a\0,b\n1,x\n", "line 1: a NUL byte"),
         ("a,a\n1,2\n", "line 1: two columns are named 'a'"),
         ("a,b\n1,2\n1\n", "line 3: 1 cells where the first line names 2"),
         ("a,b\n1,2,3\n", "line 2: 3 cells where the first line names 2"),
         ('a\n1\n"2\n3\n', "line 3: not CSV"),
         ('a\n"1"x\n', "line 2: not CSV"),
-        ("a\n1\n\n3\rx\n", "line 4: not CSV"),
+        ("a\n1\n\n3\rx\n", "line 4: a carriage return in a cell without quotes"),
         ("a,key\n1,\x07\n", "line 2: 'key' must be"),
     ],
 )
@@ -251,9 +321,31 @@ def test_a_row_that_is_no_job_is_named(text: str, words: str) -> None:
     assert f"jobs.csv {words}" in fault(text, CSV)
 
 
-def test_rows_of_empty_cells_are_no_jobs() -> None:
-    """A spreadsheet's empty rows are passed over."""
+def test_what_spreadsheets_leave_behind_is_passed_over() -> None:
+    """Empty rows and columns, rows of spaces and cells beyond the last name are no inputs."""
     assert read("a,b\n,\n1,\n,\n", CSV) == [FileJob(3, None, {"a": 1})]
+    assert read("a,,b,\n1,,2,\n , ,,\n3,,4,,,\n", CSV) == [
+        FileJob(2, None, {"a": 1, "b": 2}),
+        FileJob(4, None, {"a": 3, "b": 4}),
+    ]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_first_line_may_name_the_separator(separator: str, end: str) -> None:
+    """What spreadsheets write for each other is no row: the separator is taken as it says."""
+    text = end.join([f"sep={separator}", f"a{separator}b", f'1{separator}",;|x"', ""])
+    assert read(text, CSV) == [FileJob(3, None, {"a": 1, "b": ",;|x"})]
+
+
+def test_lines_may_end_in_cr_alone() -> None:
+    """Files of old spreadsheets are read, with the numbers of their lines, in CSV and in JSON Lines."""
+    assert read('a,b\r1,"x\ry"\r\r2,z\r', CSV) == [
+        FileJob(2, None, {"a": 1, "b": "x\ry"}),
+        FileJob(5, None, {"a": 2, "b": "z"}),
+    ]
+    assert read('{"a": 1}\r\r{"a": 2}', JSONL) == [FileJob(1, None, {"a": 1}), FileJob(3, None, {"a": 2})]
+    assert "line 3" in fault('{"a": 1}\r\r{', JSONL)
 
 
 @given(st.lists(INPUTS))
@@ -307,6 +399,29 @@ def test_csv_is_known_by_its_name(tmp_path: Path) -> None:
     for name, separator in (("jobs.csv", ","), ("JOBS.TSV", "\t")):
         (tmp_path / name).write_text(f"key{separator}x\na{separator}1\n")
         assert list(JobSource(tmp_path / name).jobs({"x"})) == [Job("a", {"x": "1"})]
+
+
+@pytest.mark.parametrize(("text", "first"), [('{"x": 1}\n', {"x": 1}), ("x;y\n1;2\n", {"x": 1, "y": 2})])
+def test_a_named_pipe_is_read_once_and_known_by_its_beginning(tmp_path: Path, text: str, first: dict[str, int]) -> None:
+    """A pipe cannot be read twice, and its name does not say what comes through it."""
+    os.mkfifo(tmp_path / "pipe")
+    source = JobSource(tmp_path / "pipe")
+    assert not source.is_file
+    assert source.may_be_csv
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(text,))
+    writer.start()
+    assert list(source.jobs()) == [first]
+    writer.join()
+
+
+def test_a_ledger_stands_beside_what_is_there_again(tmp_path: Path) -> None:
+    """A file has a place for a ledger; stdin, a pipe and what a shell opens for a command have none."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "jobs.jsonl").touch()
+    assert has_a_place(tmp_path / "jobs.jsonl")
+    assert has_a_place(Path("none.jsonl"))
+    for path in ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", tmp_path / "pipe"):
+        assert not has_a_place(Path(path)), path
 
 
 def test_every_faulty_line_is_said_at_once(path: Path) -> None:

@@ -1,6 +1,7 @@
 """`knouds run`: what it prints, where inputs come from, and `--save`."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from knouds_async.testing import faults
 
 SLUG = "my-thumbnail-pipeline"
+CLOSED = -1  # stdin
 PutUp = Callable[..., Any]
 Here = Callable[..., Any]
 
@@ -46,6 +48,109 @@ def test_inputs_come_from_stdin_and_pairs_win(service: Any, flag: list[str]) -> 
     ended = service.knouds("run", SLUG, *flag, "-i", "count=3", stdin='{"product_name": "Näme \\u2603", "count": 1}')
     assert ended.code == 0
     assert service.emulator.runs[0].inputs == {"product_name": "Näme ☃", "count": 3}
+
+
+def test_pairs_need_no_option(service: Any) -> None:
+    """Inputs stand behind the slug, with or without -i; one that comes twice, or is no pair, is wrong usage."""
+    assert service.knouds("run", SLUG, "product_name=Mug", "count=2", "-i", "style=3d").code == 0
+    assert service.emulator.runs[0].inputs == {"product_name": "Mug", "count": 2, "style": "3d"}
+    for args, words in (
+        (["a=1", "-i", "a=2"], "a=... is given twice"),
+        (["Mug"], "'Mug' is not an input: write key=value"),
+    ):
+        ended = service.knouds("run", SLUG, *args)
+        assert (ended.code, words in ended.err) == (2, True), ended
+    assert len(service.emulator.runs) == 1
+
+
+def test_a_value_is_what_the_schema_says(service: Any) -> None:
+    """A number under a text input is its digits, as a cell of a batch is; a file of inputs is JSON and checked."""
+    assert service.knouds("run", SLUG, "product_name=5", "count=1").code == 0
+    assert service.emulator.runs[0].inputs == {"product_name": "5", "count": 1}
+    ended = service.knouds("run", SLUG, "--input-file", "-", stdin='{"product_name": 5}')
+    assert ended.code == 2
+    assert "'product_name' must be a string, not 5" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"), [(["product_nam=Mug"], "'product_nam' is no field"), (["count=9"], "'product_name' is required")]
+)
+def test_inputs_are_checked_before_a_run_is_paid_for(service: Any, args: list[str], words: str) -> None:
+    """A misspelt name, a missing input and a wrong value are wrong usage, and no submit is sent."""
+    ended = service.knouds("run", SLUG, *args)
+    assert ended.code == 2
+    assert words in ended.err
+    assert f"`knouds schema {SLUG}` shows what it takes" in ended.err
+    assert not service.emulator.requests.by_route["POST /api/workflows/:slug/run?async=true"]
+
+
+def test_a_key_that_may_not_read_a_schema_may_run(put_up: PutUp) -> None:
+    """Without the capability to read workflows, inputs are read as JSON where they are JSON, and the service judges."""
+    service = put_up(capabilities=("workflow:run", "execution:read"))
+    assert service.knouds("run", SLUG, "product_name=Mug", "count=2").code == 0
+    assert service.emulator.runs[0].inputs == {"product_name": "Mug", "count": 2}
+
+
+def test_stdin_is_utf_8_whatever_the_locale(service: Any) -> None:
+    """Bytes on stdin are UTF-8, with or without a byte order mark; others are refused before anything is sent."""
+    with tempfile.TemporaryFile() as file:
+        for data, code in ((b'\xef\xbb\xbf{"product_name": "N\xc3\xa4me"}', 0), (b'{"product_name": "N\xe4me"}', 2)):
+            file.seek(0)
+            file.truncate()
+            file.write(data)
+            file.seek(0)
+            assert service.knouds("run", SLUG, "--input-file", "-", stdin=file.fileno(), LC_ALL="C").code == code
+    assert [run.inputs for run in service.emulator.runs] == [{"product_name": "Näme"}]
+
+
+@pytest.mark.parametrize("args", [["run", SLUG, "--input-file", "-"], ["batch", SLUG, "-", "--ledger", "l.db"]])
+def test_a_closed_stdin_is_an_error_in_one_line(service: Any, folder: Any, args: list[str]) -> None:
+    """A command that is to read what is closed says so and ends in 2."""
+    ended = service.knouds(*args, stdin=CLOSED)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("knouds: stdin is closed: ")
+    assert ended.err.count("\n") == 1
+
+
+def test_a_run_is_waited_for_by_its_id(put_up: PutUp, here: Here) -> None:
+    """`knouds wait` gives what `knouds run` would have, and its exit codes: 6 after a timeout, 1 without such a run."""
+    service = put_up(duration=1.0)
+    begun = here(service, "run", SLUG, "product_name=Mug", "--timeout", "0.1")
+    run = service.emulator.runs[0].execution_id
+    assert begun.code == 6
+    short = service.knouds("wait", run, "--timeout", "0.1", "--json")
+    assert (short.code, json.loads(short.out)["status"]) == (6, "processing")
+    ended = service.knouds("wait", run, "--expected", "0.1")
+    assert ended.code == 0
+    assert ended.out.startswith("https://")
+    assert ended.err.splitlines()[-1].startswith("completed in ")
+    assert json.loads(service.knouds("wait", run, "--json").out)["execution_id"] == run
+    assert (service.knouds("wait", "nope").code, service.knouds("wait", "../x").code) == (1, 2)
+    assert len(service.emulator.runs) == 1
+
+
+def test_a_run_that_failed_ends_the_wait_with_1(put_up: PutUp) -> None:
+    """A run that has failed is said to be, with its reason."""
+    service = put_up(failure_rate=1.0)
+    assert service.knouds("run", SLUG, "product_name=Mug").code == 1
+    ended = service.knouds("wait", service.emulator.runs[0].execution_id)
+    assert ended.code == 1
+    assert "EXECUTION_FAILED" in ended.err
+
+
+@pytest.mark.parametrize("command", ["wait", "status"])
+def test_files_are_saved_later(media_service: Any, here: Here, tmp_path: Path, command: str) -> None:
+    """A run whose files were not saved gets them by its id."""
+    assert here(media_service, *run_args(2)).code == 0
+    run = media_service.emulator.runs[0].execution_id
+    done = here(media_service, command, run, "--save", str(tmp_path / "files"))
+    paths = [str(tmp_path / "files" / f"{run}-{number}.png") for number in (1, 2)]
+    assert (done.code, done.out.splitlines()[-2:]) == (0, paths)
+    media_service.emulator.media_url = "https://evil.example/media"
+    assert here(media_service, *run_args(1)).code == 0
+    refused = here(media_service, command, media_service.emulator.runs[1].execution_id, "--save", str(tmp_path))
+    assert refused.code == 1
+    assert "https://evil.example/" in refused.out
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from knouds_async._sansio import responses
 from knouds_async._sansio.inputs import (
+    InexactValueError,
     checked_execution_id,
     checked_slug,
     input_errors,
@@ -452,10 +453,18 @@ def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
 def test_a_number_that_no_float_holds_is_refused_where_that_is_asked(digits: str) -> None:
     """JavaScript would read it as infinity; without bounds it is read as Python does."""
     with pytest.raises(ValueError, match="is too large a number"):
-        strict_json(digits, is_bounded=True)
+        strict_json(digits, is_exact=True)
     assert strict_json(digits) == json.loads(digits)
 
 
 def test_bounds_leave_numbers_as_they_are() -> None:
     """An integer stays one, and so does a float."""
-    assert repr(strict_json("[1, -2, 1.0, 1e3, 0]", is_bounded=True)) == "[1, -2, 1.0, 1000.0, 0]"
+    assert repr(strict_json("[1, -2, 1.0, 1e3, 0]", is_exact=True)) == "[1, -2, 1.0, 1000.0, 0]"
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"x": {"a": 1, "b": 2, "a": 3}}]', '{"": 0, "": 1}'])
+def test_a_name_that_comes_twice_is_no_json_that_is_read_exactly(text: str) -> None:
+    """At any depth, for one of the two values would be lost; where that is not asked for, the last counts."""
+    with pytest.raises(InexactValueError, match="comes twice in a JSON object"):
+        strict_json(text, is_exact=True)
+    assert strict_json(text)

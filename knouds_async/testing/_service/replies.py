@@ -55,7 +55,7 @@ _DEEPEST: Final = 200
 def json_object(body: bytes) -> dict[str, Any]:
     """Read a JSON object; 400 INVALID_BODY for anything else."""
     try:
-        parsed: object = strict_json(body, is_bounded=True)
+        parsed: object = strict_json(body, is_exact=True)
     except ValueError:
         raise ErrorResponse(400, "INVALID_BODY", "The body is not JSON") from None
     if not isinstance(parsed, dict):
