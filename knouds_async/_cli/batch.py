@@ -2,8 +2,8 @@
 
 However a batch ends, runs in flight are in the ledger, and the command that resumes it is printed. The first Ctrl-C
 stops submitting and waits for runs in flight, the second exits at once. Even then submits in flight get a moment to be
-answered: a run whose id is in the ledger can be resumed, while a crash would leave an unknown one. To show a ledger or
-to record a decision no request is sent, no key is needed, and no ledger is created.
+answered: a run whose id is in the ledger can be resumed, while a crash would leave an unknown one. No ledger is created
+to show one or to record a decision. To show one no key is needed; with one, the usage is searched for unknown runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from typing import Any, Final
 
 import attrs
 
-from knouds_async import AsyncKnouds, Completed, PermissionDeniedError, Progress, SQLiteLedger, Target
+from knouds_async import (
+    AsyncKnouds,
+    Completed,
+    ExecutionNotFoundError,
+    KnoudsError,
+    PermissionDeniedError,
+    Progress,
+    SQLiteLedger,
+    SubmissionSearch,
+    Target,
+)
 from knouds_async._batch.batch import Batch
 from knouds_async._batch.ledger import LedgerCounts
 from knouds_async._cli import output
@@ -46,7 +56,7 @@ from knouds_async._cli.batch_results import (
     result_line,
 )
 from knouds_async._cli.client import connect
-from knouds_async._cli.errors import ExitCode, UsageError, format_error
+from knouds_async._cli.errors import ExitCode, KeyMissingError, UsageError, format_error
 from knouds_async._cli.input_files import CountedJobs, JobSource, JobStream, text_inputs
 from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
@@ -342,24 +352,76 @@ _RUN: Final = "run="
 _CONSEQUENCES: Final = {"resend": "the next batch runs it again", "abandon": "it is never run"}
 
 
-def print_ledger(path: Path, *, as_json: bool) -> int:
+@attrs.frozen
+class UnknownJob:
+    """A job whose run is unknown, and what the usage rows say of it, where they were read."""
+
+    entry: Entry
+    search: SubmissionSearch | None = None
+
+    @property
+    def reasons(self) -> str:
+        """Why it is unknown, and why it still is."""
+        if self.entry.execution_id is not None:
+            found = "its id is known: the next batch waits for it"
+        elif self.search is None:
+            found = ""
+        elif self.search.candidates:
+            found = "could be " + ", ".join(row.request_id or f"row {row.id}" for row in self.search.candidates)
+        else:
+            found = "no usage row could be it" + "".join(f", but {reason}" for reason in self.search.reasons)
+        return "; ".join(part for part in (self.entry.note, found) if part)
+
+
+_MOST_SEARCHED: Final = 20  # unknown runs: each takes a request or more
+_SEARCH_TIMEOUT: Final = 30.0  # seconds
+_ROWS_BEFORE: Final = 600.0  # seconds before a submit, from which on rows of other jobs are told from its own
+
+
+def print_ledger(path: Path, base_url: str | None, *, as_json: bool) -> int:
     """Print what a ledger holds; the exit code is 5 while a run is unknown."""
-    counts, unknown = asyncio.run(_read_ledger(_existing("--status", path)))
+    counts, unknown, problem = asyncio.run(_read_ledger(_existing("--status", path), base_url))
+    searches = [job.search for job in unknown if job.search is not None]
+    rows = {row.id for search in searches for row in search.candidates}
     if as_json:
-        record = {"ledger": str(path), **attrs.asdict(counts)}
-        output.print_json(record | {"unknown_jobs": [_entry_record(entry) for entry in unknown]})
+        record = {"ledger": str(path), **attrs.asdict(counts), "unclaimed_rows": len(rows) if searches else None}
+        output.print_json(record | {"unknown_jobs": [_job_record(job) for job in unknown]})
     else:
         names = [field.name for field in attrs.fields(LedgerCounts)]
-        output.print_pairs(*((name.replace("_", " "), getattr(counts, name) or None) for name in names))
-        _print_unknown(path, unknown)
+        pairs = [(name.replace("_", " "), getattr(counts, name) or None) for name in names]
+        output.print_pairs(*pairs, *([("unclaimed usage rows", len(rows))] if searches else []))
+        _print_unknown(path, unknown, problem)
     return ExitCode.MAY_HAVE_RUN if unknown else ExitCode.OK
 
 
-def resolve_unknown(path: Path, key: str, decision: str) -> int:
+async def _read_ledger(path: Path, base_url: str | None) -> tuple[LedgerCounts, list[UnknownJob], str]:
+    """Return the counts, the unknown jobs, and why the usage was not searched for them, "" when it was."""
+    async with SQLiteLedger(path) as ledger:
+        counts, jobs = await ledger.counts(), [UnknownJob(entry) for entry in await ledger.unknown()]
+        to_find = [job for job in jobs if job.entry.sent_at is not None and job.entry.execution_id is None]
+        if not to_find:
+            return counts, jobs, ""
+        try:
+            async with asyncio.timeout(_SEARCH_TIMEOUT), connect(base_url) as knouds:
+                found = {job.entry.key: await _search(knouds, ledger, job.entry) for job in to_find[:_MOST_SEARCHED]}
+        except (KnoudsError, KeyMissingError, TimeoutError) as error:
+            return counts, jobs, format_error(error) or f"no answer within {_SEARCH_TIMEOUT:g} s"
+    return counts, [UnknownJob(job.entry, found.get(job.entry.key)) for job in jobs], ""
+
+
+async def _search(knouds: AsyncKnouds, ledger: SQLiteLedger, entry: Entry) -> SubmissionSearch:
+    """Search the usage for a submit, among the rows that no other job of the ledger claims."""
+    sent_at = entry.sent_at or 0.0
+    since = sent_at - _ROWS_BEFORE
+    runs = () if entry.account is None else await ledger.known_runs(entry.target, entry.account, since)
+    return await knouds.usage.find_submission(entry.target, sent_at, exclude=[run.request_id for run in runs])
+
+
+def resolve_unknown(path: Path, key: str, decision: str, base_url: str | None) -> int:
     """Record what was decided about an unknown run, and print the consequence."""
     if decision not in _CONSEQUENCES and not decision.startswith(_RUN):
         raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
-    remaining = asyncio.run(_apply_decision(_existing("--resolve", path), key, decision))
+    remaining = asyncio.run(_apply_decision(_existing("--resolve", path), key, decision, base_url))
     consequence = _CONSEQUENCES.get(
         decision, f"it is execution {one_line(decision.removeprefix(_RUN))}; the next batch waits for it"
     )
@@ -380,17 +442,12 @@ def _existing(option: str, path: Path) -> Path:
     return path
 
 
-async def _read_ledger(path: Path) -> tuple[LedgerCounts, tuple[Entry, ...]]:
-    async with SQLiteLedger(path) as ledger:
-        return await ledger.counts(), await ledger.unknown()
-
-
 async def _rebind(path: Path) -> None:
     async with SQLiteLedger(path) as ledger:
         await ledger.rebind()
 
 
-async def _apply_decision(path: Path, key: str, decision: str) -> int:
+async def _apply_decision(path: Path, key: str, decision: str, base_url: str | None) -> int:
     async with SQLiteLedger(path) as ledger:
         match decision:
             case "resend":
@@ -398,33 +455,56 @@ async def _apply_decision(path: Path, key: str, decision: str) -> int:
             case "abandon":
                 await ledger.abandon(key)
             case _:
-                await ledger.resolve(key, decision.removeprefix(_RUN))
+                execution_id = decision.removeprefix(_RUN)
+                await _check_execution(execution_id, await ledger.find(key), base_url)
+                await ledger.resolve(key, execution_id)
         return (await ledger.counts()).unknown
 
 
-def _print_unknown(path: Path, unknown: tuple[Entry, ...]) -> None:
+async def _check_execution(execution_id: str, entry: Entry | None, base_url: str | None) -> None:
+    """Ask the service for an execution that somebody names; raises UsageError when it is none of the job's target."""
+    async with connect(base_url) as knouds:
+        try:
+            state = await knouds.executions.get(execution_id)
+        except ExecutionNotFoundError:
+            raise UsageError(
+                f"run={one_line(execution_id)}: the service knows no such execution. An execution's id stands in the "
+                "log of the program that submitted it, in a webhook delivery and in a result; the request ids of "
+                "`knouds usage` are others"
+            ) from None
+    is_of = f"workflows/{state.workflow_slug}" if state.workflow_slug else None
+    if entry is not None and is_of is not None and is_of != entry.target:
+        raise UsageError(
+            f"run={one_line(execution_id)} is a run of {one_line(is_of)}, and {entry.key} of {entry.target}"
+        )
+
+
+def _print_unknown(path: Path, unknown: list[UnknownJob], problem: str) -> None:
     """Print the unknown runs, and what can be done about them."""
     if not unknown:
         return
     output.print_result("")
     heads = ("unknown", "sent (UTC)", "target", "why")
-    rows = [(entry.key, _sent_at(entry), entry.target, entry.note) for entry in unknown]
+    rows = [(job.entry.key, _sent_at(job.entry), job.entry.target, job.reasons) for job in unknown]
     output.print_table(heads, rows, details=("why", "target"))
     output.flush_stdout()  # results before messages at a terminal
+    if problem:
+        output.print_info(f"The usage was not searched for them: {problem}.")
     output.print_info(
-        "They may have run and been charged; `knouds usage` shows what did. The next batch looks for them there. "
+        "They may have run and been charged. The next batch looks for them in the usage. "
         f"Decide with `knouds batch --resolve {shlex.quote(str(path))} KEY resend|abandon|run=ID`."
     )
 
 
-def _entry_record(entry: Entry) -> dict[str, Any]:
-    sent = _sent_at(entry)
+def _job_record(job: UnknownJob) -> dict[str, Any]:
+    entry, sent = job.entry, _sent_at(job.entry)
     return {
         "key": entry.key,
         "target": entry.target,
         "sent_at": None if sent is None else sent.isoformat(),
         "execution_id": entry.execution_id,
-        "why": entry.note,
+        "why": job.reasons,
+        "candidates": None if job.search is None else [row.request_id for row in job.search.candidates],
     }
 
 

@@ -115,15 +115,16 @@ MaxCredits = Annotated[
 ]
 RetryFailed = Annotated[bool, Parameter(show_default=False, help="Run jobs again that failed in earlier runs.")]
 StatusLedger = Annotated[
-    Path | None, Parameter(show_default=False, help="Show what a ledger holds, and which runs are unknown.")
+    Path | None, Parameter(show_default=False, help="Show what a ledger holds, which runs are unknown and why.")
 ]
 Decision = Annotated[
     tuple[Path, str, str] | None,
     Parameter(
         allow_leading_hyphen=True,
         help="LEDGER KEY resend|abandon|run=ID: decide about an unknown run. resend: the next batch runs it, and if it "
-        "did run it is paid for twice. abandon: it is never run. run=ID: it did run, as that execution (`knouds usage` "
-        "lists them); the next batch waits for it to finish.",
+        "did run it is paid for twice. abandon: it is never run. run=ID: it did run, as the execution of this id, as a "
+        "log or a webhook names (the request ids of `knouds usage` are others); it is looked up, and the next batch "
+        "waits for it to finish.",
     ),
 ]
 RebindLedger = Annotated[
@@ -168,9 +169,9 @@ def batch(
             "give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID, or --rebind LEDGER"
         )
     if status is not None:
-        return print_ledger(status, as_json=as_json)
+        return print_ledger(status, base_url, as_json=as_json)
     if resolve is not None:
-        return resolve_unknown(*resolve)
+        return resolve_unknown(*resolve, base_url)
     if rebind is not None:
         return rebind_ledger(rebind)
     if slug is None or jobs is None:

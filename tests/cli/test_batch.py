@@ -495,6 +495,52 @@ def test_a_run_that_somebody_found_is_waited_for(put_up: PutUp, here: Here, fold
     assert folder.lines()[-1]["execution_id"] == run.execution_id
 
 
+def test_an_id_is_looked_up_when_it_is_told(put_up: PutUp, here: Here, knouds: Here, folder: Any) -> None:
+    """What is no execution, or one of another workflow, is refused with where ids are found; nothing is recorded."""
+    service = put_up()
+    service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=1)
+    folder.write_jobs(1)
+    assert here(service, *BATCH).code == 5
+    assert here(service, "run", "daily-picture").code == 0
+    lost, other = service.emulator.runs
+    resolve = ("batch", "--resolve", "jobs.jsonl.ledger", "j0")
+    for no_id in ("nonsense", lost.request_id):
+        refused = here(service, *resolve, f"run={no_id}")
+        assert refused.code == 2
+        assert f"run={no_id}: the service knows no such execution" in refused.err
+        assert "in a webhook delivery" in refused.err
+    refused = here(service, *resolve, f"run={other.execution_id}")
+    assert refused.code == 2
+    assert f"is a run of workflows/daily-picture, and j0 of workflows/{SLUG}" in refused.err
+    env = {name: text for name, text in service.env.items() if name != "KNOUDS_KEY"}
+    assert knouds(*resolve, f"run={lost.execution_id}", env=env).code == 3
+    assert json.loads(knouds("batch", "--status", "jobs.jsonl.ledger", "--json", env=env).out)["unknown"] == 1
+    assert knouds(*resolve, f"run={lost.execution_id}", "--base-url", service.base_url, env=service.env).code == 0
+
+
+def test_status_searches_the_usage(put_up: PutUp, here: Here, knouds: Here, in_terminal: Here, folder: Any) -> None:
+    """With a key, rows that no job claims are counted and named, and why a job is still unknown; without one, why not."""
+    service = put_up()
+    service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=2)
+    service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=3)
+    folder.write_jobs(4)
+    assert here(service, *BATCH).code == 5
+    done = {line["execution_id"] for line in folder.lines() if line["status"] == "completed"}
+    unclaimed = sorted(run.request_id for run in service.emulator.runs if run.execution_id not in done)
+    told = json.loads(here(service, "batch", "--status", "jobs.jsonl.ledger", "--json").out)
+    assert told["unclaimed_rows"] == len(unclaimed) == 2
+    for job in told["unknown_jobs"]:
+        assert sorted(job["candidates"]) == unclaimed
+        assert "Server disconnected" in job["why"]
+    shown = here(service, "batch", "--status", "jobs.jsonl.ledger")
+    assert shown.out.splitlines()[4].split() == ["unclaimed", "usage", "rows", "2"]
+    assert all(request_id in shown.out for request_id in unclaimed)
+    env = {name: text for name, text in service.env.items() if name != "KNOUDS_KEY"}
+    assert "The usage was not searched for them: " in knouds("batch", "--status", "jobs.jsonl.ledger", env=env).err
+    drawn = in_terminal("batch", "--status", "jobs.jsonl.ledger", env=service.env | {"COLUMNS": "80"}).out
+    assert all(request_id in drawn for request_id in unclaimed)
+
+
 def test_a_foreign_ledger_is_refused_and_left_as_it_is(service: Any, here: Here, folder: Any) -> None:
     """A file that is no ledger is said so in one line, keeps every byte, and nothing is run."""
     folder.write_jobs(1)
