@@ -519,7 +519,7 @@ def test_an_id_is_looked_up_when_it_is_told(put_up: PutUp, here: Here, knouds: H
 
 
 def test_status_searches_the_usage(put_up: PutUp, here: Here, knouds: Here, in_terminal: Here, folder: Any) -> None:
-    """With a key, rows that no job claims are counted and named, and why a job is still unknown; without one, why not."""
+    """With a key, rows that no job claims are counted and named, and why a job is still unknown; else why not."""
     service = put_up()
     service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=2)
     service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=3)
