@@ -375,7 +375,7 @@ class UnknownJob:
 
 _MOST_SEARCHED: Final = 20  # unknown runs: each takes a request or more
 _SEARCH_TIMEOUT: Final = 30.0  # seconds
-_ROWS_BEFORE: Final = 600.0  # seconds before a submit, from which on rows of other jobs are told from its own
+_ROWS_BEFORE: Final = 600.0  # seconds before a submit, from which on rows of other jobs count as theirs
 
 
 def print_ledger(path: Path, base_url: str | None, *, as_json: bool) -> int:

@@ -483,7 +483,7 @@ class JobStream(AsyncIterator[Job | Inputs]):
     """Iterates asynchronously over an iterator that may block; raises what it raises.
 
     It is read in a thread, one job at a time. A blocking read cannot be interrupted, so the thread is a daemon, and
-    `stop` wakes whoever waits for a job.
+    `stop` wakes the task that waits for a job.
     """
 
     def __init__(self, jobs: Iterator[Job | Inputs]) -> None:

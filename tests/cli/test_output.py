@@ -54,7 +54,7 @@ WORDS = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=9)
 
 @given(st.lists(WORDS, max_size=30), st.integers(20, 60))
 def test_no_word_is_broken(words: list[str], width: int) -> None:
-    """What does not fit a line goes on in the next one, between words."""
+    """What does not fit a line continues in the next one, between words."""
     lines = list(fill_lines([" ".join(words[n : n + 3]) for n in range(0, len(words), 3)], width))
     assert all(len(line) <= width for line in lines)
     assert " ".join(lines).replace(";", "").split() == words
