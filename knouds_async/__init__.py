@@ -12,6 +12,7 @@ from knouds_async._batch.ledger import Ledger, LedgerCounts
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.shared_limiter import SharedLimiter
+from knouds_async._sansio.estimate import Estimate
 from knouds_async._sansio.ledger import Entry as LedgerEntry
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Polling, Retries, Secret, Timeouts
@@ -103,6 +104,7 @@ __all__ = [
     "ConnectionFailedError",
     "DownloadError",
     "DownloadFault",
+    "Estimate",
     "Execution",
     "ExecutionCancelledError",
     "ExecutionFailedError",

@@ -41,6 +41,7 @@ from knouds_async._batch.worker import BatchClient, OnUnknown, Worker
 from knouds_async._io.concurrency import spawn, uninterrupted
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
+from knouds_async._sansio.estimate import Estimate
 from knouds_async.config import is_integer, is_number
 from knouds_async.errors import InvalidArgumentError, KnoudsError
 from knouds_async.types import Inputs, Target
@@ -180,6 +181,23 @@ class Batch:
         Jobs that were read and are still in line come out as NotRun, runs in flight as they finish.
         """
         self._worker.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
+
+    async def estimate(self) -> Estimate:
+        """Return what the batch would cost and how long it would take; nothing is submitted, no ledger is created.
+
+        Reads all jobs and a few free answers: the schema, the account, a page of usage rows. Before the batch is
+        entered; jobs that can be read once only are used up. Raises what the service refuses.
+        """
+        if self._began is not None:
+            raise RuntimeError("a batch is estimated before it is entered")
+        ledger = self._worker.ledger
+        if not isinstance(ledger, SQLiteLedger) or not self._worker.owns_ledger:
+            return await self._worker.estimate(self._jobs, ledger, self._max_in_flight)
+        existing = SQLiteLedger(ledger.path) if ledger.path.exists() else MemoryLedger()
+        try:
+            return await self._worker.estimate(self._jobs, existing, self._max_in_flight)
+        finally:
+            await existing.aclose()
 
     async def __aenter__(self) -> Batch:
         """Open the ledger, fetch the schema, and begin. Raises LedgerError, or what the service refuses."""

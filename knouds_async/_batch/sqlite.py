@@ -558,6 +558,11 @@ class SQLiteLedger:
         self._database: LedgerDatabase | None = None
         self._is_closed = False
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
     def __repr__(self) -> str:
         """Show the file."""
         return f"<SQLiteLedger {str(self._path)!r}>"

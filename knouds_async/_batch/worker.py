@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 import attrs
+from anyio.lowlevel import checkpoint
 
 from knouds_async import errors
 from knouds_async._batch.jobs import (
     Failed,
+    Jobs,
     NotRun,
     NotRunReason,
     Outcome,
     PreparedJob,
+    Reader,
     Unknown,
     ending_of,
     ending_of_failure,
@@ -32,6 +35,7 @@ from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import WITHHELD, Decision, Pipeline, Withheld, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
+from knouds_async._sansio.estimate import Estimate, RouteQuota, estimate
 from knouds_async._sansio.inputs import checked_execution_id, input_errors
 from knouds_async._sansio.ledger import (
     Accepted,
@@ -55,7 +59,7 @@ from knouds_async._sansio.ledger import (
 )
 from knouds_async._sansio.reconcile import Wanted
 from knouds_async._sansio.retry import Done, Fail, Requeue
-from knouds_async.config import Retries, Timeouts
+from knouds_async.config import TIERS, Retries, Timeouts
 from knouds_async.errors import KnoudsError
 from knouds_async.execution import UNSEEN, Execution, ExecutionFactory
 from knouds_async.types import ExecutionState, RunResult, SubmissionSearch, Submitted, Target, WorkflowSchema
@@ -70,6 +74,7 @@ _LONGEST_PAUSE: Final = 60.0
 _SHORT_PAUSE: Final = 5.0  # seconds: not worth a word
 _GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
 _SPAN: Final = 1200.0  # seconds before a submit: runs of that time may account for rows that are near it
+_FAULTS_NAMED: Final = 10  # of an estimate
 _TARGET_WIDE: Final = (
     errors.AuthenticationError,
     errors.PermissionDeniedError,
@@ -130,7 +135,7 @@ class Worker:
     ) -> None:
         self._client, self.target, self.ledger = client, target, ledger
         self.cap, self._on_unknown, self._expected, self._validate = cap, on_unknown, expected, validate
-        self._is_durable, self._owns_ledger = is_durable, owns_ledger
+        self._is_durable, self.owns_ledger = is_durable, owns_ledger
         self.on_change: Callable[[], None] = lambda: None
         self.owner = ""
         self.payer: Payer | None = None
@@ -181,6 +186,65 @@ class Worker:
         if (estimate := schema.estimated_credit_cost) is not None:
             self.prices = attrs.evolve(self.prices, estimate=max(0.0, float(estimate)))
 
+    async def estimate(self, jobs: Jobs, ledger: Ledger, max_in_flight: int) -> Estimate:
+        """Return what the jobs would cost and how long they would take; see `Batch.estimate`."""
+        send, is_workflow = self._client.pipeline.send, self.target.kind == "workflows"
+        if is_workflow:
+            await self._fetch_schema()
+        counted = await self._count_jobs(jobs, ledger)
+        name = self.target.name
+        rows = endpoints.list_usage(
+            workflow_slug=name if is_workflow else None,
+            model_id=None if is_workflow else name,
+            limit=endpoints.LARGEST_PAGE,
+        )
+        page, account = await send(rows), await send(endpoints.whoami())
+        free = (rows.route, endpoints.whoami().route)
+        known = [quota for route in (self._route, *free) if (quota := self._quota(route)).limit is not None]
+        tier = math.inf if account.role == "admin" else TIERS.get(account.tier or "")
+        quota = known[0] if known else RouteQuota(tier)
+        if quota != self._quota(self._route):
+            quota = attrs.evolve(quota, left=None)  # of another route
+        price, most = self.prices.estimate, max_in_flight
+        return estimate(counted, price=price, rows=page.rows, quota=quota, max_in_flight=most, expected=self._expected)
+
+    async def _count_jobs(self, jobs: Jobs, ledger: Ledger) -> Estimate:
+        """Read all jobs, and count those that would not be run."""
+        reader, counted = Reader(), Estimate(jobs=0)
+        if isinstance(jobs, AsyncIterable):
+            async for item in jobs:
+                counted = await self._count_job(counted, reader.read(item), ledger)
+        else:
+            for item in jobs:
+                await checkpoint()
+                counted = await self._count_job(counted, reader.read(item), ledger)
+        return counted
+
+    async def _count_job(self, counted: Estimate, prepared: PreparedJob, ledger: Ledger) -> Estimate:
+        entry = await ledger.look(prepared.job.key)
+        counted = attrs.evolve(counted, jobs=counted.jobs + 1)
+        if (fault := self._fault(prepared, entry)) is not None:
+            named = (*counted.faults, f"{prepared.job.key}: {fault}")[:_FAULTS_NAMED]
+            return attrs.evolve(counted, invalid=counted.invalid + 1, faults=named)
+        is_done = entry is not None and entry.stage is not Stage.NEW
+        return attrs.evolve(counted, already_done=counted.already_done + is_done)
+
+    def _fault(self, prepared: PreparedJob, entry: Entry | None) -> str | None:
+        """Return why a job would not be run, None when it would, or has been."""
+        if prepared.is_repeated:
+            return "its key came before in this batch"
+        if prepared.error is not None:
+            return str(prepared.error)
+        if (conflict := _conflict(prepared, entry, self.target)) is not None:
+            return str(conflict.error)
+        if entry is not None and entry.stage is not Stage.NEW:
+            return None
+        return "; ".join(input_errors(self._schema, prepared.job.inputs) if self._schema is not None else ()) or None
+
+    def _quota(self, route: str) -> RouteQuota:
+        stats = self._client.limiter.stats(route)
+        return RouteQuota(stats.limit, stats.left, stats.resets_in)
+
     async def close(self) -> None:
         """Release every claim. What cannot be written is released by the end of the process."""
         try:
@@ -190,7 +254,7 @@ class Worker:
         except errors.LedgerError as error:
             logger.warning("%s", error)
         finally:
-            if self._owns_ledger:
+            if self.owns_ledger:
                 await self.ledger.aclose()
 
     def stop(self, reason: NotRunReason, error: KnoudsError) -> None:

@@ -25,6 +25,7 @@ import attrs
 from knouds_async import (
     AsyncKnouds,
     Completed,
+    Estimate,
     ExecutionNotFoundError,
     KnoudsError,
     PermissionDeniedError,
@@ -39,6 +40,7 @@ from knouds_async._cli import output
 from knouds_async._cli.batch_display import (
     BatchDisplay,
     BatchReport,
+    estimate_pairs,
     format_pause,
     format_quota,
     show_display,
@@ -57,7 +59,7 @@ from knouds_async._cli.batch_results import (
 )
 from knouds_async._cli.client import connect
 from knouds_async._cli.errors import ExitCode, KeyMissingError, UsageError, format_error
-from knouds_async._cli.input_files import CountedJobs, JobSource, JobStream, text_inputs
+from knouds_async._cli.input_files import CountedJobs, InvalidLineError, JobSource, JobStream, text_inputs
 from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
 from knouds_async._sansio import endpoints
@@ -77,6 +79,7 @@ class BatchOptions:
     retry_failed: bool = False
     expected: float | None = None
     save: Path | None = None
+    dry_run: bool = False
     as_json: bool = False
     base_url: str | None = None
 
@@ -119,10 +122,13 @@ class BatchRun:
 
 
 _MAX_DOWNLOADS: Final = 8
+_MAX_FAULTS: Final = 10  # of a dry run
 
 
 def run_batch(options: BatchOptions) -> int:
-    """Run a batch to its end and return the exit code."""
+    """Run a batch to its end, or say what it would cost, and return the exit code."""
+    if options.dry_run:
+        return _dry_run(options)
     source = JobSource(options.jobs)
     _check_paths(options)
     total = source.count() if source.is_file else None
@@ -172,17 +178,9 @@ async def _run_and_record(run: BatchRun) -> None:
         if options.retry_failed:
             await ledger.retry_failed()
         await _drop_lines_of_earlier_runs(run, ledger)
-        texts = await _text_inputs(knouds, run)
+        texts = await _text_inputs(knouds, options.target, run.source)
         source = JobStream(run.source.jobs(texts)) if run.total is None else CountedJobs(run.source, texts, run.total)
-        runs = knouds.models if options.target.kind == "models" else knouds.workflows
-        batch = runs.map(
-            options.target.name,
-            source,
-            ledger=ledger,
-            max_in_flight=options.max_in_flight,
-            max_credits=options.max_credits,
-            expected=options.expected,
-        )
+        batch = _map(knouds, options, source, ledger)
         try:
             async with batch, supervised(run, batch, knouds, source if isinstance(source, JobStream) else None):
                 await _write_outcomes(run, batch, knouds)
@@ -192,6 +190,50 @@ async def _run_and_record(run: BatchRun) -> None:
             counts = await ledger.counts()
             spent, reserved = counts.credits_spent, counts.credits_reserved
             run.progress = attrs.evolve(run.progress, credits_spent=spent, credits_reserved=reserved)
+
+
+def _map(
+    knouds: AsyncKnouds, options: BatchOptions, jobs: JobStream | CountedJobs, ledger: SQLiteLedger | Path | None
+) -> Batch:
+    runs = knouds.models if options.target.kind == "models" else knouds.workflows
+    return runs.map(
+        options.target.name,
+        jobs,
+        ledger=ledger,
+        max_in_flight=options.max_in_flight,
+        max_credits=options.max_credits,
+        expected=options.expected,
+    )
+
+
+def _dry_run(options: BatchOptions) -> int:
+    """Print what a batch would cost and how long it would take; the exit code is 2 when a job is invalid."""
+    source = JobSource(options.jobs)
+    estimate, lines = asyncio.run(_estimate(options, source))
+    faults = [*(str(line) for line in lines), *estimate.faults]
+    estimate = attrs.evolve(estimate, jobs=estimate.jobs + len(lines), invalid=estimate.invalid + len(lines))
+    if options.as_json:
+        record = output.to_jsonable(estimate)
+        del record["faults"]
+        output.print_json(record)
+    else:
+        output.print_pairs(*estimate_pairs(estimate))
+    output.flush_stdout()  # results before messages at a terminal
+    for fault in faults[:_MAX_FAULTS]:
+        output.print_error(fault)
+    if not options.as_json:
+        output.print_info("Nothing was run.")
+    return ExitCode.USAGE if estimate.invalid else ExitCode.OK
+
+
+async def _estimate(options: BatchOptions, source: JobSource) -> tuple[Estimate, list[InvalidLineError]]:
+    """Return the estimate of the jobs that could be read, and the lines that are none."""
+    lines: list[InvalidLineError] = []
+    async with connect(options.base_url) as knouds:
+        texts = await _text_inputs(knouds, options.target, source)
+        jobs = JobStream(source.jobs(texts, on_invalid=lines.append))
+        ledger = options.ledger if options.ledger.is_file() else None
+        return await _map(knouds, options, jobs, ledger).estimate(), lines
 
 
 async def _drop_lines_of_earlier_runs(run: BatchRun, ledger: SQLiteLedger) -> None:
@@ -204,12 +246,12 @@ async def _drop_lines_of_earlier_runs(run: BatchRun, ledger: SQLiteLedger) -> No
         run.sink.remove(stale)
 
 
-async def _text_inputs(knouds: AsyncKnouds, run: BatchRun) -> Collection[str]:
+async def _text_inputs(knouds: AsyncKnouds, target: Target, source: JobSource) -> Collection[str]:
     """Return the inputs whose CSV cells stay strings, according to the workflow's schema."""
-    if not run.source.may_be_csv or run.options.target.kind == "models":
+    if not source.may_be_csv or target.kind == "models":
         return ()
     try:
-        schema = await knouds.workflows.schema(run.options.target.name)
+        schema = await knouds.workflows.schema(target.name)
     except PermissionDeniedError as error:
         if not error.from_service:  # a proxy would reject the runs as well
             raise

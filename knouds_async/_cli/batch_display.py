@@ -14,6 +14,7 @@ import attrs
 
 from knouds_async import (
     Cancelled,
+    Estimate,
     Failed,
     KnoudsError,
     LimiterStats,
@@ -175,6 +176,19 @@ def summarize(now: Progress) -> str:
     cap = "" if now.max_credits is None else f" of {format_credits(now.max_credits)}"
     credits = f"{format_credits(now.credits_spent)}{cap} credits spent"
     return f"{jobs} done{f': {outcomes}' if outcomes else ''}{resumed}; {credits}; {format_duration(now.elapsed)}"
+
+
+def estimate_pairs(estimate: Estimate) -> Iterator[tuple[str, str | None]]:
+    """Yield the names and values of an estimate, for people."""
+    yield "jobs", f"{estimate.jobs:,}"
+    yield "invalid", f"{estimate.invalid:,}" if estimate.invalid else None
+    yield "already done", f"{estimate.already_done:,}" if estimate.already_done else None
+    yield "to run", f"{estimate.to_run:,}"
+    sources = {"schema": "by the workflow's estimate", "usage": "by the mean of your runs", None: ""}
+    known = None if estimate.credits is None else f"about {format_credits(estimate.credits)}"
+    yield "credits", f"{known}, {sources[estimate.credits_source]}" if known else "not known: no estimate and no runs"
+    windows, seconds = estimate.windows, estimate.seconds
+    yield "time", None if seconds is None else f"about {format_duration(seconds)}, {plural(windows or 0, 'window')}"
 
 
 def to_record(now: Progress, ledger: Path, out: Path | None, code: ExitCode) -> dict[str, Any]:

@@ -114,6 +114,14 @@ MaxCredits = Annotated[
     Parameter(help="Most credits that the ledger's runs may cost, earlier ones included; then exit code 4."),
 ]
 RetryFailed = Annotated[bool, Parameter(show_default=False, help="Run jobs again that failed in earlier runs.")]
+DryRun = Annotated[
+    bool,
+    Parameter(
+        show_default=False,
+        help="Submit nothing: check the jobs, and say what they would cost and how long they would take. The exit code "
+        "is 2 when a job is invalid.",
+    ),
+]
 StatusLedger = Annotated[
     Path | None, Parameter(show_default=False, help="Show what a ledger holds, which runs are unknown and why.")
 ]
@@ -149,6 +157,7 @@ def batch(
     retry_failed: RetryFailed = False,
     expected: Expected = None,
     save: Save = None,
+    dry_run: DryRun = False,
     status: StatusLedger = None,
     resolve: Decision = None,
     rebind: RebindLedger = None,
@@ -176,7 +185,9 @@ def batch(
         return rebind_ledger(rebind)
     if slug is None or jobs is None:
         raise UsageError("give the file of jobs after the slug, or - for stdin")
-    if ledger is None and not has_a_place(jobs):
+    if dry_run and retry_failed:
+        raise UsageError("--dry-run and --retry-failed exclude each other: a dry run changes nothing in the ledger")
+    if ledger is None and not has_a_place(jobs) and not dry_run:
         raise UsageError("jobs from stdin or a pipe need --ledger FILE: it keeps a rerun from paying twice")
     check_expected(expected)
     options = BatchOptions(
@@ -188,7 +199,8 @@ def batch(
         max_credits=max_credits,
         retry_failed=retry_failed,
         expected=expected,
-        save=create_folder(save),
+        save=None if dry_run else create_folder(save),
+        dry_run=dry_run,
         as_json=as_json,
         base_url=base_url,
     )

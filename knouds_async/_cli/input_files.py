@@ -238,7 +238,7 @@ def _read_object(number: int, text: str) -> FileJob:
     """Return a job from an object with a key, or from bare inputs; raises ValueError otherwise."""
     if text.lstrip().startswith("["):
         raise ValueError(_ARRAY_ERROR)
-    value = _parse_json(text)
+    value = _parse_json(text.rstrip())
     if not isinstance(value, dict):
         raise ValueError(f"not a JSON object: {_FORMAT_ERROR}")  # noqa: TRY004
     inputs = value.get("inputs")
@@ -423,15 +423,25 @@ class JobSource:
                 if line != entry.line:
                     yield InvalidLineError(self.name, entry.line, f"duplicate key {entry.key!r}, first in line {line}")
 
-    def jobs(self, text_inputs: Collection[str] = (), limit: int | None = None) -> Iterator[Job | Inputs]:
-        """Yield each job, or inputs without a key, up to `limit`; raises InvalidLineError.
+    def jobs(
+        self,
+        text_inputs: Collection[str] = (),
+        limit: int | None = None,
+        *,
+        on_invalid: Callable[[InvalidLineError], object] | None = None,
+    ) -> Iterator[Job | Inputs]:
+        """Yield each job, or inputs without a key, up to `limit`; raises InvalidLineError unless `on_invalid` takes it.
 
         Cells of the inputs in `text_inputs` stay strings.
         """
-        for entry in islice(self._read_jobs(text_inputs), limit):
-            if isinstance(entry, InvalidLineError):
+        entries = self._read_jobs(text_inputs)
+        for entry in islice(entries if on_invalid is None else _until_unreadable(entries), limit):
+            if not isinstance(entry, InvalidLineError):
+                yield entry.inputs if entry.key is None else Job(entry.key, entry.inputs)
+            elif on_invalid is None:
                 raise entry
-            yield entry.inputs if entry.key is None else Job(entry.key, entry.inputs)
+            else:
+                on_invalid(entry)
 
     def _read_jobs(self, text_inputs: Collection[str]) -> Iterator[FileJob | InvalidLineError]:
         with self._open() as stream:
@@ -444,6 +454,14 @@ class JobSource:
             if self._offset is not None:
                 stream.seek(self._offset)
             yield stream
+
+
+def _until_unreadable(entries: Iterator[FileJob | InvalidLineError]) -> Iterator[FileJob | InvalidLineError]:
+    """Yield entries; the error after which nothing can be read is the last of them."""
+    try:
+        yield from entries
+    except InvalidLineError as error:
+        yield error
 
 
 def _looks_like_json(stream: BinaryIO) -> bool:

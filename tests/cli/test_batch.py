@@ -263,6 +263,7 @@ def test_an_unknown_run_is_5_and_not_sent_again(put_up: PutUp, here: Here, folde
         (["batch", SLUG, "jobs.jsonl", "--expected", "-1"], "--expected -1"),
         (["batch", "Bad_Slug", "jobs.jsonl"], "`knouds workflows`"),
         (["batch", "--status", "none.ledger"], "none.ledger"),
+        (["batch", SLUG, "jobs.jsonl", "--dry-run", "--retry-failed"], "exclude each other"),
         (["batch", SLUG, "jobs.jsonl", "--status", "l"], "give SLUG JOBS, or"),
         (["batch", "--resolve", "none.ledger", "j0", "resend"], "none.ledger"),
         (["batch", "--resolve", "none.ledger", "j0", "forget"], "resend"),
@@ -826,6 +827,56 @@ def test_the_lines_on_stdout_name_the_files(media_service: Any, here: Here, fold
     folder.write_jobs(1)
     done = here(media_service, *SAVING[:3], "--save", "files")
     assert Path(json.loads(done.out)["files"][0]).exists()
+
+
+DRY = ("batch", SLUG, "jobs.jsonl", "--dry-run")
+
+
+def test_a_dry_run_submits_nothing(service: Any, here: Here, folder: Any) -> None:
+    """What a batch would cost and take is shown for people and for programs; nothing is run, and no file is made."""
+    folder.write_jobs(5)
+    shown = here(service, *DRY, "--save", "files")
+    assert shown.code == 0
+    assert "credits  about 60, by the workflow's estimate" in shown.out.splitlines()
+    told = json.loads(here(service, *DRY, "--json").out)
+    assert told.pop("seconds") >= 0
+    assert told == {
+        "jobs": 5,
+        "invalid": 0,
+        "already_done": 0,
+        "credits": 60,
+        "credits_source": "schema",
+        "windows": 1,
+    }
+    assert not service.emulator.runs
+    assert [path.name for path in folder.path.iterdir()] == ["jobs.jsonl"]
+
+
+def test_a_dry_run_finds_what_is_invalid(service: Any, here: Here, folder: Any) -> None:
+    """Lines that are no jobs, inputs that do not fit and keys that come twice make the code 2, each with its reason."""
+    folder.write_jobs(3)
+    with Path("jobs.jsonl").open("a") as file:
+        file.write('{\n{"key": "j1", "inputs": {}}\n{"key": "bad", "inputs": {"count": 9}}\n')
+    done = here(service, *DRY, "--json")
+    told = json.loads(done.out)
+    assert (done.code, told["jobs"], told["invalid"], told["credits"]) == (2, 6, 3, 36)
+    for words in ("jobs.jsonl line 4: not JSON", "j1: its key came before", "bad: 'count' must be at most 4"):
+        assert words in done.err
+    assert not service.emulator.runs
+
+
+def test_a_dry_run_knows_what_is_done(service: Any, here: Here, folder: Any) -> None:
+    """Jobs of the ledger are not paid for again; jobs from a pipe need none for a dry run."""
+    folder.write_jobs(2)
+    assert here(service, *BATCH).code == 0
+    folder.write_jobs(5)
+    ledger = Path("jobs.jsonl.ledger").read_bytes()
+    told = json.loads(here(service, *DRY, "--json").out)
+    assert (told["jobs"], told["already_done"], told["credits"]) == (5, 2, 36)
+    assert Path("jobs.jsonl.ledger").read_bytes() == ledger
+    piped = service.knouds("batch", SLUG, "-", "--dry-run", "--json", stdin='{"product_name": "Mug"}\n')
+    assert (piped.code, json.loads(piped.out)["credits"]) == (0, 12)
+    assert len(service.emulator.runs) == 2
 
 
 def test_going_on_retries_nothing_once_more() -> None:

@@ -1,0 +1,109 @@
+"""What a batch will cost and how long it will take, before anything is paid for and while it runs. Pure.
+
+Source: contract 6 (a route's requests are counted in fixed windows), 8 (`estimatedCreditCost`), 10 (usage rows).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Final, Literal
+
+import attrs
+
+from knouds_async.types import UsageRow
+
+WINDOW: Final = 60.0  # seconds
+_PROCESSING: Final = "processing"
+
+
+@attrs.frozen(kw_only=True)
+class Estimate:
+    """What a batch would cost and how long it would take, as far as that can be known before it.
+
+    `jobs`: all jobs that were read; `invalid`: those that would not be run, for their inputs or their keys, the first
+    of them in `faults`; `already_done`: those that the ledger keeps from being run again, as they have finished, are
+    running, or may have run. `credits` of the others together: by the workflow's own estimate (`credits_source` is
+    "schema"), else by the mean of the account's runs of the target ("usage"), else None. `windows`: windows of the rate
+    limit in which submits are made; `seconds` until the last run has finished, by the mean duration of the account's
+    runs; None: the limit is not known.
+    """
+
+    jobs: int
+    invalid: int = 0
+    already_done: int = 0
+    credits: float | None = None
+    credits_source: Literal["schema", "usage"] | None = None
+    windows: int | None = None
+    seconds: float | None = None
+    faults: tuple[str, ...] = ()
+
+    @property
+    def to_run(self) -> int:
+        """How many jobs would be run."""
+        return self.jobs - self.invalid - self.already_done
+
+
+@attrs.frozen
+class RouteQuota:
+    """A route's quota: requests a window, how many are left of this one, seconds until its end; None: not known.
+
+    An unlimited route has the limit `math.inf`.
+    """
+
+    limit: float | None = None
+    left: float | None = None
+    resets_in: float | None = None
+
+
+def estimate(
+    counted: Estimate,
+    *,
+    price: float | None,
+    rows: Sequence[UsageRow],
+    quota: RouteQuota,
+    max_in_flight: int,
+    expected: float | None = None,
+) -> Estimate:
+    """Return an estimate of jobs that were counted.
+
+    `price`: the workflow's own estimate. `rows`: the account's runs of the target. `expected`: seconds that a run
+    takes, if the caller knows.
+    """
+    lengths = [row.duration_ms / 1000 for row in rows if row.status != _PROCESSING and row.duration_ms is not None]
+    length = expected if expected is not None else fmean(lengths) if lengths else 0.0
+    counted = _priced(counted, price, rows)
+    if quota.limit is None and counted.to_run:
+        return counted
+    submits, rounds = submitting(counted.to_run, quota), math.ceil(counted.to_run / max_in_flight)
+    seconds = max(submits.seconds + length, rounds * length) if counted.to_run else 0.0
+    return attrs.evolve(counted, windows=submits.windows, seconds=round(seconds, 1))
+
+
+def _priced(counted: Estimate, price: float | None, rows: Sequence[UsageRow]) -> Estimate:
+    if price is not None:
+        return attrs.evolve(counted, credits=round(price * counted.to_run, 6), credits_source="schema")
+    costs = [row.credits_cost for row in rows if row.status != _PROCESSING and row.credits_cost is not None]
+    if not costs:
+        return counted
+    return attrs.evolve(counted, credits=round(fmean(costs) * counted.to_run, 6), credits_source="usage")
+
+
+@attrs.frozen
+class Submitting:
+    """In how many windows submits are made, and the seconds until the last of them."""
+
+    windows: int = 0
+    seconds: float = 0.0
+
+
+def submitting(jobs: int, quota: RouteQuota) -> Submitting:
+    """Return how long the submits of so many jobs take; of a limit that is not known, no time."""
+    limit = math.inf if quota.limit is None else max(1.0, quota.limit)
+    now = limit if quota.left is None or math.isinf(limit) else min(limit, max(0.0, quota.left))
+    if jobs <= now:
+        return Submitting(min(jobs, 1), 0.0)
+    more = math.ceil((jobs - now) / limit)
+    until_reset = WINDOW / 2 if quota.resets_in is None else max(0.0, quota.resets_in)  # half: it may be any
+    return Submitting(more + (now >= 1), until_reset + (more - 1) * WINDOW)
