@@ -26,6 +26,7 @@ from knouds_async._sansio.durations import LearnedDurations
 from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
 from knouds_async.execution import ExecutionFactory
+from knouds_async.telemetry import MeterProvider, Telemetry, TracerProvider
 from knouds_async.types import Account, Health, Media, Pricing, RunResult
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class AsyncKnouds:
     connections at once, of a client of our own or of one that does not show its limit.
     `media_hosts`: where files of results may be downloaded from, by default the vendor's bucket (`*.example.com` is
     any host below). `durations`: what another client had learned (its `durations`), so that this one starts warm.
+    `telemetry`: spans and metrics through OpenTelemetry, where its API is installed and the application has an SDK
+    (`docs/observability.md`); `tracer_provider`, `meter_provider`: else the global ones, also when they are set later.
     Raises ConfigurationError, before any request.
 
     Use it in `async with`, or call `aclose()`, or neither. It belongs to the event loop of its first request.
@@ -68,6 +71,9 @@ class AsyncKnouds:
         media_hosts: Iterable[str] | None = None,
         durations: Mapping[str, object] | None = None,
         allow_insecure_http: bool = False,
+        telemetry: bool = True,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
     ) -> None:
         """Check everything that is given; nothing is sent and no task is started."""
         given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
@@ -88,7 +94,8 @@ class AsyncKnouds:
 
         self._downloads = Downloads(media_hosts, url, Fetcher(http, ssl_context))
         self._exchange = exchange_for(http, url, key, timeouts, ssl_context=ssl_context, connections=max_connections)
-        self._pipeline = Pipeline(self._exchange, self._limiter, retries)
+        report = Telemetry(url, tracer_provider=tracer_provider, meter_provider=meter_provider, enabled=telemetry)
+        self._pipeline = Pipeline(self._exchange, self._limiter, retries, report)
         send, stats, server_time = self._pipeline.send, self._limiter.stats, self._limiter.server_time
         self._poller = Poller(send, polling, self._durations, stats, server_time)
 

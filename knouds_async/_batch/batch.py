@@ -248,7 +248,7 @@ class Batch:
 
     async def _run(self) -> None:
         try:
-            with self._scope:
+            with self._scope, self._worker.telemetry.batch(self._worker.target):
                 async with anyio.create_task_group() as tasks:
                     await self._read(tasks)
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
@@ -298,7 +298,9 @@ class Batch:
 
     async def _work_on(self, prepared: PreparedJob) -> None:
         try:
-            self._outcomes.put(prepared.number, await self._worker.run_job(prepared))
+            outcome = await self._worker.run_job(prepared)
+            self._worker.telemetry.job_finished(_KINDS[type(outcome)])
+            self._outcomes.put(prepared.number, outcome)
             self._report()
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
             self._fail(error)

@@ -134,6 +134,7 @@ class Worker:
         owns_ledger: bool,
     ) -> None:
         self._client, self.target, self.ledger = client, target, ledger
+        self.telemetry: Final = client.pipeline.telemetry
         self.cap, self._on_unknown, self._expected, self._validate = cap, on_unknown, expected, validate
         self._is_durable, self.owns_ledger = is_durable, owns_ledger
         self.on_change: Callable[[], None] = lambda: None
@@ -701,6 +702,11 @@ class Submit:
         self.lasts = 0.0
         self._is_queued = worker.cap is not None
         self._is_counted = self._is_claiming = self._is_in_flight = self._is_over = False
+
+    @property
+    def key(self) -> str:
+        """The key of the job, for its span."""
+        return self.prepared.job.key
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -40,6 +41,7 @@ from knouds_async.errors import (
     NoAnswerError,
     SubmissionUnknownError,
 )
+from knouds_async.telemetry import CallSpan, SpanLink, Telemetry, fields
 from knouds_async.types import SubmissionSearch, Submitted
 
 logger = logging.getLogger("knouds_async")
@@ -129,7 +131,9 @@ _STALE: Final = 1.0  # seconds: a turn that waited longer for its connection may
 class Send(Protocol):
     """What the resources are handed: a call in, its value out."""
 
-    async def __call__(self, call: Call[T], /, *, total: float | None = None) -> T:
+    async def __call__(
+        self, call: Call[T], /, *, total: float | None = None, serves: Sequence[SpanLink] | None = None
+    ) -> T:
         """Send a call."""
         ...
 
@@ -137,18 +141,16 @@ class Send(Protocol):
 class _Sending:
     """One call on its way: what was asked for, and what came of it so far.
 
-    `attempts`, without those that were refused for the quota (`refusals`); `waited`: seconds for the quota; `spent`:
-    seconds of attempts and pauses; `was_sent`: an attempt may have left. `sent`, `since`, `sent_at`: when the last did.
+    `span`: how it is reported. `attempts`, without those that were refused for the quota; `spent`: seconds of attempts
+    and pauses; `was_sent`: an attempt may have left. `sent`, `since`, `sent_at`: when the last did.
     """
 
-    __slots__ = (
-        "attempts", "call", "hooks", "refusals", "sent", "sent_at", "since", "spent", "total", "waited", "was_sent",
-    )  # fmt: skip
+    __slots__ = ("attempts", "call", "hooks", "sent", "sent_at", "since", "span", "spent", "total", "was_sent")
 
-    def __init__(self, call: Call[Any], total: float | None, hooks: SendHooks | None) -> None:
-        self.call, self.total, self.hooks = call, total, hooks
-        self.attempts = self.refusals = 0
-        self.waited = self.spent = 0.0
+    def __init__(self, call: Call[Any], total: float | None, hooks: SendHooks | None, span: CallSpan) -> None:
+        self.call, self.total, self.hooks, self.span = call, total, hooks, span
+        self.attempts = 0
+        self.spent = 0.0
         self.was_sent = False
         self.sent: Reading | None = None
         self.since = UNDATED
@@ -158,8 +160,9 @@ class _Sending:
 class Pipeline:
     """Sends calls, each by its turn, as often as is safe."""
 
-    def __init__(self, exchange: Exchange, limiter: Limiter, retries: Retries) -> None:
+    def __init__(self, exchange: Exchange, limiter: Limiter, retries: Retries, telemetry: Telemetry) -> None:
         """Send through `exchange`, in the order of `limiter`, again as `retries` allow."""
+        self.telemetry: Final = telemetry
         self._exchange = exchange
         self._limiter = limiter
         self._retries = retries
@@ -174,20 +177,41 @@ class Pipeline:
         self._given = Given()
 
     @overload
-    async def send(self, call: Call[T], /, *, total: float | None = None, hooks: None = None) -> T: ...
+    async def send(
+        self,
+        call: Call[T],
+        /,
+        *,
+        total: float | None = None,
+        hooks: None = None,
+        serves: Sequence[SpanLink] | None = None,
+    ) -> T: ...
 
     @overload
     async def send(self, call: Call[T], /, *, total: float | None = None, hooks: SendHooks) -> T | None: ...
 
-    async def send(self, call: Call[T], /, *, total: float | None = None, hooks: SendHooks | None = None) -> T | None:
-        """Send a call and give its value; `total` replaces the call's own timeout, in seconds.
+    async def send(
+        self,
+        call: Call[T],
+        /,
+        *,
+        total: float | None = None,
+        hooks: SendHooks | None = None,
+        serves: Sequence[SpanLink] | None = None,
+    ) -> T | None:
+        """Send a call and return its value; `total` replaces the call's own timeout, in seconds.
 
         `hooks`: called before each attempt and after it; no cancellation cuts between the two. None: they withheld it.
+        `serves`: the spans of the waits for which a poll or a listing is made.
 
         Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
         submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
         """
-        sending = _Sending(call, total, hooks)
+        with self.telemetry.call(call, job_key=getattr(hooks, "key", None), serves=serves) as span:
+            value: T | None = await self._send(_Sending(call, total, hooks, span))
+            return value
+
+    async def _send(self, sending: _Sending) -> Any:
         while True:
             turn = await self._turn(sending)
             began = anyio.current_time()
@@ -197,17 +221,17 @@ class Pipeline:
                 return None
             answered = anyio.current_time()
             decision = self._decide(sending, outcome, began, answered)
-            await report_attempt(call, decision, sending.sent_at, hooks, finished.cancellation)
+            _observe_attempt(sending, outcome, decision, answered - began)
+            await report_attempt(sending.call, decision, sending.sent_at, sending.hooks, finished.cancellation)
             match decision:
                 case Done(value):
-                    return value  # type: ignore[no-any-return]
+                    return value
                 case Fail(error):
                     raise error
                 case Requeue():  # nor does it spend the budget
-                    sending.attempts, sending.refusals = sending.attempts - 1, sending.refusals + 1
+                    sending.attempts -= 1
                 case Again(after):
                     sending.was_sent = sending.was_sent or not isinstance(outcome, NotSent)
-                    logger.debug("%s again in %.2f s", call.route, after)
                     await anyio.sleep(after)
                     sending.spent += answered - began + after
 
@@ -230,7 +254,7 @@ class Pipeline:
         with anyio.CancelScope() as scope:
             self._in_line.add(scope)
             try:
-                permit = permit or await self._acquire(sending, front=sending.refusals > 0)
+                permit = permit or await self._acquire(sending, front=sending.span.refusals > 0)
                 return permit if self._connections.try_acquire() else await self._connection(sending, permit)
             finally:
                 self._in_line.discard(scope)
@@ -242,7 +266,7 @@ class Pipeline:
         try:
             return await self._limiter.acquire(call.route, call.priority, front=front, max_pause=self._retries.longest)
         finally:
-            sending.waited += anyio.current_time() - began
+            sending.span.waited += anyio.current_time() - began
 
     async def _connection(self, sending: _Sending, permit: Permit) -> Permit | NotSent:
         """Wait until one of our connections is free: a queue like the limiter's, that can be left at no cost.
@@ -314,28 +338,29 @@ class Pipeline:
         try:
             outcome = await self._exchange.attempt(call, trace, total=sending.total)
         except BaseException:
-            self._cut(call, permit, trace, sending.sent_at)
+            self._cut(sending, permit, trace)
             raise
         try:
             self._learn(call, permit, outcome)
         except Exception:
             logger.warning("the answer of %s could not be taken into account by the limiter", call.route, exc_info=True)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s %s", call.route, _described(outcome))
         return outcome
 
-    def _cut(self, call: Call[Any], permit: Permit, trace: SentTrace, sent_at: datetime) -> None:
+    def _cut(self, sending: _Sending, permit: Permit, trace: SentTrace) -> None:
         """Account for an attempt that was cancelled: a paid one that may have left is reported as unknown."""
+        call = sending.call
         if not trace.may_have_been_sent(None, transport_is_known=True):
             self._limiter.release(call.route, permit)
             return
         self._limiter.mark_unanswered(call.route, permit)
+        sending.span.cut()
         if call.pays_for is not None:
             logger.warning(
                 "a run of %s was sent at %s and cancelled before its answer: it may have run and been charged; "
-                "look for it with knouds.usage.find_submission",
+                "search for it with knouds.usage.find_submission",
                 call.pays_for,
-                sent_at.isoformat(),
+                sending.sent_at.isoformat(),
+                extra=fields("submit_unknown", route=call.route, target=str(call.pays_for)),
             )
 
     def _learn(self, call: Call[Any], permit: Permit, outcome: Outcome) -> None:
@@ -433,6 +458,35 @@ async def search_usage(send: Send, wanted: Wanted, time: ServiceTime) -> Submiss
         page, written = await send(endpoints.search_usage(target=wanted.target, offset=search.next_offset))
         search = search.take(page, written)
     return search.result(now)
+
+
+def _observe_attempt(sending: _Sending, outcome: Outcome, decision: Decision, took: float) -> None:
+    """Count an attempt, and log it at DEBUG; without inputs, results or headers."""
+    call, span = sending.call, sending.span
+    span.attempted(outcome, decision)
+    if not logger.isEnabledFor(logging.DEBUG):
+        return
+    again = f", again in {decision.after:.2f} s" if isinstance(decision, Again) else ""
+    logger.debug(
+        "%s%s: %s after %.3f s%s",
+        call.route,
+        f" (execution {span.execution_id})" if span.execution_id else "",
+        _described(outcome),
+        took,
+        again,
+        extra=fields(
+            "attempt",
+            route=call.route,
+            target=None if call.pays_for is None else str(call.pays_for),
+            execution_id=span.execution_id,
+            request_id=getattr(span.value, "request_id", None),
+            status=getattr(span.value, "status", None),
+            attempt=sending.attempts,
+            duration=took,
+            wait=span.waited,
+            http_status=outcome.status if isinstance(outcome, (Answer, Garbled)) else None,
+        ),
+    )
 
 
 def _described(outcome: Outcome) -> str:

@@ -46,6 +46,7 @@ class Call(Generic[T]):
 
     `path`: with the query; `route`: the pattern that the service counts requests by (contract 6). `repeatable`: safe to
     send twice. `pays_for`: the target of a paid run, None for everything that costs nothing. `keyed`: send the key.
+    `execution_id`: the run that it is about, where there is one.
     """
 
     method: Method
@@ -58,6 +59,7 @@ class Call(Generic[T]):
     keyed: bool = True
     priority: Priority = Priority.STATUS
     timeout_kind: TimeoutKind = TimeoutKind.TOTAL
+    execution_id: str | None = None
 
     @property
     def request(self) -> str:
@@ -168,14 +170,16 @@ def delete_workflow(slug: str) -> Call[None]:
 def get_execution(execution_id: str) -> Call[types.ExecutionState]:
     """GET /api/executions/:id: where a run stands."""
     path = f"/api/executions/{checked_execution_id(execution_id)}"
-    return Call(method="GET", path=path, route="GET /api/executions/:id", parse=responses.execution(execution_id))
+    parse = responses.execution(execution_id)
+    return Call(method="GET", path=path, route="GET /api/executions/:id", parse=parse, execution_id=execution_id)
 
 
 def cancel_execution(execution_id: str) -> Call[types.ExecutionState]:
     """POST /api/executions/:id/cancel: ask for its end; it is charged all the same. Repeatable."""
     path = f"/api/executions/{checked_execution_id(execution_id)}/cancel"
     parse = responses.cancelled(execution_id)
-    return Call(method="POST", path=path, route="POST /api/executions/:id/cancel", parse=parse)
+    route = "POST /api/executions/:id/cancel"
+    return Call(method="POST", path=path, route=route, parse=parse, execution_id=execution_id)
 
 
 # Usage (contract 10).

@@ -36,6 +36,7 @@ from knouds_async._sansio import endpoints
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.retry import Done, Fail, Requeue
 from knouds_async.config import Secret
+from knouds_async.telemetry import Telemetry
 from knouds_async.testing import Emulator, EmulatorTransport, Fault, Response, faults
 from knouds_async.testing.virtual_time import VirtualTimeLoop
 from knouds_async.types import Submitted, Target
@@ -66,7 +67,7 @@ async def make_pipeline() -> AsyncIterator[MakePipeline]:
                 connections=connections,
             )
             limiter = options.get("limiter") or Limiter(emulator.tier)
-            return Pipeline(exchange, limiter, options.get("retries", ONCE))
+            return Pipeline(exchange, limiter, options.get("retries", ONCE), Telemetry("https://knouds.test"))
 
         yield make
 
@@ -222,7 +223,7 @@ def pipeline(emulator: Emulator, latency: float = 1.0) -> Pipeline:
         agent="test",
         is_known=True,
     )
-    return Pipeline(exchange, Limiter(), Retries())
+    return Pipeline(exchange, Limiter(), Retries(), Telemetry("https://knouds.test"))
 
 
 class Notes:
