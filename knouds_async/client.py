@@ -79,7 +79,7 @@ class AsyncKnouds:
         given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
         address, base_url = Secret.of(base_url), None  # a key may have got into it
         # Only these two load httpx and httpcore, which take as long to import as everything else together.
-        from knouds_async._io.download import Downloads, Fetcher
+        from knouds_async._io.download import Downloads
         from knouds_async._io.pool import exchange_for
 
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
@@ -92,7 +92,7 @@ class AsyncKnouds:
         self._limiter = (limiter if limiter is not None else Limiter(tier)).for_key(key)
         self._durations = _load_durations(durations)
 
-        self._downloads = Downloads(media_hosts, url, Fetcher(http, ssl_context))
+        self._downloads = Downloads(media_hosts, url, http, ssl_context)
         self._exchange = exchange_for(http, url, key, timeouts, ssl_context=ssl_context, connections=max_connections)
         report = Telemetry(url, tracer_provider=tracer_provider, meter_provider=meter_provider, enabled=telemetry)
         self._pipeline = Pipeline(self._exchange, self._limiter, retries, report)

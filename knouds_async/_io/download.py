@@ -1,8 +1,8 @@
 """Downloads: the files of results, fetched by a client that has neither key nor cookies (contract 12).
 
-`Downloads` is what the client calls, `Fetcher` fetches one file, in pieces, and continues where a connection broke, and
-`TargetFile` is there whole or not at all: written under another name in the same folder, then moved into place. What a
-response means is decided in `files`; every address is checked before anything is sent to it, redirects included.
+A file is fetched in pieces, and continued where a connection broke. It is there whole or not at all (`TargetFile`):
+written under another name in the same folder, then moved into place. What a response means is decided in `files`; every
+address is checked before anything is sent to it, redirects included.
 """
 
 from __future__ import annotations
@@ -38,11 +38,24 @@ _AT_ONCE: Final = 4
 
 
 class Downloads:
-    """Fetches files for one AsyncKnouds, from `hosts` alone (None: the vendor's) and from a service on this machine."""
+    """Fetches files for one AsyncKnouds, from `hosts` alone (None: the vendor's) and from a service on this machine.
 
-    def __init__(self, hosts: Iterable[str] | None, base_url: str, fetcher: Fetcher) -> None:
+    It goes through the caller's HTTP client, of which no headers, cookies and auth are used and which is not closed, or
+    through one that is created for the first file.
+    """
+
+    def __init__(
+        self,
+        hosts: Iterable[str] | None,
+        base_url: str,
+        http: httpx.AsyncClient | None,
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
         self._hosts = Hosts.of(hosts, base_url)
-        self._fetcher = fetcher
+        self._http = http
+        self._ssl_context = ssl_context
+        self._own: httpx.AsyncClient | None = None
+        self._slots = FIFOLimiter(_CONNECTIONS)
         self._home = HomeLoop()
         self._is_closed = False
 
@@ -71,7 +84,34 @@ class Downloads:
         if is_known and not overwrite and await in_thread(lambda: os.path.lexists(named(None))):
             raise exists(media, named(None))
         pending = PendingFile(media, max_bytes, on_progress, named)
-        return await self._fetcher.fetch(self._hosts, pending, folder, overwrite=overwrite)
+        http = self._client(pending)
+        if not self._slots.try_acquire():
+            await self._slots.acquire()
+        try:
+            return await self._fetched(http, pending, folder, overwrite=overwrite)
+        finally:
+            self._slots.release()
+
+    async def _fetched(self, http: httpx.AsyncClient, pending: PendingFile, folder: Path, *, overwrite: bool) -> Path:
+        target = TargetFile(folder)
+        try:
+            with _file_errors(pending):
+                await in_thread(target.open)
+            await _attempts(http, self._hosts, pending, target)
+            path = pending.name(pending.start.extension if pending.start else None)
+            with _file_errors(pending):
+                await in_thread(lambda: target.finish(path, overwrite=overwrite))
+            return path
+        finally:
+            target.discard()
+
+    def _client(self, pending: PendingFile) -> httpx.AsyncClient:
+        url = _checked_url(self._hosts, pending, httpx.URL, pending.media.url)  # before anything is made for it
+        if self._http is not None:
+            return self._http
+        if self._own is None:
+            self._own = own_client(str(url), ssl_context=self._ssl_context, connections=_CONNECTIONS)
+        return self._own
 
     async def all(
         self, run: RunResult, folder: str | os.PathLike[str], *, overwrite: bool, max_bytes: int
@@ -102,7 +142,8 @@ class Downloads:
     async def aclose(self) -> None:
         """Refuse further downloads and close the HTTP client that was made for them."""
         self._is_closed = True
-        await self._fetcher.aclose()
+        if self._own is not None:
+            await self._own.aclose()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -160,57 +201,6 @@ class PendingFile:
     def is_whole(self) -> bool:
         """Whether all bytes that were announced are there."""
         return self.start is not None and self.start.total in (None, self.received)
-
-
-class Fetcher:
-    """Fetches files through the caller's HTTP client, or through one that is created for the first file.
-
-    `http`: the caller's own; nothing of its headers, cookies and auth is used, and it is not closed.
-    """
-
-    def __init__(self, http: httpx.AsyncClient | None, ssl_context: ssl.SSLContext | None) -> None:
-        self._http = http
-        self._ssl_context = ssl_context
-        self._own: httpx.AsyncClient | None = None
-        self._slots = FIFOLimiter(_CONNECTIONS)
-
-    async def fetch(self, hosts: Hosts, pending: PendingFile, folder: Path, *, overwrite: bool) -> Path:
-        """Fetch a file and return its path; DownloadError for what goes wrong. Cancelled or failed: nothing is left."""
-        http = self._client(hosts, pending)
-        if not self._slots.try_acquire():
-            await self._slots.acquire()
-        try:
-            return await self._saved(http, hosts, pending, folder, overwrite=overwrite)
-        finally:
-            self._slots.release()
-
-    async def _saved(
-        self, http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile, folder: Path, *, overwrite: bool
-    ) -> Path:
-        target = TargetFile(folder)
-        try:
-            with _file_errors(pending):
-                await in_thread(target.open)
-            await _attempts(http, hosts, pending, target)
-            path = pending.name(pending.start.extension if pending.start else None)
-            with _file_errors(pending):
-                await in_thread(lambda: target.finish(path, overwrite=overwrite))
-            return path
-        finally:
-            target.discard()
-
-    def _client(self, hosts: Hosts, pending: PendingFile) -> httpx.AsyncClient:
-        url = _checked_url(hosts, pending, httpx.URL, pending.media.url)  # before anything is made for it
-        if self._http is not None:
-            return self._http
-        if self._own is None:
-            self._own = own_client(str(url), ssl_context=self._ssl_context, connections=_CONNECTIONS)
-        return self._own
-
-    async def aclose(self) -> None:
-        """Close the client that was made here."""
-        if self._own is not None:
-            await self._own.aclose()
 
 
 async def _attempts(http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile, target: TargetFile) -> None:
