@@ -132,6 +132,8 @@ def test_the_limits_stay_when_nothing_is_asked() -> None:
     assert " 1 of 100" in Texts(hand.raw("GET /", now=2.0).body.decode()).texts
     assert Texts(hand.raw("GET /", now=600.0).body.decode()).texts.count(" 0 of 100") == 4
     assert hand("GET windows", now=600.0)["rows"] == []
+    emulator.api_key = "another"  # which the account does not have
+    assert Texts(hand.raw("GET /", now=600.0).body.decode()).texts.count(" 0 of 100") == 1
     assert "the account is unlimited" in ControlClient(Emulator(tier="enterprise")).raw("GET /").body.decode()
 
 

@@ -90,13 +90,13 @@ class View:
 
     def limits(self) -> list[JsonObject]:
         """Return the limits of the emulator's own key, and of others that were used, whether or not one is open."""
-        caller = self.service.keys[self.settings.api_key]
-        used = {(row["user"], row["route"]): row for row in self._window_rows()}
-        own = {
-            (caller.user, route): _window_row(WindowStatus(caller.user, route, limit, used=0, resets_in=0.0))
-            for route, limit in limits(self.service, caller).items()
-        }
-        return [*(own | used).values()]
+        rows: dict[tuple[str, str], JsonObject] = {}
+        if (caller := self.service.keys.get(self.settings.api_key)) is not None:
+            for route, limit in limits(self.service, caller).items():
+                unused = WindowStatus(caller.user, route, limit, used=0, resets_in=0.0)
+                rows[caller.user, route] = _window_row(unused)
+        rows |= {(row["user"], row["route"]): row for row in self._window_rows()}
+        return [*rows.values()]
 
     def _window_rows(self) -> list[JsonObject]:
         return [_window_row(one) for one in self.service.windows.at(self.service.clock.elapsed(self.now))]
