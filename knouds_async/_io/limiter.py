@@ -25,27 +25,16 @@ __all__ = ["Bucket", "Limiter", "LimiterStats"]
 
 
 class Bucket(Protocol):
-    """Where the permits of one route come from: a window of our own, or one that several processes share."""
+    """Where the permits of one route come from: a window of our own, or one that several processes share.
 
-    def try_acquire(self, now: float) -> Permit | RetryAt:
-        """Return a permit, or when to ask again."""
-        ...
+    The methods are those of `WindowLimiter`; `now` is the event loop's time.
+    """
 
-    def on_response(self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:
-        """Update from the headers of a response."""
-        ...
-
-    def release(self, permit: Permit) -> None:
-        """Take back a permit that was not used."""
-        ...
-
-    def mark_unanswered(self, permit: Permit) -> None:
-        """Count a request as sent to which no response will come."""
-        ...
-
-    def stats(self, now: float) -> LimiterStats:
-        """Return how the quota stands."""
-        ...
+    def try_acquire(self, now: float) -> Permit | RetryAt: ...
+    def on_response(self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None) -> None: ...
+    def release(self, permit: Permit) -> None: ...
+    def mark_unanswered(self, permit: Permit) -> None: ...
+    def stats(self, now: float) -> LimiterStats: ...
 
 
 @attrs.define(eq=False)
@@ -147,8 +136,10 @@ class Limiter:
             waiter = _Waiter(max_pause, self._max_wait)
             if (permit := await _wait(self._queue(route), waiter, priority, front=front)) is not None:
                 return attrs.evolve(permit, waited=anyio.current_time() - began)
-            raise self._held(route, max_pause)
-        raise self._too_long(route)
+            raise self._error(
+                route, "a 429 of the service allows nothing for {0.held_for:.0f} s more", longest=max_pause
+            )
+        raise self._error(route, f"rate limit: no slot within {self._max_wait:g} s")
 
     def on_response(self, route: str, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:
         """Update from the headers of a response; `date`: its `Date` header in epoch seconds."""
@@ -197,25 +188,16 @@ class Limiter:
         known = None if self._guess is None or is_unlimited else int(self._guess)
         return WindowLimiter(known, share=self._share, unlimited=is_unlimited)
 
-    def _too_long(self, route: str) -> RateLimitError:
-        return _error(f"{route}: rate limit: no slot within {self._max_wait:g} s", self.stats(route), is_pause=False)
-
-    def _held(self, route: str, longest: float) -> RateLimitError:
+    def _error(self, route: str, what: str, *, longest: float = math.inf) -> RateLimitError:
         stats = self.stats(route)
-        who = "the service asked for a pause that lasts" if stats.is_pause else "rate limit: a 429 allows nothing for"
-        is_pause = stats.is_pause or stats.held_for > longest
-        return _error(f"{route}: {who} {stats.held_for:.0f} s more", stats, is_pause=is_pause)
-
-
-def _error(what: str, stats: LimiterStats, *, is_pause: bool) -> RateLimitError:
-    return RateLimitError(
-        f"{what}; the request was not sent",
-        code="RATE_LIMIT_EXCEEDED",
-        retry_after=stats.held_for or stats.resets_in,
-        limit=stats.limit,
-        is_pause=is_pause,
-        advice="Wait, or allow longer waits (Retries(longest=...), Limiter(max_wait=...))",
-    )
+        return RateLimitError(
+            f"{route}: {what.format(stats)}; the request was not sent",
+            code="RATE_LIMIT_EXCEEDED",
+            retry_after=stats.held_for or stats.resets_in,
+            limit=stats.limit,
+            is_pause=stats.is_pause or stats.held_for > longest,
+            advice="Wait, or allow longer waits (Retries(longest=...), Limiter(max_wait=...))",
+        )
 
 
 async def _wait(queue: _WaitQueue, waiter: _Waiter, priority: Priority, *, front: bool) -> Permit | None:

@@ -175,8 +175,8 @@ class LimiterFile:
         self._wall, self._path = wall, path
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._abandoned: list[sqlite3.Connection] = []  # of a parent process: closing them here would break its locks
-        self._unusable_until = self._locked_since = -math.inf
+        self._abandoned: list[object] = []  # of a parent process: closing them here would break its locks
+        self._unusable_until, self._locked_since = -math.inf, math.inf
         self._salt = b""
         self._inode: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
@@ -211,7 +211,7 @@ class LimiterFile:
                         return None
                     self._give_up(error, now)
                 else:
-                    self._unusable_until = self._locked_since = -math.inf
+                    self._unusable_until, self._locked_since = -math.inf, math.inf
                     return updated
         return fallback, change(fallback)
 
@@ -220,12 +220,11 @@ class LimiterFile:
     ) -> tuple[WindowLimiter, T]:
         connection = self._open()
         account = hmac.new(self._salt, key.reveal().encode(), hashlib.sha256).hexdigest()[:32]  # tells nothing of it
-        name = f"{account} {route}"
         try:
             connection.execute("BEGIN IMMEDIATE")
-            window = self._read(connection, name, now, fallback.share) or fallback.copy()
+            window = self._read(connection, f"{account} {route}", now, fallback.share) or fallback.copy()
             result = change(window)
-            row = (name, json.dumps(to_plain(window), allow_nan=False), now, self._wall())
+            row = (f"{account} {route}", json.dumps(to_plain(window), allow_nan=False), now, self._wall())
             connection.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?)", row)
             connection.execute("COMMIT")
         finally:
@@ -247,98 +246,72 @@ class LimiterFile:
         """Start anew in a forked child: the lock may have been held by a thread that is not there any more."""
         if self._owner != os.getpid():
             self._owner, self._lock = os.getpid(), threading.Lock()
-            if self._connection is not None:
-                self._abandoned.append(self._connection)
+            self._abandoned.append(self._connection)
             self._connection = None
 
     def _open(self) -> sqlite3.Connection:
         """Return the connection to the file that is at the path now: it may have been removed, and created anew."""
-        if self._connection is not None and _inode(self._path) != self._inode:
+        if self._connection is not None and self._inode_now() != self._inode:
             self._connection.close()
             self._connection = None
         if self._connection is None:
             self._connection, self._salt = _connected(self._path)
-            self._inode = _inode(self._path)
+            self._inode = self._inode_now()
         return self._connection
+
+    def _inode_now(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            found = self._path.stat()
+            return found.st_dev, found.st_ino
+        return None
 
     def _is_stuck(self, now: float) -> bool:
         """Return whether the file has been locked for so long that its holder will hardly continue."""
-        if self._locked_since == -math.inf:
-            self._locked_since = now
+        self._locked_since = min(self._locked_since, now)
         return now > self._locked_since + _STUCK
 
     def _give_up(self, error: Exception, now: float) -> None:
         """Continue without the file for a while: the quota is then shared blindly, which costs some 429s at most."""
         if self._unusable_until == -math.inf:
             logger.warning("the limiter's file %s cannot be used, continuing without it: %s", self._path, error)
-        self._unusable_until, self._locked_since = now + _AGAIN, -math.inf
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        self._unusable_until, self._locked_since = now + _AGAIN, math.inf
 
 
 def _connected(path: Path) -> tuple[sqlite3.Connection, bytes]:
-    """Open or create the file, and return its salt. It need not survive a power cut: it is soon learned anew.
-
-    ConfigurationError when it is not ours; sqlite3.Error when it is, or may have been, and is damaged.
-    """
+    """Open or create the file, and return its salt. ConfigurationError for a file of something else, or none at all."""
     import sqlite3
 
     connection = None
     try:
-        _create(path)
+        with _creating, contextlib.suppress(FileExistsError):
+            # Never open a file that exists: closing it drops all locks that this process has on it (POSIX), and lets
+            # others into an open transaction. For the same reason nobody here may use a new one before it is closed.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         connection = sqlite3.connect(path, timeout=_STUCK, isolation_level=None, check_same_thread=False)
-        if connection.execute("PRAGMA application_id").fetchone()[0] != _OURS:
-            _refuse_others(connection)
+        return connection, _prepared(connection)
     except (OSError, sqlite3.Error) as error:
         if connection is not None:
             connection.close()
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
-            raise
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CANTOPEN) & 0xFF
+        if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB):
+            raise  # it is, or may have been, ours: torn, locked, on a full disk
         raise ConfigurationError(f"{str(path)!r} cannot be used as a limiter's file: {error}") from None
-    try:
-        return connection, _prepared(connection)
-    except sqlite3.Error:
-        connection.close()
-        raise
-
-
-def _create(path: Path) -> None:
-    """Create the file, private from the first, if there is none.
-
-    Never open one that exists: closing it drops all locks that this process has on it (POSIX), and so lets others into
-    an open transaction. For the same reason nobody here may use a new file before it is closed.
-    """
-    with _creating, contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-
-
-def _refuse_others(connection: sqlite3.Connection) -> None:
-    """Mark an empty file as ours; raise DatabaseError for one that has anything in it."""
-    import sqlite3
-
-    connection.execute("BEGIN IMMEDIATE")
-    is_ours = connection.execute("PRAGMA application_id").fetchone()[0] == _OURS  # another process was faster
-    if not is_ours and connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-        raise sqlite3.DatabaseError("it holds something else")
-    connection.execute(f"PRAGMA application_id = {_OURS}")
-    connection.execute("COMMIT")
 
 
 def _prepared(connection: sqlite3.Connection) -> bytes:
-    """Create whatever is missing in a file of ours, and return its salt."""
+    """Create whatever is missing, and return the salt; refuse a file with anything else in it."""
+    import sqlite3
+
     connection.execute("PRAGMA journal_mode = TRUNCATE")
-    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("PRAGMA synchronous = OFF")  # it need not survive a power cut: all is soon learned anew
     connection.execute("BEGIN IMMEDIATE")
+    if connection.execute("PRAGMA application_id").fetchone()[0] != _OURS:
+        if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            raise sqlite3.DatabaseError("it holds something else")
+        connection.execute(f"PRAGMA application_id = {_OURS}")
     connection.execute("CREATE TABLE IF NOT EXISTS limiter (salt BLOB)")
     connection.execute("CREATE TABLE IF NOT EXISTS windows (name TEXT PRIMARY KEY, state TEXT, at REAL, wall REAL)")
-    found = connection.execute("SELECT salt FROM limiter").fetchone()
-    salt = found[0] if found is not None else None
+    salt, *_ = connection.execute("SELECT salt FROM limiter").fetchone() or [None]
     if not (isinstance(salt, bytes) and len(salt) == _SALT):
         salt = secrets.token_bytes(_SALT)
         connection.execute("DELETE FROM limiter")

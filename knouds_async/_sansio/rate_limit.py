@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, Final
 
@@ -179,7 +179,8 @@ class WindowLimiter:
     def mark_unanswered(self, permit: Permit) -> None:
         """Stop awaiting the answer to a request that was sent: it may have been counted."""
         _remove(self.awaited, permit.sent)
-        insort(self.silent, permit.sent)
+        if not self.unlimited:
+            insort(self.silent, permit.sent)
 
     def stats(self, now: float) -> LimiterStats:
         """Return how the quota stands; who waits for it is not known here."""
@@ -406,31 +407,49 @@ def _remove(sent: list[float], time: float) -> None:
 
 # For whatever stores it: several processes share what they know.
 
+_VALUES: Final[Mapping[str, tuple[float, float, float | None]]] = {
+    "limit": (0, MOST_REQUESTS, None),
+    "left": (0, MOST_REQUESTS, 0),
+    "own": (0, MOST_REQUESTS, 0),
+    "length": (SHORTEST_WINDOW, LONGEST_WINDOW, MINUTE),
+    "skew": (0, LONGEST_WINDOW / 10, 0),
+    "pause": (0, MINUTE, 0),
+    "cwnd": (1, math.inf, math.inf),
+    "reset": (-1e15, 1e15, None),
+}  # the lowest and the highest that is believed, and what null means
+
+_TIMES: Final[Mapping[str, float]] = {
+    **dict.fromkeys(("shown", "oldest", "start", "left_sent", "pause_began"), 1.0),
+    **dict.fromkeys(("soonest", "edge", "paused_until", "asked_until"), LONGEST_WINDOW + MINUTE),
+    "shared_until": SHARED_FOR + 1,
+}  # seconds by which each time may lie ahead; null is never
+
+_FLAGS: Final = ("unlimited", "rolled_over")
+_SENT: Final = ("awaited", "silent")
+
 
 def to_plain(window: WindowLimiter) -> dict[str, Any]:
     """Return all of it as JSON values, but the share, which is each process's own."""
-    plain = {name: _finite(getattr(window, name)) for name in (*_SANE, *_AHEAD)}
-    clock = [_finite(each) for each in (window.clock.lo, window.clock.hi, window.clock.at)]
-    return {**plain, "clock": clock, "awaited": _counted(window.awaited), "silent": _counted(window.silent)}
+    plain = {name: _finite(getattr(window, name)) for name in (*_VALUES, *_TIMES, *_FLAGS)}
+    plain |= {name: [(time, len([*same])) for time, same in groupby(getattr(window, name))] for name in _SENT}
+    return plain | {"clock": [_finite(each) for each in (window.clock.lo, window.clock.hi, window.clock.at)]}
 
 
 def from_plain(plain: Any, now: float, share: float) -> WindowLimiter | None:
     """Return the limiter that JSON values hold; None for rubbish, and for what would hold requests back for ever."""
     try:
-        known = {name: plain[name] for name in _SANE}
-        known |= {name: -math.inf if plain[name] is None else plain[name] for name in _AHEAD}
-        known["cwnd"] = math.inf if known["cwnd"] is None else known["cwnd"]
+        known = {name: _number(plain[name], *bounds) for name, bounds in _VALUES.items()}
+        known |= {name: _number(plain[name], -1e15, now + ahead, -math.inf) for name, ahead in _TIMES.items()}
+        known |= {name: plain[name] is True for name in _FLAGS}
+        known |= {name: _each(plain[name], now) for name in _SENT}
         lo, hi, at = plain["clock"]
-        lo, hi = -math.inf if lo is None else lo, math.inf if hi is None else hi
-        times = [_each(plain[name], now) for name in ("awaited", "silent")]
-        is_sane = all(is_sane(known[name]) for name, is_sane in _SANE.items())
-        is_soon = all(_is_number(known[name], high=now + ahead) for name, ahead in _AHEAD.items())
-        is_clock = all(map(_is_number, (lo, hi, at))) and lo <= hi and at <= now + 1
-        if not (is_sane and is_soon and is_clock and known["edge"] > -math.inf):
-            return None
+        lo, hi = _number(lo, -1e15, 1e15, -math.inf), _number(hi, -1e15, 1e15, math.inf)
+        clock = ClockBounds(lo, hi, _number(at, -1e15, now + 1, 0.0))
     except (ValueError, TypeError, KeyError, IndexError):
         return None
-    window = WindowLimiter(**known, share=share, clock=ClockBounds(lo, hi, at), awaited=times[0], silent=times[1])
+    if lo > hi or known["edge"] == -math.inf:
+        return None
+    window = WindowLimiter(**known, share=share, clock=clock)
     window.left, window.soonest = min(window.left, window.tokens), min(window.soonest, window.edge)
     return window
 
@@ -440,49 +459,17 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and math.isinf(value) else value
 
 
-def _counted(times: list[float]) -> list[tuple[float, int]]:
-    return [(time, len(list(same))) for time, same in groupby(times)]
+def _number(value: Any, low: float, high: float, null: float | None) -> Any:
+    if value is None:
+        return null
+    if not (isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high):
+        raise ValueError(f"{value!r:.80} is no number from {low} to {high}")
+    return value
 
 
 def _each(counted: Any, now: float) -> list[float]:
-    """Return each time as often as it was counted; ValueError for what cannot be."""
+    """Return each time as often as it was counted."""
     times: list[float] = []
     for time, count in counted:
-        if not (_is_number(time, high=now + 1) and _is_count(count) and len(times) + count <= MOST_IN_FLIGHT):
-            raise ValueError(f"no send times: {counted!r:.80}")
-        times += [time] * count
-    return sorted(times)
-
-
-def _is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and _is_number(value, 0, MOST_REQUESTS)
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-_SANE: Final[Mapping[str, Callable[[object], bool]]] = {
-    "limit": lambda value: value is None or _is_count(value),
-    "left": _is_count,
-    "own": _is_count,
-    "unlimited": _is_flag,
-    "rolled_over": _is_flag,
-    "length": lambda value: _is_number(value, SHORTEST_WINDOW, LONGEST_WINDOW),
-    "skew": lambda value: _is_number(value, 0, LONGEST_WINDOW / 10),
-    "pause": lambda value: _is_number(value, 0, MINUTE),
-    "cwnd": lambda value: _is_number(value, 1),
-    "reset": lambda value: value is None or _is_number(value, -1e15, 1e15),
-}
-"""What each value may be, whatever the time."""
-
-_AHEAD: Final[Mapping[str, float]] = {
-    **dict.fromkeys(("shown", "oldest", "start", "left_sent", "pause_began"), 1.0),
-    **dict.fromkeys(("soonest", "edge", "paused_until", "asked_until"), LONGEST_WINDOW + MINUTE),
-    "shared_until": SHARED_FOR + 1,
-}
-"""Seconds by which each time may lie ahead."""
+        times += [_number(time, -1e15, now + 1, now)] * _number(count, 0, MOST_IN_FLIGHT, 0)
+    return sorted(times[:MOST_IN_FLIGHT])

@@ -23,7 +23,7 @@ import pytest
 from knouds_async import AsyncKnouds, ConfigurationError, Limiter, RateLimitError, Secret, SharedLimiter
 from knouds_async._batch import sqlite
 from knouds_async._io import shared_limiter
-from knouds_async._io.shared_limiter import LimiterFile, _create
+from knouds_async._io.shared_limiter import LimiterFile
 from knouds_async.testing import Emulator, Fault, Response, serve
 
 SLUG = "my-thumbnail-pipeline"
@@ -457,7 +457,7 @@ def test_the_locks_of_an_open_transaction_are_kept(tmp_path: Path) -> None:
     SharedLimiter(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        thread = threading.Thread(target=_create, args=(path,))
+        thread = threading.Thread(target=SharedLimiter, args=(path,))
         thread.start()
         thread.join()
         code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
