@@ -8,6 +8,8 @@ headers set. Times are local monotonic seconds; only `reset` is the server's.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from bisect import bisect_left, insort
 from collections.abc import Mapping
@@ -38,7 +40,6 @@ FASTEST_READ: Final = 0.05  # seconds between which one who waits reads again ..
 SLOWEST_READ: Final = 1.0  # ... what other processes have done
 GRAIN: Final = 1 / 64  # seconds to which send times are rounded down, so that what is stored of a burst is short
 MOST_REQUESTS: Final = 10**9  # the highest limit that is believed
-MOST_IN_FLIGHT: Final = 10**5  # requests in flight that are read from what others stored
 
 
 @attrs.frozen(kw_only=True)
@@ -407,69 +408,37 @@ def _remove(sent: list[float], time: float) -> None:
 
 # For whatever stores it: several processes share what they know.
 
-_VALUES: Final[Mapping[str, tuple[float, float, float | None]]] = {
-    "limit": (0, MOST_REQUESTS, None),
-    "left": (0, MOST_REQUESTS, 0),
-    "own": (0, MOST_REQUESTS, 0),
-    "length": (SHORTEST_WINDOW, LONGEST_WINDOW, MINUTE),
-    "skew": (0, LONGEST_WINDOW / 10, 0),
-    "pause": (0, MINUTE, 0),
-    "cwnd": (1, math.inf, math.inf),
-    "reset": (-1e15, 1e15, None),
-}  # the lowest and the highest that is believed, and what null means
-
-_TIMES: Final[Mapping[str, float]] = {
-    **dict.fromkeys(("shown", "oldest", "start", "left_sent", "pause_began"), 1.0),
-    **dict.fromkeys(("soonest", "edge", "paused_until", "asked_until"), LONGEST_WINDOW + MINUTE),
-    "shared_until": SHARED_FOR + 1,
-}  # seconds by which each time may lie ahead; null is never
-
-_FLAGS: Final = ("unlimited", "rolled_over")
-_SENT: Final = ("awaited", "silent")
-
 
 def to_plain(window: WindowLimiter) -> dict[str, Any]:
-    """Return all of it as JSON values, but the share, which is each process's own."""
-    plain = {name: _finite(getattr(window, name)) for name in (*_VALUES, *_TIMES, *_FLAGS)}
-    plain |= {name: [(time, len([*same])) for time, same in groupby(getattr(window, name))] for name in _SENT}
-    return plain | {"clock": [_finite(each) for each in (window.clock.lo, window.clock.hi, window.clock.at)]}
+    """Return all of it as JSON values with a digest; but not the share, which is each process's own."""
+    plain = {name: getattr(window, name) for name in _STORED}
+    plain |= {name: value if math.isfinite(value) else None for name, value in plain.items() if type(value) is float}
+    counted = {name: [[time, len([*same])] for time, same in groupby(getattr(window, name))] for name in _SENT}
+    plain |= counted | {"clock": [window.clock.lo, window.clock.hi, window.clock.at] if window.clock.known else None}
+    return plain | {"digest": _digest(plain)}
 
 
 def from_plain(plain: Any, now: float, share: float) -> WindowLimiter | None:
-    """Return the limiter that JSON values hold; None for rubbish, and for what would hold requests back for ever."""
+    """Return the limiter that JSON values hold; None for all that no limiter has stored, and for times to come."""
     try:
-        known = {name: _number(plain[name], *bounds) for name, bounds in _VALUES.items()}
-        known |= {name: _number(plain[name], -1e15, now + ahead, -math.inf) for name, ahead in _TIMES.items()}
-        known |= {name: plain[name] is True for name in _FLAGS}
-        known |= {name: _each(plain[name], now) for name in _SENT}
-        lo, hi, at = plain["clock"]
-        lo, hi = _number(lo, -1e15, 1e15, -math.inf), _number(hi, -1e15, 1e15, math.inf)
-        clock = ClockBounds(lo, hi, _number(at, -1e15, now + 1, 0.0))
-    except (ValueError, TypeError, KeyError, IndexError):
+        if plain["digest"] != _digest(plain):
+            return None
+        known = {name: plain[name] for name in _STORED if plain[name] is not None or name in ("limit", "reset")}
+        known |= {name: [time for time, count in plain[name] for _ in range(count)] for name in _SENT}
+    except (ValueError, TypeError, KeyError):
         return None
-    if lo > hi or known["edge"] == -math.inf:
-        return None
+    clock = ClockBounds(*plain["clock"]) if plain["clock"] else ClockBounds()
     window = WindowLimiter(**known, share=share, clock=clock)
-    window.left, window.soonest = min(window.left, window.tokens), min(window.soonest, window.edge)
-    return window
+    if plain["cwnd"] is None:
+        window.cwnd = math.inf
+    is_past = max(window.shown, window.start, clock.at, *window.awaited, *window.silent) <= now + 1
+    return window if is_past else None
 
 
-def _finite(value: Any) -> Any:
-    """Return None for what JSON has no number for."""
-    return None if isinstance(value, float) and math.isinf(value) else value
+def _digest(plain: Mapping[str, Any]) -> str:
+    text = json.dumps({name: plain[name] for name in (*_STORED, *_SENT, "clock")}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _number(value: Any, low: float, high: float, null: float | None) -> Any:
-    if value is None:
-        return null
-    if not (isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high):
-        raise ValueError(f"{value!r:.80} is no number from {low} to {high}")
-    return value
-
-
-def _each(counted: Any, now: float) -> list[float]:
-    """Return each time as often as it was counted."""
-    times: list[float] = []
-    for time, count in counted:
-        times += [_number(time, -1e15, now + 1, now)] * _number(count, 0, MOST_IN_FLIGHT, 0)
-    return sorted(times[:MOST_IN_FLIGHT])
+_SENT: Final = ("awaited", "silent")
+_STORED: Final = tuple(each.name for each in attrs.fields(WindowLimiter) if each.name not in ("share", "clock", *_SENT))

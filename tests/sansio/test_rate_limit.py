@@ -21,7 +21,6 @@ from knouds_async._sansio.rate_limit import (
     GRAIN,
     GUARD,
     LONGEST_WINDOW,
-    MINUTE,
     SETTLE,
     SHORTEST_WINDOW,
     TRANSIT,
@@ -1028,16 +1027,17 @@ anything = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(changed=st.dictionaries(st.sampled_from(sorted(to_plain(opened()))), anything, min_size=1, max_size=3))
-def test_no_value_of_a_window_that_was_tampered_with_stops_a_request(changed: dict[str, object]) -> None:
-    """It is not believed, or a request still goes within a day or two; nothing raises."""
-    window = from_plain(to_plain(opened(left=3)) | changed, 10.0, 1.0)
-    if window is None:
-        return
-    for since in (10.0, 100.0):
-        now = soonest(window, since)
-        assert now < 100.0 + 2 * 86_400 + MINUTE
-        window, permit = one(window, now)
-        window = on_response(window, now + 0.1, permit, reply(5, now + 30.0), window.clock)
-        assert restored(window, now + 0.1) is not None
+def test_a_window_that_was_tampered_with_is_not_believed(changed: dict[str, object]) -> None:
+    """Whatever value is put in the place of whatever it holds, and none of it raises."""
+    stored = json.loads(json.dumps(to_plain(opened(left=3))))
+    found = from_plain(stored | changed, 10.0, 1.0)
+    is_same = json.dumps(stored | changed, sort_keys=True) == json.dumps(stored, sort_keys=True)
+    assert (found is not None) == is_same
+
+
+def test_a_window_of_times_to_come_is_not_believed() -> None:
+    """A clock that all share and that was set back makes the stored times worthless."""
+    window, _ = one(opened(), 20.0)
+    assert restored(window, 19.5) == window
+    assert restored(window, 18.0) is None
