@@ -376,30 +376,11 @@ class BatchFactory:
         most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
         return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress)
 
-    async def gather(
-        self,
-        target: Target,
-        jobs: Jobs,
-        *,
-        max_in_flight: int | None = None,
-        ledger: Ledger | str | os.PathLike[str] | None = None,
-        max_credits: float | None = None,
-        validate: bool = True,
-        on_progress: OnProgress | None = None,
-    ) -> list[Outcome]:
-        """Run a small list and give its outcomes in order; see `Workflows.gather`."""
-        batch = self.map(
-            target,
-            jobs,
-            ordered=True,
-            max_in_flight=max_in_flight,
-            ledger=ledger,
-            max_credits=max_credits,
-            validate=validate,
-            on_progress=on_progress,
-        )
-        async with batch as outcomes:
-            return [outcome async for outcome in outcomes]
+
+async def gather(batch: Batch) -> list[Outcome]:
+    """Run a small batch to its end and return its outcomes."""
+    async with batch as outcomes:
+        return [outcome async for outcome in outcomes]
 
 
 def _ledger_of(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:

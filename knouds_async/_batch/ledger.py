@@ -7,7 +7,6 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
-from knouds_async._io.concurrency import read_clocks
 from knouds_async._sansio.clock import Reading
 from knouds_async._sansio.ledger import (
     OPEN,
@@ -167,16 +166,16 @@ def decide(entry: Entry | None, claim: Claim, totals: Totals, highest_cost: floa
 
     `highest_cost`: the largest cost of a run of the target, which another owner may have seen.
     """
-    fresh = Entry(key=claim.key, target=claim.target, digest=claim.digest)
-    known = entry if entry is not None else fresh
+    known = entry or Entry(key=claim.key, target=claim.target, digest=claim.digest)
     is_ours = known.stage is Stage.SENDING and known.owner == claim.sending.owner
     is_same = known.target == claim.target and known.digest == claim.digest
     if not is_same or not (known.stage is Stage.NEW or is_ours):
         return Taken(known)
-    without = totals.moved(known, fresh)
-    sending = attrs.evolve(claim.sending, reserve=highest_known(claim.sending.reserve, highest_cost))
+    sending = claim.sending
+    if (reserve := highest_known(sending.reserve, highest_cost)) != sending.reserve:
+        sending = attrs.evolve(sending, reserve=reserve)
     if claim.cap is not None and not is_ours:
-        decided = fit_under_cap(without, sending.reserve, claim.cap)
+        decided = fit_under_cap(totals, reserve, claim.cap)
         if decided is not Fit.NOW:
             return OverBudget(totals, decided, highest_cost)
     sent = advance(known, sending)
@@ -233,7 +232,6 @@ class MemoryLedger:
         if isinstance(decided, Written):
             self._totals = decided.totals
             self._open[claim.key] = decided.entry
-            return attrs.evolve(decided, committed=read_clocks())
         return decided
 
     async def record(self, key: str, attempt: int, event: Event) -> Written:  # noqa: ARG002  (a job has one attempt)

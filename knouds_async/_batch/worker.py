@@ -155,7 +155,8 @@ class Worker:
         self.in_line = set[anyio.CancelScope]()  # of what `stop` may end: no paid request is in flight in them
         self._route = endpoints.submit(target, {}).route
         self._first, self._asking, self._searching = anyio.Lock(), anyio.Lock(), anyio.Lock()
-        self._has_answered = self._is_away = False
+        self._has_answered = False
+        self._away_since: float | None = None  # since when the service cannot be reached
         self._foreign_answers = 0  # in a row
         self._held_until = -math.inf
 
@@ -306,15 +307,18 @@ class Worker:
         if wrong:
             refused = errors.InvalidInputsError(f"{self.target}: {'; '.join(wrong)}", code="INVALID_INPUTS")
             return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=refused)
-        outage = Outage()
         while await self._reserve():
             submit = Submit(self, prepared)
             try:
                 answer = await self._send(submit)
-                found = await self._follow(submit, answer, outage)
+                found = await self._follow(submit, answer)
             finally:
-                with anyio.CancelScope(shield=True):
-                    await submit.close()
+                try:
+                    if not submit.is_on_record:
+                        with anyio.CancelScope(shield=True):
+                            await submit.account_for_cut()
+                finally:
+                    submit.close()
             if found is not None:
                 return found
         assert self.stopped_by is not None  # noqa: S101  (nothing else ends the reserving)
@@ -334,7 +338,7 @@ class Worker:
                     if not self._has_answered:
                         async with self._first:
                             if not self._has_answered:
-                                return await self._send_alone(submit)
+                                return await self._send_once(submit)
                     return await self._send_once(submit)
                 finally:
                     self.in_line.discard(submit.scope)
@@ -343,15 +347,6 @@ class Worker:
         except KnoudsError as error:
             return error.with_traceback(None)
         return None
-
-    async def _send_alone(self, submit: Submit) -> Answer | None:
-        try:
-            answer = await self._send_once(submit)
-        except (errors.APIError, errors.SubmissionUnknownError, errors.ExecutionFailedError):
-            self._has_answered = True
-            raise
-        self._has_answered = answer is not None
-        return answer
 
     async def _send_once(self, submit: Submit) -> Submitted | RunResult | None:
         self._say_pause()
@@ -362,7 +357,7 @@ class Worker:
         answer: Submitted | RunResult | None = await self._client.pipeline.send(call, hooks=submit)
         return answer
 
-    async def _follow(self, submit: Submit, answer: Answer | None, outage: Outage) -> Outcome | Entry | None:
+    async def _follow(self, submit: Submit, answer: Answer | None) -> Outcome | Entry | None:
         """See a job to its end after its submit was answered; None: it began no run, and is to be sent again."""
         job, entry = submit.prepared.job, submit.entry
         match answer:
@@ -384,7 +379,7 @@ class Worker:
                 self._met_unknown(submit.prepared)
                 return Unknown(job=job, error=answer, sent_at=getattr(answer, "sent_at", submit.sent_at))
             case KnoudsError():
-                return await self._refused(submit.prepared, answer, outage)
+                return await self._refused(submit.prepared, answer)
         raise AssertionError("what was answered has an entry")
 
     async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome | Entry:
@@ -427,8 +422,9 @@ class Worker:
 
     # What stands in the way of a submit.
 
-    async def _refused(self, prepared: PreparedJob, error: KnoudsError, outage: Outage) -> NotRun | None:
+    async def _refused(self, prepared: PreparedJob, error: KnoudsError) -> NotRun | None:
         """Decide what follows from a submit that certainly began no run; None: it is sent again."""
+        away_for = 0.0 if self._away_since is None else anyio.current_time() - self._away_since
         match error:
             case errors.AsyncNotSupportedError() if self.target not in self._client.one_go:
                 self._client.one_go.add(self.target)
@@ -436,12 +432,12 @@ class Worker:
                 self._stop_with_warning(NotRunReason.RATE_LIMITED, error)
             case errors.RateLimitError():
                 await self._pause(60.0 if error.retry_after is None else error.retry_after)
-            case errors.ConnectionFailedError() if not (error.is_lasting or outage.is_too_long(anyio.current_time())):
-                if not self._is_away:
+            case errors.ConnectionFailedError() if not error.is_lasting and away_for <= UNREACHABLE:
+                if self._away_since is None:
+                    self._away_since = anyio.current_time()
                     said = "a batch waits for up to %.0f s until the service can be reached: %s"
                     logger.warning(said, UNREACHABLE, error)
-                self._is_away = True
-                await self._pause(outage.next_pause())
+                await self._pause(min(_LONGEST_PAUSE, max(1.0, away_for)))
             case _:
                 reason, is_for_all = _reason(error)
                 if is_for_all:
@@ -478,9 +474,10 @@ class Worker:
 
     def _say_pause(self) -> None:
         """Log once what is waited for when the service has asked for a pause."""
-        held_for = self.held_for
+        if not _SHORT_PAUSE <= (held_for := self.held_for) <= self._client.retries.longest:
+            return
         until = (now := self.moment().wall) + held_for
-        if held_for > self._client.retries.longest or until < max(now, self._held_until) + _SHORT_PAUSE:
+        if until < max(now, self._held_until) + _SHORT_PAUSE:
             return
         self._held_until = until
         said = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
@@ -504,7 +501,9 @@ class Worker:
         if isinstance(decision, Requeue):
             self._say_pause()
         if isinstance(decision, (Done, Requeue)):
-            self._is_away = False
+            self._away_since = None
+        is_unsent = isinstance(decision, Fail) and isinstance(decision.error, errors.ConnectionFailedError)
+        self._has_answered = self._has_answered or (isinstance(decision, (Done, Fail)) and not is_unsent)
 
     def _met_unknown(self, prepared: PreparedJob) -> None:
         """Note a job of which nobody knows whether it ran: stop, if that was asked for."""
@@ -769,21 +768,29 @@ class Submit:
             case Fail(error):
                 return Lost(owner, str(getattr(error, "seen", None) or error), now())
 
-    async def close(self) -> None:
-        """Account for a submit that was cut, and count its run no more; to be called shielded."""
+    @property
+    def is_on_record(self) -> bool:
+        """Whether the ledger has all of it."""
+        return self._is_over or (self.entry is None and not self._is_claiming)
+
+    async def account_for_cut(self) -> None:
+        """Write what became of a submit that was cut; to be called shielded."""
         worker = self._worker
         self._leave_queue()
-        try:
-            if self._is_claiming and self.entry is None:  # the claim may be on record; nothing left after it
-                found = await worker.ledger.look(self.prepared.job.key)
-                self.entry = found if found is not None and found.owner == worker.owner else None
-            if self.entry is not None and not self._is_over:
-                cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
-                await self._write(cut if self._is_in_flight else NoRun(worker.owner))
-        finally:
-            if self._is_counted:
-                worker.in_flight -= 1
-                worker.notify()
+        if self._is_claiming and self.entry is None:  # the claim may be on record; nothing left after it
+            found = await worker.ledger.look(self.prepared.job.key)
+            self.entry = found if found is not None and found.owner == worker.owner else None
+        if self.entry is not None:
+            cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
+            await self._write(cut if self._is_in_flight else NoRun(worker.owner))
+
+    def close(self) -> None:
+        """Count its run no more."""
+        self._leave_queue()
+        if self._is_counted:
+            self._is_counted = False
+            self._worker.in_flight -= 1
+            self._worker.notify()
 
     async def _write(self, event: Event) -> None:
         assert self.entry is not None  # noqa: S101
@@ -795,24 +802,6 @@ class Submit:
             self._is_queued = False
             self._worker.queued -= 1
             self._worker.notify()
-
-
-class Outage:
-    """A service that cannot be reached, as one job meets it."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._pause = 0.5
-
-    def is_too_long(self, now: float) -> bool:
-        """Return whether it has lasted for so long that there is no hope."""
-        self._since = now if self._since is None else self._since
-        return now - self._since > UNREACHABLE
-
-    def next_pause(self) -> float:
-        """Return the next pause, each longer than the last."""
-        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
-        return self._pause
 
 
 def _stage_after(error: KnoudsError) -> Stage:

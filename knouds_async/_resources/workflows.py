@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from knouds_async._batch.batch import Batch, BatchFactory
+from knouds_async._batch.batch import Batch, BatchFactory, gather
 from knouds_async._batch.jobs import Jobs, OnProgress, Outcome
 from knouds_async._batch.ledger import Ledger
 from knouds_async._batch.worker import OnUnknown
@@ -101,7 +101,7 @@ class Workflows:
 
         None of them raises: a failure is an outcome. Cancelled: runs continue, and their ids are logged at WARNING.
         """
-        return await self._batches.gather(Target("workflows", slug), inputs, validate=validate)
+        return await gather(self._batches.map(Target("workflows", slug), inputs, ordered=True, validate=validate))
 
     async def schema(self, slug: str) -> WorkflowSchema:
         """Return the inputs that a workflow takes, with its estimated cost in credits."""
@@ -281,4 +281,4 @@ class Models:
 
     async def gather(self, name: str, inputs: Sequence[Inputs]) -> list[Outcome]:
         """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
-        return await self._batches.gather(Target("models", name), inputs, validate=False)
+        return await gather(self._batches.map(Target("models", name), inputs, ordered=True))

@@ -360,6 +360,29 @@ async def test_a_run_beside_that_of_another_batch_is_known_and_ends_nothing(
     assert "charged" in said
 
 
+@pytest.mark.parametrize("fault", [faults.closed(after_run=True), faults.service_error()])
+async def test_what_fails_for_a_job_of_another_batch_is_left_to_that_one(
+    fault: Any, make_client: Any, emulator: Emulator, ledger: Any
+) -> None:
+    """A submit that is lost or refused when another batch has the job: the outcome is what that one records."""
+    emulator.faults.add(fault, route=ROUTE, nth=1)
+    other, found = await ledger.join(), list[Outcome]()
+
+    async def consume() -> None:
+        found.extend(await run(make_client(emulator, latency=1.0), ledger, 2, max_in_flight=1))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        while (entry := await ledger.find("job-0")) is None:  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+        ledger._database.transact([lambda database: database._save(attrs.evolve(entry, owner=other))])
+        await anyio.sleep(100)
+        assert not [outcome for outcome in found if outcome.job.key == "job-0"]
+        assert await ledger.find("job-0") == attrs.evolve(entry, owner=other)
+        await ledger.record("job-0", 1, Ended(Ending(status="failed", code="X", message="said so")))
+    assert kinds(found) == {"Completed": 1, "Failed": 1}
+
+
 async def _digest_of_first() -> str:
     from knouds_async._sansio.keys import digest
 
