@@ -360,6 +360,7 @@ class Worker:
     async def _follow(self, submit: Submit, answer: Answer | None) -> Outcome | Entry | None:
         """See a job to its end after its submit was answered; None: it began no run, and is to be sent again."""
         job, entry = submit.prepared.job, submit.entry
+        self._has_answered = self._has_answered or not isinstance(answer, (type(None), errors.ConnectionFailedError))
         match answer:
             case None:
                 return submit.taken
@@ -379,7 +380,7 @@ class Worker:
                 self._met_unknown(submit.prepared)
                 return Unknown(job=job, error=answer, sent_at=getattr(answer, "sent_at", submit.sent_at))
             case KnoudsError():
-                return await self._refused(submit.prepared, answer)
+                return await self._refused(submit, answer)
         raise AssertionError("what was answered has an entry")
 
     async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome | Entry:
@@ -422,11 +423,11 @@ class Worker:
 
     # What stands in the way of a submit.
 
-    async def _refused(self, prepared: PreparedJob, error: KnoudsError) -> NotRun | None:
+    async def _refused(self, submit: Submit, error: KnoudsError) -> NotRun | None:
         """Decide what follows from a submit that certainly began no run; None: it is sent again."""
         away_for = 0.0 if self._away_since is None else anyio.current_time() - self._away_since
         match error:
-            case errors.AsyncNotSupportedError() if self.target not in self._client.one_go:
+            case errors.AsyncNotSupportedError() if not submit.lasts:  # it was not sent to run in one go
                 self._client.one_go.add(self.target)
             case errors.RateLimitError() if error.is_pause:
                 self._stop_with_warning(NotRunReason.RATE_LIMITED, error)
@@ -442,7 +443,7 @@ class Worker:
                 reason, is_for_all = _reason(error)
                 if is_for_all:
                     self.stop(reason, error)
-                return NotRun(job=prepared.job, reason=reason, error=error)
+                return NotRun(job=submit.prepared.job, reason=reason, error=error)
         return None
 
     async def _pause(self, seconds: float) -> None:
@@ -502,8 +503,6 @@ class Worker:
             self._say_pause()
         if isinstance(decision, (Done, Requeue)):
             self._away_since = None
-        is_unsent = isinstance(decision, Fail) and isinstance(decision.error, errors.ConnectionFailedError)
-        self._has_answered = self._has_answered or (isinstance(decision, (Done, Fail)) and not is_unsent)
 
     def _met_unknown(self, prepared: PreparedJob) -> None:
         """Note a job of which nobody knows whether it ran: stop, if that was asked for."""
