@@ -71,12 +71,13 @@ class OutcomeQueue:
         self._changed: anyio.Event | None = None
         self._failure: BaseException | None = None
         self._is_over = False
-        self.counts = dict.fromkeys([*_KINDS.values(), "from_ledger"], 0)
+        self.counts = dict.fromkeys([*_KINDS.values(), "abandoned", "from_ledger"], 0)
         self.taken = 0
 
     def put(self, number: int, outcome: Outcome) -> None:
         """Put the outcome of a job in line; jobs are numbered from 0."""
-        self.counts[_KINDS[type(outcome)]] += 1
+        is_abandoned = isinstance(outcome, Unknown) and outcome.is_abandoned
+        self.counts["abandoned" if is_abandoned else _KINDS[type(outcome)]] += 1
         self.counts["from_ledger"] += getattr(outcome, "from_ledger", False)
         if self._is_ordered:
             self._early[number] = outcome

@@ -203,8 +203,9 @@ class Progress:
     `elapsed`: seconds since the batch was entered. `total`: how many jobs there are, None when `jobs` has no length.
     `read`: jobs taken from `jobs` so far. `submitted`: runs that this batch has started, so `submitted / elapsed` is
     its rate. `in_flight`: runs that are running now, those of an earlier batch included.
-    `completed`, `failed`, `cancelled`, `not_run`, `unknown`: outcomes so far, those out of the ledger included;
-    `from_ledger`: how many of them an earlier batch had finished. `outcomes`: all of them.
+    `completed`, `failed`, `cancelled`, `not_run`, `unknown`, `abandoned`: outcomes so far, those out of the ledger
+    included; an `Unknown` that somebody decided to leave at that counts as abandoned alone. `from_ledger`: how many of
+    them an earlier batch had finished. `outcomes`: all of them.
     `credits_spent`: what ended runs have cost, over the life of the ledger if there is one; where the service did not
     say the cost, the estimate counts. `credits_reserved`: for what is in flight or unknown. `max_credits`: the cap.
     `held_for`: seconds for which nothing is submitted because the service asked for a pause.
@@ -220,6 +221,7 @@ class Progress:
     cancelled: int = 0
     not_run: int = 0
     unknown: int = 0
+    abandoned: int = 0
     from_ledger: int = 0
     credits_spent: float = 0.0
     credits_reserved: float = 0.0
@@ -229,7 +231,7 @@ class Progress:
     @property
     def outcomes(self) -> int:
         """The jobs that have an outcome."""
-        return self.completed + self.failed + self.cancelled + self.not_run + self.unknown
+        return self.completed + self.failed + self.cancelled + self.not_run + self.unknown + self.abandoned
 
 
 OnProgress: TypeAlias = Callable[[Progress], object]

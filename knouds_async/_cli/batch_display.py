@@ -167,7 +167,7 @@ _DEFERRED: Final = frozenset({NotRunReason.UNREACHABLE, NotRunReason.INTERCEPTED
 
 def summarize(now: Progress) -> str:
     """Return one line that sums up a batch."""
-    kinds = ("completed", "failed", "cancelled", "not_run", "unknown")
+    kinds = ("completed", "failed", "cancelled", "not_run", "unknown", "abandoned")
     outcomes = ", ".join(f"{getattr(now, kind):,} {kind.replace('_', ' ')}" for kind in kinds if getattr(now, kind))
     resumed = f" ({now.from_ledger:,} in earlier runs)" if now.from_ledger else ""
     jobs = plural(now.outcomes, "job")
@@ -247,6 +247,7 @@ def _outcomes_line(now: Progress) -> str:
         (now.cancelled, "cancelled"),
         (now.not_run, "not run"),
         (now.unknown, "unknown"),
+        (now.abandoned, "abandoned"),
     )
     return ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
 

@@ -473,6 +473,9 @@ def test_a_decision_is_carried_out_by_the_next_run(put_up: PutUp, here: Here, fo
     assert len(service.emulator.runs) == ran + 1
     results = folder.results()
     assert (results[first]["status"], results[second]["status"]) == ("completed", "abandoned")
+    told = here(service, *BATCH, "--json")
+    assert (told.code, json.loads(told.out)["unknown"], json.loads(told.out)["abandoned"]) == (0, 0, 1)
+    assert "3 completed, 1 abandoned" in told.err
     again = here(service, "batch", "--resolve", "jobs.jsonl.ledger", first, "resend")
     assert (again.code, again.err.count("only one that is unknown is decided about")) == (2, 1)
     assert len(service.emulator.runs) == ran + 1
