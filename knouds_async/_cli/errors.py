@@ -1,5 +1,6 @@
 """The errors of the command line, their exit codes, and the one line that each is printed as. Pure.
 
+A line begins with what to do, as far as that is known; what happened comes after it.
 The code alone says whether money may have been spent (5) and what may be repeated. Where the library advises Python
 code, the message advises a command instead.
 """
@@ -91,6 +92,7 @@ def exit_code_table() -> str:
 
 _NOT_RUN: Final = "Nothing was run; "
 _CHECK_FIRST: Final = "Check with `{}` before you run it again"
+_MAY_HAVE_RUN: Final = "It may have run and been charged"
 
 _ARGUMENT: Final = re.compile(
     r"(expected|limit|max_credits|max_in_flight)=(?=\S+: must be)"
@@ -105,12 +107,12 @@ _ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (
 
 
 def format_error(error: BaseException) -> str:
-    """Return what went wrong and what to do, in one line."""
+    """Return what to do and what went wrong, in one line."""
     match error:
         case errors.SubmissionUnknownError():
             when = f"{error.sent_at:%Y-%m-%d %H:%M:%S} UTC"
-            start = f"{error.target} was submitted at {when} and its outcome is unknown: {error.seen}. "
-            return one_line(f"{start}{_describe_unknown(error)}")
+            what = f"{error.target} was submitted at {when} and its outcome is unknown: {error.seen}"
+            return one_line(_describe_unknown(error, what))
         case errors.APIError():
             return one_line(_format_api_error(error))
         case errors.InvalidArgumentError():
@@ -127,14 +129,12 @@ def _as_option(argument: re.Match[str]) -> str:
     return f"--{argument[1].replace('_', '-')} "
 
 
-def _describe_unknown(error: errors.SubmissionUnknownError) -> str:
+def _describe_unknown(error: errors.SubmissionUnknownError, what: str) -> str:
     if error.execution_id is not None:
-        check = f"`knouds status {error.execution_id}` shows it; do not run it again"
-        return (
-            f"The partial answer names execution {error.execution_id}, which most likely runs and is charged: {check}"
-        )
+        check = f"See `knouds status {error.execution_id}`, and do not run it again"
+        return f"{check}: {what}. The partial answer names this execution, which most likely runs and is charged"
     check = _CHECK_FIRST.format(_usage_command(error.target))
-    return f"It may have run and been charged, so it was not sent again. {check}"
+    return f"{check}: {what}. {_MAY_HAVE_RUN}, so it was not sent again"
 
 
 def _usage_command(target: str) -> str:
@@ -144,14 +144,15 @@ def _usage_command(target: str) -> str:
 
 
 def _format_api_error(error: errors.APIError) -> str:
+    what = _without_advice(error)
     if exit_code_for(error) is ExitCode.MAY_HAVE_RUN:
-        return f"{_without_advice(error)}. It may have run and been charged. {_CHECK_FIRST.format('knouds usage')}"
+        return f"{_CHECK_FIRST.format('knouds usage')}: {what}. {_MAY_HAVE_RUN}"
     advice = error.advice
     if isinstance(error, errors.RateLimitError):
         advice = f"{_NOT_RUN}{_retry_hint(error)}" if advice.startswith(_NOT_RUN) else _retry_hint(error).capitalize()
     elif error.from_service:
         advice = next((words for kind, words in _ADVICE if isinstance(error, kind)), error.advice)
-    return f"{_without_advice(error)}. {advice}" if advice else _without_advice(error)
+    return f"{advice}: {what}" if advice else what
 
 
 def _retry_hint(error: errors.RateLimitError) -> str:
@@ -160,4 +161,5 @@ def _retry_hint(error: errors.RateLimitError) -> str:
 
 
 def _without_advice(error: errors.APIError) -> str:
-    return str(error).removesuffix(error.advice).rstrip(". ")
+    what = str(error).removesuffix(error.advice)
+    return (what.partition(f". {_MAY_HAVE_RUN}")[0] if error.may_have_run else what).rstrip(". ")

@@ -76,11 +76,29 @@ def _redirect_to_devnull(stream: TextIO) -> None:
 
 
 def _write_stderr(text: str) -> None:
-    """Write to stderr; when it is closed the command continues without messages."""
+    """Write to stderr, at a terminal broken between words; when it is closed the command continues without messages."""
     try:
+        if sys.stderr.isatty():
+            columns = shutil.get_terminal_size().columns
+            text = "\n".join(wrapped for line in text.split("\n") for wrapped in wrap_words(line, columns))
         print(text, file=sys.stderr, flush=True)
     except OSError:
         _redirect_to_devnull(sys.stderr)
+
+
+_WORD: Final = re.compile(r"Resume with: .*|`[^`]*`\S*|\S+")
+"""A word of a message; a command is one, so that it can be copied."""
+
+
+def wrap_words(line: str, columns: int) -> list[str]:
+    """Return a line broken between words, each at most so long unless a word is longer."""
+    found: list[str] = []
+    for word in _WORD.findall(line):
+        if found and len(found[-1]) + 1 + len(word) <= columns:
+            found[-1] += f" {word}"
+        else:
+            found.append(f"  {word}" if found else word)
+    return found if len(line) > columns else [line]
 
 
 def print_error(words: str) -> None:

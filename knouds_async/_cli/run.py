@@ -201,11 +201,11 @@ async def _read_by_schema(knouds: AsyncKnouds, target: Target, given: GivenInput
             raise
         return given.read()
     except NotFoundError as error:
-        raise UsageError(f"{format_error(error)}. Nothing was run") from None
+        raise UsageError(f"Nothing was run. {format_error(error)}") from None
     inputs = given.read(text_inputs(schema))
     if errors := input_errors(schema, inputs):
         hint = f"Nothing was run; `knouds schema {target.name}` shows what it takes"
-        raise UsageError(f"{'; '.join(errors)}. {hint}")
+        raise UsageError(f"{hint}: {'; '.join(errors)}")
     return inputs
 
 

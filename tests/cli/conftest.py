@@ -279,7 +279,7 @@ def _run_in_terminal(*args: str, env: Mapping[str, str]) -> Ended:
     reader = Thread(target=_read_all, args=(ours, said), daemon=True)
     reader.start()
     with (
-        _as_environment({**env, "TERM": "xterm-256color"}),
+        _as_environment({"TERM": "xterm-256color", **env}),
         _as_stdin(Path(os.ttyname(theirs))),
         open(theirs, "w", encoding="utf-8") as screen,  # noqa: PTH123
         redirect_stdout(screen),

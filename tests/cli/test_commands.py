@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any, TextIO
 
@@ -14,7 +15,7 @@ import pytest
 
 from knouds_async import UsageRow
 from knouds_async._cli.commands import parse_since, sum_usage
-from knouds_async.testing import faults
+from knouds_async.testing import Fault, Response, faults
 
 SLUG = "my-thumbnail-pipeline"
 COMMANDS = ("demo", "run", "batch", "status", "wait", "cancel", "workflows", "schema", "usage", "whoami", "emulator")
@@ -277,6 +278,58 @@ def test_without_the_extra_one_line_says_how_to_get_it(
     ended = knouds("whoami")
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == "knouds: the command line is an optional extra: pip install 'knouds-async[cli]'\n"
+
+
+HOSTILE = "\x1b[2J\x1b]0;pwn\x07\x9b31m\u202e\r\n\x00x"
+EXECUTION = {"executionId": "e1", "requestId": HOSTILE, "status": "completed", "workflowSlug": HOSTILE}
+ANSWERS: dict[str, Any] = {
+    "GET /api/whoami": {"user": {"id": HOSTILE, "email": HOSTILE, "role": HOSTILE, "tier": HOSTILE, "approved": True}},
+    "GET /api/workflows": [{"slug": HOSTILE, "name": HOSTILE, "updatedAt": HOSTILE}],
+    "GET /api/workflows/:slug/schema": {
+        "name": HOSTILE,
+        "description": HOSTILE,
+        "fields": [{"name": HOSTILE, "type": HOSTILE, "options": [HOSTILE], "helperText": HOSTILE, "default": HOSTILE}],
+    },
+    "GET /api/usage": {
+        "rows": [{"id": 1, "workflowSlug": HOSTILE, "status": HOSTILE, "requestId": HOSTILE, "errorCode": HOSTILE}],
+        "total": 1,
+    },
+    "GET /api/executions/:id": EXECUTION | {"result": {"text": HOSTILE, "images": [{"url": f"https://a/{HOSTILE}"}]}},
+    "POST /api/executions/:id/cancel": EXECUTION | {"status": "failed", "error": {"code": HOSTILE, "message": HOSTILE}},
+}
+
+
+def _answer(response: Response, _: object) -> Response:
+    return response
+
+
+@pytest.mark.parametrize("is_error", [False, True])
+def test_nothing_that_the_service_says_steers_a_terminal(
+    service: Any, in_terminal: Callable[..., Any], is_error: bool
+) -> None:
+    """Escape sequences in names, results and errors are shown, not executed, by every command."""
+    for route, answer in ANSWERS.items():
+        body = {"error": HOSTILE, "code": HOSTILE} if is_error else answer
+        response = Response(418 if is_error else 200, {}, json.dumps(body).encode())
+        service.emulator.faults.add(Fault("hostile", "before", partial(_answer, response)), route=route)
+    for args in (
+        ("whoami",),
+        ("workflows",),
+        ("schema", "x"),
+        ("usage",),
+        ("usage", "--by", "target"),
+        ("usage", "--by", "status"),
+        ("status", "e1"),
+        ("wait", "e1", "--expected", "0.1"),
+        ("cancel", "e1"),
+        ("run", "x", "y=1"),
+    ):
+        shown = in_terminal(*args, env=service.env | {"TERM": "dumb"}).out
+        assert not set(shown) & {"\x1b", "\x07", "\x9b", "\u202e", "\x00"}, args
+        assert "\\x1b[2J" in shown, args
+        assert shown.count("\r") == shown.count("\r\n"), args
+        exact = service.knouds(*args, "--json").out
+        assert not set(exact) & set(HOSTILE) - {"\n", *"2J]0;pwn31mx["}, args
 
 
 @pytest.mark.slow

@@ -328,6 +328,29 @@ def test_no_error_takes_two_lines_or_steers_a_terminal(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        (errors.AuthenticationError("no", status=401), "Check $KNOUDS_KEY, "),
+        (errors.InvalidInputsError("no", status=400), "Nothing was run or charged; `knouds schema SLUG` "),
+        (errors.RateLimitError("no", status=429, retry_after=12.0), "Nothing was run; wait 12 s, then try again: "),
+        (
+            errors.ServiceError("no", status=502, may_have_run=True),
+            "Check with `knouds usage` before you run it again: ",
+        ),
+        (
+            errors.SubmissionUnknownError(target="models/x", sent_at=datetime(2026, 5, 1, tzinfo=UTC), seen="-"),
+            "Check with `knouds usage --model x` before you run it again: ",
+        ),
+    ],
+)
+def test_a_line_begins_with_what_to_do(error: BaseException, start: str) -> None:
+    """What happened comes after it, and nothing is said twice."""
+    line = format_error(error)
+    assert line.startswith(start)
+    assert line.count("may have run") <= 1
+
+
+@pytest.mark.parametrize(
     ("error", "has", "lacks"),
     [
         (errors.InvalidInputsError("no", status=400), "`knouds schema SLUG`", "await"),

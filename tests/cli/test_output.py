@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async._cli import output
-from knouds_async._cli.output import draw_bar, fill_lines, one_line, printable
+from knouds_async._cli.output import draw_bar, fill_lines, one_line, printable, wrap_words
 
 TEXTS = st.text(max_size=200)
 STEERING = {chr(code) for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc"} | {"\u202e", "\u2066"}
@@ -63,3 +63,19 @@ def test_no_word_is_broken(words: list[str], width: int) -> None:
 def test_a_bar_is_as_long_as_its_share() -> None:
     """The longest takes all columns, the least a sliver, and nothing has none."""
     assert [draw_bar(share, 4) for share in (1, 0.5, 0.0001, 0)] == ["\u2588" * 4, "\u2588" * 2, "\u258f", ""]
+
+
+def test_a_command_in_a_message_is_not_broken() -> None:
+    """Words are kept whole, and so are commands, which are there to be copied; a line that fits stays as it is."""
+    line = "knouds: Check with `knouds usage --workflow my-thumbnail-pipeline` before you run it again"
+    assert wrap_words(line, 100) == [line]
+    assert wrap_words(line, 30) == [
+        "knouds: Check with",
+        "  `knouds usage --workflow my-thumbnail-pipeline`",
+        "  before you run it again",
+    ]
+    assert wrap_words("knouds: Resume with: knouds batch a b --out c", 20) == [
+        "knouds:",
+        "  Resume with: knouds batch a b --out c",
+    ]
+    assert wrap_words("", 20) == [""]
