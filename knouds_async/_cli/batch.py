@@ -57,7 +57,7 @@ from knouds_async._cli.batch_results import (
     is_retryable,
     result_line,
 )
-from knouds_async._cli.client import connect
+from knouds_async._cli.client import DEFAULT_SERVICE, ServiceOptions, connect
 from knouds_async._cli.errors import ExitCode, KeyMissingError, UsageError, format_error
 from knouds_async._cli.input_files import CountedJobs, InvalidLineError, JobSource, JobStream, text_inputs
 from knouds_async._cli.output import one_line, plural
@@ -81,7 +81,7 @@ class BatchOptions:
     save: Path | None = None
     dry_run: bool = False
     as_json: bool = False
-    base_url: str | None = None
+    service: ServiceOptions = DEFAULT_SERVICE
 
     @property
     def resume_command(self) -> str:
@@ -98,7 +98,7 @@ class BatchOptions:
             "--expected": None if self.expected is None else f"{self.expected:.15g}",
             "--save": self.save,
             "--json": self.as_json,
-            "--base-url": self.base_url,
+            **self.service.arguments,
         }
         words = ["knouds", "batch", self.target.name, str(self.jobs)]
         for option, value in options.items():
@@ -174,7 +174,7 @@ def _keep_line(options: BatchOptions, retried: dict[str, Mapping[str, Any]]) -> 
 async def _run_and_record(run: BatchRun) -> None:
     """Run the batch; an error that stops it is kept in `run.failure`."""
     options = run.options
-    async with connect(options.base_url) as knouds, SQLiteLedger(options.ledger) as ledger:
+    async with connect(options.service) as knouds, SQLiteLedger(options.ledger) as ledger:
         if options.retry_failed:
             await ledger.retry_failed()
         await _drop_lines_of_earlier_runs(run, ledger)
@@ -229,7 +229,7 @@ def _dry_run(options: BatchOptions) -> int:
 async def _estimate(options: BatchOptions, source: JobSource) -> tuple[Estimate, list[InvalidLineError]]:
     """Return the estimate of the jobs that could be read, and the lines that are none."""
     lines: list[InvalidLineError] = []
-    async with connect(options.base_url) as knouds:
+    async with connect(options.service) as knouds:
         texts = await _text_inputs(knouds, options.target, source)
         jobs = JobStream(source.jobs(texts, on_invalid=lines.append))
         ledger = options.ledger if options.ledger.is_file() else None
@@ -420,9 +420,9 @@ _SEARCH_TIMEOUT: Final = 30.0  # seconds
 _ROWS_BEFORE: Final = 600.0  # seconds before a submit, from which on rows of other jobs count as theirs
 
 
-def print_ledger(path: Path, base_url: str | None, *, as_json: bool) -> int:
+def print_ledger(path: Path, service: ServiceOptions, *, as_json: bool) -> int:
     """Print what a ledger holds; the exit code is 5 while a run is unknown."""
-    counts, unknown, problem = asyncio.run(_read_ledger(_existing("--status", path), base_url))
+    counts, unknown, problem = asyncio.run(_read_ledger(_existing("--status", path), service))
     searches = [job.search for job in unknown if job.search is not None]
     rows = {row.id for search in searches for row in search.candidates}
     if as_json:
@@ -436,7 +436,7 @@ def print_ledger(path: Path, base_url: str | None, *, as_json: bool) -> int:
     return ExitCode.MAY_HAVE_RUN if unknown else ExitCode.OK
 
 
-async def _read_ledger(path: Path, base_url: str | None) -> tuple[LedgerCounts, list[UnknownJob], str]:
+async def _read_ledger(path: Path, service: ServiceOptions) -> tuple[LedgerCounts, list[UnknownJob], str]:
     """Return the counts, the unknown jobs, and why the usage was not searched for them, "" when it was."""
     async with SQLiteLedger(path) as ledger:
         counts, jobs = await ledger.counts(), [UnknownJob(entry) for entry in await ledger.unknown()]
@@ -444,7 +444,7 @@ async def _read_ledger(path: Path, base_url: str | None) -> tuple[LedgerCounts, 
         if not to_find:
             return counts, jobs, ""
         try:
-            async with asyncio.timeout(_SEARCH_TIMEOUT), connect(base_url) as knouds:
+            async with asyncio.timeout(_SEARCH_TIMEOUT), connect(service) as knouds:
                 found = {job.entry.key: await _search(knouds, ledger, job.entry) for job in to_find[:_MOST_SEARCHED]}
         except (KnoudsError, KeyMissingError, TimeoutError) as error:
             return counts, jobs, format_error(error) or f"no answer within {_SEARCH_TIMEOUT:g} s"
@@ -459,11 +459,11 @@ async def _search(knouds: AsyncKnouds, ledger: SQLiteLedger, entry: Entry) -> Su
     return await knouds.usage.find_submission(entry.target, sent_at, exclude=[run.request_id for run in runs])
 
 
-def resolve_unknown(path: Path, key: str, decision: str, base_url: str | None) -> int:
+def resolve_unknown(path: Path, key: str, decision: str, service: ServiceOptions) -> int:
     """Record what was decided about an unknown run, and print the consequence."""
     if decision not in _CONSEQUENCES and not decision.startswith(_RUN):
         raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
-    remaining = asyncio.run(_apply_decision(_existing("--resolve", path), key, decision, base_url))
+    remaining = asyncio.run(_apply_decision(_existing("--resolve", path), key, decision, service))
     consequence = _CONSEQUENCES.get(
         decision, f"it is execution {one_line(decision.removeprefix(_RUN))}; the next batch waits for it"
     )
@@ -489,7 +489,7 @@ async def _rebind(path: Path) -> None:
         await ledger.rebind()
 
 
-async def _apply_decision(path: Path, key: str, decision: str, base_url: str | None) -> int:
+async def _apply_decision(path: Path, key: str, decision: str, service: ServiceOptions) -> int:
     async with SQLiteLedger(path) as ledger:
         match decision:
             case "resend":
@@ -498,14 +498,14 @@ async def _apply_decision(path: Path, key: str, decision: str, base_url: str | N
                 await ledger.abandon(key)
             case _:
                 execution_id = decision.removeprefix(_RUN)
-                await _check_execution(execution_id, await ledger.find(key), base_url)
+                await _check_execution(execution_id, await ledger.find(key), service)
                 await ledger.resolve(key, execution_id)
         return (await ledger.counts()).unknown
 
 
-async def _check_execution(execution_id: str, entry: Entry | None, base_url: str | None) -> None:
+async def _check_execution(execution_id: str, entry: Entry | None, service: ServiceOptions) -> None:
     """Ask the service for an execution that somebody names; raises UsageError when it is none of the job's target."""
-    async with connect(base_url) as knouds:
+    async with connect(service) as knouds:
         try:
             state = await knouds.executions.get(execution_id)
         except ExecutionNotFoundError:

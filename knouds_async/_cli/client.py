@@ -7,15 +7,18 @@ for.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
+import attrs
 from cyclopts import Parameter
 
 from knouds_async import AsyncKnouds, ConfigurationError, DownloadError, ExecutionState, RunResult, Secret
 from knouds_async._cli import output
 from knouds_async._cli.errors import KeyMissingError, UsageError, format_error
+from knouds_async._cli.keys import StoredKey, find_key
 from knouds_async._cli.output import one_line
 
 T = TypeVar("T")
@@ -23,15 +26,46 @@ T = TypeVar("T")
 _NO_KEY = Secret("no-key-is-sent")
 
 
-def connect(base_url: str | None, *, needs_key: bool = True) -> AsyncKnouds:
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class ServiceOptions:
+    """Which service a command talks to, and with whose key."""
+
+    base_url: Annotated[
+        str | None,
+        Parameter(help="The service's URL; else $KNOUDS_BASE_URL, else https://knouds.ai."),
+    ] = None
+    profile: Annotated[
+        str | None,
+        Parameter(help="The key that `knouds login --profile NAME` saved, and its service; else $KNOUDS_PROFILE."),
+    ] = None
+
+    @property
+    def arguments(self) -> dict[str, str | None]:
+        """The options, to be given again."""
+        return {"--base-url": self.base_url, "--profile": self.profile}
+
+
+DEFAULT_SERVICE: Final = ServiceOptions()
+
+
+def connect(service: ServiceOptions, *, needs_key: bool = True) -> AsyncKnouds:
     """Return the client; raises UsageError for an invalid address, KeyMissingError for a missing or invalid key."""
     if not needs_key:
-        return _keyless(base_url)
+        return _keyless(service.base_url)
+    stored = find_key(service.profile, os.environ)
+    return connect_with(attrs.evolve(stored, base_url=service.base_url or stored.base_url))
+
+
+def connect_with(stored: StoredKey) -> AsyncKnouds:
+    """Return the client of a key; raises as `connect` does."""
+    base_url = stored.base_url
     try:
-        return AsyncKnouds(base_url=base_url)
+        return AsyncKnouds(stored.key, base_url=base_url)
     except ConfigurationError as error:
         _keyless(base_url)  # raises when the address is invalid
-        raise KeyMissingError(str(error).replace(" or pass AsyncKnouds(api_key=...)", "")) from None
+        advice = ", or save the key with `knouds login`"
+        raise KeyMissingError(str(error).replace(" or pass AsyncKnouds(api_key=...)", advice)) from None
 
 
 def _keyless(base_url: str | None) -> AsyncKnouds:
@@ -41,20 +75,16 @@ def _keyless(base_url: str | None) -> AsyncKnouds:
         raise UsageError(str(error).replace(", or pass allow_insecure_http=True", "")) from None
 
 
-def query(base_url: str | None, request: Callable[[AsyncKnouds], Awaitable[T]], *, needs_key: bool = True) -> T:
+def query(service: ServiceOptions, request: Callable[[AsyncKnouds], Awaitable[T]], *, needs_key: bool = True) -> T:
     """Send one request and return its result."""
 
     async def send() -> T:
-        async with connect(base_url, needs_key=needs_key) as knouds:
+        async with connect(service, needs_key=needs_key) as knouds:
             return await request(knouds)
 
     return asyncio.run(send())
 
 
-BaseUrl: TypeAlias = Annotated[
-    str | None,
-    Parameter(name="--base-url", help="The service's URL; else $KNOUDS_BASE_URL, else https://knouds.ai."),
-]
 Json: TypeAlias = Annotated[
     bool, Parameter(name="--json", show_default=False, help="Print JSON on stdout, for programs.")
 ]

@@ -6,10 +6,13 @@ What takes more than a request is in a module of its own, imported when it is ru
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from getpass import getpass
 from inspect import cleandoc
 from itertools import cycle, islice
 from pathlib import Path
@@ -19,11 +22,13 @@ import attrs
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from knouds_async import (
+    Account,
     AsyncKnouds,
     ExecutionState,
     KnoudsError,
     RunResult,
     SchemaField,
+    Secret,
     Status,
     Target,
     UsageRow,
@@ -31,12 +36,14 @@ from knouds_async import (
 )
 from knouds_async._cli import output
 from knouds_async._cli.client import (
-    BaseUrl,
+    DEFAULT_SERVICE,
     ExecutionId,
     Expected,
     Json,
     Save,
+    ServiceOptions,
     Slug,
+    connect_with,
     create_folder,
     download_files,
     print_state,
@@ -51,7 +58,8 @@ from knouds_async._cli.errors import (
     exit_code_table,
     format_error,
 )
-from knouds_async._cli.input_files import has_a_place
+from knouds_async._cli.input_files import check_stdin, has_a_place
+from knouds_async._cli.keys import DEFAULT_PROFILE, StoredKey, save_profile
 from knouds_async._cli.output import plural
 from knouds_async._cli.run import run, termination_as_ctrl_c, wait
 from knouds_async._sansio.durations import check_expected
@@ -162,7 +170,7 @@ def batch(
     resolve: Decision = None,
     rebind: RebindLedger = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
+    service: ServiceOptions = DEFAULT_SERVICE,
 ) -> int:
     """Run a file of jobs; the same command resumes it where it stopped.
 
@@ -178,9 +186,9 @@ def batch(
             "give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID, or --rebind LEDGER"
         )
     if status is not None:
-        return print_ledger(status, base_url, as_json=as_json)
+        return print_ledger(status, service, as_json=as_json)
     if resolve is not None:
-        return resolve_unknown(*resolve, base_url)
+        return resolve_unknown(*resolve, service)
     if rebind is not None:
         return rebind_ledger(rebind)
     if slug is None or jobs is None:
@@ -202,12 +210,19 @@ def batch(
         save=None if dry_run else create_folder(save),
         dry_run=dry_run,
         as_json=as_json,
-        base_url=base_url,
+        service=service,
     )
     return run_batch(options)
 
 
-def status(execution_id: ExecutionId, /, *, save: Save = None, as_json: Json = False, base_url: BaseUrl = None) -> int:
+def status(
+    execution_id: ExecutionId,
+    /,
+    *,
+    save: Save = None,
+    as_json: Json = False,
+    service: ServiceOptions = DEFAULT_SERVICE,
+) -> int:
     """Show the state of a run, with its result once it has finished.
 
     The exit code is 0 whatever the status of the run: it says that the request succeeded, and the files were saved.
@@ -220,7 +235,7 @@ def status(execution_id: ExecutionId, /, *, save: Save = None, as_json: Json = F
             return state, ()
         return state, await download_files(knouds, RunResult(state.result, execution_id=state.execution_id), folder)
 
-    state, files = query(base_url, fetch)
+    state, files = query(service, fetch)
     saved = files if folder is not None and state.result is not None else None
     if as_json:
         names = {} if folder is None else {"files": [str(path) for path in files or ()]}
@@ -230,13 +245,13 @@ def status(execution_id: ExecutionId, /, *, save: Save = None, as_json: Json = F
     return ExitCode.ERROR if files is None else ExitCode.OK
 
 
-def cancel(execution_id: ExecutionId, /, *, as_json: Json = False, base_url: BaseUrl = None) -> None:
+def cancel(execution_id: ExecutionId, /, *, as_json: Json = False, service: ServiceOptions = DEFAULT_SERVICE) -> None:
     """Cancel a run.
 
     It is charged all the same. Cancelling may take a moment; the state after the request is shown. A run that has
     already finished is not an error: its final state is shown.
     """
-    state = query(base_url, lambda knouds: knouds.executions.cancel(execution_id))
+    state = query(service, lambda knouds: knouds.executions.cancel(execution_id))
     if as_json:
         output.print_json(state)
     else:
@@ -245,12 +260,12 @@ def cancel(execution_id: ExecutionId, /, *, as_json: Json = False, base_url: Bas
         output.print_info(f"It will be cancelled soon; `knouds status {state.execution_id}` shows when.")
 
 
-def workflows(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
+def workflows(*, as_json: Json = False, service: ServiceOptions = DEFAULT_SERVICE) -> None:
     """List your workflows, and the public templates.
 
     Columns: slug, name, estimated credits of a run, last change. Piped, they are separated by tabs.
     """
-    found = query(base_url, lambda knouds: knouds.workflows.list())
+    found = query(service, lambda knouds: knouds.workflows.list())
     if as_json:
         output.print_json(found)
         return
@@ -267,13 +282,15 @@ def workflows(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
 Public = Annotated[bool, Parameter(show_default=False, help="Of a public playground; needs no key and sends none.")]
 
 
-def schema(slug: Slug, /, *, public: Public = False, as_json: Json = False, base_url: BaseUrl = None) -> None:
+def schema(
+    slug: Slug, /, *, public: Public = False, as_json: Json = False, service: ServiceOptions = DEFAULT_SERVICE
+) -> None:
     """Show the inputs that a workflow takes.
 
     Columns: name, type, whether required, default, what is allowed, help. Piped, they are separated by tabs.
     """
     found = query(
-        base_url,
+        service,
         lambda knouds: knouds.workflows.public_schema(slug) if public else knouds.workflows.schema(slug),
         needs_key=not public,
     )
@@ -335,7 +352,7 @@ def usage(
     since: Since = None,
     by: SumBy = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
+    service: ServiceOptions = DEFAULT_SERVICE,
 ) -> None:
     """List the account's runs, newest first, and their costs, or sum them.
 
@@ -354,7 +371,7 @@ def usage(
         page = await knouds.usage.list(status=status, workflow_slug=workflow, model_id=model, limit=limit)
         return list(page.rows), page.total
 
-    rows, total = query(base_url, fetch)
+    rows, total = query(service, fetch)
     if by is not None:
         _print_sums(sum_usage(rows, by), as_json=as_json)
     elif as_json:
@@ -457,9 +474,9 @@ def _usage_cells(row: UsageRow) -> tuple[object, ...]:
     return row.created_at, what, row.status, row.credits_cost, seconds, row.error_code, row.request_id
 
 
-def whoami(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
-    """Show whose key $KNOUDS_KEY is."""
-    account = query(base_url, lambda knouds: knouds.whoami())
+def whoami(*, as_json: Json = False, service: ServiceOptions = DEFAULT_SERVICE) -> None:
+    """Show whose key is used."""
+    account = query(service, lambda knouds: knouds.whoami())
     if as_json:
         output.print_json(account)
         return
@@ -470,6 +487,36 @@ def whoami(*, as_json: Json = False, base_url: BaseUrl = None) -> None:
         ("role", account.role),
         ("approved", account.approved),
     )
+
+
+def login(*, service: ServiceOptions = DEFAULT_SERVICE) -> None:
+    """Save an API key in a private file, under the name of --profile or as the default.
+
+    The key is asked for without being shown, or read from stdin when that is no terminal. The service is asked whose it
+    is before it is saved. $KNOUDS_KEY and a file .env win over the default.
+    """
+    key = Secret(_read_key())
+    stored = StoredKey(key, service.base_url or os.environ.get("KNOUDS_BASE_URL"))
+
+    async def ask() -> Account:
+        async with connect_with(stored) as knouds:
+            return await knouds.whoami()
+
+    account = asyncio.run(ask())
+    name = service.profile or DEFAULT_PROFILE
+    path = save_profile(name, stored, os.environ)
+    output.print_info(f"The key of {account.email or account.id} is saved as [{name}] in {path}")
+
+
+def _read_key() -> str:
+    check_stdin()
+    try:
+        key = getpass("API key (it is not shown): ") if sys.stdin.isatty() else sys.stdin.readline()
+    except EOFError:
+        key = ""
+    if not key.strip():
+        raise KeyMissingError("no key was given on stdin, and nothing was saved; $KNOUDS_KEY needs no file")
+    return key.strip()
 
 
 _FAULTS = Group("Faults and limits")
@@ -555,8 +602,8 @@ def emulator(
 _HELP: Final = """
 Submit paid AI runs on Knouds, wait for them and show their results.
 
-The key is read from $KNOUDS_KEY, never from the command line. Results go to stdout, messages and
-progress to stderr. `knouds demo` needs neither a key nor the network.
+The key is read from $KNOUDS_KEY, from a file .env, or from what `knouds login` has saved, never from the
+command line. Results go to stdout, messages and progress to stderr. `knouds demo` needs neither a key nor the network.
 """
 
 _COMMANDS: Final[tuple[Callable[..., Any], ...]] = (
@@ -570,6 +617,7 @@ _COMMANDS: Final[tuple[Callable[..., Any], ...]] = (
     schema,
     usage,
     whoami,
+    login,
     emulator,
 )
 
@@ -588,6 +636,7 @@ def build() -> App:
     )
     for place, command in enumerate(_COMMANDS):
         app.command(command, sort_key=place, help=_unwrapped(command.__doc__ or ""), help_epilogue="")
+    app.register_install_completion_command(help="Install completion of commands and options for your shell.")
     return app
 
 

@@ -35,11 +35,12 @@ from knouds_async import (
 )
 from knouds_async._cli import output
 from knouds_async._cli.client import (
-    BaseUrl,
+    DEFAULT_SERVICE,
     ExecutionId,
     Expected,
     Json,
     Save,
+    ServiceOptions,
     connect,
     create_folder,
     download_files,
@@ -87,7 +88,7 @@ class _RunRequest:
     given: GivenInputs
     timeout: float | None
     expected: float | None
-    base_url: str | None
+    service: ServiceOptions
     folder: Path | None
     execution: Execution | None = None
     state: ExecutionState | None = None  # of a finished run
@@ -105,7 +106,7 @@ def run(
     expected: Expected = None,
     save: Save = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
+    service: ServiceOptions = DEFAULT_SERVICE,
 ) -> int:
     """Run a workflow or a model, wait, and print the result.
 
@@ -115,7 +116,7 @@ def run(
     """
     target = Target("models" if is_model else "workflows", slug)
     given = read_inputs([*pairs, *(inputs or ())], input_file)
-    request = _RunRequest(target, given, _checked_timeout(timeout), expected, base_url, create_folder(save))
+    request = _RunRequest(target, given, _checked_timeout(timeout), expected, service, create_folder(save))
     return _see_through(request, _submit_and_wait, as_json=as_json)
 
 
@@ -127,17 +128,17 @@ def wait(
     expected: Expected = None,
     save: Save = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
+    service: ServiceOptions = DEFAULT_SERVICE,
 ) -> int:
     """Wait for a run that was submitted before, and print its result as `knouds run` does.
 
     Ctrl-C, SIGTERM and --timeout end the wait, not the run.
     """
     folder = create_folder(save)
-    request = _RunRequest(None, GivenInputs({}, {}), _checked_timeout(timeout), expected, base_url, folder)
+    request = _RunRequest(None, GivenInputs({}, {}), _checked_timeout(timeout), expected, service, folder)
 
     async def attach_and_wait(request: _RunRequest) -> KnoudsError | None:
-        async with connect(base_url) as knouds:
+        async with connect(service) as knouds:
             request.execution = knouds.executions.attach(execution_id, expected=expected)
             return await _wait_and_save(knouds, request, request.execution)
 
@@ -172,7 +173,7 @@ async def _submit_and_wait(request: _RunRequest) -> KnoudsError | None:
     """Check the inputs, submit, wait and save; return the error of a run that did not complete."""
     target = request.target
     assert target is not None  # noqa: S101  (for the type checker)
-    async with connect(request.base_url) as knouds:
+    async with connect(request.service) as knouds:
         inputs = await _read_by_schema(knouds, target, request.given)
         runs = knouds.models if target.kind == "models" else knouds.workflows
         try:
@@ -263,7 +264,8 @@ def _print_unfinished(
     execution: Execution, request: _RunRequest, error: KnoudsError | KeyboardInterrupt, *, as_json: bool
 ) -> int:
     """Print why the wait ended, and that the run continues."""
-    at = "" if request.base_url is None else f" --base-url {shlex.quote(request.base_url)}"
+    given = request.service.arguments.items()
+    at = "".join(f" {option} {shlex.quote(value)}" for option, value in given if value is not None)
     hint = f"`knouds status {execution.id}{at}` shows it, `knouds wait` waits for it, `knouds cancel` cancels it"
     match error:
         case KeyboardInterrupt():

@@ -22,6 +22,7 @@ from knouds_async.testing import Emulator, serve
 
 PROGRAM = [sys.executable, "-m", "knouds_async"]
 QUICK = ("--expected", "0.1")  # for the runs here are over at once, which a new process cannot know
+HOME = {"COLUMNS": "100", "XDG_CONFIG_HOME": os.devnull}  # a terminal's width, and no file of keys
 PATIENCE = 60.0  # seconds: what a test waits for comes in one or never
 
 
@@ -60,8 +61,16 @@ class Service:
 
 def environment(**given: str) -> dict[str, str]:
     """This process's environment, without what would change how `knouds` behaves, and with what is given."""
-    noise = ("KNOUDS_KEY", "KNOUDS_BASE_URL", "FORCE_COLOR", "TTY_COMPATIBLE", "PYTHONWARNINGS", "PYTHONUNBUFFERED")
-    return {name: text for name, text in os.environ.items() if name not in noise} | {"COLUMNS": "100"} | given
+    noise = (
+        "KNOUDS_KEY",
+        "KNOUDS_BASE_URL",
+        "KNOUDS_PROFILE",
+        "FORCE_COLOR",
+        "TTY_COMPATIBLE",
+        "PYTHONWARNINGS",
+        "PYTHONUNBUFFERED",
+    )
+    return {name: text for name, text in os.environ.items() if name not in noise} | HOME | given
 
 
 def hurried(args: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The commands that ask one question: what they print for people, for pipes and for programs."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TextIO
 
 import attrs
@@ -18,7 +20,20 @@ from knouds_async._cli.commands import parse_since, sum_usage
 from knouds_async.testing import Fault, Response, faults
 
 SLUG = "my-thumbnail-pipeline"
-COMMANDS = ("demo", "run", "batch", "status", "wait", "cancel", "workflows", "schema", "usage", "whoami", "emulator")
+COMMANDS = (
+    "demo",
+    "run",
+    "batch",
+    "status",
+    "wait",
+    "cancel",
+    "workflows",
+    "schema",
+    "usage",
+    "whoami",
+    "login",
+    "emulator",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -330,6 +345,15 @@ def test_nothing_that_the_service_says_steers_a_terminal(
         assert shown.count("\r") == shown.count("\r\n"), args
         exact = service.knouds(*args, "--json").out
         assert not set(exact) & set(HOSTILE) - {"\n", *"2J]0;pwn31mx["}, args
+
+
+def test_completion_is_installed(knouds: Callable[..., Any], tmp_path: Path) -> None:
+    """`--install-completion` writes what the shell reads, which knows the commands."""
+    env = {name: text for name, text in os.environ.items() if name not in ("ZSH_VERSION", "FISH_VERSION")}
+    ended = knouds("--install-completion", env=env | {"HOME": str(tmp_path), "BASH_VERSION": "5"})
+    assert ended.code == 0, ended
+    (script,) = [path for path in tmp_path.rglob("*") if path.is_file() and path.name == "knouds"]
+    assert all(command in script.read_text() for command in COMMANDS)
 
 
 @pytest.mark.slow
