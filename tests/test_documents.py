@@ -232,6 +232,21 @@ async def test_a_failed_run_loses_no_result_in_the_readme(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_programs_and_apps_are_typed(tmp_path: Path) -> None:
+    """`mypy --strict` has nothing to say about what a reader may copy as a whole: programs, files, and web apps."""
+    pytest.importorskip("mypy")
+    apps = [block for block in SNIPPETS if re.search(r"^app = ", block.source, re.MULTILINE)]
+    shown = [*PROGRAMS, *apps, *(block for block in FILES if "def test_" not in block.source)]
+    assert len(apps) >= 2
+    names = [f"{block.document.replace('/', '_').replace('.', '_')}_{block.line}.py" for block in shown]
+    for name, block in zip(names, shown, strict=True):
+        (tmp_path / name).write_text(block.source, encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), *names]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("project", PROJECTS.values(), ids=PROJECTS)
 def test_projects_pass_their_tests(project: Mapping[str, str], tmp_path: Path) -> None:
     """The files of a section stand together, in a project that has no settings, and pass its tests on both backends."""

@@ -260,17 +260,3 @@ async def _ordered(visitor: httpx.AsyncClient) -> str:
             assert answer.status_code == 202
             return str(answer.json()["id"])
     raise AssertionError("the app does not answer")
-
-
-@pytest.mark.slow
-def test_the_blocks_of_the_docs_are_typed(tmp_path: Path) -> None:
-    """`mypy --strict` has nothing to say about the apps in the docs."""
-    pytest.importorskip("mypy")
-    blocks = [block for block in BLOCKS if "def test_" not in block]
-    assert len(blocks) >= 4
-    files = [f"block_{place}.py" for place in range(len(blocks))]
-    for name, block in zip(files, blocks, strict=True):
-        (tmp_path / name).write_text(block, encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), *files]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S603
-    assert done.returncode == 0, done.stdout + done.stderr
