@@ -31,8 +31,7 @@ OLD_TONE = re.compile(
 """Phrases for what has plain ones: a poll, finish, in flight, continue, fix, report."""
 
 OLD_TONE_YET: set[str] = {
-    "_cli/input_files.py", "_io/poller.py",
-    "io/test_shared_limiter.py", "sansio/test_rate_limit.py",
+    "_io/poller.py",
 }  # fmt: skip
 """Files whose comments and docstrings still have them."""
 

@@ -1,4 +1,4 @@
-"""SharedLimiter: one quota for several processes, kept in a file that tells nothing of the key."""
+"""SharedLimiter: one quota for several processes, kept in a file that reveals nothing of the key."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_two_clients_with_one_file_provoke_no_429(
     assert anyio.current_time() - began < 300
     assert len(emulator.runs) == 500
     emulator.assert_no_429()
-    asleep = (anyio.current_time() - began) * 2  # a look a second of each client that waits for an edge
+    asleep = (anyio.current_time() - began) * 2  # one read a second by each client that waits for an edge
     assert len(trades) < 500 * 2.5 + 2 * asleep
     assert clients[0].limiter.stats(ROUTE).limit == 100
     assert clients[0].limiter.stats(ROUTE).resets_in is not None
@@ -150,7 +150,7 @@ async def test_trouble_with_the_file_never_stops_a_request(
 
 
 async def test_a_file_that_can_be_used_again_is_used_again(tmp_path: Path) -> None:
-    """In virtual time: what held it has gone, and after ten seconds it is back; the next trouble is told again."""
+    """In virtual time: the lock is gone, and after ten seconds the file is used again; the next fault is logged."""
     path = tmp_path / "q.db"
     mine, other = (SharedLimiter(path, "free", clock=anyio.current_time).for_key(KEY) for _ in range(2))
     mine.mark_unanswered(ROUTE, await mine.acquire(ROUTE))
@@ -167,7 +167,7 @@ async def test_a_file_that_can_be_used_again_is_used_again(tmp_path: Path) -> No
 
 
 async def test_a_process_that_hangs_with_the_file_in_hand_stops_nobody_for_long(tmp_path: Path) -> None:
-    """In virtual time: after three seconds the others go on without the file."""
+    """In virtual time: after three seconds the others continue without the file."""
     path = tmp_path / "q.db"
     limiter = SharedLimiter(path, "pro", clock=anyio.current_time).for_key(KEY)
     holder = sqlite3.connect(path, isolation_level=None)
@@ -211,7 +211,7 @@ anyio.run(main)
 
 
 async def test_a_crash_costs_what_was_in_flight_and_no_more(tmp_path: Path) -> None:
-    """A process that dies with permits in hand loses those to the others, until the window is over."""
+    """A process that dies with permits in hand loses those to the others, until the window ends."""
     code = """
 import os, sys, anyio
 from knouds_async import Secret, SharedLimiter

@@ -112,7 +112,7 @@ class Play:
         heapq.heappush(self.events, (time, self.number, event))
 
     def run(self) -> float:
-        """Go on until every job was granted; give the time."""
+        """Run until every job was granted; return the time."""
         while self.open_jobs:
             self.now, _, event = heapq.heappop(self.events)
             event()
@@ -181,7 +181,7 @@ CLOCK = ClockBounds(EPOCH, EPOCH)
 NO_CLOCK = ClockBounds()
 
 
-# Each step is made on a copy, so that a test can go on from one state in several ways.
+# Each step is made on a copy, so that a test can continue from one state in several ways.
 
 
 def try_acquire(window: WindowLimiter, now: float) -> tuple[WindowLimiter, Permit | RetryAt]:
@@ -252,7 +252,7 @@ def soonest(window: WindowLimiter, now: float) -> float:
 
 
 def waits(window: WindowLimiter, now: float) -> float:
-    """Be told to wait, and return until when."""
+    """Take a permit that is refused, and return until when it says to wait."""
     assert isinstance(try_acquire(window, now)[1], RetryAt)
     return soonest(window, now)
 
@@ -283,7 +283,7 @@ def opened(*, limit: int | None = 100, left: int = 99, reset: float = 30.0, shar
 # --- a window, its edge, the next
 
 
-def test_one_canary_asks_and_its_answer_releases_what_is_left() -> None:
+def test_one_probe_asks_and_its_answer_releases_what_is_left() -> None:
     """The first request goes alone; then all that the window has left goes at once, and the rest waits for the edge."""
     window, permits, until = burst(WindowLimiter(100), 0.0)
     assert len(permits) == 1
@@ -295,7 +295,7 @@ def test_one_canary_asks_and_its_answer_releases_what_is_left() -> None:
     assert remaining(window, 0.2) == 0
 
 
-def test_one_canary_crosses_the_edge() -> None:
+def test_one_probe_crosses_the_edge() -> None:
     """At the edge one request goes alone, and its answer releases the new window."""
     window, _, until = burst(opened(), 0.2)
     window, permits, _ = burst(window, until)
@@ -304,14 +304,14 @@ def test_one_canary_crosses_the_edge() -> None:
     assert len(burst(window, until + 0.1)[1]) == 99
 
 
-def test_no_canary_is_needed_when_the_edge_is_surely_past() -> None:
+def test_no_probe_is_needed_when_the_edge_is_surely_past() -> None:
     """Well after the edge the whole new window is there at once."""
     _, permits, until = burst(opened(), 31.5)
     assert len(permits) == 100
     assert until == pytest.approx(90.05)
 
 
-def test_a_canary_that_is_not_answered_holds_the_rest_back_for_a_moment_only() -> None:
+def test_a_probe_that_is_not_answered_holds_the_rest_back_for_a_moment_only() -> None:
     """With answers minutes late, a probe that is not refused, as it would be at once, releases the new window."""
     window, _, until = burst(opened(), 0.2)
     window, permits, until = burst(window, until)
@@ -349,7 +349,7 @@ def test_without_dates_the_window_may_have_just_begun() -> None:
 
 
 def test_without_dates_a_long_window_is_asked_once_a_minute() -> None:
-    """Where nothing tells how long the window lasts, one request a minute finds out when it is over."""
+    """Where nothing shows how long the window lasts, one request a minute finds out when it has ended."""
     window, now = WindowLimiter(100), 0.0
     for _ in range(30):
         window, permit = one(window, now)
@@ -536,7 +536,7 @@ def test_a_success_without_the_headers_is_from_an_unlimited_route() -> None:
     assert isinstance(try_acquire(window, 7200.2)[1], RetryAt)
 
 
-def test_a_route_known_to_be_unlimited_needs_no_canary() -> None:
+def test_a_route_known_to_be_unlimited_needs_no_probe() -> None:
     """With such a tier everything goes from the start."""
     window, permit = one(WindowLimiter(None, unlimited=True), 0.0)
     for _ in range(100):
@@ -545,7 +545,7 @@ def test_a_route_known_to_be_unlimited_needs_no_canary() -> None:
 
 
 def test_an_unlimited_route_that_refuses_is_approached_with_care() -> None:
-    """After a 429 without headers, successes double what goes out instead of releasing all."""
+    """After a 429 without headers, successes double what is sent instead of releasing all."""
     window, permit = one(WindowLimiter(None, unlimited=True), 0.0)
     window = on_response(window, 0.1, permit, QuotaHeaders(refused=True, succeeded=False, retry_after=2.0), NO_CLOCK)
     window, permits, _ = burst(window, 2.1)
@@ -614,7 +614,7 @@ def test_a_returned_ticket_gives_its_token_back() -> None:
 
 
 def test_a_lost_request_counts_as_spent_until_the_server_shows_otherwise() -> None:
-    """It holds its token, but nobody back; a Remaining of a later request settles it."""
+    """It holds its token, but blocks no other request; a Remaining of a later request settles it."""
     window, permit = one(opened(left=50), 1.0)
     window = mark_unanswered(window, permit)
     assert remaining(window, 3.0) == 49
@@ -623,7 +623,7 @@ def test_a_lost_request_counts_as_spent_until_the_server_shows_otherwise() -> No
     assert remaining(window, 8.1) == 49
 
 
-def test_a_lost_canary_lets_the_next_go_at_once() -> None:
+def test_a_lost_probe_lets_the_next_go_at_once() -> None:
     """There is no answer to wait for."""
     window, permit = one(WindowLimiter(100), 0.0)
     assert try_acquire(window, 0.3)[1] == RetryAt(0.5)
@@ -674,7 +674,7 @@ def test_doubt_about_requests_sent_before_the_edge_costs_no_tokens() -> None:
 
 
 def test_where_others_use_the_quota_doubt_is_no_reason_to_ask() -> None:
-    """A token that one of our own in flight may have used is left alone when others are about."""
+    """A token that a request of our own in flight may have used is not used again while others share the quota."""
     window, _ = one(opened(left=60), 29.9)
     window, probe = one(window, 30.06)
     window = on_response(window, 30.1, probe, reply(1, 90.0), CLOCK)
@@ -707,7 +707,7 @@ def test_a_timer_that_rings_a_little_early_still_gets_its_turn() -> None:
 
 
 def test_a_dashboard_sees_through_the_edge() -> None:
-    """What is left, and when it resets, is told for the moment asked about; nothing before anything was heard."""
+    """What is left, and when it resets, is given for the moment asked about; nothing before the first answer."""
     assert (remaining(WindowLimiter(100), 0.0), resets_in(WindowLimiter(100), 0.0)) == (100, None)
     window = opened(left=10)
     assert remaining(window, 10.0) == 10
@@ -784,8 +784,8 @@ def test_alone_nothing_is_ever_refused(server: Server, hit: bool, some: list[Tri
 
 @settings(max_examples=100, deadline=None)
 @given(server=anchored, some=st.lists(late_trips, max_size=20), jobs=bursts)
-def test_late_and_lost_answers_cost_a_canary_at_most(server: Server, some: list[Trip], jobs: list[float]) -> None:
-    """With answers up to 50 s late, or lost, a window refuses one request at most: the one that asks."""
+def test_late_and_lost_answers_cost_a_probe_at_most(server: Server, some: list[Trip], jobs: list[float]) -> None:
+    """With answers up to 50 s late, or lost, a window refuses at most one request: the probe."""
     play(server, [Client(WindowLimiter(server.limit), ways(some))], jobs)
     assert max(server.refusals.values(), default=0) <= 1
 
