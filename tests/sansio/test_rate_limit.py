@@ -908,6 +908,24 @@ def test_a_bare_refusal_holds_for_a_second_and_each_that_follows_for_twice_as_lo
     assert window.stats(now + 0.2).held_for == pytest.approx(FIRST_PAUSE)
 
 
+@pytest.mark.parametrize(("is_late", "pause"), [(True, 2 * FIRST_PAUSE), (False, FIRST_PAUSE)])
+def test_a_late_answer_of_the_same_burst_does_not_end_the_doubling(is_late: bool, pause: float) -> None:
+    """What was let through before a refusal says nothing of the next: pauses double until a later request passes."""
+    window, probe = one(WindowLimiter(None), 0.0)
+    window = on_response(window, 0.1, probe, ERROR, NO_CLOCK)
+    window, permits, _ = burst(window, 0.1)
+    window = on_response(window, 1.0, permits[1], BARE, NO_CLOCK)
+    if is_late:
+        window = on_response(window, 1.1, permits[0], ERROR, NO_CLOCK)
+    else:
+        window, later = one(window, waits(window, 1.1))
+        window = on_response(window, 2.2, later, ERROR, NO_CLOCK)
+    now = soonest(window, 2.3)
+    window, again = one(window, now)
+    window = on_response(window, now + 0.1, again, BARE, NO_CLOCK)
+    assert window.stats(now + 0.1).held_for == pytest.approx(pause)
+
+
 def test_errors_are_not_charged_to_a_limit_that_is_not_known() -> None:
     """What is no 429 was let through: a thousand bad requests one after the other wait for nothing."""
     window, now = WindowLimiter(None), 0.0
