@@ -738,3 +738,27 @@ def test_every_run_is_known_after_ctrl_c(
     ran = {run.execution_id for run in emulator.runs}
     assert books.known() <= ran
     assert len(ran - books.known()) <= books.reported() <= presses - 1
+
+
+async def test_a_call_that_was_refused_goes_before_those_that_wait() -> None:
+    """A 429 does not send it to the end of the line: it had its turn already."""
+    paths: list[str] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        execution_id = request.url.path.rpartition("/")[2]
+        paths.append(execution_id)
+        if paths.count("refused") == 1 and execution_id == "refused":
+            await anyio.sleep(0.2)  # the others wait to learn from this one what the quota is
+            body = {"error": "Too many requests", "code": "RATE_LIMITED"}
+            return httpx.Response(429, json=body, headers={"retry-after": "2"})
+        return httpx.Response(200, json={"executionId": execution_id, "status": "processing"})
+
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http,
+        AsyncKnouds("knouds_live_test", base_url="https://knouds.test", tier="free", http_client=http) as knouds,
+        anyio.create_task_group() as tasks,
+    ):
+        for name in ("refused", "waits-1", "waits-2"):
+            tasks.start_soon(knouds.executions.get, name)
+            await anyio.sleep(0.01)
+    assert paths == ["refused", "refused", "waits-1", "waits-2"]
