@@ -28,8 +28,8 @@ from knouds_async import Job, SchemaField, WorkflowSchema
 from knouds_async._batch.jobs import LONGEST_KEY
 from knouds_async._cli.errors import UsageError
 from knouds_async._cli.output import one_line, plural
-from knouds_async._sansio.inputs import InexactValueError, strict_json
 from knouds_async._sansio.keys import Seen
+from knouds_async._sansio.responses import InexactValueError, strict_json
 from knouds_async.config import is_integer
 from knouds_async.types import Inputs
 

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from knouds_async.config import KEY_BEGINNING, is_number
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
@@ -54,43 +54,6 @@ def safe_repr(value: object, most: int = 80) -> str:
         return f"{_KEY.sub(f'{KEY_BEGINNING}***', repr(value)):.{most}}"
     except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists
         return f"a value of type {type(value).__name__}"
-
-
-class InexactValueError(ValueError):
-    """JSON that could only be read with a loss: a name that comes twice, or a number that Python does not hold."""
-
-
-def strict_json(text: str | bytes, *, is_exact: bool = False) -> Any:
-    """Return what JSON says; ValueError for what is none, such as NaN, and for what is nested too deeply.
-
-    `is_exact`: what could only be read with a loss is an InexactValueError.
-    """
-    number, names = (_exact_number, _unique_names) if is_exact else (None, None)
-    try:
-        return json.loads(
-            text, parse_constant=_no_constant, parse_float=number, parse_int=number, object_pairs_hook=names
-        )
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}, which is not JSON")
-
-
-def _exact_number(digits: str) -> float:
-    if not math.isfinite(float(digits)):
-        raise InexactValueError(f"{digits:.40} is too large a number")
-    return float(digits) if set(digits) & set(".eE") else int(digits)
-
-
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise InexactValueError(f"the name {safe_repr(name)} comes twice in a JSON object")
-        found[name] = value
-    return found
 
 
 def run_body(inputs: Mapping[str, Any]) -> bytes:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import attrs
 
 from knouds_async import types
-from knouds_async._sansio.inputs import is_execution_id, safe_repr, strict_json
+from knouds_async._sansio.inputs import is_execution_id, safe_repr
 from knouds_async._sansio.rate_limit import QuotaHeaders
 from knouds_async.config import Secret, is_integer, is_number
 from knouds_async.types import Status
@@ -38,6 +39,43 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes = attrs.field(repr=False)
+
+
+class InexactValueError(ValueError):
+    """JSON that could only be read with a loss: a name that comes twice, or a number that Python does not hold."""
+
+
+def strict_json(text: str | bytes, *, is_exact: bool = False) -> Any:
+    """Return what JSON says; ValueError for what is none, such as NaN, and for what is nested too deeply.
+
+    `is_exact`: what could only be read with a loss is an InexactValueError.
+    """
+    number, names = (_exact_number, _unique_names) if is_exact else (None, None)
+    try:
+        return json.loads(
+            text, parse_constant=_no_constant, parse_float=number, parse_int=number, object_pairs_hook=names
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which is not JSON")
+
+
+def _exact_number(digits: str) -> float:
+    if not math.isfinite(float(digits)):
+        raise InexactValueError(f"{digits:.40} is too large a number")
+    return float(digits) if set(digits) & set(".eE") else int(digits)
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InexactValueError(f"the name {safe_repr(name)} comes twice in a JSON object")
+        found[name] = value
+    return found
 
 
 def parsed(body: bytes) -> Any:

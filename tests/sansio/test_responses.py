@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from knouds_async import types
 from knouds_async._sansio import endpoints, responses
 from knouds_async._sansio.rate_limit import QuotaHeaders
-from knouds_async._sansio.responses import Answer, Mask, UnreadableError, parsed
+from knouds_async._sansio.responses import Answer, InexactValueError, Mask, UnreadableError, parsed, strict_json
 from knouds_async.config import Secret
 from knouds_async.types import Status, Target
 
@@ -841,3 +841,31 @@ def test_a_429_is_the_service_s_own_by_its_body_or_where_cut_by_its_quota(
 ) -> None:
     """A gateway's refusal proves nothing of a submit, whatever headers it has (contract 6)."""
     assert responses.is_own_refusal(Answer(429, headers, body.encode()), is_cut=is_cut) is is_own
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"x": -Infinity}', "{", "", "[" * 100_000, b"\xff\xfe{"])
+def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
+    """Neither JavaScript's constants nor any depth of nesting gets past it."""
+    with pytest.raises(ValueError, match=r"."):
+        strict_json(text)
+
+
+@pytest.mark.parametrize("digits", ["1e999", "-1e999", "9" * 400])
+def test_a_number_that_no_float_holds_is_refused_where_that_is_asked(digits: str) -> None:
+    """JavaScript would read it as infinity; without bounds it is read as Python does."""
+    with pytest.raises(ValueError, match="is too large a number"):
+        strict_json(digits, is_exact=True)
+    assert strict_json(digits) == json.loads(digits)
+
+
+def test_bounds_leave_numbers_as_they_are() -> None:
+    """An integer stays one, and so does a float."""
+    assert repr(strict_json("[1, -2, 1.0, 1e3, 0]", is_exact=True)) == "[1, -2, 1.0, 1000.0, 0]"
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"x": {"a": 1, "b": 2, "a": 3}}]', '{"": 0, "": 1}'])
+def test_a_name_that_comes_twice_is_no_json_that_is_read_exactly(text: str) -> None:
+    """At any depth, for one of the two values would be lost; where that is not asked for, the last counts."""
+    with pytest.raises(InexactValueError, match="comes twice in a JSON object"):
+        strict_json(text, is_exact=True)
+    assert strict_json(text)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from knouds_async._sansio.inputs import strict_json
+from knouds_async._sansio.responses import strict_json
 from knouds_async.testing.messages import Response
 
 __all__ = ["ErrorResponse", "encoded", "json_object", "not_found", "reply"]
