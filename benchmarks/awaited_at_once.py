@@ -15,9 +15,9 @@ import httpx
 from runs_that_end import USUAL
 
 from knouds_async import AsyncKnouds, Polling
-from knouds_async._sansio.durations import LearnedDurations, TrackedRun
+from knouds_async._sansio.durations import LearnedDurations
 from knouds_async._sansio.listings import StatusPage
-from knouds_async._sansio.polling import PollScheduler
+from knouds_async._sansio.polling import PollScheduler, TrackedRun
 from knouds_async.testing import Emulator, EmulatorTransport
 
 TRIP: Final = 0.08

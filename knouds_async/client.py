@@ -96,8 +96,8 @@ class AsyncKnouds:
         self._exchange = exchange_for(http, url, key, timeouts, ssl_context=ssl_context, connections=max_connections)
         report = Telemetry(url, tracer_provider=tracer_provider, meter_provider=meter_provider, enabled=telemetry)
         self._pipeline = Pipeline(self._exchange, self._limiter, retries, report)
-        send, stats, server_time = self._pipeline.send, self._limiter.stats, self._limiter.server_time
-        self._poller = Poller(send, polling, self._durations, stats, server_time)
+        send = self._pipeline.send
+        self._poller = Poller(send, polling, self._durations, self._limiter)
 
         time, recent = self._pipeline.time, self._pipeline.recent
         factory = ExecutionFactory(send, self._poller, url, time, recent)

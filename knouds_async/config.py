@@ -245,11 +245,14 @@ class Polling:
     `cost_of_request`: what a request is worth, in seconds of notice: 1 makes fewer requests, 0.05 notices sooner.
     `sweeps`: whether listings of `GET /api/usage` may replace many polls when three or more runs are in progress.
     `schedule`: a plain schedule instead, without sweeps (make one with `Polling.backoff` or `Polling.every`).
+    `max_failures`: polls of a run that may fail in a row on the way before a wait without a timeout ends with their
+    error; `math.inf` waits through them all. A wait with a timeout waits through them until then.
     """
 
     cost_of_request: float = attrs.field(default=0.25, validator=[_positive, _finite])
     sweeps: bool = attrs.field(default=True, validator=_truth)
     schedule: Backoff | None = attrs.field(default=None)
+    max_failures: float = attrs.field(default=5, validator=_above(1, inclusive=True))
 
     @classmethod
     def backoff(cls, first: float = 1.0, factor: float = 1.5, longest: float = 5.0) -> Polling:

@@ -85,8 +85,8 @@ class Execution:
         """Wait for the run to finish and return its final state.
 
         `timeout`: seconds for the whole wait, a poll in flight included; then WaitTimeoutError, which carries this
-        handle, and the run continues. Without one, five polls that fail in a row end the wait with their error.
-        Cancelled: only this wait ends.
+        handle, and the run continues. None and math.inf wait for ever: only `Polling.max_failures` polls that fail in
+        a row on the way end such a wait, with their error. Cancelled: only this wait ends.
         """
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
             raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds of at least 0, or None")

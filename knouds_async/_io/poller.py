@@ -15,21 +15,21 @@ import math
 import random
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 import anyio
 import attrs
 
 from knouds_async._io.concurrency import HomeLoop, spawn
-from knouds_async._io.limiter import LimiterStats
+from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.durations import LearnedDurations, TrackedRun, duration_key
+from knouds_async._sansio.durations import LearnedDurations, duration_key
 from knouds_async._sansio.listings import PageRequest, Quota
-from knouds_async._sansio.polling import MAX_POLL_FAILURES, PollFailure, PollScheduler, classify_poll_error
-from knouds_async._sansio.webhooks import FallbackPolling, RecentDeliveries, is_complete, is_end
+from knouds_async._sansio.polling import PollFailure, PollScheduler, TrackedRun, classify_poll_error
+from knouds_async._sansio.webhooks import RecentDeliveries, is_complete, is_end
 from knouds_async.config import Polling
 from knouds_async.errors import ClientClosedError, ConflictError, KnoudsError, NotFoundError
 from knouds_async.types import ExecutionState, Status, Target
@@ -41,16 +41,12 @@ T = TypeVar("T", bound=KnoudsError)
 
 @attrs.define(eq=False, weakref_slot=True)
 class RunRecord:
-    """An execution and all who wait for it; every handle of one id in a client shares it.
-
-    `expects_delivery`: whether the service said that it will deliver the end to a webhook.
-    """
+    """An execution and all who wait for it; every handle of one id in a client shares it."""
 
     execution_id: str
     target: Target | None
     state: ExecutionState
     tracked: TrackedRun
-    expects_delivery: bool = False
     waiters: int = 0
     changed: anyio.Event | None = None
     failures: float = 0  # polls that failed in a row; inf when no later poll can do better
@@ -63,6 +59,8 @@ class RunRecord:
         target: Target | None,
         submitted_at: float | None = None,
         expected: float | None = None,
+        *,
+        expects_delivery: bool = False,
     ) -> RunRecord:
         """Create a record from a state; `submitted_at`: in local monotonic seconds, None when unknown."""
         tracked = TrackedRun(
@@ -71,6 +69,7 @@ class RunRecord:
             submitted_at=submitted_at,
             request_id=state.request_id,
             expected=expected,
+            expects_delivery=expects_delivery or None,
         )
         return cls(state.execution_id, target, state, tracked)
 
@@ -80,9 +79,9 @@ class RunRecord:
             self.changed.set()
             self.changed = anyio.Event()
 
-    def raise_failure(self, *, has_deadline: bool) -> None:
+    def raise_failure(self, max_failures: float) -> None:
         """Raise the failure that ends a wait; each waiter its own copy, or their tracebacks would grow together."""
-        if self.error is not None and self.failures >= (math.inf if has_deadline else MAX_POLL_FAILURES):
+        if self.error is not None and self.failures >= max_failures:
             raise self._with_run_id(copy.copy(self.error))
 
     def closed_error(self) -> ClientClosedError:
@@ -106,7 +105,7 @@ class RunRecord:
         return error
 
 
-# ---- The task that polls
+# ---- The poller
 
 logger = logging.getLogger("knouds_async")
 
@@ -114,53 +113,201 @@ _MAX_WORKERS: Final = 100
 _POLL_ROUTE: Final = endpoints.get_execution("x").route
 _USAGE_ROUTE: Final = endpoints.list_usage_statuses(limit=1, offset=0).route
 
-PollJob: TypeAlias = Callable[[], Awaitable[None]]
-RouteStats: TypeAlias = Callable[[str], LimiterStats]
+_MAX_RECENT: Final = 1000
+"""Records that are kept though nobody holds a handle: web apps attach to them by id, one request after another."""
+
+_MAX_AGE: Final = 600.0
+"""Seconds of age up to which the date of a run is used: its date and the clock may be of different machines."""
+
+_MAX_SKEW: Final = 2.0
 
 
-@attrs.frozen(eq=False, repr=False)
-class PollCallbacks:
-    """What is called after a poll: with the state it saw, the error it met, or when the run is still running.
+class Poller:
+    """Polls executions through `send`, as `polling` says, and learns how long they take into `learned`."""
 
-    `on_error` returns whether the error is as good as a poll that found the run running.
-    """
-
-    on_state: Callable[[RunRecord, ExecutionState], None]
-    on_error: Callable[[RunRecord, KnoudsError], bool]
-    on_running: Callable[[RunRecord], None]
-
-
-class PollTask:
-    """Polls the runs in `awaited` through `send`."""
-
-    def __init__(
-        self,
-        send: Send,
-        stats: RouteStats,
-        scheduler: PollScheduler,
-        fallback: FallbackPolling,
-        awaited: Mapping[str, RunRecord],
-        callbacks: PollCallbacks,
-    ) -> None:
+    def __init__(self, send: Send, polling: Polling, learned: LearnedDurations, limiter: Limiter) -> None:
         self._send = send
-        self._stats = stats
-        self._scheduler = scheduler
-        self._fallback = fallback
-        self._awaited = awaited
-        self._callbacks = callbacks
+        self._max_failures = polling.max_failures
+        self._learned = learned
+        self._limiter = limiter
+        self._scheduler = PollScheduler(polling, learned)
+        self._records: weakref.WeakValueDictionary[str, RunRecord] = weakref.WeakValueDictionary()
+        self._recent_records: deque[RunRecord] = deque(maxlen=_MAX_RECENT)
+        self._recent_deliveries = RecentDeliveries()
+        self._awaited: dict[str, RunRecord] = {}
+        self._unknown_statuses: set[str] = set()
+        self._is_closed = False
+        self._home = HomeLoop()
         self._task: object | None = None
         self._changed = anyio.Event()
-        self._jobs: deque[PollJob] = deque()
+        self._jobs: deque[Callable[[], Awaitable[None]]] = deque()
         self._workers = 0
 
-    def ensure_running(self) -> None:
-        """Start the task if there is none, in an empty context: it serves all waiters and belongs to none."""
-        if self._task is None:
-            self._task = spawn(self._run, contextvars.Context())
+    # The records.
 
-    def notify(self) -> None:
-        """Plan again: something has changed."""
+    def record(
+        self,
+        state: ExecutionState,
+        target: Target | None,
+        *,
+        submitted_at: float | None = None,
+        expected: float | None = None,
+        expects_delivery: bool = False,
+    ) -> RunRecord:
+        """Return the record of an execution, the existing one or a new one; a delivery may have come before it."""
+        known = self._records.get(state.execution_id)
+        if known is None:
+            known = RunRecord.of(state, target, submitted_at, expected, expects_delivery=expects_delivery)
+            self._records[state.execution_id] = known
+            if self._scheduler.deliveries.is_expected:
+                self._recent_records.append(known)
+            if (delivered := self._recent_deliveries.get(state.execution_id)) is not None:
+                self._apply_delivery(known, delivered, is_first=expects_delivery)
+        known.target = known.target or target
+        return known
+
+    def update(self, record: RunRecord, state: ExecutionState, *, is_delivered: bool = False) -> None:
+        """Update a record with a state, from a poll or a delivery; a final one never changes again."""
+        record.failures, record.error = 0, None
+        if record.state.is_final:
+            return
+        self._warn_of_unknown(state)
+        is_change = state.status != record.state.status
+        record.state = state
+        now, tracked = anyio.current_time(), record.tracked
+        if state.request_id is not None:
+            self._scheduler.set_request_id(tracked, state.request_id)
+        self._date(tracked, state, now)
+        if state.is_final:
+            duration = None if state.ms is None else state.ms / 1000
+            self._scheduler.finished(
+                record.execution_id,
+                now,
+                duration=duration,
+                is_polled=not is_delivered,
+                is_typical=not is_delivered or state.status == Status.COMPLETED,  # many fail at once
+            )
+            if tracked.expects_delivery and self._recent_deliveries.get(state.execution_id) is None:
+                self._scheduler.deliveries.add(was_delivered=False)
+        elif is_change and state.status == Status.CANCEL_REQUESTED:
+            self._scheduler.cancel_requested(tracked, now, random.random())  # noqa: S311
+            self._changed.set()
+        if is_change:
+            record.notify()
+
+    def _warn_of_unknown(self, state: ExecutionState) -> None:
+        is_new = not isinstance(state.status, Status) and state.status not in self._unknown_statuses
+        if is_new and len(self._unknown_statuses) < 100:
+            self._unknown_statuses.add(state.status)
+            logger.warning("execution %s has the unknown status %r: still waiting", state.execution_id, state.status)
+
+    def _date(self, tracked: TrackedRun, state: ExecutionState, now: float) -> None:
+        """Take the age of an attached run from its date."""
+        server = self._limiter.server_time(now)
+        if tracked.submitted_at is None and state.created_at is not None and server is not None:
+            age = server - state.created_at.timestamp()
+            if -_MAX_SKEW <= age <= _MAX_AGE:
+                self._scheduler.set_submitted_at(tracked, now - max(0.0, age))
+
+    # Deliveries.
+
+    def expect_deliveries(self) -> None:
+        """Expect deliveries to be handed to `delivered`: while they come, there are few polls."""
+        self._scheduler.deliveries.is_expected = True
+
+    def delivered(self, state: ExecutionState) -> None:
+        """Process a verified delivery: a complete end finishes the waits, any other end is polled once."""
+        self._home.check()
+        if not is_end(state):
+            return
+        is_first, record = self._recent_deliveries.add(state), self._records.get(state.execution_id)
+        if record is not None:
+            self._apply_delivery(record, state, is_first=is_first)
+
+    def _apply_delivery(self, record: RunRecord, state: ExecutionState, *, is_first: bool) -> None:
+        if is_first:
+            self._scheduler.deliveries.add(was_delivered=True)
+            since = record.tracked.submitted_at
+            is_news = state.status == Status.COMPLETED and not record.state.is_final
+            if is_news and since is not None and not record.waiters:
+                age = anyio.current_time() - since
+                self._learned.observe_end(record.tracked.duration_key, age, age)
+        if is_complete(state):
+            self.update(record, state, is_delivered=True)
+        elif record.waiters and not record.state.is_final:
+            self._scheduler.report_finished(record.execution_id)
         self._changed.set()
+
+    # What callers ask for.
+
+    async def wait_for_change(
+        self, record: RunRecord, seen: ExecutionState | None, *, deadline: float = math.inf
+    ) -> ExecutionState:
+        """Wait until the execution has finished or its status differs from `seen`; return the new state.
+
+        `deadline`: when this wait will be cancelled, by the clock of the loop. Raises the failure that ends the wait
+        (`classify_poll_error`), with the id in it. Cancelled: only this wait ends.
+        """
+        self._join(record, deadline)
+        try:
+            while not record.state.is_final and (seen is None or record.state.status == seen.status):
+                if self._is_closed:
+                    raise record.closed_error()
+                self._home.enter()
+                if self._task is None:  # in an empty context: it serves all waiters and belongs to none
+                    self._task = spawn(self._run, contextvars.Context())
+                assert record.changed is not None  # noqa: S101  (it is there while somebody waits)
+                await record.changed.wait()
+                record.raise_failure(self._max_failures if deadline == math.inf else math.inf)
+            return record.state
+        finally:
+            self._leave(record)
+
+    async def refresh(self, record: RunRecord) -> ExecutionState:
+        """Poll now, once, for the caller; every waiter is notified."""
+        self.update(record, await self._send(endpoints.get_execution(record.execution_id)))
+        return record.state
+
+    async def cancel(self, record: RunRecord) -> ExecutionState:
+        """Cancel the run; one that has finished already is polled instead, for only a poll has its result."""
+        try:
+            state = await self._send(endpoints.cancel_execution(record.execution_id))
+        except ConflictError:
+            return await self.refresh(record)
+        if state.is_final:
+            return await self.refresh(record)
+        self.update(record, state)
+        return record.state
+
+    def close(self) -> None:
+        """End every wait with ClientClosedError; the runs continue."""
+        self._is_closed = True
+        for record in list(self._awaited.values()):
+            record.notify()
+
+    def _join(self, record: RunRecord, deadline: float) -> None:
+        record.waiters += 1
+        if record.waiters == 1:
+            record.changed, record.failures, record.error = anyio.Event(), 0, None
+            self._awaited[record.execution_id] = record
+            self._scheduler.add(record.tracked, anyio.current_time(), random.random())  # noqa: S311
+            if self._recent_deliveries.get(record.execution_id) is not None:
+                self._scheduler.report_finished(record.execution_id)
+            self._changed.set()
+        if deadline < math.inf:
+            self._scheduler.add_deadline(record.execution_id, deadline, anyio.current_time(), random.random())  # noqa: S311
+            self._changed.set()
+
+    def _leave(self, record: RunRecord) -> None:
+        record.waiters -= 1
+        if record.waiters == 0:
+            record.changed = None
+            self._scheduler.remove(record.execution_id)
+            del self._awaited[record.execution_id]
+            if not self._awaited:
+                self._changed.set()
+
+    # The task that polls.
 
     async def _run(self) -> None:
         try:
@@ -191,19 +338,16 @@ class PollTask:
 
     def _queue_due(self) -> float:
         """Queue the requests that are due now; return when to plan again."""
-        now = anyio.current_time()
-        for execution_id in self._fallback.pop_due(now):
-            self._scheduler.add(self._awaited[execution_id].tracked, now, random.random())  # noqa: S311
         polls, usage = self._quota(_POLL_ROUTE, queued=len(self._jobs)), self._quota(_USAGE_ROUTE)
-        plan = self._scheduler.plan(now, random.random(), poll_quota=polls, usage_quota=usage)  # noqa: S311
+        plan = self._scheduler.plan(anyio.current_time(), random.random(), poll_quota=polls, usage_quota=usage)  # noqa: S311
         self._jobs.extend(partial(self._poll, self._awaited[execution_id]) for execution_id in plan.polls)
         if plan.page is not None:
             self._jobs.appendleft(partial(self._fetch_statuses, plan.page))
-        return min(plan.next_at, self._fallback.next_due_at())
+        return plan.next_at
 
     def _quota(self, route: str, *, queued: int = 0) -> Quota:
         """Return what a route has left for requests that are neither queued nor waiting at the rate limit yet."""
-        stats = self._stats(route)
+        stats = self._limiter.stats(route)
         remaining = None if stats.left is None else stats.left - stats.waiting - queued
         return Quota(limit=stats.limit, remaining=remaining, resets_in=stats.resets_in)
 
@@ -215,21 +359,32 @@ class PollTask:
             self._workers -= 1
 
     async def _poll(self, record: RunRecord) -> None:
-        is_answered = False
+        is_answered = True
         try:
-            state = await self._send(endpoints.get_execution(record.execution_id))
+            self.update(record, await self._send(endpoints.get_execution(record.execution_id)))
         except KnoudsError as error:
-            is_answered = self._callbacks.on_error(record, error)
+            is_answered = self._poll_failed(record, error)
         except Exception as error:  # noqa: BLE001  (one poll's trouble must not end all others)
-            self._callbacks.on_error(record, KnoudsError(f"the poll failed with {type(error).__name__}: {error}"))
-        else:
-            is_answered = True
-            self._callbacks.on_state(record, state)
+            unexpected = KnoudsError(f"the poll failed with {type(error).__name__}: {error}")
+            is_answered = self._poll_failed(record, unexpected)
         now = anyio.current_time()
         self._scheduler.polled(record.execution_id, now, random.random(), is_answered=is_answered)  # noqa: S311
-        if not record.state.is_final:
-            self._callbacks.on_running(record)
         self._changed.set()
+
+    def _poll_failed(self, record: RunRecord, error: KnoudsError) -> bool:
+        """Record a failed poll for the waiters, each decides whether it ends its wait; return if it is harmless."""
+        if record.state.is_final:
+            return True
+        submitted_at = record.tracked.submitted_at
+        age = None if submitted_at is None else anyio.current_time() - submitted_at
+        logger.debug("a poll of execution %s failed: %s", record.execution_id, error)
+        failure = classify_poll_error(error, age=age)
+        if failure is PollFailure.IGNORABLE:
+            return True
+        record.failures += 1 if failure is PollFailure.TRANSIENT else math.inf
+        record.error = error.with_traceback(None)
+        record.notify()
+        return False
 
     async def _fetch_statuses(self, page: PageRequest | None) -> None:
         try:
@@ -244,248 +399,3 @@ class PollTask:
             logger.debug("a usage listing failed: %s", error)
             self._scheduler.page_failed(anyio.current_time(), is_permanent=is_permanent)
         self._changed.set()
-
-
-# ---- The poller
-
-_MAX_RECENT: Final = 1000
-"""Records that are kept though nobody holds a handle: web apps attach to them by id, one request after another."""
-
-_MAX_AGE: Final = 600.0
-"""Seconds of age up to which the date of a run is used: its date and the clock may be of different machines."""
-
-_MAX_SKEW: Final = 2.0
-
-
-class Poller:
-    """Polls executions through `send`, as `polling` says, and learns how long they take into `learned`.
-
-    `stats`: of a route's quota. `server_time`: the service's clock at a moment, in epoch seconds, None when unknown.
-    """
-
-    def __init__(
-        self,
-        send: Send,
-        polling: Polling,
-        learned: LearnedDurations,
-        stats: RouteStats,
-        server_time: Callable[[float], float | None],
-    ) -> None:
-        self._send = send
-        self._durations = learned
-        self._server_time = server_time
-        self._scheduler = PollScheduler(polling, learned)
-        self._records: weakref.WeakValueDictionary[str, RunRecord] = weakref.WeakValueDictionary()
-        self._awaited: dict[str, RunRecord] = {}
-        self._unknown_statuses: set[str] = set()
-        self._is_closed = False
-        self._home = HomeLoop()
-        self._recent_deliveries = RecentDeliveries()
-        self._fallback = FallbackPolling()
-        self._recent_records: deque[RunRecord] = deque(maxlen=_MAX_RECENT)
-        callbacks = PollCallbacks(self.update, self._poll_failed, self._still_running)
-        self._task = PollTask(send, stats, self._scheduler, self._fallback, self._awaited, callbacks)
-
-    def record(
-        self,
-        state: ExecutionState,
-        target: Target | None,
-        *,
-        submitted_at: float | None = None,
-        expected: float | None = None,
-        expects_delivery: bool = False,
-    ) -> RunRecord:
-        """Return the record of an execution, the existing one or a new one; a delivery may have come before it."""
-        known = self._records.get(state.execution_id)
-        if known is None:
-            known = self._records[state.execution_id] = RunRecord.of(state, target, submitted_at, expected)
-            known.expects_delivery = expects_delivery
-            if self._fallback.is_expected:
-                self._recent_records.append(known)
-            if (delivered := self._recent_deliveries.get(state.execution_id)) is not None:
-                self._apply_delivery(known, delivered, is_first=expects_delivery)
-        known.target = known.target or target
-        return known
-
-    def expect_deliveries(self) -> None:
-        """Expect deliveries to be handed to `delivered`: while they come, there are few polls."""
-        self._fallback.is_expected = True
-
-    def delivered(self, state: ExecutionState) -> None:
-        """Process a verified delivery: a complete end finishes the waits, any other end is polled once."""
-        self._home.check()
-        if not is_end(state):
-            return
-        is_first, record = self._recent_deliveries.add(state), self._records.get(state.execution_id)
-        if record is not None:
-            self._apply_delivery(record, state, is_first=is_first)
-
-    def _apply_delivery(self, record: RunRecord, state: ExecutionState, *, is_first: bool) -> None:
-        if is_first:
-            since = None if record.state.is_final else record.tracked.submitted_at
-            age = None if since is None else anyio.current_time() - since
-            # Only completed runs say how long runs take: many fail at once.
-            self._fallback.record_delivered(str(record.target), age=age if state.status == Status.COMPLETED else None)
-            if age is not None and record.execution_id not in self._scheduler:
-                self._durations.observe_end(record.tracked.duration_key, age, age)
-            self._task.notify()  # other runs may be overdue sooner
-        if is_complete(state):
-            self.update(record, state)
-        elif record.waiters and not record.state.is_final:
-            self._poll_now(record)
-
-    async def wait_for_change(
-        self, record: RunRecord, seen: ExecutionState | None, *, deadline: float = math.inf
-    ) -> ExecutionState:
-        """Wait until the execution has finished or its status differs from `seen`; return the new state.
-
-        `deadline`: when this wait will be cancelled, by the clock of the loop. Raises the failure that ends the wait
-        (`classify_poll_error`), with the id in it. Cancelled: only this wait ends.
-        """
-        self._join(record, deadline)
-        try:
-            while not record.state.is_final and (seen is None or record.state.status == seen.status):
-                if self._is_closed:
-                    raise record.closed_error()
-                self._home.enter()
-                self._task.ensure_running()
-                assert record.changed is not None  # noqa: S101  (it is there while somebody waits)
-                await record.changed.wait()
-                record.raise_failure(has_deadline=deadline < math.inf)
-            return record.state
-        finally:
-            self._leave(record)
-
-    async def refresh(self, record: RunRecord) -> ExecutionState:
-        """Poll now, once, for the caller; every waiter is notified."""
-        self.update(record, await self._send(endpoints.get_execution(record.execution_id)))
-        return record.state
-
-    async def cancel(self, record: RunRecord) -> ExecutionState:
-        """Cancel the run; one that has finished already is polled instead, for only a poll has its result."""
-        try:
-            state = await self._send(endpoints.cancel_execution(record.execution_id))
-        except ConflictError:
-            return await self.refresh(record)
-        if state.is_final:
-            return await self.refresh(record)
-        self.update(record, state)
-        return record.state
-
-    def update(self, record: RunRecord, state: ExecutionState) -> None:
-        """Update a record with a state; a final one never changes again."""
-        record.failures, record.error = 0, None
-        if record.state.is_final:
-            return
-        if (
-            not isinstance(state.status, Status)
-            and state.status not in self._unknown_statuses
-            and len(self._unknown_statuses) < 100
-        ):
-            self._unknown_statuses.add(state.status)
-            logger.warning("execution %s has the unknown status %r: still waiting", state.execution_id, state.status)
-        is_change = state.status != record.state.status
-        record.state = state
-        self._update_scheduler(record, state, is_change=is_change)
-        if state.is_final and record.expects_delivery and self._recent_deliveries.get(state.execution_id) is None:
-            self._fallback.record_missed()
-        if is_change:
-            record.notify()
-
-    def _update_scheduler(self, record: RunRecord, state: ExecutionState, *, is_change: bool) -> None:
-        now, tracked = anyio.current_time(), record.tracked
-        if state.request_id is not None:
-            self._scheduler.set_request_id(tracked, state.request_id)
-        if (
-            tracked.submitted_at is None
-            and state.created_at is not None
-            and (server := self._server_time(now)) is not None
-        ):
-            age = server - state.created_at.timestamp()
-            if -_MAX_SKEW <= age <= _MAX_AGE:
-                self._scheduler.set_submitted_at(tracked, now - max(0.0, age))
-        if state.is_final:
-            self._scheduler.finished(record.execution_id, now, duration=None if state.ms is None else state.ms / 1000)
-        elif is_change and state.status == Status.CANCEL_REQUESTED:
-            self._scheduler.cancel_requested(tracked, now, random.random())  # noqa: S311
-            self._task.notify()
-
-    def close(self) -> None:
-        """End every wait with ClientClosedError; the runs continue."""
-        self._is_closed = True
-        for record in list(self._awaited.values()):
-            record.notify()
-
-    def _join(self, record: RunRecord, deadline: float) -> None:
-        record.waiters += 1
-        if record.waiters == 1:
-            record.changed, record.failures, record.error = anyio.Event(), 0, None
-            self._awaited[record.execution_id] = record
-            if not self._delay(record, has_polled=False):
-                self._schedule(record)
-            if self._recent_deliveries.get(record.execution_id) is not None:
-                self._poll_now(record)
-            self._task.notify()
-        if deadline < math.inf and record.execution_id in self._scheduler:
-            self._scheduler.add_deadline(record.execution_id, deadline, anyio.current_time(), random.random())  # noqa: S311
-            self._task.notify()
-
-    def _leave(self, record: RunRecord) -> None:
-        record.waiters -= 1
-        if record.waiters == 0:
-            record.changed = None
-            self._fallback.release(record.execution_id)
-            self._scheduler.remove(record.execution_id)
-            del self._awaited[record.execution_id]
-            if not self._awaited:
-                self._task.notify()
-
-    def _schedule(self, record: RunRecord) -> None:
-        self._scheduler.add(record.tracked, anyio.current_time(), random.random())  # noqa: S311
-
-    def _poll_now(self, record: RunRecord) -> None:
-        """Poll immediately: the run was reported finished. Falls back to the schedule."""
-        if self._fallback.release(record.execution_id):
-            self._schedule(record)
-        self._scheduler.report_finished(record.execution_id)
-        self._task.notify()
-
-    def _delay(self, record: RunRecord, *, has_polled: bool) -> bool:
-        """Leave a run to the deliveries and the fallback polling, if they are reliable; return whether."""
-        now, submitted_at = anyio.current_time(), record.tracked.submitted_at
-        is_awaited = record.expects_delivery and submitted_at is not None
-        if has_polled and self._recent_deliveries.get(record.execution_id) is not None:
-            return False  # its end was delivered: a poll will show it any moment
-        if not (self._fallback.is_reliable if is_awaited else has_polled and self._fallback.has_deliveries):
-            return False
-        self._fallback.delay(
-            record.execution_id, str(record.target), submitted_at=now if submitted_at is None else submitted_at, now=now
-        )
-        return True
-
-    def _still_running(self, record: RunRecord) -> None:
-        """Leave a run that a poll found running to the deliveries, if they are reliable."""
-        if (
-            record.waiters
-            and not self._fallback.is_delayed(record.execution_id)
-            and self._delay(record, has_polled=True)
-        ):
-            self._scheduler.remove(record.execution_id)
-
-    def _poll_failed(self, record: RunRecord, error: KnoudsError) -> bool:
-        """Record a failed poll for the waiters, each decides whether it ends its wait; return if it is harmless."""
-        if record.state.is_final:
-            return True
-        submitted_at = record.tracked.submitted_at
-        age = None if submitted_at is None else anyio.current_time() - submitted_at
-        logger.debug("a poll of execution %s failed: %s", record.execution_id, error)
-        match classify_poll_error(error, age=age):
-            case PollFailure.IGNORABLE:
-                return True
-            case PollFailure.TRANSIENT:
-                record.failures += 1
-            case PollFailure.PERMANENT:
-                record.failures = math.inf
-        record.error = error.with_traceback(None)
-        record.notify()
-        return False

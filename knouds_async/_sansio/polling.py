@@ -1,13 +1,12 @@
-"""When to poll each run, when to fetch a usage listing, and when to decide again: all polling decisions. Pure.
+"""When to poll each run and when to fetch a listing instead: all polling decisions, by one rule. Pure.
 
-`now` is local monotonic seconds and `jitter` is uniform in [0, 1); nothing here waits or sends. O(log n) per event;
-work over all runs is rare. From the bottom up: the running runs by age and by due time, the queue of those that are due
-and wait for a request, when one run is due, what was reported finished, what a failed poll means, and `PollScheduler`,
-which decides by all of it.
+A run is due when its end is expected to have gone unnoticed for as long as a request for it costs. A request costs
+`cost_of_request` seconds, more where quota is scarce, and its part of that where one listing serves many runs. What is
+due is served by one listing if three or more runs are awaited, by a poll if not; ends that were reported are polled
+first, and the others in the order in which they became due. A report never finishes a run: a poll has to confirm it.
 
-While there are plenty of requests, all due runs are polled; when there are more runs than requests left in the window,
-those reported finished go first, and the rest is spread over the rest of the window. A run that listings show as
-running is left to them until it is due for a recheck. A report never finishes a run: a poll has to confirm it.
+`now` is local monotonic seconds and `jitter` is uniform in [0, 1). A due time is reconsidered before anything is sent
+for it, and at least every ten seconds: whatever changes what a request costs, the schedule follows.
 """
 
 from __future__ import annotations
@@ -16,23 +15,14 @@ import heapq
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Iterator
 from enum import Enum
+from itertools import islice
 from typing import Final
 
 import attrs
 
-from knouds_async._sansio.durations import CANCEL_KEY, EDGES, Durations, LearnedDurations, PollStage, TrackedRun
-from knouds_async._sansio.listings import (
-    MIN_RUNS,
-    ListingBreaker,
-    ListingScheduler,
-    PageRequest,
-    Quota,
-    QuotaSpreader,
-    StatusPage,
-    scarcity_cost,
-)
+from knouds_async._sansio.durations import CANCEL_KEY, Durations, LearnedDurations
+from knouds_async._sansio.listings import Listings, PageRequest, Quota, StatusPage
 from knouds_async.config import Backoff, Polling
 from knouds_async.errors import (
     APIError,
@@ -45,490 +35,59 @@ from knouds_async.errors import (
     ServiceError,
 )
 
-# ---- The ages of the running runs, as histograms
+ASSUMED_AGE: Final = 30.0
+"""Seconds that a run of unknown age is assumed to have been running when it is first polled."""
 
 
-@attrs.frozen
-class Forecast:
-    """What to expect of all running runs: ends per second, and the sum of the roots of half the hazards.
+@attrs.define(eq=False)
+class TrackedRun:
+    """What is known of one run, also while nobody waits for it. Times are local monotonic seconds.
 
-    The second is the rate of polls that costs least when a poll costs a second of latency.
+    `duration_key`: under which its duration is learned. `submitted_at`: None when unknown. `expects_delivery`: whether
+    its end should be delivered to a webhook, None when unknown. `poll_count`: own polls so far, and `failures` those
+    that failed in a row. `last_seen_at`: when such a poll last found it running; `last_listed_at`: when a listing last
+    did; `last_row_at`: when one last had a row of it; `counted_until`: up to when its time was counted towards its
+    duration model. `recheck_at`: when it is polled though listings show it running. `not_before`: no poll before.
+    `ignore_until`: listings are ignored before, for they were wrong of it. `deadlines`: of those who wait, sorted.
     """
 
-    ends_per_second: float = 0.0
-    polls_per_second: float = 0.0
+    execution_id: str
+    duration_key: str = ""
+    submitted_at: float | None = None
+    request_id: str | None = None
+    expected: float | None = None
+    expects_delivery: bool | None = None
+    started_at: float = math.nan
+    poll_count: int = 0
+    failures: int = 0
+    last_poll_at: float = -math.inf
+    last_seen_at: float = -math.inf
+    last_listed_at: float = -math.inf
+    last_row_at: float = -math.inf
+    counted_until: float = -math.inf
+    recheck_at: float = math.inf
+    not_before: float = -math.inf
+    ignore_until: float = -math.inf
+    due_at: float = math.inf
+    deadlines: list[float] | None = None
 
-
-class AgeHistogram:
-    """The start times of the running runs, by duration key."""
-
-    def __init__(self) -> None:
-        self._starts: dict[str, list[float]] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        """Return the number of runs."""
-        return self._count
-
-    @property
-    def key_count(self) -> int:
-        """The number of duration keys."""
-        return len(self._starts)
-
-    def add(self, key: str, started_at: float) -> None:
-        """Add a run."""
-        insort(self._starts.setdefault(key, []), started_at)
-        self._count += 1
-
-    def remove(self, key: str, started_at: float) -> None:
-        """Remove a run that was added."""
-        times = self._starts[key]
-        del times[bisect_left(times, started_at)]
-        self._count -= 1
-        if not times:
-            del self._starts[key]
-
-    def forecast(self, learned: LearnedDurations, now: float) -> Forecast:
-        """Return what to expect now; O(bins of age) for each duration key, however many runs it has."""
-        ends = polls = 0.0
-        for key, times in self._starts.items():
-            for count, hazard in _by_hazard(learned.durations_for(key), times, now):
-                ends += count * hazard
-                polls += count * math.sqrt(hazard / 2)
-        return Forecast(ends, polls)
-
-
-def _by_hazard(durations: Durations, times: list[float], now: float) -> Iterator[tuple[int, float]]:
-    """Group runs by the bin of their age: how many, and the hazard there."""
-    if len(times) <= len(EDGES) // 4:
-        for started_at in times:
-            yield 1, durations.hazard(now - started_at)
-        return
-    youngest, oldest = (bisect_right(EDGES, max(0.0, now - started_at)) - 1 for started_at in (times[-1], times[0]))
-    older = len(times)
-    for k in range(youngest, oldest + 1):
-        above = bisect_right(times, now - (EDGES[k + 1] if k < oldest else math.inf))
-        if older > above:
-            yield older - above, durations.hazard(EDGES[k])
-        older = above
-
-
-# ---- The runs by id, by request id and by due time
-
-
-class RunIndex:
-    """The tracked runs; `ages` counts those that nothing has reported finished."""
-
-    def __init__(self) -> None:
-        self.ages = AgeHistogram()
-        self._runs: dict[str, TrackedRun] = {}
-        self._by_request: dict[str, TrackedRun | None] = {}  # None: more than one run has it
-        self._heap: list[tuple[float, str]] = []
-
-    def __len__(self) -> int:
-        """Return the number of runs."""
-        return len(self._runs)
-
-    def __iter__(self) -> Iterator[TrackedRun]:
-        """Iterate over all runs."""
-        return iter(self._runs.values())
-
-    def get(self, execution_id: str) -> TrackedRun | None:
-        """Return a run, None when it is not tracked."""
-        return self._runs.get(execution_id)
-
-    def add(self, run: TrackedRun) -> None:
-        """Add a run."""
-        self._runs[run.execution_id] = run
-        self.ages.add(run.duration_key, run.started_at)
-        self._index(run)
-
-    def remove(self, execution_id: str) -> TrackedRun | None:
-        """Remove a run; it can be added again."""
-        run = self._runs.pop(execution_id, None)
-        if run is None:
-            return None
-        if not run.is_reported:
-            self.ages.remove(run.duration_key, run.started_at)
-        if run.request_id is not None and self._by_request.get(run.request_id) is run:
-            del self._by_request[run.request_id]
-        run.stage, run.is_reported, run.deadlines = PollStage.IDLE, False, None
-        return run
-
-    # The request that a run is listed by.
-
-    def set_request_id(self, run: TrackedRun, request_id: str) -> None:
-        """Set it, unless it is known already."""
-        if run.request_id is None:
-            run.request_id = request_id
-            if run.execution_id in self._runs:
-                self._index(run)
-
-    def _index(self, run: TrackedRun) -> None:
-        request = run.request_id
-        if request is not None:
-            known = self._by_request.get(request, run)
-            self._by_request[request] = run if known is run else None
-
-    def by_request_id(self, request_id: str) -> TrackedRun | None:
-        """Return the run listed under a request id; None when there is none, or more than one."""
-        return self._by_request.get(request_id)
-
-    def is_listable(self, run: TrackedRun) -> bool:
-        """Return whether a listing can show this run and no other under its request id."""
-        return run.request_id is not None and self._by_request.get(run.request_id) is run
-
-    def listable_count(self) -> int:
-        """Return the number of request ids that listings can show."""
-        return len(self._by_request)
-
-    # What is counted of it.
-
-    def reset_start(self, run: TrackedRun, key: str, submitted_at: float) -> None:
-        """Change from when a run's age is counted, and under which duration key."""
-        is_counted = run.execution_id in self._runs and not run.is_reported
-        if is_counted:
-            self.ages.remove(run.duration_key, run.started_at)
-        run.duration_key = key
-        run.submitted_at = run.started_at = run.counted_until = submitted_at
-        if is_counted:
-            self.ages.add(run.duration_key, run.started_at)
-
-    def mark_reported(self, run: TrackedRun) -> None:
-        """Mark a run as reported finished."""
-        run.is_reported, run.stage = True, PollStage.REPORTED
-        self.ages.remove(run.duration_key, run.started_at)
-
-    def unmark_reported(self, run: TrackedRun) -> None:
-        """Mark a run as running after all."""
-        run.is_reported = False
-        self.ages.add(run.duration_key, run.started_at)
-
-    # When to think of it.
-
-    def schedule(self, run: TrackedRun, due_at: float) -> None:
-        """Schedule a run; what was scheduled for it before is void."""
-        run.stage, run.due_at = PollStage.SCHEDULED, due_at
-        heapq.heappush(self._heap, (due_at, run.execution_id))
-
-    def rebuild_heap(self) -> None:
-        """Rebuild the heap after the due times of many runs have changed."""
-        self._heap = [(run.due_at, run.execution_id) for run in self if run.stage is PollStage.SCHEDULED]
-        heapq.heapify(self._heap)
-
-    def next_due_at(self) -> float:
-        """Return when the next run is due; inf when none is scheduled."""
-        while self._heap:
-            due_at, execution_id = self._heap[0]
-            run = self._runs.get(execution_id)
-            if run is not None and run.stage is PollStage.SCHEDULED and run.due_at == due_at:
-                return due_at
-            heapq.heappop(self._heap)
-        return math.inf
-
-    def pop_due(self, now: float) -> TrackedRun | None:
-        """Return a run that is due now, None when there is none."""
-        if self.next_due_at() > now or not self._heap:
-            return None
-        return self._runs[heapq.heappop(self._heap)[1]]
-
-
-# ---- The due runs that wait for a request
-
-_RANKING_HOLDS: Final = 0.25  # seconds for which a ranking holds
-_RANKING_PER_RUN: Final = 0.001  # or for each run that was ranked
-
-ExpectedDelay = Callable[[TrackedRun], float]
-"""For how long a run's end is expected to have gone unnoticed, in seconds."""
-
-
-class ReadyQueue:
-    """The runs that are due for a poll and wait for a request."""
-
-    def __init__(self) -> None:
-        self._reported: deque[TrackedRun] = deque()
-        self._candidates: dict[str, TrackedRun] = {}
-        self._ranked: list[str] = []
-        self._ranked_until = -math.inf
-        self._spread = QuotaSpreader()
+    def start(self, started_at: float) -> None:
+        """Set when it started."""
+        self.started_at = self.counted_until = started_at
 
     @property
-    def has_reported(self) -> bool:
-        """Whether a run that was reported finished is waiting."""
-        while self._reported and self._reported[0].stage is not PollStage.REPORTED:
-            self._reported.popleft()
-        return bool(self._reported)
+    def last_running_at(self) -> float:
+        """When it was last seen running, by a poll or by a listing."""
+        return max(self.last_seen_at, self.last_listed_at)
 
-    @property
-    def candidate_count(self) -> int:
-        """How many runs that may have finished are waiting."""
-        return len(self._candidates)
-
-    @property
-    def has_candidates(self) -> bool:
-        """Whether a run that may have finished is waiting."""
-        return bool(self._candidates)
-
-    def add_reported(self, run: TrackedRun) -> None:
-        """Add a run that was reported finished."""
-        self._reported.append(run)
-
-    def add(self, run: TrackedRun) -> None:
-        """Add a run that is due for a poll."""
-        run.stage = PollStage.READY
-        self._candidates[run.execution_id] = run
-
-    def discard(self, run: TrackedRun) -> None:
-        """Remove a run that is no longer due."""
-        self._candidates.pop(run.execution_id, None)
-
-    def take_reported(self, available: float) -> list[TrackedRun]:
-        """Return runs that were reported finished, as many as may be polled now."""
-        taken: list[TrackedRun] = []
-        while len(taken) < available and self.has_reported:
-            taken.append(self._reported.popleft())
-            taken[-1].stage = PollStage.IN_FLIGHT
-        return taken
-
-    def take_all(self, available: float = math.inf) -> list[TrackedRun]:
-        """Return all due runs, or the first of them."""
-        taken = list(self._candidates.values())
-        return self._sent(taken if len(taken) <= available else taken[: int(available)])
-
-    def take_ranked(self, now: float, budget: float, quota: Quota, delay: ExpectedDelay) -> list[TrackedRun]:
-        """Return the runs to poll now if `budget` requests are to last until the window ends."""
-        taken: list[TrackedRun] = []
-        for _ in range(min(self._spread.take(now, budget, quota.resets_in), len(self._candidates))):
-            taken += self._sent([self._pop_ranked(now, delay)])
-        return taken
-
-    def _pop_ranked(self, now: float, delay: ExpectedDelay) -> TrackedRun:
-        """Return the run whose end is expected to have gone unnoticed for longest."""
-        while True:
-            if not self._ranked or now >= self._ranked_until:
-                self._ranked = sorted(self._candidates, key=lambda execution_id: delay(self._candidates[execution_id]))
-                self._ranked_until = now + max(_RANKING_HOLDS, _RANKING_PER_RUN * len(self._ranked))
-            run = self._candidates.get(self._ranked.pop())
-            if run is not None:
-                return run
-
-    def next_ranked_at(self, now: float, budget: float, quota: Quota) -> float:
-        """Return when `take_ranked` returns the next."""
-        return self._spread.next_at(now, budget, quota.resets_in)
-
-    def _sent(self, runs: list[TrackedRun]) -> list[TrackedRun]:
-        for run in runs:
-            run.stage = PollStage.IN_FLIGHT
-            del self._candidates[run.execution_id]
-        return runs
-
-
-# ---- When one run is due
-
-_LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
-_LIKELY: Final = 0.25  # the probability of an end that is worth one
-_FIRST_STEP: Final = 600.0
-_LISTED_AFTER: Final = 3.0  # seconds after its submit from which a run should be listed
-_NEW_FACTOR: Final = 0.8  # of the cost, while a duration model is new: it may be wrong
-_LIMITED_FACTOR: Final = 4.0  # times the delay of a recheck when the quota is limited
-
-
-def longest_step(age: float) -> float:
-    """Return the longest step between two polls of a run of that age, in seconds."""
-    return max(10.0, age / 4)
-
-
-class PollTiming:
-    """When each run is due.
-
-    `cost`: of a poll now, in seconds of latency. `is_quota_limited`: whether few polls are left. `uses_listings`:
-    whether listings are being fetched.
-    """
-
-    def __init__(
-        self,
-        polling: Polling,
-        learned: LearnedDurations,
-        index: RunIndex,
-        listings: ListingScheduler,
-        breaker: ListingBreaker,
-    ) -> None:
-        self.cost = polling.cost_of_request
-        self.is_quota_limited = self.uses_listings = False
-        self._schedule = polling.schedule
-        self._learned = learned
-        self._index = index
-        self._listings = listings
-        self._breaker = breaker
-        self._probes: set[str] = set()
-
-    def remove(self, execution_id: str) -> None:
-        """Remove a run that is no longer polled."""
-        self._probes.discard(execution_id)
-
-    def due_at(self, run: TrackedRun, now: float, jitter: float) -> float:
-        """Return when a run is to be polled, or when to decide again."""
-        if self._schedule is not None:
-            return max(run.not_before, _due_on_schedule(run, self._schedule, jitter))
-        if run.is_reported:
-            return run.not_before
-        at = self._due_with_listings(run, now) if self.uses_listings else self._due_alone(run, run.last_running_at)
-        if run.deadlines:
-            at = _due_for_deadline(run, self._learned.durations_for(run.duration_key), now, at)
-        return max(run.not_before, at)
-
-    def _due_alone(self, run: TrackedRun, last_running_at: float) -> float:
-        """Return when a run is due without listings: when its expected delay reaches the cost of a poll."""
-        if run.submitted_at is None and run.poll_count == 0:
-            return -math.inf
-        cost = self.cost * (_NEW_FACTOR if self._learned.is_new(run.duration_key) else 1.0)
-        return run.started_at + self._learned.next_poll(run.duration_key, run.age(last_running_at), cost)
-
-    def _due_with_listings(self, run: TrackedRun, now: float) -> float:
-        """Return when a run is polled although there are listings: when none shows it, or as a recheck."""
-        is_listed = self._listings.last_success_at >= run.started_at + _LISTED_AFTER
-        is_unconfirmed = is_listed and self._breaker.is_unconfirmed
-        if is_unconfirmed or not self._index.is_listable(run) or self._is_probe(run):
-            return self._due_alone(run, run.last_seen_at)
-        last_running_at = run.last_listed_at if self._breaker.shows_running else self._listings.last_success_at
-        if not is_listed:
-            last_running_at = run.started_at + _LISTED_AFTER
-        listed_until = last_running_at + longest_step(run.age(last_running_at))
-        if listed_until > now:
-            return min(listed_until, self._recheck_at(run))
-        return self._due_alone(run, run.last_running_at)
-
-    def _recheck_at(self, run: TrackedRun) -> float:
-        """Return when a run that listings show as running is polled all the same."""
-        delay = self._breaker.recheck_after * (_LIMITED_FACTOR if self.is_quota_limited else 1.0)
-        age = run.age(run.last_seen_at)
-        if age <= 0:
-            return run.started_at + self._learned.next_poll(run.duration_key, 0.0, delay)
-        return run.started_at + self._learned.durations_for(run.duration_key).next_poll(age, delay, longest=_FIRST_STEP)
-
-    def _is_probe(self, run: TrackedRun) -> bool:
-        """Return whether a run is one of the few that are polled until listings have proven themselves."""
-        if self._breaker.is_proven:
-            self._probes.clear()
-            return False
-        if len(self._probes) < MIN_RUNS:
-            self._probes.add(run.execution_id)
-        return run.execution_id in self._probes
-
-
-def _due_on_schedule(run: TrackedRun, schedule: Backoff, jitter: float) -> float:
-    if run.submitted_at is None and run.poll_count == 0:
-        return -math.inf
-    try:
-        pause = min(schedule.longest, schedule.first * float(schedule.factor) ** run.poll_count)
-    except OverflowError:
-        pause = schedule.longest
-    since = run.last_poll_at if run.poll_count else (run.submitted_at or 0.0)
-    return since + pause * (1.0 + schedule.jitter * (jitter - 0.5) * (run.poll_count > 0))
-
-
-def _due_for_deadline(run: TrackedRun, durations: Durations, now: float, at: float) -> float:
-    """Return when the poll planned for `at` is due, given the deadlines of those who wait.
-
-    The first wait that ends before it, and by whose end the run has likely finished, gets a last poll.
-    """
-    deadlines, last_running_at = run.deadlines_after(now), run.age(run.last_running_at)
-
-    def probability(deadline: float) -> float:
-        return durations.expected_delay(last_running_at, run.age(deadline - _LEAD))[1]
-
-    first = bisect_left(deadlines, _LIKELY, key=probability)
-    return at if first == len(deadlines) else min(at, deadlines[first] - _LEAD)
-
-
-# ---- The runs that were reported finished
-
-
-class ReportedFinished:
-    """The runs that were reported finished and have not been polled since."""
-
-    def __init__(self, index: RunIndex, ready: ReadyQueue, listings: ListingScheduler, breaker: ListingBreaker) -> None:
-        self._index = index
-        self._ready = ready
-        self._listings = listings
-        self._breaker = breaker
-        self._statuses: dict[str, str | None] = {}  # the status by which a listing reported it
-        self._matching: dict[str, str] = {}
-
-    def add(self, run: TrackedRun, status: str | None = None) -> None:
-        """Poll a run before all others; `status`: by which a listing shows it, None for another source."""
-        self._ready.discard(run)
-        self._index.mark_reported(run)
-        self._statuses[run.execution_id] = status
-        self._ready.add_reported(run)
-
-    def discard(self, execution_id: str) -> None:
-        """Remove a run that is no longer polled."""
-        self._statuses.pop(execution_id, None)
-
-    def was_listed(self, run: TrackedRun) -> bool:
-        """Return whether it was a listing that reported the run."""
-        return self._statuses.get(run.execution_id) is not None
-
-    def refute(self, run: TrackedRun, now: float) -> None:
-        """Record that a poll found a reported run still running."""
-        self._index.unmark_reported(run)
-        status = self._statuses.pop(run.execution_id)
-        if status is not None and self._breaker.record_wrong_end(now, status):
-            run.ignore_until = now + longest_step(run.age(now))
-
-    def listable_count(self) -> int:
-        """Return the number of runs that a listing can still show something new of."""
-        return self._index.listable_count() - len(self._statuses)
-
-    def page_received(self, page: PageRequest, status_page: StatusPage, now: float) -> PageRequest | None:
-        """Process a page; return the next page of the listing, None when it is complete."""
-        matched, deepest = page.matched, 0
-        finished: dict[str, tuple[TrackedRun, str]] = {}
-        for row, (request, status) in enumerate(status_page.row_statuses, 1):
-            run = self._index.by_request_id(request)
-            if run is None:
-                continue
-            deepest = row
-            if run.is_reported:
-                continue
-            is_running = self._breaker.means_running(status)
-            self._breaker.record_match(is_running=is_running)
-            if is_running:
-                matched += run.last_listed_at != page.started_at
-                self._listed_running(run, page.started_at, now)
-            elif run.ignore_until > now or run.stage is PollStage.IN_FLIGHT:
-                matched += 1
-            else:
-                finished[run.execution_id] = run, status
-        for run, status in sorted(finished.values(), key=lambda one: one[0].started_at):
-            self.add(run, status)
-        self._matching |= self._breaker.relevant(status_page.row_statuses)
-        following = self._listings.next_page(
-            attrs.evolve(page, matched=matched), status_page, self.listable_count(), deepest
-        )
-        if following is None:
-            self._breaker.check_unlisted_ends(
-                page.started_at, now, self._matching, is_last_page=status_page.row_count < page.limit
-            )
-            self._matching = {}
-        return following
-
-    def _listed_running(self, run: TrackedRun, started_at: float, now: float) -> None:
-        run.last_listed_at = started_at
-        if run.stage is PollStage.READY:  # it waits for a request, and may need none any more
-            self._ready.discard(run)
-            self._index.schedule(run, now)
-
-    def reset(self) -> None:
-        """Forget the listing in progress: it was cut short."""
-        self._matching = {}
+    def age(self, at: float) -> float:
+        """Return its age at a time; 0 for a time before its start."""
+        return at - self.started_at if at > self.started_at else 0.0
 
 
 # ---- What a failed poll means
 
 NOT_FOUND_GRACE: Final = 5.0  # seconds for which a fresh id may answer 404 (contract 5, assumed)
-MAX_POLL_FAILURES: Final = 5  # polls that may fail in a row before a wait without a deadline ends
 
 _TRANSIENT: Final = (ConnectionFailedError, NoAnswerError, InvalidResponseError, ServiceError, RateLimitError)
 _PROXY_TIMEOUTS: Final = (408, 499)  # a proxy timed out: that says nothing of the run
@@ -540,7 +99,7 @@ class PollFailure(Enum):
     IGNORABLE = "ignorable"
     """As good as a poll that found the run running."""
     TRANSIENT = "transient"
-    """Of the way there, not of the run: `MAX_POLL_FAILURES` in a row end a wait that has no deadline."""
+    """Of the way there, not of the run: `Polling.max_failures` in a row end a wait that has no deadline."""
     PERMANENT = "permanent"
     """No later poll can do better: every wait ends."""
 
@@ -555,281 +114,521 @@ def classify_poll_error(error: KnoudsError, *, age: float | None) -> PollFailure
     return PollFailure.TRANSIENT if is_proxy_timeout or isinstance(error, _TRANSIENT) else PollFailure.PERMANENT
 
 
+# ---- Whether to rely on webhooks
+
+_MIN_ENDS: Final = 3
+_MIN_DELIVERED: Final = 0.4  # the part of the latest ends that must have been delivered
+
+
+class DeliveryRecord:
+    """Whether the latest ends were delivered. `is_expected`: whether deliveries can be handed to this client."""
+
+    def __init__(self) -> None:
+        self.is_expected = False
+        self._was_delivered: deque[bool] = deque(maxlen=50)
+
+    def add(self, *, was_delivered: bool) -> None:
+        """Record an end that was delivered, or that a poll found first."""
+        self._was_delivered.append(was_delivered)
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether deliveries are expected and come, for the most part."""
+        seen, delivered = len(self._was_delivered), sum(self._was_delivered)
+        return self.is_expected and (seen < _MIN_ENDS or delivered >= _MIN_DELIVERED * seen)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether deliveries came lately."""
+        return self.is_reliable and any(self._was_delivered)
+
+
 # ---- The scheduler
 
-_FORECAST_HOLDS: Final = 0.25  # seconds for which a forecast holds
-_COUNT_PER_RUN: Final = 0.002  # seconds between two counts of all runs, for each of them
-_RECHECK: Final = 1.0  # seconds after which a listing that is not due is reconsidered
-_MIN_RUNS_PROVEN: Final = 2  # running runs for which a listing pays once listings are proven
-_PLENTY: Final = 5  # polls that have to be left for each run, or listings are preferred
-_SPECULATIVE_SHARE: Final = 0.1  # of scarce requests: for runs that listings do not show
-_MAX_LAG: Final = 5.0  # seconds by which a listing may lag
+_MIN_RUNS: Final = 3  # awaited runs for which a listing pays
+_PROBES: Final = 1  # runs that are polled as well until listings have proven right
+_RECHECK_COST: Final = 30.0  # of a poll of a run that listings show running, in seconds
+_DOUBTED_COST: Final = 10.0  # the same while listings have shown no end, or once one was wrong
+_LIMITED_FACTOR: Final = 4.0  # the factor of it where polls are limited
+
+_NEW_ENDS: Final = 3  # ends from which a target is known
+_EARLY_AGES: Final = (1.5, 6.0, 12.0)  # at which a run of a new target is polled at the latest
+_OUTLIVED_STEP: Final = 0.2  # of its age: the longest step of a run that outlived all that were seen
+_CHEAP: Final = 1.0  # a cost of a request up to which there are early ones
+_PLENTY: Final = 10  # requests that have to be left for each that is due at a time, or there are no early ones
+
+_DELIVERY_FACTOR: Final = 16.0  # of the cost while webhooks arrive
+_HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota is scarce
+_TARGET_USE: Final = 0.8  # the part of the remaining quota that polls plan to use
+_SPECULATIVE_SHARE: Final = 0.1  # of scarce polls: for runs that listings have not reported
+
+_LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
+_LIMITED: Final = 5  # polls for each run: fewer are a limit
+_LIKELY: Final = 0.25  # the probability of an end that is worth one
+_FIRST_STEP: Final = 600.0
+_LONGEST_STEP: Final = 60.0
+_RECONSIDER: Final = 10.0  # seconds after which a due time is worked out anew
+_BLOCKED: Final = 1.0  # seconds after which a run that found no quota asks again
+_COUNT_PER_RUN: Final = 0.002  # seconds between two counts of all runs, for each of them; one second at least
+_VAGUE: Final = 30.0  # seconds within which an end has to be known to teach anything
 _FAILURE_PAUSE: Final = 2.0  # seconds after a failed poll
 _MAX_FAILURE_PAUSE: Final = 10.0
 _POLL_WITHIN: Final = 2.0  # seconds within which a poll should come back
-_FEW_RUNS: Final = 10  # runs that may be polled before the quota is known
-_PROBE_WAIT: Final = 2.0  # seconds for which that is waited for
+_FEW: Final = 10  # polls in flight before the first answer shows the quota
+_ROUNDING: Final = 1e-6
 _NO_QUOTA: Final = Quota()
 
 
 @attrs.frozen
 class PollPlan:
-    """What to send now, and when to plan again (inf: when something changes)."""
+    """What to send now, and when to plan again (inf: when something changes). `served`: the runs due for a listing."""
 
     polls: list[str]
     page: PageRequest | None
+    served: list[str]
     next_at: float
 
 
 class PollScheduler:
-    """The polls and listings for all executions that somebody waits for."""
+    """The polls and listings for all executions that somebody waits for.
+
+    A run is in `_heap`, by when to consider it next; in `_overdue` or, when it was reported finished, in `_ready`,
+    while it waits for a poll; or in `_in_flight`, since that was sent, also after it was removed. `_reported`: the
+    status of its row by which each was reported, None for a webhook. `_hidden`: those that listings do not show.
+    """
 
     def __init__(self, polling: Polling, learned: LearnedDurations) -> None:
+        self.deliveries = DeliveryRecord()
         self._polling = polling
         self._learned = learned
-        self._index = RunIndex()
-        self._ready = ReadyQueue()
-        self._in_flight: dict[str, float] = {}  # since when; also runs that were removed meanwhile
-        self._listings = ListingScheduler(polling.cost_of_request)
-        self._breaker = ListingBreaker()
-        self._timing = PollTiming(polling, learned, self._index, self._listings, self._breaker)
-        self._reported = ReportedFinished(self._index, self._ready, self._listings, self._breaker)
-        self._forecast = Forecast()
-        self._forecast_until = self._next_count_at = -math.inf
-        self._first_poll_at = math.inf
-        self._is_answered = False
+        self._listings = Listings()
+        self._runs: dict[str, TrackedRun] = {}
+        self._by_request: dict[str, TrackedRun | None] = {}  # None: more than one run has it
+        self._heap: list[tuple[float, float, str]] = []
+        self._overdue: list[tuple[float, str]] = []
+        self._reported: dict[str, str | None] = {}
+        self._ready: deque[str] = deque()
+        self._in_flight: dict[str, float] = {}
+        self._hidden: set[str] = set()
+        self._scarcity, self._next_count_at = 1.0, -math.inf
+        self._saved, self._saved_at = 0.0, -math.inf
+        self._uses_listings = self._is_limited = self._is_answered = False
+        self._is_plenty = polling.cost_of_request <= _CHEAP
 
     def __len__(self) -> int:
         """Return the number of runs being polled."""
-        return len(self._index)
+        return len(self._runs)
 
     def __contains__(self, execution_id: str) -> bool:
         """Return whether a run is being polled."""
-        return self._index.get(execution_id) is not None
+        return execution_id in self._runs
+
+    # Who is polled.
 
     def add(self, run: TrackedRun, now: float, jitter: float) -> None:
         """Start polling a run where it left off; one of unknown age is polled at once."""
-        run.settle_start(now)
-        self._learned.durations_for(run.duration_key, run.expected)  # created, if it is new
-        self._index.add(run)
-        if self._in_flight.get(run.execution_id, -math.inf) > now - _POLL_WITHIN:  # an earlier wait began it
-            run.stage = PollStage.IN_FLIGHT
-        else:
+        if math.isnan(run.started_at):
+            run.start(now - ASSUMED_AGE if run.submitted_at is None else run.submitted_at)
+        self._learned.add(run.duration_key, run.expected)
+        self._runs[run.execution_id] = run
+        run.due_at, run.recheck_at, run.deadlines = math.inf, self._recheck_at(run), None
+        self._index(run)
+        if self._in_flight.get(run.execution_id, -math.inf) <= now - _POLL_WITHIN:  # else an earlier wait began a poll
+            self._in_flight.pop(run.execution_id, None)
             self._schedule(run, now, jitter)
 
     def remove(self, execution_id: str) -> None:
         """Stop polling a run; it can be added again."""
-        run = self._index.remove(execution_id)
+        run = self._runs.pop(execution_id, None)
         if run is not None:
-            self._ready.discard(run)
-            self._reported.discard(execution_id)
-            self._timing.remove(execution_id)
+            self._reported.pop(execution_id, None)
+            self._hidden.discard(execution_id)
+            if run.request_id is not None and self._by_request.get(run.request_id) is run:
+                del self._by_request[run.request_id]
+
+    def _index(self, run: TrackedRun) -> None:
+        """Index a run by its request id; one that has none, or shares it, is shown by no listing."""
+        other = None if run.request_id is None else self._by_request.setdefault(run.request_id, run)
+        if other is not run:
+            self._hidden |= {run.execution_id} | ({other.execution_id} if other else set())
+            if run.request_id is not None:
+                self._by_request[run.request_id] = None
+
+    def set_request_id(self, run: TrackedRun, request_id: str) -> None:
+        """Set the request id by which listings show a run, unless it is known already."""
+        if run.request_id is None:
+            run.request_id = request_id
+            if run.execution_id in self._runs:
+                self._hidden.discard(run.execution_id)
+                self._index(run)
+
+    def set_submitted_at(self, run: TrackedRun, submitted_at: float) -> None:
+        """Set when a run was submitted whose age was unknown."""
+        run.submitted_at = submitted_at
+        run.start(submitted_at)
 
     def add_deadline(self, execution_id: str, deadline: float, now: float, jitter: float) -> None:
         """Add a deadline until which somebody waits for a run."""
-        run = self._index.get(execution_id)
+        run = self._runs.get(execution_id)
         if run is not None:
-            run.add_deadline(deadline)
-            if run.stage is PollStage.SCHEDULED:
+            run.deadlines = run.deadlines or []
+            insort(run.deadlines, deadline)
+            if self._is_scheduled(run):
                 self._schedule(run, now, jitter)
 
     def report_finished(self, execution_id: str) -> None:
         """Record that a run was reported finished: it is polled before all others."""
-        run = self._index.get(execution_id)
-        if run is not None and not run.is_reported and run.stage is not PollStage.IN_FLIGHT:
-            self._reported.add(run)
-
-    def set_request_id(self, run: TrackedRun, request_id: str) -> None:
-        """Set the request id by which listings show a run."""
-        self._index.set_request_id(run, request_id)
-
-    def set_submitted_at(self, run: TrackedRun, submitted_at: float) -> None:
-        """Set when a run was submitted whose age was unknown."""
-        self._index.reset_start(run, run.duration_key, submitted_at)
+        if execution_id in self._runs and execution_id not in self._reported and execution_id not in self._in_flight:
+            self._reported[execution_id] = None
+            self._ready.append(execution_id)
 
     def cancel_requested(self, run: TrackedRun, now: float, jitter: float) -> None:
         """Record that a run was asked to cancel: it will finish soon."""
         if run.duration_key != CANCEL_KEY:
-            self._index.reset_start(run, CANCEL_KEY, now)
+            run.duration_key = CANCEL_KEY
+            self._learned.add(CANCEL_KEY, None)
+            self.set_submitted_at(run, now)
             run.last_seen_at = now
-            if run.stage is PollStage.SCHEDULED:
+            if self._is_scheduled(run):
                 self._schedule(run, now, jitter)
+
+    def _is_waiting(self, run: TrackedRun) -> bool:
+        return run.execution_id not in self._reported and run.execution_id not in self._in_flight
+
+    def _is_scheduled(self, run: TrackedRun) -> bool:
+        return run.execution_id in self._runs and run.execution_id not in self._in_flight
+
+    # When a run is due.
+
+    def _schedule(self, run: TrackedRun, now: float, jitter: float) -> None:
+        at = self._due_at(run, now, jitter)
+        self._push(run, at, max(now, min(at, now + _RECONSIDER)))
+
+    def _push(self, run: TrackedRun, due_at: float, at: float) -> None:
+        """Put a run that is due at a time into the heap, to be considered at another; what was there before is void."""
+        run.due_at = due_at
+        heapq.heappush(self._heap, (at, due_at, run.execution_id))
+
+    def _next_at(self) -> float:
+        while self._heap:
+            at, due_at, name = self._heap[0]
+            run = self._runs.get(name)
+            if run is not None and run.due_at == due_at and self._is_scheduled(run):
+                return at
+            heapq.heappop(self._heap)
+        return math.inf
+
+    def _due_at(self, run: TrackedRun, now: float, jitter: float) -> float:
+        """Return when a run is due for a listing or a poll."""
+        if run.submitted_at is None and run.poll_count == 0:
+            return run.not_before  # it may have finished long since
+        if self._polling.schedule is not None:
+            return max(run.not_before, _due_on_schedule(run, self._polling.schedule, jitter))
+        durations = self._learned.durations_for(run.duration_key)
+        if run.recheck_at <= now:
+            run.recheck_at = self._recheck_at(run)
+        is_served = self._is_served(run, now)
+        seen = run.age(run.last_seen_at if self._is_probe(run) else run.last_running_at)
+        if self._is_left_to_deliveries(run):
+            cost = max(_DELIVERY_FACTOR * self._polling.cost_of_request, durations.median)
+            age = durations.next_poll(seen, cost, longest=_FIRST_STEP)
+        elif is_served:
+            cost = self._polling.cost_of_request / self._served_count()
+            age = seen + min(math.sqrt(2 * cost / durations.hazard(seen)), self._longest_step(durations, seen))
+        else:
+            cost = self._polling.cost_of_request * self._scarcity
+            age = durations.next_poll(seen, cost, longest=self._longest_step(durations, seen))
+        at = min(run.started_at + age, run.recheck_at if is_served else math.inf)
+        return max(run.not_before, _due_for_deadline(run, durations, now, at) if run.deadlines else at)
+
+    def _longest_step(self, durations: Durations, seen: float) -> float:
+        """Return the longest step after a run was seen running at an age: none is known that took so long, or some."""
+        longest = min(_LONGEST_STEP, max(10.0, seen / 4)) if seen > 0 else _FIRST_STEP
+        if not self._is_plenty or seen < durations.longest or durations.expected is not None:
+            return longest
+        if durations.end_count >= _NEW_ENDS:
+            return min(longest, max(_EARLY_AGES[0] / 2, _OUTLIVED_STEP * seen))
+        return min(longest, next((age - seen for age in _EARLY_AGES if age > seen + 0.1), longest))
+
+    def _is_left_to_deliveries(self, run: TrackedRun) -> bool:
+        if run.expects_delivery is None:
+            return self.deliveries.has_any and run.poll_count > 0
+        return run.expects_delivery and self.deliveries.is_reliable
+
+    def _is_served(self, run: TrackedRun, now: float) -> bool:
+        """Return whether listings serve a run, and no poll of its own is due."""
+        is_listed = self._uses_listings and run.execution_id not in self._hidden and now < run.recheck_at
+        return is_listed and not self._is_probe(run) and not self._is_left_to_deliveries(run)
+
+    def _is_probe(self, run: TrackedRun) -> bool:
+        """Return whether a run is one of the few that are polled as well until listings have proven right."""
+        return not self._listings.is_proven and run.execution_id in islice(self._runs, _PROBES)
+
+    def _served_count(self) -> int:
+        return max(1, len(self._runs) - len(self._hidden) - len(self._reported))
+
+    def _recheck_at(self, run: TrackedRun) -> float:
+        """Return when a run is polled though listings show it running."""
+        cost = _RECHECK_COST if self._listings.is_proven and not self._listings.has_missed else _DOUBTED_COST
+        cost *= _LIMITED_FACTOR if self._is_limited else 1.0
+        durations, seen = self._learned.durations_for(run.duration_key), run.age(run.last_seen_at)
+        return run.started_at + durations.next_poll(seen, cost, longest=_FIRST_STEP)
+
+    # What to send.
 
     def plan(
         self, now: float, jitter: float, *, poll_quota: Quota = _NO_QUOTA, usage_quota: Quota = _NO_QUOTA
     ) -> PollPlan:
         """Return what to send now; polls are in flight until `polled`, a page until it was received or failed."""
-        self._timing.is_quota_limited = poll_quota.available <= _PLENTY * len(self._index)
-        used_listings, uses_listings = self._timing.uses_listings, self._may_list(now)
-        self._timing.uses_listings = uses_listings
-        self._update_forecast(now, poll_quota, uses_listings=uses_listings)
-        if used_listings and not uses_listings:
-            for run in self._index:
-                if run.stage is PollStage.SCHEDULED:
-                    run.due_at = max(now, self._timing.due_at(run, now, jitter))
-            self._index.rebuild_heap()
-        self._count_running(now)
-        probe_until = self._probe_until(now, poll_quota)
-        while (now >= probe_until or not self._has_begun()) and (due := self._index.pop_due(now)) is not None:
-            self._consider(due, now, jitter)
-        page, page_at = self._next_page(now, poll_quota, usage_quota) if uses_listings else (None, math.inf)
-        polls, more_at = self._take_polls(now, poll_quota, uses_listings=uses_listings)
-        return PollPlan(polls, page, min(max(self._index.next_due_at(), probe_until), more_at, page_at))
+        fewest = _MIN_RUNS - self._listings.is_proven
+        may_list = self._polling.sweeps and self._polling.schedule is None and len(self._runs) >= fewest
+        self._weigh(now, poll_quota, usage_quota, may_list=may_list)
+        available = poll_quota.available if self._in_flight else max(1, poll_quota.available)  # one may wait in line
+        served = self._sort_due(now, jitter, self._listings.next_at(now, usage_quota))
+        polls = self._take_reported(now, available)
+        polls += self._take_overdue(now, jitter, self._spare(now, available - len(polls), poll_quota))
+        page, next_at = None, self._next_at()
+        if self._ready or self._overdue:
+            next_at = min(next_at, poll_quota.next_at(now) if available < len(polls) + 1 else now + _BLOCKED)
+        if may_list:
+            wants_listing = bool(served) or now >= self._listings.retry_at() or self._listings.has_to_check(now)
+            is_possible = now >= self._listings.next_at(now, usage_quota)
+            if wants_listing and is_possible and not (self._ready and poll_quota.available <= 0):
+                page = self._listings.start(now, self._served_count())
+            next_at = min(next_at, max(self._listings.retry_at(), now + _BLOCKED))
+        return PollPlan(polls, page, served, next_at)
 
-    def _may_list(self, now: float) -> bool:
-        if not self._polling.sweeps or self._polling.schedule is not None or not self._breaker.allows_requests(now):
-            return False
-        fewest = MIN_RUNS
-        if self._breaker.is_proven:
-            fewest = 1 if self._timing.is_quota_limited else _MIN_RUNS_PROVEN
-        return len(self._index) >= max(fewest, 2 * self._listings.depth - 1)
+    def _weigh(self, now: float, poll_quota: Quota, usage_quota: Quota, *, may_list: bool) -> None:
+        """Work out what requests are worth: whether listings are used, and how scarce polls are."""
+        used_listings = self._uses_listings
+        self._uses_listings = may_list and self._listings.is_usable(now, usage_quota)
+        self._is_limited = poll_quota.available <= _LIMITED * len(self._runs)
+        singles = max(1, len(self._hidden)) if self._uses_listings else len(self._runs)
+        is_unused = min(poll_quota.available, usage_quota.available) >= _PLENTY * singles
+        self._is_plenty = is_unused and singles <= _FEW and self._polling.cost_of_request <= _CHEAP
+        if now >= self._next_count_at or used_listings != self._uses_listings:
+            self._next_count_at = now + max(1.0, _COUNT_PER_RUN * len(self._runs))
+            self._count_running()
+            self._scarcity = 1.0 if poll_quota.limit is None else self._scarcity_of(poll_quota, now)
 
-    def _update_forecast(self, now: float, poll_quota: Quota, *, uses_listings: bool) -> None:
-        """Update the forecast: what listings will find, and what a request is worth when requests are scarce."""
-        if uses_listings:
-            self._listings.advance(now)
-        else:
-            self._listings.pause()
-        is_priced = not uses_listings and poll_quota.limit is not None and len(self._index) > 1
-        if now < self._forecast_until or not (uses_listings or is_priced) or self._polling.schedule is not None:
-            return
-        ages = self._index.ages
-        self._forecast = ages.forecast(self._learned, now)
-        self._forecast_until = now + max(_FORECAST_HOLDS, _COUNT_PER_RUN / 20 * ages.key_count)
-        self._listings.set_rate(self._forecast.ends_per_second)
-        self._timing.cost = self._polling.cost_of_request
-        if is_priced:
-            self._timing.cost = scarcity_cost(self._timing.cost, self._forecast.polls_per_second, poll_quota.limit)
+    def _scarcity_of(self, quota: Quota, now: float) -> float:
+        """Return the factor of the cost at which polls just use up what is left of the quota.
 
-    def _probe_until(self, now: float, poll_quota: Quota) -> float:
-        """Return until when a single poll is sent first: its answer shows the quota for the rest."""
-        if self._is_answered or poll_quota.limit is not None or len(self._index) <= _FEW_RUNS:
-            return -math.inf
-        if self._first_poll_at == math.inf and self._index.next_due_at() <= now:
-            self._first_poll_at = now
-        return now if self._first_poll_at == math.inf else self._first_poll_at + _PROBE_WAIT
+        At a cost of c the polls of a run that are worth sending are sqrt(hazard / 2c) a second.
+        """
+        polls = sum(
+            math.sqrt(self._learned.durations_for(run.duration_key).hazard(run.age(now)) / 2)
+            for run in self._runs.values()
+            if not self._is_served(run, now)
+        )
+        per_second = _TARGET_USE * quota.per_second
+        cost = _HIGHEST_COST if per_second <= 0 else min(_HIGHEST_COST, (polls / per_second) ** 2)
+        return max(1.0, cost / self._polling.cost_of_request)
 
-    def _has_begun(self) -> bool:
-        return bool(self._in_flight) or self._ready.has_candidates
+    def _take_reported(self, now: float, available: float) -> list[str]:
+        """Return runs that were reported finished, as many as may be polled now."""
+        taken: list[str] = []
+        while self._ready and len(taken) + 1 <= available:
+            name = self._ready.popleft()
+            if name in self._reported and name not in self._in_flight:
+                taken.append(name)
+                self._in_flight[name] = now
+        return taken
 
-    def _consider(self, run: TrackedRun, now: float, jitter: float) -> None:
-        has_schedule = self._polling.schedule is not None  # its jitter was applied before
-        if not has_schedule and (at := self._timing.due_at(run, now, jitter)) > now:
-            self._index.schedule(run, at)
-        elif run.is_reported:
-            run.stage = PollStage.REPORTED
-            self._ready.add_reported(run)
-        else:
-            self._ready.add(run)
+    def _sort_due(self, now: float, jitter: float, listing_at: float) -> list[str]:
+        """Put the runs that are due where they wait for a poll; return those that wait for a listing."""
+        served: list[str] = []
+        while self._heap and self._next_at() <= now:
+            run = self._runs[heapq.heappop(self._heap)[2]]
+            if self._is_due(run, now, jitter):
+                if run.execution_id in self._reported:
+                    self._ready.append(run.execution_id)
+                elif self._is_served(run, now):
+                    served.append(run.execution_id)
+                    self._push(run, run.due_at, listing_at if listing_at > now else now + 1.0)
+                else:
+                    heapq.heappush(self._overdue, (run.due_at, run.execution_id))
+        return served
 
-    def _take_polls(self, now: float, poll_quota: Quota, *, uses_listings: bool) -> tuple[list[str], float]:
-        """Return the polls that may be sent now, and when there will be more."""
-        available = (
-            poll_quota.available if self._in_flight else max(1, poll_quota.available)
-        )  # one may always wait in line
-        taken = self._ready.take_reported(available)
-        available -= len(taken)
-        more_at = poll_quota.next_at(now) if self._ready.has_reported else math.inf
-        if self._ready.has_candidates:
-            speculative, at = self._take_candidates(now, available, poll_quota, uses_listings=uses_listings)
-            taken, more_at = taken + speculative, min(more_at, at)
-        self._in_flight |= {run.execution_id: now for run in taken}
-        return [run.execution_id for run in taken], more_at
+    def _take_overdue(self, now: float, jitter: float, spare: float) -> list[str]:
+        """Return runs to poll that only may have finished, in the order in which they became due."""
+        taken: list[str] = []
+        while self._overdue and len(taken) + 1 <= spare + _ROUNDING:
+            due_at, name = heapq.heappop(self._overdue)
+            run = self._runs.get(name)
+            if run is not None and run.due_at == due_at and self._is_scheduled(run) and self._is_due(run, now, jitter):
+                taken.append(name)
+                self._in_flight[name] = now
+        self._saved -= len(taken)
+        return taken
 
-    def _take_candidates(
-        self, now: float, available: float, poll_quota: Quota, *, uses_listings: bool
-    ) -> tuple[list[TrackedRun], float]:
-        """Return the polls of runs that may have finished, and when there will be more."""
-        ready = self._ready
-        if self._polling.schedule is not None:
-            return ready.take_all(available), poll_quota.next_at(now) if ready.has_candidates else math.inf
-        if uses_listings and self._breaker.is_proven and self._listings.is_expected(now):
-            return [], self._listings.expected_until()
-        if available <= 0:
-            return [], poll_quota.next_at(now)
-        budget = max(_SPECULATIVE_SHARE * available, available - len(self._index)) if uses_listings else available
-        if ready.candidate_count <= budget and len(self._index) <= available:
-            return ready.take_all(), math.inf
-        candidates = ready.take_ranked(now, budget, poll_quota, self._delay(now))
-        return candidates, ready.next_ranked_at(now, budget, poll_quota) if ready.has_candidates else math.inf
+    def _is_due(self, run: TrackedRun, now: float, jitter: float) -> bool:
+        """Return whether a run is due by now; if not, it is scheduled anew."""
+        if self._polling.schedule is None:  # else the jitter would be drawn again
+            at = self._due_at(run, now, jitter)
+            run.due_at = at if at > now else min(run.due_at, now)
+        if run.due_at > now:
+            self._push(run, run.due_at, min(run.due_at, now + _RECONSIDER))
+        return run.due_at <= now
 
-    def _next_page(self, now: float, poll_quota: Quota, usage_quota: Quota) -> tuple[PageRequest | None, float]:
-        """Return the page to request now, or when to decide again."""
-        if self._ready.has_reported and poll_quota.available <= 0:
-            return None, math.inf  # runs that were reported finished wait already
-        at = self._listings.due_at(usage_quota)
-        if at > now:
-            return None, min(at, now + _RECHECK)
-        return self._listings.start(now, self._reported.listable_count()), math.inf
+    def _spare(self, now: float, available: float, quota: Quota) -> float:
+        """Return how many polls there are for runs that only may have finished: few are spread over the window."""
+        spare = max(_SPECULATIVE_SHARE * available, available - len(self._runs)) if self._uses_listings else available
+        if not self._is_answered:
+            spare = min(spare, max(1.0, _FEW - len(self._in_flight)))
+        if len(self._runs) <= available or self._polling.schedule is not None:
+            self._saved, self._saved_at = 0.0, now
+            return spare
+        resets_in = max(60.0 if quota.resets_in is None else quota.resets_in, 1.0)
+        earned = spare * min(now - self._saved_at, _BLOCKED) / resets_in
+        self._saved = min(max(1.0, spare), max(0.0, self._saved) + earned)
+        self._saved_at = now
+        return self._saved
 
-    def _schedule(self, run: TrackedRun, now: float, jitter: float) -> None:
-        self._index.schedule(run, max(now, self._timing.due_at(run, now, jitter)))
+    def _count_running(self) -> None:
+        """Count the time of all running runs, so that the fast ones of a batch do not make the target look fast."""
+        spans: dict[str, list[tuple[float, float]]] = {}
+        for run in self._runs.values():
+            seen = run.last_running_at
+            if seen > run.counted_until and run.submitted_at is not None:
+                spans.setdefault(run.duration_key, []).append((run.age(run.counted_until), run.age(seen)))
+                run.counted_until = seen
+        for key, new_spans in spans.items():
+            self._learned.observe_running(key, new_spans)
 
-    def _delay(self, now: float) -> ExpectedDelay:
-        def delay(run: TrackedRun) -> float:
-            return self._learned.durations_for(run.duration_key).expected_delay(
-                run.age(run.last_running_at), run.age(now)
-            )[0]
-
-        return delay
+    # What came back.
 
     def polled(self, execution_id: str, now: float, jitter: float, *, is_answered: bool = True) -> None:
         """Record that a poll came back without the end of its run: the run is still running, or the poll failed."""
-        self._in_flight.pop(execution_id, None)
         self._is_answered = True
-        run = self._index.get(execution_id)
-        if run is None or run.stage is not PollStage.IN_FLIGHT:
+        run = self._runs.get(execution_id)
+        if self._in_flight.pop(execution_id, None) is None or run is None:
             return
         run.poll_count, run.last_poll_at = run.poll_count + 1, now
         if is_answered:
-            self._found_running(run, now)
+            run.last_seen_at, run.not_before, run.failures = now, now, 0
+            run.recheck_at = self._recheck_at(run)
+            if execution_id in self._reported:
+                self._refute(run, self._reported.pop(execution_id), now)
         else:
             run.failures += 1
             run.not_before = now + min(_MAX_FAILURE_PAUSE, _FAILURE_PAUSE * run.failures)
-        self._schedule(run, now, jitter)
+        if execution_id in self._reported:
+            self._push(run, run.not_before, run.not_before)
+        else:
+            self._schedule(run, now, jitter)
 
-    def _found_running(self, run: TrackedRun, now: float) -> None:
-        run.last_seen_at, run.not_before, run.failures = now, now, 0
-        if run.is_reported:
-            self._reported.refute(run, now)
-        if len(self._index) <= _FEW_RUNS:
-            self._learned.observe_running([run])
+    def _refute(self, run: TrackedRun, status: str | None, now: float) -> None:
+        """Record that a run was reported finished, by a row with a status or by a webhook, and is still running."""
+        if status is None:
+            run.expects_delivery = False
+        elif self._listings.refuted(now, status):
+            run.ignore_until = now + max(10.0, run.age(now) / 4)
+            self._hidden.add(run.execution_id)
 
-    def finished(self, execution_id: str, now: float, *, duration: float | None = None) -> None:
-        """Record that a run finished and learn from it; `duration`: seconds as the service gave them, if it did."""
-        run = self._index.get(execution_id)
+    def finished(
+        self,
+        execution_id: str,
+        now: float,
+        *,
+        duration: float | None = None,
+        is_polled: bool = True,
+        is_typical: bool = True,
+    ) -> None:
+        """Record that a run finished and learn from it; `duration`: seconds as the service gave them, if it did.
+
+        `is_polled`: whether a poll found it; `is_typical`: whether it says how long such runs take.
+        """
+        run = self._runs.get(execution_id)
         if run is None:
             return
-        self._learned.observe_finished(run, now, duration)
-        if self._reported.was_listed(run):
-            is_late = duration is not None and run.age(run.last_listed_at) - duration > max(_MAX_LAG, duration / 8)
-            self._breaker.record_hit(now, is_late=is_late)
-        elif run.request_id is not None and self._timing.uses_listings and not run.is_reported:
-            self._breaker.record_unlisted_end(run.request_id, now, was_listed=run.last_listed_at > -math.inf)
+        if is_typical:
+            self._learn(run, now, duration, is_polled=is_polled)
+        if self._reported.get(execution_id) is not None:
+            took = run.age(now) if duration is None else duration
+            self._listings.confirmed(now, run.age(run.last_listed_at) - took, took)
+        elif is_polled and self._uses_listings and execution_id not in self._reported and run.request_id is not None:
+            self._listings.found_first(run.request_id, now)
         self.remove(execution_id)
 
-    def _count_running(self, now: float) -> None:
-        """Count the time of all running runs, so that the fast ones of a batch do not make the target look fast."""
-        if now >= self._next_count_at:
-            self._learned.observe_running(self._index)
-            self._next_count_at = now + max(_RECHECK, _COUNT_PER_RUN * len(self._index))
+    def _learn(self, run: TrackedRun, now: float, duration: float | None, *, is_polled: bool) -> None:
+        """Learn from a run that has finished by now; an end that may have been at almost any time teaches nothing."""
+        if run.submitted_at is None:
+            return
+        hi = run.age(now)
+        lo = min(run.age(run.last_running_at), hi) if is_polled else hi  # deliveries come at once
+        if duration is not None and lo <= duration <= hi:
+            lo = hi = duration
+        if hi - lo <= max(_VAGUE, hi / 2):
+            self._learned.observe_end(run.duration_key, lo, hi, counted_until=run.age(run.counted_until))
 
     def page_received(self, page: PageRequest, status_page: StatusPage, now: float) -> PageRequest | None:
         """Process a page; return the next page of the listing, None when it is complete."""
-        return self._reported.page_received(page, status_page, now)
+        matched, deepest = page.matched, 0
+        finished: dict[str, str] = {}
+        for row, (request, status) in enumerate(status_page.row_statuses, 1):
+            run = self._by_request.get(request)
+            if run is None:
+                self._listings.check_row(request, status, now)
+                continue
+            deepest = row
+            matched += run.last_row_at != page.started_at and run.execution_id not in self._reported
+            run.last_row_at = page.started_at
+            if run.ignore_until > now:
+                continue
+            self._hidden.discard(run.execution_id)
+            if self._listings.is_running(status):
+                run.last_listed_at = page.started_at
+            elif not self._is_left_to_deliveries(run) and self._is_waiting(run):
+                finished[run.execution_id] = status
+        self._reported |= finished
+        self._ready.extend(sorted(finished, key=lambda name: self._runs[name].started_at))
+        awaited = len(self._by_request) - len(self._reported)
+        page = attrs.evolve(page, matched=matched)
+        following = self._listings.next_page(page, status_page, now, awaited, deepest)
+        if following is None:
+            self._listings.check_missing(page.started_at, now)
+            self._hidden.update(
+                run.execution_id
+                for run in self._runs.values()
+                if run.last_row_at < page.started_at and self._listings.is_due_to_show(page.started_at, run.started_at)
+            )
+        return following
 
     def page_failed(self, now: float, *, is_permanent: bool) -> None:
-        """Record a page that failed: listings back off, or stop for long when no later page can do better."""
-        self._listings.failed(now)
-        self._reported.reset()
-        if is_permanent:
-            self._breaker.trip(now)
+        """Record a page that failed: there are no listings for a while, or for long when none can do better."""
+        self._listings.failed(now, is_permanent=is_permanent)
 
     def requests_cancelled(self, now: float, jitter: float) -> None:
         """Record that the polls and the listing in flight were cancelled."""
         self._listings.cancelled()
-        self._reported.reset()
-        self._in_flight.clear()
-        for run in self._index:
-            if run.stage is PollStage.IN_FLIGHT:
+        in_flight, self._in_flight = self._in_flight, {}
+        for name in in_flight:
+            if name in self._reported:
+                self._ready.append(name)
+            elif (run := self._runs.get(name)) is not None:
                 self._schedule(run, now, jitter)
+
+
+def _due_on_schedule(run: TrackedRun, schedule: Backoff, jitter: float) -> float:
+    try:
+        pause = min(schedule.longest, schedule.first * float(schedule.factor) ** run.poll_count)
+    except OverflowError:
+        pause = schedule.longest
+    since = run.last_poll_at if run.poll_count else (run.submitted_at or 0.0)
+    return since + pause * (1.0 + schedule.jitter * (jitter - 0.5) * (run.poll_count > 0))
+
+
+def _due_for_deadline(run: TrackedRun, durations: Durations, now: float, at: float) -> float:
+    """Return when the poll planned for `at` is due, given the deadlines of those who wait.
+
+    The first wait that ends before it, and by whose end the run has likely finished, gets a last poll.
+    """
+    deadlines, last_running_at = run.deadlines or [], run.age(run.last_running_at)
+    del deadlines[: bisect_right(deadlines, now)]
+
+    def probability(deadline: float) -> float:
+        return durations.probability(last_running_at, run.age(deadline - _LEAD))
+
+    first = bisect_left(deadlines, _LIKELY, key=probability)
+    return at if first == len(deadlines) else min(at, deadlines[first] - _LEAD)

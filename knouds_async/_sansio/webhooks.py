@@ -1,19 +1,15 @@
-"""Webhook deliveries: their signature, what they say, how far to rely on them, and when to poll all the same. Pure.
+"""Webhook deliveries: their signature, and what they say. Pure.
 
 Checking is bounded work for whatever comes in, with no early exit that a sender could time, and raises nothing: what
-is wrong is returned as a `WebhookFault`. A run whose end should be delivered is polled only once it is overdue, and
-then at ever longer steps; a lost delivery is noticed, later than by frequent polling. `now` is local monotonic seconds
-unless it says unix seconds (contract 11).
+is wrong is returned as a `WebhookFault` (contract 11).
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import hmac
-import math
 import re
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
@@ -115,20 +111,8 @@ def _digest(body: bytes, secret: bytes, timestamp: str) -> bytes:
     return signer.hexdigest().encode()
 
 
-# ---- What deliveries say, and when to poll all the same
+# ---- What deliveries say
 
-FIRST_POLL_AGE: Final = 90.0
-"""Seconds after which a run of a target that was never seen to finish is polled."""
-
-_OVERDUE_FACTOR: Final = 1.5  # times the longest of the ends seen lately, and the factor between two polls
-_MIN_DELAY: Final = 10.0
-_MAX_DELAY: Final = 600.0
-_REMEMBERED_ENDS: Final = 32  # ends that are remembered of each target
-_WINDOW: Final = 50  # ends by which deliveries are judged, and the fewest that suffice
-_MIN_ENDS: Final = 3
-_MIN_DELIVERED: Final = 0.4  # the part of them that must have been delivered
-_ENDS_TO_ESTIMATE: Final = 8  # ends of a target that shorten the delays of runs submitted before any was known
-_MAX_TARGETS: Final = 1000
 _MAX_REMEMBERED: Final = 1000
 
 
@@ -177,118 +161,3 @@ class RecentDeliveries:
         if len(self._states) > self._max_states:
             self._states.popitem(last=False)
         return state.is_final and (known is None or not known.is_final)
-
-
-@attrs.frozen
-class _DelayedRun:
-    """A run that is not polled until `due_at`; `submitted_at`: None once it has been overdue."""
-
-    due_at: float
-    target: str
-    submitted_at: float | None
-
-
-class FallbackPolling:
-    """When to poll runs whose ends should be delivered, and whether to rely on deliveries at all."""
-
-    def __init__(self) -> None:
-        self.is_expected = False
-        self._was_delivered: deque[bool] = deque(maxlen=_WINDOW)  # for each end
-        self._ages: OrderedDict[str, deque[float]] = OrderedDict()
-        self._delayed: dict[str, _DelayedRun] = {}
-        self._heap: list[tuple[float, str]] = []
-
-    @property
-    def is_reliable(self) -> bool:
-        """Whether deliveries are expected and come, for the most part."""
-        seen = len(self._was_delivered)
-        return self.is_expected and (seen < _MIN_ENDS or sum(self._was_delivered) >= _MIN_DELIVERED * seen)
-
-    @property
-    def has_deliveries(self) -> bool:
-        """Whether deliveries came lately."""
-        return self.is_reliable and any(self._was_delivered)
-
-    def delay(self, execution_id: str, target: str, *, submitted_at: float, now: float) -> None:
-        """Delay the polls of a run until it is overdue; `submitted_at`: or when it was first seen."""
-        age, overdue_age = now - submitted_at, self._overdue_age(target)
-        at = submitted_at + overdue_age if age < overdue_age else now + max(_MIN_DELAY, (_OVERDUE_FACTOR - 1) * age)
-        self._put(
-            execution_id, _DelayedRun(min(at, now + _MAX_DELAY), target, submitted_at if age < overdue_age else None)
-        )
-
-    def _overdue_age(self, target: str) -> float:
-        """Return the seconds after which a run of a target is overdue, by the ends seen lately."""
-        ages = self._ages.get(target)
-        return FIRST_POLL_AGE if ages is None else max(_MIN_DELAY, _OVERDUE_FACTOR * max(ages))
-
-    def _put(self, execution_id: str, delayed: _DelayedRun) -> None:
-        self._delayed[execution_id] = delayed
-        heapq.heappush(self._heap, (delayed.due_at, execution_id))
-
-    def is_delayed(self, execution_id: str) -> bool:
-        """Return whether the polls of a run are delayed."""
-        return execution_id in self._delayed
-
-    def release(self, execution_id: str) -> bool:
-        """Delay a run no longer; return whether it was delayed."""
-        return self._delayed.pop(execution_id, None) is not None
-
-    def pop_due(self, now: float) -> list[str]:
-        """Return the overdue runs, or all when deliveries fail to come; they are no longer delayed."""
-        if not self.is_reliable:
-            found = list(self._delayed)
-            self._delayed.clear()
-            return found
-        found = []
-        while self.next_due_at() <= now:
-            _, execution_id = heapq.heappop(self._heap)
-            delayed = self._delayed.pop(execution_id)
-            if (
-                delayed.submitted_at is not None
-                and (at := delayed.submitted_at + self._overdue_age(delayed.target)) > now
-            ):
-                self._put(
-                    execution_id, attrs.evolve(delayed, due_at=min(at, now + _MAX_DELAY))
-                )  # ends came later meanwhile
-            else:
-                found.append(execution_id)
-        return found
-
-    def next_due_at(self) -> float:
-        """Return when the next run is overdue; inf when none is delayed."""
-        while self._heap:
-            at, execution_id = self._heap[0]
-            delayed = self._delayed.get(execution_id)
-            if delayed is not None and delayed.due_at == at:
-                return at
-            heapq.heappop(self._heap)
-        return math.inf
-
-    def record_delivered(self, target: str, *, age: float | None) -> None:
-        """Record an end that was delivered; `age`: the seconds such runs take, where it says that."""
-        self._was_delivered.append(True)
-        if age is None:
-            return
-        ages = self._ages.setdefault(target, deque(maxlen=_REMEMBERED_ENDS))
-        ages.append(age)
-        self._ages.move_to_end(target)
-        if len(ages) == _ENDS_TO_ESTIMATE:
-            self._shorten_delays(target)
-        if len(self._ages) > _MAX_TARGETS:
-            self._ages.popitem(last=False)
-
-    def _shorten_delays(self, target: str) -> None:
-        """Shorten delays that were set before it was known how long runs of the target take."""
-        overdue_age = self._overdue_age(target)
-        for execution_id, delayed in list(self._delayed.items()):
-            if (
-                delayed.target == target
-                and delayed.submitted_at is not None
-                and delayed.submitted_at + overdue_age < delayed.due_at
-            ):
-                self._put(execution_id, attrs.evolve(delayed, due_at=delayed.submitted_at + overdue_age))
-
-    def record_missed(self) -> None:
-        """Record an end that a poll found before any delivery."""
-        self._was_delivered.append(False)

@@ -1,32 +1,20 @@
-"""When a listing pays and how deep it goes; how far it is believed; what requests are worth."""
+"""How a page of a listing is read, how deep a listing goes, and how far listings are relied on."""
 
 import math
 
 import pytest
 
 from knouds_async._sansio.listings import (
-    HIGHEST_COST,
     MAX_ROWS,
-    ListingBreaker,
-    ListingScheduler,
+    Listings,
     PageRequest,
     Quota,
-    QuotaSpreader,
     StatusPage,
     read_status_page,
-    scarcity_cost,
 )
 from knouds_async._sansio.responses import Answer, UnreadableError
 
 FREE = Quota()
-
-
-def scheduler_expecting(rate: float, cost: float = 0.25) -> ListingScheduler:
-    """Return listings at the time 0 that expect so many ends per second."""
-    scheduler = ListingScheduler(cost)
-    scheduler.advance(0.0)
-    scheduler.set_rate(rate)
-    return scheduler
 
 
 def page_of(rows: int, total: int | None = None) -> StatusPage:
@@ -34,59 +22,67 @@ def page_of(rows: int, total: int | None = None) -> StatusPage:
     return StatusPage((), rows, total)
 
 
+def listed(listings: Listings, now: float, deepest: int = 1) -> None:
+    """Make a listing that arrives at once."""
+    assert listings.next_page(listings.start(now, 0), page_of(10), now, 0, deepest) is None
+
+
 # When.
 
 
-@pytest.mark.parametrize(("rate", "at"), [(0.5, 1.0), (0.125, 2.0), (0.02, 5.0), (0.0, 7.5)])
-def test_a_listing_is_due_when_ends_were_unseen_for_its_cost(rate: float, at: float) -> None:
-    """It comes when rate x t²/2 has reached the cost, at the latest some seconds after the first runs."""
-    assert scheduler_expecting(rate).due_at(FREE) == pytest.approx(at)
-
-
-def test_time_that_passes_counts_and_a_listing_starts_again() -> None:
-    """What was expected before adds up; after a listing nothing is unseen, and the next is a second away."""
-    scheduler = scheduler_expecting(0.02)
-    scheduler.advance(4.0)
-    assert scheduler.due_at(FREE) == pytest.approx(5.0)
-    scheduler.start(5.0, 10)
-    assert scheduler.due_at(FREE) == math.inf
-    scheduler.next_page(PageRequest(5.0), page_of(10), 10, 5)
-    scheduler.advance(5.5)
-    scheduler.set_rate(1000.0)
-    assert scheduler.due_at(FREE) == 6.0
+def test_a_listing_is_a_second_from_the_one_before() -> None:
+    """The first may be made at once; while one is in flight there is no other."""
+    listings = Listings()
+    assert listings.next_at(0.0, FREE) <= 0.0
+    listings.start(0.0, 5)
+    assert listings.next_at(5.0, FREE) > 5.0
+    listings.cancelled()
+    assert listings.next_at(0.5, FREE) == 1.0
 
 
 def test_a_listing_waits_for_its_quota() -> None:
-    """Few requests are made to last until the window ends; with none left the next window is waited for."""
-    scheduler = scheduler_expecting(1000.0)
-    scheduler.start(0.0, 10)
-    scheduler.next_page(PageRequest(0.0), page_of(10), 10, 5)
-    assert scheduler.due_at(Quota(limit=100, remaining=10, resets_in=50.0)) == 5.0
-    assert scheduler.due_at(Quota(limit=100, remaining=0, resets_in=50.0)) == pytest.approx(50.06)
-    assert scheduler.due_at(Quota(limit=100, remaining=0)) == 1.0
+    """Few requests are made to last until the window ends; with none left, or too few, listings are not relied on."""
+    listings = Listings()
+    listed(listings, 0.0)
+    few, fewer = Quota(limit=100, remaining=10, resets_in=50.0), Quota(limit=100, remaining=2, resets_in=50.0)
+    assert (listings.next_at(0.0, few), listings.is_usable(0.0, few)) == (5.0, True)
+    assert (listings.next_at(0.0, fewer), listings.is_usable(0.0, fewer)) == (25.0, False)
+    assert listings.next_at(0.0, Quota(limit=100, remaining=0, resets_in=50.0)) == pytest.approx(50.06)
+    assert listings.next_at(0.0, Quota(limit=100, remaining=0)) == 1.0
 
 
-def test_nothing_is_due_without_runs() -> None:
-    """When there is nothing to list, time does not count."""
-    scheduler = scheduler_expecting(1000.0)
-    scheduler.pause()
-    assert scheduler.due_at(FREE) == math.inf
-
-
-def test_failures_and_cuts_end_a_listing() -> None:
-    """After a failure the next waits longer each time, up to five minutes; a cut one may begin again."""
-    scheduler, pauses = scheduler_expecting(1000.0), []
+def test_after_a_failure_listings_are_tried_and_not_relied_on() -> None:
+    """Each failure lengthens the pause, up to five minutes; the first that arrives ends that."""
+    listings, pauses = Listings(), []
     for _ in range(12):
-        scheduler.start(0.0, 5)
-        scheduler.failed(0.0)
-        pauses.append(scheduler.due_at(FREE))
+        listings.start(0.0, 5)
+        listings.failed(0.0)
+        pauses.append(listings.retry_at())
+        assert not listings.is_usable(1e9, FREE)
     assert pauses[:3] == [2.0, 4.0, 8.0]
     assert pauses[-1] == 300.0
-    scheduler.start(0.0, 5)
-    assert scheduler.is_expected(1.0)
-    assert not scheduler.is_expected(2.5)
-    scheduler.cancelled()
-    assert not scheduler.is_expected(1.0)
+    page = listings.start(300.0, 5)
+    assert (listings.is_usable(300.0, FREE), listings.retry_at()) == (False, math.inf)
+    listings.next_page(page, page_of(10), 300.1, 0, 3)
+    assert (listings.is_usable(300.1, FREE), listings.retry_at()) == (True, math.inf)
+
+
+def test_a_listing_that_keeps_waiting_is_not_relied_on() -> None:
+    """For two seconds its answer is waited for, and for each page anew."""
+    listings = Listings()
+    page = listings.start(0.0, 600)
+    assert (listings.is_usable(2.0, FREE), listings.is_usable(2.1, FREE)) == (True, False)
+    assert listings.next_page(page, page_of(500), 1.5, 600, 3) is not None
+    assert (listings.is_usable(3.5, FREE), listings.is_usable(3.6, FREE)) == (True, False)
+
+
+def test_a_fault_that_lasts_ends_listings_for_ten_minutes() -> None:
+    """A refusal would come again; the time after that they are left alone for twenty."""
+    listings = Listings()
+    for begun, over in ((0.0, 600.0), (700.0, 1900.0)):
+        listings.start(begun, 5)
+        listings.failed(begun, is_permanent=True)
+        assert listings.retry_at() == over
 
 
 # How deep.
@@ -94,12 +90,12 @@ def test_failures_and_cuts_end_a_listing() -> None:
 
 def test_a_page_is_as_large_as_it_has_to_be() -> None:
     """The first is the largest there is; then it covers twice the depth at which ours were found."""
-    scheduler = scheduler_expecting(1.0)
-    assert scheduler.start(0.0, 3).limit == MAX_ROWS
-    scheduler.next_page(PageRequest(0.0), page_of(500), 0, 40)
-    assert scheduler.start(1.0, 3).limit == 103
-    scheduler.next_page(PageRequest(1.0), page_of(103), 0, 2)
-    assert scheduler.start(2.0, 3).limit == 50
+    listings = Listings()
+    assert listings.start(0.0, 3).limit == MAX_ROWS
+    listings.next_page(PageRequest(0.0), page_of(500), 0.0, 0, 40)
+    assert listings.start(1.0, 3).limit == 103
+    listings.next_page(PageRequest(1.0), page_of(103), 1.0, 0, 2)
+    assert listings.start(2.0, 3).limit == 50
 
 
 @pytest.mark.parametrize(
@@ -114,112 +110,130 @@ def test_a_page_is_as_large_as_it_has_to_be() -> None:
         (200, 1, 9, 900, True),  # it was not full, but there is said to be more
     ],
 )
-def test_a_next_page_is_asked_for_while_it_is_useful(
+def test_a_next_page_is_requested_while_it_is_useful(
     rows: int, matched: int, deepest: int, total: int | None, continues: bool
 ) -> None:
     """A full page that lacks some of three runs is followed by the next."""
-    scheduler = scheduler_expecting(1.0)
-    scheduler.start(0.0, 3)
-    following = scheduler.next_page(PageRequest(0.0, matched=matched), page_of(rows, total), 3, deepest)
+    listings = Listings()
+    listings.start(0.0, 3)
+    following = listings.next_page(PageRequest(0.0, matched=matched), page_of(rows, total), 0.0, 3, deepest)
     assert (following is not None) is continues
+    assert listings.is_in_flight is continues
     if following is not None:
-        assert (following.offset, following.limit, following.number, following.started_at) == (rows, MAX_ROWS, 1, 0.0)
+        assert (following.offset, following.limit, following.number, following.started_at) == (rows, MAX_ROWS, 2, 0.0)
 
 
-def test_pages_without_ours_are_tried_now_and_then() -> None:
-    """A page beyond those that were useful is asked for at ever longer intervals, until it shows some of ours."""
-    scheduler, tried = scheduler_expecting(1.0), []
-    for now in range(200):
-        page = scheduler.start(float(now), 3)
-        following = scheduler.next_page(page, page_of(page.limit), 3, 0)
-        if following is not None:
-            tried.append(now)
-            assert scheduler.next_page(following, page_of(500), 3, 0) is None
-    assert tried == [0, 15, 45, 105]
-    second = scheduler.next_page(scheduler.start(300.0, 3), page_of(500), 3, 0)
+def test_a_listing_goes_one_page_beyond_those_that_were_of_use() -> None:
+    """Pages of others are passed over, one further each time that ours were found, and the gap grows with the pages."""
+    listings = Listings()
+    second = listings.next_page(listings.start(0.0, 3), page_of(500), 0.0, 3, 0)
     assert second is not None
-    assert scheduler.next_page(second, page_of(400), 3, 7) is None
-    assert scheduler.depth == 2
-    assert scheduler.next_page(scheduler.start(301.0, 3), page_of(500), 3, 0) is not None  # as deep as last time
+    third = listings.next_page(second, page_of(500), 0.0, 3, 7)
+    assert third is not None
+    assert listings.next_page(third, page_of(500), 0.0, 3, 0) is None  # none of ours on the third
+    second = listings.next_page(listings.start(1.0, 3), page_of(500), 1.0, 3, 0)
+    assert second is not None
+    assert listings.next_page(second, page_of(500), 1.0, 3, 0) is not None  # one beyond the second
+    many = listings.start(2.0, 5000)
+    for number in range(1, 10):
+        following = listings.next_page(many, page_of(500), 2.0, 5000, 500)
+        assert following is not None
+        assert following.number == number + 1
+        many = following
+    assert listings.next_page(many, page_of(0), 2.0, 5000, 0) is None
+    assert listings.next_at(2.0, FREE) == 2.0 + 9 / 4
 
 
-# How far to believe.
+# How far they are relied on.
 
 
-def test_confidence_is_earned_by_ends_that_were_shown_first() -> None:
-    """Before that a listing is doubted soon, then ever later; a single miss makes it doubted at once."""
-    breaker = ListingBreaker()
-    before = breaker.is_unconfirmed, breaker.is_proven
-    breaker.record_match(is_running=True)
-    assert (before, breaker.is_unconfirmed) == ((True, False), False)
-    delays = [breaker.recheck_after]
-    for _ in range(30):
-        breaker.record_hit(0.0, is_late=False)
-        delays.append(breaker.recheck_after)
-    assert breaker.is_proven
-    assert delays == sorted(delays)
-    breaker.record_hit(0.0, is_late=True)
-    assert breaker.recheck_after == 10.0
+def test_an_end_that_was_shown_first_is_a_hit() -> None:
+    """It proves listings; one that was shown more than five seconds late is a miss, or an eighth of what it took."""
+    listings = Listings()
+    listings.confirmed(0.0, 4.0, 10.0)
+    assert (listings.is_proven, listings.has_missed) == (True, False)
+    missed = []
+    for duration in (200.0, 100.0):
+        listings.confirmed(0.0, 20.0, duration)
+        missed.append(listings.has_missed)
+    assert missed == [False, True]
 
 
-def test_confidence_is_lost_by_ends_that_were_not_shown() -> None:
-    """Three misses among few hits end it for ten minutes, and the next time for twenty."""
-    breaker = ListingBreaker()
-    for begun, over in ((0.0, 600.0), (700.0, 1900.0)):
-        breaker.record_match(is_running=True)
+def test_listings_that_show_nothing_of_ours_end_at_the_first_miss() -> None:
+    """When no row was ever of a run of ours, one end that is not listed within three seconds is enough."""
+    listings = Listings()
+    listings.found_first("r0", 10.0)
+    assert [listings.has_to_check(now) for now in (12.9, 13.0)] == [False, True]
+    listings.check_missing(12.9, 12.9)
+    assert listings.retry_at() == math.inf
+    listings.check_missing(13.0, 13.0)
+    assert listings.retry_at() == 613.0
+    assert not listings.has_to_check(700.0)
+
+
+def test_three_misses_among_few_hits_end_listings() -> None:
+    """Not two; and not three among fifteen hits."""
+    for hits, is_over in ((0, True), (15, False)):
+        listings = Listings()
+        listed(listings, 0.0)
+        for _ in range(hits):
+            listings.confirmed(0.0, 0.0, 45.0)
         for number in range(3):
-            breaker.record_unlisted_end(f"r{number}", begun, was_listed=True)
-            breaker.check_unlisted_ends(begun + 4, begun, {f"r{number}": "processing"}, is_last_page=True)
-        assert not breaker.allows_requests(begun)
-        assert breaker.allows_requests(over)
+            assert listings.is_usable(1.0, FREE)
+            listings.found_first(f"r{number}", 0.0)
+            listings.check_missing(9.0, 1.0)
+        assert listings.is_usable(1.0, FREE) is not is_over
 
 
-def test_listings_that_show_nothing_of_ours_end_confidence_at_the_first_miss() -> None:
-    """When no row was ever of a run of ours, one end that is not listed is enough."""
-    breaker = ListingBreaker()
-    breaker.record_unlisted_end("r0", 10.0, was_listed=False)
-    stands = []
-    for now in (12.0, 14.0):
-        breaker.check_unlisted_ends(now, now, {}, is_last_page=False)
-        stands.append(breaker.allows_requests(now))
-    assert stands == [True, False]
+def test_an_end_that_is_listed_in_time_is_a_hit() -> None:
+    """A row that still shows it running is none yet; rows of others do not count."""
+    listings = Listings()
+    listings.found_first("r0", 10.0)
+    for request, status in (("r0", "processing"), ("other", "completed")):
+        listings.check_row(request, status, 11.0)
+    assert not listings.is_proven
+    listings.check_row("r0", "completed", 11.0)
+    assert listings.is_proven
+    listings.check_missing(20.0, 20.0)
+    assert not listings.has_missed
 
 
-def test_an_end_that_is_listed_in_time_is_a_hit_and_one_that_has_sunk_is_neither() -> None:
-    """What a listing shows soon is to its credit; what it was not asked for counts for nothing."""
-    breaker = ListingBreaker()
-    breaker.record_match(is_running=True)
-    breaker.record_unlisted_end("r0", 10.0, was_listed=True)
-    assert breaker.relevant((("r0", "completed"), ("r1", "processing"))) == {"r0": "completed"}
-    breaker.check_unlisted_ends(11.0, 11.0, {"r0": "completed"}, is_last_page=True)
-    assert breaker.is_proven
-    breaker.record_unlisted_end("r1", 10.0, was_listed=True)
-    breaker.check_unlisted_ends(20.0, 20.0, {}, is_last_page=False)
-    assert breaker.recheck_after == pytest.approx(30.3)
-    assert breaker.relevant((("r1", "completed"),)) == {}
+def test_a_failure_forgets_what_had_to_be_shown() -> None:
+    """Nothing grows while listings fail."""
+    listings = Listings()
+    listings.found_first("r0", 0.0)
+    listings.failed(1.0)
+    assert not listings.has_to_check(100.0)
+
+
+def test_a_listing_in_flight_does_not_close_an_open_breaker() -> None:
+    """One that was begun before listings proved wrong changes nothing when it arrives."""
+    listings = Listings()
+    page = listings.start(0.0, 3)
+    listings.refuted(0.1, "completed")
+    listings.next_page(page, page_of(10), 0.2, 0, 5)
+    assert not listings.is_usable(1.0, FREE)
+    assert listings.retry_at() == 600.1
 
 
 def test_long_ago_counts_less() -> None:
-    """After many hits some misses in a row end trust all the same."""
-    breaker, misses = ListingBreaker(), 0
+    """After many hits some misses in a row end reliance all the same."""
+    listings, misses = Listings(), 0
     for _ in range(10_000):
-        breaker.record_hit(0.0, is_late=False)
-    while breaker.allows_requests(0.0):
-        misses += breaker.record_wrong_end(0.0, "completed")
+        listings.confirmed(0.0, 0.0, 45.0)
+    while listings.is_usable(0.0, FREE):
+        misses += listings.refuted(0.0, "completed")
     assert 10 <= misses <= 40
 
 
-def test_unknown_words_are_learned_up_to_a_bound() -> None:
-    """A word that turned out to be of running runs is known from then on; a known end that is wrong is a miss."""
-    breaker = ListingBreaker()
-    assert [breaker.means_running("odd"), breaker.record_wrong_end(0.0, "odd"), breaker.means_running("odd")] == [
-        False,
-        False,
-        True,
-    ]
+def test_unknown_statuses_are_learned_up_to_a_bound() -> None:
+    """One that turned out to be of running runs is known from then on; a known end that is wrong is a miss."""
+    listings = Listings()
+    seen = [listings.is_running("odd"), listings.refuted(0.0, "odd"), listings.is_running("odd")]
+    assert seen == [False, False, True]
     for number in range(200):
-        breaker.record_wrong_end(0.0, f"word {number}")
-    assert not breaker.means_running("word 199")
+        listings.refuted(0.0, f"word {number}")
+    assert not listings.is_running("word 199")
 
 
 # What a page is read for.
@@ -230,7 +244,7 @@ def answer(body: bytes) -> Answer:
     return Answer(200, {}, body)
 
 
-def test_a_page_is_read_for_its_marks() -> None:
+def test_a_page_is_read_for_request_ids_and_statuses() -> None:
     """Rows that cannot be used are counted, and left out."""
     body = b'{"rows": [{"requestId": "a", "status": "completed"}, 7, {"requestId": 1, "status": "x"}, {}], "total": 9}'
     assert read_status_page(answer(body)) == StatusPage((("a", "completed"),), 4, 9)
@@ -244,34 +258,9 @@ def test_what_is_no_page_is_unreadable(body: bytes) -> None:
         read_status_page(answer(body))
 
 
-# What requests are worth.
-
-
-@pytest.mark.parametrize(
-    ("polls", "limit", "cost"), [(1.0, None, 0.25), (0.1, 100, 0.25), (2.0, 100, 2.25), (100.0, 100, HIGHEST_COST)]
-)
-def test_scarce_requests_are_dear(polls: float, limit: int | None, cost: float) -> None:
-    """The price is what just spends four fifths of the quota, within bounds; without a limit it is the user's."""
-    assert scarcity_cost(0.25, polls, limit) == pytest.approx(cost)
-
-
-def test_what_is_left_lasts_until_the_reset() -> None:
-    """Thirty requests over a minute are one each two seconds, and never more than there are."""
-    spread, left, taken = QuotaSpreader(), 30, []
-    for half in range(120):
-        now = half / 2
-        number = spread.take(now, left, 60 - now)
-        left -= number
-        taken.append(number)
-    assert 28 <= sum(taken) <= 30
-    assert max(taken) == 1
-    assert spread.next_at(60.0, 0, 5.0) == 61.0
-    assert QuotaSpreader().next_at(0.0, 100, None) == pytest.approx(0.6)
-    assert QuotaSpreader().take(5.0, 10, None) == 0
-
-
 def test_a_quota_says_what_is_left_and_when_there_is_more() -> None:
     """Without a limit there is no end of requests; without a reset it is asked again in a second."""
     assert (Quota().available, Quota(limit=1, remaining=-2).available) == (math.inf, 0)
     assert Quota(limit=1, remaining=0, resets_in=9.0).next_at(1.0) == pytest.approx(10.06)
     assert Quota(limit=1, remaining=0).next_at(1.0) == 2.0
+    assert Quota(limit=100, remaining=30, resets_in=15.0).per_second == 2.0

@@ -307,7 +307,7 @@ async def test_a_third_of_the_polls_may_fail(make_client: Any, fault: Any) -> No
     emulator = service()
     emulator.faults.add(fault, route=POLL, probability=0.3)
     late = await latencies(make_client(emulator), emulator, 30)
-    assert within_bound(emulator, late, slack=10.0)
+    assert within_bound(emulator, late, slack=15.0)
 
 
 async def test_everything_may_fail_at_once(make_client: Any) -> None:
@@ -397,10 +397,10 @@ async def test_a_caller_may_know_better(make_client: Any) -> None:
     execution = await knouds.workflows.submit(SLUG, {}, expected=300)
     with anyio.move_on_after(40):
         await execution
-    assert requests(emulator).total() <= 3
+    assert requests(emulator).total() <= 2
     with anyio.move_on_after(40):
         await (await knouds.workflows.submit(SLUG, {"seed": 2}))
-    assert requests(emulator).total() >= 9
+    assert requests(emulator).total() >= 8
 
 
 async def test_a_caller_may_know_better_of_a_batch(make_client: Any) -> None:

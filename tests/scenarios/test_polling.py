@@ -15,8 +15,8 @@ import anyio
 import attrs
 import pytest
 
-from knouds_async import AsyncKnouds
-from knouds_async.testing import Deliveries, Emulator, Lognormal
+from knouds_async import AsyncKnouds, Polling
+from knouds_async.testing import Deliveries, Emulator, Lognormal, faults
 from knouds_async.webhooks import WebhookReceiver
 
 SLUG = "daily-picture"
@@ -52,6 +52,12 @@ class Notice:
 def service(duration: Duration = USUAL, *, tier: str = "pro", seed: int = 1, **settings: Any) -> Emulator:
     """Return a service; Pro allows 100 requests of each kind a minute, Business 1000."""
     return Emulator(**{"tier": tier, "duration": duration, "seed": seed, **settings})
+
+
+def in_turn(*durations: float) -> Callable[[random.Random], float]:
+    """Return these durations in turn."""
+    left = list(durations)
+    return lambda _: left.pop(0)
 
 
 async def notice(knouds: AsyncKnouds, emulator: Emulator, number: int, within: float | None = None) -> Notice:
@@ -113,11 +119,23 @@ async def test_a_lone_run_of_a_known_target(make_client: MakeClient) -> None:
 
 async def test_a_lone_run_of_an_unknown_target(make_client: MakeClient) -> None:
     """A run of 45 s of a target that nobody has seen takes 10 requests, and 2.6 s to notice, on the average."""
-    emulator = service(tier="enterprise")
+    emulator = service(tier="enterprise", seed=100)
     seen = together([await notice(make_client(emulator), emulator, 1) for _ in range(150)])
     assert seen.requests <= 10
     assert seen.mean <= 2.6
     assert seen.p95 <= 5
+
+
+@pytest.mark.parametrize(("duration", "late"), [(1.0, 1.0), (5.0, 1.5), (10.0, 2.5)])
+@pytest.mark.parametrize("latency", [0.0, 0.04, 0.1])
+async def test_a_short_run_of_an_unknown_target(
+    make_client: MakeClient, duration: float, late: float, latency: float
+) -> None:
+    """Where quota is plenty a new target is polled early as well, for 12 requests at most."""
+    emulator = service(duration)
+    seen = await notice(make_client(emulator, latency=latency), emulator, 1)
+    assert max(seen.late) <= late
+    assert seen.requests <= 12
 
 
 @pytest.mark.parametrize(("duration", "late"), [(240.0, 60.0), (1800.0, 450.0)])
@@ -151,6 +169,16 @@ async def test_a_batch(
     assert figures.p95 <= p95
 
 
+@pytest.mark.parametrize("others", [1.0, 2.0, 5.0])
+async def test_a_straggler(make_client: MakeClient, others: float) -> None:
+    """In a batch of five the one that takes 10 s is noticed within 2 s of its end."""
+    for tier in ("pro", "enterprise"):
+        emulator = service(in_turn(others, others, others, others, 10.0), tier=tier)
+        seen = await notice(make_client(emulator), emulator, 5, within=0)
+        assert seen.late[-1] <= 2
+        assert seen.requests <= 4
+
+
 PIPELINES: dict[str, tuple[dict[str, Any], float]] = {
     "all limited": ({}, 0.98),
     "rows never match": ({"usage_lag": 1e8}, 0.95),
@@ -178,6 +206,33 @@ async def test_a_pipeline(make_client: MakeClient, which: str) -> None:
 async def test_a_long_pipeline(make_client: MakeClient, which: str) -> None:
     """The same of a thousand."""
     await pipeline(make_client, 1000, *PIPELINES[which])
+
+
+# ---- Listings that are late, wrong or failing
+
+
+@pytest.mark.parametrize("fault", [faults.service_error(503), faults.stalled()], ids=lambda fault: fault.name)
+@pytest.mark.parametrize(("number", "tier"), [(20, "pro"), (100, "enterprise"), (300, "pro")])
+async def test_listings_that_fail_are_as_if_there_were_none(
+    make_client: MakeClient, number: int, tier: str, fault: Any
+) -> None:
+    """Ends are noticed about as soon as without listings, and a batch is as fast."""
+    alone, failing = service(tier=tier), service(tier=tier)
+    failing.faults.add(fault, route=LISTING)
+    without = await notice(make_client(alone, polling=Polling(sweeps=False)), alone, number, within=0)
+    seen = await notice(make_client(failing), failing, number, within=0)
+    assert seen.mean <= 1.25 * without.mean + 0.75
+    assert seen.speed >= without.speed - 0.04
+    failing.assert_no_429()
+
+
+@pytest.mark.parametrize("lag", [3.0, 1e8])
+async def test_late_rows_delay_no_run_beyond_its_own_schedule(make_client: MakeClient, lag: float) -> None:
+    """A run whose row is late or missing is noticed within its longest step, if not sooner."""
+    emulator = service(tier="enterprise", usage_lag=lag)
+    seen = await notice(make_client(emulator), emulator, 60)
+    steps = [max(10.0, (run.ends - run.started) / 4) + 3.0 for run in emulator.runs]
+    assert all(late <= step for late, step in zip(seen.late, steps, strict=True))
 
 
 # ---- Webhooks
