@@ -910,7 +910,7 @@ def polls_of(scheduler: PollScheduler, until: float, **quotas: Quota) -> list[fl
 
 
 def test_a_run_that_outlives_all_others_is_polled_closely() -> None:
-    """Of a target whose runs took a second, one that goes on is polled at steps of a fifth of its age."""
+    """Of a target whose runs took a second, one that continues is polled at steps of a fifth of its age."""
     learned = LearnedDurations()
     for _ in range(4):
         learned.observe_end(KEY, 1.0, 1.0)

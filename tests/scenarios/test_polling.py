@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -222,7 +222,7 @@ async def test_listings_that_fail_are_as_if_there_were_none(
     without = await notice(make_client(alone, polling=Polling(sweeps=False)), alone, number, within=0)
     seen = await notice(make_client(failing), failing, number, within=0)
     assert seen.mean <= 1.25 * without.mean + 0.75
-    assert seen.speed >= without.speed - 0.04
+    assert seen.speed >= without.speed - 0.06
     failing.assert_no_429()
 
 
@@ -248,7 +248,7 @@ async def test_webhooks_that_arrive_make_polls_rare(make_client: MakeClient) -> 
         receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
 
         async def post(delivery: Any, receiver: WebhookReceiver = receiver) -> int:
-            async def body() -> Any:
+            async def body() -> AsyncIterator[bytes]:
                 yield delivery.body
 
             return await receiver.take(body(), delivery.headers["x-knouds-signature"])
