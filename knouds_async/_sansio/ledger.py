@@ -220,8 +220,8 @@ def _was_resolved(entry: Entry, event: Any) -> bool:  # noqa: ARG001
     return entry.owner is None and entry.note is not None  # the first id may be a slip
 
 
-def _of_that_submit(entry: Entry, event: NoneFound) -> bool:
-    return event.sent_at == entry.sent_at
+def _of_that_submit(entry: Entry, event: Any) -> bool:
+    return bool(event.sent_at == entry.sent_at)
 
 
 # What it changes beside the stage.
@@ -301,9 +301,9 @@ _AS_NEW: Final[Fields] = {
 NEW, SENDING, SUBMITTED, FINAL = Stage.NEW, Stage.SENDING, Stage.SUBMITTED, Stage.FINAL
 UNKNOWN, RESEND_APPROVED, ABANDONED = Stage.UNKNOWN, Stage.RESEND_APPROVED, Stage.ABANDONED
 
-TRANSITIONS: Final[
-    Mapping[tuple[Stage, type[Event]], tuple[Callable[[Entry, Any], bool], Stage, Callable[[Entry, Any], Fields]]]
-] = {
+Transition: TypeAlias = tuple[Callable[[Entry, Any], bool], Stage, Callable[[Entry, Any], Fields]]
+
+TRANSITIONS: Final[Mapping[tuple[Stage, type[Event]], Transition]] = {
     (NEW, Sending): (_always, SENDING, _intent),  # on record before the first byte leaves
     (NEW, Accepted): (_always, SUBMITTED, _late_receipt),  # so it had begun a run after all
     (NEW, Ended): (_always, FINAL, _ending),
@@ -337,14 +337,19 @@ LATE: Final = (Accepted, NoRun, Lost, Ended, OwnerGone)
 
 def advance(entry: Entry, event: Event) -> Entry:
     """Return the entry after an event; IllegalStepError when it cannot follow."""
-    may_follow, stage, fields = TRANSITIONS.get((entry.stage, type(event)), (None, entry.stage, _late))
-    if may_follow is None or not may_follow(entry, event):
-        if not isinstance(event, LATE):
-            said = f"is {entry.stage} and cannot take {type(event).__name__}"
-            raise IllegalStepError(f"job {entry.key!r} (attempt {entry.attempt}) {said}")
-        stage, fields = entry.stage, _late
+    _, stage, fields = _transition(entry, event)
     changes = fields(entry, event)
     return attrs.evolve(entry, stage=stage, **changes) if changes else entry
+
+
+def _transition(entry: Entry, event: Event) -> Transition:
+    found = TRANSITIONS.get((entry.stage, type(event)))
+    if found is not None and found[0](entry, event):
+        return found
+    if isinstance(event, LATE):
+        return _always, entry.stage, _late
+    said = f"is {entry.stage} and cannot take {type(event).__name__}"
+    raise IllegalStepError(f"job {entry.key!r} (attempt {entry.attempt}) {said}")
 
 
 def successor(entry: Entry) -> Entry:

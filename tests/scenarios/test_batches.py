@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -86,15 +85,14 @@ class World:
         self.emulator.assert_charged_once()
         return kinds(told)
 
-    @asynccontextmanager
-    async def ledger(self) -> Any:
-        """Open the ledger to inspect it."""
-        yield InLoopLedger(self.path)
+    def ledger(self) -> InLoopLedger:
+        """Return the ledger, to see what is on record."""
+        return InLoopLedger(self.path)
 
     async def entries(self) -> dict[str, LedgerEntry]:
         """Return what is on record of each job that was begun."""
-        async with self.ledger() as ledger:
-            found = [await ledger.find(f"job-{number}") for number in range(COUNT)]
+        ledger = self.ledger()
+        found = [await ledger.find(f"job-{number}") for number in range(COUNT)]
         return {entry.key: entry for entry in found if entry is not None}
 
     async def check_ids(self) -> None:
@@ -166,8 +164,8 @@ async def test_left_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
         world = World(path, slug)
         process = world.process(step, Mortal.interrupt)
         await world.live(process)
-        async with world.ledger() as ledger:
-            counts = await ledger.counts()
+        ledger = world.ledger()
+        counts = await ledger.counts()
         assert counts.sending == 0
         assert all(entry.owner is None for entry in (await world.entries()).values() if entry.stage != "unknown")
         assert counts.unknown <= (0 if slug == POLLED else 2)
@@ -193,8 +191,8 @@ async def test_stopped_at_any_step(slug: str, first: int, tmp_path: Path) -> Non
         found = kinds(told)
         assert set(found) <= {"Completed", "stopped"}
         assert found["Completed"] == len(world.emulator.runs)
-        async with world.ledger() as ledger:
-            counts = await ledger.counts()
+        ledger = world.ledger()
+        counts = await ledger.counts()
         assert (counts.completed, counts.sending, counts.submitted, counts.unknown) == (found["Completed"], 0, 0, 0)
         assert counts.credits_reserved == 0
         assert await world.live_on() == {"Completed": COUNT}
@@ -216,6 +214,7 @@ async def test_killed_at_any_step_under_a_cap(first: int, tmp_path: Path) -> Non
         except LedgerError:
             assert doomed.is_dead
         assert world.emulator.credits_spent <= cap
+        found = Counter[str]()
         for _ in range(3):  # a job that is searched for while others ask for its credits is sent by the next
             found = await world.live_on(max_credits=cap)
             await anyio.sleep(2000)
@@ -339,6 +338,7 @@ async def test_a_ledger_that_fails_at_any_transaction(
 async def test_left_at_any_step_without_a_ledger(slug: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each run is reported by its id, or logged by it or by its job."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
+    step = 0
     for step in range(1, 200):
         caplog.clear()
         world = World(tmp_path / "none.db", slug)
