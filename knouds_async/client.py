@@ -95,9 +95,10 @@ class AsyncKnouds:
         self._downloads = Downloads(media_hosts, url, http, ssl_context)
         self._exchange = exchange_for(http, url, key, timeouts, ssl_context=ssl_context, connections=max_connections)
         report = Telemetry(url, tracer_provider=tracer_provider, meter_provider=meter_provider, enabled=telemetry)
+        report.observe(self._limiter.quotas)
         self._pipeline = Pipeline(self._exchange, self._limiter, retries, report)
         send = self._pipeline.send
-        self._poller = Poller(send, polling, self._durations, self._limiter)
+        self._poller = Poller(send, polling, self._durations, self._limiter, report)
 
         time, recent = self._pipeline.time, self._pipeline.recent
         factory = ExecutionFactory(send, self._poller, url, time, recent)
@@ -127,6 +128,11 @@ class AsyncKnouds:
     def limiter(self) -> Limiter:
         """The limiter: its `stats(route)` tell how a quota stands."""
         return self._limiter
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """What reports this client's spans and metrics; for those who process its deliveries."""
+        return self._pipeline.telemetry
 
     async def whoami(self) -> Account:
         """Return the account that the key belongs to: role, tier, whether it is approved."""

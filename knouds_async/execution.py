@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
@@ -25,6 +25,7 @@ from knouds_async.errors import (
     KnoudsError,
     WaitTimeoutError,
 )
+from knouds_async.telemetry import Span, Telemetry
 from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target
 
 
@@ -79,7 +80,10 @@ class Execution:
         return self._result().__await__()
 
     async def _result(self) -> RunResult:
-        return result_of(await self.wait())
+        with self._span() as span:
+            state = await self._wait_final(math.inf)
+            span.set_state(state)
+            return result_of(state)
 
     async def wait(self, *, timeout: float | None = None) -> ExecutionState:
         """Wait for the run to finish and return its final state.
@@ -90,12 +94,18 @@ class Execution:
         """
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
             raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds of at least 0, or None")
-        if timeout is None:
-            return await self._wait_final(math.inf)
-        deadline = anyio.current_time() + timeout
-        with anyio.CancelScope(deadline=deadline):
-            return await self._wait_final(deadline)
-        raise WaitTimeoutError(execution=self, execution_id=self.id, timeout=timeout)
+        with self._span() as span:
+            longest = math.inf if timeout is None else timeout
+            deadline = anyio.current_time() + longest
+            with anyio.CancelScope(deadline=deadline):
+                state = await self._wait_final(deadline)
+                span.set_state(state)
+                return state
+            raise WaitTimeoutError(execution=self, execution_id=self.id, timeout=longest)
+
+    def _span(self) -> Span:
+        telemetry = _SILENT if self._poller is None else self._poller.telemetry
+        return telemetry.wait(self.id, self.target)
 
     async def _wait_final(self, deadline: float) -> ExecutionState:
         state = self.state
@@ -153,6 +163,8 @@ class Updates:
         return state
 
 
+_SILENT: Final = Telemetry("", enabled=False)  # of handles without a client
+
 UNSEEN = "unknown"
 """The status of an attached run before the first poll."""
 
@@ -193,8 +205,10 @@ class ExecutionFactory:
         check_expected(expected)
         return self.from_receipt(await self._send(endpoints.submit(target, inputs)), target, expected)
 
-    def from_receipt(self, receipt: Submitted, target: Target, expected: float | None = None) -> Execution:
-        """Return the handle of a run whose receipt has just come."""
+    def from_receipt(
+        self, receipt: Submitted, target: Target, expected: float | None = None, *, is_reported: bool = False
+    ) -> Execution:
+        """Return the handle of a run whose receipt has just come; `is_reported`: by a batch, if nobody sees its end."""
         self._recent.add(target, receipt.request_id, self._time.moment())
         record = self._poller.record(
             _first_state(receipt, target),
@@ -203,6 +217,7 @@ class ExecutionFactory:
             expected=expected,
             expects_delivery=receipt.webhook_configured,
         )
+        record.is_reported = is_reported
         return Execution(record, self._poller, self._base_url)
 
     async def run(self, target: Target, inputs: Inputs, *, timeout: float | None) -> RunResult:
@@ -219,10 +234,24 @@ class ExecutionFactory:
         """Process a verified delivery."""
         self._poller.delivered(state)
 
-    def attach(self, state: ExecutionState, target: Target | None, *, expected: float | None = None) -> Execution:
+    def attach(
+        self,
+        state: ExecutionState,
+        target: Target | None,
+        *,
+        expected: float | None = None,
+        is_reported: bool = False,
+    ) -> Execution:
         """Return a handle of a run that was submitted before, anywhere."""
         check_expected(expected)
-        return Execution(self._poller.record(state, target, expected=expected), self._poller, self._base_url)
+        record = self._poller.record(state, target, expected=expected)
+        record.is_reported = record.is_reported or is_reported
+        return Execution(record, self._poller, self._base_url)
+
+    @property
+    def in_flight(self) -> tuple[Execution, ...]:
+        """The runs that somebody waited for and that were not seen to finish."""
+        return tuple(Execution(record, self._poller, self._base_url) for record in self._poller.in_flight.values())
 
 
 def _first_state(receipt: Submitted, target: Target) -> ExecutionState:

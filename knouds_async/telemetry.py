@@ -67,11 +67,9 @@ class Telemetry:
             raise ConfigurationError(
                 "tracer_provider, meter_provider: OpenTelemetry is not installed; pip install 'knouds-async[otel]'"
             )
-        self._common: Attributes = {
-            "server.address": urlsplit(server).hostname or "",
-            "knouds.client.version": __version__,
-        }
-        self._in_flight: set[str] = set()
+        host = urlsplit(server).hostname
+        version = {"knouds.client.version": __version__}
+        self._common: Attributes = version if host is None else {"server.address": host, **version}
 
     def call(
         self, call: Call[Any], *, job_key: str | None = None, serves: Sequence[SpanLink] | None = None
@@ -103,22 +101,18 @@ class Telemetry:
         """Return the context of the current span, for a span that serves it to link to."""
         return None if self._api is None else self._api.current()
 
-    def awaited(self, execution_id: str) -> None:
-        """Count a run as in flight: somebody waits for it for the first time."""
-        if self._api is not None and execution_id not in self._in_flight:
-            self._in_flight.add(execution_id)
-            self._api.instruments.in_flight.add(1)
+    def count_in_flight(self, change: int) -> None:
+        """Count runs as in flight, or as in flight no more."""
+        if self._api is not None and change:
+            self._api.instruments.in_flight.add(change)
 
     def finished(self, state: ExecutionState, target: Target | None, *, noticed_after: float | None) -> None:
-        """Count the end of a run that was awaited; `noticed_after`: seconds since it finished, None when unknown."""
+        """Count the end of a run; `noticed_after`: seconds since it finished, None when that is not known."""
         if self._api is None:
             return
-        if state.execution_id in self._in_flight:
-            self._in_flight.discard(state.execution_id)
-            self._api.instruments.in_flight.add(-1)
         about = _about(target)
         if state.ms is not None:
-            self._api.instruments.duration.record(state.ms / 1000, {**about, "knouds.status": str(state.status)})
+            self._api.instruments.duration.record(state.ms / 1000, {**about, "knouds.status": _status(state.status)})
         if noticed_after is not None:
             self._api.instruments.notice.record(max(0.0, noticed_after))
         if state.cost:
@@ -133,12 +127,6 @@ class Telemetry:
         """Show the quotas of a limiter, by a bound method of it, as long as the limiter lives."""
         if self._api is not None:
             self._api.instruments.observe(quotas)
-
-    def close(self) -> None:
-        """Count what was in flight as in flight no more."""
-        if self._api is not None and self._in_flight:
-            self._api.instruments.in_flight.add(-len(self._in_flight))
-            self._in_flight.clear()
 
 
 def fields(event_name: str, **known: str | float | None) -> dict[str, str | float]:
@@ -179,6 +167,12 @@ class Span:
         """Set what is known of a run: its ids, its status and what it cost."""
         if self._span is not None:
             self._span.set_attributes({**_about_value(state), **_about(target)})
+
+    def fail(self, error_type: str) -> None:
+        """Mark the operation as failed where no exception leaves it; `error_type`: an HTTP status."""
+        if self._span is not None and self._api is not None:
+            self._span.set_attribute("error.type", error_type)
+            self._api.set_error(self._span)
 
     def __enter__(self) -> Span:
         """Start it below the current span, or, where it has links, as a root."""
@@ -470,5 +464,9 @@ class _OpenTelemetry:
         """End a span, which is current no more."""
         self._context.detach(token)
         if is_error:
-            span.set_status(self._trace.StatusCode.ERROR)
+            self.set_error(span)
         span.end()
+
+    def set_error(self, span: trace.Span) -> None:
+        """Mark a span as failed, without a description."""
+        span.set_status(self._trace.StatusCode.ERROR)

@@ -401,7 +401,7 @@ class Worker:
             advice = "knouds.executions.attach(%r) picks it up"
             logger.error(said + advice, receipt.execution_id, self.target, prepared.job.key, receipt.execution_id)
             return entry
-        execution = self._client.executions.from_receipt(receipt, self.target, self._expected)
+        execution = self._client.executions.from_receipt(receipt, self.target, self._expected, is_reported=True)
         return await self._wait(prepared, entry, execution)
 
     async def _wait(self, prepared: PreparedJob, entry: Entry, execution: Execution) -> Outcome:
@@ -620,7 +620,7 @@ class Worker:
         unseen = ExecutionState(execution_id=checked_execution_id(picked.execution_id), status=UNSEEN)
         self.in_flight += 1
         try:
-            execution = self._client.executions.attach(unseen, self.target, expected=self._expected)
+            execution = self._client.executions.attach(unseen, self.target, expected=self._expected, is_reported=True)
             return await self._wait(prepared, picked, execution)
         finally:
             self.in_flight -= 1

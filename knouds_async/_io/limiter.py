@@ -7,6 +7,7 @@ cancelled costs nothing and notifies the next. No task of its own.
 from __future__ import annotations
 
 import math
+import time
 from collections import OrderedDict
 from typing import Protocol
 
@@ -35,6 +36,7 @@ class Bucket(Protocol):
     def release(self, permit: Permit) -> None: ...
     def mark_unanswered(self, permit: Permit) -> None: ...
     def stats(self, now: float) -> LimiterStats: ...
+    def peek(self, now: float) -> LimiterStats: ...
 
 
 @attrs.define(eq=False)
@@ -104,6 +106,7 @@ class Limiter:
         self._max_wait = math.inf if max_wait is None else max_wait
         self._queues: dict[str, _WaitQueue] = {}
         self._clock = ClockBounds()
+        self._monotonic = -math.inf  # the clock of all threads less that of the event loop
         self._home = HomeLoop(
             "Limiter", "its times and its queue belong there. Use one per event loop, or a SharedLimiter for them all"
         )
@@ -146,6 +149,7 @@ class Limiter:
         queue, now = self._queue(route), anyio.current_time()
         if date is not None:
             self._clock = self._clock.update(date, min(permit.sent, now), now)
+        self._monotonic = time.monotonic() - now
         queue.bucket.on_response(now, permit, reply, date)
         queue.notify()
         if reply.refused:
@@ -173,6 +177,12 @@ class Limiter:
         queue = self._queue(route)
         stats = queue.bucket.stats(anyio.current_time())
         return attrs.evolve(stats, waiting=queue.waiting(), refusals=queue.refusals)
+
+    def quotas(self) -> list[tuple[str, int | None, int]]:
+        """Return the routes that were used, with the requests that are left and that wait; callable in any thread."""
+        now = time.monotonic() - self._monotonic
+        queues = tuple(self._queues.items())
+        return [(route, queue.bucket.peek(now).left, queue.waiting()) for route, queue in queues if now < math.inf]
 
     def _queue(self, route: str) -> _WaitQueue:
         queue = self._queues.get(route)

@@ -15,12 +15,13 @@ import math
 import random
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import anyio
 import attrs
+from anyio.lowlevel import RunVar
 
 from knouds_async._io.concurrency import HomeLoop, spawn
 from knouds_async._io.limiter import Limiter
@@ -32,6 +33,7 @@ from knouds_async._sansio.polling import PollFailure, PollScheduler, TrackedRun,
 from knouds_async._sansio.webhooks import RecentDeliveries, is_complete, is_end
 from knouds_async.config import Polling
 from knouds_async.errors import ClientClosedError, ConflictError, KnoudsError, NotFoundError
+from knouds_async.telemetry import SpanLink, Telemetry, fields
 from knouds_async.types import ExecutionState, Status, Target
 
 # ---- The record of a run
@@ -41,7 +43,10 @@ T = TypeVar("T", bound=KnoudsError)
 
 @attrs.define(eq=False, weakref_slot=True)
 class RunRecord:
-    """An execution and all who wait for it; every handle of one id in a client shares it."""
+    """An execution and all who wait for it; every handle of one id in a client shares it.
+
+    `serves`: the spans of the waits. `is_reported`: a batch reports it where nobody sees it finish.
+    """
 
     execution_id: str
     target: Target | None
@@ -51,6 +56,8 @@ class RunRecord:
     changed: anyio.Event | None = None
     failures: float = 0  # polls that failed in a row; inf when no later poll can do better
     error: KnoudsError | None = None
+    serves: list[SpanLink] = attrs.field(factory=list)
+    is_reported: bool = False
 
     @classmethod
     def of(
@@ -107,6 +114,8 @@ class RunRecord:
 
 # ---- The poller
 
+InFlight: TypeAlias = dict[str, RunRecord]
+
 logger = logging.getLogger("knouds_async")
 
 _MAX_WORKERS: Final = 100
@@ -120,12 +129,56 @@ _MAX_AGE: Final = 600.0
 """Seconds of age up to which the date of a run is used: its date and the clock may be of different machines."""
 
 _MAX_SKEW: Final = 2.0
+_MAX_LISTED: Final = 20  # ids in a warning
+
+
+_UNFINISHED: Final[RunVar[tuple[list[InFlight], AsyncGenerator[None, None]]]] = RunVar("knouds_async._UNFINISHED")
+"""What the clients of an event loop have in flight, and the generator that warns of it."""
+
+
+async def _warn_at_loop_end(in_flight: InFlight) -> None:
+    """Warn of the runs in flight when the event loop ends, also at Ctrl-C: it closes its asynchronous generators."""
+    unfinished, generator = _UNFINISHED.get(None) or ([], None)
+    if generator is None:
+        generator = _until_loop_ends(unfinished)
+        await anext(generator)
+        _UNFINISHED.set((unfinished, generator))
+    unfinished[:] = [each for each in unfinished if each and each is not in_flight] + [in_flight]
+
+
+async def _until_loop_ends(unfinished: list[InFlight]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        for in_flight in unfinished:
+            _warn_of_runs_in_flight(in_flight)
+
+
+def _warn_of_runs_in_flight(in_flight: InFlight) -> None:
+    """Warn once of the runs that nobody else reports, and forget them all."""
+    ids = [record.execution_id for record in in_flight.values() if not record.is_reported]
+    in_flight.clear()
+    if ids:
+        logger.warning(
+            "%d %s not seen to finish; %s and %s charged. knouds.executions.attach(id) picks one up: %s%s",
+            len(ids),
+            "run was" if len(ids) == 1 else "runs were",
+            "it continues" if len(ids) == 1 else "they continue",
+            "is" if len(ids) == 1 else "are",
+            ", ".join(ids[:_MAX_LISTED]),
+            f" and {len(ids) - _MAX_LISTED} more" if len(ids) > _MAX_LISTED else "",
+            extra=fields("runs_in_flight", count=len(ids)),
+        )
 
 
 class Poller:
     """Polls executions through `send`, as `polling` says, and learns how long they take into `learned`."""
 
-    def __init__(self, send: Send, polling: Polling, learned: LearnedDurations, limiter: Limiter) -> None:
+    def __init__(
+        self, send: Send, polling: Polling, learned: LearnedDurations, limiter: Limiter, telemetry: Telemetry
+    ) -> None:
+        self.telemetry: Final = telemetry
+        self.in_flight: Final[InFlight] = {}  # awaited at some time, and not seen to finish
         self._send = send
         self._max_failures = polling.max_failures
         self._learned = learned
@@ -179,6 +232,7 @@ class Poller:
             self._scheduler.set_request_id(tracked, state.request_id)
         self._date(tracked, state, now)
         if state.is_final:
+            self._report_end(record, now)
             duration = None if state.ms is None else state.ms / 1000
             self._scheduler.finished(
                 record.execution_id,
@@ -194,6 +248,19 @@ class Poller:
             self._changed.set()
         if is_change:
             record.notify()
+
+    def _report_end(self, record: RunRecord, now: float) -> None:
+        """Report that a run was seen to finish, and how late that is where the service says when it finished."""
+        state, since, delay = record.state, record.tracked.submitted_at, None
+        server = self._limiter.server_time(now)
+        if state.completed_at is not None and server is not None:
+            delay = server - state.completed_at.timestamp()
+        elif since is not None and state.ms is not None:
+            delay = now - since - state.ms / 1000
+        was_awaited = self.in_flight.pop(state.execution_id, None) is not None
+        self.telemetry.finished(state, record.target, noticed_after=delay if was_awaited else None)
+        if was_awaited:
+            self.telemetry.count_in_flight(-1)
 
     def _warn_of_unknown(self, state: ExecutionState) -> None:
         is_new = not isinstance(state.status, Status) and state.status not in self._unknown_statuses
@@ -248,7 +315,9 @@ class Poller:
         `deadline`: when this wait will be cancelled, by the clock of the loop. Raises the failure that ends the wait
         (`classify_poll_error`), with the id in it. Cancelled: only this wait ends.
         """
-        self._join(record, deadline)
+        if not self.in_flight:
+            await _warn_at_loop_end(self.in_flight)
+        link = self._join(record, deadline)
         try:
             while not record.state.is_final and (seen is None or record.state.status == seen.status):
                 if self._is_closed:
@@ -261,7 +330,7 @@ class Poller:
                 record.raise_failure(self._max_failures if deadline == math.inf else math.inf)
             return record.state
         finally:
-            self._leave(record)
+            self._leave(record, link)
 
     async def refresh(self, record: RunRecord) -> ExecutionState:
         """Poll now, once, for the caller; every waiter is notified."""
@@ -280,13 +349,21 @@ class Poller:
         return record.state
 
     def close(self) -> None:
-        """End every wait with ClientClosedError; the runs continue."""
+        """End every wait with ClientClosedError; the runs continue, and one WARNING lists them."""
         self._is_closed = True
         for record in list(self._awaited.values()):
             record.notify()
+        self.telemetry.count_in_flight(-len(self.in_flight))
+        _warn_of_runs_in_flight(self.in_flight)
 
-    def _join(self, record: RunRecord, deadline: float) -> None:
+    def _join(self, record: RunRecord, deadline: float) -> SpanLink:
+        """Count a wait; return its span."""
         record.waiters += 1
+        if (link := self.telemetry.current()) is not None:
+            record.serves.append(link)
+        if record.execution_id not in self.in_flight and not record.state.is_final and not self._is_closed:
+            self.in_flight[record.execution_id] = record
+            self.telemetry.count_in_flight(1)
         if record.waiters == 1:
             record.changed, record.failures, record.error = anyio.Event(), 0, None
             self._awaited[record.execution_id] = record
@@ -297,9 +374,12 @@ class Poller:
         if deadline < math.inf:
             self._scheduler.add_deadline(record.execution_id, deadline, anyio.current_time(), random.random())  # noqa: S311
             self._changed.set()
+        return link
 
-    def _leave(self, record: RunRecord) -> None:
+    def _leave(self, record: RunRecord, link: SpanLink) -> None:
         record.waiters -= 1
+        if link is not None:
+            record.serves.remove(link)
         if record.waiters == 0:
             record.changed = None
             self._scheduler.remove(record.execution_id)
@@ -361,7 +441,8 @@ class Poller:
     async def _poll(self, record: RunRecord) -> None:
         is_answered = True
         try:
-            self.update(record, await self._send(endpoints.get_execution(record.execution_id)))
+            call = endpoints.get_execution(record.execution_id)
+            self.update(record, await self._send(call, serves=tuple(record.serves)))
         except KnoudsError as error:
             is_answered = self._poll_failed(record, error)
         except Exception as error:  # noqa: BLE001  (one poll's trouble must not end all others)
@@ -389,7 +470,9 @@ class Poller:
     async def _fetch_statuses(self, page: PageRequest | None) -> None:
         try:
             while page is not None:
-                status_page = await self._send(endpoints.list_usage_statuses(limit=page.limit, offset=page.offset))
+                serves = tuple(link for record in self._awaited.values() for link in record.serves)
+                call = endpoints.list_usage_statuses(limit=page.limit, offset=page.offset)
+                status_page = await self._send(call, serves=serves)
                 page = self._scheduler.page_received(page, status_page, anyio.current_time())
                 self._changed.set()
         except Exception as error:  # noqa: BLE001  (without listings there are polls)

@@ -139,6 +139,10 @@ class SharedBucket:
         """Return how the quota stands, as last read from the file."""
         return self._window.stats(self._file.now())
 
+    def peek(self, now: float) -> LimiterStats:  # noqa: ARG002
+        """Return the same and change nothing, as another thread must."""
+        return self._window.peek(self._file.now())
+
     def _report(self, permit: Permit, report: Callable[[WindowLimiter, Permit], None]) -> None:
         by = Permit(permit.sent if permit.shared is None else permit.shared)
         self._reports.append(lambda window: report(window, by))

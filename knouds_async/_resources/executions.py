@@ -19,6 +19,11 @@ class Executions:
         self._factory = factory
         self._base_url = base_url
 
+    @property
+    def in_flight(self) -> tuple[Execution, ...]:
+        """Handles of the runs that somebody waited for, in this client, and that were not seen to finish yet."""
+        return self._factory.in_flight
+
     async def get(self, execution_id: str) -> ExecutionState:
         """Poll an execution once and return its state. An unknown id raises NotFoundError."""
         return await self._send(endpoints.get_execution(execution_id))

@@ -195,6 +195,10 @@ class WindowLimiter:
             is_pause=now < self.asked_until,
         )
 
+    def peek(self, now: float) -> LimiterStats:
+        """Return the same and change nothing, as another thread must."""
+        return self.copy().stats(now)
+
     def next_read(self, now: float) -> float:
         """Return when to read what other processes did, for one that waits: the later, the longer nothing was sent."""
         last = max(self.awaited[-1] if self.awaited else self.start, self.silent[-1] if self.silent else self.start)

@@ -25,6 +25,7 @@ from knouds_async._sansio.webhooks import CONTRADICTORY, MAX_BODY
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Secret, is_number
 from knouds_async.errors import ConfigurationError, InvalidArgumentError, WebhookFault, WebhookVerificationError
+from knouds_async.telemetry import Span, Telemetry
 from knouds_async.types import ExecutionState, Status
 
 # ---- What a delivery says
@@ -326,6 +327,7 @@ class WebhookReceiver:
         self._in_progress: Final[dict[str, anyio.Event]] = {}
         self._final_statuses: Final[OrderedDict[str, Status | str]] = OrderedDict()
         self._client: AsyncKnouds | None = None
+        self._telemetry = Telemetry("") if client is None else client.telemetry
         self.client = client
 
     @property
@@ -337,6 +339,7 @@ class WebhookReceiver:
     def client(self, client: AsyncKnouds | None) -> None:
         self._client = client
         if client is not None:
+            self._telemetry = client.telemetry
             client.executions.expect_deliveries()
 
     async def take(self, chunks: AsyncIterable[bytes], signature: str | bytes | None) -> int:
@@ -346,6 +349,13 @@ class WebhookReceiver:
         in the log explains. What the handler raises passes through, to be answered with 500. Cancelled: the event
         counts as not taken.
         """
+        with self._telemetry.webhook() as span:
+            status = await self._take(chunks, signature, span)
+            if status >= HTTPStatus.BAD_REQUEST:
+                span.fail(str(int(status)))
+            return status
+
+    async def _take(self, chunks: AsyncIterable[bytes], signature: str | bytes | None, span: Span) -> int:
         body = bytearray()
         with anyio.move_on_after(_READ_TIMEOUT) as reading:
             async for chunk in chunks:
@@ -359,7 +369,7 @@ class WebhookReceiver:
         except WebhookVerificationError as error:
             why = str(error) if body or not signature else "its body is empty. Check that no middleware has consumed it"
             return _refuse(_ANSWERS.get(error.reason, HTTPStatus.BAD_REQUEST), why)
-        await self.accept(event)
+        await self._accept(event, span)
         return HTTPStatus.OK
 
     async def accept(self, event: WebhookEvent) -> None:
@@ -367,8 +377,14 @@ class WebhookReceiver:
 
         For events that came another way, as over a bus from the worker that received them.
         """
+        with self._telemetry.webhook() as span:
+            await self._accept(event, span)
+
+    async def _accept(self, event: WebhookEvent, span: Span) -> None:
         if event.is_test:
             return
+        if event.state is not None:
+            span.set_state(event.state)
         if event.state is not None and self._client is not None:
             self._client.executions.delivered(event.state)  # also one that another process has taken: waiters are here
         if event.execution_id is None:  # nothing to recognise it by
