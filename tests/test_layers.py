@@ -4,6 +4,7 @@ And how long a function may be.
 """
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -201,3 +202,12 @@ def test_a_function_does_little() -> None:
 def test_threads_are_waited_for_everywhere() -> None:
     """No other module hands work to a thread by `anyio.to_thread`, whose shield asyncio's cancellation goes through."""
     assert [module for module, text in TEXTS.items() if "to_thread" in text] == ["knouds_async._io.concurrency"]
+
+
+def test_no_file_is_opened_beside_a_database() -> None:
+    """Closing a descriptor of a database's file drops its locks (POSIX): such files are only ever made, exclusively."""
+    for module in ("knouds_async._io.shared_limiter", "knouds_async._batch.sqlite"):
+        opened = re.findall(r"os\.open\((.*?)\)", TEXTS[module])
+        assert opened
+        assert [arguments for arguments in opened if "O_EXCL" not in arguments] == []
+        assert re.findall(r"(?<![\w.])open\(|path\.(?:open|read_bytes|read_text|touch)\(", TEXTS[module]) == []

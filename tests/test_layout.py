@@ -12,12 +12,6 @@ import knouds_async
 TESTS = Path(__file__).parent
 PACKAGE = Path(knouds_async.__file__).parent
 
-NO_TEST_FILE_YET = {"_io.poller"}
-"""Modules whose own test file is still missing."""
-
-IMPORT_MORE_YET = {"io/test_shared_limiter", "sansio/test_polling", "sansio/test_durations"}
-"""Files that still import a private name which the test file of its module does not."""
-
 OF_NO_MODULE = {"scenarios", "http_clients", "users", "typing"}  # folders whose tests cross modules, or are others'
 OF_THE_TREE = {  # checks of the whole tree: of its words and layers, of documents, examples and other people's projects
     "test_changelog",
@@ -71,7 +65,7 @@ def is_private(part: str) -> bool:
 
 def test_every_module_has_a_test_file_of_its_name() -> None:
     """The tests of a module are found by its name."""
-    assert {module for module, name in HOMES.items() if name not in FILES} - NO_TEST_FILE_YET == set()
+    assert {module for module, name in HOMES.items() if name not in FILES} == set()
 
 
 def test_every_test_file_is_named_after_a_module_or_is_a_scenario() -> None:
@@ -85,5 +79,4 @@ def test_no_test_imports_a_private_name_that_the_test_of_its_module_does_not() -
     """A private name is used in tests only where the test file of its own module uses it, too."""
     imported = {file: private_names(tree) for file, tree in FILES.items()}
     tested = {each for file, names in imported.items() for each in names if HOMES.get(each[0]) == file}
-    more = {file: names - tested for file, names in imported.items() if names - tested}
-    assert {file: names for file, names in more.items() if file not in IMPORT_MORE_YET} == {}
+    assert {file: names - tested for file, names in imported.items() if names - tested} == {}

@@ -30,11 +30,6 @@ OLD_TONE = re.compile(
 )
 """Phrases for what has plain ones: a poll, finish, in flight, continue, fix, report."""
 
-OLD_TONE_YET: set[str] = {
-    "_io/poller.py",
-}  # fmt: skip
-"""Files whose comments and docstrings still have them."""
-
 
 def identifiers(tree: ast.AST) -> set[str]:
     """Return every name that a module gives to something, or uses."""
@@ -103,4 +98,4 @@ def test_prose_has_no_phrase_of_the_old_tone() -> None:
     texts |= {path: path.read_text(encoding="utf-8") for path in documents}
     found = {path: [match[0] for match in OLD_TONE.finditer(text)] for path, text in texts.items()}
     named = {f"{path.parent.name}/{path.name}": words for path, words in found.items() if words}
-    assert {name: words for name, words in named.items() if name not in OLD_TONE_YET} == {}
+    assert named == {}

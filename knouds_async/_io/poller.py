@@ -1,6 +1,6 @@
 """The poller: the records of the runs that somebody waits for, their waiters, and the task that polls meanwhile.
 
-What is due is decided in `_sansio.polling`. Every new state of a run comes through `Poller.update`, whoever brings it.
+What is due is decided in `_sansio.polling`. Every new state of a run, from any source, comes through `Poller.update`.
 One poll serves every waiter; a waiter that is cancelled or times out disturbs no other. A few workers share the polls,
 so that a poll is no task of its own; one poll's trouble ends no other. When nobody waits, the task ends, and what is in
 flight is cancelled.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 import shutil
 import sqlite3
 import stat
@@ -21,8 +20,6 @@ import anyio
 import pytest
 
 from knouds_async import AsyncKnouds, ConfigurationError, Limiter, RateLimitError, Secret, SharedLimiter
-from knouds_async._batch import sqlite
-from knouds_async._io import shared_limiter
 from knouds_async._io.shared_limiter import LimiterFile
 from knouds_async.testing import Emulator, Fault, Response, serve
 
@@ -464,13 +461,3 @@ def test_the_locks_of_an_open_transaction_are_kept(tmp_path: Path) -> None:
         argv = [sys.executable, "-c", code, str(path)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603
         assert "database is locked" in done.stderr
-
-
-def test_no_file_of_the_package_is_opened_beside_a_database() -> None:
-    """Closing a descriptor of a database's file drops its locks (POSIX): such files are only ever made, exclusively."""
-    for module in (shared_limiter, sqlite):
-        text = Path(str(module.__file__)).read_text(encoding="utf-8")
-        opened = re.findall(r"os\.open\((.*?)\)", text)
-        assert opened
-        assert all("O_EXCL" in arguments for arguments in opened)
-        assert not re.findall(r"(?<![\w.])open\(|path\.(?:open|read_bytes|read_text|touch)\(", text)
