@@ -7,14 +7,13 @@ import ast
 import re
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
-import knouds_async
+from tests.trees import PACKAGE, text_of, tree_of
 
-ROOT = Path(knouds_async.__file__).parent
-FILES = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))}
-TEXTS = {name.removesuffix(".__init__"): path.read_text(encoding="utf-8") for name, path in FILES.items()}
-MODULES = {name: ast.parse(text) for name, text in TEXTS.items()}
+FILES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 CORE = {"errors", "types", "config", "_sansio"}
 PUBLIC = {"", "errors", "types", "config", "execution", "client"}  # "" is the package itself
@@ -57,6 +56,11 @@ IMPURE = {
 MOST_OF_A_FUNCTION = 35  # lines, its signature and docstring aside; about 10 is what reads well
 
 
+def modules() -> dict[str, ast.Module]:
+    """Return the modules of the package by their names."""
+    return {name: tree_of(path) for name, path in FILES.items()}
+
+
 def imports(tree: ast.AST) -> set[str]:
     """Return the modules that a part of a file imports, at any depth of it."""
     found = set()
@@ -66,7 +70,7 @@ def imports(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else str(node.module) for name in names}
+            found |= {name if name in FILES else str(node.module) for name in names}
     return found
 
 
@@ -89,7 +93,7 @@ def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def of(*layers: str) -> list[str]:
     """Return the modules of some layers."""
-    return [module for module in MODULES if layer(module) in layers]
+    return [module for module in FILES if layer(module) in layers]
 
 
 def top(name: str) -> str:
@@ -111,12 +115,14 @@ def impurities(tree: ast.AST) -> list[str]:
 
 def test_every_module_has_a_layer() -> None:
     """A new part of the package has to say whom it may import."""
-    assert {layer(module) for module in MODULES} <= set(BELOW)
+    assert {layer(module) for module in FILES} <= set(BELOW)
 
 
 def test_imports_go_down_only() -> None:
     """No module imports from a layer beside or above its own."""
-    ours = {module: {name for name in imports(tree) if top(name) == "knouds_async"} for module, tree in MODULES.items()}
+    ours = {
+        module: {name for name in imports(tree) if top(name) == "knouds_async"} for module, tree in modules().items()
+    }
     upwards = [
         (module, name) for module, names in ours.items() for name in names if layer(name) not in BELOW[layer(module)]
     ]
@@ -126,13 +132,13 @@ def test_imports_go_down_only() -> None:
 def test_a_layer_uses_its_own_libraries_only() -> None:
     """What is not of the standard library is used where the layer is for it."""
     known = {"knouds_async", *sys.stdlib_module_names}
-    foreign = {module: {top(name) for name in imports(MODULES[module])} - known for module in of(*FOREIGN)}
+    foreign = {module: {top(name) for name in imports(tree_of(FILES[module]))} - known for module in of(*FOREIGN)}
     assert {module: names for module, names in foreign.items() if not names <= FOREIGN[layer(module)]} == {}
 
 
 def test_the_core_is_pure() -> None:
     """It imports nothing that could wait, read a clock, or draw random numbers, and does none of it by other means."""
-    core = {module: MODULES[module] for module in of("_sansio")}
+    core = {module: tree_of(FILES[module]) for module in of("_sansio")}
     assert len(core) > 5
     assert {module: found for module, tree in core.items() if (found := impurities(tree))} == {}
 
@@ -141,12 +147,12 @@ def test_http_stays_below() -> None:
     """httpx and httpcore are imported in `_io` and by the emulator's transport; two more modules name a type of it."""
     users = {
         module
-        for module, tree in MODULES.items()
+        for module, tree in modules().items()
         if {top(name) for name in imports(tree)} & {"httpx", "httpx2", "httpcore"} and layer(module) != "_io"
     }
     naming = {"knouds_async.client", "knouds_async.testing.plugin"}
     assert users <= {"knouds_async.testing.transport", *naming}
-    for tree in (MODULES[module] for module in naming):
+    for tree in (tree_of(FILES[module]) for module in naming):
         at_runtime = [node for node in tree.body if not isinstance(node, ast.If)]
         assert "httpx" in for_types_only(tree)
         assert not any({"httpx", "httpx2"} & imports(node) for node in at_runtime)
@@ -154,7 +160,9 @@ def test_http_stays_below() -> None:
 
 def test_one_file_knows_asyncio_from_trio() -> None:
     """All else is anyio; the virtual clock and the command line, which starts a loop, aside."""
-    users = {module for module, tree in MODULES.items() if {top(name) for name in imports(tree)} & {"asyncio", "trio"}}
+    users = {
+        module for module, tree in modules().items() if {top(name) for name in imports(tree)} & {"asyncio", "trio"}
+    }
     users -= set(of("_cli"))
     assert users == {"knouds_async._io.concurrency", "knouds_async.testing.virtual_time"}
 
@@ -163,7 +171,7 @@ def test_the_environment_is_read_in_one_place() -> None:
     """`config` reads it, and the command line what a terminal can do."""
     readers = {
         module
-        for module, tree in MODULES.items()
+        for module, tree in modules().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb")
     }
@@ -172,19 +180,19 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 def test_nothing_of_ours_is_imported_for_types_only() -> None:
     """An import of our own that only the type checker may see hides a cycle."""
-    guarded = [(module, name) for module, tree in MODULES.items() for name in for_types_only(tree)]
+    guarded = [(module, name) for module, tree in modules().items() for name in for_types_only(tree)]
     assert [(module, name) for module, name in guarded if top(name) == "knouds_async"] == []
 
 
 def test_there_is_no_import_cycle() -> None:
     """The modules can be put in an order in which each imports only those before it."""
-    graph = {module: imports(tree) & set(MODULES) - {module} for module, tree in MODULES.items()}
-    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)
+    graph = {module: imports(tree) & set(FILES) - {module} for module, tree in modules().items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)
 
 
 def test_a_module_says_what_it_is_for() -> None:
     """The first line of its docstring is a whole sentence."""
-    docs = {module: ast.get_docstring(MODULES[module]) or "" for module, text in TEXTS.items() if text}
+    docs = {module: ast.get_docstring(tree_of(FILES[module])) or "" for module in FILES if text_of(FILES[module])}
     assert [module for module, doc in docs.items() if not doc.partition("\n")[0].endswith(".")] == []
 
 
@@ -192,7 +200,7 @@ def test_a_function_does_little() -> None:
     """What is longer has parts that have names."""
     functions = [
         (module, node)
-        for module, tree in MODULES.items()
+        for module, tree in modules().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
@@ -201,13 +209,15 @@ def test_a_function_does_little() -> None:
 
 def test_threads_are_waited_for_everywhere() -> None:
     """No other module hands work to a thread by `anyio.to_thread`, whose shield asyncio's cancellation goes through."""
-    assert [module for module, text in TEXTS.items() if "to_thread" in text] == ["knouds_async._io.concurrency"]
+    assert [module for module, path in FILES.items() if "to_thread" in text_of(path)] == [
+        "knouds_async._io.concurrency"
+    ]
 
 
 def test_no_file_is_opened_beside_a_database() -> None:
     """Closing a descriptor of a database's file drops its locks (POSIX): such files are only ever made, exclusively."""
     for module in ("knouds_async._io.shared_limiter", "knouds_async._batch.sqlite"):
-        opened = re.findall(r"os\.open\((.*?)\)", TEXTS[module])
+        opened = re.findall(r"os\.open\((.*?)\)", text_of(FILES[module]))
         assert opened
         assert [arguments for arguments in opened if "O_EXCL" not in arguments] == []
-        assert re.findall(r"(?<![\w.])open\(|path\.(?:open|read_bytes|read_text|touch)\(", TEXTS[module]) == []
+        assert re.findall(r"(?<![\w.])open\(|path\.(?:open|read_bytes|read_text|touch)\(", text_of(FILES[module])) == []

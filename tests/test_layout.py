@@ -5,12 +5,8 @@ A private name is imported only where the test file of its own module imports it
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
-import knouds_async
-
-TESTS = Path(__file__).parent
-PACKAGE = Path(knouds_async.__file__).parent
+from tests.trees import PACKAGE, TESTS, trees
 
 OF_NO_MODULE = {"scenarios", "http_clients", "users", "typing"}  # folders whose tests cross modules, or are others'
 OF_THE_TREE = {  # checks of the whole tree: of its words and layers, of documents, examples and other people's projects
@@ -40,10 +36,11 @@ def modules() -> Iterator[str]:
 
 
 HOMES = {module: home(module) for module in modules()}
-FILES = {
-    path.relative_to(TESTS).with_suffix("").as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(TESTS.rglob("*.py"))
-}
+
+
+def files() -> dict[str, ast.Module]:
+    """Return the files of the tests, by their paths without `.py`."""
+    return {path.relative_to(TESTS).with_suffix("").as_posix(): tree for path, tree in trees(TESTS).items()}
 
 
 def private_names(tree: ast.AST) -> set[tuple[str, str]]:
@@ -65,18 +62,18 @@ def is_private(part: str) -> bool:
 
 def test_every_module_has_a_test_file_of_its_name() -> None:
     """The tests of a module are found by its name."""
-    assert {module for module, name in HOMES.items() if name not in FILES} == set()
+    assert {module for module, name in HOMES.items() if name not in files()} == set()
 
 
 def test_every_test_file_is_named_after_a_module_or_is_a_scenario() -> None:
     """What crosses modules is in `scenarios`, and what is of one module in the file of its name."""
-    named = {name for name in FILES if name.rpartition("/")[2].startswith("test_")}
+    named = {name for name in files() if name.rpartition("/")[2].startswith("test_")}
     of_modules = {name for name in named if name.partition("/")[0] not in OF_NO_MODULE}
     assert of_modules - set(HOMES.values()) - OF_THE_TREE == set()
 
 
 def test_no_test_imports_a_private_name_that_the_test_of_its_module_does_not() -> None:
     """A private name is used in tests only where the test file of its own module uses it, too."""
-    imported = {file: private_names(tree) for file, tree in FILES.items()}
+    imported = {file: private_names(tree) for file, tree in files().items()}
     tested = {each for file, names in imported.items() for each in names if HOMES.get(each[0]) == file}
     assert {file: names - tested for file, names in imported.items() if names - tested} == {}

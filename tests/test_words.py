@@ -9,11 +9,8 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 
-import knouds_async
+from tests.trees import PACKAGE, TESTS, text_of, tree_of, trees
 
-PACKAGE = Path(knouds_async.__file__).parent
-TESTS = Path(__file__).parent
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
 PUBLIC_TWICE = {"Workflow"}  # a record of `types`, and what an emulator is given
 
 RETIRED = {
@@ -51,17 +48,19 @@ def words(identifier: str) -> set[str]:
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", identifier)}
 
 
-def prose(source: str) -> str:
+def prose(path: Path) -> str:
     """Return the docstrings and comments of a module."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree_of(path)) if isinstance(node, documented)]
+    tokens = tokenize.generate_tokens(io.StringIO(text_of(path)).readline)
     return "\n".join([*texts, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
 
 
 def test_a_class_name_has_one_meaning() -> None:
     """No two modules of the package define a class of the same name."""
-    names = Counter(node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    names = Counter(
+        node.name for tree in trees(PACKAGE).values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    )
     assert {name for name, count in names.items() if count > 1} == PUBLIC_TWICE
 
 
@@ -69,7 +68,7 @@ def test_no_identifier_has_a_retired_word() -> None:
     """No name has a word that only this library used: an engineer who knows httpx, asyncio and h11 can guess each."""
     used = {
         (path.relative_to(PACKAGE).as_posix(), name)
-        for path, tree in TREES.items()
+        for path, tree in trees(PACKAGE).items()
         for name in identifiers(tree)
         if words(name) & RETIRED
     }
@@ -79,10 +78,9 @@ def test_no_identifier_has_a_retired_word() -> None:
 def test_docstrings_begin_with_a_plain_verb() -> None:
     """Docstrings begin with Return, Create, Send or Raise, not with Give, Tell or Take note; so do those of helpers."""
     odd = re.compile(r"(Give|Tell|Take note|Say|Have)\b")
-    helpers = {path: ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("*.py")}
     found = [
         f"{path.parent.name}/{path.name}:{node.lineno}"
-        for path, tree in (TREES | helpers).items()
+        for path, tree in (trees(PACKAGE) | trees(TESTS)).items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("test_")
         if odd.match(ast.get_docstring(node) or "")
@@ -93,9 +91,9 @@ def test_docstrings_begin_with_a_plain_verb() -> None:
 def test_prose_has_no_phrase_of_the_old_tone() -> None:
     """Documents, docstrings and comments say poll, finish, in flight, continue and fix."""
     code = [*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py")]
-    texts = {path: prose(path.read_text(encoding="utf-8")) for path in code if path != Path(__file__)}
+    texts = {path: prose(path) for path in code if path != Path(__file__)}
     documents = [*TESTS.parent.glob("*.md"), *TESTS.parent.glob("docs/*.md")]
-    texts |= {path: path.read_text(encoding="utf-8") for path in documents}
+    texts |= {path: text_of(path) for path in documents}
     found = {path: [match[0] for match in OLD_TONE.finditer(text)] for path, text in texts.items()}
     named = {f"{path.parent.name}/{path.name}": words for path, words in found.items() if words}
     assert named == {}
