@@ -267,6 +267,7 @@ async def test_late_listings_are_left_alone(make_client: Any, lag: float, mean: 
     assert requests(emulator).total() <= 10 * 20
 
 
+@pytest.mark.slow
 async def test_runs_of_others_in_between_are_passed_over(make_client: Any) -> None:
     """Six hundred newer rows of another program do not hide ours, which are on the second page."""
     emulator = service(durations={"jingle": 400.0})

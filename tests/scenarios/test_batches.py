@@ -27,11 +27,11 @@ IN_ONE_GO: Final = "fast-sketch"
 SUBMIT: Final = "POST /api/workflows/:slug/run"
 COST: Final = 12
 COUNT: Final = 4
-ON_TRIO: Final = [pytest.param("trio", first, marks=pytest.mark.slow) for first in (2, 4)]
+MORE: Final = [pytest.param(*each, marks=pytest.mark.slow) for each in (("trio", 2), ("asyncio", 3), ("trio", 4))]
 EACH_STEP: Final = pytest.mark.parametrize(
-    ("anyio_backend", "first"), [("asyncio", 1), ("asyncio", 3), *ON_TRIO], indirect=["anyio_backend"]
+    ("anyio_backend", "first"), [("asyncio", 1), *MORE], indirect=["anyio_backend"]
 )
-"""Four tests share the steps of one kind of trouble; those on trio run with the slow tests."""
+"""Four tests share the steps of one kind of trouble; all but the first run with the slow tests."""
 
 
 class World:

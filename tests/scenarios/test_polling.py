@@ -152,7 +152,11 @@ async def test_a_long_run_is_polled_ever_more_rarely(make_client: MakeClient, du
 
 @pytest.mark.parametrize(
     ("number", "tier", "seeds", "most", "mean", "p95"),
-    [(20, "pro", 12, 4, 1.1, 2.5), (100, "pro", 3, 2.2, 0.7, 1.5), (500, "business", 1, 1.3, 0.7, 1.2)],
+    [
+        (20, "pro", 12, 4, 1.1, 2.5),
+        (100, "pro", 3, 2.2, 0.7, 1.5),
+        pytest.param(500, "business", 1, 1.3, 0.7, 1.2, marks=pytest.mark.slow),
+    ],
 )
 async def test_a_batch(
     make_client: MakeClient, number: int, tier: str, seeds: int, most: float, mean: float, p95: float
