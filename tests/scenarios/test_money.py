@@ -371,7 +371,7 @@ async def test_a_create_is_not_repeated_and_a_delete_is(make_client: Any) -> Non
 class BrokenLimiter(Limiter):
     """A limiter that cannot record an answer."""
 
-    def on_response(self, *_: object) -> None:
+    def on_response(self, route: str, permit: object, reply: object, date: float | None) -> None:
         """Fail as a full disk would make it."""
         raise OSError("disk full")
 
