@@ -174,8 +174,9 @@ def decide(entry: Entry | None, claim: Claim, totals: Totals, highest_cost: floa
     sending = claim.sending
     if (reserve := highest_known(sending.reserve, highest_cost)) != sending.reserve:
         sending = attrs.evolve(sending, reserve=reserve)
-    if claim.cap is not None and not is_ours:
-        decided = fit_under_cap(totals, reserve, claim.cap)
+    if claim.cap is not None:  # also of another attempt: a run may have turned out dearer meanwhile
+        others = totals.moved(entry, attrs.evolve(known, stage=Stage.NEW))
+        decided = fit_under_cap(others, reserve, claim.cap)
         if decided is not Fit.NOW:
             return OverBudget(totals, decided, highest_cost)
     sent = advance(known, sending)

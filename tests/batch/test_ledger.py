@@ -67,6 +67,15 @@ def test_another_attempt_of_the_same_owner_counts_once() -> None:
     assert decided.totals == Totals(reserved=12)
 
 
+def test_another_attempt_must_still_fit_under_the_cap() -> None:
+    """What was refused is not sent again once what others cost leaves no room for it."""
+    sent = advance(NEW, claim().sending)
+    totals = Totals(spent=95, reserved=12)
+    assert decide(sent, claim(cap=100), totals, None) == OverBudget(totals, Fit.NEVER, None)
+    totals = Totals(spent=40, reserved=100)
+    assert decide(attrs.evolve(sent, reserved=50), claim(cap=100), totals, 50) == OverBudget(totals, Fit.LATER, 50)
+
+
 def test_a_receipt_of_another_job_is_none() -> None:
     """It leaves the job unknown, and names the other; one of no other job is let pass."""
     accepted = Accepted(owner="me", execution_id="run-1")

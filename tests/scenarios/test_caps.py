@@ -15,7 +15,7 @@ import pytest
 
 from knouds_async import AsyncKnouds, Completed, NotRun
 from knouds_async._batch.sqlite import LedgerDatabase
-from knouds_async.testing import Emulator
+from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
 
@@ -106,6 +106,18 @@ async def test_a_dear_run_holds_back_what_is_in_line() -> None:
     found = await spend(emulator, "workflows", SLUG, 400, 0.0)
     assert emulator.credits_spent == 360
     assert sum(isinstance(outcome, Completed) for outcome in found) == 3
+
+
+async def test_a_refused_submit_is_not_sent_again_at_a_price_that_no_longer_fits(make_client: Any) -> None:
+    """What waits after a 429 is not in flight: when a run turns out dear, it is sent only if it still fits."""
+    emulator = Emulator(tier="pro", duration=1.0, cost=1)
+    emulator.faults.add(faults.rate_limited(), route="POST /api/workflows/:slug/run", nth=tuple(range(23, 42)))
+    inputs = [{"product_name": str(number)} for number in range(40)]
+    async with make_client(emulator).workflows.map(SLUG, inputs, max_credits=100) as outcomes:
+        async for _ in outcomes:
+            emulator.cost = 40 if len(emulator.runs) >= 21 else 1
+    assert emulator.credits_spent == 21 + 40
+    assert outcomes.progress.not_run == 40 - 22
 
 
 async def test_failed_runs_without_a_cost_count() -> None:
