@@ -525,6 +525,7 @@ T = TypeVar("T")
 _PATIENCE: Final = 300.0
 _AT_ONCE: Final = 500
 _IDLE: Final = 0.5  # seconds after which a thread with nothing to do ends
+_LONGEST_WAIT: Final = 30.0  # seconds to wait for a thread, of which the system has only so many
 
 
 @attrs.define(eq=False)
@@ -694,13 +695,36 @@ class SQLiteLedger:
         with self._lock:
             self._requests.append(request)
             self._changed.notify()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="knouds-ledger")
-                self._thread.start()
+        began = anyio.current_time()
+        while not (request.done.is_set() or self._is_served()):
+            if anyio.current_time() - began > _LONGEST_WAIT:
+                raise self._refused(request)
+            await anyio.sleep(_POLL)
         await request.done.wait()
         if request.error is not None:
             raise request.error
         return request.value
+
+    def _is_served(self) -> bool:
+        """Start the thread where none runs; False while the system gives no thread."""
+        with self._lock:
+            if self._thread is None and self._requests:
+                thread = threading.Thread(target=self._serve, name="knouds-ledger")
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return False
+                self._thread = thread
+            return True
+
+    def _refused(self, request: _Request) -> LedgerError:
+        with self._lock, suppress(ValueError):
+            self._requests.remove(request)
+        return LedgerError(
+            f"the ledger {str(self._path)!r} cannot be used: the system has given no thread for {_LONGEST_WAIT:.0f} s. "
+            "Nothing more is submitted; what is on record stays, and the same batch on the same ledger continues from "
+            "there"
+        )
 
     def _serve(self) -> None:
         while requests := self._next():

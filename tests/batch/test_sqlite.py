@@ -490,6 +490,39 @@ async def test_its_thread_ends_when_there_is_nothing_to_do(path: Path) -> None:
         assert isinstance(await ledger.claim(claim("a", owner)), Written)
 
 
+async def test_a_thread_that_the_system_does_not_give_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked for while no thread can be started is written once one can, and the ledger can be closed."""
+    _give_threads(monkeypatch, after=2)
+    async with SQLiteLedger(path) as ledger:
+        assert isinstance(await ledger.claim(claim("a", "me")), Written)
+
+
+async def test_a_thread_that_never_comes_is_an_error_of_the_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for only so long, and what was asked for is not written later."""
+    monkeypatch.setattr("knouds_async._batch.sqlite._LONGEST_WAIT", 0.0)
+    ledger = SQLiteLedger(path)
+    with monkeypatch.context() as patch:
+        _give_threads(patch, after=1000)
+        with pytest.raises(LedgerError, match="no thread"):
+            await ledger.claim(claim("a", "me"))
+    assert await ledger.look("a") is None
+    await ledger.aclose()
+
+
+def _give_threads(patch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Refuse to start the thread of a ledger so many times."""
+    start, refusals = threading.Thread.start, iter(range(after))
+
+    def started(thread: threading.Thread) -> None:
+        if thread.name == "knouds-ledger" and next(refusals, None) is not None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    patch.setattr(threading.Thread, "start", started)
+
+
 async def test_a_closed_ledger_says_so(path: Path) -> None:
     """It is closed once, as often as one likes, and then refuses."""
     ledger = SQLiteLedger(path)
