@@ -28,6 +28,7 @@ from knouds_async import (
     Estimate,
     ExecutionNotFoundError,
     KnoudsError,
+    LimiterStats,
     PermissionDeniedError,
     Progress,
     SQLiteLedger,
@@ -122,6 +123,7 @@ class BatchRun:
 
 
 _MAX_DOWNLOADS: Final = 8
+_POLL_ROUTE: Final = endpoints.get_execution("x").route
 _MAX_FAULTS: Final = 10  # of a dry run
 
 
@@ -311,10 +313,13 @@ async def supervised(run: BatchRun, batch: Batch, knouds: AsyncKnouds, stream: J
     def status_line() -> str:
         if run.report.is_interrupted:
             return "stopping: waiting for runs in flight; press Ctrl-C again to exit at once"
-        stats = knouds.limiter.stats(endpoints.submit(run.options.target, {}).route)
-        return format_pause(stats, datetime.now().astimezone()) or format_quota(stats)
+        polls = knouds.limiter.stats(_POLL_ROUTE)
+        return format_pause(stats(), datetime.now().astimezone()) or format_quota(stats(), polls)
 
-    display = BatchDisplay(lambda: run.report.excluding_stopped(batch.progress), status_line)
+    def stats() -> LimiterStats:
+        return knouds.limiter.stats(endpoints.submit(run.options.target, {}).route)
+
+    display = BatchDisplay(lambda: run.report.excluding_stopped(batch.progress), status_line, stats)
     async with handle_interrupts(stop, abort), show_display(display):
         yield
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from knouds_async import (
 from knouds_async._cli import output
 from knouds_async._cli.errors import ExitCode, exit_code_for, format_error
 from knouds_async._cli.output import call_every, plural
+from knouds_async._sansio.estimate import RouteQuota, submitting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,39 +37,84 @@ if TYPE_CHECKING:
 _SPAN: Final = 120.0  # seconds: two windows of the rate limit, which lets runs through in bursts
 _MIN_STEP: Final = 1.0  # seconds between two points that are kept
 _MIN_SPAN: Final = 2.0  # seconds before a rate is shown
+_MOST_OTHERS: Final = 9.0  # runs in flight for each that is done, above which their number says nothing
+_MOST_SPREAD: Final = 1.4  # how many times as long as those that are done the slowest run may take
+
+
+@attrs.frozen
+class Point:
+    """How many jobs were done and how many runs were submitted at a moment of a batch."""
+
+    elapsed: float
+    done: int
+    submitted: int
 
 
 @attrs.define
 class Throughput:
-    """Remembers how many jobs were done at which time, over the last two minutes."""
+    """Remembers how many jobs were done, and how many submitted, at which time, over the last two minutes."""
 
-    _points: deque[tuple[float, int]] = attrs.field(factory=lambda: deque([(0.0, 0)]))
+    _points: deque[Point] = attrs.field(factory=lambda: deque([Point(0.0, 0, 0)]))
+    _lags: tuple[float, float] | None = None  # the shortest and the longest time from so many submitted to so many done
+    _done: int = 0
 
     def update(self, progress: Progress) -> None:
         """Record the progress at this moment."""
-        now = progress.elapsed
-        if now - self._points[-1][0] >= _MIN_STEP:
-            self._points.append((now, _done(progress)))
-        while len(self._points) > 1 and now - self._points[0][0] > _SPAN:
+        now, done = progress.elapsed, _point(progress).done
+        if done > self._done:
+            lag, self._done = now - self._reached(done), done
+            shortest, longest = self._lags or (lag, lag)
+            self._lags = min(shortest, lag), max(longest, lag)
+        if now - self._points[-1].elapsed >= _MIN_STEP:
+            self._points.append(_point(progress))
+        while len(self._points) > 1 and now - self._points[0].elapsed > _SPAN:
             self._points.popleft()
 
     def per_second(self, progress: Progress) -> float:
         """Return the jobs done per second; 0 while too little is known."""
-        started, done = self._points[0]
-        seconds = progress.elapsed - started
-        return (_done(progress) - done) / seconds if seconds >= _MIN_SPAN else 0.0
+        first = self._points[0]
+        seconds = progress.elapsed - first.elapsed
+        return (_point(progress).done - first.done) / seconds if seconds >= _MIN_SPAN else 0.0
 
-    def eta(self, progress: Progress) -> float | None:
-        """Return the seconds until all jobs are done at this rate; None when unknown."""
-        rate = self.per_second(progress)
-        if progress.total is None or not rate:
+    def eta(self, progress: Progress, stats: LimiterStats | None = None) -> float | None:
+        """Return the seconds until all jobs are done, None when unknown.
+
+        Where the rate limit is known, the last submit is made in the window that has room for it, or when a run in
+        flight makes room, and its run then takes as long as the others; else jobs are done as fast as until now.
+        """
+        if progress.total is None:
             return None
-        return max(progress.total - progress.outcomes, 0) / rate
+        rate = self.per_second(progress)
+        if stats is None or stats.limit is None:
+            return max(progress.total - progress.outcomes, 0) / rate if rate else None
+        if self._lags is None:
+            return None
+        left, longest = max(progress.total - progress.outcomes - progress.in_flight, 0), self._lags[1]
+        if not left:
+            return max(self._reached(progress.submitted) + longest - progress.elapsed, 0.0)
+        for_room = 0.0 if stats.waiting or not rate else left / rate
+        submits = submitting(left, RouteQuota(stats.limit, stats.left, stats.resets_in))
+        return max(submits.seconds, for_room) + self._slowest(progress)
+
+    def _slowest(self, progress: Progress) -> float:
+        """Return how long the slowest run may take: longer than those that are done, while others are in flight."""
+        shortest, longest = self._lags or (0.0, 0.0)
+        old_enough = [point.submitted for point in self._points if point.elapsed <= progress.elapsed - shortest]
+        in_time = max(old_enough[-1] if old_enough else 0, 1)
+        others = min(max(in_time / max(self._done, 1) - 1, 0.0), _MOST_OTHERS)
+        spread: float = (longest / max(shortest, _MIN_STEP)) ** others
+        return longest * min(spread, _MOST_SPREAD)
+
+    def _reached(self, submitted: int) -> float:
+        """Return when this many runs had been submitted, as far as that is remembered."""
+        steps = zip(self._points, islice(self._points, 1, None), strict=False)
+        last = self._points[-1].elapsed
+        return next((before.elapsed for before, after in steps if after.submitted >= submitted), last)
 
 
-def _done(progress: Progress) -> int:
+def _point(progress: Progress) -> Point:
     """Return how many jobs this batch has done itself: those from the ledger took no time."""
-    return progress.outcomes - progress.from_ledger
+    return Point(progress.elapsed, progress.outcomes - progress.from_ledger, progress.submitted)
 
 
 def format_duration(seconds: float) -> str:
@@ -209,6 +256,7 @@ class BatchDisplay:
 
     progress: Callable[[], Progress]
     status_line: Callable[[], str] = str
+    stats: Callable[[], LimiterStats | None] = lambda: None
     is_stopping: bool = False
     _throughput: Throughput = attrs.Factory(Throughput)
 
@@ -229,7 +277,7 @@ class BatchDisplay:
         )
 
     def _speed_line(self, now: Progress) -> str:
-        eta = None if self.is_stopping else self._throughput.eta(now)
+        eta = None if self.is_stopping else self._throughput.eta(now, self.stats())
         remaining = f", about {format_duration(eta)} to go" if eta else ""
         return f"{format_duration(now.elapsed)}, {60 * self._throughput.per_second(now):,.0f} jobs a minute{remaining}"
 
@@ -310,8 +358,9 @@ def format_pause(stats: LimiterStats, now: datetime) -> str:
     return f"{stats.waiting:,} wait: the service asked for a pause until {day}{until:%H:%M:%S}"
 
 
-def format_quota(stats: LimiterStats) -> str:
-    """Return how long jobs wait for the rate limit; "" when none do."""
-    if not stats.waiting or stats.resets_in is None:
-        return ""
-    return f"{stats.waiting:,} wait for the rate limit; the next window opens in {stats.resets_in:.0f} s"
+def format_quota(submits: LimiterStats, polls: LimiterStats | None = None) -> str:
+    """Return how long jobs, or the polls of runs in flight, wait for the rate limit; "" when none do."""
+    for stats, what in ((submits, ""), (polls, " polls")):
+        if stats is not None and stats.waiting and stats.resets_in is not None:
+            return f"{stats.waiting:,}{what} wait for the rate limit; the next window opens in {stats.resets_in:.0f} s"
+    return ""

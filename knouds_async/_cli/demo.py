@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import attrs
 
-from knouds_async import AsyncKnouds, Completed, NotRun, Outcome, Progress
+from knouds_async import AsyncKnouds, Completed, LimiterStats, NotRun, Outcome, Progress
 from knouds_async._cli import output
 from knouds_async._cli.batch_display import BatchDisplay, format_duration, format_quota, show_display, summarize
 from knouds_async._cli.emulator import serving
@@ -68,10 +68,12 @@ async def run_prompts(knouds: AsyncKnouds, prompts: Sequence[dict[str, Any]], em
     def status_line() -> str:
         refused = f"{len(emulator.refusals):,} refused (429)"
         requests = f"{plural(emulator.requests.count, 'request')}, {refused}"
-        quota = format_quota(knouds.limiter.stats(_RUN_ROUTE))
-        return quota or requests
+        return format_quota(stats()) or requests
 
-    async with batch as outcomes, show_display(BatchDisplay(lambda: batch.progress, status_line)):
+    def stats() -> LimiterStats:
+        return knouds.limiter.stats(_RUN_ROUTE)
+
+    async with batch as outcomes, show_display(BatchDisplay(lambda: batch.progress, status_line, stats)):
         async for outcome in outcomes:
             results.record(outcome)
     results.progress = batch.progress

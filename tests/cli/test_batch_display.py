@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
 import attrs
 import pytest
 from hypothesis import given
@@ -18,8 +19,10 @@ from knouds_async._cli.batch_display import (
     format_quota,
     summarize,
 )
+from knouds_async.testing import Emulator, Lognormal, virtual_backend
 
 JOB = Job("a", {"x": 1})
+SLUG = "my-thumbnail-pipeline"
 
 
 def at(elapsed: float, completed: int, **more: Any) -> Progress:
@@ -37,6 +40,36 @@ def test_the_pace_is_that_of_the_last_two_minutes() -> None:
     assert throughput.eta(now) == pytest.approx((5000 - now.outcomes) / 10)
 
 
+@pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")])
+@pytest.mark.parametrize(
+    ("seconds", "phase", "most"), [(6.0, 20.0, None), (6.0, 50.0, None), (45.0, 20.0, None), (20.0, 30.0, 20)]
+)
+async def test_the_time_to_go_knows_windows(make_client: Any, seconds: float, phase: float, most: int | None) -> None:
+    """From a sixth of 300 jobs on it is within 35 % of the truth, or eight seconds, wherever in a window it began."""
+    emulator = Emulator(tier="pro", duration=Lognormal(seconds, 0.25), window_phase=phase, seed=3)
+    knouds = make_client(emulator)
+    batch = knouds.workflows.map(SLUG, [{"product_name": f"{number}"} for number in range(300)], max_in_flight=most)
+    throughput, said = Throughput(), list[tuple[float, float | None]]()
+
+    async def watch() -> None:
+        while True:
+            await anyio.sleep(0.2)
+            throughput.update(batch.progress)
+            if batch.progress.outcomes >= 50:
+                stats = knouds.limiter.stats("POST /api/workflows/:slug/run")
+                said.append((batch.progress.elapsed, throughput.eta(batch.progress, stats)))
+
+    async with anyio.create_task_group() as tasks, batch as outcomes:
+        tasks.start_soon(watch)
+        assert len([outcome async for outcome in outcomes]) == 300
+        tasks.cancel_scope.cancel()
+    end = batch.progress.elapsed
+    truths = [(at, left, end - at) for at, left in said]
+    off = [each for each in truths if each[1] is None or abs(each[1] - each[2]) > max(8, 0.35 * each[2])]
+    assert len(said) > 100
+    assert off == []
+
+
 def test_no_pace_is_said_of_nothing() -> None:
     """Without a pace or a number of jobs there is no time left to be said."""
     throughput = Throughput()
@@ -48,16 +81,27 @@ def test_no_pace_is_said_of_nothing() -> None:
     assert throughput.eta(at(60, 6, total=6)) == 0
 
 
-@given(st.lists(st.tuples(st.floats(0, 30), st.integers(0, 50)), min_size=1))
-def test_no_course_of_events_breaks_the_pace(steps: list[tuple[float, int]]) -> None:
-    """However a batch goes, its pace is not negative, the time left is finite, and memory stays bounded."""
+STEPS = st.lists(st.tuples(st.floats(0, 30), st.integers(0, 50), st.integers(0, 90)), min_size=1)
+LIMITS = st.none() | st.builds(
+    LimiterStats,
+    limit=st.none() | st.integers(0, 100),
+    left=st.none() | st.integers(-1, 100),
+    resets_in=st.none() | st.floats(-1, 90),
+    waiting=st.integers(0, 9),
+    refusals=st.just(0),
+)
+
+
+@given(STEPS, LIMITS)
+def test_no_course_of_events_breaks_the_pace(steps: list[tuple[float, int, int]], stats: LimiterStats | None) -> None:
+    """However a batch proceeds, its pace is not negative, the time left is finite, and memory stays bounded."""
     throughput, elapsed, done = Throughput(), 0.0, 0
-    for seconds, more in steps:
+    for seconds, more, in_flight in steps:
         elapsed, done = elapsed + seconds, done + more
-        now = at(elapsed, done, total=2000)
+        now = at(elapsed, done, total=2000, in_flight=in_flight, submitted=done + in_flight)
         throughput.update(now)
         assert throughput.per_second(now) >= 0
-        left = throughput.eta(now)
+        left = throughput.eta(now, stats)
         assert left is None or 0 <= left < float("inf")
     assert len(throughput._points) <= 122
 
@@ -100,6 +144,15 @@ def test_a_wait_for_the_rate_limit_is_said() -> None:
     stats = LimiterStats(limit=100, left=0, resets_in=31.6, waiting=1_234, refusals=0)
     assert format_quota(stats) == "1,234 wait for the rate limit; the next window opens in 32 s"
     assert format_quota(attrs.evolve(stats, waiting=0)) == format_quota(attrs.evolve(stats, resets_in=None)) == ""
+
+
+def test_a_wait_of_polls_is_said() -> None:
+    """When jobs wait for nothing but their runs, and the quota of polls is used up, that is what is waited for."""
+    polls = LimiterStats(limit=100, left=0, resets_in=12.2, waiting=30, refusals=0)
+    submits = LimiterStats(limit=100, left=3, resets_in=31.6, waiting=0, refusals=0)
+    assert format_quota(submits, polls) == "30 polls wait for the rate limit; the next window opens in 12 s"
+    assert format_quota(attrs.evolve(submits, waiting=2), polls).startswith("2 wait for")
+    assert format_quota(submits, attrs.evolve(polls, waiting=0)) == ""
 
 
 def test_a_pause_that_the_service_asked_for_is_said() -> None:
