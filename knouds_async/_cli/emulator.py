@@ -20,7 +20,7 @@ from knouds_async.testing.settings import DEFAULT_MEDIA_URL, settings_from
 def make_emulator(settings: dict[str, Any], pairs: Sequence[str], faults: Sequence[str]) -> Emulator:
     """Return an emulator with these settings, NAME=VALUE pairs and faults; raises UsageError when one is invalid."""
     try:
-        made = Emulator(**(settings | settings_from(dict(_parse_pair(text) for text in pairs))))
+        made = Emulator(**(settings | settings_from(_parse_pairs(pairs))))
         for text in faults:
             add_fault(made.faults, text)
     except (TypeError, ValueError) as error:
@@ -60,11 +60,16 @@ async def serve_forever(emulator: Emulator, host: str, port: int) -> None:
         await asyncio.Event().wait()
 
 
-def _parse_pair(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set {text!r}: write NAME=VALUE")
-    return name, read_value(value)
+def _parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in pairs:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text!r}: write NAME=VALUE")
+        if name in found:
+            raise ValueError(f"--set {name}=... is given twice")
+        found[name] = read_value(value)
+    return found
 
 
 def print_faults() -> int:

@@ -64,9 +64,12 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _exact_number(digits: str) -> float:
-    if not math.isfinite(float(digits)):
+    number, mantissa = float(digits), digits.lower().partition("e")[0]
+    if not math.isfinite(number):
         raise InexactValueError(f"{digits:.40} is too large a number")
-    return float(digits) if set(digits) & set(".eE") else int(digits)
+    if number == 0 and mantissa.strip("-0."):
+        raise InexactValueError(f"{digits:.40} is too small a number")
+    return number if set(digits) & set(".eE") else int(digits)
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

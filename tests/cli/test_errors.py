@@ -69,6 +69,8 @@ def assert_one_line(ended: Any, code: int, words: str) -> None:
         (["emulator", "--fault", "rest"], "did you mean reset?"),
         (["emulator", "--fault", "reset on GET /moon"], "no route is called 'GET /moon'"),
         (["emulator", "--set", "clock_skew"], "write NAME=VALUE"),
+        (["emulator", "--set", "clock_skew=3", "--set", "clock_skew=4"], "--set clock_skew=... is given twice"),
+        (["emulator", "--set", 'deliveries={"lost": 1, "lost": 0}'], "comes twice"),
         (["emulator", "--set", "clock_sqew=3"], "did you mean 'clock_skew'?"),
         (["emulator", "--set", "moon=3"], "there are: cancel_delay, "),
         (["emulator", "--set", 'deliveries={"dropt": 1}'], "deliveries have no 'dropt'"),

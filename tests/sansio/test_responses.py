@@ -863,6 +863,14 @@ def test_bounds_leave_numbers_as_they_are() -> None:
     assert repr(strict_json("[1, -2, 1.0, 1e3, 0]", is_exact=True)) == "[1, -2, 1.0, 1000.0, 0]"
 
 
+@pytest.mark.parametrize("digits", ["1e-999", "-0.01e-400"])
+def test_a_number_that_would_become_zero_is_refused_where_that_is_asked(digits: str) -> None:
+    """What is more than nothing is not read as nothing; zero itself is, however it is written."""
+    with pytest.raises(InexactValueError, match="is too small a number"):
+        strict_json(digits, is_exact=True)
+    assert strict_json("[0, 0.0, -0e-999, 0E5]", is_exact=True) == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"x": {"a": 1, "b": 2, "a": 3}}]', '{"": 0, "": 1}'])
 def test_a_name_that_comes_twice_is_no_json_that_is_read_exactly(text: str) -> None:
     """At any depth, for one of the two values would be lost; where that is not asked for, the last counts."""
