@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -13,11 +14,13 @@ from knouds_async._batch.ledger import Ledger
 from knouds_async._batch.worker import OnUnknown
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
-from knouds_async.errors import InvalidArgumentError
+from knouds_async._sansio.inputs import input_errors
+from knouds_async.errors import InvalidArgumentError, InvalidInputsError, PermissionDeniedError
 from knouds_async.execution import Execution, ExecutionFactory
 from knouds_async.types import Inputs, RunResult, Target, Workflow, WorkflowSchema, WorkflowSummary
 
 JSONObject = Mapping[str, Any]
+logger = logging.getLogger("knouds_async")
 
 
 class Workflows:
@@ -28,7 +31,9 @@ class Workflows:
         self._factory = factory
         self._batches = batches
 
-    async def submit(self, slug: str, inputs: Inputs, *, expected: float | None = None) -> Execution:
+    async def submit(
+        self, slug: str, inputs: Inputs, *, expected: float | None = None, validate: bool = False
+    ) -> Execution:
         """Submit a run of the workflow `slug` and return its handle: `run = await execution`.
 
         Sent at most once: an outcome that stays open is a SubmissionUnknownError and is never sent again by this
@@ -37,17 +42,39 @@ class Workflows:
 
         `expected`: seconds that this run should take, if you know better than what was learned of the workflow's
         others; runs of about the same expected duration are learned separately. It only decides when to poll.
+        `validate`: fetch the schema first, one free request; inputs that do not fit, a misspelt optional one among
+        them, are an InvalidInputsError that names every fault, and nothing is submitted.
         """
+        if validate:
+            await self._check(slug, inputs)
         return await self._factory.submit(Target("workflows", slug), inputs, expected=expected)
 
-    async def run(self, slug: str, inputs: Inputs, *, timeout: float | None = None) -> RunResult:
+    async def run(
+        self, slug: str, inputs: Inputs, *, timeout: float | None = None, validate: bool = False
+    ) -> RunResult:
         """Run the workflow `slug` synchronously and return its result.
 
         `timeout`: seconds for the exchange (15 minutes when None); when it passes, the run may still continue and be
         charged: SubmissionUnknownError. The same when the connection breaks. Cancelled after it was sent: the run is
-        lost and reported at WARNING; prefer `submit`, whose runs can be attached by id. Contract 3.
+        lost and reported at WARNING; prefer `submit`, whose runs can be attached by id. `validate`: as of `submit`.
+        Contract 3.
         """
+        if validate:
+            await self._check(slug, inputs)
         return await self._factory.run(Target("workflows", slug), inputs, timeout=timeout)
+
+    async def _check(self, slug: str, inputs: Inputs) -> None:
+        """Raise InvalidInputsError for inputs that do not fit the schema; a key that may not read it goes without."""
+        endpoints.submit(Target("workflows", slug), inputs)  # raises for what is no JSON object
+        try:
+            schema = await self.schema(slug)
+        except PermissionDeniedError as error:
+            if not error.from_service:  # what stands in between would answer the run as well
+                raise
+            logger.warning("the schema of workflows/%s cannot be read, so inputs are not checked: %s", slug, error)
+            return
+        if wrong := input_errors(schema, inputs):
+            raise InvalidInputsError(f"workflows/{slug}: {'; '.join(wrong)}", code="INVALID_INPUTS")
 
     def map(
         self,

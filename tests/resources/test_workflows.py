@@ -38,6 +38,42 @@ async def test_a_synchronous_run_gives_its_result(knouds: AsyncKnouds) -> None:
     assert (await knouds.models.run("claude-sonnet", {"prompt": "hello"})).execution_id is None
 
 
+@pytest.mark.parametrize("kind", ["submit", "run"])
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"product_name": "x", "styel": "3d"}, "'styel' is no field"),
+        ({"count": 99}, "'count' must be at most 4, not 99; 'product_name' is required and missing"),
+    ],
+)
+async def test_inputs_are_checked_where_that_is_asked(
+    knouds: AsyncKnouds, emulator: Emulator, kind: str, inputs: dict[str, Any], words: str
+) -> None:
+    """With `validate` what the schema refuses is an error that names every fault, and no run is asked for."""
+    act = getattr(knouds.workflows, kind)
+    with pytest.raises(InvalidInputsError, match=words) as refused:
+        await act(SLUG, inputs, validate=True)
+    assert not refused.value.may_have_run
+    assert [request.method for request in emulator.requests] == ["GET"]
+    await act(SLUG, INPUTS, validate=True)
+    assert len(emulator.runs) == 1
+
+
+async def test_what_cannot_be_checked_is_left_to_the_service(make_client: Any) -> None:
+    """A key that may not read the schema submits without it; a slug that nothing has is refused before a submit."""
+    emulator = Emulator(tier="business", capabilities=("workflow:run", "execution:read"))
+    knouds = make_client(emulator)
+    await knouds.workflows.submit(SLUG, INPUTS, validate=True)
+    assert len(emulator.runs) == 1
+    emulator = Emulator(tier="business")
+    knouds = make_client(emulator)
+    with pytest.raises(NotFoundError):
+        await knouds.workflows.submit("nowhere", INPUTS, validate=True)
+    with pytest.raises(InvalidInputsError):
+        await knouds.workflows.submit(SLUG, ["x"], validate=True)
+    assert [request.method for request in emulator.requests] == ["GET"]
+
+
 async def test_a_synchronous_run_that_fails_says_so(make_client: Any) -> None:
     """500 EXECUTION_FAILED is the run's own failure."""
     knouds = make_client(Emulator(tier="business", duration=5.0, failure_rate=1.0))
