@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import logging
 import os
@@ -53,8 +55,14 @@ _ended: Final[set[str]] = set()
 
 
 def new_owner() -> str:
-    """Name a new owner in this process: boot, process, start of the process, and a name of its own."""
-    return " ".join((_boot(), str(os.getpid()), _started(os.getpid()) or _UNKNOWN, os.urandom(6).hex()))
+    """Name a new owner in this process: boot, process, start of the process, and a name of its own.
+
+    OSError when the system does not say which boot this is.
+    """
+    started = None
+    with suppress(OSError):
+        started = _started(os.getpid())
+    return " ".join((_boot(), str(os.getpid()), started or _UNKNOWN, os.urandom(6).hex()))
 
 
 def end(owner: str) -> None:
@@ -63,32 +71,36 @@ def end(owner: str) -> None:
 
 
 def is_alive(owner: str) -> bool:
-    """Return whether the process of an owner may still be there."""
+    """Return whether the process of an owner may still be there: as long as the system does not say that it is gone."""
     boot, process, started, *_ = [*owner.split(" "), "", ""]
     if owner in _ended:
         return False
-    if boot != _boot() or not process.isdecimal():
-        return False
-    if started != _UNKNOWN:
-        return _started(int(process)) == started
+    try:
+        if boot != _boot() or not process.isdecimal():
+            return False
+        if started != _UNKNOWN:
+            return _started(int(process)) == started
+    except OSError:  # there is no file descriptor left, say
+        return True
     return _is_running(int(process))
 
 
+@functools.cache
 def _boot() -> str:
     """Name the boot of this machine; where there is no such name, the machine."""
     try:
         return _BOOT.read_text().strip()
-    except OSError:
+    except FileNotFoundError:
         import uuid  # it is slow to load, and rarely needed
 
         return f"{uuid.getnode():x}"
 
 
 def _started(process: int) -> str | None:
-    """Return when a process started, in ticks since the boot; None when it is not there, or the system does not say."""
+    """Return when a process started, in ticks since the boot; None when it is not there, or there is no /proc."""
     try:
         line = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     state, *_, started = line[line.rindex(")") + 2 :].split(" ")[:20]
     return None if state in ("Z", "X") else started  # a zombie has ended; its parent has not looked yet
@@ -112,6 +124,7 @@ logger = logging.getLogger("knouds_async")
 _MARK: Final = 0x4B_4E_4C_47  # SQLite's application id: this is a ledger of ours
 _FORM: Final = 2
 _POLL: Final = 0.5
+_SHORT: Final = 0.05
 _MUTTER: Final = 10.0  # seconds of waiting for a lock until it is worth a word
 
 _CHECKED: Final = 2**22  # bytes; a larger file is found to be damaged only where it is read, which every claim does
@@ -270,8 +283,15 @@ class LedgerDatabase:
 
         LedgerError when the file cannot be read or written: then none of them took place.
         """
-        with self._transaction():
-            return [self._carried_out(operation) for operation in operations]
+        began = time.monotonic()
+        while True:
+            try:
+                with self._transaction():
+                    return [self._carried_out(operation) for operation in operations]
+            except _NoDescriptorError as error:  # SQLite opens its journal anew for each
+                if time.monotonic() - began > self._patience:
+                    raise _unusable(self._path, error) from None
+            time.sleep(_SHORT)
 
     def close(self) -> None:
         """Close the connection."""
@@ -467,11 +487,25 @@ class LedgerDatabase:
                 self._connection.execute("UPDATE credits SET spent = ?, reserved = ?, unpriced = ?", values)
             patiently(self._connection, "COMMIT", self._patience)
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN and _lacks_descriptors():
+                raise _NoDescriptorError(*error.args) from None
             raise _unusable(self._path, error) from None
         finally:
             with suppress(sqlite3.Error):  # what cannot be rolled back now is so when the file is opened next
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+
+
+class _NoDescriptorError(Exception):
+    """The process has no file descriptor left for SQLite's journal; its connections give some back."""
+
+
+def _lacks_descriptors() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
 
 
 def _unopened(path: Path, why: Exception) -> LedgerError:
@@ -652,7 +686,10 @@ class SQLiteLedger:
     async def join(self) -> str:
         """Return the name of a new owner."""
         await self._do(lambda _: None)
-        return new_owner()
+        try:
+            return new_owner()
+        except OSError as error:
+            raise _unopened(self._path, error) from None
 
     async def leave(self, owner: str) -> None:
         """End an owner."""

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -521,6 +522,37 @@ def _give_threads(patch: pytest.MonkeyPatch, *, after: int) -> None:
         start(thread)
 
     patch.setattr(threading.Thread, "start", started)
+
+
+async def test_what_cannot_be_written_for_lack_of_descriptors_is_written_later(path: Path) -> None:
+    """The id of a paid run waits until the connections of the process have given back a file descriptor."""
+    async with SQLiteLedger(path) as ledger:
+        await ledger.claim(claim("a", owner := await ledger.join()))
+        with _no_descriptors() as give_back:
+            timer = threading.Timer(0.3, give_back)
+            timer.start()
+            written = await ledger.record("a", 1, Accepted(owner=owner, execution_id="1"))
+        timer.join()
+        assert (written.entry.stage, written.entry.owner) == (Stage.SUBMITTED, owner)
+
+
+def test_nobody_is_gone_for_lack_of_descriptors() -> None:
+    """Where the system cannot be asked, an owner may still be there: what it sends must not become unknown."""
+    owner = new_owner()
+    with _no_descriptors():
+        assert is_alive(owner)
+
+
+@contextmanager
+def _no_descriptors() -> Iterator[Callable[[], None]]:
+    """Let the process open no further file until the block ends, or what is given is called."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_a_closed_ledger_says_so(path: Path) -> None:
