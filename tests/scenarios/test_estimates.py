@@ -54,6 +54,18 @@ async def test_a_model_costs_what_it_has_cost(make_client: MakeClient) -> None:
     assert estimate.seconds == pytest.approx(20.0, abs=1.0)
 
 
+async def test_reads_leave_the_quota_of_submits_as_it_is(make_client: MakeClient) -> None:
+    """What was read before is counted on other routes; what was submitted leaves less of this window."""
+    emulator = Emulator(tier="pro", duration=5.0, window_phase=50.0)
+    knouds = make_client(emulator)
+    for _ in range(30):
+        await knouds.usage.list()
+    assert (await knouds.workflows.map(SLUG, jobs(100)).estimate()).windows == 1
+    for job in jobs(10):
+        await knouds.workflows.submit(SLUG, job.inputs)
+    assert (await knouds.workflows.map(SLUG, jobs(100)).estimate()).windows == 2
+
+
 async def test_what_would_not_be_run_is_told_apart(make_client: MakeClient) -> None:
     """Inputs that do not fit, keys that come twice and what is no JSON are invalid, and the first of them are named."""
     knouds = make_client(Emulator(tier="pro"))
