@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 ERRORS = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 
-DEMO_COMMAND = "python -m pip install '.[cli,testing]' && knouds demo"
+DEMO_COMMAND = "python -m pip install '.[cli]' && knouds demo"
 TEST_COMMAND = (
     "python -m pip install --upgrade pip && python -m pip install -e '.[cli,testing]' --group tests "
     "&& python -m pytest -q"

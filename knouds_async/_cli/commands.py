@@ -61,7 +61,7 @@ from knouds_async._cli.errors import (
 from knouds_async._cli.input_files import check_stdin, has_a_place
 from knouds_async._cli.keys import DEFAULT_PROFILE, StoredKey, save_profile
 from knouds_async._cli.output import plural
-from knouds_async._cli.run import run, termination_as_ctrl_c, wait
+from knouds_async._cli.run import run, wait
 from knouds_async._sansio.durations import check_expected
 
 _MAX_RUNS = 1000
@@ -647,7 +647,7 @@ def _unwrapped(text: str) -> str:
 
 def run_knouds(tokens: Sequence[str]) -> int:
     """Run one command line and return its exit code; an error is one line on stderr."""
-    with output.safe_streams(), termination_as_ctrl_c():
+    with output.safe_streams():
         try:
             return _run_command(tokens)
         except BrokenPipeError:

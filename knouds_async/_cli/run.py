@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import shlex
 import signal
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -329,20 +328,3 @@ TERMINATION_SIGNALS: Final = frozenset({signal.SIGTERM, getattr(signal, "SIGHUP"
 
 Their default action would end the process between a submit and its id.
 """
-
-
-@contextmanager
-def termination_as_ctrl_c() -> Iterator[None]:
-    """Turn these signals into Ctrl-C while the block runs, unless Ctrl-C is ignored or handled by others."""
-    is_ours = threading.current_thread() is threading.main_thread()
-    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    numbers = [one for one in TERMINATION_SIGNALS if signal.getsignal(one) is signal.SIG_DFL]
-    for one in numbers:
-        signal.signal(one, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        for one in numbers:
-            signal.signal(one, signal.SIG_DFL)

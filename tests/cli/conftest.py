@@ -103,11 +103,26 @@ def run_knouds(
 
 def _run_main(args: Sequence[str]) -> int:
     """Run what `python -m knouds_async` runs."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+    with pytest.MonkeyPatch.context() as patch, _signals_put_back(), pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["knouds", *hurried(args)])
         runpy.run_module("knouds_async", run_name="__main__")
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+@contextmanager
+def _signals_put_back() -> Iterator[None]:
+    """Undo what the command changes of signals: for a process of its own there is nobody to put them back for."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) if hasattr(signal, "pthread_sigmask") else set()
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @contextmanager
