@@ -46,7 +46,8 @@ def test_the_pace_is_that_of_the_last_two_minutes() -> None:
 )
 async def test_the_time_to_go_knows_windows(make_client: Any, seconds: float, phase: float, most: int | None) -> None:
     """From a sixth of 300 jobs on it is within 35 % of the truth, or eight seconds, wherever in a window it began."""
-    emulator = Emulator(tier="pro", duration=Lognormal(seconds, 0.25), window_phase=phase, seed=3)
+    duration = Lognormal(seconds, 0.25)
+    emulator = Emulator(tier="pro", duration=duration, window_phase=phase, seed=3, polls_limited=False)
     knouds = make_client(emulator)
     batch = knouds.workflows.map(SLUG, [{"product_name": f"{number}"} for number in range(300)], max_in_flight=most)
     throughput, said = Throughput(), list[tuple[float, float | None]]()
