@@ -34,6 +34,7 @@ BELOW: dict[str, set[str]] = {
     "_cli": {*PUBLIC, "_sansio", "_cli", "_batch", "testing"},
     "__main__": {"_cli"},
     "ledgers": {"_batch", "_sansio"},
+    "postgres": {"_batch"},
     "": {*CORE, "_io", "execution", "_resources", "client", "_batch", "webhooks"},
 }
 FOREIGN: dict[str, set[str]] = {
@@ -42,7 +43,7 @@ FOREIGN: dict[str, set[str]] = {
     "config": {"attrs"},
     "_sansio": {"attrs", "cattrs"},
     "telemetry": {"opentelemetry"},
-    "_io": {"attrs", "anyio", "httpx", "httpcore", "socksio", "trio"},
+    "_io": {"attrs", "anyio", "httpx", "httpcore", "psycopg", "socksio", "trio"},
     "execution": {"attrs", "anyio"},
     "_batch": {"attrs", "anyio"},
     "_resources": {"attrs", "anyio"},

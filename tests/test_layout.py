@@ -8,6 +8,14 @@ from collections.abc import Iterator
 
 from tests.trees import PACKAGE, TESTS, trees
 
+NEED_A_SERVER = {
+    "_io.database": "postgres/test_database",
+    "_io.postgres": "postgres/test_database",
+    "_batch.postgres": "postgres/test_ledger",
+    "postgres": "postgres/test_ledger",
+}
+"""Modules whose tests are together in the folder that starts a PostgreSQL."""
+
 OF_NO_MODULE = {"scenarios", "http_clients", "users", "typing"}  # folders whose tests cross modules, or are others'
 OF_THE_TREE = {  # checks of the whole tree: of its words and layers, of documents, examples and other people's projects
     "test_changelog",
@@ -24,6 +32,8 @@ OF_THE_TREE = {  # checks of the whole tree: of its words and layers, of documen
 
 def home(module: str) -> str:
     """Return the path of the test file of a module, such as `io/test_pool` for `_io.pool`."""
+    if module in NEED_A_SERVER:
+        return NEED_A_SERVER[module]
     top, *rest = module.split(".")
     return f"{top.strip('_')}/test_{rest[-1].strip('_')}" if rest else f"test_{top.strip('_')}"
 

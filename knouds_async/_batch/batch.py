@@ -15,7 +15,7 @@ from collections.abc import (
     Sized,
 )
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -39,10 +39,11 @@ from knouds_async._batch.ledger import Ledger, MemoryLedger
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._batch.worker import BatchClient, OnUnknown, Worker
 from knouds_async._io.concurrency import spawn, uninterrupted
+from knouds_async._io.database import hide_url
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.estimate import Estimate
-from knouds_async.config import is_integer, is_number
+from knouds_async.config import Secret, is_integer, is_number
 from knouds_async.errors import InvalidArgumentError, KnoudsError
 from knouds_async.types import Inputs, Target
 
@@ -338,6 +339,10 @@ MOST_IN_FLIGHT: Final = 2000
 """How many jobs are under way at once unless a caller says otherwise: 1000 a minute that take two minutes each."""
 
 
+LedgerLike: TypeAlias = Ledger | str | os.PathLike[str] | Secret
+"""A ledger, the path of a file, or the URL of a database."""
+
+
 class BatchFactory:
     """Makes batches of one client."""
 
@@ -352,7 +357,7 @@ class BatchFactory:
         *,
         ordered: bool = False,
         max_in_flight: int | None = None,
-        ledger: Ledger | str | os.PathLike[str] | None = None,
+        ledger: LedgerLike | None = None,
         max_credits: float | None = None,
         on_unknown: OnUnknown = "park",
         validate: bool = True,
@@ -360,6 +365,7 @@ class BatchFactory:
         on_progress: OnProgress | None = None,
     ) -> Batch:
         """Make a batch; see `Workflows.map`."""
+        ledger = hide_url(ledger)
         endpoints.submit(target, {})  # checks the name
         _check(jobs, max_in_flight, max_credits, on_unknown)
         check_expected(expected)
@@ -372,7 +378,7 @@ class BatchFactory:
             expected=expected,
             validate=validate,
             is_durable=ledger is not None,
-            owns_ledger=isinstance(ledger, (str, os.PathLike)),
+            owns_ledger=isinstance(ledger, (str, os.PathLike, Secret)),
         )
         most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
         return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress)
@@ -384,9 +390,13 @@ async def gather(batch: Batch) -> list[Outcome]:
         return [outcome async for outcome in outcomes]
 
 
-def _ledger_of(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
+def _ledger_of(ledger: LedgerLike | None) -> Ledger:
     if ledger is None:
         return MemoryLedger()
+    if isinstance(ledger := hide_url(ledger), Secret):
+        from knouds_async._batch.postgres import Postgres  # it needs psycopg, which few have
+
+        return Postgres(ledger)
     return SQLiteLedger(ledger) if isinstance(ledger, (str, os.PathLike)) else ledger
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import builtins
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from knouds_async._batch.batch import Batch, BatchFactory, gather
+from knouds_async._batch.batch import Batch, BatchFactory, LedgerLike, gather
 from knouds_async._batch.jobs import Jobs, OnProgress, Outcome
-from knouds_async._batch.ledger import Ledger
 from knouds_async._batch.worker import OnUnknown
+from knouds_async._io.database import hide_url
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import input_errors
@@ -83,7 +82,7 @@ class Workflows:
         *,
         ordered: bool = False,
         max_in_flight: int | None = None,
-        ledger: Ledger | str | os.PathLike[str] | None = None,
+        ledger: LedgerLike | None = None,
         max_credits: float | None = None,
         on_unknown: OnUnknown = "park",
         validate: bool = True,
@@ -96,10 +95,10 @@ class Workflows:
         they are; read as there is room. Outcomes come as runs end, or in the order of the jobs when `ordered`;
         failures are outcomes too. `max_in_flight`: jobs in flight at once, 2000 when None; above what the rate limit
         sends in the time of a run it changes nothing.
-        `ledger`: a path of a file, or a SQLiteLedger: what was submitted, and how it ended, survives a crash there, and
-        the next batch on it continues: a key that is final is not run again, its outcome comes from the ledger; one
-        that is submitted is attached by its id; one that may or may not have been sent is searched for in the usage
-        rows, and sent again only if it certainly began no run.
+        `ledger`: a path of a file or a SQLiteLedger, for many machines a Postgres or its URL: what was submitted, and
+        how it ended, survives a crash there, and the next batch on it continues: a key that is final is not run again,
+        its outcome comes from the ledger; one that is submitted is attached by its id; one that may or may not have
+        been sent is searched for in the usage rows, and sent again only if it certainly began no run.
         `max_credits`: over the life of the ledger, if there is one; a submit that could pass it is not made, and the
         jobs that remain come out as NotRun. Prices are the workflow's estimate, or the largest real cost where that is
         more; without either one run at a time is sent until its cost is known, and none after one whose cost is not
@@ -110,6 +109,7 @@ class Workflows:
         Raises InvalidArgumentError at once for an argument, and when the block is entered what the service refuses.
         Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
         """
+        ledger = hide_url(ledger)
         return self._batches.map(
             Target("workflows", slug),
             jobs,
@@ -280,7 +280,7 @@ class Models:
         *,
         ordered: bool = False,
         max_in_flight: int | None = None,
-        ledger: Ledger | str | os.PathLike[str] | None = None,
+        ledger: LedgerLike | None = None,
         max_credits: float | None = None,
         on_unknown: OnUnknown = "park",
         validate: bool = True,
@@ -293,6 +293,7 @@ class Models:
         whose provider cannot be polled is run through the synchronous endpoint: such runs have no id, so one that is
         interrupted is unknown.
         """
+        ledger = hide_url(ledger)
         return self._batches.map(
             Target("models", name),
             jobs,

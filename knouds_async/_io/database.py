@@ -1,0 +1,135 @@
+"""A PostgreSQL database that processes share, as an event loop sees it: what is asked of the one thread that uses it.
+
+Nothing here imports psycopg; the thread does (`_io/postgres.py`), when a database is named for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import anyio
+
+from knouds_async.config import Secret
+from knouds_async.errors import ConfigurationError, LedgerError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+T = TypeVar("T")
+
+SCHEMES: Final = ("postgresql://", "postgres://")
+LONGEST_NAME: Final = 200
+
+
+def is_database_url(value: object) -> bool:
+    """Return whether a value is the URL of a PostgreSQL database, rather than a path."""
+    return isinstance(value, str) and value.startswith(SCHEMES)
+
+
+def hide_url(value: T) -> T | Secret:
+    """Return the URL of a database as a Secret, before anything can fail and show it, and what is none as it is."""
+    return Secret(value) if isinstance(value, str) and value.startswith(SCHEMES) else value
+
+
+Transact: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
+"""Carry out operations in one transaction, and return the value of each, or the error that it alone met."""
+
+
+class Database:
+    """A database by its URL, and a name within it. It opens nothing; each process has one thread and one connection.
+
+    The URL is shown nowhere but in a pickle, which holds it whole, password included, so that what is unpickled can
+    connect.
+    """
+
+    _place: str | None = None
+
+    def __init__(self, url: str | Secret, *, name: str = "default") -> None:
+        secret, url = (
+            url if isinstance(url, Secret) else Secret(url),
+            "",
+        )  # no frame of ours shows it
+        self._name: Final = name
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            raise ConfigurationError(f"name={name!r:.80}: must be a string of 1 to {LONGEST_NAME} printable characters")
+        try:
+            from knouds_async._io import postgres
+        except ImportError as error:
+            missing = f"PostgreSQL needs psycopg: pip install 'knouds-async[postgres]' ({error})"
+            raise ConfigurationError(missing) from None
+        self._place = postgres.place_of(secret) if is_database_url(secret.reveal()) else None
+        if self._place is None:
+            raise ConfigurationError(
+                "the database must be named as postgresql://user:password@host:5432/database, with what is special in "
+                "the password percent-encoded (what was given is not shown)"
+            )
+        self._url: Final = secret
+        self._thread_of: Final = postgres.thread_of
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        """Show the place and the name; neither user nor password."""
+        return f"<{type(self).__name__} {self._place!r} name={self._name!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the URL, password included, and the name."""
+        return _unpickled, (type(self), self._url.reveal(), self._name)
+
+    async def __aenter__(self) -> Self:
+        """Connect; LedgerError when that cannot be done."""
+        await self._do(_nothing, None, may_withdraw=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close it, once what was asked for is written; idempotent.
+
+        The connection closes with the last `Postgres` of the same URL in this process. Without a call of this it
+        closes by itself some seconds after its last use, or with the process.
+        """
+        with anyio.CancelScope(shield=True):
+            if not self._is_closed:
+                self._is_closed = True
+                await self._thread_of(self._url).leave(self)
+
+    async def migrate(self) -> None:
+        """Make the tables, or bring older ones up to date, in one transaction; LedgerError when that is not allowed."""
+        from knouds_async._io import postgres
+
+        await self._do(postgres.migrate, None)
+
+    async def _do(
+        self, transact: Callable[[Any, Sequence[Any]], list[Any]], operation: Any, *, may_withdraw: bool = False
+    ) -> Any:
+        """Return the value of an operation that the thread carries out.
+
+        Cancelled: it is carried out all the same; with `may_withdraw` it is not, unless it has begun.
+        """
+        if self._is_closed:
+            raise LedgerError(f"{self!r} is closed")
+        thread = self._thread_of(self._url)
+        request = thread.ask(self, transact, operation)
+        try:
+            await request.done.wait()
+        finally:
+            if may_withdraw and not request.done.is_set():
+                thread.withdraw(request)
+        if request.error is not None:
+            raise request.error
+        return request.value
+
+
+def _unpickled(kind: type[Database], url: str, name: str) -> Database:
+    secret, url = Secret(url), ""
+    return kind(secret, name=name)
+
+
+def _nothing(link: Any, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001  (to be connected is all)
+    return [None for _ in operations]

@@ -1,0 +1,749 @@
+"""The thread that talks to PostgreSQL: one for each process and URL, with one connection, in psycopg 3.
+
+What waits is carried out together, in one transaction of two messages for each ledger. Each transaction raises the
+number `seq` of this process in the database, so that after a lost connection the next one finds out whether a commit
+took place, and whether a failover has lost some. The same row is the lease of the process, by the database's clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import re
+import selectors
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import groupby
+from typing import Any, Final, TypeAlias, TypeVar
+
+import anyio
+import attrs
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from knouds_async._io.concurrency import from_thread
+from knouds_async.config import Secret
+from knouds_async.errors import LedgerError
+
+T = TypeVar("T")
+
+logger = logging.getLogger("knouds_async")
+
+LEASE: Final = 60.0
+"""Seconds, by the database's clock, for which a process that says nothing counts as alive."""
+
+_RENEW: Final = 20.0
+_PATIENCE: Final = 60.0  # seconds from the first failure for which a database that is away is tried again
+_FEWEST_TRIES: Final = 8  # a process that was frozen has not tried for long, whatever the clock says
+_PAUSE: Final = 10.0  # seconds without a try, after which the patience begins anew
+_SILENCE: Final = 30.0  # seconds without an answer after which a connection counts as lost
+_LOCK: Final = 10  # seconds for a lock, before the transaction is begun anew
+_IN_TRANSACTION: Final = 5  # seconds after which the database frees the lock of a process that is frozen
+_IDLE: Final = 5.0  # seconds after which a thread that nobody needs ends
+_TICK: Final = 0.5
+_PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
+_MUTTER: Final = 5.0
+_AT_ONCE: Final = 500
+
+_TRANSIENT: Final = frozenset({"08", "0A", "25", "40", "53", "55", "57", "58"})  # classes of SQLSTATEs
+_HOPELESS: Final = re.compile(
+    "authentication failed|no password supplied|does not exist|no pg_hba.conf entry|certificate|not permitted to log in"
+)
+
+# The URL.
+
+_PLACE: Final = re.compile(r"postgresql://[\w.,:%/-]+(:[\d,]+)?/[^@/]*\Z")  # else a password was not percent-encoded
+
+
+def place_of(url: Secret) -> str | None:
+    """Return what of a URL may be shown: hosts, ports and the database; None for one that is none."""
+    parameters = _parameters(url)
+    return None if parameters is None else parameters["shown"]
+
+
+def _parameters(url: Secret) -> dict[str, str] | None:
+    """Return the parameters of a connection, and what of them may be `shown`; None for what is no URL."""
+    try:
+        given = {name: str(value) for name, value in conninfo_to_dict(url.reveal()).items()}
+    except (psycopg.Error, ValueError):
+        return None
+    host, port, name = given.get("host") or given.get("hostaddr") or "localhost", given.get("port"), given.get("dbname")
+    place = f"postgresql://{host}{f':{port}' if port else ''}/{name or ''}"
+    return {**given, "shown": place} if _PLACE.match(place) else None
+
+
+def _connection_parameters(url: Secret) -> dict[str, Any]:
+    parameters: dict[str, Any] = {
+        "fallback_application_name": "knouds",
+        "connect_timeout": "10",
+        "tcp_user_timeout": "20000",
+        "keepalives_idle": "10",
+        "keepalives_interval": "5",
+        "keepalives_count": "3",
+        "client_encoding": "utf8",
+        **(_parameters(url) or {}),
+    }
+    del parameters["shown"]
+    if "," in parameters.get("host", "") and psycopg.pq.version() >= 140000:
+        parameters.setdefault("target_session_attrs", "primary")
+    return parameters
+
+
+# The tables.
+
+Message: TypeAlias = Callable[..., list[list[tuple[Any, ...]]]]
+
+_VERSION: Final = 1
+_MIGRATION: Final = 0x4B_4E_4C_47  # the key of the advisory lock under which tables are made
+
+SCHEMA: Final = """
+    CREATE TABLE knouds_schema (version integer NOT NULL);
+    INSERT INTO knouds_schema VALUES (1);
+    CREATE TABLE knouds_owner (
+        name text PRIMARY KEY, until timestamptz NOT NULL, seq bigint NOT NULL, place text NOT NULL
+    ) WITH (fillfactor = 50);
+    CREATE TABLE knouds_ledger (
+        name text PRIMARY KEY,
+        spent double precision NOT NULL DEFAULT 0, reserved double precision NOT NULL DEFAULT 0,
+        unpriced bigint NOT NULL DEFAULT 0, timeline text NOT NULL, account text, base_url text
+    ) WITH (fillfactor = 50);
+    CREATE TABLE knouds_price (
+        ledger text, target text, runs bigint NOT NULL, highest double precision, PRIMARY KEY (ledger, target)
+    ) WITH (fillfactor = 50);
+    CREATE TABLE knouds_job (
+        ledger text, key text, attempt integer, target text NOT NULL, digest text NOT NULL, stage text NOT NULL,
+        owner text, reserved double precision, sent_at double precision, execution_id text, request_id text, note text,
+        status text, cost double precision, reply text, code text, message text,
+        since text, until text, lasts double precision NOT NULL DEFAULT 0, account text,
+        PRIMARY KEY (ledger, key, attempt)
+    ) WITH (fillfactor = 70);
+    CREATE INDEX knouds_job_in_doubt ON knouds_job (ledger, target) WHERE stage NOT IN ('new', 'final');
+    CREATE INDEX knouds_job_by_owner ON knouds_job (ledger, owner) WHERE owner IS NOT NULL;
+    CREATE INDEX knouds_job_by_run ON knouds_job (ledger, execution_id) WHERE execution_id IS NOT NULL;
+    CREATE INDEX knouds_job_by_time ON knouds_job (ledger, target, sent_at) WHERE request_id IS NOT NULL;
+    CREATE INDEX knouds_job_failed ON knouds_job (ledger) WHERE status IN ('failed', 'cancelled');
+    CREATE TABLE knouds_seen (key text PRIMARY KEY, at timestamptz NOT NULL);
+    CREATE INDEX knouds_seen_by_time ON knouds_seen (at);
+    CREATE UNLOGGED TABLE knouds_window (name text PRIMARY KEY, state text NOT NULL, at double precision NOT NULL)
+        WITH (fillfactor = 50);
+"""
+
+
+def migrate(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:
+    """Make the tables where there are none; LedgerError for those of another version, which stay as they are."""
+    prepare_tables(transaction.message, transaction.place)
+    return [None for _ in operations]
+
+
+def prepare_tables(message: Message, place: str) -> None:
+    """Make the tables where there are none, in one transaction that no other process runs at the same time."""
+    *_, ((exists,),) = message(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT set_config('statement_timeout', '0', true); "
+        f"SELECT pg_advisory_xact_lock({_MIGRATION}); SELECT to_regclass('knouds_schema') IS NOT NULL"
+    )
+    if not exists:
+        message(f"{SCHEMA}; COMMIT")
+    else:
+        found = message("SELECT version FROM knouds_schema; COMMIT")[0]
+        if found != [(_VERSION,)]:
+            version = ", ".join(str(row[0]) for row in found) or "none"
+            raise LedgerError(
+                f"the tables of knouds in {place} are of a version that is not known here ({version}, not "
+                f"{_VERSION}), and were left as they are. Use the version of knouds_async that wrote them, or another "
+                "database"
+            )
+
+
+# One connection.
+
+
+class _Away(Exception):  # noqa: N818  (it never leaves this file)
+    """The database cannot be used now, and may be soon."""
+
+
+class _Committed(Exception):  # noqa: N818
+    """The commit that was in doubt took place after all."""
+
+    def __init__(self, values: list[Any]) -> None:
+        super().__init__()
+        self.values = values
+
+
+class _BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that gives up on a database that does not answer: what is lost is found out by `seq`."""
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
+        return super().wait(_bounded(gen, time.monotonic() + _SILENCE), *args, **options)
+
+
+def _bounded(steps: Generator[Any, Any, T], deadline: float) -> Generator[Any, Any, T]:
+    try:
+        wanted = next(steps)
+        while True:
+            ready = yield wanted  # nothing is ready each 0.1 s
+            if not ready and time.monotonic() > deadline:
+                raise psycopg.OperationalError(f"no answer for {_SILENCE:g} s")
+            wanted = steps.send(ready)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
+class Link:
+    """A connection that is ready for use."""
+
+    def __init__(self, connection: _BoundedConnection, place: str) -> None:
+        self.connection: Final = connection
+        self.place: Final = place
+        self.is_pooled = False
+        self.is_listening = False
+
+    def message(self, statements: str, values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
+        """Send statements in one message, and return the rows of those that have some."""
+        found = []
+        with psycopg.ClientCursor(self.connection) as cursor:
+            cursor.execute(statements.encode(), values or None)
+            while True:
+                if cursor.description is not None:
+                    found.append(cursor.fetchall())
+                if not cursor.nextset():
+                    return found
+
+    def check(self) -> None:
+        """Look at where the connection leads; _Away for a standby, LedgerError for what cannot hold a ledger."""
+        ((process, is_standby, encoding, version),) = self.message(
+            "SELECT pg_backend_pid(), pg_is_in_recovery(), current_setting('server_encoding'), "
+            "current_setting('server_version_num')::int"
+        )[0]
+        self.is_pooled = process != self.connection.info.backend_pid
+        if is_standby:
+            raise _Away("it is a standby that was not promoted yet")
+        if encoding != "UTF8" or version < 120000:
+            raise LedgerError(
+                f"{self.place} cannot hold what knouds shares: PostgreSQL 12 or later with the encoding UTF8 is "
+                f"needed, and this is {version // 10000} with {encoding}"
+            )
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the connection is open, as far as can be seen."""
+        return not self.connection.closed
+
+    def rollback(self) -> None:
+        """Undo the transaction, if there is one."""
+        if self.connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            self.message("ROLLBACK")
+
+
+def _linked(url: Secret, place: str) -> Link | str:
+    """Return a new connection, or why there is none; psycopg's errors would show the password among their locals."""
+    parameters = _connection_parameters(url)
+    try:
+        connection = _BoundedConnection.connect(**parameters, autocommit=True, prepare_threshold=None)
+    except (psycopg.Error, OSError) as error:
+        return _said(error)
+    return Link(connection, place)
+
+
+def _said(error: Exception) -> str:
+    """Return the first line of a database's error: the others may quote what was written."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(". ")
+
+
+def _refusal(place: str, failure: str, state: str | None) -> str:
+    advice = {
+        "42501": "To make or upgrade its tables, run `knouds ledger migrate URL` as a role that may create tables, and "
+        "grant SELECT, INSERT, UPDATE and DELETE on them to this one",
+        "42P01": "To make or upgrade its tables, run `knouds ledger migrate URL`",
+    }.get(state or "", "It was left as it is")
+    return f"the database {place} cannot be used: {failure}. {advice}; nothing was submitted"
+
+
+# One transaction of a process with an identity.
+
+_OPENING: Final = """
+    BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+    SELECT set_config('idle_in_transaction_session_timeout', %s, true), set_config('lock_timeout', %s, true),
+        set_config('statement_timeout', '0', true),
+        CASE WHEN current_setting('synchronous_commit') IN ('on', 'remote_apply') THEN NULL
+        ELSE set_config('synchronous_commit', 'on', true) END;
+    INSERT INTO knouds_owner AS mine (name, until, seq, place)
+        VALUES (%s, clock_timestamp() + make_interval(secs => %s), 1, %s)
+        ON CONFLICT (name) DO UPDATE SET until = excluded.until, seq = mine.seq + 1
+        RETURNING seq, (SELECT system_identifier::text FROM pg_control_system()) || '/'
+            || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8);
+"""  # a role or a database may have other settings by default; those of a transaction hold behind a pooler, too
+
+
+class Transaction:
+    """One transaction in which this process shows that it is alive."""
+
+    def __init__(self, link: Link, identity: Identity, operations: Sequence[Any]) -> None:
+        self.message: Final[Message] = link.message
+        self.link: Final = link
+        self._identity, self._operations = identity, operations
+        self._seq = 0
+        self.timeline = ""
+
+    @property
+    def gone(self) -> set[tuple[str, str]]:
+        """Owners of this process that ended while their ledger could not be written: its name and theirs."""
+        return self._identity.gone
+
+    @property
+    def place(self) -> str:
+        """The database, as it may be shown."""
+        return self.link.place
+
+    def begin(
+        self, statements: str = "", values: Sequence[Any] = (), *, trusting: bool = False
+    ) -> list[list[tuple[Any, ...]]]:
+        """Begin, and return the rows of statements that come with the same message.
+
+        LedgerError when the database lacks what this process has committed: nothing may be sent on its word then,
+        unless it is to be trusted all the same.
+        """
+        identity = self._identity
+        if not trusting:
+            identity.refuse_after_loss()
+        owner = (f"{_IN_TRANSACTION}s", f"{_LOCK}s", identity.name, LEASE, identity.place)
+        _, ((self._seq, self.timeline),), *found = self.message(_OPENING + statements, (*owner, *values))
+        if (committed := identity.settle(self._seq, self._operations)) is not None:
+            self.link.rollback()
+            raise _Committed(committed)
+        if not trusting:
+            identity.refuse_after_loss()
+        return found
+
+    def commit(self, values: list[Any], statements: str = "", parameters: Sequence[Any] = ()) -> list[Any]:
+        """Write and commit in one message, and return the `values` that hold from then on."""
+        self._identity.doubt = (self._operations, values)
+        self.message(f"{statements}; COMMIT", parameters)
+        self._identity.committed(self._seq)
+        return values
+
+
+class Identity:
+    """What this process is in the database: the name of its lease, and how many transactions it has committed."""
+
+    def __init__(self) -> None:
+        self.name: Final = os.urandom(9).hex()
+        self.place: Final = f"{socket.gethostname()}:{os.getpid()}"
+        self.gone: Final[set[tuple[str, str]]] = set()  # owners that ended when the database was away, by ledger
+        self.doubt: tuple[Sequence[Any], list[Any]] | None = None
+        self.shown_at = 0.0
+        self._seq = 0
+        self._lost: str | None = None
+
+    def committed(self, seq: int) -> None:
+        """Note that the transaction of this number is on record, as the last one."""
+        self._seq, self.doubt, self._lost, self.shown_at = seq, None, None, time.monotonic()
+
+    def refuse_after_loss(self) -> None:
+        """Raise LedgerError if the database lacks commits of this process."""
+        if self._lost is not None:
+            raise LedgerError(self._lost)
+
+    def settle(self, seq: int, operations: Sequence[Any]) -> list[Any] | None:
+        """Find out from the number of a new transaction what became of the last, which may have been in doubt.
+
+        Returns the values of a commit of these operations that took place after all.
+        """
+        doubt, self.doubt = self.doubt, None
+        if seq == self._seq + 1:
+            return None
+        if seq == self._seq + 2 and doubt is not None:
+            self._seq += 1
+            return doubt[1] if doubt[0] is operations else None
+        self._lost = (
+            f"the database has lost what was committed: at {seq - 1}, this process at {self._seq}. It was "
+            "restored, or failed over to a replica that was behind. Nothing more is submitted, for runs may be "
+            "missing from the ledger: look at the usage of the last minutes, then allow it again with `await "
+            "ledger.trust()` or `knouds ledger trust URL`"
+        )
+        return None
+
+
+# The thread.
+
+Transact: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
+"""Carry out operations in one transaction, and return the value of each, or the error that it alone met."""
+
+
+@attrs.define(eq=False)
+class DatabaseRequest:
+    """An operation, and the event of the one that waits for it. Those of an equal `transact` share a transaction."""
+
+    transact: Transact
+    operation: Any
+    call_in_loop: Callable[[Callable[[], object]], object] = attrs.field(factory=from_thread)
+    done: anyio.Event = attrs.field(factory=anyio.Event)
+    value: Any = None
+    error: BaseException | None = None
+
+
+def _wake(requests: Sequence[DatabaseRequest]) -> None:
+    """Wake those who wait, each in its own event loop, with one call for each loop."""
+    for call_in_loop in {request.call_in_loop for request in requests}:
+        theirs = [request.done for request in requests if request.call_in_loop == call_in_loop]
+        try:
+            call_in_loop(lambda events=theirs: [event.set() for event in events])  # type: ignore[misc]
+        except RuntimeError:  # their event loop has ended: nobody waits there any more
+            continue
+
+
+@attrs.frozen(eq=False)
+class Listener:
+    """Who wants to hear of runs that have finished: `heard` is called in its event loop with each message.
+
+    `resumed`: called there when messages may have been missed. `deaf`: called there when none can ever be heard.
+    """
+
+    heard: Callable[[str], object]
+    resumed: Callable[[], object]
+    deaf: Callable[[], object]
+    call_in_loop: Callable[[Callable[[], object]], object] = attrs.field(factory=from_thread)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function in the event loop, unless that has ended."""
+        try:
+            self.call_in_loop(function)
+        except RuntimeError:
+            return
+
+
+_CHANNEL: Final = "knouds_finished"
+
+
+def notify(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:
+    """Send to every process that listens what the operations are: strings."""
+    transaction.message("SELECT pg_notify(%s, said) FROM unnest(%s::text[]) AS said", (_CHANNEL, list(operations)))
+    return [None for _ in operations]
+
+
+def _renewal(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001
+    """Renew the lease of this process."""
+    transaction.begin()
+    return transaction.commit([])
+
+
+def _flush(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001  (it is never called)
+    """Stand for the end of a user, who waits until all requests before are carried out."""
+    return []
+
+
+class DatabaseThread:
+    """The only user of a database in this process: a thread that starts when it is needed and ends when it is not."""
+
+    def __init__(self, url: Secret) -> None:
+        self._url, self._place = url, place_of(url) or ""
+        self._lock = threading.Lock()
+        self._requests: deque[DatabaseRequest] = deque()
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._owners: set[str] = set()
+        self._numbers = itertools.count(1)
+        self._listeners: list[Listener] = []
+        self._thread: threading.Thread | None = None
+        self._bell: tuple[socket.socket, socket.socket] | None = None
+        self._link: Link | None = None
+        self._identity = Identity()
+        self._failures = 0
+        self._failed_at = self._last_failed_at = self._used_at = 0.0
+        self._has_connected = self._has_muttered = self._has_warned = self._has_listened = False
+
+    # Called in event loops.
+
+    def ask(self, user: object, transact: Transact, operation: Any) -> DatabaseRequest:
+        """Return a request, whose `done` is set once it is carried out or has failed."""
+        request = DatabaseRequest(transact, operation)
+        with self._lock:
+            self._users.add(user)
+            self._requests.append(request)
+            self._ring()
+        return request
+
+    def withdraw(self, request: DatabaseRequest) -> None:
+        """Remove a request, if it has not begun."""
+        with self._lock:
+            if request in self._requests:
+                self._requests.remove(request)
+
+    async def leave(self, user: object) -> None:
+        """Return once all requests are carried out; the end of the last user closes the connection."""
+        request = DatabaseRequest(_flush, None)
+        with self._lock:
+            if user not in self._users:
+                return
+            self._users.discard(user)
+            self._requests.append(request)
+            self._ring()
+        await request.done.wait()
+
+    def listen(self, user: object, listener: Listener) -> Callable[[], None]:
+        """Begin to pass to a listener what is said; return what ends that."""
+        with self._lock:
+            self._users.add(user)
+            self._listeners.append(listener)
+            self._ring()
+
+        def stop() -> None:
+            with self._lock:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return stop
+
+    def new_owner(self) -> str:
+        """Return the name of a new owner, for whom the lease of this process is kept."""
+        with self._lock:
+            owner = f"{self._identity.name}/{next(self._numbers)}"
+            self._owners.add(owner)
+            return owner
+
+    def let_go(self, owner: str, *, untold: str | None = None) -> None:
+        """Keep the lease for an owner no longer; `untold`: the ledger in which its end is not written yet."""
+        with self._lock:
+            self._owners.discard(owner)
+            if untold is not None:
+                self._identity.gone.add((untold, owner))
+
+    def abandon(self) -> None:
+        """Close the copy of the connection in a forked child, and say nothing to the database: it is the parent's."""
+        if self._link is not None and self._link.is_usable:
+            os.close(self._link.connection.fileno())
+        for end in self._bell or ():
+            end.close()
+
+    def _ring(self) -> None:
+        if self._thread is None:
+            self._bell = socket.socketpair()
+            for end in self._bell:
+                end.settimeout(0)
+            self._used_at = time.monotonic()
+            self._thread = threading.Thread(target=self._serve, name="knouds-postgres")
+            self._thread.start()
+        elif self._bell is not None:
+            with suppress(BlockingIOError):  # it has been rung often enough
+                self._bell[1].send(b"!")
+
+    # Called in the thread.
+
+    def _serve(self) -> None:
+        while self._is_needed():
+            self._wait()
+            requests = self._taken()
+            for transact, together in groupby(requests, key=lambda request: request.transact):
+                self._answer(transact, list(together))
+            self._renew()
+            self._listen()
+
+    def _is_needed(self) -> bool:
+        """Return whether there is, or will be, something to do; if not, close the connection."""
+        with self._lock:
+            is_over = not threading.main_thread().is_alive() or not self._users
+            is_held = bool(self._owners or self._listeners) or time.monotonic() < self._used_at + _IDLE
+            if self._requests or (is_held and not is_over):
+                return True
+            bell, self._bell, self._thread = self._bell, None, None
+            link, self._link = self._link, None
+        for end in bell or ():
+            end.close()
+        if link is not None:
+            link.connection.close()
+        return False
+
+    def _wait(self) -> None:
+        """Wait for a request, for a message of the database, or for a moment."""
+        if self._requests or self._bell is None:
+            return
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._bell[0], selectors.EVENT_READ)
+            if self._link is not None and self._link.is_usable and self._link.is_listening:
+                selector.register(self._link.connection.fileno(), selectors.EVENT_READ)
+            selector.select(_TICK)
+        with suppress(BlockingIOError):
+            self._bell[0].recv(4096)
+
+    def _taken(self) -> list[DatabaseRequest]:
+        """Take what waits, in order, but requests of one kind come together."""
+        with self._lock:
+            requests = [self._requests.popleft() for _ in range(min(_AT_ONCE, len(self._requests)))]
+        kinds = list(dict.fromkeys(request.transact for request in requests))
+        return sorted(requests, key=lambda request: kinds.index(request.transact))
+
+    def _answer(self, transact: Transact, requests: list[DatabaseRequest]) -> None:
+        try:
+            if transact is not _flush:
+                values = self._carried_out(transact, [request.operation for request in requests])
+                for request, value in zip(requests, values, strict=True):
+                    request.value, request.error = (None, value) if isinstance(value, Exception) else (value, None)
+            elif not self._users:
+                self._part()
+        except BaseException as error:  # noqa: BLE001  (it is raised in each that waits)
+            for request in requests:
+                request.error = error
+        self._used_at = time.monotonic()
+        _wake(requests)
+
+    def _carried_out(self, transact: Transact, operations: list[Any]) -> list[Any]:
+        """Return the values of operations, once the database can be used; LedgerError when it is away for long."""
+        while isinstance(values := self._tried(transact, operations), str):
+            waited = time.monotonic() - self._failed_at
+            if waited > _PATIENCE and self._failures >= _FEWEST_TRIES:
+                raise LedgerError(
+                    f"the database {self._place} cannot be used: {values}. It was tried for {waited:.0f} s. Nothing "
+                    "more is submitted; what is on record stays, and the same batch continues from there"
+                )
+            if not self._has_muttered and (waited > _MUTTER or not self._has_connected):
+                self._has_muttered = True
+                logger.warning("the database %s is away, and is tried again: %s", self._place, values)
+            threading.Event().wait(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
+        return values
+
+    def _tried(self, transact: Transact, operations: list[Any]) -> list[Any] | str:
+        """Return the values of operations, or why the database cannot be used at this moment."""
+        if time.monotonic() > self._last_failed_at + _PAUSE:
+            self._failures = 0
+        try:
+            link = self._connected(may_prepare=transact is not migrate)
+            values = self._values(transact, Transaction(link, self._identity, operations), operations)
+        except _Away as away:
+            return self._failed(str(away))
+        except psycopg.Error as error:
+            failure, state = self._failed(_said(error)), error.sqlstate
+            if state is None or state[:2] in _TRANSIENT:
+                return failure
+        except LedgerError:
+            self._part()
+            raise
+        else:
+            self._failures, self._has_muttered = 0, False
+            return values
+        raise LedgerError(_refusal(self._place, failure, state))
+
+    @staticmethod
+    def _values(transact: Transact, transaction: Transaction, operations: list[Any]) -> list[Any]:
+        try:
+            return transact(transaction, operations)
+        except _Committed as committed:
+            return committed.values
+
+    def _failed(self, failure: str) -> str:
+        if not self._failures:
+            self._failed_at = time.monotonic()
+        self._failures += 1
+        self._part()
+        self._last_failed_at = time.monotonic()
+        return failure
+
+    def _part(self) -> None:
+        if self._link is not None:
+            self._link.connection.close()
+            self._link = None
+
+    def _connected(self, *, may_prepare: bool = True) -> Link:
+        """Return the connection, or make it; _Away when that cannot be done now, LedgerError when never."""
+        if self._link is not None and self._link.is_usable:
+            return self._link
+        self._part()
+        link = _linked(self._url, self._place)
+        if isinstance(link, str):
+            if not self._has_connected and _HOPELESS.search(link):
+                raise LedgerError(_refusal(self._place, link, None))
+            raise _Away(link)
+        self._link = link
+        link.check()
+        if may_prepare:
+            prepare_tables(link.message, self._place)
+        self._has_connected = True
+        return link
+
+    def _renew(self) -> None:
+        """Keep the lease, without patience: it is tried again in a moment, long before it runs out."""
+        if self._owners and time.monotonic() > self._identity.shown_at + _RENEW:
+            with suppress(LedgerError):
+                self._tried(_renewal, [])
+
+    def _listen(self) -> None:
+        """Begin or end to listen as there are listeners, and pass on what was heard."""
+        with self._lock:
+            listeners = list(self._listeners)
+        if not listeners and (self._link is None or not self._link.is_listening):
+            return
+        with suppress(LedgerError):
+            heard = self._tried(self._listened if listeners else _unlisten, listeners)
+            for message in heard if isinstance(heard, list) else ():
+                for listener in listeners:
+                    listener.call(partial(listener.heard, message))
+
+    def _listened(self, transaction: Transaction, listeners: Sequence[Any]) -> list[Any]:
+        link = transaction.link
+        if link.is_pooled:
+            self._turn_deaf()
+            return []
+        if not link.is_listening:
+            link.message(f"LISTEN {_CHANNEL}")
+            link.is_listening = True
+            for listener in listeners if self._has_listened else ():
+                listener.call(listener.resumed)
+            self._has_listened = True
+        return [message.payload for message in link.connection.notifies(timeout=0)]
+
+    def _turn_deaf(self) -> None:
+        """End what listens, for nothing can be heard: a pooler between gives each transaction another connection."""
+        with self._lock:
+            listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener.call(listener.deaf)
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "a pooler stands before the database %s, and what other processes say cannot be heard through it: "
+                "finished runs are noticed by polling. Name the database itself, not the pooler, to hear them at once",
+                self._place,
+            )
+
+
+def _unlisten(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001
+    transaction.message("UNLISTEN *")
+    transaction.link.is_listening = False
+    return []
+
+
+# The threads of this process.
+
+_threads: Final[dict[bytes, DatabaseThread]] = {}
+_of_parents: Final[list[DatabaseThread]] = []  # kept, for psycopg warns of connections that are left to the collector
+_lock = threading.Lock()
+
+
+def thread_of(url: Secret) -> DatabaseThread:
+    """Return this process's thread for a database."""
+    key = hashlib.sha256(url.reveal().encode()).digest()
+    with _lock:
+        if key not in _threads:
+            _threads[key] = DatabaseThread(url)
+        return _threads[key]
+
+
+def _after_fork() -> None:
+    """Start anew in a child: threads and locks are the parent's, and so is the name of the lease."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    for thread in _threads.values():
+        thread.abandon()
+    _of_parents.extend(_threads.values())
+    _threads.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,517 @@
+"""The thread and its one connection: what it survives, whom it answers, and what it never shows."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from knouds_async._io import postgres as thread_module
+from knouds_async._io.database import Database
+from knouds_async.errors import ConfigurationError, LedgerError
+from knouds_async.postgres import Postgres
+from tests.postgres.relay import Relay
+from tests.postgres.server import PASSWORD, Pooler, Server, shown
+
+pytestmark = pytest.mark.slow
+
+
+def begin_and_commit(transaction: Any, operations: Sequence[Any]) -> list[Any]:
+    """Carry out operations that are their own values, as a ledger's are: in a numbered transaction."""
+    transaction.begin()
+    return transaction.commit(list(operations))  # type: ignore[no-any-return]
+
+
+def connections(server: Server, database: str) -> int:
+    """Return how many connections of ours there are to a database."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name = 'knouds'"
+    return int(server.execute(query, values=(database,))[0][0])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens in a thread or a server."""
+    with anyio.fail_after(30):
+        while not await anyio.to_thread.run_sync(condition):  # noqa: ASYNC110  (nothing there sets an event)
+            await anyio.sleep(0.05)
+
+
+@pytest.fixture
+def relay(server: Server) -> Iterator[Relay]:
+    """Return a relay before the server."""
+    made = Relay(server.port)
+    yield made
+    made.close()
+
+
+# How many there are, and for how long.
+
+
+async def test_it_opens_nothing_before_it_is_used(server: Server, database: str, url: str) -> None:
+    """A Postgres is only a name until something is asked of it; then there is one connection, for all of that URL."""
+    one, other = Postgres(url), Postgres(url, name="other")
+    assert connections(server, database) == 0
+    async with one, other, anyio.create_task_group() as tasks:
+        for number in range(100):
+            tasks.start_soon((one if number % 2 else other).find, f"key-{number}")
+        await one.find("key")
+        assert connections(server, database) == 1
+    await until(lambda: connections(server, database) == 0)
+
+
+async def test_the_last_one_closes_the_connection(server: Server, database: str, url: str) -> None:
+    """One that is closed is closed for good, and the others of its URL still work."""
+    one, other = Postgres(url), Postgres(url)
+    await one.find("key")
+    await other.find("key")
+    await one.aclose()
+    await one.aclose()
+    with pytest.raises(LedgerError, match="closed"):
+        await one.find("key")
+    await other.find("key")
+    assert connections(server, database) == 1
+    await other.aclose()
+    await until(lambda: connections(server, database) == 0)
+
+
+async def test_one_that_nobody_closes_closes_by_itself(
+    server: Server, database: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `async with` and `aclose` the connection goes after its last use, and comes back with the next."""
+    monkeypatch.setattr(thread_module, "_IDLE", 0.2)
+    shared = Postgres(url)
+    await shared.find("key")
+    await until(lambda: connections(server, database) == 0)
+    await shared.find("key")
+    assert connections(server, database) == 1
+    del shared
+    gc.collect()
+    await until(lambda: connections(server, database) == 0)
+
+
+SCRIPT = """
+import sys, anyio
+from knouds_async.postgres import Postgres
+shared = Postgres(sys.argv[1])
+async def main():
+    await shared.join()
+    print(await shared.find("key"))
+anyio.run(main)
+"""
+
+
+def test_a_process_ends_though_nothing_was_closed(url: str) -> None:
+    """A process that leaves an owner behind ends by itself, and warns of nothing."""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-W", "error", "-X", "dev", "-c", SCRIPT, url],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
+
+
+FORK = """
+import os, sys, anyio
+from knouds_async.postgres import Postgres
+shared = Postgres(sys.argv[1])
+async def main():
+    owner = await shared.join()
+    await shared.find("key")
+    return owner
+async def more():
+    for _ in range(20):
+        await shared.find("key")
+owner = anyio.run(main)
+child = os.fork()
+if child == 0:
+    mine = anyio.run(main)
+    anyio.run(more)
+    print("different" if mine.split("/")[0] != owner.split("/")[0] else "the same", flush=True)
+    os._exit(0)
+anyio.run(more)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_it_survives_a_fork(url: str) -> None:
+    """A forked child has a connection and an identity of its own, and the parent keeps its own."""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", FORK, url], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["different", "0"]), done.stderr
+
+
+def test_two_event_loops_at_once(server: Server, database: str, url: str) -> None:
+    """Threads with event loops of their own, on different backends, share the connection."""
+    shared, found = Postgres(url), []
+
+    async def ask() -> None:
+        found.extend([await shared.find(f"key-{number}") for number in range(50)])
+
+    threads = [
+        threading.Thread(target=anyio.run, args=(ask,), kwargs={"backend": backend}) for backend in ("asyncio", "trio")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [None] * 100
+    assert connections(server, database) == 1
+    anyio.run(shared.aclose)
+
+
+# What is together, and what is cancelled.
+
+
+async def test_what_waits_is_committed_together(server: Server, database: str, url: str) -> None:
+    """A hundred operations that are asked for at once take a few transactions, and each has its own value."""
+    values = []
+    async with Database(url) as shared:
+
+        async def ask(number: int) -> None:
+            values.append((number, await shared._do(begin_and_commit, number)))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(100):
+                tasks.start_soon(ask, number)
+        assert sorted(values) == [(number, number) for number in range(100)]
+        assert server.execute("SELECT seq FROM knouds_owner", database=database)[0][0] < 10
+
+
+async def test_one_operation_that_fails_spoils_no_other(url: str) -> None:
+    """An error that an operation meets is raised where it was asked for, and the rest of its transaction stands."""
+
+    def carry_out(transaction: Any, operations: Sequence[Any]) -> list[Any]:
+        transaction.begin()
+        return transaction.commit(  # type: ignore[no-any-return]
+            [ValueError(f"{number}") if number == 7 else number for number in operations]
+        )
+
+    failed = []
+    async with Database(url) as shared:
+
+        async def ask(number: int) -> None:
+            try:
+                assert await shared._do(carry_out, number) == number
+            except ValueError as error:
+                failed.append(str(error))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(ask, number)
+    assert failed == ["7"]
+
+
+async def test_a_cancelled_operation(url: str, relay: Relay, server: Server, database: str) -> None:
+    """A cancellation is answered at once, whatever the database does; a write is carried out all the same."""
+    carried_out: list[str] = []
+
+    def carry_out(transaction: Any, operations: Sequence[Any]) -> list[Any]:
+        carried_out.extend(operations)
+        return begin_and_commit(transaction, operations)
+
+    async with Database(server.url(database, port=relay.port)) as shared:
+        relay.hold()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(shared._do, carry_out, "under way")
+            await until(lambda: bool(carried_out))
+            with anyio.move_on_after(0.1) as writing:
+                await shared._do(carry_out, "a write")
+            with anyio.move_on_after(0.1) as reading:
+                await shared._do(begin_and_commit, "a read", may_withdraw=True)
+            assert writing.cancelled_caught
+            assert reading.cancelled_caught
+            assert [request.operation for request in shared._thread_of(shared._url)._requests] == ["a write"]
+            relay.flow()
+    assert carried_out == ["under way", "a write"]
+
+
+# A database that is away.
+
+
+@pytest.mark.parametrize("how", [2, 3], ids=["fast", "immediate"])
+async def test_a_database_that_restarts_is_waited_for(own_server: Server, how: int) -> None:
+    """Operations continue while the database is restarted below them; each is carried out once."""
+    done = []
+    async with Database(own_server.url()) as shared:
+
+        async def ask() -> None:
+            for number in range(50):
+                done.append(await shared._do(begin_and_commit, number))
+                await anyio.sleep(0.01)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await until(lambda: len(done) > 10)
+            await anyio.to_thread.run_sync(own_server.stop, how)
+            await anyio.to_thread.run_sync(own_server.start)
+        assert done == list(range(50))
+        assert own_server.execute("SELECT seq FROM knouds_owner") == [(50,)]
+
+
+@pytest.mark.parametrize("is_passed_on", [False, True])
+async def test_a_commit_in_doubt_is_found_out(
+    server: Server, database: str, relay: Relay, *, is_passed_on: bool
+) -> None:
+    """Whether the commit took place when its answer was lost is known, and it takes place exactly once."""
+    written: list[int] = []
+
+    def carry_out(transaction: Any, operations: Sequence[Any]) -> list[Any]:
+        written.append(1)
+        transaction.begin()
+        return transaction.commit([len(written)], "INSERT INTO noted VALUES (1)")  # type: ignore[no-any-return]
+
+    server.execute("CREATE TABLE noted (number integer)", database=database)
+    async with Database(server.url(database, port=relay.port)) as shared:
+        await shared._do(begin_and_commit, 0)
+        relay.cut_at(b"INSERT INTO noted", is_passed_on=is_passed_on)
+        assert await shared._do(carry_out, None) == (1 if is_passed_on else 2)
+        assert relay.cuts == 1
+        assert await shared._do(begin_and_commit, "next") == "next"
+    assert server.execute("SELECT count(*) FROM noted", database=database) == [(1,)]
+
+
+async def test_patience_ends(
+    anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A database that cannot be reached is tried for a while, which is said; then the operation fails, and says so."""
+    monkeypatch.setattr(thread_module, "_PATIENCE", 0.5)
+    monkeypatch.setattr(thread_module, "_FEWEST_TRIES", 3)
+    shared = Postgres(f"postgresql://{anyio_backend_name}:{PASSWORD}@127.0.0.1:9/app")
+    with pytest.raises(LedgerError, match=r"postgresql://127.0.0.1:9/app cannot be used: .*Nothing more is submitted"):
+        await shared.find("key")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert PASSWORD not in caplog.text
+    await shared.aclose()
+
+
+async def test_a_silent_database_counts_as_lost(
+    server: Server, database: str, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that answers nothing is left after a while for a new connection, on which the operation is carried out."""
+    monkeypatch.setattr(thread_module, "_SILENCE", 0.3)
+    async with Database(server.url(database, port=relay.port)) as shared:
+        relay.hold()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(shared._do, begin_and_commit, 1)
+            await until(lambda: shared._thread_of(shared._url)._failures > 0)
+            relay.flow()
+        assert await shared._do(begin_and_commit, 2) == 2
+
+
+async def test_a_process_that_is_frozen_in_a_transaction_holds_up_nobody(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database frees its lock after a while; once it continues, its transaction is begun anew."""
+    monkeypatch.setattr(thread_module, "_IN_TRANSACTION", 1)
+    frozen, tries = threading.Event(), []
+
+    def freeze(transaction: Any, operations: Sequence[Any]) -> list[Any]:
+        transaction.begin("SELECT name FROM knouds_ledger WHERE name = 'default' FOR UPDATE")
+        tries.append(1)
+        if len(tries) == 1:
+            frozen.wait(20)
+        return transaction.commit(list(operations))  # type: ignore[no-any-return]
+
+    async with Postgres(url) as one, Postgres(f"{url}?connect_timeout=9") as other, anyio.create_task_group() as tasks:
+        await one.find("key")
+        tasks.start_soon(one._do, freeze, None)
+        await until(lambda: bool(tries))
+        with anyio.fail_after(10):
+            await other.find("key")
+        frozen.set()
+    assert len(tries) == 2
+
+
+# What the database says of itself.
+
+
+async def test_settings_of_a_role_that_would_lose_commits(server: Server, database: str, url: str) -> None:
+    """Defaults of a database that lose commits, end statements or refuse to write do not count in a transaction."""
+    for setting in (
+        "synchronous_commit = off",
+        "statement_timeout = 50",
+        "default_transaction_read_only = on",
+        "default_transaction_isolation = serializable",
+    ):
+        server.execute(f"ALTER DATABASE {database} SET {setting}")
+    seen = []
+
+    def show(transaction: Any, operations: Sequence[Any]) -> list[Any]:
+        names = "synchronous_commit", "statement_timeout", "transaction_read_only", "transaction_isolation"
+        shown = ", ".join(f"current_setting('{name}')" for name in names)
+        seen.extend(transaction.begin(f"SELECT {shown}")[0])
+        return transaction.commit(list(operations))  # type: ignore[no-any-return]
+
+    async with Database(url) as shared:
+        await shared._do(show, None)
+    assert seen == [("on", "0", "off", "read committed")]
+
+
+async def test_a_role_that_may_not_make_tables(server: Server, database: str, url: str) -> None:
+    """Its error names the command that makes them; once its owner has run that, it works with them."""
+    role = f"role_{database}"
+    server.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+    theirs = f"postgresql://{role}:{PASSWORD}@127.0.0.1:{server.port}/{database}"
+    refused = Postgres(theirs)
+    with pytest.raises(LedgerError, match="knouds ledger migrate URL"):
+        await refused.find("key")
+    await refused.aclose()
+    async with Postgres(url) as shared:
+        await shared.migrate()
+        await shared.migrate()
+    server.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}", database=database)
+    async with Postgres(theirs) as shared:
+        assert await shared.find("key") is None
+
+
+async def test_tables_of_another_version_are_left_alone(server: Server, database: str, url: str) -> None:
+    """A schema that is not known is refused, also by the command, and stays as it is."""
+    server.execute(
+        "CREATE TABLE knouds_schema (version integer); INSERT INTO knouds_schema VALUES (99)", database=database
+    )
+    for call in ("__aenter__", "migrate"):
+        shared = Postgres(url)
+        with pytest.raises(LedgerError, match="99, not 1"):
+            await getattr(shared, call)()
+        await shared.aclose()
+    tables = "SELECT count(*) FROM pg_class WHERE starts_with(relname, 'knouds')"
+    assert server.execute(tables, database=database) == [(1,)]
+
+
+async def test_many_processes_make_the_tables_at_once(url: str) -> None:
+    """Those that come first at the same moment make them once."""
+    made = [Postgres(f"{url}?connect_timeout={number}") for number in range(20, 28)]
+    async with anyio.create_task_group() as tasks:
+        for each in made:
+            tasks.start_soon(each.find, "key")
+    for each in made:
+        await each.aclose()
+
+
+# What is shown.
+
+URL = f"postgresql://somebody:{PASSWORD}@db.internal:5433/app?sslpassword={PASSWORD}"
+
+
+def test_it_pickles_with_its_url() -> None:
+    """What is unpickled connects by itself, so that a pickle holds the password; nothing else shows it."""
+    shared = Postgres(URL, name="renders")
+    assert repr(shared) == "<Postgres 'postgresql://db.internal:5433/app' name='renders'>"
+    copied = pickle.loads(pickle.dumps(shared))  # noqa: S301
+    assert repr(copied) == repr(shared)
+    assert PASSWORD.encode() in pickle.dumps(shared)
+    assert PASSWORD not in str(vars(shared))
+
+
+def test_both_schemes_are_taken() -> None:
+    """`postgres://` names the same as `postgresql://`."""
+    assert repr(Postgres("postgres://h/d")) == repr(Postgres("postgresql://h/d"))
+
+
+SECRETS = f"{PASSWORD}@b@h/d", f"{PASSWORD}/b@h/d"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [*(f"postgresql://u:{each}" for each in SECRETS), f"https://u:{PASSWORD}@h", f"password={PASSWORD}", 7, None],
+)
+def test_what_is_no_url_is_not_shown(given: Any) -> None:
+    """Whatever is wrong with it, the error names what is expected, and no frame of ours shows what was given."""
+    with pytest.raises(ConfigurationError, match="postgresql://user:password@host:5432/database") as caught:
+        Postgres(given)
+    assert PASSWORD not in shown(caught.value)
+
+
+async def test_a_wrong_password_shows_in_no_error(
+    server: Server, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the database refuses is said at once; neither the error, its pickle, its frames nor the log show it."""
+    caplog.set_level(logging.DEBUG)
+    shared = Postgres(f"postgresql://owner:wrong-{PASSWORD}@127.0.0.1:{server.port}/{database}")
+    with pytest.raises(LedgerError, match="password authentication failed") as caught:
+        await shared.find("key")
+    assert PASSWORD not in shown(caught.value) + caplog.text
+    await shared.aclose()
+
+
+# Who hears what is said.
+
+
+class Hearing:
+    """Notes what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.resumed = self.deaf = 0
+
+    def listener(self) -> thread_module.Listener:
+        """Return a listener that belongs to the running event loop."""
+        return thread_module.Listener(self.heard.append, lambda: self._add("resumed"), lambda: self._add("deaf"))
+
+    def _add(self, name: str) -> None:
+        setattr(self, name, getattr(self, name) + 1)
+
+
+async def test_what_is_said_is_heard_by_all_who_listen(server: Server, database: str, url: str) -> None:
+    """On the one connection, by each process, as long as somebody listens; after a lost connection that is said."""
+    hearing = Hearing()
+    async with Database(url) as one, Database(f"{url}?connect_timeout=9") as other:
+        thread = one._thread_of(one._url)
+        stop = thread.listen(one, hearing.listener())
+        await until(lambda: thread._link is not None and thread._link.is_listening)
+        await other._do(thread_module.notify, "first")
+        await until(lambda: hearing.heard == ["first"])
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+        server.execute(query, values=(database,))
+        await until(lambda: hearing.resumed == 1)
+        await other._do(thread_module.notify, "second")
+        await until(lambda: hearing.heard == ["first", "second"])
+        stop()
+        await until(lambda: thread._link is not None and not thread._link.is_listening)
+        await other._do(thread_module.notify, "third")
+        await one._do(begin_and_commit, None)
+    assert (hearing.heard, hearing.resumed, hearing.deaf) == (["first", "second"], 1, 0)
+
+
+async def test_behind_a_pooler_nothing_is_heard_and_that_is_said(
+    server: Server, database: str, pooler: Pooler, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ledger works through a pooler of transactions; that nothing can be heard is one warning."""
+    hearing = Hearing()
+    async with Postgres(server.url(database, port=pooler.port)) as shared:
+        thread = shared._thread_of(shared._url)
+        for number in (1, 2):
+            thread.listen(shared, hearing.listener())
+            await until(lambda number=number: hearing.deaf == number)  # type: ignore[misc]
+        for number in range(20):
+            assert await shared.find(f"key-{number}") is None
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "pooler" in caplog.text
+
+
+async def test_a_lease_is_renewed_while_the_event_loop_is_blocked(
+    server: Server, database: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is alive as long as its thread says so, whatever its event loop does."""
+    monkeypatch.setattr(thread_module, "LEASE", 2.0)
+    monkeypatch.setattr(thread_module, "_RENEW", 0.2)
+    alive = "SELECT until > clock_timestamp() FROM knouds_owner"
+    async with Postgres(url) as shared:
+        owner = await shared.join()
+        time.sleep(4)  # noqa: ASYNC251  (the point of the test)
+        assert server.execute(alive, database=database) == [(True,)]
+        await shared.leave(owner)
+        await until(lambda: server.execute(alive, database=database) == [(False,)])

@@ -1,0 +1,406 @@
+"""The ledger in PostgreSQL: the same as the one in SQLite, on many machines, and after a failover."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import httpx
+import pytest
+
+from knouds_async import AsyncKnouds, Completed, InvalidArgumentError, Job, LedgerError, Outcome, SQLiteLedger
+from knouds_async._batch.postgres import LedgerTransactions
+from knouds_async._sansio.ledger import (
+    Ended,
+    Ending,
+    Lost,
+    NoneFound,
+    NoRun,
+    PickedUp,
+    Sending,
+)
+from knouds_async.ledgers import Accepted, Claim, Ledger, OwnerGone, Payer, Stage, Written
+from knouds_async.postgres import Postgres
+from knouds_async.testing import Emulator
+from knouds_async.testing.transport import EmulatorTransport
+from tests.postgres.server import PASSWORD, Pooler, Server, shown
+
+pytestmark = pytest.mark.slow
+
+TARGET, DIGEST = "workflows/w", "0" * 64
+
+
+def claim(key: str, owner: str, *, reserve: float | None = 1.0, cap: float | None = None) -> Claim:
+    """Return a claim on a job."""
+    sending = Sending(owner=owner, sent_at=1000.0, reserve=reserve, account="u https://k")
+    return Claim(key=key, target=TARGET, digest=DIGEST, sending=sending, cap=cap)
+
+
+def ended(cost: float | None = 1.0, status: Any = "completed") -> Ended:
+    """Return the end of a run."""
+    return Ended(Ending(status=status, cost=cost, reply='{"a": "\\u0000 %s \\ud800 \' \\\\"}', message="half \ud800"))
+
+
+# As the one in SQLite.
+
+Step = Callable[[Ledger, str], Any]
+
+
+def step(dice: random.Random) -> Step:
+    """Return a random operation, for a ledger and one of its owners."""
+    key, run = f"key-{dice.randrange(4)}", f"run-{dice.randrange(6)}"
+    cost = dice.choice([None, 0.0, 1.0, dice.uniform(1, 50)])
+    status = dice.choice(["completed", "completed", "failed", "cancelled"])
+    reserve, cap = dice.choice([None, 1.0, 5.0]), dice.choice([None, None, 40.0])
+    events: list[Callable[[str], Any]] = [
+        lambda owner: Accepted(owner=owner, execution_id=run, request_id=f"kie_{run}"),
+        lambda owner: Accepted(owner=owner, execution_id=run, request_id=f"kie_{run}"),
+        NoRun,
+        lambda owner: Lost(owner, "no answer"),
+        lambda _: ended(cost, status),
+        lambda _: ended(cost, status),
+        lambda _: OwnerGone(),
+        PickedUp,
+        lambda _: NoneFound(1000.0),
+    ]
+    event, attempt = dice.choice(events), dice.choice([1, 1, 1, 2])
+    steps: list[Step] = [
+        lambda ledger, owner: ledger.claim(claim(key, owner, reserve=reserve, cap=cap)),
+        lambda ledger, owner: ledger.claim(claim(key, owner, reserve=reserve, cap=cap)),
+        *[lambda ledger, owner: ledger.record(key, attempt, event(owner))] * 4,
+        lambda ledger, _: ledger.look(key),
+        lambda ledger, _: ledger.summary(TARGET),
+        lambda ledger, _: ledger.known_runs(TARGET, "u https://k", dice.choice([0.0, 2000.0])),
+        lambda ledger, _: getattr(ledger, dice.choice(["approve_resend", "abandon"]))(key),
+        lambda ledger, _: ledger.resolve(key, "5e0c9f10-3f41-4ce7-9b0f-2f6f8f1d2c3b"),  # type: ignore[attr-defined]
+        lambda ledger, _: ledger.counts(),  # type: ignore[attr-defined]
+        lambda ledger, _: ledger.unknown(),  # type: ignore[attr-defined]
+        lambda ledger, _: ledger.retry_failed(),  # type: ignore[attr-defined]
+    ]
+    return dice.choice(steps)
+
+
+async def result(ledger: Ledger, owners: list[str], number: int, seed: str) -> str:
+    """Return what a random operation gave, with the names of owners and of the ledger made the same."""
+    operation = step(random.Random(seed))
+    try:
+        value = await operation(ledger, owners[number % len(owners)])
+    except ValueError as error:
+        value = type(error).__name__
+    if isinstance(value, Written):
+        value = attrs.evolve(value, committed=None)
+    if isinstance(value, tuple):
+        value = sorted(value, key=repr)  # those of one moment come in any order
+    shown = repr(value)
+    for place, owner in enumerate(owners):
+        shown = shown.replace(owner, f"owner {place}")
+    return shown
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_it_does_what_the_one_in_sqlite_does(url: str, tmp_path: Path, seed: int) -> None:
+    """Any sequence of operations has the same results in both, and leaves the same entries and credits."""
+    async with Postgres(url, name="a 'name' with %s") as postgres, SQLiteLedger(tmp_path / "jobs.db") as sqlite:
+        owners = [([await ledger.join() for _ in range(3)]) for ledger in (postgres, sqlite)]
+        for number in range(200):
+            ours = await result(postgres, owners[0], number, f"{seed} {number}")
+            theirs = await result(sqlite, owners[1], number, f"{seed} {number}")
+            assert ours == theirs, number
+
+
+async def test_what_no_text_of_postgres_can_hold_is_escaped(url: str) -> None:
+    """A NUL and half a surrogate pair in the words of the service are kept as an escape, and spoil no transaction."""
+    async with Postgres(url) as ledger:
+        owner = await ledger.join()
+        await ledger.claim(claim("key", owner))
+        await ledger.record("key", 1, Lost(owner, "a \x00 and \ud800"))
+        (entry,) = await ledger.unknown()
+        assert entry.note == "a \\x00 and \\ud800"
+        with pytest.raises(InvalidArgumentError, match="printable"):
+            await ledger.find("a\x00b")
+
+
+async def test_ledgers_of_a_database_know_nothing_of_each_other(url: str) -> None:
+    """Each name has its own jobs, credits and payer."""
+    payers = [Payer(user=user, base_url="https://knouds.ai") for user in ("one", "other")]
+    async with Postgres(url, name="one") as one, Postgres(url, name="other") as other:
+        for ledger, payer in ((one, payers[0]), (other, payers[1])):
+            await ledger.bind(payer)
+            assert isinstance(await ledger.claim(claim("key", await ledger.join())), Written)
+        assert (await one.counts()).credits_reserved == (await other.counts()).credits_reserved == 1.0
+        with pytest.raises(LedgerError, match="account one"):
+            await one.bind(payers[1])
+        await one.rebind()
+        await one.bind(payers[1])
+
+
+# On many machines.
+
+
+def machines(url: str, count: int) -> list[Postgres]:
+    """Return what so many machines hold of one ledger: each with a thread, a connection and a lease of its own."""
+    return [Postgres(f"{url}?application_name=machine{number}") for number in range(count)]
+
+
+async def run_out(server: Server, database: str) -> None:
+    """Make all leases run out."""
+    await anyio.to_thread.run_sync(
+        lambda: server.execute("UPDATE knouds_owner SET until = now() - interval '1 s'", database=database)
+    )
+
+
+async def test_a_machine_that_is_gone_loses_its_claims(server: Server, database: str, url: str) -> None:
+    """While its lease holds, its jobs are its own; after that what it was sending is unknown."""
+    one, other = machines(url, 2)
+    async with one, other:
+        theirs, mine = await one.join(), await other.join()
+        for key in ("sending", "running"):
+            await one.claim(claim(key, theirs))
+        await one.record("running", 1, Accepted(owner=theirs, execution_id="run-1"))
+        assert [(await other.look(key)).owner for key in ("sending", "running")] == [theirs] * 2  # type: ignore[union-attr]
+        assert await other.unknown() == ()
+        await run_out(server, database)
+        assert [entry.key for entry in await other.unknown()] == ["sending"]
+        picked_up = await other.record("running", 1, PickedUp(mine))
+        assert picked_up.entry.owner == mine
+        late = await one.record("sending", 1, Accepted(owner=theirs, execution_id="run-2"))
+        assert (late.entry.stage, late.entry.execution_id) == (Stage.SUBMITTED, "run-2")
+
+
+async def test_a_lease_that_ran_out_unnoticed_goes_on(server: Server, database: str, url: str) -> None:
+    """A machine that was asleep keeps its jobs where nobody has acted on its end meanwhile."""
+    one, other = machines(url, 2)
+    async with one, other:
+        owner = await one.join()
+        await one.claim(claim("key", owner))
+        await run_out(server, database)
+        await one.record("key", 1, Accepted(owner=owner, execution_id="run-1"))
+        found = await other.look("key")
+        assert found is not None
+        assert (found.stage, found.owner) == (Stage.SUBMITTED, owner)
+
+
+async def test_only_one_machine_gets_a_job(url: str) -> None:
+    """Of claims on the same job that come at once from everywhere, one is granted."""
+    shared = machines(url, 4)
+    granted: list[str] = []
+
+    async def try_each(ledger: Postgres) -> None:
+        owner = await ledger.join()
+
+        async def one(key: str) -> None:
+            if isinstance(await ledger.claim(claim(key, owner)), Written):
+                granted.append(key)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(50):
+                tasks.start_soon(one, f"key-{number}")
+
+    async with AsyncExitStack() as stack:
+        for each in shared:
+            await stack.enter_async_context(each)
+        async with anyio.create_task_group() as tasks:
+            for each in shared:
+                tasks.start_soon(try_each, each)
+        assert sorted(granted) == sorted(f"key-{number}" for number in range(50))
+        assert (await shared[0].counts()).sending == 50
+
+
+async def test_a_budget_holds_over_machines(url: str) -> None:
+    """Claims of several machines together stay within the cap of the ledger."""
+    one, other = machines(url, 2)
+    async with one, other:
+        owners = [(ledger, await ledger.join()) for ledger in (one, other)]
+        claims = [
+            isinstance(await ledger.claim(claim(f"{owner} {number}", owner, cap=7.0)), Written)
+            for number in range(5)
+            for ledger, owner in owners
+        ]
+        assert claims.count(True) == 7
+
+
+async def test_an_end_that_no_ledger_could_be_told_of_is_told_later(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner that left while the database was away is gone with the next transaction of its process."""
+    one, other = machines(url, 2)
+    async with one, other:
+        owner, stays = await one.join(), await one.join()
+        await one.claim(claim("key", owner))
+        with monkeypatch.context() as patch:
+            patch.setattr(LedgerTransactions, "__call__", _away)
+            with pytest.raises(LedgerError):
+                await one.leave(owner)
+        assert await other.unknown() == ()
+        await one.claim(claim("another", stays))
+        assert [entry.key for entry in await other.unknown()] == ["key"]
+
+
+def _away(*_: Any) -> list[Any]:
+    raise LedgerError("away")
+
+
+async def test_a_pooler_in_between(server: Server, database: str, pooler: Pooler) -> None:
+    """The ledger is the same behind a pooler that gives each transaction another connection."""
+    url = server.url(database, port=pooler.port)
+    one, other = machines(url, 2)
+    async with one, other:
+        owners = [(ledger, await ledger.join()) for ledger in (one, other)]
+        for number in range(40):
+            ledger, owner = owners[number % 2]
+            assert isinstance(await ledger.claim(claim(f"key-{number}", owner)), Written)
+            await ledger.record(f"key-{number}", 1, Accepted(owner=owner, execution_id=f"run-{number}"))
+        assert (await one.counts()).submitted == 40
+
+
+# After a failover.
+
+
+async def test_a_failover_to_a_replica_that_is_behind(folder: Path, own_server: Server) -> None:
+    """Who was there finds commits missing, who comes later finds another database; both send nothing.
+
+    After a person has allowed it, both continue.
+    """
+    standby = Server(folder / f"standby{own_server.port}" / "data")
+    standby.copy_of(own_server)
+    hosts = f"127.0.0.1:{own_server.port},127.0.0.1:{standby.port}"
+    url = own_server.url().replace(f"127.0.0.1:{own_server.port}", hosts)
+    try:
+        await anyio.to_thread.run_sync(standby.start)
+        survivor, newcomer = machines(url, 2)
+        async with survivor:
+            owner = await survivor.join()
+            await survivor.claim(claim("replicated", owner))
+            await until_replicated(own_server)
+            await anyio.to_thread.run_sync(standby.stop)
+            for number in range(10):
+                await survivor.claim(claim(f"lost-{number}", owner))
+            await anyio.to_thread.run_sync(own_server.stop)
+            await anyio.to_thread.run_sync(standby.start)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, promote_later, standby)
+                with pytest.raises(LedgerError, match="has lost what was committed"):
+                    await survivor.claim(claim("next", owner))
+            with pytest.raises(LedgerError, match="has lost what was committed"):
+                await survivor.claim(claim("next", owner))
+            async with newcomer:
+                assert await newcomer.find("lost-1") is None
+                with pytest.raises(LedgerError, match=r"a replica was promoted.*knouds ledger trust URL"):
+                    await newcomer.claim(claim("lost-1", await newcomer.join()))
+                await newcomer.trust()
+                assert isinstance(await newcomer.claim(claim("lost-1", await newcomer.join())), Written)
+            await survivor.trust()
+            assert isinstance(await survivor.claim(claim("next", owner)), Written)
+    finally:
+        standby.stop()
+
+
+async def until_replicated(server: Server) -> None:
+    """Wait until a standby has all there is."""
+    query = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_lsn()"
+    with anyio.fail_after(30):
+        while not (await anyio.to_thread.run_sync(server.execute, query))[0][0]:  # noqa: ASYNC110
+            await anyio.sleep(0.05)
+
+
+def promote_later(standby: Server) -> None:
+    """Promote a standby after others have found it as it was."""
+    time.sleep(1.0)
+    standby.promote()
+
+
+async def test_a_backup_that_was_restored(server: Server, database: str, url: str) -> None:
+    """A ledger on another timeline than its own sends nothing before a person says so."""
+    async with Postgres(url) as ledger:
+        owner = await ledger.join()
+        server.execute("UPDATE knouds_ledger SET timeline = '1/00000001'", database=database)
+        with pytest.raises(LedgerError, match="another database"):
+            await ledger.claim(claim("key", owner))
+        assert await ledger.unknown() == ()
+        await ledger.trust()
+        assert isinstance(await ledger.claim(claim("key", owner)), Written)
+
+
+# In a batch.
+
+
+@pytest.fixture
+async def knouds(emulator: Emulator) -> AsyncIterator[AsyncKnouds]:
+    """Return a client on the emulator, by the clock on the wall."""
+    async with (
+        httpx.AsyncClient(transport=EmulatorTransport(emulator)) as http,
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def emulator() -> Emulator:
+    """Return a service without limits whose runs are over at once."""
+    return Emulator(tier="enterprise", duration=0.05)
+
+
+async def run(knouds: AsyncKnouds, ledger: Ledger, count: int) -> list[Outcome]:
+    """Run a batch to its end."""
+    jobs = [Job(f"job-{number}", {"product_name": f"{number}"}) for number in range(count)]
+    async with knouds.workflows.map("my-thumbnail-pipeline", jobs, ledger=ledger) as outcomes:
+        return [outcome async for outcome in outcomes]
+
+
+async def test_batches_of_two_machines_share_the_jobs(knouds: AsyncKnouds, emulator: Emulator, url: str) -> None:
+    """Batches of the same jobs on two machines at once pay for each of them once, and both have all outcomes."""
+    one, other = machines(url, 2)
+    found: list[Outcome] = []
+
+    async def batch(ledger: Postgres) -> None:
+        found.extend(await run(knouds, ledger, 40))
+
+    async with one, other:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(batch, one)
+            tasks.start_soon(batch, other)
+        assert (await one.counts()).completed == 40
+    assert len(emulator.runs) == 40
+    assert sum(isinstance(outcome, Completed) for outcome in found) >= 40
+
+
+async def test_a_batch_while_the_database_restarts(knouds: AsyncKnouds, emulator: Emulator, own_server: Server) -> None:
+    """Every job is paid for once and has its outcome."""
+
+    async def restart() -> None:
+        await anyio.sleep(0.3)
+        for _ in range(2):
+            await anyio.to_thread.run_sync(own_server.stop, 3)
+            await anyio.to_thread.run_sync(own_server.start)
+
+    found: list[Outcome] = []
+    async with Postgres(own_server.url()) as ledger, anyio.create_task_group() as tasks:
+        tasks.start_soon(restart)
+        found += await run(knouds, ledger, 150)
+    assert sum(isinstance(outcome, Completed) for outcome in found) == 150
+    emulator.assert_charged_once()
+
+
+async def test_a_url_is_taken_wherever_a_path_is(knouds: AsyncKnouds, emulator: Emulator, url: str) -> None:
+    """A batch given the URL as a string uses the ledger of the name `default`, and runs no job twice."""
+    jobs = [Job(f"job-{number}", {"product_name": f"{number}"}) for number in range(5)]
+    for _ in range(2):
+        async with knouds.workflows.map("my-thumbnail-pipeline", jobs, ledger=url) as outcomes:
+            assert [type(outcome) async for outcome in outcomes] == [Completed] * 5
+    assert len(emulator.runs) == 5
+
+
+async def test_a_batch_shows_no_password(knouds: AsyncKnouds) -> None:
+    """Neither an error of an argument nor one of the URL shows it, whatever a report shows of our frames."""
+    malformed: list[tuple[str, int | None]] = [
+        (f"postgresql://u:{PASSWORD}@h/d", 0),
+        (f"postgresql://{PASSWORD}@b@h", 1),
+    ]
+    for url, most in malformed:
+        with pytest.raises(ValueError, match=r"max_in_flight|postgresql://user") as caught:
+            knouds.workflows.map("my-thumbnail-pipeline", [], ledger=url, max_in_flight=most)
+        assert PASSWORD not in shown(caught.value)
