@@ -14,8 +14,9 @@ from collections.abc import (
     Mapping,
     Sized,
 )
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -45,6 +46,7 @@ from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.estimate import Estimate
 from knouds_async.config import Secret, is_integer, is_number
 from knouds_async.errors import InvalidArgumentError, KnoudsError
+from knouds_async.execution import Execution
 from knouds_async.types import Inputs, Target
 
 if TYPE_CHECKING:
@@ -335,6 +337,7 @@ def _id_of(outcome: Outcome) -> str | None:
     return None if isinstance(outcome, NotRun) else outcome.execution_id
 
 
+_SCHEMA_AGE: Final = 60.0  # seconds for which the jobs that come one by one share a schema
 MOST_IN_FLIGHT: Final = 2000
 """How many jobs are under way at once unless a caller says otherwise: 1000 a minute that take two minutes each."""
 
@@ -378,16 +381,70 @@ class BatchFactory:
             expected=expected,
             validate=validate,
             is_durable=ledger is not None,
-            owns_ledger=isinstance(ledger, (str, os.PathLike, Secret)),
+            owns_ledger=isinstance(ledger, (str, os.PathLike)),  # a database's connection is its thread's to close
         )
         most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
         return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress)
+
+    async def once(
+        self,
+        target: Target,
+        job: Job | Inputs,
+        *,
+        ledger: LedgerLike,
+        max_credits: float | None = None,
+        validate: bool = True,
+        expected: float | None = None,
+    ) -> Outcome:
+        """Return the outcome of one job; see `Workflows.once`."""
+        prepared = Reader().read(job)
+        _check([], None, max_credits, "park")
+        check_expected(expected)
+        worker = self._worker(target, ledger, cap=max_credits, validate=validate, expected=expected)
+        async with _open(worker):
+            return await worker.run_job(prepared)
+
+    async def submit(
+        self, target: Target, inputs: Inputs, *, key: str, ledger: LedgerLike, expected: float | None = None
+    ) -> Execution:
+        """Return the handle of the run of a key; see `Workflows.submit`."""
+        prepared = Reader().read(Job(key, inputs))
+        check_expected(expected)
+        worker = self._worker(target, ledger, cap=None, validate=False, expected=expected)
+        async with _open(worker):
+            return await worker.submit_job(prepared)
+
+    def _worker(self, target: Target, ledger: LedgerLike, **options: Any) -> Worker:
+        endpoints.submit(target, {})  # checks the name
+        is_path = isinstance(ledger := hide_url(ledger), (str, os.PathLike))
+        return Worker(
+            self._client,
+            target,
+            _ledger_of(ledger),
+            on_unknown="park",
+            is_durable=True,
+            owns_ledger=is_path,
+            max_age=_SCHEMA_AGE,
+            **options,
+        )
 
 
 async def gather(batch: Batch) -> list[Outcome]:
     """Run a small batch to its end and return its outcomes."""
     async with batch as outcomes:
         return [outcome async for outcome in outcomes]
+
+
+@asynccontextmanager
+async def _open(worker: Worker) -> AsyncIterator[None]:
+    """Be an owner inside; what was submitted there is free at the end."""
+    try:
+        await worker.open()
+        yield
+    finally:
+        finished = await uninterrupted(worker.close)
+        if finished.cancellation is not None:
+            raise finished.cancellation
 
 
 def _ledger_of(ledger: LedgerLike | None) -> Ledger:

@@ -326,14 +326,19 @@ def outcome_of_entry(job: Job, entry: Entry, *, from_ledger: bool = True, open_b
     ending = entry.ending
     if ending is None:
         return _unknown(job, entry, open_because)
+    if (state := state_of_entry(entry)) is not None:
+        return outcome_of_state(job, state, from_ledger=from_ledger)
     if ending.reply is None:
         error = ExecutionFailedError(ending.message or "the service gave no reason", code=ending.code)
         return Failed(job=job, error=error, from_ledger=from_ledger)
-    answer = Answer(200, {}, ending.reply.encode())
-    if entry.execution_id is None:
-        return Completed(job=job, run=responses.run_result(answer), from_ledger=from_ledger)
-    state = responses.execution_state(entry.execution_id, json_object(responses.parsed(answer.body)))
-    return outcome_of_state(job, state, from_ledger=from_ledger)
+    return Completed(job=job, run=responses.run_result(Answer(200, {}, ending.reply.encode())), from_ledger=from_ledger)
+
+
+def state_of_entry(entry: Entry) -> ExecutionState | None:
+    """Return the final state of an entry's run; None where the service told none, or the run has no id."""
+    if entry.ending is None or entry.ending.reply is None or entry.execution_id is None:
+        return None
+    return responses.execution_state(entry.execution_id, json_object(responses.parsed(entry.ending.reply.encode())))
 
 
 def _unknown(job: Job, entry: Entry, open_because: Sequence[str]) -> Unknown:

@@ -28,6 +28,7 @@ from knouds_async._batch.jobs import (
     ending_of_result,
     outcome_of_entry,
     outcome_of_state,
+    state_of_entry,
 )
 from knouds_async._batch.ledger import Claim, Ledger, OverBudget, Taken, Written
 from knouds_async._io.concurrency import read_clocks
@@ -69,6 +70,7 @@ logger = logging.getLogger("knouds_async")
 OnUnknown = Literal["park", "stop"]
 Answer: TypeAlias = Submitted | RunResult | KnoudsError
 
+_BETWEEN_LOOKS: Final = 0.1
 UNREACHABLE: Final = 600.0  # seconds without a connection after which there is no hope
 _LONGEST_PAUSE: Final = 60.0
 _SHORT_PAUSE: Final = 5.0  # seconds: not worth a word
@@ -99,6 +101,15 @@ class BatchClient:
     retries: Retries
     one_go: set[Target] = attrs.field(factory=set)
     _payer: Payer | None = None
+    _schemas: dict[Target, tuple[float, WorkflowSchema]] = attrs.field(factory=dict)
+
+    async def schema(self, target: Target, *, max_age: float) -> WorkflowSchema:
+        """Return the schema of a workflow, which may have been fetched `max_age` seconds ago."""
+        at, schema = self._schemas.get(target, (-math.inf, None))
+        if schema is None or anyio.current_time() > at + max_age:
+            schema = await self.pipeline.send(endpoints.workflow_schema(target.name))
+            self._schemas[target] = (anyio.current_time(), schema)
+        return schema
 
     async def payer(self) -> Payer:
         """Return whose key this is, and of which service; asked once. A service that does not say leaves it open."""
@@ -117,7 +128,7 @@ class Worker:
     """Runs the jobs of one batch, each by `run_job`.
 
     `cap`: in credits. `expected`: seconds that a run should take. `is_durable`: whether the ledger outlives the batch;
-    `owns_ledger`: whether it is closed with it.
+    `owns_ledger`: whether it is closed with it. `max_age`: in seconds, of a schema that was fetched before.
     """
 
     def __init__(
@@ -132,11 +143,12 @@ class Worker:
         validate: bool,
         is_durable: bool,
         owns_ledger: bool,
+        max_age: float = 0.0,
     ) -> None:
         self._client, self.target, self.ledger = client, target, ledger
         self.telemetry: Final = client.pipeline.telemetry
         self.cap, self._on_unknown, self._expected, self._validate = cap, on_unknown, expected, validate
-        self._is_durable, self.owns_ledger = is_durable, owns_ledger
+        self._is_durable, self.owns_ledger, self._max_age = is_durable, owns_ledger, max_age
         self.on_change: Callable[[], None] = lambda: None
         self.owner = ""
         self.payer: Payer | None = None
@@ -177,7 +189,7 @@ class Worker:
     async def _fetch_schema(self) -> None:
         """Fetch the schema once; a key that may run the workflow but not read it goes without."""
         try:
-            schema = await self._client.pipeline.send(endpoints.workflow_schema(self.target.name))
+            schema = await self._client.schema(self.target, max_age=self._max_age)
         except errors.PermissionDeniedError as error:
             if not error.from_service:  # what stands in between would answer the runs as well
                 raise
@@ -301,6 +313,38 @@ class Worker:
                 found = _conflict(prepared, found, self.target) or await self._resume(prepared, found)
         return found
 
+    async def submit_job(self, prepared: PreparedJob) -> Execution:
+        """Return the handle of a job's run: the one that its key has, or a new one; see `Workflows.submit`."""
+        if prepared.error is not None:
+            raise prepared.error
+        while True:
+            entry = await self.ledger.look(prepared.job.key)
+            if (conflict := _conflict(prepared, entry, self.target)) is not None and conflict.error is not None:
+                raise conflict.error
+            if entry is None or entry.stage is Stage.NEW:
+                if (execution := await self._submit(prepared)) is not None:
+                    return execution
+            elif entry.stage is Stage.SENDING:
+                await anyio.sleep(_BETWEEN_LOOKS)
+            elif entry.execution_id is not None:
+                unseen = ExecutionState(execution_id=checked_execution_id(entry.execution_id), status=UNSEEN)
+                return self._client.executions.attach(state_of_entry(entry) or unseen, self.target)
+            elif entry.stage is not Stage.UNKNOWN or isinstance(await self._search(prepared, entry), Unknown):
+                raise _error_of(outcome_of_entry(prepared.job, entry))
+
+    async def _submit(self, prepared: PreparedJob) -> Execution | None:
+        """Submit a job that never ran; None: it was withheld, or another has it by now."""
+        submit = Submit(self, prepared)
+        try:
+            answer = await self._send(submit)
+        finally:
+            await _finish(submit)
+        if isinstance(answer, KnoudsError) and not (submit.entry is not None and submit.entry.execution_id is not None):
+            raise answer
+        if not isinstance(answer, Submitted) or submit.entry is None or submit.entry.stage is Stage.UNKNOWN:
+            return None
+        return self._client.executions.from_receipt(answer, self.target, self._expected)
+
     async def _run(self, prepared: PreparedJob) -> Outcome | Entry:
         """Run a job that never ran; give its entry when it is another batch's by now."""
         wrong = input_errors(self._schema, prepared.job.inputs) if self._schema is not None else ()
@@ -313,12 +357,7 @@ class Worker:
                 answer = await self._send(submit)
                 found = await self._follow(submit, answer)
             finally:
-                try:
-                    if not submit.is_on_record:
-                        with anyio.CancelScope(shield=True):
-                            await submit.account_for_cut()
-                finally:
-                    submit.close()
+                await _finish(submit)
             if found is not None:
                 return found
         assert self.stopped_by is not None  # noqa: S101  (nothing else ends the reserving)
@@ -838,6 +877,24 @@ def _reason(error: KnoudsError) -> tuple[NotRunReason, bool]:
             return NotRunReason.INVALID, False
         case _:
             return NotRunReason.REFUSED, isinstance(error, _TARGET_WIDE)
+
+
+async def _finish(submit: Submit) -> None:
+    """Account for what may have been cut, and count the run no more."""
+    try:
+        if not submit.is_on_record:
+            with anyio.CancelScope(shield=True):
+                await submit.account_for_cut()
+    finally:
+        submit.close()
+
+
+def _error_of(outcome: Outcome) -> KnoudsError:
+    """Return why an outcome is no run that could be waited for."""
+    error = getattr(outcome, "error", None)
+    if isinstance(error, KnoudsError):
+        return error
+    return errors.InvalidArgumentError(f"job {outcome.job.key!r} was run without an id: there is no handle of it")
 
 
 def _why(search: SubmissionSearch) -> list[str]:

@@ -549,9 +549,9 @@ class DatabaseThread:
     def _is_needed(self) -> bool:
         """Return whether there is, or will be, something to do; if not, close the connection."""
         with self._lock:
-            is_over = not threading.main_thread().is_alive() or not self._users
-            is_held = bool(self._owners or self._listeners) or time.monotonic() < self._used_at + _IDLE
-            if self._requests or (is_held and not is_over):
+            is_recent = time.monotonic() < self._used_at + _IDLE
+            is_held = is_recent or (bool(self._users) and bool(self._owners or self._listeners))
+            if self._requests or (is_held and threading.main_thread().is_alive()):
                 return True
             bell, self._bell, self._thread = self._bell, None, None
             link, self._link = self._link, None

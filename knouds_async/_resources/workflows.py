@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from knouds_async._batch.batch import Batch, BatchFactory, LedgerLike, gather
-from knouds_async._batch.jobs import Jobs, OnProgress, Outcome
+from knouds_async._batch.jobs import Job, Jobs, OnProgress, Outcome
 from knouds_async._batch.worker import OnUnknown
 from knouds_async._io.database import hide_url
 from knouds_async._io.pipeline import Send
@@ -31,7 +31,14 @@ class Workflows:
         self._batches = batches
 
     async def submit(
-        self, slug: str, inputs: Inputs, *, expected: float | None = None, validate: bool = False
+        self,
+        slug: str,
+        inputs: Inputs,
+        *,
+        expected: float | None = None,
+        validate: bool = False,
+        key: str | None = None,
+        ledger: LedgerLike | None = None,
     ) -> Execution:
         """Submit a run of the workflow `slug` and return its handle: `run = await execution`.
 
@@ -43,9 +50,19 @@ class Workflows:
         others; runs of about the same expected duration are learned separately. It only decides when to poll.
         `validate`: fetch the schema first, one free request; inputs that do not fit, a misspelt optional one among
         them, are an InvalidInputsError that names every fault, and nothing is submitted.
+
+        `key`, `ledger`: for the second click, and the retry that reaches another process: a key that the ledger knows
+        gives the handle of its run, however that ended, and only a new one is sent. While another process is sending
+        it, that is waited for. Other inputs under the same key are an InvalidArgumentError; a key whose submit is
+        unknown is a SubmissionUnknownError, until the usage rows prove that it began no run.
         """
+        ledger = hide_url(ledger)
         if validate:
             await self._check(slug, inputs)
+        if key is not None and ledger is not None:
+            target = Target("workflows", slug)
+            return await self._batches.submit(target, inputs, key=key, ledger=ledger, expected=expected)
+        _refuse_half(key, ledger)
         return await self._factory.submit(Target("workflows", slug), inputs, expected=expected)
 
     async def run(
@@ -74,6 +91,32 @@ class Workflows:
             return
         if wrong := input_errors(schema, inputs):
             raise InvalidInputsError(f"workflows/{slug}: {'; '.join(wrong)}", code="INVALID_INPUTS")
+
+    async def once(
+        self,
+        slug: str,
+        job: Job | Inputs,
+        *,
+        ledger: LedgerLike,
+        max_credits: float | None = None,
+        validate: bool = True,
+        expected: float | None = None,
+    ) -> Outcome:
+        """Run one job and return its outcome, as that of a batch: what a task of a queue calls.
+
+        A key that `ledger` knows is never run again: called again with it, in any process, it waits for the same run or
+        returns the outcome on record. So a queue may deliver a task twice. An Unknown stays one until the usage rows
+        can prove that there was no run: two minutes after its submit or later, a call of this sends it then.
+        Cancelled: the run continues, and the next call picks it up. Options as of `map`.
+        """
+        return await self._batches.once(
+            Target("workflows", slug),
+            job,
+            ledger=hide_url(ledger),
+            max_credits=max_credits,
+            validate=validate,
+            expected=expected,
+        )
 
     def map(
         self,
@@ -262,16 +305,49 @@ class Models:
         self._factory = factory
         self._batches = batches
 
-    async def submit(self, name: str, inputs: Inputs, *, expected: float | None = None) -> Execution:
+    async def submit(
+        self,
+        name: str,
+        inputs: Inputs,
+        *,
+        expected: float | None = None,
+        key: str | None = None,
+        ledger: LedgerLike | None = None,
+    ) -> Execution:
         """Submit a run of the model `name` and return its handle; see `Workflows.submit`.
 
         Only models whose provider can be polled take it: others raise AsyncNotSupportedError, uncharged; `run` them.
         """
+        ledger = hide_url(ledger)
+        if key is not None and ledger is not None:
+            target = Target("models", name)
+            return await self._batches.submit(target, inputs, key=key, ledger=ledger, expected=expected)
+        _refuse_half(key, ledger)
         return await self._factory.submit(Target("models", name), inputs, expected=expected)
 
     async def run(self, name: str, inputs: Inputs, *, timeout: float | None = None) -> RunResult:
         """Run the model `name` synchronously and return its result; see `Workflows.run`."""
         return await self._factory.run(Target("models", name), inputs, timeout=timeout)
+
+    async def once(
+        self,
+        name: str,
+        job: Job | Inputs,
+        *,
+        ledger: LedgerLike,
+        max_credits: float | None = None,
+        validate: bool = True,
+        expected: float | None = None,
+    ) -> Outcome:
+        """Run the model `name` for one job and return its outcome; see `Workflows.once`."""
+        return await self._batches.once(
+            Target("models", name),
+            job,
+            ledger=hide_url(ledger),
+            max_credits=max_credits,
+            validate=validate,
+            expected=expected,
+        )
 
     def map(
         self,
@@ -310,3 +386,9 @@ class Models:
     async def gather(self, name: str, inputs: Sequence[Inputs]) -> list[Outcome]:
         """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
         return await gather(self._batches.map(Target("models", name), inputs, ordered=True))
+
+
+def _refuse_half(key: str | None, ledger: object) -> None:
+    if key is not None or ledger is not None:
+        missing = "ledger" if ledger is None else "key"
+        raise InvalidArgumentError(f"{missing}=None: a submit takes a key and a ledger, or neither")
