@@ -105,6 +105,22 @@ class Database:
 
         await self._do(postgres.migrate, None)
 
+    def ask(
+        self,
+        transact: Transact,
+        operation: Any,
+        on_done: Callable[[BaseException | None, Any], object],
+        *,
+        patience: float,
+        is_lazy: bool = False,
+    ) -> None:
+        """Pass an operation to the thread, which calls `on_done` with its error or value in this event loop.
+
+        `patience`: seconds to try a database that is away. `is_lazy`: within a second will do.
+        """
+        thread = self._thread_of(self._url)
+        thread.ask(self, transact, operation, on_done, patience=patience, is_lazy=is_lazy)
+
     async def _do(
         self, transact: Callable[[Any, Sequence[Any]], list[Any]], operation: Any, *, may_withdraw: bool = False
     ) -> Any:

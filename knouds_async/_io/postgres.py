@@ -387,16 +387,24 @@ class DatabaseRequest:
     operation: Any
     call_in_loop: Callable[[Callable[[], object]], object] = attrs.field(factory=from_thread)
     done: anyio.Event = attrs.field(factory=anyio.Event)
+    on_done: Callable[[BaseException | None, Any], object] | None = None
+    patience: float | None = None
     value: Any = None
     error: BaseException | None = None
+
+    def finish(self) -> None:
+        """Wake the one that waits, in its event loop."""
+        self.done.set()
+        if self.on_done is not None:
+            self.on_done(self.error, self.value)
 
 
 def _wake(requests: Sequence[DatabaseRequest]) -> None:
     """Wake those who wait, each in its own event loop, with one call for each loop."""
     for call_in_loop in {request.call_in_loop for request in requests}:
-        theirs = [request.done for request in requests if request.call_in_loop == call_in_loop]
+        theirs = [request for request in requests if request.call_in_loop == call_in_loop]
         try:
-            call_in_loop(lambda events=theirs: [event.set() for event in events])  # type: ignore[misc]
+            call_in_loop(lambda these=theirs: [request.finish() for request in these])  # type: ignore[misc]
         except RuntimeError:  # their event loop has ended: nobody waits there any more
             continue
 
@@ -462,13 +470,26 @@ class DatabaseThread:
 
     # Called in event loops.
 
-    def ask(self, user: object, transact: Transact, operation: Any) -> DatabaseRequest:
-        """Return a request, whose `done` is set once it is carried out or has failed."""
-        request = DatabaseRequest(transact, operation)
+    def ask(
+        self,
+        user: object,
+        transact: Transact,
+        operation: Any,
+        on_done: Callable[[BaseException | None, Any], object] | None = None,
+        *,
+        patience: float | None = None,
+        is_lazy: bool = False,
+    ) -> DatabaseRequest:
+        """Return a request, whose `done` is set once it is carried out or has failed.
+
+        `patience`: seconds to try a database that is away, instead of the usual. `is_lazy`: within a second will do.
+        """
+        request = DatabaseRequest(transact, operation, on_done=on_done, patience=patience)
         with self._lock:
             self._users.add(user)
             self._requests.append(request)
-            self._ring()
+            if self._thread is None or not is_lazy:
+                self._ring()
         return request
 
     def withdraw(self, request: DatabaseRequest) -> None:
@@ -583,7 +604,8 @@ class DatabaseThread:
     def _answer(self, transact: Transact, requests: list[DatabaseRequest]) -> None:
         try:
             if transact is not _flush:
-                values = self._carried_out(transact, [request.operation for request in requests])
+                patience = min(_PATIENCE if each.patience is None else each.patience for each in requests)
+                values = self._carried_out(transact, [request.operation for request in requests], patience)
                 for request, value in zip(requests, values, strict=True):
                     request.value, request.error = (None, value) if isinstance(value, Exception) else (value, None)
             elif not self._users:
@@ -594,11 +616,11 @@ class DatabaseThread:
         self._used_at = time.monotonic()
         _wake(requests)
 
-    def _carried_out(self, transact: Transact, operations: list[Any]) -> list[Any]:
+    def _carried_out(self, transact: Transact, operations: list[Any], patience: float) -> list[Any]:
         """Return the values of operations, once the database can be used; LedgerError when it is away for long."""
         while isinstance(values := self._tried(transact, operations), str):
             waited = time.monotonic() - self._failed_at
-            if waited > _PATIENCE and self._failures >= _FEWEST_TRIES:
+            if waited >= patience and (self._failures >= _FEWEST_TRIES or patience < _PATIENCE):
                 raise LedgerError(
                     f"the database {self._place} cannot be used: {values}. It was tried for {waited:.0f} s. Nothing "
                     "more is submitted; what is on record stays, and the same batch continues from there"

@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from knouds_async._io.database import Database, hide_url
+from knouds_async._io.database_limiter import DatabaseLimiter
 from knouds_async._io.limiter import Bucket, Limiter
 from knouds_async._sansio.rate_limit import (
     LimiterStats,
@@ -55,9 +57,10 @@ _creating: Final = threading.Lock()
 
 
 class SharedLimiter:
-    """A rate limiter that every process of this machine may use at once, through one file.
+    """A rate limiter that every process of this machine may use at once, through one file; or of many, by a database.
 
-    `path`: the file; it is created with mode 0600, and the API key is never in it. `tier`, `share`, `max_wait`: as of
+    `path`: the file; it is created with mode 0600, and the API key is never in it. Or a `Postgres`, or its URL: then
+    the windows are by the database's clock, and permits are asked for some at once. `tier`, `share`, `max_wait`: as of
     `Limiter`. `clock`: seconds that all of them agree on; only needed where time is virtual, instead of the machine's.
     Each permit and each response is one transaction of a fraction of a millisecond. Works across fork and spawn,
     threads and event loops; pickled, it opens the same file again.
@@ -68,24 +71,33 @@ class SharedLimiter:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Database,
         tier: str | None = None,
         *,
         share: float = 1.0,
         max_wait: float | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        shared = hide_url(path)
+        path = ""  # so that no frame of ours shows a password
         Limiter(tier, share=share, max_wait=max_wait)  # checks the options
         self._options: dict[str, Any] = {"tier": tier, "share": share, "max_wait": max_wait}
-        self._path, self._clock = Path(path), clock
+        self._database = Database(shared) if isinstance(shared, Secret) else shared
+        if isinstance(self._database, Database):
+            return
+        self._path, self._clock = Path(self._database), clock
         self._file = LimiterFile(self._path, clock or time.monotonic, clock or time.time)
 
     def for_key(self, key: Secret) -> Limiter:
         """Return the limiter of a key's account."""
+        if isinstance(self._database, Database):
+            return DatabaseLimiter(self._database, key, **self._options)
         return _AccountLimiter(self._file, key, **self._options)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle as its options: what is unpickled opens the file for itself."""
+        """Pickle as its options: what is unpickled opens the file, or connects, for itself."""
+        if isinstance(self._database, Database):
+            return partial(SharedLimiter, self._database, **self._options), ()
         return partial(SharedLimiter, self._path, clock=self._clock, **self._options), ()
 
 

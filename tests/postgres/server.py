@@ -11,10 +11,11 @@ import socket
 import subprocess
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psycopg
 
 PASSWORD = "canary-5f1c9e"
@@ -197,3 +198,10 @@ def shown(error: BaseException) -> str:
         found += [str(each)]
         each = each.__context__
     return "\n".join(found)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens in a thread or a server."""
+    with anyio.fail_after(30):
+        while not await anyio.to_thread.run_sync(condition):  # noqa: ASYNC110  (nothing there sets an event)
+            await anyio.sleep(0.05)

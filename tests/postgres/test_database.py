@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -21,7 +21,7 @@ from knouds_async._io.database import Database
 from knouds_async.errors import ConfigurationError, LedgerError
 from knouds_async.postgres import Postgres
 from tests.postgres.relay import Relay
-from tests.postgres.server import PASSWORD, Pooler, Server, shown
+from tests.postgres.server import PASSWORD, Pooler, Server, shown, until
 
 pytestmark = pytest.mark.slow
 
@@ -36,13 +36,6 @@ def connections(server: Server, database: str) -> int:
     """Return how many connections of ours there are to a database."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name = 'knouds'"
     return int(server.execute(query, values=(database,))[0][0])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that happens in a thread or a server."""
-    with anyio.fail_after(30):
-        while not await anyio.to_thread.run_sync(condition):  # noqa: ASYNC110  (nothing there sets an event)
-            await anyio.sleep(0.05)
 
 
 @pytest.fixture

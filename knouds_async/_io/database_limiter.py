@@ -1,0 +1,300 @@
+"""The quota of an account in a database: permits come some at once, and a moment after they were asked for.
+
+Windows are by the database's clock. Those who wait ask for what they all need in one transaction, which also carries
+what was learned since the last. A database that fails never stops a request: the windows are then kept in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import attrs
+
+from knouds_async._io.database import Database
+from knouds_async._io.limiter import Bucket, Limiter
+from knouds_async._sansio.rate_limit import (
+    LimiterStats,
+    Permit,
+    QuotaHeaders,
+    RetryAt,
+    WindowLimiter,
+    from_plain,
+    to_plain,
+)
+from knouds_async.config import Secret
+
+logger = logging.getLogger("knouds_async")
+
+_MOST: Final = 20  # permits in one transaction: what a process that dies loses of a window
+_FRESH: Final = 1.0  # seconds for which a permit may wait for its request
+_GATHER: Final = 0.05  # seconds in which answers are gathered while others wait for what they tell
+_STUCK: Final = 3.0  # seconds without an answer after which a database counts as unusable
+_AGAIN: Final = 10.0  # seconds until an unusable one is tried again
+_FORGOTTEN: Final = 60.0  # seconds after which a better reading of the clock may have drifted
+
+_READ: Final = """
+    BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+    SELECT set_config('synchronous_commit', 'off', true), set_config('idle_in_transaction_session_timeout', '5s', true),
+        set_config('lock_timeout', '3s', true), set_config('statement_timeout', '0', true);
+"""
+_LOCKED: Final = """
+    SELECT name, state FROM knouds_window WHERE name = ANY(%s::text[]) ORDER BY name FOR UPDATE;
+    SELECT extract(epoch FROM clock_timestamp())::double precision;
+"""
+_MADE: Final = """
+    INSERT INTO knouds_window (name, state, at) SELECT name, '', 0 FROM unnest(%s::text[]) AS name ORDER BY name
+        ON CONFLICT DO NOTHING;
+"""
+_WRITTEN: Final = """
+    UPDATE knouds_window SET state = new.state, at = new.at FROM json_populate_recordset(NULL::knouds_window, %s) AS new
+        WHERE knouds_window.name = new.name;
+    COMMIT
+"""
+
+
+@attrs.frozen(kw_only=True)
+class Changed:
+    """What a transaction made of a window: the permits that it gave, and when to ask for more.
+
+    `now`: by the database's clock, read between `sent` and `answered` of this process's.
+    """
+
+    window: WindowLimiter
+    permits: list[Permit]
+    until: float
+    now: float
+    sent: float
+    answered: float
+
+
+@attrs.define(eq=False)
+class WindowChange:
+    """Reports of what became of permits, and a wish for more; `reports` is the bucket's, and is read as late as may be.
+
+    `taken`: those reports that were read; a transaction that is begun anew has them again.
+    """
+
+    name: str
+    guess: WindowLimiter
+    reports: deque[Callable[[WindowLimiter], object]]
+    wanted: int
+    taken: list[Callable[[WindowLimiter], object]] = attrs.field(factory=list)
+
+    def apply(self, window: WindowLimiter, now: float) -> tuple[list[Permit], float]:
+        """Change a window; return the permits, and when to ask for more."""
+        while self.reports:
+            self.taken.append(self.reports.popleft())
+        for report in self.taken:
+            report(window)
+        permits: list[Permit] = []
+        while len(permits) < self.wanted:
+            decision = window.try_acquire(now)
+            if isinstance(decision, RetryAt):
+                is_used_up = window.left <= window.reserve  # so that no answer to another process changes anything
+                return permits, decision.until if is_used_up else min(decision.until, window.next_read(now))
+            permits.append(decision)
+        return permits, -math.inf
+
+
+def change_windows(transaction: Any, changes: Sequence[WindowChange]) -> list[Any]:
+    """Carry out changes in one transaction; a window that is not there, or makes no sense, is begun with a guess."""
+    names, sent = sorted({change.name for change in changes}), time.monotonic()
+    _, rows, ((now,),) = transaction.message(_READ + _LOCKED, (names,))
+    if len(rows) < len(names):
+        rows, ((now,),) = transaction.message(_MADE + _LOCKED, (names, names))
+    answered, stored, values = time.monotonic(), dict(rows), []
+    for change in changes:
+        window = _window(stored[change.name], now, change.guess.share) or change.guess.copy()
+        permits, until = change.apply(window, now)
+        stored[change.name] = json.dumps(to_plain(window), allow_nan=False)
+        times = {"now": now, "sent": sent, "answered": answered}
+        values.append(Changed(window=window, permits=permits, until=until, **times))
+    written = [{"name": name, "state": state, "at": now} for name, state in stored.items()]
+    transaction.message(_WRITTEN, (json.dumps(written),))
+    return values
+
+
+def _window(state: str, now: float, share: float) -> WindowLimiter | None:
+    try:
+        return from_plain(json.loads(state), now, share)
+    except (ValueError, RecursionError):
+        return None
+
+
+class DatabaseClock:
+    """The database's clock as this process knows it, in epoch seconds; its own wall clock until it has read one."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+        self._width, self._at = math.inf, -math.inf
+
+    def now(self) -> float:
+        """Return the time."""
+        return time.monotonic() + self._offset
+
+    def update(self, changed: Changed) -> None:
+        """Learn from a reading: the one that took the shortest counts, as long as no later one contradicts it."""
+        low, high = changed.now - changed.answered, changed.now - changed.sent
+        is_old = changed.answered > self._at + _FORGOTTEN
+        if high - low < self._width or is_old or not low <= self._offset <= high:
+            self._offset, self._width, self._at = (low + high) / 2, high - low, changed.answered
+
+
+class DatabaseLimiter(Limiter):
+    """The limiter of one account in one client: its own wait queues, and windows in a database."""
+
+    def __init__(self, database: Database, key: Secret, **options: Any) -> None:
+        super().__init__(**options)
+        self._database, self._database_clock = database, DatabaseClock()
+        self._account = hashlib.blake2b(key.reveal().encode(), digest_size=16, person=b"knouds limiter").hexdigest()
+
+    def _bucket(self, route: str) -> Bucket:
+        name, waiting = f"{self._account} {route}", partial(self._waiting, route)
+        notify = partial(self._notify, route)
+        return DatabaseBucket(self._database, self._database_clock, name, self._first_guess(), waiting, notify)
+
+    def _waiting(self, route: str) -> int:
+        return self._queues[route].waiting()
+
+    def _notify(self, route: str) -> None:
+        self._queues[route].notify()
+
+
+class DatabaseBucket:
+    """A bucket whose window is in a database; `_window` is as it was read last, `_permits` are granted and unused."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: DatabaseClock,
+        name: str,
+        guess: WindowLimiter,
+        waiting: Callable[[], int],
+        notify: Callable[[], None],
+    ) -> None:
+        self._database, self._clock, self._name = database, clock, name
+        self._window, self._waiting, self._notify = guess, waiting, notify
+        self._reports: deque[Callable[[WindowLimiter], object]] = deque()
+        self._permits: deque[Permit] = deque()
+        self._asked_at: float | None = None
+        self._is_reporting = False
+        self._next_read = self._unusable_until = self._read_at = -math.inf
+
+    def try_acquire(self, now: float) -> Permit | RetryAt:
+        """Return a permit that was granted, or ask for one, which takes a moment."""
+        here = self._clock.now()
+        while self._permits:
+            permit = self._permits.popleft()
+            if here < permit.sent + _FRESH:
+                return Permit(now, shared=permit.sent)
+            self._reports.append(partial(_release, permit=permit))
+        if here >= self._unusable_until and self._asked_at is None:
+            if here < self._next_read:
+                return RetryAt(now + (self._next_read - here))
+            self._ask(max(1, self._waiting()))
+        elif here >= self._unusable_until and self._asked_at is not None and here > self._asked_at + _STUCK:
+            self._give_up(f"no answer for {_STUCK:g} s")
+        if here < self._unusable_until:
+            return self._from_memory(now, here)
+        return RetryAt(now + _STUCK)
+
+    def on_response(self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:  # noqa: ARG002
+        """Report a response: with the next wish where somebody waits, else within a second; a refusal at once."""
+        here = self._clock.now()
+        self._report(permit, lambda window, by: window.on_response(here, by, reply, date), is_urgent=reply.refused)
+
+    def release(self, permit: Permit) -> None:
+        """Report a permit that was not used."""
+        self._report(permit, WindowLimiter.release)
+
+    def mark_unanswered(self, permit: Permit) -> None:
+        """Report a request without a response."""
+        self._report(permit, WindowLimiter.mark_unanswered)
+
+    def stats(self, now: float) -> LimiterStats:  # noqa: ARG002
+        """Return how the quota stands, as last read."""
+        return self._window.stats(self._clock.now())
+
+    def peek(self, now: float) -> LimiterStats:  # noqa: ARG002
+        """Return the same and change nothing, as another thread must."""
+        return self._window.peek(self._clock.now())
+
+    def _report(
+        self, permit: Permit, report: Callable[[WindowLimiter, Permit], None], *, is_urgent: bool = False
+    ) -> None:
+        by = Permit(permit.sent if permit.shared is None else permit.shared)
+        report(self._window, by)  # so that what is shown, and what is used without the database, is up to date
+        self._reports.append(lambda window: report(window, by))
+        self._next_read = min(self._next_read, self._read_at + _GATHER)
+        if self._clock.now() < self._unusable_until:
+            self._reports.clear()
+        elif is_urgent and self._asked_at is None:
+            self._ask(0)
+        elif not self._waiting():
+            self._report_soon()
+
+    def _report_soon(self) -> None:
+        if not self._is_reporting:
+            self._is_reporting = True
+            change = WindowChange(self._name, self._window.copy(), self._reports, 0)
+            self._database.ask(change_windows, change, self._reported, patience=0.0, is_lazy=True)
+
+    def _reported(self, error: BaseException | None, changed: Any) -> None:
+        self._is_reporting = False
+        if error is None:
+            self._read(changed)
+        self._release_unused()
+
+    def _release_unused(self) -> None:
+        """Release permits that nobody takes: those who asked were cancelled meanwhile."""
+        while self._permits and not self._waiting():
+            self.release(self._permits.popleft())
+
+    def _ask(self, wanted: int) -> None:
+        self._asked_at = self._clock.now()
+        change = WindowChange(self._name, self._window.copy(), self._reports, min(_MOST, wanted))
+        self._database.ask(change_windows, change, self._answered, patience=_STUCK)
+
+    def _answered(self, error: BaseException | None, changed: Any) -> None:
+        self._asked_at = None
+        if error is not None:
+            self._give_up(str(error))
+        else:
+            self._unusable_until = -math.inf
+            self._read(changed)
+            self._permits.extend(changed.permits)
+            self._release_unused()
+            if self._permits:
+                self._report_soon()
+        self._notify()
+
+    def _read(self, changed: Changed) -> None:
+        self._clock.update(changed)
+        self._window, self._next_read, self._read_at = changed.window, changed.until, changed.now
+        for report in tuple(self._reports):
+            report(self._window)
+
+    def _from_memory(self, now: float, here: float) -> Permit | RetryAt:
+        decision = self._window.try_acquire(here)
+        if isinstance(decision, Permit):
+            return Permit(now, shared=decision.sent)
+        return RetryAt(now + min(decision.until - here, _AGAIN))
+
+    def _give_up(self, why: str) -> None:
+        """Continue without the database for a while: the quota is then shared blindly, at the cost of some 429s."""
+        here = self._clock.now()
+        if self._unusable_until == -math.inf:
+            logger.warning("the quota in %r cannot be shared, continuing without it: %s", self._database, why)
+        self._unusable_until = here + _AGAIN
+
+
+def _release(window: WindowLimiter, permit: Permit) -> None:
+    window.release(permit)
