@@ -226,9 +226,9 @@ class ExecutionFactory:
             raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
         return await self._send(endpoints.run(target, inputs), total=timeout)
 
-    def expect_deliveries(self) -> None:
+    def expect_deliveries(self, bus: object = None) -> None:
         """Expect ends to be delivered."""
-        self._poller.expect_deliveries()
+        self._poller.expect_deliveries(bus)
 
     def delivered(self, state: ExecutionState) -> None:
         """Process a verified delivery."""

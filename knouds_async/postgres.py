@@ -1,5 +1,18 @@
 """What many machines share through PostgreSQL (`pip install 'knouds-async[postgres]'`)."""
 
 from knouds_async._batch.postgres import Postgres
+from knouds_async._io.database import Database, hide_url
+from knouds_async._io.database_bus import DatabaseBus
+from knouds_async.config import Secret
+from knouds_async.errors import ConfigurationError
 
 __all__ = ["Postgres"]
+
+
+def bus_of(shared: Postgres | str | Secret) -> DatabaseBus:
+    """Return the bus of a database; ConfigurationError for what names none."""
+    named = hide_url(shared)
+    database = Postgres(named) if isinstance(named, Secret) else named
+    if not isinstance(database, Database):
+        raise ConfigurationError(f"bus={database!r:.80}: must be a Postgres, or its URL (postgresql://...)")
+    return DatabaseBus(database)

@@ -28,13 +28,14 @@ BELOW: dict[str, set[str]] = {
     "_batch": {*CORE, "_io", "execution", "_batch"},
     "_resources": {*CORE, "_io", "execution", "_batch", "_resources"},
     "client": {*CORE, "telemetry", "_io", "execution", "_batch", "_resources"},
-    **{top: {*PUBLIC, "telemetry", "_sansio", top} for top in ("webhooks", "testing")},
+    "testing": {*PUBLIC, "telemetry", "_sansio", "testing"},
+    "webhooks": {*PUBLIC, "telemetry", "_sansio", "postgres", "webhooks"},
     "_web": {*PUBLIC, "_io"},
     **{top: {*PUBLIC, "_web", "webhooks"} for top in ("fastapi", "aiohttp")},
     "_cli": {*PUBLIC, "_sansio", "_cli", "_batch", "testing"},
     "__main__": {"_cli"},
     "ledgers": {"_batch", "_sansio"},
-    "postgres": {"_batch"},
+    "postgres": {"_batch", "_io", "config", "errors"},
     "": {*CORE, "_io", "execution", "_resources", "client", "_batch", "webhooks"},
 }
 FOREIGN: dict[str, set[str]] = {

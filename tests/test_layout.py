@@ -11,6 +11,7 @@ from tests.trees import PACKAGE, TESTS, trees
 NEED_A_SERVER = {
     "_io.database": "postgres/test_database",
     "_io.postgres": "postgres/test_database",
+    "_io.database_bus": "postgres/test_bus",
     "_io.database_limiter": "postgres/test_limiter",
     "_batch.postgres": "postgres/test_ledger",
     "postgres": "postgres/test_ledger",

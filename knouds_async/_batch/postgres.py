@@ -434,7 +434,7 @@ class Postgres(Database):
             "SELECT job.stage, job.status, count(*) FROM knouds_job AS job WHERE job.ledger = %s AND "  # noqa: S608
             f"{_IS_LAST} GROUP BY job.stage, job.status"
         )
-        rows = await self._do(_read, (query, (self._name,)), may_withdraw=True)
+        rows = await self.do(_read, (query, (self._name,)), may_withdraw=True)
         totals = (await self._transact(lambda ledger: ledger.summary(""))).totals
         found = {status or stage: count for stage, status, count in rows}
         return LedgerCounts(**found, credits_spent=totals.spent, credits_reserved=totals.reserved)
@@ -485,7 +485,7 @@ class Postgres(Database):
 
         What was committed just before may be missing: look first at the usage of the minutes that were lost.
         """
-        await self._do(_trust, self._name)
+        await self.do(_trust, self._name)
 
     async def _decide(self, key: str, event: Event) -> Entry:
         return await self._transact(lambda ledger: ledger.decision(key, event), key=key)
@@ -558,5 +558,5 @@ class Postgres(Database):
         if key is not None and not key.isprintable():
             raise InvalidArgumentError(f"key={key!r:.80}: keys are printable characters")
         operation = Operation(run, key, target, execution_id)
-        value: T = await self._do(LedgerTransactions(self._name), operation, may_withdraw=may_withdraw)
+        value: T = await self.do(LedgerTransactions(self._name), operation, may_withdraw=may_withdraw)
         return value

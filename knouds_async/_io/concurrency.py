@@ -84,6 +84,18 @@ def running_loop() -> object:
     return asyncio.get_running_loop()
 
 
+def is_in_task_of(loop: object | None) -> bool:
+    """Return whether a task of an event loop is running here, of any one for None; a plain callback is no task."""
+    if _in_trio():
+        return loop is None or running_loop() is loop
+    import asyncio  # as above
+
+    try:
+        return asyncio.current_task() is not None and (loop is None or running_loop() is loop)
+    except RuntimeError:
+        return False
+
+
 class HomeLoop:
     """Remembers the loop of the first use and refuses any other: sockets and events cannot move between loops."""
 

@@ -79,7 +79,7 @@ class Database:
 
     async def __aenter__(self) -> Self:
         """Connect; LedgerError when that cannot be done."""
-        await self._do(_nothing, None, may_withdraw=True)
+        await self.do(_nothing, None, may_withdraw=True)
         return self
 
     async def __aexit__(
@@ -103,7 +103,7 @@ class Database:
         """Make the tables, or bring older ones up to date, in one transaction; LedgerError when that is not allowed."""
         from knouds_async._io import postgres
 
-        await self._do(postgres.migrate, None)
+        await self.do(postgres.migrate, None)
 
     def ask(
         self,
@@ -121,7 +121,22 @@ class Database:
         thread = self._thread_of(self._url)
         thread.ask(self, transact, operation, on_done, patience=patience, is_lazy=is_lazy)
 
-    async def _do(
+    async def notify(self, message: str) -> None:
+        """Send a message to every process that listens."""
+        from knouds_async._io import postgres
+
+        await self.do(postgres.notify, message)
+
+    def listen(
+        self, heard: Callable[[str], object], resumed: Callable[[], object], deaf: Callable[[], object]
+    ) -> Callable[[], None]:
+        """Call `heard` in this event loop with each message, until what is returned is called.
+
+        `resumed`: called when messages may have been missed. `deaf`: called when none can ever be heard.
+        """
+        return self._thread_of(self._url).listen(self, heard, resumed, deaf)
+
+    async def do(
         self, transact: Callable[[Any, Sequence[Any]], list[Any]], operation: Any, *, may_withdraw: bool = False
     ) -> Any:
         """Return the value of an operation that the thread carries out.

@@ -24,6 +24,7 @@ import attrs
 from anyio.lowlevel import RunVar
 
 from knouds_async._io.concurrency import HomeLoop, spawn
+from knouds_async._io.deliveries import DeliveryInbox
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
@@ -187,6 +188,7 @@ class Poller:
         self._records: weakref.WeakValueDictionary[str, RunRecord] = weakref.WeakValueDictionary()
         self._recent_records: deque[RunRecord] = deque(maxlen=_MAX_RECENT)
         self._recent_deliveries = RecentDeliveries()
+        self._inbox = DeliveryInbox(self._take_delivery, self._poll_all, self._distrust)
         self._awaited: dict[str, RunRecord] = {}
         self._unknown_statuses: set[str] = set()
         self._is_closed = False
@@ -208,6 +210,7 @@ class Poller:
         expects_delivery: bool = False,
     ) -> RunRecord:
         """Return the record of an execution, the existing one or a new one; a delivery may have come before it."""
+        self._inbox.enter()
         known = self._records.get(state.execution_id)
         if known is None:
             known = RunRecord.of(state, target, submitted_at, expected, expects_delivery=expects_delivery)
@@ -278,13 +281,26 @@ class Poller:
 
     # Deliveries.
 
-    def expect_deliveries(self) -> None:
-        """Expect deliveries to be handed to `delivered`: while they come, there are few polls."""
+    def expect_deliveries(self, bus: object = None) -> None:
+        """Expect deliveries to be handed to `delivered`, or to be heard over a bus: while they come, few polls do."""
         self._scheduler.deliveries.is_expected = True
+        self._inbox.hear(bus)
 
     def delivered(self, state: ExecutionState) -> None:
-        """Process a verified delivery: a complete end finishes the waits, any other end is polled once."""
-        self._home.check()
+        """Process a verified delivery, which may come from any thread: an end finishes the waits, or is polled once."""
+        self._inbox.put(state)
+
+    def _poll_all(self) -> None:
+        """Poll each run that is waited for: deliveries may have been missed."""
+        for record in list(self._awaited.values()):
+            self._scheduler.report_finished(record.execution_id)
+        self._changed.set()
+
+    def _distrust(self) -> None:
+        self._scheduler.deliveries.is_expected = False
+        self._changed.set()
+
+    def _take_delivery(self, state: ExecutionState) -> None:
         if not is_end(state):
             return
         is_first, record = self._recent_deliveries.add(state), self._records.get(state.execution_id)
@@ -367,6 +383,7 @@ class Poller:
         if record.waiters == 1:
             record.changed, record.failures, record.error = anyio.Event(), 0, None
             self._awaited[record.execution_id] = record
+            self._inbox.awaited(is_any=True)
             self._scheduler.add(record.tracked, anyio.current_time(), random.random())  # noqa: S311
             if self._recent_deliveries.get(record.execution_id) is not None:
                 self._scheduler.report_finished(record.execution_id)
@@ -385,6 +402,7 @@ class Poller:
             self._scheduler.remove(record.execution_id)
             del self._awaited[record.execution_id]
             if not self._awaited:
+                self._inbox.awaited(is_any=False)
                 self._changed.set()
 
     # The task that polls.

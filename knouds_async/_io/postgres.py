@@ -509,8 +509,11 @@ class DatabaseThread:
             self._ring()
         await request.done.wait()
 
-    def listen(self, user: object, listener: Listener) -> Callable[[], None]:
+    def listen(
+        self, user: object, heard: Callable[[str], object], resumed: Callable[[], object], deaf: Callable[[], object]
+    ) -> Callable[[], None]:
         """Begin to pass to a listener what is said; return what ends that."""
+        listener = Listener(heard, resumed, deaf)
         with self._lock:
             self._users.add(user)
             self._listeners.append(listener)

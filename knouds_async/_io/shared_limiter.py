@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from knouds_async._io.database import Database, hide_url
-from knouds_async._io.database_limiter import DatabaseLimiter
 from knouds_async._io.limiter import Bucket, Limiter
 from knouds_async._sansio.rate_limit import (
     LimiterStats,
@@ -91,6 +90,8 @@ class SharedLimiter:
     def for_key(self, key: Secret) -> Limiter:
         """Return the limiter of a key's account."""
         if isinstance(self._database, Database):
+            from knouds_async._io.database_limiter import DatabaseLimiter  # few have one
+
             return DatabaseLimiter(self._database, key, **self._options)
         return _AccountLimiter(self._file, key, **self._options)
 

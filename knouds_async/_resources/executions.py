@@ -35,19 +35,20 @@ class Executions:
         """
         return await self.attach(execution_id).cancel()
 
-    def expect_deliveries(self) -> None:
+    def expect_deliveries(self, bus: object = None) -> None:
         """Expect ends of runs to be passed to `delivered`: while they come, runs are polled rarely.
 
-        A `WebhookReceiver` with a client calls it by itself.
+        A `WebhookReceiver` with a client calls it by itself, with its bus: what that brings is heard while runs are
+        waited for.
         """
-        self._factory.expect_deliveries()
+        self._factory.expect_deliveries(bus)
 
     def delivered(self, state: ExecutionState) -> None:
         """Process a state that came another way than by a poll: from a verified webhook, or over a bus from one.
 
         A final state with its result wakes every waiter of the run, without a request; one without is polled once.
         What comes before anybody waits, even before the submit's answer is read, is remembered: the latest thousand.
-        A final state never changes again. Call it in the client's event loop; WrongEventLoopError in another.
+        A final state never changes again. It may be called from any thread, and from any callback of an event loop.
         """
         self._factory.delivered(state)
 

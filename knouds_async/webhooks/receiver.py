@@ -25,6 +25,7 @@ from knouds_async._sansio.webhooks import CONTRADICTORY, MAX_BODY
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Secret, is_number
 from knouds_async.errors import ConfigurationError, InvalidArgumentError, WebhookFault, WebhookVerificationError
+from knouds_async.postgres import Postgres, bus_of
 from knouds_async.telemetry import Span, Telemetry
 from knouds_async.types import ExecutionState, Status
 
@@ -302,7 +303,8 @@ class WebhookReceiver:
     `secrets`: the signing secret, or several while one replaces another. `client`: the AsyncKnouds whose waiters are
     woken; it may be set later, as where an app creates it in its lifespan. `seen`: the store of deliveries taken
     before, in this process by default. `handler`: is called with each event once; when it raises, the delivery is
-    answered with 500 and comes again. `tolerance`: seconds by which a signature's time may differ.
+    answered with 500 and comes again. `tolerance`: seconds by which a signature's time may differ. `bus`: a `Postgres`
+    or its URL, where a delivery reaches any of several processes: all of them hear of it, and `seen` is there too.
 
     Raises ConfigurationError for a secret of fewer than 16 characters. It belongs to the event loop of its client.
     """
@@ -315,14 +317,17 @@ class WebhookReceiver:
         seen: SeenStore | None = None,
         handler: Handler | None = None,
         tolerance: float = TOLERANCE,
+        bus: Postgres | str | None = None,
     ) -> None:
         keys, secrets = signing_keys(secrets), ()  # so that no frame of ours shows them
+        shared, bus = Secret.of(bus) if isinstance(bus, str) else bus, None
         if not keys:
             raise ConfigurationError("webhook secrets are strings of 16 characters or more (they are not shown here)")
         if not 0 <= tolerance < float("inf"):
             raise ConfigurationError(f"tolerance={tolerance!r}: must be a finite number of seconds of at least 0")
         self._verify: Final = _verifier(keys, tolerance)
-        self._seen: Final = SeenHere() if seen is None else seen
+        self._bus: Final = None if shared is None else bus_of(shared)
+        self._seen: Final[SeenStore] = seen if seen is not None else self._bus or SeenHere()
         self._handler: Final = handler
         self._in_progress: Final[dict[str, anyio.Event]] = {}
         self._final_statuses: Final[OrderedDict[str, Status | str]] = OrderedDict()
@@ -340,7 +345,7 @@ class WebhookReceiver:
         self._client = client
         if client is not None:
             self._telemetry = client.telemetry
-            client.executions.expect_deliveries()
+            client.executions.expect_deliveries(self._bus)
 
     async def take(self, chunks: AsyncIterable[bytes], signature: str | bytes | None) -> int:
         """Read a delivery, take its event, and return the HTTP status to answer with.
@@ -387,6 +392,8 @@ class WebhookReceiver:
             span.set_state(event.state)
         if event.state is not None and self._client is not None:
             self._client.executions.delivered(event.state)  # also one that another process has taken: waiters are here
+        if event.state is not None and self._bus is not None and signatures.is_end(event.state):
+            await self._bus.send(event.state)  # before it counts as taken, so that none is lost when that fails
         if event.execution_id is None:  # nothing to recognise it by
             await self._call_handler(event)
             return

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -174,7 +174,7 @@ async def test_what_waits_is_committed_together(server: Server, database: str, u
     async with Database(url) as shared:
 
         async def ask(number: int) -> None:
-            values.append((number, await shared._do(begin_and_commit, number)))
+            values.append((number, await shared.do(begin_and_commit, number)))
 
         async with anyio.create_task_group() as tasks:
             for number in range(100):
@@ -197,7 +197,7 @@ async def test_one_operation_that_fails_spoils_no_other(url: str) -> None:
 
         async def ask(number: int) -> None:
             try:
-                assert await shared._do(carry_out, number) == number
+                assert await shared.do(carry_out, number) == number
             except ValueError as error:
                 failed.append(str(error))
 
@@ -218,12 +218,12 @@ async def test_a_cancelled_operation(url: str, relay: Relay, server: Server, dat
     async with Database(server.url(database, port=relay.port)) as shared:
         relay.hold()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(shared._do, carry_out, "under way")
+            tasks.start_soon(shared.do, carry_out, "under way")
             await until(lambda: bool(carried_out))
             with anyio.move_on_after(0.1) as writing:
-                await shared._do(carry_out, "a write")
+                await shared.do(carry_out, "a write")
             with anyio.move_on_after(0.1) as reading:
-                await shared._do(begin_and_commit, "a read", may_withdraw=True)
+                await shared.do(begin_and_commit, "a read", may_withdraw=True)
             assert writing.cancelled_caught
             assert reading.cancelled_caught
             assert [request.operation for request in shared._thread_of(shared._url)._requests] == ["a write"]
@@ -242,7 +242,7 @@ async def test_a_database_that_restarts_is_waited_for(own_server: Server, how: i
 
         async def ask() -> None:
             for number in range(50):
-                done.append(await shared._do(begin_and_commit, number))
+                done.append(await shared.do(begin_and_commit, number))
                 await anyio.sleep(0.01)
 
         async with anyio.create_task_group() as tasks:
@@ -268,11 +268,11 @@ async def test_a_commit_in_doubt_is_found_out(
 
     server.execute("CREATE TABLE noted (number integer)", database=database)
     async with Database(server.url(database, port=relay.port)) as shared:
-        await shared._do(begin_and_commit, 0)
+        await shared.do(begin_and_commit, 0)
         relay.cut_at(b"INSERT INTO noted", is_passed_on=is_passed_on)
-        assert await shared._do(carry_out, None) == (1 if is_passed_on else 2)
+        assert await shared.do(carry_out, None) == (1 if is_passed_on else 2)
         assert relay.cuts == 1
-        assert await shared._do(begin_and_commit, "next") == "next"
+        assert await shared.do(begin_and_commit, "next") == "next"
     assert server.execute("SELECT count(*) FROM noted", database=database) == [(1,)]
 
 
@@ -298,10 +298,10 @@ async def test_a_silent_database_counts_as_lost(
     async with Database(server.url(database, port=relay.port)) as shared:
         relay.hold()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(shared._do, begin_and_commit, 1)
+            tasks.start_soon(shared.do, begin_and_commit, 1)
             await until(lambda: shared._thread_of(shared._url)._failures > 0)
             relay.flow()
-        assert await shared._do(begin_and_commit, 2) == 2
+        assert await shared.do(begin_and_commit, 2) == 2
 
 
 async def test_a_process_that_is_frozen_in_a_transaction_holds_up_nobody(
@@ -320,7 +320,7 @@ async def test_a_process_that_is_frozen_in_a_transaction_holds_up_nobody(
 
     async with Postgres(url) as one, Postgres(f"{url}?connect_timeout=9") as other, anyio.create_task_group() as tasks:
         await one.find("key")
-        tasks.start_soon(one._do, freeze, None)
+        tasks.start_soon(one.do, freeze, None)
         await until(lambda: bool(tries))
         with anyio.fail_after(10):
             await other.find("key")
@@ -349,7 +349,7 @@ async def test_settings_of_a_role_that_would_lose_commits(server: Server, databa
         return transaction.commit(list(operations))  # type: ignore[no-any-return]
 
     async with Database(url) as shared:
-        await shared._do(show, None)
+        await shared.do(show, None)
     assert seen == [("on", "0", "off", "read committed")]
 
 
@@ -450,9 +450,9 @@ class Hearing:
         self.heard: list[str] = []
         self.resumed = self.deaf = 0
 
-    def listener(self) -> thread_module.Listener:
-        """Return a listener that belongs to the running event loop."""
-        return thread_module.Listener(self.heard.append, lambda: self._add("resumed"), lambda: self._add("deaf"))
+    def listen(self, database: Database) -> Callable[[], None]:
+        """Listen in the running event loop, and return what ends that."""
+        return database.listen(self.heard.append, lambda: self._add("resumed"), lambda: self._add("deaf"))
 
     def _add(self, name: str) -> None:
         setattr(self, name, getattr(self, name) + 1)
@@ -463,19 +463,19 @@ async def test_what_is_said_is_heard_by_all_who_listen(server: Server, database:
     hearing = Hearing()
     async with Database(url) as one, Database(f"{url}?connect_timeout=9") as other:
         thread = one._thread_of(one._url)
-        stop = thread.listen(one, hearing.listener())
+        stop = hearing.listen(one)
         await until(lambda: thread._link is not None and thread._link.is_listening)
-        await other._do(thread_module.notify, "first")
+        await other.notify("first")
         await until(lambda: hearing.heard == ["first"])
         query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
         server.execute(query, values=(database,))
         await until(lambda: hearing.resumed == 1)
-        await other._do(thread_module.notify, "second")
+        await other.notify("second")
         await until(lambda: hearing.heard == ["first", "second"])
         stop()
         await until(lambda: thread._link is not None and not thread._link.is_listening)
-        await other._do(thread_module.notify, "third")
-        await one._do(begin_and_commit, None)
+        await other.notify("third")
+        await one.do(begin_and_commit, None)
     assert (hearing.heard, hearing.resumed, hearing.deaf) == (["first", "second"], 1, 0)
 
 
@@ -485,9 +485,8 @@ async def test_behind_a_pooler_nothing_is_heard_and_that_is_said(
     """The ledger works through a pooler of transactions; that nothing can be heard is one warning."""
     hearing = Hearing()
     async with Postgres(server.url(database, port=pooler.port)) as shared:
-        thread = shared._thread_of(shared._url)
         for number in (1, 2):
-            thread.listen(shared, hearing.listener())
+            hearing.listen(shared)
             await until(lambda number=number: hearing.deaf == number)  # type: ignore[misc]
         for number in range(20):
             assert await shared.find(f"key-{number}") is None

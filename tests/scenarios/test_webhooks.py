@@ -1,5 +1,6 @@
 """Deliveries wake the waiters of a client: without a poll when they bring the result, and polls are few meanwhile."""
 
+import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -16,10 +17,11 @@ from knouds_async import (
     ExecutionFailedError,
     ExecutionState,
     Status,
-    WrongEventLoopError,
 )
+from knouds_async._io.concurrency import from_thread
 from knouds_async.testing import Deliveries, Delivery, Emulator
 from knouds_async.webhooks import WebhookReceiver
+from knouds_async.webhooks.receiver import read_event
 from tests.webhooks.sending import SECRET, Sender, payload
 
 HOOK = "http://app.test/webhooks/knouds"
@@ -365,22 +367,49 @@ async def _close_soon(knouds: AsyncKnouds) -> None:
     await knouds.aclose()
 
 
-async def test_the_client_of_another_loop_is_refused(make_client: Any, emulator: Emulator) -> None:
-    """A delivery handed to a client from another event loop raises instead of waking across threads."""
+async def test_a_delivery_from_another_thread_ends_the_wait(make_client: Any, emulator: Emulator, end: End) -> None:
+    """It may be passed on from anywhere: a thread without an event loop, or one with its own."""
     knouds = make_client(emulator)
-    execution = await knouds.workflows.submit("daily-picture", {})
-    with anyio.move_on_after(1):
-        await execution
-    state = ExecutionState(execution_id=execution.id, status=Status.CANCELLED)
-    caught: list[BaseException] = []
+    executions = [await knouds.workflows.submit("daily-picture", {}) for _ in range(2)]
+    states = [read_event(json.dumps(end(each.id)).encode()).state for each in executions]
 
     async def elsewhere() -> None:
-        try:
-            knouds.executions.delivered(state)
-        except WrongEventLoopError as error:
-            caught.append(error)
+        knouds.executions.delivered(states[1])
 
-    thread = threading.Thread(target=anyio.run, args=(elsewhere,))
+    def deliver() -> None:
+        knouds.executions.delivered(states[0])
+        anyio.run(elsewhere)
+
+    async with anyio.create_task_group() as tasks:
+        for each in executions:
+            tasks.start_soon(each.wait)
+        await anyio.lowlevel.checkpoint()
+        threading.Thread(target=deliver).start()
+    assert [each.state.status for each in executions] == [Status.COMPLETED] * 2
+
+
+async def test_a_delivery_from_a_callback_of_the_event_loop_ends_the_wait(
+    make_client: Any, emulator: Emulator, end: End
+) -> None:
+    """Libraries of buses call plain functions, in which no task is running."""
+    knouds = make_client(emulator)
+    execution = await knouds.workflows.submit("daily-picture", {})
+    state = read_event(json.dumps(end(execution.id)).encode()).state
+    from_thread()(lambda: knouds.executions.delivered(state))
+    began = anyio.current_time()
+    await execution
+    assert anyio.current_time() - began < 1
+
+
+async def test_what_is_delivered_before_a_client_is_used_is_remembered(
+    make_client: Any, emulator: Emulator, end: End, knouds: AsyncKnouds
+) -> None:
+    """A client that no event loop has used yet keeps what comes from a thread for its first wait."""
+    execution = await knouds.workflows.submit("daily-picture", {})
+    state = read_event(json.dumps(end(execution.id)).encode()).state
+    other = make_client(emulator)
+    thread = threading.Thread(target=other.executions.delivered, args=(state,))
     thread.start()
     thread.join()
-    assert len(caught) == 1
+    await other.executions.attach(execution.id)
+    assert len(emulator.requests) == 1
