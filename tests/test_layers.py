@@ -32,7 +32,7 @@ BELOW: dict[str, set[str]] = {
     "webhooks": {*PUBLIC, "telemetry", "_sansio", "postgres", "webhooks"},
     "_web": {*PUBLIC, "_io"},
     **{top: {*PUBLIC, "_web", "webhooks"} for top in ("fastapi", "aiohttp")},
-    "_cli": {*PUBLIC, "_sansio", "_cli", "_batch", "testing"},
+    "_cli": {*PUBLIC, "_sansio", "_cli", "_batch", "postgres", "testing"},
     "__main__": {"_cli"},
     "ledgers": {"_batch", "_sansio"},
     "postgres": {"_batch", "_io", "config", "errors"},

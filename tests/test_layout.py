@@ -14,6 +14,7 @@ NEED_A_SERVER = {
     "_io.database_bus": "postgres/test_bus",
     "_io.database_limiter": "postgres/test_limiter",
     "_batch.postgres": "postgres/test_ledger",
+    "_cli.ledgers": "postgres/test_cli",
     "postgres": "postgres/test_ledger",
 }
 """Modules whose tests are together in the folder that starts a PostgreSQL."""

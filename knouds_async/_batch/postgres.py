@@ -79,6 +79,15 @@ _TOTALLED: Final = """
 
 
 @attrs.frozen
+class LedgerOwner:
+    """A batch that has jobs of a ledger: `place` is the host and the process, `lease` the seconds until it is gone."""
+
+    place: str
+    jobs: int
+    lease: float
+
+
+@attrs.frozen
 class Operation:
     """What is done in a transaction, and what it needs to know for certain; it may ask for more."""
 
@@ -438,6 +447,17 @@ class Postgres(Database):
         totals = (await self._transact(lambda ledger: ledger.summary(""))).totals
         found = {status or stage: count for stage, status, count in rows}
         return LedgerCounts(**found, credits_spent=totals.spent, credits_reserved=totals.reserved)
+
+    async def owners(self) -> tuple[LedgerOwner, ...]:
+        """Return the batches that are sending or waiting for jobs of this ledger; a lease below 0 has run out."""
+        rest = "coalesce(extract(epoch FROM owner.until - clock_timestamp()), -1)::double precision"
+        query = (
+            f"SELECT coalesce(owner.place, '?'), count(*), {rest} FROM knouds_job AS job {_OWNED} "  # noqa: S608
+            "WHERE job.ledger = %s AND job.owner IS NOT NULL AND job.stage IN ('sending', 'submitted') "
+            "GROUP BY job.owner, owner.place, owner.until ORDER BY 1"
+        )
+        rows = await self.do(_read, (query, (self._name,)), may_withdraw=True)
+        return tuple(LedgerOwner(place, jobs, lease) for place, jobs, lease in rows)
 
     async def unknown(self) -> tuple[Entry, ...]:
         """Return the jobs of which nobody knows whether they ran, oldest first."""

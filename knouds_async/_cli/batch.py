@@ -61,10 +61,12 @@ from knouds_async._cli.batch_results import (
 from knouds_async._cli.client import DEFAULT_SERVICE, ServiceOptions, connect
 from knouds_async._cli.errors import ExitCode, KeyMissingError, UsageError, format_error
 from knouds_async._cli.input_files import CountedJobs, InvalidLineError, JobSource, JobStream, text_inputs
+from knouds_async._cli.ledgers import LedgerPlace, existing, open_ledger, owners
 from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.ledger import Entry
+from knouds_async.postgres import LedgerOwner, Postgres
 
 
 @attrs.frozen(kw_only=True)
@@ -73,7 +75,7 @@ class BatchOptions:
 
     target: Target
     jobs: Path
-    ledger: Path
+    ledger: LedgerPlace
     out: Path | None = None
     max_in_flight: int | None = None
     max_credits: float | None = None
@@ -155,7 +157,7 @@ def _check_paths(options: BatchOptions) -> None:
     roles = {"the jobs": options.jobs, "--ledger": options.ledger, "--out": options.out}
     seen: dict[Path, str] = {}
     for role, path in roles.items():
-        if path is not None and str(path) != "-":
+        if isinstance(path, Path) and str(path) != "-":
             other = seen.setdefault(path.resolve(), role)
             if other != role:
                 raise UsageError(f"{role} and {other} are the same file, {path}")
@@ -176,7 +178,7 @@ def _keep_line(options: BatchOptions, retried: dict[str, Mapping[str, Any]]) -> 
 async def _run_and_record(run: BatchRun) -> None:
     """Run the batch; an error that stops it is kept in `run.failure`."""
     options = run.options
-    async with connect(options.service) as knouds, SQLiteLedger(options.ledger) as ledger:
+    async with connect(options.service) as knouds, open_ledger(options.ledger) as ledger:
         if options.retry_failed:
             await ledger.retry_failed()
         await _drop_lines_of_earlier_runs(run, ledger)
@@ -195,7 +197,7 @@ async def _run_and_record(run: BatchRun) -> None:
 
 
 def _map(
-    knouds: AsyncKnouds, options: BatchOptions, jobs: JobStream | CountedJobs, ledger: SQLiteLedger | Path | None
+    knouds: AsyncKnouds, options: BatchOptions, jobs: JobStream | CountedJobs, ledger: SQLiteLedger | LedgerPlace | None
 ) -> Batch:
     runs = knouds.models if options.target.kind == "models" else knouds.workflows
     return runs.map(
@@ -234,11 +236,12 @@ async def _estimate(options: BatchOptions, source: JobSource) -> tuple[Estimate,
     async with connect(options.service) as knouds:
         texts = await _text_inputs(knouds, options.target, source)
         jobs = JobStream(source.jobs(texts, on_invalid=lines.append))
-        ledger = options.ledger if options.ledger.is_file() else None
+        place = options.ledger
+        ledger = place if isinstance(place, Postgres) or place.is_file() else None
         return await _map(knouds, options, jobs, ledger).estimate(), lines
 
 
-async def _drop_lines_of_earlier_runs(run: BatchRun, ledger: SQLiteLedger) -> None:
+async def _drop_lines_of_earlier_runs(run: BatchRun, ledger: SQLiteLedger | Postgres) -> None:
     """Remove the lines of jobs that were run again since: the ledger is the record."""
     lines, run.failed_before = list(run.failed_before.values()), {}
     entries = await asyncio.gather(*(ledger.find(line["key"]) for line in lines))
@@ -425,38 +428,45 @@ _SEARCH_TIMEOUT: Final = 30.0  # seconds
 _ROWS_BEFORE: Final = 600.0  # seconds before a submit, from which on rows of other jobs count as theirs
 
 
-def print_ledger(path: Path, service: ServiceOptions, *, as_json: bool) -> int:
+def print_ledger(path: LedgerPlace, service: ServiceOptions, *, as_json: bool) -> int:
     """Print what a ledger holds; the exit code is 5 while a run is unknown."""
-    counts, unknown, problem = asyncio.run(_read_ledger(_existing("--status", path), service))
+    counts, unknown, problem, batches = asyncio.run(_read_ledger(existing("--status", path), service))
     searches = [job.search for job in unknown if job.search is not None]
     rows = {row.id for search in searches for row in search.candidates}
     if as_json:
         record = {"ledger": str(path), **attrs.asdict(counts), "unclaimed_rows": len(rows) if searches else None}
+        record |= {"owners": [attrs.asdict(each) for each in batches]} if isinstance(path, Postgres) else {}
         output.print_json(record | {"unknown_jobs": [_job_record(job) for job in unknown]})
     else:
         names = [field.name for field in attrs.fields(LedgerCounts)]
         pairs = [(name.replace("_", " "), getattr(counts, name) or None) for name in names]
         output.print_pairs(*pairs, *([("unclaimed usage rows", len(rows))] if searches else []))
+        for each in batches:
+            lease = f"lease of {each.lease:.0f} s" if each.lease > 0 else "its lease has run out"
+            output.print_pairs(("batch", f"{each.place}: {plural(each.jobs, 'job')}, {lease}"))
         _print_unknown(path, unknown, problem)
     return ExitCode.MAY_HAVE_RUN if unknown else ExitCode.OK
 
 
-async def _read_ledger(path: Path, service: ServiceOptions) -> tuple[LedgerCounts, list[UnknownJob], str]:
-    """Return the counts, the unknown jobs, and why the usage was not searched for them, "" when it was."""
-    async with SQLiteLedger(path) as ledger:
+async def _read_ledger(
+    path: LedgerPlace, service: ServiceOptions
+) -> tuple[LedgerCounts, list[UnknownJob], str, tuple[LedgerOwner, ...]]:
+    """Return the counts, the unknown jobs, why the usage was not searched ("" when it was), and the batches."""
+    async with open_ledger(path) as ledger:
+        batches = await owners(ledger)
         counts, jobs = await ledger.counts(), [UnknownJob(entry) for entry in await ledger.unknown()]
         to_find = [job for job in jobs if job.entry.sent_at is not None and job.entry.execution_id is None]
         if not to_find:
-            return counts, jobs, ""
+            return counts, jobs, "", batches
         try:
             async with asyncio.timeout(_SEARCH_TIMEOUT), connect(service) as knouds:
                 found = {job.entry.key: await _search(knouds, ledger, job.entry) for job in to_find[:_MOST_SEARCHED]}
         except (KnoudsError, KeyMissingError, TimeoutError) as error:
-            return counts, jobs, format_error(error) or f"no answer within {_SEARCH_TIMEOUT:g} s"
-    return counts, [UnknownJob(job.entry, found.get(job.entry.key)) for job in jobs], ""
+            return counts, jobs, format_error(error) or f"no answer within {_SEARCH_TIMEOUT:g} s", batches
+    return counts, [UnknownJob(job.entry, found.get(job.entry.key)) for job in jobs], "", batches
 
 
-async def _search(knouds: AsyncKnouds, ledger: SQLiteLedger, entry: Entry) -> SubmissionSearch:
+async def _search(knouds: AsyncKnouds, ledger: SQLiteLedger | Postgres, entry: Entry) -> SubmissionSearch:
     """Search the usage for a submit, among the rows that no other job of the ledger claims."""
     sent_at = entry.sent_at or 0.0
     since = sent_at - _ROWS_BEFORE
@@ -464,11 +474,11 @@ async def _search(knouds: AsyncKnouds, ledger: SQLiteLedger, entry: Entry) -> Su
     return await knouds.usage.find_submission(entry.target, sent_at, exclude=[run.request_id for run in runs])
 
 
-def resolve_unknown(path: Path, key: str, decision: str, service: ServiceOptions) -> int:
+def resolve_unknown(path: LedgerPlace, key: str, decision: str, service: ServiceOptions) -> int:
     """Record what was decided about an unknown run, and print the consequence."""
     if decision not in _CONSEQUENCES and not decision.startswith(_RUN):
         raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
-    remaining = asyncio.run(_apply_decision(_existing("--resolve", path), key, decision, service))
+    remaining = asyncio.run(_apply_decision(existing("--resolve", path), key, decision, service))
     consequence = _CONSEQUENCES.get(
         decision, f"it is execution {one_line(decision.removeprefix(_RUN))}; the next batch waits for it"
     )
@@ -476,26 +486,20 @@ def resolve_unknown(path: Path, key: str, decision: str, service: ServiceOptions
     return ExitCode.OK
 
 
-def rebind_ledger(path: Path) -> int:
+def rebind_ledger(path: LedgerPlace) -> int:
     """Remove the account and service from a ledger, so that the next batch binds it to its own."""
-    asyncio.run(_rebind(_existing("--rebind", path)))
+    asyncio.run(_rebind(existing("--rebind", path)))
     output.print_info(f"{one_line(str(path))}: the next batch binds it to its own account and service")
     return ExitCode.OK
 
 
-def _existing(option: str, path: Path) -> Path:
-    if not path.is_file():
-        raise UsageError(f"{option} {one_line(str(path))}: no such ledger")
-    return path
-
-
-async def _rebind(path: Path) -> None:
-    async with SQLiteLedger(path) as ledger:
+async def _rebind(path: LedgerPlace) -> None:
+    async with open_ledger(path) as ledger:
         await ledger.rebind()
 
 
-async def _apply_decision(path: Path, key: str, decision: str, service: ServiceOptions) -> int:
-    async with SQLiteLedger(path) as ledger:
+async def _apply_decision(path: LedgerPlace, key: str, decision: str, service: ServiceOptions) -> int:
+    async with open_ledger(path) as ledger:
         match decision:
             case "resend":
                 await ledger.approve_resend(key)
@@ -526,7 +530,7 @@ async def _check_execution(execution_id: str, entry: Entry | None, service: Serv
         )
 
 
-def _print_unknown(path: Path, unknown: list[UnknownJob], problem: str) -> None:
+def _print_unknown(path: LedgerPlace, unknown: list[UnknownJob], problem: str) -> None:
     """Print the unknown runs, and what can be done about them."""
     if not unknown:
         return

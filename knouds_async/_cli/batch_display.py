@@ -238,7 +238,7 @@ def estimate_pairs(estimate: Estimate) -> Iterator[tuple[str, str | None]]:
     yield "time", None if seconds is None else f"about {format_duration(seconds)}, {plural(windows or 0, 'window')}"
 
 
-def to_record(now: Progress, ledger: Path, out: Path | None, code: ExitCode) -> dict[str, Any]:
+def to_record(now: Progress, ledger: object, out: Path | None, code: ExitCode) -> dict[str, Any]:
     """Return the summary of a batch for programs."""
     record = attrs.asdict(now) | {"seconds": round(now.elapsed, 3), "exit_code": int(code)}
     del record["elapsed"], record["held_for"]

@@ -102,10 +102,10 @@ IsModel = Annotated[
     bool, Parameter(name="--model", show_default=False, help="Run a single model instead of a workflow.")
 ]
 LedgerPath = Annotated[
-    Path | None,
+    str | None,
     Parameter(
-        help="The file that records every run, so that the same command resumes after Ctrl-C or a crash and pays for "
-        "nothing twice; else JOBS.ledger beside the jobs. Jobs from stdin need one."
+        help="The file, or the postgresql:// URL, that records every run, so that the same command resumes after "
+        "Ctrl-C or a crash and pays for nothing twice; else JOBS.ledger beside the jobs. Jobs from stdin need one."
     ),
 ]
 OutPath = Annotated[
@@ -131,10 +131,10 @@ DryRun = Annotated[
     ),
 ]
 StatusLedger = Annotated[
-    Path | None, Parameter(show_default=False, help="Show what a ledger holds, which runs are unknown and why.")
+    str | None, Parameter(show_default=False, help="Show what a ledger holds, which runs are unknown and why.")
 ]
 Decision = Annotated[
-    tuple[Path, str, str] | None,
+    tuple[str, str, str] | None,
     Parameter(
         allow_leading_hyphen=True,
         help="LEDGER KEY resend|abandon|run=ID: decide about an unknown run. resend: the next batch runs it, and if it "
@@ -144,7 +144,7 @@ Decision = Annotated[
     ),
 ]
 RebindLedger = Annotated[
-    Path | None,
+    str | None,
     Parameter(
         show_default=False,
         help="LEDGER: let the next batch use it under another account, or with another service.",
@@ -180,17 +180,18 @@ def batch(
     With --out, --json prints a summary of the batch as a JSON object on stdout.
     """
     from knouds_async._cli.batch import BatchOptions, print_ledger, rebind_ledger, resolve_unknown, run_batch
+    from knouds_async._cli.ledgers import place_of
 
     if (slug, status, resolve, rebind).count(None) != 3:
         raise UsageError(
             "give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID, or --rebind LEDGER"
         )
     if status is not None:
-        return print_ledger(status, service, as_json=as_json)
+        return print_ledger(place_of(status), service, as_json=as_json)
     if resolve is not None:
-        return resolve_unknown(*resolve, service)
+        return resolve_unknown(place_of(resolve[0]), *resolve[1:], service)
     if rebind is not None:
-        return rebind_ledger(rebind)
+        return rebind_ledger(place_of(rebind))
     if slug is None or jobs is None:
         raise UsageError("give the file of jobs after the slug, or - for stdin")
     if dry_run and retry_failed:
@@ -201,7 +202,7 @@ def batch(
     options = BatchOptions(
         target=Target("models" if is_model else "workflows", slug),
         jobs=jobs,
-        ledger=ledger or Path(f"{jobs}.ledger"),
+        ledger=place_of(ledger or f"{jobs}.ledger"),
         out=None if out is None or str(out) in _STDOUT else out,
         max_in_flight=max_in_flight,
         max_credits=max_credits,
@@ -213,6 +214,22 @@ def batch(
         service=service,
     )
     return run_batch(options)
+
+
+LedgerAction = Annotated[str, Parameter(help="migrate or trust.")]
+DatabaseURL = Annotated[str, Parameter(help="postgresql://user:password@host:5432/database")]
+LedgerName = Annotated[str, Parameter(show_default=False, help="The name of the ledger in it, for trust.")]
+
+
+def ledger(action: LedgerAction, url: DatabaseURL, /, *, name: LedgerName = "default") -> int:
+    """Prepare a database that many machines share, or trust it after a failover.
+
+    migrate: make its tables, or bring older ones up to date, as a role that may create tables. trust: let batches
+    submit again after a replica was promoted or a backup restored; look first at the usage of the minutes lost.
+    """
+    from knouds_async._cli.ledgers import prepare
+
+    return prepare(action, url, name)
 
 
 def status(
@@ -610,6 +627,7 @@ _COMMANDS: Final[tuple[Callable[..., Any], ...]] = (
     demo,
     run,
     batch,
+    ledger,
     status,
     wait,
     cancel,

@@ -73,6 +73,10 @@ class Database:
         """Show the place and the name; neither user nor password."""
         return f"<{type(self).__name__} {self._place!r} name={self._name!r}>"
 
+    def __str__(self) -> str:
+        """Return the place alone, as messages and shells show it."""
+        return str(self._place)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the URL, password included, and the name."""
         return _unpickled, (type(self), self._url.reveal(), self._name)

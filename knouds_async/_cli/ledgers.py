@@ -1,0 +1,57 @@
+"""Which ledger a command means, a file or a database, and `knouds ledger`, which prepares a database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+import anyio
+
+from knouds_async import SQLiteLedger
+from knouds_async._cli.errors import ExitCode, UsageError
+from knouds_async._cli.output import one_line, print_info
+from knouds_async.postgres import SCHEMES, LedgerOwner, Postgres
+
+LedgerPlace: TypeAlias = Path | Postgres
+
+
+def place_of(text: str) -> LedgerPlace:
+    """Return the ledger that an option names: the URL of a database, else the path of a file."""
+    return Postgres(text) if text.startswith(SCHEMES) else Path(text)
+
+
+def open_ledger(place: LedgerPlace) -> SQLiteLedger | Postgres:
+    """Return a ledger, to be entered."""
+    return place if isinstance(place, Postgres) else SQLiteLedger(place)
+
+
+def existing(option: str, place: LedgerPlace) -> LedgerPlace:
+    """Return a ledger that is there; raises UsageError for a file that is not."""
+    if isinstance(place, Path) and not place.is_file():
+        raise UsageError(f"{option} {one_line(str(place))}: no such ledger")
+    return place
+
+
+def prepare(action: str, url: str, name: str) -> int:
+    """Make the tables of a database, or trust the ledger of a name in it after a failover."""
+    place = Postgres(url, name=name) if url.startswith(SCHEMES) else None
+    if place is None:
+        raise UsageError("knouds ledger is for databases: name one as postgresql://user:password@host:5432/database")
+    if action not in ("migrate", "trust"):
+        raise UsageError(f"knouds ledger {one_line(action)}: must be migrate or trust")
+    anyio.run(_prepare, place, action)
+    done = {"migrate": "its tables are up to date", "trust": "batches may submit again"}[action]
+    print_info(f"{place}: {done}")
+    return ExitCode.OK
+
+
+async def _prepare(place: Postgres, action: str) -> None:
+    try:
+        await (place.migrate() if action == "migrate" else place.trust())
+    finally:
+        await place.aclose()
+
+
+async def owners(ledger: SQLiteLedger | Postgres) -> tuple[LedgerOwner, ...]:
+    """Return which processes have jobs of a ledger; a file does not say."""
+    return await ledger.owners() if isinstance(ledger, Postgres) else ()

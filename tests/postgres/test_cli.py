@@ -1,0 +1,93 @@
+"""`knouds batch` on a ledger in a database, and `knouds ledger`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from knouds_async._cli.ledgers import open_ledger, place_of
+from knouds_async.ledgers import Claim
+from knouds_async.postgres import Postgres
+from knouds_async.testing import Emulator, serve
+from tests.cli.conftest import Service, run_knouds
+from tests.postgres.server import PASSWORD, Server
+from tests.postgres.test_ledger import claim
+
+pytestmark = pytest.mark.slow
+
+SLUG = "my-thumbnail-pipeline"
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """Return a service whose runs take a tenth of a second."""
+    emulator = Emulator(tier="business", duration=0.1)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(serve(emulator)) as base_url:
+        yield Service(emulator, base_url)
+
+
+def test_a_batch_on_a_database(service: Service, url: str, tmp_path: Path) -> None:
+    """`--ledger` takes the URL: run again nothing is paid for twice, and nothing that is printed shows the password."""
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text("".join(json.dumps({"key": f"k{n}", "inputs": {"product_name": f"{n}"}}) + "\n" for n in range(5)))
+    for _ in range(2):
+        ended = service.knouds(
+            "batch", SLUG, str(jobs), "--ledger", url, "--out", str(tmp_path / "out.jsonl"), "--json"
+        )
+        assert ended.code == 0, ended.err
+        assert PASSWORD not in ended.out + ended.err
+        assert json.loads(ended.out)["completed"] == 5
+    assert len(service.emulator.runs) == 5
+    status = service.knouds("batch", "--status", url, "--json")
+    assert (status.code, json.loads(status.out)["completed"], json.loads(status.out)["owners"]) == (0, 5, [])
+    assert PASSWORD not in status.out
+
+
+def wanted(key: str, owner: str) -> Claim:
+    """Return a claim of another machine on a job."""
+    return claim(key, owner)
+
+
+def test_status_names_batches_and_leases_and_resolve_decides(
+    service: Service, server: Server, database: str, url: str
+) -> None:
+    """`--status` shows who has jobs, and for how long; once a lease has run out its jobs are unknown, and decided."""
+
+    async def claim_one() -> None:
+        shared = Postgres(f"{url}?application_name=other")
+        await shared.claim(wanted("k1", await shared.join()))
+        await shared.aclose()
+
+    anyio.run(claim_one)
+    status = service.knouds("batch", "--status", url)
+    assert "1 job, lease of" in status.out
+    server.execute("UPDATE knouds_owner SET until = now() - interval '1 s'", database=database)
+    status = service.knouds("batch", "--status", url)
+    assert (status.code, "k1" in status.out) == (5, True)
+    assert f"--resolve postgresql://127.0.0.1:{server.port}/{database} KEY" in status.err
+    decided = service.knouds("batch", "--resolve", url, "k1", "abandon")
+    assert (decided.code, "0 runs unknown" in decided.err) == (0, True)
+    assert service.knouds("batch", "--rebind", url).code == 0
+
+
+def test_migrate_and_trust(server: Server, database: str, url: str) -> None:
+    """`knouds ledger` makes the tables, trusts a ledger after a failover, and refuses what is no database."""
+    ended = run_knouds("ledger", "migrate", url)
+    assert (ended.code, PASSWORD in ended.out + ended.err) == (0, False)
+    assert server.execute("SELECT version FROM knouds_schema", database=database) == [(1,)]
+    server.execute("INSERT INTO knouds_ledger (name, timeline) VALUES ('default', 'another')", database=database)
+    assert run_knouds("ledger", "trust", url).code == 0
+    assert server.execute("SELECT timeline <> 'another' FROM knouds_ledger", database=database) == [(True,)]
+    assert run_knouds("ledger", "trust", "renders.db").code == 2
+    assert run_knouds("ledger", "drop", url).code == 2
+
+
+def test_a_path_is_a_file() -> None:
+    """What has not the scheme of a database is the path of a file, as ever."""
+    assert place_of("renders.db") == Path("renders.db")
+    assert "renders.db" in repr(open_ledger(Path("renders.db")))
