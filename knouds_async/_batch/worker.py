@@ -629,9 +629,10 @@ class Worker:
             written = await self.ledger.record(entry.key, entry.attempt, event)
         except IllegalStepError:
             return None
-        except errors.LedgerError as error:
-            error.may_have_run = error.may_have_run or isinstance(event, (Accepted, Ended, Lost))
-            raise error.with_traceback(None) from None
+        except KnoudsError as error:  # one of the ledger's is no answer to a submit, which would be sent again
+            failure = error if isinstance(error, errors.LedgerError) else errors.LedgerError(str(error))
+            failure.may_have_run = failure.may_have_run or isinstance(event, (Accepted, Ended, Lost))
+            raise failure.with_traceback(None) from None
         self.totals = written.totals
         if written.entry.ending is not None and entry.ending is None:
             self.prices = self.prices.paid(written.entry.ending.cost)

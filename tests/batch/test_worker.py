@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, NotRun, Outcome, Unknown
+from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, LedgerError, NotRun, Outcome, Unknown
 from knouds_async._batch.ledger import Claim
 from knouds_async._sansio.ledger import Ended, Ending, Sending, Stage
 from knouds_async.testing import Emulator, faults
@@ -509,3 +509,24 @@ async def test_an_outcome_from_the_ledger_is_as_it_was(make_client: Any, ledger:
         if isinstance(one, Completed) and isinstance(other, Completed):
             assert attrs.evolve(other, from_ledger=False) == one
             assert other.run.raw == one.run.raw
+
+
+# A ledger that fails.
+
+
+async def test_a_job_that_vanished_from_the_ledger_is_not_sent_again(
+    make_client: Any, emulator: Emulator, ledger: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a submit is no longer on record as its answer comes, the batch ends: it may have run."""
+    record = InLoopLedger.record
+
+    async def forgetful(self: InLoopLedger, key: str, attempt: int, event: Any) -> Any:
+        if len(emulator.runs) == 1:
+            await self._do(lambda database: database._connection.execute("DELETE FROM jobs"))
+        return await record(self, key, attempt, event)
+
+    monkeypatch.setattr(InLoopLedger, "record", forgetful)
+    with pytest.raises(LedgerError, match="no job") as caught:
+        await run(make_client(emulator), ledger, 1)
+    assert caught.value.may_have_run
+    assert len(emulator.runs) == 1
