@@ -208,13 +208,13 @@ class Batch:
         if self._began is not None:
             raise RuntimeError("a batch is entered once: call map again for another")
         self._began = anyio.current_time()
+        self._scope, self._ended = anyio.CancelScope(), anyio.Event()
         try:
             await self._worker.open()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._worker.close()
             raise
-        self._scope, self._ended = anyio.CancelScope(), anyio.Event()
         # In the context of the caller's: the source of the jobs is the caller's too.
         self._task = spawn(self._run, contextvars.copy_context(), ended=self._ended.set)
         return self
@@ -329,8 +329,14 @@ class Batch:
         self._report()
 
     def _report(self) -> None:
-        if self._on_progress is not None:
+        if self._on_progress is None:
+            return
+        try:
             self._on_progress(self.progress)
+        except Exception as error:
+            if self._began is None:
+                raise
+            self._fail(error)  # raised where outcomes are taken: here it could keep an id from being written
 
 
 def _id_of(outcome: Outcome) -> str | None:

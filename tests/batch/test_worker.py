@@ -16,7 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from knouds_async import AsyncKnouds, Completed, InsufficientCreditsError, Job, LedgerError, NotRun, Outcome, Unknown
+from knouds_async import (
+    AsyncKnouds,
+    Completed,
+    InsufficientCreditsError,
+    Job,
+    KnoudsError,
+    LedgerError,
+    NotRun,
+    Outcome,
+    Progress,
+    Unknown,
+)
 from knouds_async._batch.ledger import Claim
 from knouds_async._sansio.ledger import Ended, Ending, Sending, Stage
 from knouds_async.testing import Emulator, faults
@@ -530,3 +541,33 @@ async def test_a_job_that_vanished_from_the_ledger_is_not_sent_again(
         await run(make_client(emulator), ledger, 1)
     assert caught.value.may_have_run
     assert len(emulator.runs) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("no display"), KnoudsError("no display")])
+async def test_what_on_progress_raises_ends_the_batch_and_keeps_the_id(
+    error: Exception, emulator: Emulator, ledger: Any
+) -> None:
+    """It is raised where outcomes are taken, and what an answer tells of a run is on record all the same."""
+
+    def shown(progress: Progress) -> None:
+        if emulator.runs:
+            raise error
+
+    async with httpx.AsyncClient(transport=Conflicting(emulator)) as http:
+        knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
+        with pytest.raises(type(error), match="no display"):
+            await run(knouds, ledger, 1, on_progress=shown)
+    entry = await ledger.find("job-0")
+    assert (entry.stage, entry.execution_id) == (Stage.SUBMITTED, emulator.runs[0].execution_id)
+
+
+class Conflicting(EmulatorTransport):
+    """Answers of submits are no receipts, though they name the run."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer as the emulator does, but for submits."""
+        answer = await super().handle_async_request(request)
+        if request.method == "GET":
+            return answer
+        body = {"error": "odd", "executionId": json.loads(await answer.aread())["executionId"]}
+        return httpx.Response(409, json=body)
