@@ -565,6 +565,7 @@ class Worker:
         """
         if self.cap is None:
             return self.stopped_by is None
+        is_fresh = False
         async with self._reserving:
             while self.stopped_by is None:
                 price = self.prices.price
@@ -572,11 +573,15 @@ class Worker:
                 if fit is Fit.NOW and not (price is not None and self._exceeds_experience(price, self.cap)):
                     self.queued += 1
                     return True
-                if fit is Fit.NEVER or not (self.in_flight or self.queued):
+                is_idle = not (self.in_flight or self.queued)
+                if fit is Fit.NEVER or (is_idle and is_fresh):
                     self.stop(NotRunReason.BUDGET, self._spent(price, self.cap))
-                    break
-                self._changed = self._changed or anyio.Event()
-                await self._changed.wait()
+                elif is_idle:  # others may have spent less than they reserved, and what was written came back late
+                    self.totals, is_fresh = (await self.ledger.summary(str(self.target))).totals, True
+                else:
+                    is_fresh = False
+                    self._changed = self._changed or anyio.Event()
+                    await self._changed.wait()
         return False
 
     def _exceeds_experience(self, price: float, cap: float) -> bool:

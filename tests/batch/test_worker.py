@@ -571,3 +571,30 @@ class Conflicting(EmulatorTransport):
             return answer
         body = {"error": "odd", "executionId": json.loads(await answer.aread())["executionId"]}
         return httpx.Response(409, json=body)
+
+
+async def test_a_budget_goes_by_what_is_on_record(make_client: Any, path: Path) -> None:
+    """What is written may come back in another order; before a batch gives up for want of credits, it looks."""
+
+    class Late(InLoopLedger):
+        """Two ends are written, and the first comes back last."""
+
+        written = 0
+
+        async def record(self, key: str, attempt: int, event: Any) -> Any:
+            """Write, and hold back the totals of the second end until those of the third are there."""
+            result = await super().record(key, attempt, event)
+            if isinstance(event, Ended):
+                self.written += 1
+                if self.written == 2:
+                    await third.wait()
+                if self.written == 3:
+                    third.set()
+            return result
+
+    emulator, third, late = Emulator(tier="enterprise", duration=5.0, costs={SLUG: 12}), anyio.Event(), Late(path)
+    knouds = make_client(emulator)
+    batch = knouds.workflows.map(SLUG, jobs(4), ledger=late, max_credits=25)
+    async with batch as outcomes:
+        emulator.costs = {SLUG: 1}
+        assert kinds([outcome async for outcome in outcomes]) == {"Completed": 4}
