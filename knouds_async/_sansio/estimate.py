@@ -6,6 +6,8 @@ Source: contract 6 (a route's requests are counted in fixed windows), 8 (`estima
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Final, Literal
@@ -16,6 +18,7 @@ from knouds_async.types import UsageRow
 
 WINDOW: Final = 60.0  # seconds
 _PROCESSING: Final = "processing"
+_MOST_LENGTHS: Final = 200
 
 
 @attrs.frozen(kw_only=True)
@@ -107,3 +110,72 @@ def submitting(jobs: int, quota: RouteQuota) -> Submitting:
     more = math.ceil((jobs - now) / limit)
     until_reset = WINDOW / 2 if quota.resets_in is None else max(0.0, quota.resets_in)  # half: it may be any
     return Submitting(more + (now >= 1), until_reset + (more - 1) * WINDOW)
+
+
+@attrs.define
+class RunLengths:
+    """How many seconds the latest runs of a batch took, from the answer of the submit until their end was noticed."""
+
+    _latest: deque[float] = attrs.field(factory=deque)
+    _sorted: list[float] = attrs.field(factory=list)
+
+    def add(self, seconds: float) -> None:
+        """Add a run that has finished."""
+        if len(self._latest) == _MOST_LENGTHS:
+            del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
+        self._latest.append(seconds)
+        insort(self._sorted, seconds)
+
+    def mean(self) -> float | None:
+        """Return the mean, None before a run has finished."""
+        return fmean(self._sorted) if self._sorted else None
+
+    def longest_of(self, count: int, beyond: float = 0.0) -> float:
+        """Return how long the longest of so many runs takes that are running for `beyond` seconds already."""
+        first = bisect_right(self._sorted, beyond)
+        longer = len(self._sorted) - first
+        if not longer:
+            return beyond
+        return self._sorted[first + math.ceil(count / (count + 1) * longer) - 1]
+
+
+@attrs.frozen(kw_only=True)
+class Remaining:
+    """What a batch has still to do: jobs to submit, runs in flight, seconds since the last of these was sent.
+
+    `held_for`: seconds for which nothing is submitted, because the service asked for a pause.
+    """
+
+    to_submit: int
+    in_flight: int
+    since_submit: float = 0.0
+    held_for: float = 0.0
+
+
+def seconds_left(remaining: Remaining, *, quota: RouteQuota, lengths: RunLengths, max_in_flight: int) -> float | None:
+    """Return the seconds until the last run has finished; None before it is known how long runs take.
+
+    Submits wait for the quota of enough windows, or for the end of enough runs; whichever takes longer counts. Those of
+    a window are sent at once, so the longest of them counts, those that wait for other runs one after another.
+    """
+    mean = lengths.mean()
+    if not remaining.to_submit and not remaining.in_flight:
+        return 0.0
+    if mean is None:
+        return None
+    if not remaining.to_submit:
+        return lengths.longest_of(remaining.in_flight, remaining.since_submit) - remaining.since_submit
+    limit = math.inf if quota.limit is None else max(1.0, quota.limit)
+    burst = int(min(remaining.to_submit, max_in_flight, limit))
+    submitted = max(submitting(remaining.to_submit, quota).seconds, remaining.held_for)
+    return max(submitted + lengths.longest_of(burst), _last_turn(remaining, mean, max_in_flight) + mean)
+
+
+def _last_turn(remaining: Remaining, mean: float, max_in_flight: int) -> float:
+    """Return in how many seconds enough runs have finished for the last submit."""
+    behind = remaining.to_submit - max(0, max_in_flight - remaining.in_flight)
+    if behind <= 0:
+        return 0.0
+    one_by_one = behind / max_in_flight * mean
+    in_bursts = max(0.0, mean - remaining.since_submit) + (math.ceil(behind / max_in_flight) - 1) * mean
+    return min(one_by_one, in_bursts)

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async._sansio.estimate import Estimate, RouteQuota, Submitting, estimate, submitting
+from knouds_async._sansio.estimate import (
+    Estimate,
+    Remaining,
+    RouteQuota,
+    RunLengths,
+    Submitting,
+    estimate,
+    seconds_left,
+    submitting,
+)
 from knouds_async.types import UsageRow
 
 ROWS = [
@@ -91,3 +100,55 @@ def test_nothing_to_run_takes_nothing() -> None:
     for quota in (RouteQuota(None), RouteQuota(100)):
         found = estimate(Estimate(jobs=2, already_done=2), price=3, rows=ROWS, quota=quota, max_in_flight=1)
         assert (found.credits, found.windows, found.seconds) == (0, 0, 0)
+
+
+def lengths_of(*seconds: float) -> RunLengths:
+    """Return what is known after runs of so many seconds."""
+    lengths = RunLengths()
+    for each in seconds:
+        lengths.add(each)
+    return lengths
+
+
+@pytest.mark.parametrize(
+    ("remaining", "quota", "most", "left"),
+    [
+        (Remaining(to_submit=0, in_flight=0), RouteQuota(100), 2000, 0),
+        (Remaining(to_submit=0, in_flight=9, since_submit=4), RouteQuota(100), 2000, 8),
+        (Remaining(to_submit=0, in_flight=9, since_submit=40), RouteQuota(100), 2000, 0),
+        (Remaining(to_submit=200, in_flight=0), RouteQuota(100, left=0, resets_in=46), 2000, 46 + 60 + 12),
+        (Remaining(to_submit=200, in_flight=100), RouteQuota(100, left=0, resets_in=8), 2000, 8 + 60 + 12),
+        (Remaining(to_submit=50, in_flight=0, held_for=300), RouteQuota(100, left=80, resets_in=9), 2000, 300 + 12),
+        (Remaining(to_submit=50, in_flight=50), RouteQuota(math.inf), 2000, 12),
+        (Remaining(to_submit=50, in_flight=50), RouteQuota(math.inf), 50, 12 + 12),
+        (Remaining(to_submit=50, in_flight=50, since_submit=12), RouteQuota(math.inf), 50, 12),
+        (Remaining(to_submit=100, in_flight=0), RouteQuota(math.inf), 10, 9 * 12 + 12),
+    ],
+)
+def test_the_time_left_is_that_of_windows_turns_and_runs(
+    remaining: Remaining, quota: RouteQuota, most: int, left: float
+) -> None:
+    """The last submit waits for its window, a pause, or other runs; then its run takes as long as the others did."""
+    found = seconds_left(remaining, quota=quota, lengths=lengths_of(12, 12), max_in_flight=most)
+    assert found == pytest.approx(left)
+    assert seconds_left(Remaining(to_submit=1, in_flight=0), quota=quota, lengths=RunLengths(), max_in_flight=9) is None
+    assert seconds_left(Remaining(to_submit=0, in_flight=1), quota=quota, lengths=RunLengths(), max_in_flight=9) is None
+
+
+def test_of_many_runs_the_longest_counts() -> None:
+    """The longest of a few is about the median, of many about the longest that was seen, and ages are known."""
+    lengths = lengths_of(*range(1, 101))
+    assert (lengths.longest_of(1), lengths.longest_of(9), lengths.longest_of(10**6)) == (50, 90, 100)
+    assert (lengths.longest_of(1, beyond=90), lengths.longest_of(9, beyond=200)) == (95, 200)
+
+
+@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=500), st.integers(1, 9000), st.integers(0, 9000))
+def test_no_course_of_events_breaks_the_time_left(times: list[float], to_submit: int, in_flight: int) -> None:
+    """However runs go, it is finite and not negative, and memory stays bounded."""
+    lengths = lengths_of(*times)
+    remaining = Remaining(to_submit=to_submit, in_flight=in_flight, since_submit=times[0])
+    left = seconds_left(remaining, quota=RouteQuota(100, 3, 30), lengths=lengths, max_in_flight=50)
+    assert left is not None
+    assert 0 <= left < math.inf
+    assert min(times) <= (lengths.mean() or 0) * (1 + 1e-9)
+    assert lengths.longest_of(5) in times[-200:]
