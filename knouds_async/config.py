@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias, TypeGuard, TypeVar
+from typing import Any, Final, TextIO, TypeAlias, TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
@@ -144,6 +144,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_live(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal that can redraw lines."""
+    is_terminal = stream is not None and not stream.closed and stream.isatty()
+    return is_terminal and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def environment() -> Mapping[str, str]:

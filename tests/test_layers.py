@@ -46,7 +46,7 @@ FOREIGN: dict[str, set[str]] = {
     "telemetry": {"opentelemetry"},
     "_io": {"attrs", "anyio", "httpx", "httpcore", "psycopg", "socksio", "trio"},
     "execution": {"attrs", "anyio"},
-    "_batch": {"attrs", "anyio"},
+    "_batch": {"attrs", "anyio", "rich", "IPython"},
     "_resources": {"attrs", "anyio"},
     "client": {"anyio", "httpx", "httpx2"},
 }

@@ -15,6 +15,7 @@ from collections.abc import (
     Sized,
 )
 from contextlib import asynccontextmanager
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -37,6 +38,7 @@ from knouds_async._batch.jobs import (
     Unknown,
 )
 from knouds_async._batch.ledger import Ledger, MemoryLedger
+from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar, Reporter, TerminalBar, bar_for
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._batch.worker import BatchClient, OnUnknown, Worker
 from knouds_async._io.concurrency import spawn, uninterrupted
@@ -148,10 +150,20 @@ class Batch:
     """
 
     def __init__(
-        self, worker: Worker, jobs: Jobs, *, is_ordered: bool, max_in_flight: int, on_progress: OnProgress | None
+        self,
+        worker: Worker,
+        jobs: Jobs,
+        *,
+        is_ordered: bool,
+        max_in_flight: int,
+        on_progress: OnProgress | None,
+        is_drawn: bool = False,
     ) -> None:
         """Made by `map`."""
-        self._worker, self._jobs, self._on_progress = worker, jobs, on_progress
+        self._worker, self._jobs = worker, jobs
+        self._reporter = None if on_progress is None else Reporter(on_progress, lambda: self.progress)
+        display = Display(lambda: self.progress, lambda: worker.quota_waits(datetime.now().astimezone()))
+        self._bar = bar_for(display) if is_drawn else None
         self._max_in_flight = max_in_flight
         self._most_ahead = max_in_flight + max(max_in_flight, _LEAST_AHEAD)  # jobs that are read and not taken yet
         self._reader = Reader()
@@ -166,9 +178,10 @@ class Batch:
     def progress(self) -> Progress:
         """How the batch stands."""
         worker = self._worker
+        total = len(self._jobs) if isinstance(self._jobs, Sized) else None
         return Progress(
             elapsed=0.0 if self._began is None else anyio.current_time() - self._began,
-            total=len(self._jobs) if isinstance(self._jobs, Sized) else None,
+            total=total,
             read=self._reader.count,
             submitted=worker.submitted,
             in_flight=worker.in_flight,
@@ -176,8 +189,14 @@ class Batch:
             credits_reserved=worker.totals.reserved,
             max_credits=worker.cap,
             held_for=worker.held_for,
+            waiting_for_quota=worker.waiting_for_quota,
+            seconds_left=self._seconds_left(total) if total is not None and self._began is not None else None,
             **self._outcomes.counts,
         )
+
+    def _seconds_left(self, total: int) -> float | None:
+        finished = sum(self._outcomes.counts.values()) - self._outcomes.counts["from_ledger"]
+        return self._worker.seconds_left(total - finished, self._max_in_flight)
 
     def stop(self) -> None:
         """Submit nothing more and read no further job; idempotent.
@@ -253,7 +272,7 @@ class Batch:
     async def _run(self) -> None:
         try:
             with self._scope, self._worker.telemetry.batch(self._worker.target):
-                async with anyio.create_task_group() as tasks:
+                async with self._reporting(), anyio.create_task_group() as tasks:
                     await self._read(tasks)
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
             self._fail(error)
@@ -263,6 +282,42 @@ class Batch:
         finally:
             self._outcomes.end()
             self._ended.set()
+
+    @asynccontextmanager
+    async def _reporting(self) -> AsyncIterator[None]:
+        """Await what `on_progress` returns, and draw the bar, while the block runs and until all is reported."""
+        if self._reporter is None and self._bar is None:
+            yield
+            return
+        async with anyio.create_task_group() as tasks:
+            drawing = anyio.CancelScope()
+            if self._reporter is not None:
+                tasks.start_soon(self._await_reports, self._reporter)
+            if self._bar is not None:
+                tasks.start_soon(self._draw, self._bar, drawing)
+            yield
+            drawing.cancel()
+            if self._reporter is not None:
+                self._reporter.end()
+
+    async def _await_reports(self, reporter: Reporter) -> None:
+        try:
+            await reporter.run()
+        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+            self._fail(error)
+
+    async def _draw(self, bar: TerminalBar | NotebookBar, scope: anyio.CancelScope) -> None:
+        """Draw the bar until the scope is cancelled; one that cannot be drawn ends no batch."""
+        try:
+            with scope, bar:
+                try:
+                    while True:
+                        bar.draw()
+                        await anyio.sleep(REFRESH_INTERVAL)
+                finally:
+                    bar.draw()
+        except Exception as error:  # noqa: BLE001  (whatever a terminal or a notebook does)
+            logger.warning("the progress of a batch can no longer be drawn: %s", error)
 
     async def _read(self, tasks: TaskGroup) -> None:
         """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""
@@ -329,10 +384,10 @@ class Batch:
         self._report()
 
     def _report(self) -> None:
-        if self._on_progress is None:
+        if self._reporter is None:
             return
         try:
-            self._on_progress(self.progress)
+            self._reporter.report()
         except Exception as error:
             if self._began is None:
                 raise
@@ -372,11 +427,13 @@ class BatchFactory:
         validate: bool = True,
         expected: float | None = None,
         on_progress: OnProgress | None = None,
+        progress: bool = False,
     ) -> Batch:
         """Make a batch; see `Workflows.map`."""
         ledger = hide_url(ledger)
         endpoints.submit(target, {})  # checks the name
         _check(jobs, max_in_flight, max_credits, on_unknown)
+        _check_progress(on_progress, progress)
         check_expected(expected)
         worker = Worker(
             self._client,
@@ -390,7 +447,7 @@ class BatchFactory:
             owns_ledger=isinstance(ledger, (str, os.PathLike)),  # a database's connection is its thread's to close
         )
         most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
-        return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress)
+        return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress, is_drawn=progress)
 
     async def once(
         self,
@@ -472,3 +529,10 @@ def _check(jobs: object, max_in_flight: object, max_credits: object, on_unknown:
         raise InvalidArgumentError(f"max_credits={max_credits!r:.80}: must be credits, zero or more, or None")
     if on_unknown not in ("park", "stop"):
         raise InvalidArgumentError(f"on_unknown={on_unknown!r:.80}: must be 'park' or 'stop'")
+
+
+def _check_progress(on_progress: object, progress: object) -> None:
+    if on_progress is not None and not callable(on_progress):
+        raise InvalidArgumentError(f"on_progress={on_progress!r:.80}: must be a function, async or not, or None")
+    if not isinstance(progress, bool):
+        raise InvalidArgumentError(f"progress={progress!r:.80}: must be True or False; a function is `on_progress`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, Literal, TypeAlias
@@ -209,6 +209,8 @@ class Progress:
     `credits_spent`: what ended runs have cost, over the life of the ledger if there is one; where the service did not
     say the cost, the estimate counts. `credits_reserved`: for what is in flight or unknown. `max_credits`: the cap.
     `held_for`: seconds for which nothing is submitted because the service asked for a pause.
+    `waiting_for_quota`: jobs that wait for the rate limit. `seconds_left`: until all jobs have finished, by the windows
+    that their submits need and by how long runs took so far; None while that is not known.
     """
 
     elapsed: float = 0.0
@@ -227,6 +229,8 @@ class Progress:
     credits_reserved: float = 0.0
     max_credits: float | None = None
     held_for: float = 0.0
+    waiting_for_quota: int = 0
+    seconds_left: float | None = None
 
     @property
     def outcomes(self) -> int:
@@ -234,8 +238,8 @@ class Progress:
         return self.completed + self.failed + self.cancelled + self.not_run + self.unknown + self.abandoned
 
 
-OnProgress: TypeAlias = Callable[[Progress], object]
-"""Told whenever something has changed."""
+OnProgress: TypeAlias = Callable[[Progress], object] | Callable[[Progress], Awaitable[object]]
+"""Called whenever something has changed; an async one is awaited, and then called with the newest progress."""
 
 
 # ---- How runs end, on their way into a ledger and out of it

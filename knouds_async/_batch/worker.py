@@ -31,12 +31,13 @@ from knouds_async._batch.jobs import (
     state_of_entry,
 )
 from knouds_async._batch.ledger import Claim, Ledger, OverBudget, Taken, Written
+from knouds_async._batch.progress import describe_waits
 from knouds_async._io.concurrency import read_clocks
-from knouds_async._io.limiter import Limiter
+from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.pipeline import WITHHELD, Decision, Pipeline, Withheld, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
-from knouds_async._sansio.estimate import Estimate, RouteQuota, estimate
+from knouds_async._sansio.estimate import Estimate, Remaining, RouteQuota, RunLengths, estimate, seconds_left
 from knouds_async._sansio.inputs import checked_execution_id, input_errors
 from knouds_async._sansio.ledger import (
     Accepted,
@@ -77,6 +78,7 @@ _SHORT_PAUSE: Final = 5.0  # seconds: not worth a word
 _GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
 _SPAN: Final = 1200.0  # seconds before a submit: runs of that time may account for rows that are near it
 _FAULTS_NAMED: Final = 10  # of an estimate
+_POLL_ROUTE: Final = endpoints.get_execution("x").route
 _TARGET_WIDE: Final = (
     errors.AuthenticationError,
     errors.PermissionDeniedError,
@@ -171,11 +173,15 @@ class Worker:
         self._away_since: float | None = None  # since when the service cannot be reached
         self._foreign_answers = 0  # in a row
         self._held_until = -math.inf
+        # How long runs take.
+        self._lengths = RunLengths()
+        self.last_sent = 0.0
 
     # Opening, closing, stopping.
 
     async def open(self) -> None:
         """Become an owner, learn what was spent before, and what the inputs are to be."""
+        self.last_sent = anyio.current_time()
         if self._is_durable:
             self.payer = await self._client.payer()
             await self.ledger.bind(self.payer)
@@ -258,6 +264,39 @@ class Worker:
     def _quota(self, route: str) -> RouteQuota:
         stats = self._client.limiter.stats(route)
         return RouteQuota(stats.limit, stats.left, stats.resets_in)
+
+    @property
+    def waiting_for_quota(self) -> int:
+        """Jobs of this batch that wait for the rate limit."""
+        return min(len(self.in_line), self._client.limiter.stats(self._route).waiting)
+
+    def quota_waits(self, now: datetime) -> Iterator[str]:
+        """Yield what the batch waits for at this moment beside the runs themselves, for people."""
+        return describe_waits(self._client.limiter.stats, self._route, self.in_flight, now)
+
+    def seconds_left(self, unfinished: int, max_in_flight: int) -> float | None:
+        """Return the seconds until so many jobs have finished, None when unknown."""
+        if self._lengths.mean() is None and self._expected is not None:
+            self._lengths.add(self._expected)
+        submits, polls = self._client.limiter.stats(self._route), self._client.limiter.stats(_POLL_ROUTE)
+        begun = self.in_flight + max(0, len(self.in_line) - submits.waiting)  # with those that have a permit already
+        remaining = Remaining(
+            to_submit=0 if self.stopped_by is not None else max(0, unfinished - begun),
+            in_flight=begun,
+            since_submit=anyio.current_time() - self.last_sent,
+            held_for=submits.held_for,
+        )
+        return seconds_left(
+            remaining,
+            submits=self._own_quota(submits),
+            polls=self._own_quota(polls),
+            lengths=self._lengths,
+            max_in_flight=max_in_flight,
+        )
+
+    def _own_quota(self, stats: LimiterStats) -> RouteQuota:
+        limit = math.inf if stats.limit is None else stats.limit * self._client.limiter.share
+        return RouteQuota(limit, stats.left, stats.resets_in)
 
     async def close(self) -> None:
         """Release every claim. What cannot be written is released by the end of the process."""
@@ -408,7 +447,7 @@ class Worker:
             case errors.SubmissionUnknownError(execution_id=str() as found) if entry is not None:
                 return await self._begun(submit.prepared, entry, Submitted(execution_id=found))
             case RunResult() if entry is not None:
-                self._count()
+                self._count(answer.ms)
                 return entry if entry.ending is None else outcome_of_entry(job, entry, from_ledger=False)
             case errors.ExecutionFailedError():
                 self._count()
@@ -441,7 +480,11 @@ class Worker:
             logger.error(said + advice, receipt.execution_id, self.target, prepared.job.key, receipt.execution_id)
             return entry
         execution = self._client.executions.from_receipt(receipt, self.target, self._expected, is_reported=True)
-        return await self._wait(prepared, entry, execution)
+        began = anyio.current_time()
+        outcome = await self._wait(prepared, entry, execution)
+        if not isinstance(outcome, Unknown):
+            self._lengths.add(anyio.current_time() - began)
+        return outcome
 
     async def _wait(self, prepared: PreparedJob, entry: Entry, execution: Execution) -> Outcome:
         """Wait for a run to finish and record its end; polls that fail are repeated for as long as that may help."""
@@ -552,8 +595,10 @@ class Worker:
             )
             self.stop(NotRunReason.STOPPED, error)
 
-    def _count(self) -> None:
+    def _count(self, ms: float | None = None) -> None:
         self.submitted += 1
+        if ms is not None:
+            self._lengths.add(ms / 1000)
         self.on_change()
 
     # The budget.
@@ -780,7 +825,8 @@ class Submit:
             return WITHHELD
         worker.in_line.discard(self.scope)
         self._is_in_flight = True
-        return attrs.evolve(claimed.committed or began, loop=anyio.current_time())
+        worker.last_sent = anyio.current_time()
+        return attrs.evolve(claimed.committed or began, loop=worker.last_sent)
 
     async def after_attempt(self, decision: Decision) -> None:
         """Write what became of an attempt; one that is to be made again is still being sent, unless all has stopped."""

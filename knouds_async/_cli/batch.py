@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,6 @@ from knouds_async import (
     Estimate,
     ExecutionNotFoundError,
     KnoudsError,
-    LimiterStats,
     PermissionDeniedError,
     Progress,
     SQLiteLedger,
@@ -37,13 +36,11 @@ from knouds_async import (
 )
 from knouds_async._batch.batch import Batch
 from knouds_async._batch.ledger import LedgerCounts
+from knouds_async._batch.progress import Display, describe_waits
 from knouds_async._cli import output
 from knouds_async._cli.batch_display import (
-    BatchDisplay,
     BatchReport,
     estimate_pairs,
-    format_pause,
-    format_quota,
     show_display,
     summarize,
     to_record,
@@ -125,7 +122,6 @@ class BatchRun:
 
 
 _MAX_DOWNLOADS: Final = 8
-_POLL_ROUTE: Final = endpoints.get_execution("x").route
 _MAX_FAULTS: Final = 10  # of a dry run
 
 
@@ -298,7 +294,6 @@ async def supervised(run: BatchRun, batch: Batch, knouds: AsyncKnouds, stream: J
     assert task is not None  # noqa: S101  (for the type checker)
 
     def stop() -> None:
-        display.is_stopping = True
         run.report.is_interrupted = True
         batch.stop()
         if stream is not None:
@@ -313,16 +308,14 @@ async def supervised(run: BatchRun, batch: Batch, knouds: AsyncKnouds, stream: J
         )
         task.cancel()
 
-    def status_line() -> str:
+    def waits() -> Iterator[str]:
         if run.report.is_interrupted:
-            return "stopping: waiting for runs in flight; press Ctrl-C again to exit at once"
-        polls = knouds.limiter.stats(_POLL_ROUTE)
-        return format_pause(stats(), datetime.now().astimezone()) or format_quota(stats(), polls)
+            yield "stopping: waiting for runs in flight; press Ctrl-C again to exit at once"
+            return
+        route, in_flight = endpoints.submit(run.options.target, {}).route, batch.progress.in_flight
+        yield from describe_waits(knouds.limiter.stats, route, in_flight, datetime.now().astimezone())
 
-    def stats() -> LimiterStats:
-        return knouds.limiter.stats(endpoints.submit(run.options.target, {}).route)
-
-    display = BatchDisplay(lambda: run.report.excluding_stopped(batch.progress), status_line, stats)
+    display = Display(lambda: run.report.excluding_stopped(batch.progress), waits)
     async with handle_interrupts(stop, abort), show_display(display):
         yield
 

@@ -6,16 +6,18 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
-from knouds_async import AsyncKnouds, Completed, LimiterStats, NotRun, Outcome, Progress
+from knouds_async import AsyncKnouds, Completed, NotRun, Outcome, Progress
+from knouds_async._batch.progress import Display, describe_waits, format_duration
 from knouds_async._cli import output
-from knouds_async._cli.batch_display import BatchDisplay, format_duration, format_quota, show_display, summarize
+from knouds_async._cli.batch_display import show_display, summarize
 from knouds_async._cli.emulator import serving
 from knouds_async._cli.errors import ServingError
 from knouds_async._cli.output import plural
@@ -65,15 +67,13 @@ async def run_prompts(knouds: AsyncKnouds, prompts: Sequence[dict[str, Any]], em
     results = DemoResults()
     batch = knouds.workflows.map(_WORKFLOW, prompts)
 
-    def status_line() -> str:
-        refused = f"{len(emulator.refusals):,} refused (429)"
-        requests = f"{plural(emulator.requests.count, 'request')}, {refused}"
-        return format_quota(stats()) or requests
+    def waits() -> Iterator[str]:
+        yield from describe_waits(
+            knouds.limiter.stats, _RUN_ROUTE, batch.progress.in_flight, datetime.now().astimezone()
+        )
+        yield f"{plural(emulator.requests.count, 'request')}, {len(emulator.refusals):,} refused (429)"
 
-    def stats() -> LimiterStats:
-        return knouds.limiter.stats(_RUN_ROUTE)
-
-    async with batch as outcomes, show_display(BatchDisplay(lambda: batch.progress, status_line, stats)):
+    async with batch as outcomes, show_display(Display(lambda: batch.progress, waits)):
         async for outcome in outcomes:
             results.record(outcome)
     results.progress = batch.progress
@@ -123,7 +123,7 @@ def _figures(
         ("runs", f"{now.outcomes}: {now.completed} completed, {now.failed} failed"),
         ("run twice", str(count_duplicates(prompts, (run.inputs for run in emulator.runs)))),
         ("unknown outcomes", str(now.unknown)),
-        ("wall time", f"{now.elapsed:.1f} s; one after another: {format_duration(one_by_one)}"),
+        ("wall time", f"{format_duration(now.elapsed)}; one after another: {format_duration(one_by_one)}"),
         ("requests", f"{requests:,}, {requests / now.outcomes:.1f} per run"),
         ("refused (429)", str(len(emulator.refusals))),
         ("finish detected after", _detection_delay(emulator.runs)),

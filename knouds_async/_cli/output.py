@@ -22,6 +22,8 @@ from typing import Any, Final, TextIO
 
 import attrs
 
+from knouds_async import config
+
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
@@ -169,7 +171,7 @@ def print_pairs(*pairs: tuple[str, Any]) -> None:
 
 def is_live() -> bool:
     """Return whether stderr is a terminal that can redraw lines."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return config.is_live(sys.stderr)
 
 
 def _draw_table(

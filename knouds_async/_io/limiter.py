@@ -115,6 +115,11 @@ class Limiter:
         """Return the limiter of a key's account: this one."""
         return self
 
+    @property
+    def share(self) -> float:
+        """The part of each window that is ours."""
+        return self._share
+
     def try_acquire(self, route: str) -> Permit | None:
         """Return a permit if there is one and nobody waits for it; never waits."""
         self._home.enter()

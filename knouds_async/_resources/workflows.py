@@ -131,6 +131,7 @@ class Workflows:
         validate: bool = True,
         expected: float | None = None,
         on_progress: OnProgress | None = None,
+        progress: bool = False,
     ) -> Batch:
         """Run the workflow `slug` once for each job: `async with ... as outcomes: async for outcome in outcomes: ...`.
 
@@ -148,7 +149,9 @@ class Workflows:
         known. `on_unknown`: "park" continues after a submit whose outcome is unknown, "stop" submits nothing more.
         `validate`: check inputs against the schema, which is fetched once, before they are sent. `expected`: seconds
         that a run should take, as of `submit`: the first are then polled in time. `on_progress`: called with a
-        Progress at each change, in the event loop.
+        Progress at each change, in the event loop; an async function is awaited beside the jobs, and then called with
+        the newest. What it raises ends the batch. `progress`: draw a bar on stderr where that is a terminal, or in a
+        notebook (extra `progress`); elsewhere nothing is drawn.
         Raises InvalidArgumentError at once for an argument, and when the block is entered what the service refuses.
         Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
         """
@@ -164,14 +167,42 @@ class Workflows:
             validate=validate,
             expected=expected,
             on_progress=on_progress,
+            progress=progress,
         )
 
-    async def gather(self, slug: str, inputs: Sequence[Inputs], *, validate: bool = True) -> builtins.list[Outcome]:
+    async def gather(
+        self,
+        slug: str,
+        inputs: Jobs,
+        *,
+        max_in_flight: int | None = None,
+        ledger: LedgerLike | None = None,
+        max_credits: float | None = None,
+        on_unknown: OnUnknown = "park",
+        validate: bool = True,
+        expected: float | None = None,
+        on_progress: OnProgress | None = None,
+        progress: bool = False,
+    ) -> builtins.list[Outcome]:
         """Run the workflow `slug` once for each of a small list of inputs, and return the outcomes in their order.
 
-        None of them raises: a failure is an outcome. Cancelled: runs continue, and their ids are logged at WARNING.
+        None of them raises: a failure is an outcome. The options are those of `map`. Cancelled: runs continue; a ledger
+        has their ids, without one they are logged at WARNING.
         """
-        return await gather(self._batches.map(Target("workflows", slug), inputs, ordered=True, validate=validate))
+        batch = self._batches.map(
+            Target("workflows", slug),
+            inputs,
+            ordered=True,
+            max_in_flight=max_in_flight,
+            ledger=ledger,
+            max_credits=max_credits,
+            on_unknown=on_unknown,
+            validate=validate,
+            expected=expected,
+            on_progress=on_progress,
+            progress=progress,
+        )
+        return await gather(batch)
 
     async def schema(self, slug: str) -> WorkflowSchema:
         """Return the inputs that a workflow takes, with its estimated cost in credits."""
@@ -362,6 +393,7 @@ class Models:
         validate: bool = True,
         expected: float | None = None,
         on_progress: OnProgress | None = None,
+        progress: bool = False,
     ) -> Batch:
         """Run the model `name` once for each job; see `Workflows.map`.
 
@@ -381,11 +413,38 @@ class Models:
             validate=validate,
             expected=expected,
             on_progress=on_progress,
+            progress=progress,
         )
 
-    async def gather(self, name: str, inputs: Sequence[Inputs]) -> list[Outcome]:
+    async def gather(
+        self,
+        name: str,
+        inputs: Jobs,
+        *,
+        max_in_flight: int | None = None,
+        ledger: LedgerLike | None = None,
+        max_credits: float | None = None,
+        on_unknown: OnUnknown = "park",
+        validate: bool = True,
+        expected: float | None = None,
+        on_progress: OnProgress | None = None,
+        progress: bool = False,
+    ) -> list[Outcome]:
         """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
-        return await gather(self._batches.map(Target("models", name), inputs, ordered=True))
+        batch = self._batches.map(
+            Target("models", name),
+            inputs,
+            ordered=True,
+            max_in_flight=max_in_flight,
+            ledger=ledger,
+            max_credits=max_credits,
+            on_unknown=on_unknown,
+            validate=validate,
+            expected=expected,
+            on_progress=on_progress,
+            progress=progress,
+        )
+        return await gather(batch)
 
 
 def _refuse_half(key: str | None, ledger: object) -> None:

@@ -152,23 +152,29 @@ class Remaining:
     held_for: float = 0.0
 
 
-def seconds_left(remaining: Remaining, *, quota: RouteQuota, lengths: RunLengths, max_in_flight: int) -> float | None:
-    """Return the seconds until the last run has finished; None before it is known how long runs take.
+def seconds_left(
+    remaining: Remaining, *, submits: RouteQuota, polls: RouteQuota, lengths: RunLengths, max_in_flight: int
+) -> float | None:
+    """Return the seconds until the end of the last run is seen; None before it is known how long runs take.
 
     Submits wait for the quota of enough windows, or for the end of enough runs; whichever takes longer counts. Those of
-    a window are sent at once, so the longest of them counts, those that wait for other runs one after another.
+    a window are sent at once, so the longest of them counts, those that wait for other runs one after another. The end
+    of each run takes a poll, which waits for the quota of polls.
     """
     mean = lengths.mean()
-    if not remaining.to_submit and not remaining.in_flight:
+    unfinished = remaining.to_submit + remaining.in_flight
+    if not unfinished:
         return 0.0
     if mean is None:
         return None
+    seen = submitting(unfinished, polls).seconds
     if not remaining.to_submit:
-        return lengths.longest_of(remaining.in_flight, remaining.since_submit) - remaining.since_submit
-    limit = math.inf if quota.limit is None else max(1.0, quota.limit)
+        ended = lengths.longest_of(remaining.in_flight, remaining.since_submit) - remaining.since_submit
+        return max(seen, ended)
+    limit = math.inf if submits.limit is None else max(1.0, submits.limit)
     burst = int(min(remaining.to_submit, max_in_flight, limit))
-    submitted = max(submitting(remaining.to_submit, quota).seconds, remaining.held_for)
-    return max(submitted + lengths.longest_of(burst), _last_turn(remaining, mean, max_in_flight) + mean)
+    submitted = max(submitting(remaining.to_submit, submits).seconds, remaining.held_for)
+    return max(seen, submitted + lengths.longest_of(burst), _last_turn(remaining, mean, max_in_flight) + mean)
 
 
 def _last_turn(remaining: Remaining, mean: float, max_in_flight: int) -> float:

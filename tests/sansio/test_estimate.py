@@ -110,29 +110,35 @@ def lengths_of(*seconds: float) -> RunLengths:
     return lengths
 
 
+FREE = RouteQuota(math.inf)
+
+
 @pytest.mark.parametrize(
-    ("remaining", "quota", "most", "left"),
+    ("remaining", "submits", "polls", "most", "left"),
     [
-        (Remaining(to_submit=0, in_flight=0), RouteQuota(100), 2000, 0),
-        (Remaining(to_submit=0, in_flight=9, since_submit=4), RouteQuota(100), 2000, 8),
-        (Remaining(to_submit=0, in_flight=9, since_submit=40), RouteQuota(100), 2000, 0),
-        (Remaining(to_submit=200, in_flight=0), RouteQuota(100, left=0, resets_in=46), 2000, 46 + 60 + 12),
-        (Remaining(to_submit=200, in_flight=100), RouteQuota(100, left=0, resets_in=8), 2000, 8 + 60 + 12),
-        (Remaining(to_submit=50, in_flight=0, held_for=300), RouteQuota(100, left=80, resets_in=9), 2000, 300 + 12),
-        (Remaining(to_submit=50, in_flight=50), RouteQuota(math.inf), 2000, 12),
-        (Remaining(to_submit=50, in_flight=50), RouteQuota(math.inf), 50, 12 + 12),
-        (Remaining(to_submit=50, in_flight=50, since_submit=12), RouteQuota(math.inf), 50, 12),
-        (Remaining(to_submit=100, in_flight=0), RouteQuota(math.inf), 10, 9 * 12 + 12),
+        (Remaining(to_submit=0, in_flight=0), RouteQuota(100), FREE, 2000, 0),
+        (Remaining(to_submit=0, in_flight=9, since_submit=4), RouteQuota(100), FREE, 2000, 8),
+        (Remaining(to_submit=0, in_flight=9, since_submit=40), RouteQuota(100), FREE, 2000, 0),
+        (Remaining(to_submit=0, in_flight=9), RouteQuota(100), RouteQuota(100, left=8, resets_in=46), 2000, 46),
+        (Remaining(to_submit=0, in_flight=9), RouteQuota(100), RouteQuota(100, left=9, resets_in=46), 2000, 12),
+        (Remaining(to_submit=200, in_flight=0), RouteQuota(100, left=0, resets_in=46), FREE, 2000, 46 + 60 + 12),
+        (Remaining(to_submit=200, in_flight=100), RouteQuota(100, left=0, resets_in=8), FREE, 2000, 8 + 60 + 12),
+        (Remaining(to_submit=50, in_flight=0, held_for=300), RouteQuota(100, left=80), FREE, 2000, 300 + 12),
+        (Remaining(to_submit=50, in_flight=50), FREE, FREE, 2000, 12),
+        (Remaining(to_submit=50, in_flight=50), FREE, RouteQuota(40, left=0, resets_in=30), 2000, 30 + 60 + 60),
+        (Remaining(to_submit=50, in_flight=50), FREE, FREE, 50, 12 + 12),
+        (Remaining(to_submit=50, in_flight=50, since_submit=12), FREE, FREE, 50, 12),
+        (Remaining(to_submit=100, in_flight=0), FREE, FREE, 10, 9 * 12 + 12),
     ],
 )
 def test_the_time_left_is_that_of_windows_turns_and_runs(
-    remaining: Remaining, quota: RouteQuota, most: int, left: float
+    remaining: Remaining, submits: RouteQuota, polls: RouteQuota, most: int, left: float
 ) -> None:
-    """The last submit waits for its window, a pause, or other runs; then its run takes as long as the others did."""
-    found = seconds_left(remaining, quota=quota, lengths=lengths_of(12, 12), max_in_flight=most)
+    """The last submit waits for its window, a pause, or other runs; its run takes as long as the others, and a poll."""
+    found = seconds_left(remaining, submits=submits, polls=polls, lengths=lengths_of(12, 12), max_in_flight=most)
     assert found == pytest.approx(left)
-    assert seconds_left(Remaining(to_submit=1, in_flight=0), quota=quota, lengths=RunLengths(), max_in_flight=9) is None
-    assert seconds_left(Remaining(to_submit=0, in_flight=1), quota=quota, lengths=RunLengths(), max_in_flight=9) is None
+    for open_ in (Remaining(to_submit=1, in_flight=0), Remaining(to_submit=0, in_flight=1)):
+        assert seconds_left(open_, submits=submits, polls=polls, lengths=RunLengths(), max_in_flight=9) is None
 
 
 def test_of_many_runs_the_longest_counts() -> None:
@@ -147,7 +153,8 @@ def test_no_course_of_events_breaks_the_time_left(times: list[float], to_submit:
     """However runs go, it is finite and not negative, and memory stays bounded."""
     lengths = lengths_of(*times)
     remaining = Remaining(to_submit=to_submit, in_flight=in_flight, since_submit=times[0])
-    left = seconds_left(remaining, quota=RouteQuota(100, 3, 30), lengths=lengths, max_in_flight=50)
+    quota = RouteQuota(100, 3, 30)
+    left = seconds_left(remaining, submits=quota, polls=quota, lengths=lengths, max_in_flight=50)
     assert left is not None
     assert 0 <= left < math.inf
     assert min(times) <= (lengths.mean() or 0) * (1 + 1e-9)
