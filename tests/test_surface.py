@@ -144,6 +144,19 @@ print(*sorted(({{name.partition(".")[0] for name in set(sys.modules) - before}})
     )
 
 
+def test_importing_loads_no_part_of_what_is_below_that_only_running_needs() -> None:
+    """What anyio loads at its first use it still loads then, and statistics take no part in the start."""
+    assert (
+        run("""
+import sys, httpx, httpcore, anyio, attrs, cattrs
+before = set(sys.modules)
+import knouds_async
+print(*sorted(name for name in set(sys.modules) - before if name.startswith(("anyio", "statistics"))))
+""")
+        == []
+    )
+
+
 def test_importing_works_without_optional_libraries() -> None:
     """None of them needs to be installed."""
     assert run(f"""

@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from knouds_async._batch.jobs import (
     Cancelled,
@@ -41,7 +40,7 @@ from knouds_async._batch.ledger import Ledger, MemoryLedger
 from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar, Reporter, TerminalBar, bar_for
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._batch.worker import BatchClient, OnUnknown, Worker
-from knouds_async._io.concurrency import spawn, uninterrupted
+from knouds_async._io.concurrency import checkpoint, spawn, uninterrupted
 from knouds_async._io.database import hide_url
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected

@@ -53,7 +53,7 @@ Jobs: TypeAlias = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
 """Where the jobs of a batch come from; plain inputs get a key made of them."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class PreparedJob:
     """A job as it was read: `number` counts from 0; `digest` of its inputs, or the `error` that is in their way."""
 

@@ -562,7 +562,7 @@ _IDLE: Final = 0.5  # seconds after which a thread with nothing to do ends
 _LONGEST_WAIT: Final = 30.0  # seconds to wait for a thread, of which the system has only so many
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Request:
     """An operation, and who waits for its end."""
 

@@ -11,7 +11,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 import attrs
-from anyio.lowlevel import checkpoint
 
 from knouds_async import errors
 from knouds_async._batch.jobs import (
@@ -32,7 +31,7 @@ from knouds_async._batch.jobs import (
 )
 from knouds_async._batch.ledger import Claim, Ledger, OverBudget, Taken, Written
 from knouds_async._batch.progress import describe_waits
-from knouds_async._io.concurrency import read_clocks
+from knouds_async._io.concurrency import checkpoint, read_clocks
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.pipeline import WITHHELD, Decision, Pipeline, Withheld, search_usage
 from knouds_async._sansio import endpoints

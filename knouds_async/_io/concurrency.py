@@ -14,7 +14,6 @@ from typing import Any, Final, Generic, TypeVar
 
 import anyio
 import attrs
-from anyio import to_thread
 
 from knouds_async._sansio.clock import Moment, Reading, ServiceClock
 from knouds_async.errors import WrongEventLoopError
@@ -119,7 +118,7 @@ class HomeLoop:
 T = TypeVar("T")
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Finished(Generic[T]):
     """What the work gave, and the cancellation that came meanwhile: raise it once the value is safe."""
 
@@ -183,6 +182,8 @@ async def in_thread(work: Callable[[], T]) -> T:
 
     Cancelled before it begins, it never does; cancelled later, it is waited for, and then the cancellation is raised.
     """
+    from anyio import to_thread  # as above
+
     job = _ThreadJob(work)
     try:
         await to_thread.run_sync(job.run)
@@ -229,6 +230,13 @@ class _ThreadJob(Generic[T]):
         finally:
             with suppress(RuntimeError):  # the event loop has ended: nobody waits there any more
                 self._call_in_loop(self.is_over.set)
+
+
+async def checkpoint() -> None:
+    """Let other tasks run; raises the caller's cancellation."""
+    from anyio.lowlevel import checkpoint  # as above
+
+    await checkpoint()
 
 
 def is_cancelled() -> bool:

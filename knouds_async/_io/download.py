@@ -186,7 +186,7 @@ _CONNECTIONS: Final = 16  # and so many files at once, the others wait in line
 _TIMEOUT: Final = httpx.Timeout(30.0, pool=120.0)
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class PendingFile:
     """A file that is to be fetched, and how far that has come."""
 

@@ -39,7 +39,7 @@ class Bucket(Protocol):
     def peek(self, now: float) -> LimiterStats: ...
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Waiter:
     """One request in the queue; `changed` is set when it should ask again.
 
@@ -48,7 +48,7 @@ class _Waiter:
 
     longest: float
     max_wait: float
-    changed: anyio.Event = attrs.field(factory=anyio.Event)
+    changed: anyio.Event = attrs.field(factory=lambda: anyio.Event())  # noqa: PLW0108  (anyio loads it when it is used)
 
     def accepts(self, stats: LimiterStats) -> bool:
         return stats.held_for <= (min(self.longest, self.max_wait) if stats.is_pause else self.longest)

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, overload
 
 import anyio
-import anyio.lowlevel
 import attrs
 
 from knouds_async._io.concurrency import (
@@ -20,6 +19,7 @@ from knouds_async._io.concurrency import (
     Finished,
     HomeLoop,
     ServiceTime,
+    checkpoint,
     is_cancelled,
     read_clocks,
     uninterrupted,
@@ -245,8 +245,8 @@ class Pipeline:
 
     async def _turn(self, sending: _Sending) -> Permit | NotSent:
         """Wait for a turn, and then for one of our connections; closing the client ends the wait."""
-        if sending.call.pays_for is not None:  # a scope that is cancelled already must not pay for anything more
-            await anyio.lowlevel.checkpoint_if_cancelled()
+        if sending.call.pays_for is not None and is_cancelled():  # it must not pay for anything more
+            await checkpoint()
         self._check_open()
         permit = self._limiter.try_acquire(sending.call.route)
         if permit is not None and self._connections.try_acquire():

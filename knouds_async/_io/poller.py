@@ -42,7 +42,7 @@ from knouds_async.types import ExecutionState, Status, Target
 T = TypeVar("T", bound=KnoudsError)
 
 
-@attrs.define(eq=False, weakref_slot=True)
+@attrs.define(eq=False, weakref_slot=True, repr=False)
 class RunRecord:
     """An execution and all who wait for it; every handle of one id in a client shares it.
 

@@ -47,7 +47,7 @@ _FORM: Final = (
 )
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Variable:
     """A variable of the environment that names a proxy."""
 
@@ -631,7 +631,7 @@ class _Dialler(httpcore.AsyncNetworkBackend):
             self.stream.guard(on=on)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Tunnels(httpcore.AsyncNetworkBackend):
     """Opens a stream through a proxy; for httpcore that is connecting, and no part of a request."""
 

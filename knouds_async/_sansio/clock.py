@@ -56,7 +56,7 @@ JUMP: Final = 1.0
 """Seconds by which clocks of one machine may part before one of them was set, or stood still in a sleep."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Reading:
     """What the clocks of this machine showed at one moment, in seconds.
 
@@ -112,7 +112,7 @@ UNDATED: Final = Moment(wall=0.0)
 """A moment of which nothing is known."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class ServiceClock:
     """What was heard of the service's clock, for proofs: nothing from caches, nothing old, nothing after a jump."""
 

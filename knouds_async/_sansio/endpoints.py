@@ -40,7 +40,7 @@ class TimeoutKind(Enum):
     RUN = "run"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Call(Generic[T]):
     """One request to be sent, and how its reply is read.
 

@@ -9,7 +9,6 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Final, Literal
 
 import attrs
@@ -48,7 +47,7 @@ class Estimate:
         return self.jobs - self.invalid - self.already_done
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class RouteQuota:
     """A route's quota: requests a window, how many are left of this one, seconds until its end; None: not known.
 
@@ -75,7 +74,7 @@ def estimate(
     takes, if the caller knows.
     """
     lengths = [row.duration_ms / 1000 for row in rows if row.status != _PROCESSING and row.duration_ms is not None]
-    length = expected if expected is not None else fmean(lengths) if lengths else 0.0
+    length = expected if expected is not None else _mean(lengths) if lengths else 0.0
     counted = _priced(counted, price, rows)
     if quota.limit is None and counted.to_run:
         return counted
@@ -84,16 +83,20 @@ def estimate(
     return attrs.evolve(counted, windows=submits.windows, seconds=round(seconds, 1))
 
 
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
 def _priced(counted: Estimate, price: float | None, rows: Sequence[UsageRow]) -> Estimate:
     if price is not None:
         return attrs.evolve(counted, credits=round(price * counted.to_run, 6), credits_source="schema")
     costs = [row.credits_cost for row in rows if row.status != _PROCESSING and row.credits_cost is not None]
     if not costs:
         return counted
-    return attrs.evolve(counted, credits=round(fmean(costs) * counted.to_run, 6), credits_source="usage")
+    return attrs.evolve(counted, credits=round(_mean(costs) * counted.to_run, 6), credits_source="usage")
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Submitting:
     """In how many windows submits are made, and the seconds until the last of them."""
 

@@ -39,7 +39,7 @@ _TYPES: Final = {
 _TEMPORARY: Final = (408, 425, 429, 500, 502, 503, 504)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Hosts:
     """The hosts that files may come from: by https at its usual port; loopback by anything where it is allowed."""
 
@@ -70,7 +70,7 @@ class Hosts:
         return None if is_allowed else "its host is none of media_hosts"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Start:
     """The file comes from `at` on; `total`: its whole length if known, `validator`: what to ask for the rest with."""
 
@@ -80,14 +80,14 @@ class Start:
     extension: str | None
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Redirected:
     """The file lies at another address."""
 
     location: str
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Rejected:
     """The answer is not the file; `is_temporary`: it may be the next time."""
 

@@ -108,7 +108,7 @@ class Entry:
         return since.earliest, max(until.latest, since.latest + self.lasts)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Sending:
     """A submit is about to leave: `owner` sends it at `sent_at`, with `reserve` credits reserved, None: not known.
 
@@ -133,14 +133,14 @@ class Accepted:
     until: Moment | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class NoRun:
     """What `owner` sent certainly began no run."""
 
     owner: str
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Lost:
     """What `owner` sent was not answered by `until`, or so that it stays open whether it runs; `note` says how."""
 
@@ -149,7 +149,7 @@ class Lost:
     until: Moment | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Ended:
     """The run has finished."""
 
@@ -163,33 +163,33 @@ class OwnerGone:
     until: Moment | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class PickedUp:
     """`owner` waits for the run from here on."""
 
     owner: str
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class NoneFound:
     """The usage rows prove that the submit of `sent_at` began no run; of a later one they prove nothing."""
 
     sent_at: float | None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Resolved:
     """Somebody found out which run it is."""
 
     execution_id: str
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class ResendApproved:
     """Somebody decided that it may be sent once more, at the risk of paying twice."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Abandoned:
     """Somebody decided to leave it at that."""
 
@@ -442,7 +442,7 @@ def exceeds_experience(totals: Totals, price: float, cap: float, *, queued: int,
     return in_flight > ended and not is_cheap
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Prices:
     """What a run of a target costs: the schema's `estimate`, and the largest cost seen; how many runs `ended`."""
 

@@ -21,7 +21,7 @@ from knouds_async.types import Status
 _RECHECK: Final = 1.0  # seconds until a quota without a reset is checked again
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Quota:
     """The quota of a route: its limit, what remains of this window, seconds to the next; None: unknown, or no limit."""
 
@@ -53,7 +53,7 @@ MAX_ROWS: Final = 500
 """Rows of a page (contract 10)."""
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class StatusPage:
     """A page: the usable rows, how many rows it had, how many match in all (None: not given)."""
 
@@ -62,7 +62,7 @@ class StatusPage:
     total: int | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class PageRequest:
     """A page to request, of a listing that began at `started_at` and has shown `matched` of the awaited runs."""
 

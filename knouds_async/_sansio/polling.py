@@ -39,7 +39,7 @@ ASSUMED_AGE: Final = 30.0
 """Seconds that a run of unknown age is assumed to have been running when it is first polled."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class TrackedRun:
     """What is known of one run, also while nobody waits for it. Times are local monotonic seconds.
 
@@ -179,7 +179,7 @@ _ROUNDING: Final = 1e-6
 _NO_QUOTA: Final = Quota()
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class PollPlan:
     """What to send now, and when to plan again (inf: when something changes). `served`: the runs due for a listing."""
 

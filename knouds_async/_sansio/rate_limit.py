@@ -42,7 +42,7 @@ GRAIN: Final = 1 / 64  # seconds to which send times are rounded down, so that w
 MOST_REQUESTS: Final = 10**9  # the highest limit that is believed
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class QuotaHeaders:
     """What an answer said about the quota; None for each header that it did not carry.
 
@@ -58,7 +58,7 @@ class QuotaHeaders:
     retry_after: float | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Permit:
     """The right to send one request, by the time it was granted.
 
@@ -70,7 +70,7 @@ class Permit:
     shared: float | None = None
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class RetryAt:
     """Ask again at `until`, or sooner after a change: a response, a released or an unanswered permit."""
 
@@ -94,7 +94,7 @@ class LimiterStats:
     is_pause: bool = False
 
 
-@attrs.define
+@attrs.define(repr=False)
 class WindowLimiter:
     """All that is known of one route's quota, and when to send. No I/O, no clock; it changes with every call.
 

@@ -38,7 +38,7 @@ class KnownRun:
     is_of_account: bool = True
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class LostSubmit:
     """A submit of this client whose outcome is unknown: this machine's clocks before it and after it.
 
@@ -79,7 +79,7 @@ class RecentRuns:
         return tuple(attrs.evolve(run, is_of_account=is_of_account) for of, run in self._runs if of == name)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Wanted:
     """The submit that is looked for: it left between `earliest` and `latest`, epoch seconds by the service's clock.
 
@@ -166,7 +166,7 @@ class Wanted:
         return bool(starts) and date is not None and all(each is not None and date < each - self.lag for each in starts)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Search:
     """A walk through the pages of usage rows: `next_offset` is None when it has seen all it needs.
 

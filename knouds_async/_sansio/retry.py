@@ -271,7 +271,7 @@ class Fail:
     error: KnoudsError
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class SoFar:
     """Where a call stands: attempts made, seconds spent on them and their pauses, when the last one left.
 

@@ -33,7 +33,7 @@ _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}\Z")
 _NO_DIGEST: Final = b"0" * 64
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Signature:
     """A header that could be parsed: `timestamp` is its own string of the time, which is what was signed."""
 
