@@ -16,12 +16,11 @@ import random
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from functools import partial
-from typing import Final, TypeAlias, TypeVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import anyio
 import attrs
-from anyio.lowlevel import RunVar
 
 from knouds_async._io.concurrency import HomeLoop, spawn
 from knouds_async._io.deliveries import DeliveryInbox
@@ -36,6 +35,9 @@ from knouds_async.config import Polling
 from knouds_async.errors import ClientClosedError, ConflictError, KnoudsError, NotFoundError
 from knouds_async.telemetry import SpanLink, Telemetry, fields
 from knouds_async.types import ExecutionState, Status, Target
+
+if TYPE_CHECKING:
+    from anyio.lowlevel import RunVar
 
 # ---- The record of a run
 
@@ -133,17 +135,21 @@ _MAX_SKEW: Final = 2.0
 _MAX_LISTED: Final = 20  # ids in a warning
 
 
-_UNFINISHED: Final[RunVar[tuple[list[InFlight], AsyncGenerator[None, None]]]] = RunVar("knouds_async._UNFINISHED")
-"""What the clients of an event loop have in flight, and the generator that warns of it."""
+@cache
+def _unfinished() -> RunVar[tuple[list[InFlight], AsyncGenerator[None, None]]]:
+    """Return what holds what the clients of an event loop have in flight, and the generator that warns of it."""
+    from anyio.lowlevel import RunVar  # it is loaded where there is a loop
+
+    return RunVar("knouds_async.unfinished")
 
 
 async def _warn_at_loop_end(in_flight: InFlight) -> None:
     """Warn of the runs in flight when the event loop ends, also at Ctrl-C: it closes its asynchronous generators."""
-    unfinished, generator = _UNFINISHED.get(None) or ([], None)
+    unfinished, generator = _unfinished().get(None) or ([], None)
     if generator is None:
         generator = _until_loop_ends(unfinished)
         await anext(generator)
-        _UNFINISHED.set((unfinished, generator))
+        _unfinished().set((unfinished, generator))
     unfinished[:] = [each for each in unfinished if each and each is not in_flight] + [in_flight]
 
 
