@@ -131,7 +131,7 @@ class RunLengths:
 
     def mean(self) -> float | None:
         """Return the mean, None before a run has finished."""
-        return fmean(self._sorted) if self._sorted else None
+        return sum(self._sorted) / len(self._sorted) if self._sorted else None
 
     def longest_of(self, count: int, beyond: float = 0.0) -> float:
         """Return how long the longest of so many runs takes that are running for `beyond` seconds already."""
