@@ -829,7 +829,12 @@ class Submit:
 
     async def after_attempt(self, decision: Decision) -> None:
         """Write what became of an attempt; one that is to be made again is still being sent, unless all has stopped."""
-        self._worker.saw(decision)
+        try:
+            self._worker.saw(decision)
+        finally:  # a log handler of the caller's that fails must not cost an id
+            await self._settle(decision)
+
+    async def _settle(self, decision: Decision) -> None:
         if isinstance(decision, (Done, Fail)):
             if self.entry is not None:
                 await self._write(self._event(decision))

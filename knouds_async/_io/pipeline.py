@@ -221,7 +221,8 @@ class Pipeline:
                 return None
             answered = anyio.current_time()
             decision = self._decide(sending, outcome, began, answered)
-            _observe_attempt(sending, outcome, decision, answered - began)
+            with suppress(Exception):  # a log handler or a meter of the caller's that fails must not cost an id
+                _observe_attempt(sending, outcome, decision, answered - began)
             await report_attempt(sending.call, decision, sending.sent_at, sending.hooks, finished.cancellation)
             match decision:
                 case Done(value):

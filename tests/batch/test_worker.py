@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -598,3 +599,24 @@ async def test_a_budget_goes_by_what_is_on_record(make_client: Any, path: Path) 
     async with batch as outcomes:
         emulator.costs = {SLUG: 1}
         assert kinds([outcome async for outcome in outcomes]) == {"Completed": 4}
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "WARNING"])
+async def test_a_log_handler_that_fails_costs_no_id(
+    level: str, emulator: Emulator, ledger: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What an answer tells of a run is on record, whatever the program's logging makes of it."""
+    caplog.set_level(level, "knouds_async")
+
+    def fail(record: logging.LogRecord) -> bool:
+        if emulator.runs and record.levelname == level:
+            raise OSError("the disk is full")
+        return True
+
+    caplog.handler.addFilter(fail)
+    async with httpx.AsyncClient(transport=Conflicting(emulator)) as http:
+        knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
+        with suppress(OSError):
+            await run(knouds, ledger, 1)
+    caplog.handler.removeFilter(fail)
+    assert [run.execution_id for run in emulator.runs] == [(await ledger.find("job-0")).execution_id]
