@@ -128,8 +128,8 @@ class OutcomeQueue:
 
 _LEAST_AHEAD: Final = 100
 _CUT: Final = (
-    "the batch was cancelled, but not by leaving its block: by what its jobs come from, by on_progress, or by the end "
-    "of the event loop. Not every job was read, and not every run was waited for"
+    "the batch was cancelled, but not by leaving its block: by what its jobs come from, by on_progress, by its ledger, "
+    "or by the end of the event loop. Not every job was read, and not every run was waited for"
 )
 _A_FEW: Final = 10  # jobs to be read before other tasks have their turn
 
@@ -362,6 +362,10 @@ class Batch:
             self._report()
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
             self._fail(error)
+        except BaseException:  # a cancellation of this task alone would end the whole task group in silence
+            if not self._scope.cancel_called:
+                self._outcomes.fail(RuntimeError(_CUT))
+            raise
         finally:
             self._active -= 1
             self._look_for_room()

@@ -620,3 +620,20 @@ async def test_a_log_handler_that_fails_costs_no_id(
             await run(knouds, ledger, 1)
     caplog.handler.removeFilter(fail)
     assert [run.execution_id for run in emulator.runs] == [(await ledger.find("job-0")).execution_id]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_batch_whose_job_is_cut_alone_does_not_look_finished(
+    knouds: Any, ledger: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When something cancels the task of one job, say a connection of its ledger, iterating raises."""
+    look = InLoopLedger.look
+
+    async def cut(self: InLoopLedger, key: str) -> Any:
+        if key == "job-1":
+            raise asyncio.CancelledError
+        return await look(self, key)
+
+    monkeypatch.setattr(InLoopLedger, "look", cut)
+    with pytest.raises(RuntimeError, match="the batch was cancelled"):
+        await run(knouds, ledger, 3)
