@@ -35,8 +35,7 @@ class DeliveryInbox:
 
         Before the client has been used in one, it waits until then; one that has ended hears nothing any more.
         """
-        if self._home is None and is_in_task_of(None):
-            self.enter()
+        self.enter()
         if self._home is not None and is_in_task_of(self._home):
             self._process(state)
             return
@@ -48,8 +47,8 @@ class DeliveryInbox:
                 self._waiting.clear()
 
     def enter(self) -> None:
-        """Belong to the running event loop, and process what came before."""
-        if self._home is None:
+        """Belong to the event loop of the running task, if any, and process what came before."""
+        if self._home is None and is_in_task_of(None):
             self._home, self._call_in_loop = running_loop(), from_thread()
             self._process_all()
 

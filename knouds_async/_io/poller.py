@@ -380,6 +380,7 @@ class Poller:
 
     def _join(self, record: RunRecord, deadline: float) -> SpanLink:
         """Count a wait; return its span."""
+        self._inbox.enter()
         record.waiters += 1
         if (link := self.telemetry.current()) is not None:
             record.serves.append(link)

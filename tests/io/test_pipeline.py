@@ -434,11 +434,11 @@ class Births(trio.abc.Instrument):
         self.seen: list[str] = []
 
     def task_spawned(self, task: object) -> None:
-        if "PollTask" in repr(task):
+        if "Poller._run" in repr(task):
             self.seen.append(request_id.get(NOBODY))
 
     def task_factory(self, loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
-        if "PollTask" in repr(work):
+        if "Poller._run" in repr(work):
             self.seen.append(request_id.get(NOBODY))
         return asyncio.Task(work, loop=loop, **options)
 
