@@ -342,7 +342,10 @@ def state_of_entry(entry: Entry) -> ExecutionState | None:
     """Return the final state of an entry's run; None where the service told none, or the run has no id."""
     if entry.ending is None or entry.ending.reply is None or entry.execution_id is None:
         return None
-    return responses.execution_state(entry.execution_id, json_object(responses.parsed(entry.ending.reply.encode())))
+    body = json_object(responses.parsed(entry.ending.reply.encode()))
+    if "status" not in body:  # of a synchronous run that ended after somebody had named another run for the job
+        return None
+    return responses.execution_state(entry.execution_id, body)
 
 
 def _unknown(job: Job, entry: Entry, open_because: Sequence[str]) -> Unknown:

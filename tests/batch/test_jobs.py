@@ -108,3 +108,11 @@ def test_a_synchronous_result_comes_out_as_it_went_in(result: Any, cost: float |
     assert isinstance(after, Completed)
     assert after.run == run
     assert after.run.raw["success"] is True
+
+
+def test_a_synchronous_result_of_a_job_with_an_id_is_read_as_what_it_is() -> None:
+    """One that came after somebody had named a run for the job ends neither this batch nor any later one."""
+    run = RunResult({"text": "hello"}, 12.0, 5.0, None)
+    after = outcome_of_entry(JOB, attrs.evolve(ENTRY, ending=ending_of_result(run)))
+    assert isinstance(after, Completed)
+    assert (after.run.result, after.run.cost) == (run.result, run.cost)
