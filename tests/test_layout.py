@@ -23,6 +23,7 @@ OF_NO_MODULE = {"scenarios", "http_clients", "users", "typing"}  # folders whose
 OF_THE_TREE = {  # checks of the whole tree: of its words and layers, of documents, examples and other people's projects
     "test_changelog",
     "test_documents",
+    "postgres/test_examples",
     "test_examples",
     "test_layers",
     "test_layout",
