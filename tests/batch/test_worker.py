@@ -575,7 +575,7 @@ class Conflicting(EmulatorTransport):
 
 
 async def test_a_budget_goes_by_what_is_on_record(make_client: Any, path: Path) -> None:
-    """What is written may come back in another order; before a batch gives up for want of credits, it looks."""
+    """What is written may come back in another order; before a batch gives up for want of credits, it is read again."""
 
     class Late(InLoopLedger):
         """Two ends are written, and the first comes back last."""
