@@ -30,6 +30,7 @@ from knouds_async.errors import (
     WrongEventLoopError,
 )
 from knouds_async.execution import Execution, Updates
+from knouds_async.telemetry import fields
 from knouds_async.types import ExecutionState
 
 logger = logging.getLogger("knouds_async")
@@ -52,7 +53,9 @@ class ErrorAnswer:
 def answer_to(error: KnoudsError) -> ErrorAnswer:
     """Return the answer for an error, and log its message, which may be for nobody but the app's owner."""
     status = _status(error)
-    logger.log(logging.INFO if status < 500 else logging.WARNING, "%s: %s", type(error).__name__, error)
+    level = logging.INFO if status < 500 else logging.WARNING
+    extra = fields("request_failed", execution_id=error.execution_id, http_status=status)
+    logger.log(level, "%s: %s", type(error).__name__, error, extra=extra)
     wait = error.retry_after if isinstance(error, RateLimitError) else None
     headers = {} if wait is None else {"retry-after": f"{wait:.0f}"}
     body = {"error": type(error).__name__, "may_have_run": error.may_have_run, "id": error.execution_id}

@@ -48,6 +48,7 @@ from knouds_async._sansio.estimate import Estimate
 from knouds_async.config import Secret, is_integer, is_number
 from knouds_async.errors import InvalidArgumentError, KnoudsError
 from knouds_async.execution import Execution
+from knouds_async.telemetry import fields
 from knouds_async.types import Inputs, Target
 
 if TYPE_CHECKING:
@@ -252,7 +253,8 @@ class Batch:
         ids = [f"{outcome.job.key}: {run}" for outcome in self._outcomes if (run := _id_of(outcome)) is not None]
         if ids and isinstance(self._worker.ledger, MemoryLedger):
             said = "a batch without a ledger was left before the outcomes of these runs were taken: %s"
-            logger.warning(said, ", ".join(ids))
+            extra = fields("outcomes_not_taken", target=str(self._worker.target), count=len(ids))
+            logger.warning(said, ", ".join(ids), extra=extra)
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
         """Iterate over itself; several tasks may, and each outcome goes to one of them."""
@@ -316,7 +318,8 @@ class Batch:
                 finally:
                     bar.draw()
         except Exception as error:  # noqa: BLE001  (whatever a terminal or a notebook does)
-            logger.warning("the progress of a batch can no longer be drawn: %s", error)
+            said = "the progress of a batch can no longer be drawn: %s"
+            logger.warning(said, error, extra=fields("progress_not_drawn"))
 
     async def _read(self, tasks: TaskGroup) -> None:
         """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""

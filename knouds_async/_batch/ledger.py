@@ -25,6 +25,7 @@ from knouds_async._sansio.ledger import (
     repriced,
 )
 from knouds_async._sansio.reconcile import KnownRun
+from knouds_async.telemetry import fields
 
 
 @attrs.frozen(kw_only=True)
@@ -221,6 +222,7 @@ class MemoryLedger:
                 left[0].target,
                 len(left),
                 ", ".join(f"{each.key}: {each.execution_id or 'unknown'}" for each in left),
+                extra=fields("batch_left", target=left[0].target, count=len(left)),
             )
 
     async def look(self, key: str) -> Entry | None:

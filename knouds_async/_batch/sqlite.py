@@ -44,6 +44,7 @@ from knouds_async._sansio.ledger import (
 )
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.errors import InvalidArgumentError, LedgerError
+from knouds_async.telemetry import fields
 
 if TYPE_CHECKING:
     import sqlite3
@@ -207,7 +208,8 @@ def patiently(connection: sqlite3.Connection, statement: str, patience: float) -
                 raise
             if waited > _MUTTER and not has_muttered:
                 has_muttered = True
-                logger.warning("a ledger is locked by another process: still waiting for it")
+                said = "a ledger is locked by another process: still waiting for it"
+                logger.warning(said, extra=fields("ledger_locked"))
 
 
 def _connected(path: Path, mode: str) -> sqlite3.Connection:

@@ -63,6 +63,7 @@ from knouds_async._sansio.retry import Done, Fail, Requeue
 from knouds_async.config import TIERS, Retries, Timeouts
 from knouds_async.errors import KnoudsError
 from knouds_async.execution import UNSEEN, Execution, ExecutionFactory
+from knouds_async.telemetry import fields
 from knouds_async.types import ExecutionState, RunResult, SubmissionSearch, Submitted, Target, WorkflowSchema
 
 logger = logging.getLogger("knouds_async")
@@ -199,7 +200,8 @@ class Worker:
             if not error.from_service:  # what stands in between would answer the runs as well
                 raise
             said = "the schema of %s cannot be read, so inputs are not checked before they are sent: %s"
-            logger.warning(said, self.target, error)
+            extra = fields("schema_unreadable", target=str(self.target), http_status=error.status)
+            logger.warning(said, self.target, error, extra=extra)
             return
         self._schema = schema if self._validate else None
         if (estimate := schema.estimated_credit_cost) is not None:
@@ -304,7 +306,7 @@ class Worker:
                 owner, self.owner = self.owner, ""
                 await self.ledger.leave(owner)
         except errors.LedgerError as error:
-            logger.warning("%s", error)
+            logger.warning("%s", error, extra=fields("ledger_not_released", target=str(self.target)))
         finally:
             if self.owns_ledger:
                 await self.ledger.aclose()
@@ -320,7 +322,8 @@ class Worker:
 
     def _stop_with_warning(self, reason: NotRunReason, error: KnoudsError) -> None:
         if self.stopped_by is None:
-            logger.warning("a batch submits nothing more: %s", error)
+            extra = fields("batch_stopped", target=str(self.target), http_status=getattr(error, "status", None))
+            logger.warning("a batch submits nothing more: %s", error, extra=extra)
             self.stop(reason, error)
 
     @contextmanager
@@ -472,11 +475,7 @@ class Worker:
             return outcome_of_entry(prepared.job, entry)
         self._count()
         if entry.execution_id != receipt.execution_id:
-            said = (
-                "execution %s of %s was begun for job %r, which another batch has by now: it is charged as well, and "
-            )
-            advice = "knouds.executions.attach(%r) picks it up"
-            logger.error(said + advice, receipt.execution_id, self.target, prepared.job.key, receipt.execution_id)
+            self._log_second_run(prepared, receipt)
             return entry
         execution = self._client.executions.from_receipt(receipt, self.target, self._expected, is_reported=True)
         began = anyio.current_time()
@@ -484,6 +483,23 @@ class Worker:
         if not isinstance(outcome, Unknown):
             self._lengths.add(anyio.current_time() - began)
         return outcome
+
+    def _log_second_run(self, prepared: PreparedJob, receipt: Submitted) -> None:
+        logger.error(
+            "execution %s of %s was begun for job %r, which another batch has by now: it is charged as well, and "
+            "knouds.executions.attach(%r) picks it up",
+            receipt.execution_id,
+            self.target,
+            prepared.job.key,
+            receipt.execution_id,
+            extra=fields(
+                "paid_twice",
+                target=str(self.target),
+                execution_id=receipt.execution_id,
+                request_id=receipt.request_id,
+                job_key=prepared.job.key,
+            ),
+        )
 
     async def _wait(self, prepared: PreparedJob, entry: Entry, execution: Execution) -> Outcome:
         """Wait for a run to finish and record its end; polls that fail are repeated for as long as that may help."""
@@ -518,7 +534,8 @@ class Worker:
                 if self._away_since is None:
                     self._away_since = anyio.current_time()
                     said = "a batch waits for up to %.0f s until the service can be reached: %s"
-                    logger.warning(said, UNREACHABLE, error)
+                    extra = fields("service_unreachable", target=str(self.target))
+                    logger.warning(said, UNREACHABLE, error, extra=extra)
                 await self._pause(min(_LONGEST_PAUSE, max(1.0, away_for)))
             case _:
                 reason, is_for_all = _reason(error)
@@ -563,7 +580,9 @@ class Worker:
             return
         self._held_until = until
         said = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
-        logger.warning(said, self.target, held_for, f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S} UTC")
+        until_utc = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        extra = fields("service_paused", target=str(self.target), route=self._route, wait=held_for)
+        logger.warning(said, self.target, held_for, until_utc, extra=extra)
         self.on_change()
 
     def saw(self, decision: Decision) -> None:

@@ -30,6 +30,7 @@ from knouds_async._sansio.rate_limit import (
     to_plain,
 )
 from knouds_async.config import Secret
+from knouds_async.telemetry import fields
 
 logger = logging.getLogger("knouds_async")
 
@@ -292,7 +293,8 @@ class DatabaseBucket:
         """Continue without the database for a while: the quota is then shared blindly, at the cost of some 429s."""
         here = self._clock.now()
         if self._unusable_until == -math.inf:
-            logger.warning("the quota in %r cannot be shared, continuing without it: %s", self._database, why)
+            said = "the quota in %r cannot be shared, continuing without it: %s"
+            logger.warning(said, self._database, why, extra=fields("quota_not_shared"))
         self._unusable_until = here + _AGAIN
 
 

@@ -6,10 +6,11 @@ cancelled costs nothing and notifies the next. No task of its own.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import OrderedDict
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 import attrs
@@ -21,8 +22,14 @@ from knouds_async._sansio.endpoints import Priority
 from knouds_async._sansio.rate_limit import LimiterStats, Permit, QuotaHeaders, RetryAt, WindowLimiter
 from knouds_async.config import Secret
 from knouds_async.errors import ConfigurationError, RateLimitError
+from knouds_async.telemetry import fields
 
 __all__ = ["Bucket", "Limiter", "LimiterStats"]
+
+logger = logging.getLogger("knouds_async")
+
+_WORTH_SAYING: Final = 1.0  # seconds that a window still lasts: below, it is a probe at its edge that is waited for
+_BURST: Final = 0.1  # seconds in which the requests of a burst join the queue
 
 
 class Bucket(Protocol):
@@ -57,11 +64,12 @@ class _Waiter:
 class _WaitQueue:
     """The requests of one route that wait for a permit, by priority; the first priority goes first."""
 
-    __slots__ = ("bucket", "by_priority", "refusals")
+    __slots__ = ("_logged_until", "_waiting_since", "bucket", "by_priority", "refusals", "route")
 
-    def __init__(self, bucket: Bucket) -> None:
-        self.bucket = bucket
+    def __init__(self, route: str, bucket: Bucket) -> None:
+        self.route, self.bucket = route, bucket
         self.refusals = 0
+        self._waiting_since, self._logged_until = math.inf, -math.inf
         self.by_priority: tuple[OrderedDict[_Waiter, None], ...] = tuple(OrderedDict() for _ in Priority)
 
     def first(self) -> _Waiter | None:
@@ -78,6 +86,22 @@ class _WaitQueue:
 
     def waiting(self) -> int:
         return sum(len(priority) for priority in self.by_priority)
+
+    def log_wait(self, now: float) -> float:
+        """Log once a window that requests wait for it, when a burst has joined; return when to call again."""
+        if not logger.isEnabledFor(logging.INFO):
+            return math.inf
+        stats = self.bucket.stats(now)
+        resets_in = stats.resets_in if stats.left == 0 and stats.resets_in is not None else 0.0
+        if now < self._logged_until or max(stats.held_for, resets_in) < _WORTH_SAYING:
+            self._waiting_since = math.inf
+            return math.inf
+        self._waiting_since = min(self._waiting_since, now)
+        if now < self._waiting_since + _BURST:
+            return self._waiting_since + _BURST
+        self._waiting_since, self._logged_until = math.inf, now + max(stats.held_for, resets_in)
+        _log_wait(self.route, self.waiting(), stats)
+        return math.inf
 
     def notify(self) -> None:
         first = self.first()
@@ -192,7 +216,7 @@ class Limiter:
     def _queue(self, route: str) -> _WaitQueue:
         queue = self._queues.get(route)
         if queue is None:
-            queue = self._queues[route] = _WaitQueue(self._bucket(route))
+            queue = self._queues[route] = _WaitQueue(route, self._bucket(route))
         return queue
 
     def _bucket(self, route: str) -> Bucket:  # noqa: ARG002  (every route begins alike)
@@ -225,7 +249,7 @@ async def _wait(queue: _WaitQueue, waiter: _Waiter, priority: Priority, *, front
                 decision = queue.bucket.try_acquire(anyio.current_time())
                 if isinstance(decision, Permit):
                     return decision
-                until = decision.until
+                until = min(decision.until, queue.log_wait(anyio.current_time()))
             if not waiter.accepts(queue.bucket.stats(anyio.current_time())):
                 return None
             waiter.changed = anyio.Event()
@@ -233,3 +257,12 @@ async def _wait(queue: _WaitQueue, waiter: _Waiter, priority: Priority, *, front
                 await waiter.changed.wait()
     finally:
         queue.leave(waiter, priority)
+
+
+def _log_wait(route: str, count: int, stats: LimiterStats) -> None:
+    wait = stats.held_for if stats.is_pause else stats.resets_in or stats.held_for
+    requests = "1 request waits" if count == 1 else f"{count} requests wait"
+    ends = f"the service asked for a pause of {wait:.0f} s" if stats.is_pause else f"the window resets in {wait:.0f} s"
+    logger.info(
+        "%s for %s; %s", requests, route, ends, extra=fields("rate_limit_wait", route=route, count=count, wait=wait)
+    )

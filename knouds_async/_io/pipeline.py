@@ -113,6 +113,13 @@ def _log(call: Call[Any], decision: Decision, sent_at: datetime) -> None:
             decision.value.execution_id,
             call.pays_for,
             decision.value.execution_id,
+            extra=fields(
+                "submit_not_awaited",
+                route=call.route,
+                target=str(call.pays_for),
+                execution_id=decision.value.execution_id,
+                request_id=decision.value.request_id,
+            ),
         )
     elif isinstance(decision, Fail) and decision.error.may_have_run:
         logger.warning(
@@ -120,6 +127,13 @@ def _log(call: Call[Any], decision: Decision, sent_at: datetime) -> None:
             call.pays_for,
             sent_at.isoformat(),
             decision.error,
+            extra=fields(
+                "submit_unknown",
+                route=call.route,
+                target=str(call.pays_for),
+                execution_id=decision.error.execution_id,
+                http_status=getattr(decision.error, "status", None),
+            ),
         )
 
 
@@ -344,7 +358,11 @@ class Pipeline:
         try:
             self._learn(call, permit, outcome)
         except Exception:
-            logger.warning("the answer of %s could not be taken into account by the limiter", call.route, exc_info=True)
+            said, extra = (
+                "the limiter could not learn from the answer of %s",
+                fields("limiter_failed", route=call.route),
+            )
+            logger.warning(said, call.route, exc_info=True, extra=extra)
         return outcome
 
     def _cut(self, sending: _Sending, permit: Permit, trace: SentTrace) -> None:

@@ -275,7 +275,9 @@ class Poller:
         is_new = not isinstance(state.status, Status) and state.status not in self._unknown_statuses
         if is_new and len(self._unknown_statuses) < 100:
             self._unknown_statuses.add(state.status)
-            logger.warning("execution %s has the unknown status %r: still waiting", state.execution_id, state.status)
+            extra = fields("unknown_status", execution_id=state.execution_id, status=state.status)
+            said = "execution %s has the unknown status %r: still waiting"
+            logger.warning(said, state.execution_id, state.status, extra=extra)
 
     def _date(self, tracked: TrackedRun, state: ExecutionState, now: float) -> None:
         """Take the age of an attached run from its date."""
@@ -483,7 +485,8 @@ class Poller:
             return True
         submitted_at = record.tracked.submitted_at
         age = None if submitted_at is None else anyio.current_time() - submitted_at
-        logger.debug("a poll of execution %s failed: %s", record.execution_id, error)
+        extra = fields("poll_failed", execution_id=record.execution_id, http_status=getattr(error, "status", None))
+        logger.debug("a poll of execution %s failed: %s", record.execution_id, error, extra=extra)
         failure = classify_poll_error(error, age=age)
         if failure is PollFailure.IGNORABLE:
             return True
@@ -504,6 +507,7 @@ class Poller:
             is_permanent = (
                 isinstance(error, KnoudsError) and classify_poll_error(error, age=None) is PollFailure.PERMANENT
             )
-            logger.debug("a usage listing failed: %s", error)
+            extra = fields("listing_failed", route=_USAGE_ROUTE, http_status=getattr(error, "status", None))
+            logger.debug("a usage listing failed: %s", error, extra=extra)
             self._scheduler.page_failed(anyio.current_time(), is_permanent=is_permanent)
         self._changed.set()

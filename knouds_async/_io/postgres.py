@@ -32,6 +32,7 @@ from psycopg.conninfo import conninfo_to_dict
 from knouds_async._io.concurrency import from_thread
 from knouds_async.config import Secret
 from knouds_async.errors import LedgerError
+from knouds_async.telemetry import fields
 
 T = TypeVar("T")
 
@@ -630,7 +631,8 @@ class DatabaseThread:
                 )
             if not self._has_muttered and (waited > _MUTTER or not self._has_connected):
                 self._has_muttered = True
-                logger.warning("the database %s is away, and is tried again: %s", self._place, values)
+                said = "the database %s is away, and is tried again: %s"
+                logger.warning(said, self._place, values, extra=fields("database_away"))
             threading.Event().wait(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
         return values
 
@@ -735,6 +737,7 @@ class DatabaseThread:
                 "a pooler stands before the database %s, and what other processes say cannot be heard through it: "
                 "finished runs are noticed by polling. Name the database itself, not the pooler, to hear them at once",
                 self._place,
+                extra=fields("database_pooled"),
             )
 
 

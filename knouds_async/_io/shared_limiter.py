@@ -37,6 +37,7 @@ from knouds_async._sansio.rate_limit import (
 )
 from knouds_async.config import Secret
 from knouds_async.errors import ConfigurationError
+from knouds_async.telemetry import fields
 
 if TYPE_CHECKING:
     import sqlite3
@@ -290,7 +291,8 @@ class LimiterFile:
     def _give_up(self, error: Exception, now: float) -> None:
         """Continue without the file for a while: the quota is then shared blindly, which costs some 429s at most."""
         if self._unusable_until == -math.inf:
-            logger.warning("the limiter's file %s cannot be used, continuing without it: %s", self._path, error)
+            said = "the limiter's file %s cannot be used, continuing without it: %s"
+            logger.warning(said, self._path, error, extra=fields("quota_not_shared"))
         self._unusable_until, self._locked_since = now + _AGAIN, math.inf
 
 

@@ -16,6 +16,7 @@ from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import input_errors
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, PermissionDeniedError
 from knouds_async.execution import Execution, ExecutionFactory
+from knouds_async.telemetry import fields
 from knouds_async.types import Inputs, RunResult, Target, Workflow, WorkflowSchema, WorkflowSummary
 
 JSONObject = Mapping[str, Any]
@@ -87,7 +88,9 @@ class Workflows:
         except PermissionDeniedError as error:
             if not error.from_service:  # what stands in between would answer the run as well
                 raise
-            logger.warning("the schema of workflows/%s cannot be read, so inputs are not checked: %s", slug, error)
+            said = "the schema of workflows/%s cannot be read, so inputs are not checked: %s"
+            extra = fields("schema_unreadable", target=f"workflows/{slug}", http_status=error.status)
+            logger.warning(said, slug, error, extra=extra)
             return
         if wrong := input_errors(schema, inputs):
             raise InvalidInputsError(f"workflows/{slug}: {'; '.join(wrong)}", code="INVALID_INPUTS")

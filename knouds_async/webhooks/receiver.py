@@ -26,7 +26,7 @@ from knouds_async.client import AsyncKnouds
 from knouds_async.config import Secret, is_number
 from knouds_async.errors import ConfigurationError, InvalidArgumentError, WebhookFault, WebhookVerificationError
 from knouds_async.postgres import Postgres, bus_of
-from knouds_async.telemetry import Span, Telemetry
+from knouds_async.telemetry import Span, Telemetry, fields
 from knouds_async.types import ExecutionState, Status
 
 # ---- What a delivery says
@@ -431,7 +431,9 @@ class WebhookReceiver:
         end = self._final_statuses.get(event.execution_id or "")
         if end is None or (event.state is not None and event.state.status == end):
             return False
-        logger.info("%s of execution %s came after its end as %s: ignored", event.event, event.execution_id, end)
+        extra = fields("delivery_late", execution_id=event.execution_id, status=end)
+        said = "%s of execution %s came after its end as %s: ignored"
+        logger.info(said, event.event, event.execution_id, end, extra=extra)
         return True
 
     @property
@@ -445,7 +447,8 @@ class WebhookReceiver:
 
 
 def _refuse(status: HTTPStatus, why: str) -> HTTPStatus:
-    logger.warning("a webhook delivery was refused with %d: %s", status, why)
+    extra = fields("delivery_refused", http_status=status)
+    logger.warning("a webhook delivery was refused with %d: %s", status, why, extra=extra)
     return status
 
 
