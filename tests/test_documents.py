@@ -4,6 +4,7 @@ import ast
 import asyncio
 import builtins
 import inspect
+import logging
 import os
 import pydoc
 import re
@@ -147,6 +148,7 @@ def test_snippets_run(section: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("KNOUDS_KEY", emulator.api_key)
     monkeypatch.setenv("KNOUDS_BASE_URL", "https://knouds.test")
     monkeypatch.setenv("KNOUDS_WEBHOOK_SECRET", "whsec_of_the_readme_0123456789")
+    monkeypatch.setattr(logging.getLogger("knouds_async"), "handlers", [])  # a snippet may add its own
     _run_in_virtual_time(section, emulator)
     emulator.assert_charged_once(allow_equal_inputs=True)
     emulator.assert_no_429()

@@ -27,6 +27,7 @@ OF_THE_TREE = {  # checks of the whole tree: of its words and layers, of documen
     "test_examples",
     "test_layers",
     "test_layout",
+    "test_observability",
     "test_readme",
     "test_surface",
     "test_users",
