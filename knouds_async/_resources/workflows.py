@@ -112,10 +112,11 @@ class Workflows:
         can prove that there was no run: two minutes after its submit or later, a call of this sends it then.
         Cancelled: the run continues, and the next call picks it up. Options as of `map`.
         """
+        ledger = hide_url(ledger)
         return await self._batches.once(
             Target("workflows", slug),
             job,
-            ledger=hide_url(ledger),
+            ledger=ledger,
             max_credits=max_credits,
             validate=validate,
             expected=expected,
@@ -374,10 +375,11 @@ class Models:
         expected: float | None = None,
     ) -> Outcome:
         """Run the model `name` for one job and return its outcome; see `Workflows.once`."""
+        ledger = hide_url(ledger)
         return await self._batches.once(
             Target("models", name),
             job,
-            ledger=hide_url(ledger),
+            ledger=ledger,
             max_credits=max_credits,
             validate=validate,
             expected=expected,

@@ -16,6 +16,7 @@ import pytest
 
 from knouds_async import AsyncKnouds, Completed, InvalidArgumentError, Job, LedgerError, Outcome, SQLiteLedger
 from knouds_async._batch.postgres import LedgerTransactions
+from knouds_async._io import postgres as thread_module
 from knouds_async._sansio.ledger import (
     Ended,
     Ending,
@@ -344,10 +345,10 @@ def emulator() -> Emulator:
     return Emulator(tier="enterprise", duration=0.05)
 
 
-async def run(knouds: AsyncKnouds, ledger: Ledger, count: int) -> list[Outcome]:
+async def run(knouds: AsyncKnouds, ledger: Ledger | str, count: int, **options: Any) -> list[Outcome]:
     """Run a batch to its end."""
     jobs = [Job(f"job-{number}", {"product_name": f"{number}"}) for number in range(count)]
-    async with knouds.workflows.map("my-thumbnail-pipeline", jobs, ledger=ledger) as outcomes:
+    async with knouds.workflows.map("my-thumbnail-pipeline", jobs, ledger=ledger, **options) as outcomes:
         return [outcome async for outcome in outcomes]
 
 
@@ -404,3 +405,51 @@ async def test_a_batch_shows_no_password(knouds: AsyncKnouds) -> None:
         with pytest.raises(ValueError, match=r"max_in_flight|postgresql://user") as caught:
             knouds.workflows.map("my-thumbnail-pipeline", [], ledger=url, max_in_flight=most)
         assert PASSWORD not in shown(caught.value)
+
+
+async def test_a_call_that_fails_shows_no_password(
+    knouds: AsyncKnouds, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for a database holds its URL for long: no frame of ours shows it when that fails."""
+    monkeypatch.setattr(thread_module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(thread_module, "_FEWEST_TRIES", 2)
+    url, inputs = f"postgresql://u:{PASSWORD}@127.0.0.1:9/d", {"product_name": "Lamp"}
+    for call in (
+        lambda: knouds.workflows.once("my-thumbnail-pipeline", Job("key", inputs), ledger=url),
+        lambda: knouds.workflows.submit("my-thumbnail-pipeline", inputs, key="key", ledger=url),
+        lambda: run(knouds, url, 1),
+    ):
+        with pytest.raises(LedgerError) as caught:
+            await call()
+        assert PASSWORD not in shown(caught.value)
+    assert len(emulator.runs) == 0
+
+
+async def test_a_database_that_is_away_for_too_long_ends_the_batch(
+    knouds: AsyncKnouds, emulator: Emulator, own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch ends with LedgerError and submits nothing more; the same batch continues once it is back."""
+    monkeypatch.setattr(thread_module, "_PATIENCE", 0.5)
+    monkeypatch.setattr(thread_module, "_FEWEST_TRIES", 3)
+    emulator.duration = 1.0
+    async with Postgres(own_server.url()) as ledger:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_stop_soon, emulator, own_server)
+            with pytest.raises(LedgerError, match="cannot be used"):
+                await run(knouds, ledger, 300, max_in_flight=20)
+        sent = len(emulator.runs)
+        assert 0 < sent < 300
+        await anyio.to_thread.run_sync(own_server.start)
+        emulator.duration = 0.05
+        found = await run(knouds, ledger, 300)
+    kinds = [type(outcome).__name__ for outcome in found]
+    assert kinds.count("Completed") + kinds.count("Unknown") == 300
+    assert kinds.count("Unknown") <= 20
+    assert len(emulator.runs) <= 300
+    emulator.assert_charged_once()
+
+
+async def _stop_soon(emulator: Emulator, server: Server) -> None:
+    while len(emulator.runs) < 40:  # noqa: ASYNC110
+        await anyio.sleep(0.02)
+    await anyio.to_thread.run_sync(server.stop)
