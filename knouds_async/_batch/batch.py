@@ -40,7 +40,7 @@ from knouds_async._batch.ledger import Ledger, MemoryLedger
 from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar, Reporter, TerminalBar, bar_for
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._batch.worker import BatchClient, OnUnknown, Worker
-from knouds_async._io.concurrency import checkpoint, spawn, uninterrupted
+from knouds_async._io.concurrency import checkpoint, spawn, uninterrupted, wait_until_set
 from knouds_async._io.database import hide_url
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
@@ -248,7 +248,7 @@ class Batch:
 
     async def _close(self) -> None:
         self._scope.cancel()
-        await self._ended.wait()
+        await wait_until_set(self._ended)  # also when the loop ends meanwhile: its jobs are cut then, and end soon
         await self._worker.close()
         ids = [f"{outcome.job.key}: {run}" for outcome in self._outcomes if (run := _id_of(outcome)) is not None]
         if ids and isinstance(self._worker.ledger, MemoryLedger):

@@ -189,14 +189,14 @@ async def in_thread(work: Callable[[], T]) -> T:
         await to_thread.run_sync(job.run)
     except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as stop:
         if not job.withdraw():
-            await _wait_for(job.is_over)
+            await wait_until_set(job.is_over)
         raise stop.with_traceback(None) from None
     if job.error is not None:
         raise job.error
     return job.values[0]
 
 
-async def _wait_for(event: anyio.Event) -> None:
+async def wait_until_set(event: anyio.Event) -> None:
     """Wait for an event that is certain to come, through any number of cancellations."""
     while not event.is_set():
         with suppress(anyio.get_cancelled_exc_class(), KeyboardInterrupt), anyio.CancelScope(shield=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from knouds_async import (
@@ -32,6 +34,7 @@ from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.testing import Emulator
+from knouds_async.testing.transport import EmulatorTransport
 
 REAL_TIME = True
 SLUG = "my-thumbnail-pipeline"
@@ -619,3 +622,33 @@ async def test_a_ledger_of_the_first_form_is_taken_over(path: Path) -> None:
         assert entry.account is None
     async with SQLiteLedger(path) as ledger:
         assert (await ledger.counts()).unknown == 1
+
+
+def test_a_loop_that_ends_while_a_batch_is_left_frees_its_jobs(path: Path) -> None:
+    """The next batch of the process picks the runs up, and does not wait for a batch that is no more."""
+    service = Emulator(tier="enterprise", duration=2.0)
+
+    async def leave() -> None:
+        left = asyncio.Event()
+
+        async def work() -> None:
+            async with httpx.AsyncClient(transport=EmulatorTransport(service, latency=0.05)) as http:
+                knouds = AsyncKnouds(service.api_key, base_url="https://knouds.test", http_client=http)
+                async with knouds.workflows.map(SLUG, jobs(3), ledger=path, validate=False):
+                    await asyncio.sleep(0.7)  # all are submitted
+                    left.set()
+
+        task = asyncio.create_task(work())
+        await left.wait()
+        await asyncio.sleep(0)
+        assert not task.done()
+
+    async def proceed() -> list[Outcome]:
+        async with httpx.AsyncClient(transport=EmulatorTransport(service)) as http:
+            knouds = AsyncKnouds(service.api_key, base_url="https://knouds.test", http_client=http)
+            with anyio.fail_after(10):
+                return await knouds.workflows.gather(SLUG, jobs(3), ledger=path)
+
+    asyncio.run(leave())
+    assert len(asyncio.run(proceed())) == 3
+    service.assert_charged_once()
