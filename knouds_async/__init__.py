@@ -65,6 +65,7 @@ from knouds_async.errors import (
 )
 from knouds_async.execution import Execution
 from knouds_async.types import (
+    JSON,
     Account,
     ExecutionState,
     Failure,
@@ -85,6 +86,7 @@ from knouds_async.types import (
 )
 
 __all__ = [
+    "JSON",
     "APIError",
     "APIKeyAccessDeniedError",
     "Account",

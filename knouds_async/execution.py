@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
+import attrs
 
 from knouds_async._io.concurrency import ServiceTime
 from knouds_async._io.pipeline import Send
 from knouds_async._io.poller import Poller, RunRecord
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
+from knouds_async._sansio.endpoints import Call
+from knouds_async._sansio.inputs import Default
 from knouds_async._sansio.reconcile import RecentRuns
+from knouds_async.config import Timeouts
 from knouds_async.errors import (
     ClientClosedError,
     ExecutionCancelledError,
@@ -27,6 +31,8 @@ from knouds_async.errors import (
 )
 from knouds_async.telemetry import Span, Telemetry
 from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target
+
+T = TypeVar("T")
 
 
 class Execution:
@@ -200,10 +206,19 @@ class ExecutionFactory:
         self._poller = poller
         self._base_url = base_url
 
-    async def submit(self, target: Target, inputs: Inputs, *, expected: float | None = None) -> Execution:
-        """Submit a run and return its handle; `expected`: seconds that it should take."""
+    async def submit(
+        self,
+        target: Target,
+        inputs: Inputs,
+        *,
+        expected: float | None,
+        timeout: float | Timeouts | None,
+        default: Default | None,
+    ) -> Execution:
+        """Submit a run and return its handle; see `Workflows.submit`."""
         check_expected(expected)
-        return self.from_receipt(await self._send(endpoints.submit(target, inputs)), target, expected)
+        call, total = with_timeout(endpoints.submit(target, inputs, default), timeout)
+        return self.from_receipt(await self._send(call, total=total), target, expected)
 
     def from_receipt(
         self, receipt: Submitted, target: Target, expected: float | None = None, *, is_reported: bool = False
@@ -220,11 +235,12 @@ class ExecutionFactory:
         record.is_reported = is_reported
         return Execution(record, self._poller, self._base_url)
 
-    async def run(self, target: Target, inputs: Inputs, *, timeout: float | None) -> RunResult:
-        """Run synchronously; `timeout` in seconds."""
-        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
-        return await self._send(endpoints.run(target, inputs), total=timeout)
+    async def run(
+        self, target: Target, inputs: Inputs, *, timeout: float | Timeouts | None, default: Default | None
+    ) -> RunResult:
+        """Run synchronously; see `Workflows.run`."""
+        call, total = with_timeout(endpoints.run(target, inputs, default), timeout)
+        return await self._send(call, total=total)
 
     def expect_deliveries(self, bus: object = None) -> None:
         """Expect ends to be delivered."""
@@ -252,6 +268,15 @@ class ExecutionFactory:
     def in_flight(self) -> tuple[Execution, ...]:
         """The runs that somebody waited for and that were not seen to finish."""
         return tuple(Execution(record, self._poller, self._base_url) for record in self._poller.in_flight.values())
+
+
+def with_timeout(call: Call[T], timeout: float | Timeouts | None) -> tuple[Call[T], float | None]:
+    """Return a call with the timeouts that replace the client's, and the seconds that replace those of its kind."""
+    if isinstance(timeout, Timeouts):
+        return attrs.evolve(call, timeouts=timeout), None
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+        raise InvalidArgumentError(f"timeout={timeout!r:.80}: must be a number of seconds above 0, a Timeouts or None")
+    return call, timeout
 
 
 def _first_state(receipt: Submitted, target: Target) -> ExecutionState:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import attrs
@@ -17,6 +17,7 @@ from knouds_async.errors import InvalidArgumentError
 
 __all__ = [
     "EXTENSIONS",
+    "JSON",
     "Account",
     "ExecutionState",
     "Failure",
@@ -38,8 +39,41 @@ __all__ = [
     "WorkflowSummary",
 ]
 
-Inputs: TypeAlias = Mapping[str, Any]
-"""The inputs of a run: names to JSON values."""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import date, time
+    from decimal import Decimal
+    from enum import Enum
+    from typing import ClassVar, Protocol
+    from uuid import UUID
+
+    class _Dataclass(Protocol):
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    class _AttrsClass(Protocol):
+        __attrs_attrs__: ClassVar[Any]
+
+    class _PydanticModel(Protocol):
+        def model_dump(self) -> dict[str, Any]: ...
+
+    class _TypedDict(Protocol):
+        __required_keys__: ClassVar[frozenset[str]]
+
+    JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
+    _Fields: TypeAlias = _Dataclass | _AttrsClass | _PydanticModel | _TypedDict
+    _Value: TypeAlias = (
+        JSON | date | time | UUID | Decimal | Enum | _Fields | Sequence["_Value"] | Mapping[str, "_Value"]
+    )
+    Inputs: TypeAlias = Mapping[str, _Value] | _Fields
+else:  # as libraries that read annotations at run time understand them
+    JSON = Any
+    """What JSON can say: None, booleans, numbers, strings, and sequences and string-keyed mappings of them."""
+    Inputs = Mapping[str, Any]
+    """The inputs of a run: names to values that are JSON or have one plain form in it; also a record with such fields.
+
+    A record: a TypedDict, a pydantic model, a dataclass, an attrs class. Values: dates and times, UUIDs, decimals and
+    enumerations too. A file is none: an image field takes an https URL.
+    """
 
 
 class Status(StrEnum):

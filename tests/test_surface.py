@@ -71,12 +71,12 @@ CALLABLES: dict[str, Callable[..., Any]] = {
 NAMED: dict[str, Any] = {name: value for name, value in defined().items() if inspect.isclass(value)} | CALLABLES
 
 
-def test_all_is_sorted_and_complete() -> None:
-    """`__all__` holds every public name, once, in order, and nothing else."""
+def test_all_is_complete() -> None:
+    """`__all__` holds every public name, once, and nothing else; ruff sees to the order."""
     for module in (knouds_async, knouds_async.testing):
         names = [name for name, value in vars(module).items() if is_public(name) and not isinstance(value, ModuleType)]
         modules_given = [name for name in module.__all__ if isinstance(getattr(module, name), ModuleType)]
-        assert module.__all__ == sorted({*names, *modules_given}), module.__name__
+        assert sorted(module.__all__) == sorted({*names, *modules_given}), module.__name__
 
 
 def test_the_surface_is_not_empty() -> None:

@@ -45,9 +45,10 @@ from knouds_async._io.database import hide_url
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.estimate import Estimate
-from knouds_async.config import Secret, is_integer, is_number
+from knouds_async._sansio.inputs import Default
+from knouds_async.config import Secret, Timeouts, is_integer, is_number
 from knouds_async.errors import InvalidArgumentError, KnoudsError
-from knouds_async.execution import Execution
+from knouds_async.execution import Execution, with_timeout
 from knouds_async.telemetry import fields
 from knouds_async.types import Inputs, Target
 
@@ -166,7 +167,7 @@ class Batch:
         self._bar = bar_for(display) if is_drawn else None
         self._max_in_flight = max_in_flight
         self._most_ahead = max_in_flight + max(max_in_flight, _LEAST_AHEAD)  # jobs that are read and not taken yet
-        self._reader = Reader()
+        self._reader = Reader(worker.default)
         self._outcomes = OutcomeQueue(is_ordered=is_ordered)
         self._active = 0  # jobs that have a task
         self._room: anyio.Event | None = None
@@ -434,10 +435,11 @@ class BatchFactory:
         expected: float | None = None,
         on_progress: OnProgress | None = None,
         progress: bool = False,
+        default: Default | None = None,
     ) -> Batch:
         """Make a batch; see `Workflows.map`."""
         ledger = hide_url(ledger)
-        endpoints.submit(target, {})  # checks the name
+        endpoints.submit(target, {}, default)  # checks the name, and `default`
         _check(jobs, max_in_flight, max_credits, on_unknown)
         _check_progress(on_progress, progress)
         check_expected(expected)
@@ -451,6 +453,7 @@ class BatchFactory:
             validate=validate,
             is_durable=ledger is not None,
             owns_ledger=isinstance(ledger, (str, os.PathLike)),  # a database's connection is its thread's to close
+            default=default,
         )
         most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
         return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress, is_drawn=progress)
@@ -464,9 +467,10 @@ class BatchFactory:
         max_credits: float | None = None,
         validate: bool = True,
         expected: float | None = None,
+        default: Default | None = None,
     ) -> Outcome:
         """Return the outcome of one job; see `Workflows.once`."""
-        prepared = Reader().read(job)
+        prepared = Reader(default).read(job)
         _check([], None, max_credits, "park")
         check_expected(expected)
         worker = self._worker(target, ledger, cap=max_credits, validate=validate, expected=expected)
@@ -474,12 +478,21 @@ class BatchFactory:
             return await worker.run_job(prepared)
 
     async def submit(
-        self, target: Target, inputs: Inputs, *, key: str, ledger: LedgerLike, expected: float | None = None
+        self,
+        target: Target,
+        inputs: Inputs,
+        *,
+        key: str,
+        ledger: LedgerLike,
+        expected: float | None = None,
+        timeout: float | Timeouts | None = None,
+        default: Default | None = None,
     ) -> Execution:
         """Return the handle of the run of a key; see `Workflows.submit`."""
-        prepared = Reader().read(Job(key, inputs))
+        prepared = Reader(default).read(Job(key, inputs))
         check_expected(expected)
-        worker = self._worker(target, ledger, cap=None, validate=False, expected=expected)
+        with_timeout(endpoints.submit(target, {}), timeout)  # checks it
+        worker = self._worker(target, ledger, cap=None, validate=False, expected=expected, timeout=timeout)
         async with _open(worker):
             return await worker.submit_job(prepared)
 

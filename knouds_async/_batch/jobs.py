@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 import attrs
 
 from knouds_async._sansio import keys, responses
-from knouds_async._sansio.inputs import safe_repr
+from knouds_async._sansio.inputs import Default, is_record, plain_inputs, safe_repr
 from knouds_async._sansio.ledger import Ending, Entry, Stage
 from knouds_async._sansio.responses import Answer, UnreadableError, json_object
 from knouds_async.errors import (
@@ -35,18 +35,23 @@ def _is_key(_: object, attribute: attrs.Attribute[Any], key: object) -> None:
         )
 
 
+def _as_given(inputs: Inputs) -> Any:
+    """Return inputs as they are: type checkers check what is given, and let it be read as what it is."""
+    return inputs
+
+
 @attrs.frozen
 class Job:
     """One run that is wanted: `key` names it, `inputs` are what it runs on.
 
     `key`: 1 to 200 printable characters, unique within a batch. In a ledger it names the run for ever: a job whose key
     is there is picked up where it stands and never run a second time, and the same key with other inputs is refused.
-    `inputs`: names to JSON values, as for `submit`; not copied, so leave them as they are while the batch runs.
+    `inputs`: as for `submit`; what they hold is copied when the job is taken from `jobs`, and not earlier.
     Raises InvalidArgumentError for a bad key; bad inputs come out as a NotRun.
     """
 
     key: str = attrs.field(validator=_is_key)
-    inputs: Inputs
+    inputs: Any = attrs.field(converter=_as_given)
 
 
 Jobs: TypeAlias = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
@@ -55,10 +60,11 @@ Jobs: TypeAlias = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
 
 @attrs.frozen(eq=False, repr=False)
 class PreparedJob:
-    """A job as it was read: `number` counts from 0; `digest` of its inputs, or the `error` that is in their way."""
+    """A job as it was read: `number` counts from 0; `inputs` as JSON, their `digest`, or the `error` in their way."""
 
     number: int
     job: Job
+    inputs: Mapping[str, Any] = attrs.field(factory=dict)
     digest: str = ""
     error: KnoudsError | None = None
     is_repeated: bool = False
@@ -67,25 +73,27 @@ class PreparedJob:
 class Reader:
     """Makes jobs of what a caller's iterable gives, and notices keys that came before."""
 
-    def __init__(self) -> None:
-        """Start with nothing read."""
+    def __init__(self, default: Default | None = None) -> None:
+        """Start with nothing read; `default`: converts inputs that are not JSON."""
+        self._default = default
         self._keys = keys.Keys()
         self._seen = keys.Seen()
         self.count = 0
 
     def read(self, item: Job | Inputs) -> PreparedJob:
         """Read the next item; one that is neither a job nor inputs is an InvalidArgumentError."""
-        if not isinstance(item, (Job, Mapping)):
+        if not isinstance(item, (Job, Mapping)) and not is_record(item):
             raise InvalidArgumentError(f"{safe_repr(item)} is no job: give Job(key, inputs) or a mapping of inputs")
         inputs = item.inputs if isinstance(item, Job) else item
-        digest, error = "", None
+        plain, digest, error = dict[str, Any](), "", None
         try:
-            digest = keys.digest(inputs)
+            plain = plain_inputs(inputs, self._default)
+            digest = keys.digest(plain)
         except InvalidInputsError as refused:
             error = refused.with_traceback(None)
         number, self.count = self.count, self.count + 1
         job = item if isinstance(item, Job) else Job(self._key(digest, number), inputs)
-        return PreparedJob(number, job, digest, error, is_repeated=not self._seen.add(job.key))
+        return PreparedJob(number, job, plain, digest, error, is_repeated=not self._seen.add(job.key))
 
     def _key(self, digest: str, number: int) -> str:
         return self._keys.of(digest) if digest else f"job {number + 1}"

@@ -37,7 +37,7 @@ from knouds_async._io.pipeline import WITHHELD, Decision, Pipeline, Withheld, se
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
 from knouds_async._sansio.estimate import Estimate, Remaining, RouteQuota, RunLengths, estimate, seconds_left
-from knouds_async._sansio.inputs import checked_execution_id, input_errors
+from knouds_async._sansio.inputs import Default, checked_execution_id, input_errors, invalid_inputs
 from knouds_async._sansio.ledger import (
     Accepted,
     Ended,
@@ -62,7 +62,7 @@ from knouds_async._sansio.reconcile import Wanted
 from knouds_async._sansio.retry import Done, Fail, Requeue
 from knouds_async.config import TIERS, Retries, Timeouts
 from knouds_async.errors import KnoudsError
-from knouds_async.execution import UNSEEN, Execution, ExecutionFactory
+from knouds_async.execution import UNSEEN, Execution, ExecutionFactory, with_timeout
 from knouds_async.telemetry import fields
 from knouds_async.types import ExecutionState, RunResult, SubmissionSearch, Submitted, Target, WorkflowSchema
 
@@ -131,6 +131,7 @@ class Worker:
 
     `cap`: in credits. `expected`: seconds that a run should take. `is_durable`: whether the ledger outlives the batch;
     `owns_ledger`: whether it is closed with it. `max_age`: in seconds, of a schema that was fetched before.
+    `default`: converts inputs that are not JSON. `timeout`: of each submit, as of `Workflows.submit`.
     """
 
     def __init__(
@@ -146,11 +147,14 @@ class Worker:
         is_durable: bool,
         owns_ledger: bool,
         max_age: float = 0.0,
+        default: Default | None = None,
+        timeout: float | Timeouts | None = None,
     ) -> None:
         self._client, self.target, self.ledger = client, target, ledger
         self.telemetry: Final = client.pipeline.telemetry
         self.cap, self._on_unknown, self._expected, self._validate = cap, on_unknown, expected, validate
         self._is_durable, self.owns_ledger, self._max_age = is_durable, owns_ledger, max_age
+        self.default, self._timeout = default, timeout
         self.on_change: Callable[[], None] = lambda: None
         self.owner = ""
         self.payer: Payer | None = None
@@ -231,7 +235,7 @@ class Worker:
 
     async def _count_jobs(self, jobs: Jobs, ledger: Ledger) -> Estimate:
         """Read all jobs, and count those that would not be run."""
-        reader, counted = Reader(), Estimate(jobs=0)
+        reader, counted = Reader(self.default), Estimate(jobs=0)
         if isinstance(jobs, AsyncIterable):
             async for item in jobs:
                 counted = await self._count_job(counted, reader.read(item), ledger)
@@ -260,7 +264,7 @@ class Worker:
             return str(conflict.error)
         if entry is not None and entry.stage is not Stage.NEW:
             return None
-        return "; ".join(input_errors(self._schema, prepared.job.inputs) if self._schema is not None else ()) or None
+        return "; ".join(input_errors(self._schema, prepared.inputs) if self._schema is not None else ()) or None
 
     def _quota(self, route: str) -> RouteQuota:
         stats = self._client.limiter.stats(route)
@@ -388,9 +392,9 @@ class Worker:
 
     async def _run(self, prepared: PreparedJob) -> Outcome | Entry:
         """Run a job that never ran; give its entry when it is another batch's by now."""
-        wrong = input_errors(self._schema, prepared.job.inputs) if self._schema is not None else ()
+        wrong = input_errors(self._schema, prepared.inputs) if self._schema is not None else ()
         if wrong:
-            refused = errors.InvalidInputsError(f"{self.target}: {'; '.join(wrong)}", code="INVALID_INPUTS")
+            refused = invalid_inputs(self.target, wrong)
             return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=refused)
         while await self._reserve():
             submit = Submit(self, prepared)
@@ -433,8 +437,8 @@ class Worker:
         is_one_go = self.target in self._client.one_go
         submit.lasts = self._client.timeouts.run if is_one_go else 0.0
         make: Callable[..., endpoints.Call[Any]] = endpoints.run if is_one_go else endpoints.submit
-        call = make(self.target, submit.prepared.job.inputs)
-        answer: Submitted | RunResult | None = await self._client.pipeline.send(call, hooks=submit)
+        call, total = with_timeout(make(self.target, submit.prepared.inputs), None if is_one_go else self._timeout)
+        answer: Submitted | RunResult | None = await self._client.pipeline.send(call, total=total, hooks=submit)
         return answer
 
     async def _follow(self, submit: Submit, answer: Answer | None) -> Outcome | Entry | None:

@@ -609,7 +609,7 @@ class Exchange:
         self._is_lent = is_lent
         self._is_known = is_known
         self._timeouts = timeouts
-        self._waits = {name: getattr(timeouts, name) for name in ("connect", "read", "write", "pool")}
+        self._waits = _waits(timeouts)
         self._apart = Apart() if is_lent and has_stock_pool(http) else None
         self._key, self._mask = key, Mask(key)
         self._auth = _key_auth(own.Auth)
@@ -651,13 +651,16 @@ class Exchange:
 
     def limit(self, call: Call[Any], total: float | None) -> float:
         """Return the seconds that an exchange may take in all."""
-        limit: float = getattr(self._timeouts, call.timeout_kind.value) if total is None else total
+        limit: float = getattr(self._timeouts_of(call), call.timeout_kind.value) if total is None else total
         return limit
+
+    def _timeouts_of(self, call: Call[Any]) -> Timeouts:
+        return self._timeouts if call.timeouts is None else call.timeouts
 
     def longest_queue(self, call: Call[Any], total: float | None) -> float:
         """Return the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
-        limit = self.limit(call, total)
-        return max(self._timeouts.pool, limit) if call.pays_for is not None else self._timeouts.pool
+        limit, pool = self.limit(call, total), self._timeouts_of(call).pool
+        return max(pool, limit) if call.pays_for is not None else pool
 
     def release(self, give_back: Callable[[], None]) -> None:
         """Return a place in the line for connections, as soon as no exchange that was left uses it."""
@@ -701,7 +704,7 @@ class Exchange:
     async def _send(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Response:
         """Send a call and return the head of its answer; raises what the client raises."""
         request = self._lent_request(call) if self._is_lent else self._own_request(call)
-        is_paid, waits = call.pays_for is not None, self._waits
+        is_paid, waits = call.pays_for is not None, self._waits if call.timeouts is None else _waits(call.timeouts)
         if is_paid:  # it may take as long as it is allowed to in all
             waits = {**waits, "read": max(waits["read"], limit)}
         if self._is_lent:  # a pool that has no connection says so before the whole time has passed
@@ -752,6 +755,10 @@ class Exchange:
     def _part(self, read: io.BytesIO) -> bytes:
         """Return the beginning of a body that did not come whole: the id of a run may be in it."""
         return self._mask.body(bytes(read.getbuffer()[:_PART]))
+
+
+def _waits(timeouts: Timeouts) -> dict[str, float]:
+    return {name: getattr(timeouts, name) for name in ("connect", "read", "write", "pool")}
 
 
 def _is_untrusted(error: BaseException | None) -> bool:

@@ -13,8 +13,9 @@ from knouds_async._batch.worker import OnUnknown
 from knouds_async._io.database import hide_url
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.inputs import input_errors
-from knouds_async.errors import InvalidArgumentError, InvalidInputsError, PermissionDeniedError
+from knouds_async._sansio.inputs import Default, input_errors, invalid_inputs, plain_inputs
+from knouds_async.config import Timeouts
+from knouds_async.errors import InvalidArgumentError, PermissionDeniedError
 from knouds_async.execution import Execution, ExecutionFactory
 from knouds_async.telemetry import fields
 from knouds_async.types import Inputs, RunResult, Target, Workflow, WorkflowSchema, WorkflowSummary
@@ -40,6 +41,8 @@ class Workflows:
         validate: bool = False,
         key: str | None = None,
         ledger: LedgerLike | None = None,
+        timeout: float | Timeouts | None = None,
+        default: Default | None = None,
     ) -> Execution:
         """Submit a run of the workflow `slug` and return its handle: `run = await execution`.
 
@@ -56,33 +59,47 @@ class Workflows:
         gives the handle of its run, however that ended, and only a new one is sent. While another process is sending
         it, that is waited for. Other inputs under the same key are an InvalidArgumentError; a key whose submit is
         unknown is a SubmissionUnknownError, until the usage rows prove that it began no run.
+
+        `timeout`: of this request alone, a number of seconds for the whole exchange, or Timeouts instead of the
+        client's; not of the wait for the rate limit. An exchange that it ends is a SubmissionUnknownError.
+        `default`: called with a value of the inputs that has no plain form in JSON, as that of `json.dumps`; returns
+        what is sent in its place. Files and bytes have none: an image field takes an https URL.
         """
         ledger = hide_url(ledger)
         if validate:
-            await self._check(slug, inputs)
+            await self._check(slug, inputs, default)
         if key is not None and ledger is not None:
             target = Target("workflows", slug)
-            return await self._batches.submit(target, inputs, key=key, ledger=ledger, expected=expected)
+            return await self._batches.submit(
+                target, inputs, key=key, ledger=ledger, expected=expected, timeout=timeout, default=default
+            )
         _refuse_half(key, ledger)
-        return await self._factory.submit(Target("workflows", slug), inputs, expected=expected)
+        target = Target("workflows", slug)
+        return await self._factory.submit(target, inputs, expected=expected, timeout=timeout, default=default)
 
     async def run(
-        self, slug: str, inputs: Inputs, *, timeout: float | None = None, validate: bool = False
+        self,
+        slug: str,
+        inputs: Inputs,
+        *,
+        timeout: float | Timeouts | None = None,
+        validate: bool = False,
+        default: Default | None = None,
     ) -> RunResult:
         """Run the workflow `slug` synchronously and return its result.
 
-        `timeout`: seconds for the exchange (15 minutes when None); when it passes, the run may still continue and be
-        charged: SubmissionUnknownError. The same when the connection breaks. Cancelled after it was sent: the run is
-        lost and reported at WARNING; prefer `submit`, whose runs can be attached by id. `validate`: as of `submit`.
-        Contract 3.
+        `timeout`: seconds for the exchange (15 minutes when None), or Timeouts instead of the client's; when it passes,
+        the run may still continue and be charged: SubmissionUnknownError. The same when the connection breaks.
+        Cancelled after it was sent: the run is lost and reported at WARNING; prefer `submit`, whose runs can be
+        attached by id. `validate`, `default`: as of `submit`. Contract 3.
         """
         if validate:
-            await self._check(slug, inputs)
-        return await self._factory.run(Target("workflows", slug), inputs, timeout=timeout)
+            await self._check(slug, inputs, default)
+        return await self._factory.run(Target("workflows", slug), inputs, timeout=timeout, default=default)
 
-    async def _check(self, slug: str, inputs: Inputs) -> None:
+    async def _check(self, slug: str, inputs: Inputs, default: Default | None) -> None:
         """Raise InvalidInputsError for inputs that do not fit the schema; a key that may not read it goes without."""
-        endpoints.submit(Target("workflows", slug), inputs)  # raises for what is no JSON object
+        plain = plain_inputs(inputs, default)
         try:
             schema = await self.schema(slug)
         except PermissionDeniedError as error:
@@ -92,8 +109,8 @@ class Workflows:
             extra = fields("schema_unreadable", target=f"workflows/{slug}", http_status=error.status)
             logger.warning(said, slug, error, extra=extra)
             return
-        if wrong := input_errors(schema, inputs):
-            raise InvalidInputsError(f"workflows/{slug}: {'; '.join(wrong)}", code="INVALID_INPUTS")
+        if wrong := input_errors(schema, plain):
+            raise invalid_inputs(Target("workflows", slug), wrong)
 
     async def once(
         self,
@@ -104,6 +121,7 @@ class Workflows:
         max_credits: float | None = None,
         validate: bool = True,
         expected: float | None = None,
+        default: Default | None = None,
     ) -> Outcome:
         """Run one job and return its outcome, as that of a batch: what a task of a queue calls.
 
@@ -120,6 +138,7 @@ class Workflows:
             max_credits=max_credits,
             validate=validate,
             expected=expected,
+            default=default,
         )
 
     def map(
@@ -136,6 +155,7 @@ class Workflows:
         expected: float | None = None,
         on_progress: OnProgress | None = None,
         progress: bool = False,
+        default: Default | None = None,
     ) -> Batch:
         """Run the workflow `slug` once for each job: `async with ... as outcomes: async for outcome in outcomes: ...`.
 
@@ -155,7 +175,8 @@ class Workflows:
         that a run should take, as of `submit`: the first are then polled in time. `on_progress`: called with a
         Progress at each change, in the event loop; an async function is awaited beside the jobs, and then called with
         the newest. What it raises ends the batch. `progress`: draw a bar on stderr where that is a terminal, or in a
-        notebook (extra `progress`); elsewhere nothing is drawn.
+        notebook (extra `progress`); elsewhere nothing is drawn. `default`: as of `submit`; a ledger knows a
+        job by what is sent.
         Raises InvalidArgumentError at once for an argument, and when the block is entered what the service refuses.
         Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
         """
@@ -172,6 +193,7 @@ class Workflows:
             expected=expected,
             on_progress=on_progress,
             progress=progress,
+            default=default,
         )
 
     async def gather(
@@ -187,6 +209,7 @@ class Workflows:
         expected: float | None = None,
         on_progress: OnProgress | None = None,
         progress: bool = False,
+        default: Default | None = None,
     ) -> builtins.list[Outcome]:
         """Run the workflow `slug` once for each of a small list of inputs, and return the outcomes in their order.
 
@@ -205,6 +228,7 @@ class Workflows:
             expected=expected,
             on_progress=on_progress,
             progress=progress,
+            default=default,
         )
         return await gather(batch)
 
@@ -348,6 +372,8 @@ class Models:
         expected: float | None = None,
         key: str | None = None,
         ledger: LedgerLike | None = None,
+        timeout: float | Timeouts | None = None,
+        default: Default | None = None,
     ) -> Execution:
         """Submit a run of the model `name` and return its handle; see `Workflows.submit`.
 
@@ -356,13 +382,18 @@ class Models:
         ledger = hide_url(ledger)
         if key is not None and ledger is not None:
             target = Target("models", name)
-            return await self._batches.submit(target, inputs, key=key, ledger=ledger, expected=expected)
+            return await self._batches.submit(
+                target, inputs, key=key, ledger=ledger, expected=expected, timeout=timeout, default=default
+            )
         _refuse_half(key, ledger)
-        return await self._factory.submit(Target("models", name), inputs, expected=expected)
+        target = Target("models", name)
+        return await self._factory.submit(target, inputs, expected=expected, timeout=timeout, default=default)
 
-    async def run(self, name: str, inputs: Inputs, *, timeout: float | None = None) -> RunResult:
+    async def run(
+        self, name: str, inputs: Inputs, *, timeout: float | Timeouts | None = None, default: Default | None = None
+    ) -> RunResult:
         """Run the model `name` synchronously and return its result; see `Workflows.run`."""
-        return await self._factory.run(Target("models", name), inputs, timeout=timeout)
+        return await self._factory.run(Target("models", name), inputs, timeout=timeout, default=default)
 
     async def once(
         self,
@@ -373,6 +404,7 @@ class Models:
         max_credits: float | None = None,
         validate: bool = True,
         expected: float | None = None,
+        default: Default | None = None,
     ) -> Outcome:
         """Run the model `name` for one job and return its outcome; see `Workflows.once`."""
         ledger = hide_url(ledger)
@@ -383,6 +415,7 @@ class Models:
             max_credits=max_credits,
             validate=validate,
             expected=expected,
+            default=default,
         )
 
     def map(
@@ -399,6 +432,7 @@ class Models:
         expected: float | None = None,
         on_progress: OnProgress | None = None,
         progress: bool = False,
+        default: Default | None = None,
     ) -> Batch:
         """Run the model `name` once for each job; see `Workflows.map`.
 
@@ -419,6 +453,7 @@ class Models:
             expected=expected,
             on_progress=on_progress,
             progress=progress,
+            default=default,
         )
 
     async def gather(
@@ -434,6 +469,7 @@ class Models:
         expected: float | None = None,
         on_progress: OnProgress | None = None,
         progress: bool = False,
+        default: Default | None = None,
     ) -> list[Outcome]:
         """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
         batch = self._batches.map(
@@ -448,6 +484,7 @@ class Models:
             expected=expected,
             on_progress=on_progress,
             progress=progress,
+            default=default,
         )
         return await gather(batch)
 

@@ -14,10 +14,10 @@ import attrs
 
 from knouds_async import types
 from knouds_async._sansio import responses
-from knouds_async._sansio.inputs import checked_execution_id, checked_slug, json_body, run_body, safe_repr
+from knouds_async._sansio.inputs import Default, checked_execution_id, checked_slug, json_body, run_body, safe_repr
 from knouds_async._sansio.listings import StatusPage, read_status_page
 from knouds_async._sansio.responses import Answer
-from knouds_async.config import is_integer
+from knouds_async.config import Timeouts, is_integer
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Inputs, Target
 
@@ -46,7 +46,7 @@ class Call(Generic[T]):
 
     `path`: with the query; `route`: the pattern that the service counts requests by (contract 6). `repeatable`: safe to
     send twice. `pays_for`: the target of a paid run, None for everything that costs nothing. `keyed`: send the key.
-    `execution_id`: the run that it is about, where there is one.
+    `timeouts`: instead of the client's. `execution_id`: the run that it is about, where there is one.
     """
 
     method: Method
@@ -59,6 +59,7 @@ class Call(Generic[T]):
     keyed: bool = True
     priority: Priority = Priority.STATUS
     timeout_kind: TimeoutKind = TimeoutKind.TOTAL
+    timeouts: Timeouts | None = None
     execution_id: str | None = None
 
     @property
@@ -78,7 +79,9 @@ def whoami() -> Call[types.Account]:
 # Runs. Sync and async share a route, hence a quota (contract 6).
 
 
-def _run(target: Target, inputs: Inputs, parse: Callable[[Answer], T], *, is_async: bool) -> Call[T]:
+def _run(
+    target: Target, inputs: Inputs, default: Default | None, parse: Callable[[Answer], T], *, is_async: bool
+) -> Call[T]:
     is_workflow = target.kind == "workflows"
     name = checked_slug(target.name, "slug" if is_workflow else "model name")
     checked = Target("workflows" if is_workflow else "models", name)
@@ -86,7 +89,7 @@ def _run(target: Target, inputs: Inputs, parse: Callable[[Answer], T], *, is_asy
         method="POST",
         path=f"/api/{checked}/run{'?async=true' if is_async else ''}",
         route=f"POST /api/{checked.kind}/{':slug' if is_workflow else ':internalName'}/run",
-        body=run_body(inputs),
+        body=run_body(inputs, default),
         parse=parse,
         repeatable=False,
         pays_for=checked,
@@ -95,14 +98,14 @@ def _run(target: Target, inputs: Inputs, parse: Callable[[Answer], T], *, is_asy
     )
 
 
-def submit(target: Target, inputs: Inputs) -> Call[types.Submitted]:
+def submit(target: Target, inputs: Inputs, default: Default | None = None) -> Call[types.Submitted]:
     """POST /api/workflows/:slug/run?async=true or the same of a model: submit a run (contract 4)."""
-    return _run(target, inputs, responses.submitted, is_async=True)
+    return _run(target, inputs, default, responses.submitted, is_async=True)
 
 
-def run(target: Target, inputs: Inputs) -> Call[types.RunResult]:
+def run(target: Target, inputs: Inputs, default: Default | None = None) -> Call[types.RunResult]:
     """POST /api/workflows/:slug/run or the same of a model: run and wait for the result (contract 3)."""
-    return _run(target, inputs, responses.run_result, is_async=False)
+    return _run(target, inputs, default, responses.run_result, is_async=False)
 
 
 # Workflows (contract 8 and 9).

@@ -7,15 +7,24 @@ to judge.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from datetime import date, time, timedelta
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, Final, TypeAlias
+
+import attrs
 
 from knouds_async.config import KEY_BEGINNING, is_number
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
-from knouds_async.types import Inputs, SchemaField, WorkflowSchema
+from knouds_async.types import Inputs, Media, SchemaField, Target, WorkflowSchema
+
+Default: TypeAlias = Callable[[Any], Any]
+"""Returns what stands in JSON for a value that has no plain form in it, as `json.dumps(default=...)` takes it."""
 
 _SLUG: Final = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
@@ -28,7 +37,9 @@ def checked_slug(name: object, what: str = "slug") -> str:
     """Return a slug or model name back if it is one; it can then stand in a path as it is."""
     if isinstance(name, str) and len(name) <= 200 and _SLUG.match(name):
         return str.__str__(name)
-    raise InvalidSlugError(f"{safe_repr(name, 200)} is not a {what}: nothing was sent", code="INVALID_SLUG")
+    advice = None if what == "slug" else f"A {what} is lowercase letters, digits and hyphens"
+    why = f"{safe_repr(name, 200)} is not a {what}: nothing was sent"
+    raise InvalidSlugError(why, code="INVALID_SLUG", advice=advice)
 
 
 def is_execution_id(text: object) -> bool:
@@ -56,31 +67,55 @@ def safe_repr(value: object, most: int = 80) -> str:
         return f"a value of type {type(value).__name__}"
 
 
-def run_body(inputs: Mapping[str, Any]) -> bytes:
+def run_body(inputs: Inputs, default: Default | None = None) -> bytes:
     """Return the body of a run; inputs that are not a JSON object are an InvalidInputsError that names the place."""
-    if not isinstance(inputs, Mapping):
-        raise _invalid_inputs(f"inputs must be a mapping of names to JSON values, not {safe_repr(inputs, 200)}")
-    return json_body({"inputs": inputs}, root="inputs")
+    return encode({"inputs": plain_inputs(inputs, default)}, "inputs")
 
 
-def json_body(value: Mapping[str, Any], *, root: str | None = None) -> bytes:
-    """Return a JSON body; what JSON cannot say is an InvalidInputsError that names the place and the value.
+def json_body(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON body; what JSON cannot say is an InvalidInputsError that names the place and the value."""
+    return encode(_plain(value, "body", None), "body")
 
-    `root`: the only key of `value`, when faults are to be named from there.
+
+def plain_inputs(inputs: Inputs, default: Default | None = None) -> dict[str, Any]:
+    """Return inputs as plain JSON types, so that what is sent is what was checked.
+
+    `default`: converts a value that has no plain form, as of `json.dumps`.
     """
+    if default is not None and not callable(default):
+        raise InvalidArgumentError(f"default={safe_repr(default)}: must be a function of one value: nothing was sent")
+    if not isinstance(inputs, Mapping) and not is_record(inputs):
+        raise _invalid_inputs(f"inputs must be a mapping of names to JSON values, not {safe_repr(inputs, 200)}")
+    plain = _plain(inputs, "inputs", default)
+    if not isinstance(plain, dict):  # a pydantic model of another shape
+        raise _invalid_inputs(f"inputs must be a mapping of names to JSON values, not {safe_repr(plain, 200)}")
+    return plain
+
+
+def _plain(value: Any, root: str, default: Default | None) -> Any:
     try:
-        plain = {key: _to_json(item, key, ()) for key, item in value.items()} if root else _to_json(value, "body", ())
-        return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
+        return _to_json(value, root, (), default)
     except RecursionError:
-        raise _invalid_inputs(f"{root or 'body'} is nested too deeply for the stack that is left here") from None
+        raise _too_deep(root) from None
+
+
+def encode(plain: Mapping[str, Any], root: str, *, sort_keys: bool = False) -> bytes:
+    """Return plain JSON types as they are sent."""
+    try:
+        return json.dumps(plain, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys).encode()
+    except RecursionError:
+        raise _too_deep(root) from None
+
+
+def _too_deep(root: str) -> InvalidInputsError:
+    return _invalid_inputs(f"{root} is nested too deeply for the stack that is left here")
 
 
 def _invalid_inputs(why: str) -> InvalidInputsError:
-    return InvalidInputsError(f"{why}: nothing was sent", code="INVALID_INPUTS")
+    return InvalidInputsError(f"{why}: nothing was sent", code="INVALID_INPUTS", advice="")
 
 
-def _to_json(value: Any, path: str, parents: tuple[int, ...]) -> Any:
-    """Copy a value as plain JSON types, so that what is sent is what was checked."""
+def _to_json(value: Any, path: str, parents: tuple[int, ...], default: Default | None) -> Any:
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise _invalid_inputs(f"{path} is an integer of more than {_MOST_BITS} bits")
     if value is None or isinstance(value, int):
@@ -91,13 +126,14 @@ def _to_json(value: Any, path: str, parents: tuple[int, ...]) -> Any:
         if math.isfinite(value):
             return value
         raise _invalid_inputs(f"{path} is {value!r}, which JSON cannot say")
-    if not isinstance(value, (Mapping, list, tuple)):
-        raise _invalid_inputs(f"{path} is {safe_repr(value)} of type {type(value).__name__}, which is not JSON")
     if id(value) in parents:
         raise _invalid_inputs(f"{path} contains itself")
     if len(parents) >= _MOST_LEVELS:
         raise _invalid_inputs(f"{path:.80} lies more than {_MOST_LEVELS} levels deep")
-    return _container_to_json(value, path, (*parents, id(value)))
+    within = (*parents, id(value))
+    if isinstance(value, (Mapping, list, tuple)):
+        return _container_to_json(value, path, within, default)
+    return _to_json(_converted(value, path, default), path, within, default)
 
 
 def _checked_text(text: str, path: str) -> str:
@@ -110,18 +146,130 @@ def _checked_text(text: str, path: str) -> str:
 
 
 def _container_to_json(
-    value: Mapping[Any, Any] | list[Any] | tuple[Any, ...], path: str, parents: tuple[int, ...]
+    value: Mapping[Any, Any] | list[Any] | tuple[Any, ...],
+    path: str,
+    parents: tuple[int, ...],
+    default: Default | None,
 ) -> Any:
     if not isinstance(value, Mapping):
-        return [_to_json(item, f"{path}[{index}]", parents) for index, item in enumerate(value)]
+        return [_to_json(item, f"{path}[{index}]", parents, default) for index, item in enumerate(value)]
     for key in value:
         if not isinstance(key, str):
             raise _invalid_inputs(f"{path} has the key {safe_repr(key)}, and JSON keys are strings")
         _checked_text(key, f"a key of {path}")
-    return {key: _to_json(item, f"{path}[{key!r}]", parents) for key, item in value.items()}
+    return {key: _to_json(item, f"{path}[{key!r}]", parents, default) for key, item in value.items()}
 
 
-def input_errors(schema: WorkflowSchema, inputs: Inputs) -> tuple[str, ...]:
+# ---- What is no JSON, and has one plain form in it
+
+
+def is_record(value: object) -> bool:
+    """Return whether a value is an object whose fields are inputs: of pydantic, dataclasses or attrs."""
+    kind = type(value)
+    if _is_ours(kind) or isinstance(value, type):
+        return False
+    return any(hasattr(kind, name) for name in ("model_dump", "__dataclass_fields__", "__attrs_attrs__"))
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "knouds_async"
+
+
+def _converted(value: Any, path: str, default: Default | None) -> Any:
+    """Return what stands for a value in JSON: its one plain form, or else what `default` makes of it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (date, time)) and value == value:  # a datetime is a date; pandas' NaT is none
+        return value.isoformat()
+    try:
+        if is_record(value):
+            return _fields_of(value)
+        if (plain := _of_library(value)) is not None:
+            return plain
+        if default is not None:
+            return default(value)
+    except (TypeError, ValueError) as error:
+        raise _invalid_inputs(f"{path} is {safe_repr(value)}, and converting it failed: {error}") from error
+    said = f"{path} is {safe_repr(value)} of type {type(value).__name__}, which is not JSON"
+    raise _invalid_inputs(f"{said}; {_advice(value)}")
+
+
+def _fields_of(record: Any) -> Mapping[str, Any]:
+    """Return the fields of a record by their names; values inside are converted by the rules for all values.
+
+    So of a pydantic model, too: its own JSON would turn a path or a masked secret into a string.
+    """
+    if hasattr(type(record), "model_dump"):
+        fields: Mapping[str, Any] = record.model_dump()
+        return fields
+    if attrs.has(type(record)):
+        return {field.name: getattr(record, field.name) for field in attrs.fields(type(record))}
+    import dataclasses  # where there is such a value it is loaded already
+
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _of_library(value: Any) -> str | int | float | None:
+    """Return what stands for a file of a result, a UUID, a decimal, an integer of numpy or a URL; else None."""
+    if isinstance(value, Media):
+        return value.url
+    for kind in type(value).__mro__:
+        match kind.__module__.partition(".")[0], kind.__name__:
+            case "uuid", "UUID":
+                return str(value)
+            case "decimal", "Decimal":
+                return _of_decimal(value)
+            case "numpy", "bool" | "bool_" | "integer":
+                plain: int = value.item()
+                return plain
+            case "httpx" | "httpx2" | "yarl" | "pydantic" | "pydantic_core", name if name.lower().endswith("url"):
+                return str(value)
+    return None
+
+
+def _of_decimal(value: Any) -> int | float | None:
+    """Return the number that a decimal is, None when no float is written so."""
+    number = float(value)
+    if abs(number) < 1e30 and int(value) == value:
+        return int(value)
+    return number if math.isfinite(number) and type(value)(repr(number)) == value else None
+
+
+_FILE_TYPES: Final = (bytes, bytearray, memoryview, PurePath, io.IOBase)
+FILE_ADVICE: Final = (
+    "files are not uploaded: put it where the service can fetch it, such as a bucket of yours, and pass its https URL "
+    "(a presigned one will do)"
+)
+
+
+def _advice(value: object) -> str:
+    """Return the line that helps with a value that is not converted."""
+    if isinstance(value, _FILE_TYPES):
+        return FILE_ADVICE
+    if hasattr(value, "tolist"):
+        return "pass its tolist()"
+    if hasattr(value, "tobytes"):  # an image of Pillow
+        return FILE_ADVICE
+    if type(value).__name__ == "Decimal":
+        return "no float is exactly that: pass a string or a float of it"
+    if isinstance(value, (set, frozenset, range, Iterator)):
+        return "make it a list"
+    if isinstance(value, timedelta):
+        return "pass its total_seconds(), or whatever the field counts in"
+    if isinstance(value, Awaitable):
+        return "await it, and pass what the result holds, as run.images[0].url"
+    if _is_ours(type(value)):
+        return "pass what it holds, as run.images[0].url of a RunResult"
+    return "convert it, or pass default=..., which is called as that of json.dumps"
+
+
+def invalid_inputs(target: Target, faults: Iterable[str]) -> InvalidInputsError:
+    """Return the error of inputs that do not fit a schema."""
+    said = f"{target}: {'; '.join(faults)}"
+    return InvalidInputsError(said, code="INVALID_INPUTS", advice="Nothing was sent")
+
+
+def input_errors(schema: WorkflowSchema, inputs: Mapping[str, Any]) -> tuple[str, ...]:
     """Return every fault, in the order of the inputs and then of the fields; empty when the inputs fit."""
     fields = {field.name: field for field in schema.fields}
     found = []
@@ -197,7 +345,10 @@ def _boolean(value: Any) -> str | None:
 
 def _url(value: Any) -> str | None:
     is_url = isinstance(value, str) and value.startswith("https://") and len(value) > len("https://")
-    return None if is_url else "must be an https URL"
+    if is_url:
+        return None
+    is_web_address = isinstance(value, str) and value.startswith("http://")
+    return "must be an https URL" if is_web_address else f"must be an https URL ({FILE_ADVICE})"
 
 
 _TYPES: Final[Mapping[str, Callable[[Any], str | None]]] = {

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Mapping
 from typing import Any, Final
 
-from knouds_async._sansio.inputs import run_body
+from knouds_async._sansio.inputs import encode
 
 _SHORT: Final = 20
 _FIRST_SIZE: Final = 1024
 
 
-def digest(inputs: Mapping[str, Any]) -> str:
-    """Return what tells inputs apart, whatever order their names have; InvalidInputsError when they are not JSON."""
-    plain = json.dumps(json.loads(run_body(inputs))["inputs"], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(plain.encode()).hexdigest()
+def digest(plain: Mapping[str, Any]) -> str:
+    """Return what tells inputs apart, as `plain_inputs` returned them, whatever order their names have."""
+    return hashlib.sha256(encode(plain, "inputs", sort_keys=True)).hexdigest()
 
 
 class Seen:

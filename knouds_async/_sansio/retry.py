@@ -145,6 +145,10 @@ def _advice(kind: type[APIError], status: int, call: Call[Any], *, is_own: bool)
     """Return the advice of a class; that nothing was run is said of paid calls refused with a 4xx, and of no other."""
     if not is_own and 400 <= status < 500 and status != 429:
         return _STRANGER
+    if call.pays_for is None and issubclass(kind, errors.InvalidInputsError):
+        return ""  # the inputs of what is no run have no schema
+    if call.pays_for is not None and call.pays_for.kind == "models" and "knouds.workflows." in kind.advice:
+        return _FREE
     if call.pays_for is None:
         first, _, rest = kind.advice.partition("; ")
         return f"{rest[:1].upper()}{rest[1:]}" if first.startswith(_FREE) else kind.advice

@@ -7,9 +7,12 @@ import contextvars
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import anyio
+import attrs
 import pytest
 
 from knouds_async import (
@@ -144,7 +147,7 @@ async def test_an_unknown_can_stop_the_batch(knouds: AsyncKnouds, emulator: Emul
 
 async def test_wrong_inputs_are_found_before_they_are_sent(knouds: AsyncKnouds, emulator: Emulator) -> None:
     """All faults of a job come in one message, and nothing of it is sent."""
-    wrong = {"product_name": 5, "style": "oil", "count": 9, "colour": "red"}
+    wrong: dict[str, Any] = {"product_name": 5, "style": "oil", "count": 9, "colour": "red"}
     found = await knouds.workflows.gather(SLUG, [wrong, inputs(1)])
     refused = found[0]
     assert isinstance(refused, NotRun)
@@ -157,12 +160,41 @@ async def test_wrong_inputs_are_found_before_they_are_sent(knouds: AsyncKnouds, 
 
 async def test_inputs_that_are_not_json_are_an_outcome(knouds: AsyncKnouds) -> None:
     """A job that cannot be sent at all is a NotRun that names the place."""
-    async with knouds.workflows.map(
-        SLUG, [Job("a", {"product_name": {1, 2}}), {"x": object()}], ordered=True
-    ) as outcomes:
+    wrong: list[Any] = [Job("a", dict[str, Any](product_name={1, 2})), {"x": object()}]
+    async with knouds.workflows.map(SLUG, wrong, ordered=True) as outcomes:
         found = [outcome async for outcome in outcomes]
     assert [getattr(outcome, "reason", None) for outcome in found] == ["invalid", "invalid"]
     assert "product_name" in str(getattr(found[0], "error", ""))
+
+
+async def run_all(knouds: AsyncKnouds, jobs: list[Any], **options: Any) -> list[Any]:
+    """Return the outcomes of a batch."""
+    async with knouds.workflows.map(SLUG, jobs, **options) as outcomes:
+        return [outcome async for outcome in outcomes]
+
+
+@attrs.frozen
+class Thumbnail:
+    """Inputs as a record, with a value that JSON does not have."""
+
+    product_name: Any
+    count: int = 1
+
+
+async def test_records_are_jobs_and_a_ledger_knows_them_by_what_is_sent(
+    knouds: AsyncKnouds, emulator: Emulator, tmp_path: Path
+) -> None:
+    """A record, its fields as a mapping, and what `default` makes of it are one job; the outcome has what was given."""
+    id_, path = UUID(int=7), tmp_path / "a.db"
+    first = await run_all(knouds, [Thumbnail(id_)], ledger=path)
+    plain = [{"product_name": str(id_), "count": 1}]
+    second = await run_all(knouds, plain, ledger=path)
+    third = await run_all(knouds, [Thumbnail(Path(str(id_)))], ledger=path, default=str)
+    assert kinds([*first, *second, *third]) == {"Completed": 3}
+    assert first[0].job.inputs == Thumbnail(id_)
+    assert len({outcome.job.key for outcome in (*first, *second, *third)}) == 1
+    assert len(emulator.runs) == 1
+    assert emulator.runs[0].inputs == plain[0]
 
 
 async def test_inputs_the_service_refuses_are_an_outcome(knouds: AsyncKnouds) -> None:

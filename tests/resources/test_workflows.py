@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
+from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
 import httpx
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from knouds_async import (
     AsyncKnouds,
     AsyncNotSupportedError,
+    Completed,
     ExecutionFailedError,
     InvalidArgumentError,
     InvalidInputsError,
@@ -21,6 +25,7 @@ from knouds_async import (
     NotFoundError,
     Retries,
     SubmissionUnknownError,
+    Timeouts,
     Workflow,
 )
 from knouds_async.testing import Emulator, faults
@@ -94,9 +99,57 @@ async def test_a_synchronous_run_that_takes_too_long_is_unknown(knouds: AsyncKno
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "x"])
 async def test_an_impossible_run_timeout_is_refused(knouds: AsyncKnouds, emulator: Emulator, timeout: Any) -> None:
     """A timeout that is no number of seconds is refused before any request."""
-    with pytest.raises(InvalidArgumentError, match="timeout"):
-        await knouds.workflows.run(SLUG, INPUTS, timeout=timeout)
+    for call in (knouds.workflows.run, knouds.workflows.submit, knouds.models.submit):
+        with pytest.raises(InvalidArgumentError, match="timeout"):
+            await call(SLUG, INPUTS, timeout=timeout)
     assert emulator.requests.count == 0
+
+
+@pytest.mark.parametrize("timeout", [10, Timeouts(submit=10, run=10)])
+@pytest.mark.parametrize("name", ["submit", "run"])
+async def test_a_timeout_is_of_one_call(make_client: Any, name: str, timeout: Any) -> None:
+    """It bounds that exchange alone; the client's own bounds the next, which may take longer."""
+    emulator = Emulator(tier="business", duration=5.0)
+    knouds = make_client(emulator)
+    emulator.faults.add(faults.stalled(20, after_run=True), nth=1)
+    emulator.faults.add(faults.stalled(20, after_run=True), nth=2)
+    for target in (knouds.workflows, knouds.models):
+        run = getattr(target, name)
+        began = anyio.current_time()
+        with pytest.raises(SubmissionUnknownError, match="no complete answer within 10 s"):
+            await run(SLUG if target is knouds.workflows else "claude-sonnet", INPUTS, timeout=timeout)
+        assert anyio.current_time() - began == pytest.approx(10, abs=1)
+    await getattr(knouds.workflows, name)(SLUG, INPUTS)
+
+
+async def test_timeouts_of_a_call_are_those_of_its_request() -> None:
+    """Each phase that `Timeouts` bound reaches the HTTP client, in place of the client's own."""
+    seen: list[dict[str, float]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.extensions["timeout"])
+        return httpx.Response(200, json={"success": True, "executionId": "run-1", "status": "processing"})
+
+    async with scripted(answer) as knouds:
+        await knouds.workflows.submit(SLUG, INPUTS, timeout=Timeouts(connect=3, write=4))
+        await knouds.workflows.submit(SLUG, INPUTS)
+    assert [(each["connect"], each["write"]) for each in seen] == [(3, 4), (10, 30)]
+
+
+async def test_inputs_of_people_are_sent_as_what_they_are(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """Runs of both kinds take values that are not JSON, and `default` for the rest; files are refused, unsent."""
+    inputs: Any = {"product_name": date(2026, 11, 29), "style": Path("photo")}
+    for refused in (knouds.workflows.submit, knouds.workflows.run, knouds.models.submit, knouds.models.run):
+        with pytest.raises(InvalidInputsError, match="pass its https URL"):
+            await refused(SLUG, inputs)
+    assert emulator.requests.count == 0
+    await knouds.workflows.run(SLUG, inputs, default=str)
+    await knouds.workflows.submit(SLUG, inputs, default=str)
+    await knouds.models.submit("gpt-image-2", {"prompt": "a", **inputs}, default=str)
+    (outcome,) = await knouds.workflows.gather(SLUG, [inputs], default=str)
+    assert isinstance(outcome, Completed), outcome
+    assert {run.inputs["style"] for run in emulator.runs} == {"photo"}
+    assert len(emulator.runs) == 4
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import io
 import json
 import math
 import re
+from array import array
 from collections import ChainMap, OrderedDict
 from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from urllib.parse import quote
+from uuid import UUID
 
+import attrs
+import httpx
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,11 +33,12 @@ from knouds_async._sansio.inputs import (
     input_errors,
     is_execution_id,
     json_body,
+    plain_inputs,
     run_body,
 )
 from knouds_async._sansio.responses import Answer
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
-from knouds_async.types import SchemaField, WorkflowSchema
+from knouds_async.types import Inputs, Media, RunResult, SchemaField, WorkflowSchema
 
 
 class Word(str, enum.Enum):  # noqa: UP042  (the older spelling, whose format is not its value)
@@ -226,7 +237,7 @@ def test_half_a_surrogate_pair_is_refused(inputs: dict[str, Any], place: str) ->
 
 def test_types_of_their_own_are_sent_as_what_they_hold() -> None:
     """Enumerations and subclasses of JSON's types are sent by value."""
-    inputs = {Word.VALUE: Word.VALUE, "rank": Rank.SECOND, "sly": Sly("honest"), Sly("key"): True}
+    inputs: Inputs = {Word.VALUE: Word.VALUE, "rank": Rank.SECOND, "sly": Sly("honest"), Sly("key"): True}
     assert run_body(inputs) == b'{"inputs":{"my-pipeline":"my-pipeline","rank":2,"sly":"honest","key":true}}'
 
 
@@ -277,9 +288,179 @@ def test_a_refusal_names_the_place_and_the_value(inputs: dict[str, Any], words: 
     assert len(str(caught.value)) < 1000
 
 
+class Style(enum.Enum):
+    """An enumeration of plain values, and of one that is none."""
+
+    BOLD = "bold"
+    WHEN = date(2026, 11, 29)
+    WHERE = PurePosixPath("/tmp")  # noqa: S108
+
+
+class Model(pydantic.BaseModel):
+    """A model with what JSON does not have."""
+
+    style: Style = Style.BOLD
+    picture: pydantic.HttpUrl = pydantic.HttpUrl("https://example.com/a.png")
+    due: datetime | None = None
+    more: Any = None
+
+
+@dataclasses.dataclass
+class Order:
+    """A dataclass with a class variable, which is no field."""
+
+    product_name: str
+    when: Any = None
+    kind: ClassVar[str] = "order"
+
+
+@attrs.frozen
+class Size:
+    """An attrs class."""
+
+    width: int
+    more: Any = None
+
+
+class Code(UUID):
+    """A UUID of a type of its own, as database drivers have."""
+
+
+PLAIN_FORMS: list[tuple[Any, Any]] = [
+    (datetime(2026, 11, 29, 23, 30, tzinfo=UTC), "2026-11-29T23:30:00+00:00"),
+    (datetime(2026, 11, 29, 23, 30), "2026-11-29T23:30:00"),  # noqa: DTZ001
+    (date(2026, 11, 29), "2026-11-29"),
+    (time(23, 30), "23:30:00"),
+    (Decimal("0.10"), 0.1),
+    (Decimal("19.99"), 19.99),
+    (Decimal("5.00"), 5),
+    (Decimal(2**60 + 1), 2**60 + 1),
+    (Decimal("1E+300"), 1e300),
+    (UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+    (Code(int=5), "00000000-0000-0000-0000-000000000005"),
+    (Style.BOLD, "bold"),
+    (Style.WHEN, "2026-11-29"),
+    (Model(), {"style": "bold", "picture": "https://example.com/a.png", "due": None, "more": None}),
+    (Order("Cup", [Size(1)]), {"product_name": "Cup", "when": [{"width": 1, "more": None}]}),
+    (Size(1, Order("Cup")), {"width": 1, "more": {"product_name": "Cup", "when": None}}),
+    (httpx.URL("https://example.com/a.png"), "https://example.com/a.png"),
+    (Media("image", "https://example.com/a.png", {"url": "..."}), "https://example.com/a.png"),
+]
+
+
+@pytest.mark.parametrize(("value", "sent"), PLAIN_FORMS, ids=lambda each: type(each).__name__)
+def test_what_has_one_plain_form_is_sent_in_it(value: Any, sent: Any) -> None:
+    """Dates, decimals, UUIDs, enumerations, URLs, records and files of results are converted, at any depth."""
+    read = json.loads(run_body({"a": value, "b": [{"c": (value,)}]}))["inputs"]
+    assert read == {"a": sent, "b": [{"c": [sent]}]}
+    assert [type(each) for each in read.values()] == [type(sent), list]
+
+
+@pytest.mark.parametrize("record", [Order("Cup"), Model(more=Size(1)), Size(2)], ids=lambda each: type(each).__name__)
+def test_a_record_is_inputs_as_a_whole(record: Any) -> None:
+    """A pydantic model, a dataclass or an attrs object stands for the mapping of its fields."""
+    assert run_body(record) == run_body({"inputs": record})[len(b'{"inputs":') : -1]
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        (PurePosixPath("cup.png"), "pass its https URL"),
+        (b"\x89PNG", "pass its https URL"),
+        (bytearray(b"x"), "pass its https URL"),
+        (io.BytesIO(b"x"), "pass its https URL"),
+        (Style.WHERE, "pass its https URL"),
+        (Model(more=PurePosixPath("cup.png")), "pass its https URL"),
+        ({1, 2}, "make it a list"),
+        (iter([1]), "make it a list"),
+        (timedelta(seconds=5), "total_seconds()"),
+        (array("d", [1.0]), "pass its tolist()"),
+        (Decimal(1) / 3, "pass a string or a float of it"),
+        (Decimal("NaN"), "pass a string or a float of it"),
+        (RunResult({"images": []}), "run.images[0].url"),
+        (pydantic.SecretStr("s"), "pass default="),
+        (Opaque(), "pass default="),
+        (Order, "pass default="),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_has_no_plain_form_is_refused_with_the_line_that_helps(value: Any, advice: str) -> None:
+    """The refusal gives one piece of advice, for this kind of value, and says once that nothing was sent."""
+    with pytest.raises(InvalidInputsError) as caught:
+        run_body({"a": value})
+    said = str(caught.value)
+    assert "inputs['a']" in said
+    assert advice in said
+    assert sum(said.count(each) for each in ("https URL", "default=", "tolist", "a list", "total_seconds")) <= 1
+    assert said.endswith(": nothing was sent")
+    assert "schema" not in said
+    assert said.count("nothing was") == 1
+
+
+def test_default_converts_the_rest() -> None:
+    """`default` is called with what has no plain form, as that of json.dumps, and what it returns is converted."""
+    seen: list[Any] = []
+
+    def default(value: Any) -> Any:
+        seen.append(value)
+        return [str(value), date(2026, 1, 1)]
+
+    inputs: Any = {"a": PurePosixPath("x"), "b": UUID(int=0), "c": Model(more=Opaque())}
+    sent = json.loads(run_body(inputs, default))["inputs"]
+    assert sent["a"] == ["x", "2026-01-01"]
+    assert sent["c"]["more"] == ["<Opaque>", "2026-01-01"]
+    assert [str(value) for value in seen] == ["x", "<Opaque>"]
+
+
+def _refuse(value: Any) -> Any:
+    raise TypeError(f"no {type(value).__name__}, please")
+
+
+@pytest.mark.parametrize(
+    ("default", "words"),
+    [
+        (_refuse, "converting it failed: no Opaque, please"),
+        (lambda value: value, "inputs['a'] contains itself"),
+        (lambda value: [value], "inputs['a'][0] contains itself"),
+        (lambda value: math.nan, "inputs['a'] is nan"),
+    ],
+)
+def test_a_default_that_does_not_help_is_an_error_of_the_inputs(default: Any, words: str) -> None:
+    """What `default` raises or returns in vain is refused by its place in the inputs."""
+    inputs: Any = {"a": Opaque()}
+    with pytest.raises(InvalidInputsError, match=re.escape(words)):
+        run_body(inputs, default)
+
+
+def test_plain_inputs_are_a_copy() -> None:
+    """What is changed after it was checked is not sent."""
+    tags = ["a"]
+    plain = plain_inputs({"tags": tags, "size": Size(1)})
+    tags.append("b")
+    assert plain == {"tags": ["a"], "size": {"width": 1, "more": None}}
+
+
+def test_a_default_that_cannot_be_called_is_refused() -> None:
+    """An encoder class, or a value, in place of a function is named before anything is sent."""
+    with pytest.raises(InvalidArgumentError, match="default='str'"):
+        run_body({}, "str")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "inputs",
-    [None, "text", b"{}", 5, HUGE, [("a", 1)], {"a"}, nested(100_000)],
+    [
+        None,
+        "text",
+        b"{}",
+        5,
+        Order,
+        pydantic.RootModel[int](5),
+        RunResult({}),
+        HUGE,
+        [("a", 1)],
+        {"a"},
+        nested(100_000),
+    ],
     ids=lambda inputs: type(inputs).__name__,
 )
 def test_inputs_must_be_a_mapping(inputs: Any) -> None:
@@ -345,7 +526,9 @@ def schema(*fields: dict[str, Any], **values: Any) -> WorkflowSchema:
         ({"type": "number", "min": 2}, 1.5, "at least 2"),
         ({"type": "slider", "min": 1, "max": 4}, 9, "at most 4"),
         ({"type": "toggle"}, 1, "true or false"),
-        ({"type": "image"}, "http://x/y.png", "https"),
+        ({"type": "image"}, "http://x/y.png", "https URL, not"),
+        ({"type": "image"}, "cup.png", "pass its https URL"),
+        ({"type": "image"}, "data:image/png;base64,iVBO", "pass its https URL"),
         ({"type": "video"}, "https://", "https"),
         ({"type": "image"}, {"url": "https://x"}, "https"),
         ({"type": "pills", "options": ["a", "b"]}, "c", "'a', 'b'"),

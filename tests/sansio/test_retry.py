@@ -840,6 +840,19 @@ def test_a_message_alone_is_reported() -> None:
     assert (error.message, error.body) == ("Workflow not found", {"message": "Workflow not found"})
 
 
+@pytest.mark.parametrize(
+    ("call", "advice"),
+    [
+        (endpoints.submit(Target("models", "a"), {}), "Nothing was run"),
+        (endpoints.create_workflow({"name": "a"}), ""),
+    ],
+)
+def test_only_the_run_of_a_workflow_is_compared_with_a_schema(call: Call[Any], advice: str) -> None:
+    """A model has none, nor has a workflow that is being written: there the advice would lead nowhere."""
+    answer = Answer(400, {}, b'{"error": "x", "code": "INVALID_INPUTS"}')
+    assert getattr(retry.api_error(answer, call), "advice", None) == advice
+
+
 def test_a_refusal_without_words_is_still_reported() -> None:
     """An empty `error` leaves status, route and advice."""
     assert str(error_for(402, {"error": "", "code": "INSUFFICIENT_CREDITS"})) == (

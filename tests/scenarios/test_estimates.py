@@ -69,7 +69,8 @@ async def test_reads_leave_the_quota_of_submits_as_it_is(make_client: MakeClient
 async def test_what_would_not_be_run_is_told_apart(make_client: MakeClient) -> None:
     """Inputs that do not fit, keys that come twice and what is no JSON are invalid, and the first of them are named."""
     knouds = make_client(Emulator(tier="pro"))
-    wrong = [Job("job-0", {"product_name": "again"}), Job("bad", {"count": 99}), Job("odd", {"product_name": object()})]
+    odd: Any = {"product_name": object()}
+    wrong = [Job("job-0", {"product_name": "again"}), Job("bad", {"count": 99}), Job("odd", odd)]
     estimate = await knouds.workflows.map(SLUG, [*jobs(5), *wrong]).estimate()
     assert (estimate.jobs, estimate.invalid, estimate.already_done, estimate.to_run) == (8, 3, 0, 5)
     assert [fault.split(":")[0] for fault in estimate.faults] == ["job-0", "bad", "odd"]

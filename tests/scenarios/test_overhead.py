@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 import knouds_async
-from knouds_async import AsyncKnouds, Execution
+from knouds_async import AsyncKnouds, Execution, Inputs
 from knouds_async._io.pool import PooledTransport
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
@@ -275,10 +275,8 @@ def test_a_row_of_use_takes_few_calls() -> None:
 
 def test_a_submit_is_prepared_in_few_calls() -> None:
     """Checking the inputs of a run is cheap."""
-    inputs, target = (
-        {"prompt": "a lighthouse", "steps": 30, "strength": 0.5, "tags": ["a", "b"]},
-        Target("workflows", "a"),
-    )
+    inputs: Inputs = {"prompt": "a lighthouse", "steps": 30, "strength": 0.5, "tags": ["a", "b"]}
+    target = Target("workflows", "a")
     endpoints.submit(target, inputs)
     with Counted() as counted:
         endpoints.submit(target, inputs)

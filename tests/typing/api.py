@@ -1,12 +1,19 @@
 """The public API as a type checker sees it: checked by mypy and pyright, never run."""
 
+import dataclasses
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
-from typing import Any, Literal, assert_never, assert_type
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, TypedDict, assert_never, assert_type
+from uuid import UUID
 
+import attrs
 import httpx
+import pydantic
 
 from knouds_async import (
+    JSON,
     Account,
     APIError,
     AsyncKnouds,
@@ -117,6 +124,55 @@ async def running() -> None:
         await knouds.workflows.submit(5, {})  # type: ignore[arg-type]
         run.cost = 5  # type: ignore[misc]
     assert_type(await AsyncKnouds().aclose(), None)
+
+
+class Named(TypedDict):
+    """Inputs as a dictionary of a known form."""
+
+    product_name: str
+
+
+@dataclasses.dataclass
+class Sized:
+    """Inputs as a dataclass."""
+
+    size: int = 1
+
+
+@attrs.frozen
+class Styled:
+    """Inputs as an attrs class."""
+
+    style: str = "bold"
+
+
+class Dated(pydantic.BaseModel):
+    """Inputs as a pydantic model."""
+
+    when: datetime
+
+
+async def giving_inputs(knouds: AsyncKnouds, run: RunResult) -> None:
+    """Inputs are what JSON can say and what has one plain form in it; a file is neither."""
+    named: Named = {"product_name": "Knouds"}
+    sizes: dict[str, list[int]] = {"size": [1, 2]}
+    plain: JSON = {"a": [1, {"b": None}]}
+    assert plain
+    for inputs in (named, sizes, Sized(), Styled(), Dated(when=datetime.now(UTC))):
+        await knouds.workflows.submit("a", inputs)
+    await knouds.workflows.submit("a", {"when": date(2026, 1, 1), "id": UUID(int=1), "price": Decimal(1)})
+    await knouds.workflows.submit("a", {"status": Status.FAILED, "of": [Sized(), {"b": named}], "image": run.images[0]})
+    await knouds.models.run("a", {"a": "b"}, timeout=Timeouts(connect=1), default=str)
+    await knouds.workflows.submit("a", {"image": Path("cup.png")})  # type: ignore[dict-item]
+    await knouds.workflows.submit("a", {"images": [Path("cup.png")]})  # type: ignore[list-item]
+    await knouds.workflows.gather("a", [{"image": Path("cup.png")}])  # type: ignore[dict-item]
+    knouds.models.map("a", [Job("a", {"image": Path("cup.png")})])  # type: ignore[dict-item]
+    await knouds.workflows.submit("a", {"tags": {"a", "b"}})  # type: ignore[dict-item]
+    await knouds.workflows.submit("a", {"n": 1}, timeout="5")  # type: ignore[arg-type]
+    other: dict[str, Any] = {"image": Path("cup.png")}
+    await knouds.workflows.submit("a", other, default=str, timeout=5)
+    wrong: JSON = {"a": Path("cup.png")}  # type: ignore[dict-item]
+    assert wrong
 
 
 async def picking_up(knouds: AsyncKnouds) -> None:
