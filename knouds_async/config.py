@@ -73,6 +73,19 @@ class Secret:
         raise TypeError("a Secret is not pickled: build the client anew from $KNOUDS_KEY in the other process")
 
 
+DATABASE_SCHEMES: Final = ("postgresql://", "postgres://")
+
+
+def is_database_url(value: object) -> bool:
+    """Return whether a value is the URL of a PostgreSQL database, rather than a path."""
+    return isinstance(value, str) and value.startswith(DATABASE_SCHEMES)
+
+
+def hide_url(value: T) -> T | Secret:
+    """Return the URL of a database as a Secret, before anything can fail and show it, and what is none as it is."""
+    return Secret(value) if isinstance(value, str) and value.startswith(DATABASE_SCHEMES) else value
+
+
 def api_key(given: Secret | None) -> Secret:
     """Return the key: the argument, else `$KNOUDS_KEY`. It is checked for form and never printed."""
     key = given if given is not None else Secret(os.environ.get("KNOUDS_KEY", ""))

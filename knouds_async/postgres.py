@@ -1,12 +1,12 @@
 """What many machines share through PostgreSQL (`pip install 'knouds-async[postgres]'`)."""
 
 from knouds_async._batch.postgres import LedgerOwner, Postgres
-from knouds_async._io.database import SCHEMES, Database, hide_url
+from knouds_async._io.database import Database
 from knouds_async._io.database_bus import DatabaseBus
-from knouds_async.config import Secret
+from knouds_async.config import Secret, hide_url
 from knouds_async.errors import ConfigurationError
 
-__all__ = ["SCHEMES", "LedgerOwner", "Postgres"]
+__all__ = ["LedgerOwner", "Postgres"]
 
 
 def bus_of(shared: Postgres | str | Secret) -> DatabaseBus:

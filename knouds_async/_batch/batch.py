@@ -41,12 +41,11 @@ from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar,
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._batch.worker import BatchClient, OnUnknown, Worker
 from knouds_async._io.concurrency import checkpoint, spawn, uninterrupted, wait_until_set
-from knouds_async._io.database import hide_url
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.estimate import Estimate
 from knouds_async._sansio.inputs import Default
-from knouds_async.config import Secret, Timeouts, is_integer, is_number
+from knouds_async.config import Secret, Timeouts, hide_url, is_integer, is_number
 from knouds_async.errors import InvalidArgumentError, KnoudsError
 from knouds_async.execution import Execution, with_timeout
 from knouds_async.telemetry import fields

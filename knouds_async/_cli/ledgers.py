@@ -10,14 +10,15 @@ import anyio
 from knouds_async import SQLiteLedger
 from knouds_async._cli.errors import ExitCode, UsageError
 from knouds_async._cli.output import one_line, print_info
-from knouds_async.postgres import SCHEMES, LedgerOwner, Postgres
+from knouds_async.config import is_database_url
+from knouds_async.postgres import LedgerOwner, Postgres
 
 LedgerPlace: TypeAlias = Path | Postgres
 
 
 def place_of(text: str) -> LedgerPlace:
     """Return the ledger that an option names: the URL of a database, else the path of a file."""
-    return Postgres(text) if text.startswith(SCHEMES) else Path(text)
+    return Postgres(text) if is_database_url(text) else Path(text)
 
 
 def open_ledger(place: LedgerPlace) -> SQLiteLedger | Postgres:
@@ -34,7 +35,7 @@ def existing(option: str, place: LedgerPlace) -> LedgerPlace:
 
 def prepare(action: str, url: str, name: str) -> int:
     """Make the tables of a database, or trust the ledger of a name in it after a failover."""
-    place = Postgres(url, name=name) if url.startswith(SCHEMES) else None
+    place = Postgres(url, name=name) if is_database_url(url) else None
     if place is None:
         raise UsageError("knouds ledger is for databases: name one as postgresql://user:password@host:5432/database")
     if action not in ("migrate", "trust"):

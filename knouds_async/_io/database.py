@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio
 
-from knouds_async.config import Secret
+from knouds_async.config import Secret, is_database_url
 from knouds_async.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
@@ -19,18 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMES: Final = ("postgresql://", "postgres://")
 LONGEST_NAME: Final = 200
-
-
-def is_database_url(value: object) -> bool:
-    """Return whether a value is the URL of a PostgreSQL database, rather than a path."""
-    return isinstance(value, str) and value.startswith(SCHEMES)
-
-
-def hide_url(value: T) -> T | Secret:
-    """Return the URL of a database as a Secret, before anything can fail and show it, and what is none as it is."""
-    return Secret(value) if isinstance(value, str) and value.startswith(SCHEMES) else value
 
 
 Transact: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from knouds_async._io.database import Database, hide_url
+from knouds_async._io.database import Database
 from knouds_async._io.limiter import Bucket, Limiter
 from knouds_async._sansio.rate_limit import (
     LimiterStats,
@@ -35,7 +35,7 @@ from knouds_async._sansio.rate_limit import (
     from_plain,
     to_plain,
 )
-from knouds_async.config import Secret
+from knouds_async.config import Secret, hide_url
 from knouds_async.errors import ConfigurationError
 from knouds_async.telemetry import fields
 

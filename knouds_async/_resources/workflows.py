@@ -10,11 +10,10 @@ from typing import Any, Final
 from knouds_async._batch.batch import Batch, BatchFactory, LedgerLike, gather
 from knouds_async._batch.jobs import Job, Jobs, OnProgress, Outcome
 from knouds_async._batch.worker import OnUnknown
-from knouds_async._io.database import hide_url
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import Default, input_errors, invalid_inputs, plain_inputs
-from knouds_async.config import Timeouts
+from knouds_async.config import Timeouts, hide_url
 from knouds_async.errors import InvalidArgumentError, PermissionDeniedError
 from knouds_async.execution import Execution, ExecutionFactory
 from knouds_async.telemetry import fields
