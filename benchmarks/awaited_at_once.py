@@ -34,7 +34,7 @@ def cost_of_scheduling(runs: int) -> float:
     now, spent, back = 0.0, 0.0, deque[tuple[float, str]]()
     began = time.process_time()
     for run in tracked:
-        scheduler.add(run, now, 0.5)
+        scheduler.add(run, now)
     spent += time.process_time() - began
     while len(scheduler):
         states = ["completed" if end <= now else "processing" for end in ends]
@@ -47,8 +47,8 @@ def cost_of_scheduling(runs: int) -> float:
             name = back.popleft()[1]
             if ends[places[name]] <= now:
                 scheduler.finished(name, now, duration=ends[places[name]])
-            scheduler.polled(name, now, 0.5)
-        plan = scheduler.plan(now, 0.5)
+            scheduler.polled(name, now)
+        plan = scheduler.plan(now)
         page = plan.page
         while page is not None:
             page = scheduler.page_received(page, pages[min(page.offset // 500, len(pages) - 1)], now)

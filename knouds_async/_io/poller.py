@@ -253,7 +253,7 @@ class Poller:
             if tracked.expects_delivery and self._recent_deliveries.get(state.execution_id) is None:
                 self._scheduler.deliveries.add(was_delivered=False)
         elif is_change and state.status == Status.CANCEL_REQUESTED:
-            self._scheduler.cancel_requested(tracked, now, random.random())  # noqa: S311
+            self._scheduler.cancel_requested(tracked, now)
             self._changed.set()
         if is_change:
             record.notify()
@@ -285,7 +285,7 @@ class Poller:
         if tracked.submitted_at is None and state.created_at is not None and server is not None:
             age = server - state.created_at.timestamp()
             if -_MAX_SKEW <= age <= _MAX_AGE:
-                self._scheduler.set_submitted_at(tracked, now - max(0.0, age))
+                tracked.start(now - max(0.0, age), submitted_at=now - max(0.0, age))
 
     # Deliveries.
 
@@ -393,12 +393,12 @@ class Poller:
             record.changed, record.failures, record.error = anyio.Event(), 0, None
             self._awaited[record.execution_id] = record
             self._inbox.awaited(is_any=True)
-            self._scheduler.add(record.tracked, anyio.current_time(), random.random())  # noqa: S311
+            self._scheduler.add(record.tracked, anyio.current_time())
             if self._recent_deliveries.get(record.execution_id) is not None:
                 self._scheduler.report_finished(record.execution_id)
             self._changed.set()
         if deadline < math.inf:
-            self._scheduler.add_deadline(record.execution_id, deadline, anyio.current_time(), random.random())  # noqa: S311
+            self._scheduler.add_deadline(record.execution_id, deadline, anyio.current_time())
             self._changed.set()
         return link
 
@@ -441,12 +441,12 @@ class Poller:
         finally:
             self._jobs.clear()
             self._workers = 0
-            self._scheduler.requests_cancelled(anyio.current_time(), random.random())  # noqa: S311
+            self._scheduler.requests_cancelled(anyio.current_time())
 
     def _queue_due(self) -> float:
         """Queue the requests that are due now; return when to plan again."""
         polls, usage = self._quota(_POLL_ROUTE, queued=len(self._jobs)), self._quota(_USAGE_ROUTE)
-        plan = self._scheduler.plan(anyio.current_time(), random.random(), poll_quota=polls, usage_quota=usage)  # noqa: S311
+        plan = self._scheduler.plan(anyio.current_time(), poll_quota=polls, usage_quota=usage)
         self._jobs.extend(partial(self._poll, self._awaited[execution_id]) for execution_id in plan.polls)
         if plan.page is not None:
             self._jobs.appendleft(partial(self._fetch_statuses, plan.page))
@@ -466,34 +466,33 @@ class Poller:
             self._workers -= 1
 
     async def _poll(self, record: RunRecord) -> None:
-        is_answered = True
         try:
             call = endpoints.get_execution(record.execution_id)
             self.update(record, await self._send(call, serves=tuple(record.serves)))
         except KnoudsError as error:
-            is_answered = self._poll_failed(record, error)
+            self._poll_failed(record, error)
         except Exception as error:  # noqa: BLE001  (one poll's trouble must not end all others)
             unexpected = KnoudsError(f"the poll failed with {type(error).__name__}: {error}")
-            is_answered = self._poll_failed(record, unexpected)
+            self._poll_failed(record, unexpected)
         now = anyio.current_time()
-        self._scheduler.polled(record.execution_id, now, random.random(), is_answered=is_answered)  # noqa: S311
+        self._scheduler.polled(record.execution_id, now, random.random(), failures=record.failures)  # noqa: S311
         self._changed.set()
 
-    def _poll_failed(self, record: RunRecord, error: KnoudsError) -> bool:
-        """Record a failed poll for the waiters, each decides whether it ends its wait; return if it is harmless."""
+    def _poll_failed(self, record: RunRecord, error: KnoudsError) -> None:
+        """Record a failed poll for the waiters: each decides whether it ends its wait."""
         if record.state.is_final:
-            return True
+            return
         submitted_at = record.tracked.submitted_at
         age = None if submitted_at is None else anyio.current_time() - submitted_at
         extra = fields("poll_failed", execution_id=record.execution_id, http_status=getattr(error, "status", None))
         logger.debug("a poll of execution %s failed: %s", record.execution_id, error, extra=extra)
         failure = classify_poll_error(error, age=age)
         if failure is PollFailure.IGNORABLE:
-            return True
+            record.failures, record.error = 0, None
+            return
         record.failures += 1 if failure is PollFailure.TRANSIENT else math.inf
         record.error = error.with_traceback(None)
         record.notify()
-        return False
 
     async def _fetch_statuses(self, page: PageRequest | None) -> None:
         try:

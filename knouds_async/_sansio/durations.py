@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, repeat
 from operator import mul
 from typing import Final
@@ -30,7 +30,6 @@ _BINS: Final = len(EDGES)
 _OLDEST: Final = 86400.0
 _MOST: Final = 1e12
 _ROUNDING: Final = 1e-6
-_VERSION: Final = 1
 
 _MEDIAN: Final = 45.0  # of the prior
 _SHAPE: Final = 4
@@ -123,9 +122,8 @@ class Durations:
         self.longest = max(self.longest, middle)
         if self.end_count > MAX_ENDS + _ROUNDING:
             self.ends, self.exposure = [d / 2 for d in self.ends], [e / 2 for e in self.exposure]
-            self._update(0, _BINS)
-        else:
-            self._update(_bin(min(start, lo)), _bin(hi) + 1)
+            start, hi = 0.0, math.inf
+        self._update(_bin(min(start, lo)), _bin(hi) + 1)
 
     def _update(self, first: int, last: int) -> None:
         """Work out the hazards anew where the bins from `first` up to `last` have changed."""
@@ -154,46 +152,37 @@ class Durations:
             cost, finished, age, k = cost - delay, finished + gone, top, k + 1
         return stop
 
-    def probability(self, seen_at: float, age: float) -> float:
-        """Return the probability that a run last seen running at one age has finished by another."""
-        risk, seen_at = 0.0, max(seen_at, 0.0)
-        while seen_at < age:
-            k = _bin(seen_at)
-            risk += (min(age, _TOPS[k]) - seen_at) * self._hazards[k]
-            seen_at = _TOPS[k]
-        return -math.expm1(-risk)
-
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON that `from_dict` reads: the bins in which something was seen."""
         seen = enumerate(zip(self.ends, self.exposure, strict=True))
         bins = [[k, ends, exposure] for k, (ends, exposure) in seen if ends or exposure]
-        return {"version": _VERSION, "expected": self.expected, "bins": bins}
+        return {"version": 1, "expected": self.expected, "bins": bins}
 
     @classmethod
     def from_dict(cls, saved: object) -> Durations:
         """Return the durations that `to_dict` saved, also by way of JSON; raise ValueError that names the fault."""
         match saved:
-            case {"version": version} if version != _VERSION:
-                raise ValueError(f"saved durations have version {version!r}, not {_VERSION}")
-            case {"version": _, "expected": expected, "bins": [*rows]}:
-                if expected is not None and not _is_duration(expected):
-                    raise ValueError(f"expected={expected!r}: must be a number of seconds above 0, or None")
+            case {"version": 1, "expected": expected, "bins": [*bins]} if expected is None or _is_duration(expected):
                 loaded = cls(expected)
-                loaded._read(rows)
-                return loaded
-        raise ValueError("saved durations must be an object with a version, expected and a list of bins")
+            case _:
+                raise ValueError(f"{saved!r:.80} is not an object of version 1 with expected and a list of bins")
+        for row in bins:
+            match row:
+                case [int(k), ends, exposure] if 0 <= k < _BINS and _is_count(ends) and _is_count(exposure):
+                    loaded.ends[k], loaded.exposure[k] = float(ends), float(exposure)
+                    loaded.longest = max(loaded.longest, EDGES[k] if ends else 0.0)
+                case _:
+                    raise ValueError(f"{row!r:.80} is not a bin of [index, ends, exposure]")
+        loaded._update(0, _BINS)
+        return loaded
 
-    def _read(self, rows: Iterable[object]) -> None:
-        previous = -1
-        for row in rows:
-            k, ends, exposure = _read_row(row)
-            if k <= previous:
-                raise ValueError(f"saved durations: bin {k} comes after bin {previous}")
-            self.ends[k], self.exposure[k], previous = ends, exposure, k
-            self.longest = EDGES[k] if ends else self.longest
-        if self.end_count > MAX_ENDS + _ROUNDING:
-            raise ValueError(f"saved durations: {self.end_count:g} ends are more than {MAX_ENDS}")
-        self._update(0, _BINS)
+
+def _is_duration(value: object, below: float = math.inf) -> bool:
+    return is_number(value) and 0 < value < below
+
+
+def _is_count(value: object) -> bool:
+    return is_number(value) and 0 <= value <= _MOST
 
 
 def _log_logistic(median: float) -> tuple[list[float], list[float]]:
@@ -222,19 +211,6 @@ def _seconds_of_cost(hazard: float, finished: float, cost: float) -> float:
         gone = -survival * math.expm1(-hazard * m)
         m -= (m - gone / hazard - cost) / (finished + gone)
     return m
-
-
-def _is_duration(value: object, below: float = math.inf) -> bool:
-    return is_number(value) and 0 < value < below
-
-
-def _read_row(row: object) -> tuple[int, float, float]:
-    match row:
-        case [int(k), int() | float() as ends, int() | float() as exposure] if (
-            0 <= k < _BINS and 0 <= ends <= _MOST and 0 <= exposure <= _MOST
-        ):
-            return k, float(ends), float(exposure)
-    raise ValueError(f"saved durations: {row!r} is not a bin of [index, ends, exposure]")
 
 
 # ---- The models of all targets
@@ -295,17 +271,13 @@ class LearnedDurations:
 
     def load(self, saved: object) -> None:
         """Load what `to_dict` returned; raise ValueError that names the fault."""
-        for key, durations in _items(saved):
+        if not isinstance(saved, Mapping) or not all(isinstance(key, str) for key in saved):
+            raise ValueError(f"must be a dict by target, as `knouds.durations` gives it, not {saved!r:.80}")
+        for key, durations in saved.items():
             try:
                 self._keep(key, Durations.from_dict(durations))
             except ValueError as error:
                 raise ValueError(f"{key!r:.80}: {error}") from None
-
-
-def _items(saved: object) -> Iterator[tuple[str, object]]:
-    if not isinstance(saved, Mapping) or not all(isinstance(key, str) for key in saved):
-        raise ValueError(f"must be a dict by target, as `knouds.durations` gives it, not {saved!r:.80}")
-    yield from saved.items()
 
 
 def check_expected(expected: object) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import islice
 from typing import Final, TypeAlias
 
 import attrs
@@ -64,7 +63,7 @@ class StatusPage:
 
 @attrs.frozen(eq=False, repr=False)
 class PageRequest:
-    """A page to request, of a listing that began at `started_at` and has shown `matched` of the awaited runs."""
+    """A page of a listing that began at `started_at` and has shown `matched` of the awaited runs before."""
 
     started_at: float
     offset: int = 0
@@ -98,13 +97,11 @@ _IN_FLIGHT: Final = 0.25  # seconds after which to ask again while one is in fli
 _MAX_GAP: Final = 15.0  # seconds to the next; when it takes longer, there are polls
 _FIRST_BACKOFF: Final = 2.0
 _MAX_BACKOFF: Final = 300.0
-_LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run, and its end
 _MAX_LAG: Final = 5.0  # seconds by which it may show an end late
 _MIN_MISSES: Final = 3  # misses that open the breaker
 _MAX_MISS_RATE: Final = 0.2  # of hits and misses
 _WINDOW: Final = 100  # hits and misses beyond are halved, so that old ones count less
 _OPEN_FOR: Final = 600.0
-_MAX_OPEN_FOR: Final = 3600.0
 _MAX_STATUSES: Final = 100
 _FINISHED: Final = frozenset({Status.COMPLETED.value, Status.FAILED.value, Status.CANCELLED.value})
 
@@ -112,24 +109,20 @@ _FINISHED: Final = frozenset({Status.COMPLETED.value, Status.FAILED.value, Statu
 class Listings:
     """When a listing may be made, how deep it goes, and a circuit breaker for listings that prove wrong.
 
-    A hit is an end that a listing showed first, or soon after a poll found it; a miss is one that it showed late, not
-    at all, or that was none. `is_proven`: whether there was a hit.
+    A hit is an end that a listing showed in time; a miss is one that it showed late, or that was none.
     """
 
     def __init__(self) -> None:
         self.is_in_flight = False
         self._started_at = self._sent_at = self._not_before = -math.inf  # of the last listing, its last page; the next
         self._failures = 0
-        self._pages, self._deepest_row = 1, MAX_ROWS  # that the last one took
+        self._pages, self._deepest_row = 1, MAX_ROWS  # that were of use in the last one
         self._running = {Status.PROCESSING.value, Status.CANCEL_REQUESTED.value}
-        self._unlisted: dict[str, float] = {}  # since when listings may not show an end that a poll found
         self._hits = self._misses = 0.0
-        self._has_matched = False
-        self._open_for = _OPEN_FOR
 
     @property
     def is_proven(self) -> bool:
-        """Whether a listing has shown an end before a poll found it."""
+        """Whether a listing has shown an end in time."""
         return self._hits > 0
 
     @property
@@ -157,22 +150,20 @@ class Listings:
     def start(self, now: float, runs: int) -> PageRequest:
         """Start a listing for so many runs; return its first page."""
         self.is_in_flight, self._started_at, self._sent_at = True, now, now
-        return PageRequest(now, limit=min(MAX_ROWS, max(50, 2 * self._deepest_row + runs + 20)))
+        return PageRequest(now, limit=min(MAX_ROWS, max(50, 2 * self._deepest_row + runs)))
 
     def next_page(
         self, page: PageRequest, status_page: StatusPage, now: float, runs: int, deepest: int
     ) -> PageRequest | None:
         """Return the next page, after one that showed our runs down to row `deepest` (0: none); None: no more.
 
-        It continues while some of the `runs` are missing and there are more rows, one page beyond those that were of
-        use last time.
+        It continues while some of the `runs` are missing and there are more rows, one page beyond those of use.
         """
         self._sent_at = max(now, self._sent_at)
-        self._has_matched = self._has_matched or deepest > 0
         offset = page.offset + status_page.row_count
         has_more = status_page.row_count >= page.limit or offset < (status_page.total or 0)
-        last_page = max(self._pages, math.ceil(runs / MAX_ROWS), page.number if deepest else 0) + 1
-        if page.matched < runs and status_page.row_count and has_more and page.number < last_page:
+        is_useful = deepest > 0 or page.number <= self._pages
+        if page.matched < runs and status_page.row_count and has_more and is_useful:
             return attrs.evolve(page, offset=offset, limit=MAX_ROWS, number=page.number + 1)
         self.is_in_flight = False
         if now >= self._not_before:
@@ -184,11 +175,8 @@ class Listings:
     def failed(self, now: float, *, is_permanent: bool = False) -> None:
         """Record a listing that failed: the next one is tried later, each time."""
         self.is_in_flight = False
-        self._not_before = now + min(_MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._failures, 20))
-        self._failures += 1
-        self._unlisted.clear()
-        if is_permanent:
-            self._trip(now)
+        pause = _OPEN_FOR if is_permanent else min(_MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._failures, 20))
+        self._not_before, self._failures = now + pause, self._failures + 1
 
     def cancelled(self) -> None:
         """Record a listing that was cancelled."""
@@ -200,13 +188,9 @@ class Listings:
         """Return whether a row with that status is of a running run."""
         return status in self._running
 
-    def is_due_to_show(self, started_at: float, since: float) -> bool:
-        """Return whether a listing that began then has to show what is so since some time."""
-        return started_at >= since + _LISTED_WITHIN
-
-    def confirmed(self, now: float, lag: float, duration: float) -> None:
-        """Record that a poll confirmed an end a listing had shown; `lag`: how long one showed the run running after."""
-        self._count(now, is_hit=lag <= max(_MAX_LAG, duration / 8))
+    def was_late(self, lag: float, duration: float) -> bool:
+        """Return whether a listing showed a run running too long after its end."""
+        return lag > max(_MAX_LAG, duration / 8)
 
     def refuted(self, now: float, status: str) -> bool:
         """Record that a poll found a run still running that a row said had finished; return whether that was wrong.
@@ -216,44 +200,15 @@ class Listings:
         if status not in _FINISHED and len(self._running) < _MAX_STATUSES:
             self._running.add(status)
             return False
-        self._count(now, is_hit=False)
+        self.count(now, is_hit=False)
         return True
 
-    def found_first(self, request_id: str, now: float) -> None:
-        """Record that a poll found an end that no listing had shown: the listings to come have to show it."""
-        self._unlisted[request_id] = now
-
-    def has_to_check(self, now: float) -> bool:
-        """Return whether an end that a poll found long ago was not looked for in a listing yet."""
-        return any(self.is_due_to_show(now, found_at) for found_at in islice(self._unlisted.values(), 1))
-
-    def check_row(self, request_id: str, status: str, now: float) -> None:
-        """Compare a row of a run that is awaited no more with what a poll found of it."""
-        if request_id in self._unlisted and not self.is_running(status):
-            del self._unlisted[request_id]
-            self._count(now, is_hit=True)
-
-    def check_missing(self, started_at: float, now: float) -> None:
-        """Count the ends as misses that polls found and a complete listing, begun then, ought to have shown."""
-        for request_id in [found for found, at in self._unlisted.items() if self.is_due_to_show(started_at, at)]:
-            if self._unlisted.pop(request_id, None) is not None:
-                self._count(now, is_hit=False)
-
-    def _count(self, now: float, *, is_hit: bool) -> None:
-        if is_hit:
-            self._hits, self._has_matched, self._open_for = self._hits + 1, True, _OPEN_FOR
-        else:
-            self._misses += 1
+    def count(self, now: float, *, is_hit: bool) -> None:
+        """Count a hit or a miss: three misses among few hits, or one before any, end listings for ten minutes."""
+        self._hits, self._misses = self._hits + is_hit, self._misses + (not is_hit)
         if self._hits + self._misses > _WINDOW:
             self._hits, self._misses = self._hits / 2, self._misses / 2
         is_often = self._misses >= _MIN_MISSES and self._misses > _MAX_MISS_RATE * (self._hits + self._misses)
-        if is_often or (self._misses and not self._has_matched):
-            self._trip(now)
-
-    def _trip(self, now: float) -> None:
-        """Make no listing for a while, longer each time, and start over after that."""
-        self._not_before, self._failures = now + self._open_for, max(1, self._failures)
-        self._open_for = min(2 * self._open_for, _MAX_OPEN_FOR)
-        self._hits = self._misses = 0.0
-        self._has_matched = False
-        self._unlisted.clear()
+        if is_often or not self._hits:
+            self._not_before, self._failures = now + _OPEN_FOR, max(1, self._failures)
+            self._hits = self._misses = 0.0

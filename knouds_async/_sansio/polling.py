@@ -1,9 +1,9 @@
 """When to poll each run and when to fetch a listing instead: all polling decisions, by one rule. Pure.
 
-A run is due when its end is expected to have gone unnoticed for as long as a request for it costs. A request costs
-`cost_of_request` seconds, more where quota is scarce, and its part of that where one listing serves many runs. What is
-due is served by one listing if three or more runs are awaited, by a poll if not; ends that were reported are polled
-first, and the others in the order in which they became due. A report never finishes a run: a poll has to confirm it.
+A request is due when the ends it would notice are expected to have gone unnoticed for as long as it costs, together:
+`cost_of_request` seconds, more where quota is scarce. While three or more runs are awaited a listing serves them all,
+and polls of runs that it shows are rare. Ends that were reported are polled first, and the others in the order in
+which they became due. A report never finishes a run: a poll has to confirm it.
 
 `now` is local monotonic seconds and `jitter` is uniform in [0, 1). A due time is reconsidered before anything is sent
 for it, and at least every ten seconds: whatever changes what a request costs, the schedule follows.
@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from enum import Enum
-from itertools import islice
 from typing import Final
 
 import attrs
@@ -43,12 +41,9 @@ ASSUMED_AGE: Final = 30.0
 class TrackedRun:
     """What is known of one run, also while nobody waits for it. Times are local monotonic seconds.
 
-    `duration_key`: under which its duration is learned. `submitted_at`: None when unknown. `expects_delivery`: whether
-    its end should be delivered to a webhook, None when unknown. `poll_count`: own polls so far, and `failures` those
-    that failed in a row. `last_seen_at`: when such a poll last found it running; `last_listed_at`: when a listing last
-    did; `last_row_at`: when one last had a row of it; `counted_until`: up to when its time was counted towards its
-    duration model. `recheck_at`: when it is polled though listings show it running. `not_before`: no poll before.
-    `ignore_until`: listings are ignored before, for they were wrong of it. `deadlines`: of those who wait, sorted.
+    `expects_delivery`: whether its end should be delivered to a webhook, None when unknown. `last_seen_at`: when a
+    poll last found it running; `last_listed_at`: when a listing did; `last_row_at`: when one had a row of it.
+    `counted_until`: up to when its time was counted towards its durations. `ignore_until`: listings are ignored before.
     """
 
     execution_id: str
@@ -59,21 +54,21 @@ class TrackedRun:
     expects_delivery: bool | None = None
     started_at: float = math.nan
     poll_count: int = 0
-    failures: int = 0
+    jitter: float = 0.5
     last_poll_at: float = -math.inf
     last_seen_at: float = -math.inf
     last_listed_at: float = -math.inf
     last_row_at: float = -math.inf
     counted_until: float = -math.inf
-    recheck_at: float = math.inf
     not_before: float = -math.inf
     ignore_until: float = -math.inf
-    due_at: float = math.inf
-    deadlines: list[float] | None = None
+    wake_at: float = math.inf
+    deadlines: list[float] = attrs.field(factory=list)
 
-    def start(self, started_at: float) -> None:
-        """Set when it started."""
+    def start(self, started_at: float, submitted_at: float | None = None) -> None:
+        """Set when it started, and when it was submitted if that is known now."""
         self.started_at = self.counted_until = started_at
+        self.submitted_at = self.submitted_at if submitted_at is None else submitted_at
 
     @property
     def last_running_at(self) -> float:
@@ -145,17 +140,18 @@ class DeliveryRecord:
 
 # ---- The scheduler
 
-_MIN_RUNS: Final = 3  # awaited runs for which a listing pays
-_PROBES: Final = 1  # runs that are polled as well until listings have proven right
+_MIN_RUNS: Final = 3  # awaited runs for which a listing pays; one less once listings have proven right
+_LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run
 _RECHECK_COST: Final = 30.0  # of a poll of a run that listings show running, in seconds
 _DOUBTED_COST: Final = 10.0  # the same while listings have shown no end, or once one was wrong
-_LIMITED_FACTOR: Final = 4.0  # the factor of it where polls are limited
+_LIMITED_FACTOR: Final = 4.0  # of it where polls are limited
+_LIMITED: Final = 5  # polls for each run: fewer are a limit
 
 _NEW_ENDS: Final = 3  # ends from which a target is known
 _EARLY_AGES: Final = (1.5, 6.0, 12.0)  # at which a run of a new target is polled at the latest
-_OUTLIVED_STEP: Final = 0.2  # of its age: the longest step of a run that outlived all that were seen
+_OUTLIVED_STEP: Final = 0.1  # of its age: the longest step of a run that outlived all that were seen
 _CHEAP: Final = 1.0  # a cost of a request up to which there are early ones
-_PLENTY: Final = 10  # requests that have to be left for each that is due at a time, or there are no early ones
+_PLENTY: Final = 10  # requests that have to be left for each run, and the most runs, or there are no early ones
 
 _DELIVERY_FACTOR: Final = 16.0  # of the cost while webhooks arrive
 _HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota is scarce
@@ -163,15 +159,13 @@ _TARGET_USE: Final = 0.8  # the part of the remaining quota that polls plan to u
 _SPECULATIVE_SHARE: Final = 0.1  # of scarce polls: for runs that listings have not reported
 
 _LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
-_LIMITED: Final = 5  # polls for each run: fewer are a limit
-_LIKELY: Final = 0.25  # the probability of an end that is worth one
 _FIRST_STEP: Final = 600.0
 _LONGEST_STEP: Final = 60.0
 _RECONSIDER: Final = 10.0  # seconds after which a due time is worked out anew
 _BLOCKED: Final = 1.0  # seconds after which a run that found no quota asks again
-_COUNT_PER_RUN: Final = 0.002  # seconds between two counts of all runs, for each of them; one second at least
+_SURVEY_PER_RUN: Final = 0.002  # seconds between two surveys of all runs, for each of them; one second at least
 _VAGUE: Final = 30.0  # seconds within which an end has to be known to teach anything
-_FAILURE_PAUSE: Final = 2.0  # seconds after a failed poll
+_FAILURE_PAUSE: Final = 2.0  # seconds after a failed poll, for each failure in a row
 _MAX_FAILURE_PAUSE: Final = 10.0
 _POLL_WITHIN: Final = 2.0  # seconds within which a poll should come back
 _FEW: Final = 10  # polls in flight before the first answer shows the quota
@@ -181,20 +175,19 @@ _NO_QUOTA: Final = Quota()
 
 @attrs.frozen(repr=False)
 class PollPlan:
-    """What to send now, and when to plan again (inf: when something changes). `served`: the runs due for a listing."""
+    """What to send now, and when to plan again (inf: when something changes)."""
 
     polls: list[str]
     page: PageRequest | None
-    served: list[str]
     next_at: float
 
 
 class PollScheduler:
     """The polls and listings for all executions that somebody waits for.
 
-    A run is in `_heap`, by when to consider it next; in `_overdue` or, when it was reported finished, in `_ready`,
-    while it waits for a poll; or in `_in_flight`, since that was sent, also after it was removed. `_reported`: the
-    status of its row by which each was reported, None for a webhook. `_hidden`: those that listings do not show.
+    A run is in `_heap`, by when to consider a poll of its own; in `_ready` by when to poll it, if it was reported
+    finished; or in `_in_flight`, since that was sent, also after it was removed. `_reported`: the status of the row
+    that reported each, None for a webhook. `_hidden`: those that listings do not show.
     """
 
     def __init__(self, polling: Polling, learned: LearnedDurations) -> None:
@@ -204,13 +197,12 @@ class PollScheduler:
         self._listings = Listings()
         self._runs: dict[str, TrackedRun] = {}
         self._by_request: dict[str, TrackedRun | None] = {}  # None: more than one run has it
-        self._heap: list[tuple[float, float, str]] = []
-        self._overdue: list[tuple[float, str]] = []
+        self._heap: list[tuple[float, str]] = []
+        self._ready: list[tuple[float, float, str]] = []
         self._reported: dict[str, str | None] = {}
-        self._ready: deque[str] = deque()
         self._in_flight: dict[str, float] = {}
         self._hidden: set[str] = set()
-        self._scarcity, self._next_count_at = 1.0, -math.inf
+        self._scarcity, self._survey_at, self._listing_at = 1.0, -math.inf, math.inf
         self._saved, self._saved_at = 0.0, -math.inf
         self._uses_listings = self._is_limited = self._is_answered = False
         self._is_plenty = polling.cost_of_request <= _CHEAP
@@ -225,17 +217,17 @@ class PollScheduler:
 
     # Who is polled.
 
-    def add(self, run: TrackedRun, now: float, jitter: float) -> None:
+    def add(self, run: TrackedRun, now: float) -> None:
         """Start polling a run where it left off; one of unknown age is polled at once."""
         if math.isnan(run.started_at):
             run.start(now - ASSUMED_AGE if run.submitted_at is None else run.submitted_at)
         self._learned.add(run.duration_key, run.expected)
         self._runs[run.execution_id] = run
-        run.due_at, run.recheck_at, run.deadlines = math.inf, self._recheck_at(run), None
+        run.deadlines = []
         self._index(run)
         if self._in_flight.get(run.execution_id, -math.inf) <= now - _POLL_WITHIN:  # else an earlier wait began a poll
             self._in_flight.pop(run.execution_id, None)
-            self._schedule(run, now, jitter)
+            self._schedule(run, now)
 
     def remove(self, execution_id: str) -> None:
         """Stop polling a run; it can be added again."""
@@ -262,84 +254,76 @@ class PollScheduler:
                 self._hidden.discard(run.execution_id)
                 self._index(run)
 
-    def set_submitted_at(self, run: TrackedRun, submitted_at: float) -> None:
-        """Set when a run was submitted whose age was unknown."""
-        run.submitted_at = submitted_at
-        run.start(submitted_at)
-
-    def add_deadline(self, execution_id: str, deadline: float, now: float, jitter: float) -> None:
+    def add_deadline(self, execution_id: str, deadline: float, now: float) -> None:
         """Add a deadline until which somebody waits for a run."""
         run = self._runs.get(execution_id)
         if run is not None:
-            run.deadlines = run.deadlines or []
-            insort(run.deadlines, deadline)
-            if self._is_scheduled(run):
-                self._schedule(run, now, jitter)
+            run.deadlines = [*(each for each in run.deadlines if each > now), deadline]
+            self._reschedule(run, now)
 
-    def report_finished(self, execution_id: str) -> None:
-        """Record that a run was reported finished: it is polled before all others."""
-        if execution_id in self._runs and execution_id not in self._reported and execution_id not in self._in_flight:
-            self._reported[execution_id] = None
-            self._ready.append(execution_id)
+    def report_finished(self, execution_id: str, status: str | None = None) -> None:
+        """Record that a run was reported finished: it is polled before all others, the oldest first."""
+        run = self._runs.get(execution_id)
+        if run is not None and execution_id not in self._reported and execution_id not in self._in_flight:
+            self._reported[execution_id] = status
+            heapq.heappush(self._ready, (-math.inf, run.started_at, execution_id))
 
-    def cancel_requested(self, run: TrackedRun, now: float, jitter: float) -> None:
+    def cancel_requested(self, run: TrackedRun, now: float) -> None:
         """Record that a run was asked to cancel: it will finish soon."""
         if run.duration_key != CANCEL_KEY:
             run.duration_key = CANCEL_KEY
             self._learned.add(CANCEL_KEY, None)
-            self.set_submitted_at(run, now)
+            run.start(now, submitted_at=now)
             run.last_seen_at = now
-            if self._is_scheduled(run):
-                self._schedule(run, now, jitter)
+            self._reschedule(run, now)
 
-    def _is_waiting(self, run: TrackedRun) -> bool:
-        return run.execution_id not in self._reported and run.execution_id not in self._in_flight
+    # When a poll of a run is due.
+
+    def _schedule(self, run: TrackedRun, now: float) -> float:
+        """Put a run into the heap, to be considered when it is due or in ten seconds; return when it is due."""
+        due_at = self._due_at(run, now)
+        run.wake_at = due_at if self._polling.schedule is not None else min(due_at, now + _RECONSIDER)
+        heapq.heappush(self._heap, (run.wake_at, run.execution_id))
+        return due_at
+
+    def _reschedule(self, run: TrackedRun, now: float) -> None:
+        if self._is_scheduled(run):
+            self._schedule(run, now)
 
     def _is_scheduled(self, run: TrackedRun) -> bool:
-        return run.execution_id in self._runs and run.execution_id not in self._in_flight
-
-    # When a run is due.
-
-    def _schedule(self, run: TrackedRun, now: float, jitter: float) -> None:
-        at = self._due_at(run, now, jitter)
-        self._push(run, at, max(now, min(at, now + _RECONSIDER)))
-
-    def _push(self, run: TrackedRun, due_at: float, at: float) -> None:
-        """Put a run that is due at a time into the heap, to be considered at another; what was there before is void."""
-        run.due_at = due_at
-        heapq.heappush(self._heap, (at, due_at, run.execution_id))
+        name = run.execution_id
+        return name in self._runs and name not in self._in_flight and name not in self._reported
 
     def _next_at(self) -> float:
+        """Return when to consider the next run; what the heap has of others is void."""
         while self._heap:
-            at, due_at, name = self._heap[0]
+            at, name = self._heap[0]
             run = self._runs.get(name)
-            if run is not None and run.due_at == due_at and self._is_scheduled(run):
+            if run is not None and run.wake_at == at and self._is_scheduled(run):
                 return at
             heapq.heappop(self._heap)
         return math.inf
 
-    def _due_at(self, run: TrackedRun, now: float, jitter: float) -> float:
-        """Return when a run is due for a listing or a poll."""
+    def _due_at(self, run: TrackedRun, now: float) -> float:
+        """Return when a poll of a run is due."""
         if run.submitted_at is None and run.poll_count == 0:
             return run.not_before  # it may have finished long since
         if self._polling.schedule is not None:
-            return max(run.not_before, _due_on_schedule(run, self._polling.schedule, jitter))
-        durations = self._learned.durations_for(run.duration_key)
-        if run.recheck_at <= now:
-            run.recheck_at = self._recheck_at(run)
-        is_served = self._is_served(run, now)
-        seen = run.age(run.last_seen_at if self._is_probe(run) else run.last_running_at)
+            return max(run.not_before, _due_on_schedule(run, self._polling.schedule))
+        durations, cost = self._learned.durations_for(run.duration_key), self._polling.cost_of_request
+        seen, longest = run.age(run.last_running_at), _FIRST_STEP
         if self._is_left_to_deliveries(run):
-            cost = max(_DELIVERY_FACTOR * self._polling.cost_of_request, durations.median)
-            age = durations.next_poll(seen, cost, longest=_FIRST_STEP)
-        elif is_served:
-            cost = self._polling.cost_of_request / self._served_count()
-            age = seen + min(math.sqrt(2 * cost / durations.hazard(seen)), self._longest_step(durations, seen))
+            cost = max(_DELIVERY_FACTOR * cost, durations.median)
+        elif self._is_listed(run):
+            seen = run.age(run.last_seen_at)
+            cost = (_RECHECK_COST if self._is_trusted else _DOUBTED_COST) * (
+                _LIMITED_FACTOR if self._is_limited else 1.0
+            )
         else:
-            cost = self._polling.cost_of_request * self._scarcity
-            age = durations.next_poll(seen, cost, longest=self._longest_step(durations, seen))
-        at = min(run.started_at + age, run.recheck_at if is_served else math.inf)
-        return max(run.not_before, _due_for_deadline(run, durations, now, at) if run.deadlines else at)
+            cost *= self._scarcity
+            longest = self._longest_step(durations, seen)
+        at = run.started_at + durations.next_poll(seen, cost, longest=longest)
+        return max(run.not_before, _due_for_deadline(run, now, at) if run.deadlines else at)
 
     def _longest_step(self, durations: Durations, seen: float) -> float:
         """Return the longest step after a run was seen running at an age: none is known that took so long, or some."""
@@ -355,125 +339,104 @@ class PollScheduler:
             return self.deliveries.has_any and run.poll_count > 0
         return run.expects_delivery and self.deliveries.is_reliable
 
-    def _is_served(self, run: TrackedRun, now: float) -> bool:
-        """Return whether listings serve a run, and no poll of its own is due."""
-        is_listed = self._uses_listings and run.execution_id not in self._hidden and now < run.recheck_at
-        return is_listed and not self._is_probe(run) and not self._is_left_to_deliveries(run)
+    def _is_listed(self, run: TrackedRun) -> bool:
+        """Return whether listings serve a run."""
+        return self._uses_listings and run.execution_id not in self._hidden and not self._is_left_to_deliveries(run)
 
-    def _is_probe(self, run: TrackedRun) -> bool:
-        """Return whether a run is one of the few that are polled as well until listings have proven right."""
-        return not self._listings.is_proven and run.execution_id in islice(self._runs, _PROBES)
-
-    def _served_count(self) -> int:
-        return max(1, len(self._runs) - len(self._hidden) - len(self._reported))
-
-    def _recheck_at(self, run: TrackedRun) -> float:
-        """Return when a run is polled though listings show it running."""
-        cost = _RECHECK_COST if self._listings.is_proven and not self._listings.has_missed else _DOUBTED_COST
-        cost *= _LIMITED_FACTOR if self._is_limited else 1.0
-        durations, seen = self._learned.durations_for(run.duration_key), run.age(run.last_seen_at)
-        return run.started_at + durations.next_poll(seen, cost, longest=_FIRST_STEP)
+    @property
+    def _is_trusted(self) -> bool:
+        """Whether listings have shown ends in time, and none too late."""
+        return self._listings.is_proven and not self._listings.has_missed
 
     # What to send.
 
-    def plan(
-        self, now: float, jitter: float, *, poll_quota: Quota = _NO_QUOTA, usage_quota: Quota = _NO_QUOTA
-    ) -> PollPlan:
+    def plan(self, now: float, *, poll_quota: Quota = _NO_QUOTA, usage_quota: Quota = _NO_QUOTA) -> PollPlan:
         """Return what to send now; polls are in flight until `polled`, a page until it was received or failed."""
+        self._is_limited = poll_quota.available <= _LIMITED * len(self._runs)
         fewest = _MIN_RUNS - self._listings.is_proven
+        if self._listings.is_proven and self._is_limited and poll_quota.available < usage_quota.available:
+            fewest = 1
         may_list = self._polling.sweeps and self._polling.schedule is None and len(self._runs) >= fewest
         self._weigh(now, poll_quota, usage_quota, may_list=may_list)
         available = poll_quota.available if self._in_flight else max(1, poll_quota.available)  # one may wait in line
-        served = self._sort_due(now, jitter, self._listings.next_at(now, usage_quota))
         polls = self._take_reported(now, available)
-        polls += self._take_overdue(now, jitter, self._spare(now, available - len(polls), poll_quota))
-        page, next_at = None, self._next_at()
-        if self._ready or self._overdue:
-            next_at = min(next_at, poll_quota.next_at(now) if available < len(polls) + 1 else now + _BLOCKED)
+        polls += self._take_due(now, self._spare(now, available - len(polls), poll_quota))
+        reported_at = self._ready[0][0] if self._ready else math.inf
+        page, next_at = None, min(self._next_at(), reported_at)
+        if next_at <= now:
+            next_at = poll_quota.next_at(now) if available < len(polls) + 1 else now + _BLOCKED
         if may_list:
-            wants_listing = bool(served) or now >= self._listings.retry_at() or self._listings.has_to_check(now)
-            is_possible = now >= self._listings.next_at(now, usage_quota)
-            if wants_listing and is_possible and not (self._ready and poll_quota.available <= 0):
-                page = self._listings.start(now, self._served_count())
-            next_at = min(next_at, max(self._listings.retry_at(), now + _BLOCKED))
-        return PollPlan(polls, page, served, next_at)
+            listing_at = self._listing_at if self._uses_listings else self._listings.retry_at()
+            listing_at = max(listing_at, self._listings.next_at(now, usage_quota))
+            if listing_at <= now and not (reported_at <= now and poll_quota.available <= 0):
+                page, self._listing_at = self._listings.start(now, len(self._by_request)), math.inf
+            next_at = min(next_at, listing_at if listing_at > now else math.inf, max(self._survey_at, now + _BLOCKED))
+        return PollPlan(polls, page, next_at)
 
     def _weigh(self, now: float, poll_quota: Quota, usage_quota: Quota, *, may_list: bool) -> None:
         """Work out what requests are worth: whether listings are used, and how scarce polls are."""
         used_listings = self._uses_listings
         self._uses_listings = may_list and self._listings.is_usable(now, usage_quota)
-        self._is_limited = poll_quota.available <= _LIMITED * len(self._runs)
         singles = max(1, len(self._hidden)) if self._uses_listings else len(self._runs)
         is_unused = min(poll_quota.available, usage_quota.available) >= _PLENTY * singles
-        self._is_plenty = is_unused and singles <= _FEW and self._polling.cost_of_request <= _CHEAP
-        if now >= self._next_count_at or used_listings != self._uses_listings:
-            self._next_count_at = now + max(1.0, _COUNT_PER_RUN * len(self._runs))
-            self._count_running()
-            self._scarcity = 1.0 if poll_quota.limit is None else self._scarcity_of(poll_quota, now)
+        self._is_plenty = is_unused and singles <= _PLENTY and self._polling.cost_of_request <= _CHEAP
+        if used_listings != self._uses_listings or now >= self._survey_at:
+            self._survey(now, poll_quota)
+        if used_listings != self._uses_listings:
+            for run in self._runs.values():
+                self._reschedule(run, now)
 
-    def _scarcity_of(self, quota: Quota, now: float) -> float:
-        """Return the factor of the cost at which polls just use up what is left of the quota.
+    def _survey(self, now: float, quota: Quota) -> None:
+        """Work out from all runs when a listing is due, and the factor of the cost of a poll.
 
-        At a cost of c the polls of a run that are worth sending are sqrt(hazard / 2c) a second.
+        A listing is due when the ends of all runs that it serves are expected to have gone unnoticed, together, for
+        what a request costs. At a cost of c the polls of a run that are worth sending are sqrt(hazard / 2c) a second:
+        the cost is the one at which they just use up what is left of the quota.
         """
-        polls = sum(
-            math.sqrt(self._learned.durations_for(run.duration_key).hazard(run.age(now)) / 2)
-            for run in self._runs.values()
-            if not self._is_served(run, now)
-        )
+        self._survey_at = now + max(1.0, _SURVEY_PER_RUN * len(self._runs))
+        polls = ends = delay = weight = 0.0  # delay: twice what has gone unnoticed; ends: by how much it grows
+        for run in self._runs.values():
+            hazard = self._learned.durations_for(run.duration_key).hazard(run.age(now))
+            if not self._is_listed(run):
+                polls += math.sqrt(hazard / 2)
+            elif run.execution_id not in self._reported:
+                since = max(0.0, now - max(run.last_running_at, run.started_at))
+                weight, ends, delay = weight + hazard, ends + hazard * since, delay + hazard * since * since
+        missing = 2 * self._polling.cost_of_request - delay
+        step = (math.sqrt(ends * ends + weight * missing) - ends) / weight if weight and missing > 0 else 0.0
+        self._listing_at = now + step if weight else math.inf
         per_second = _TARGET_USE * quota.per_second
-        cost = _HIGHEST_COST if per_second <= 0 else min(_HIGHEST_COST, (polls / per_second) ** 2)
-        return max(1.0, cost / self._polling.cost_of_request)
+        cost = min(_HIGHEST_COST, (polls / per_second) ** 2) if per_second > 0 else _HIGHEST_COST
+        self._scarcity = max(1.0, cost / self._polling.cost_of_request) if quota.limit is not None else 1.0
+        self._count_running()
 
     def _take_reported(self, now: float, available: float) -> list[str]:
         """Return runs that were reported finished, as many as may be polled now."""
         taken: list[str] = []
-        while self._ready and len(taken) + 1 <= available:
-            name = self._ready.popleft()
+        while self._ready and self._ready[0][0] <= now and len(taken) + 1 <= available:
+            name = heapq.heappop(self._ready)[2]
             if name in self._reported and name not in self._in_flight:
                 taken.append(name)
                 self._in_flight[name] = now
         return taken
 
-    def _sort_due(self, now: float, jitter: float, listing_at: float) -> list[str]:
-        """Put the runs that are due where they wait for a poll; return those that wait for a listing."""
-        served: list[str] = []
-        while self._heap and self._next_at() <= now:
-            run = self._runs[heapq.heappop(self._heap)[2]]
-            if self._is_due(run, now, jitter):
-                if run.execution_id in self._reported:
-                    self._ready.append(run.execution_id)
-                elif self._is_served(run, now):
-                    served.append(run.execution_id)
-                    self._push(run, run.due_at, listing_at if listing_at > now else now + 1.0)
-                else:
-                    heapq.heappush(self._overdue, (run.due_at, run.execution_id))
-        return served
-
-    def _take_overdue(self, now: float, jitter: float, spare: float) -> list[str]:
+    def _take_due(self, now: float, spare: float) -> list[str]:
         """Return runs to poll that only may have finished, in the order in which they became due."""
         taken: list[str] = []
-        while self._overdue and len(taken) + 1 <= spare + _ROUNDING:
-            due_at, name = heapq.heappop(self._overdue)
-            run = self._runs.get(name)
-            if run is not None and run.due_at == due_at and self._is_scheduled(run) and self._is_due(run, now, jitter):
+        while self._next_at() <= now < math.inf and len(taken) + 1 <= spare + _ROUNDING:
+            name = heapq.heappop(self._heap)[1]
+            if self._schedule(self._runs[name], now) <= now:
                 taken.append(name)
                 self._in_flight[name] = now
         self._saved -= len(taken)
         return taken
 
-    def _is_due(self, run: TrackedRun, now: float, jitter: float) -> bool:
-        """Return whether a run is due by now; if not, it is scheduled anew."""
-        if self._polling.schedule is None:  # else the jitter would be drawn again
-            at = self._due_at(run, now, jitter)
-            run.due_at = at if at > now else min(run.due_at, now)
-        if run.due_at > now:
-            self._push(run, run.due_at, min(run.due_at, now + _RECONSIDER))
-        return run.due_at <= now
-
     def _spare(self, now: float, available: float, quota: Quota) -> float:
         """Return how many polls there are for runs that only may have finished: few are spread over the window."""
-        spare = max(_SPECULATIVE_SHARE * available, available - len(self._runs)) if self._uses_listings else available
+        share = 1.0
+        if self._uses_listings:
+            share = max(0.0 if self._is_trusted else _SPECULATIVE_SHARE, len(self._hidden) / max(1, len(self._runs)))
+        spare = max(share * available, available - len(self._runs))
         if not self._is_answered:
             spare = min(spare, max(1.0, _FEW - len(self._in_flight)))
         if len(self._runs) <= available or self._polling.schedule is not None:
@@ -498,25 +461,22 @@ class PollScheduler:
 
     # What came back.
 
-    def polled(self, execution_id: str, now: float, jitter: float, *, is_answered: bool = True) -> None:
-        """Record that a poll came back without the end of its run: the run is still running, or the poll failed."""
+    def polled(self, execution_id: str, now: float, jitter: float = 0.5, *, failures: float = 0) -> None:
+        """Record that a poll came back without the end of its run; `failures`: polls of it that failed in a row."""
         self._is_answered = True
         run = self._runs.get(execution_id)
         if self._in_flight.pop(execution_id, None) is None or run is None:
             return
-        run.poll_count, run.last_poll_at = run.poll_count + 1, now
-        if is_answered:
-            run.last_seen_at, run.not_before, run.failures = now, now, 0
-            run.recheck_at = self._recheck_at(run)
+        run.poll_count, run.last_poll_at, run.jitter = run.poll_count + 1, now, jitter
+        run.not_before = now + min(_MAX_FAILURE_PAUSE, _FAILURE_PAUSE * failures)
+        if not failures:
+            run.last_seen_at = now
             if execution_id in self._reported:
                 self._refute(run, self._reported.pop(execution_id), now)
-        else:
-            run.failures += 1
-            run.not_before = now + min(_MAX_FAILURE_PAUSE, _FAILURE_PAUSE * run.failures)
         if execution_id in self._reported:
-            self._push(run, run.not_before, run.not_before)
+            heapq.heappush(self._ready, (run.not_before, run.started_at, execution_id))
         else:
-            self._schedule(run, now, jitter)
+            self._schedule(run, now)
 
     def _refute(self, run: TrackedRun, status: str | None, now: float) -> None:
         """Record that a run was reported finished, by a row with a status or by a webhook, and is still running."""
@@ -544,11 +504,10 @@ class PollScheduler:
             return
         if is_typical:
             self._learn(run, now, duration, is_polled=is_polled)
-        if self._reported.get(execution_id) is not None:
-            took = run.age(now) if duration is None else duration
-            self._listings.confirmed(now, run.age(run.last_listed_at) - took, took)
-        elif is_polled and self._uses_listings and execution_id not in self._reported and run.request_id is not None:
-            self._listings.found_first(run.request_id, now)
+        took = run.age(now) if duration is None else duration
+        was_late = self._listings.was_late(run.age(run.last_listed_at) - took, took)
+        if was_late or self._reported.get(execution_id) is not None:
+            self._listings.count(now, is_hit=not was_late)
         self.remove(execution_id)
 
     def _learn(self, run: TrackedRun, now: float, duration: float | None, *, is_polled: bool) -> None:
@@ -565,11 +524,9 @@ class PollScheduler:
     def page_received(self, page: PageRequest, status_page: StatusPage, now: float) -> PageRequest | None:
         """Process a page; return the next page of the listing, None when it is complete."""
         matched, deepest = page.matched, 0
-        finished: dict[str, str] = {}
         for row, (request, status) in enumerate(status_page.row_statuses, 1):
             run = self._by_request.get(request)
             if run is None:
-                self._listings.check_row(request, status, now)
                 continue
             deepest = row
             matched += run.last_row_at != page.started_at and run.execution_id not in self._reported
@@ -579,56 +536,44 @@ class PollScheduler:
             self._hidden.discard(run.execution_id)
             if self._listings.is_running(status):
                 run.last_listed_at = page.started_at
-            elif not self._is_left_to_deliveries(run) and self._is_waiting(run):
-                finished[run.execution_id] = status
-        self._reported |= finished
-        self._ready.extend(sorted(finished, key=lambda name: self._runs[name].started_at))
+            elif not self._is_left_to_deliveries(run):
+                self.report_finished(run.execution_id, status)
         awaited = len(self._by_request) - len(self._reported)
-        page = attrs.evolve(page, matched=matched)
-        following = self._listings.next_page(page, status_page, now, awaited, deepest)
+        following = self._listings.next_page(attrs.evolve(page, matched=matched), status_page, now, awaited, deepest)
         if following is None:
-            self._listings.check_missing(page.started_at, now)
-            self._hidden.update(
-                run.execution_id
-                for run in self._runs.values()
-                if run.last_row_at < page.started_at and self._listings.is_due_to_show(page.started_at, run.started_at)
-            )
+            self._survey_at = now
+            for run in self._runs.values():
+                if run.last_row_at < page.started_at and run.started_at + _LISTED_WITHIN <= page.started_at:
+                    self._hidden.add(run.execution_id)
+                    self._reschedule(run, now)
         return following
 
     def page_failed(self, now: float, *, is_permanent: bool) -> None:
         """Record a page that failed: there are no listings for a while, or for long when none can do better."""
         self._listings.failed(now, is_permanent=is_permanent)
 
-    def requests_cancelled(self, now: float, jitter: float) -> None:
+    def requests_cancelled(self, now: float) -> None:
         """Record that the polls and the listing in flight were cancelled."""
         self._listings.cancelled()
         in_flight, self._in_flight = self._in_flight, {}
-        for name in in_flight:
-            if name in self._reported:
-                self._ready.append(name)
-            elif (run := self._runs.get(name)) is not None:
-                self._schedule(run, now, jitter)
+        for run in [self._runs[name] for name in in_flight if name in self._runs]:
+            if run.execution_id in self._reported:
+                heapq.heappush(self._ready, (run.not_before, run.started_at, run.execution_id))
+            else:
+                self._schedule(run, now)
 
 
-def _due_on_schedule(run: TrackedRun, schedule: Backoff, jitter: float) -> float:
+def _due_on_schedule(run: TrackedRun, schedule: Backoff) -> float:
     try:
         pause = min(schedule.longest, schedule.first * float(schedule.factor) ** run.poll_count)
     except OverflowError:
         pause = schedule.longest
     since = run.last_poll_at if run.poll_count else (run.submitted_at or 0.0)
-    return since + pause * (1.0 + schedule.jitter * (jitter - 0.5) * (run.poll_count > 0))
+    return since + pause * (1.0 + schedule.jitter * (run.jitter - 0.5))
 
 
-def _due_for_deadline(run: TrackedRun, durations: Durations, now: float, at: float) -> float:
-    """Return when the poll planned for `at` is due, given the deadlines of those who wait.
-
-    The first wait that ends before it, and by whose end the run has likely finished, gets a last poll.
-    """
-    deadlines, last_running_at = run.deadlines or [], run.age(run.last_running_at)
-    del deadlines[: bisect_right(deadlines, now)]
-
-    def probability(deadline: float) -> float:
-        return durations.probability(last_running_at, run.age(deadline - _LEAD))
-
-    first = bisect_left(deadlines, _LIKELY, key=probability)
-    return at if first == len(deadlines) else min(at, deadlines[first] - _LEAD)
+def _due_for_deadline(run: TrackedRun, now: float, at: float) -> float:
+    """Return when the poll planned for `at` is due: before a deadline, if that cuts its step by half at most."""
+    seen = max(run.last_running_at, run.started_at)
+    last_polls = (deadline - _LEAD for deadline in run.deadlines if deadline > now)
+    return min((poll for poll in last_polls if (at + seen) / 2 <= poll < at), default=at)
