@@ -73,6 +73,12 @@ def sends_plainly(client: object) -> bool:
     return is_own and not vars(client).keys() & set(_STEPS)
 
 
+def _builds_plainly(client: httpx.AsyncClient) -> bool:
+    """Return whether a client builds requests in httpx's own way, and adds nothing but headers to them."""
+    build = getattr(client.build_request, "__func__", None)
+    return build is httpx_of(client).AsyncClient.build_request and not client.cookies
+
+
 def has_foreign_auth(client: object) -> bool:
     """Return whether a client has an auth that is not httpx's: it may send copies of a request, one after the other."""
     auth = getattr(client, "auth", None)
@@ -376,13 +382,20 @@ def withheld(request: httpx.Request, client: object, trace: SentTrace) -> None:
 @functools.cache
 def _marking(kind: Any, names: tuple[str, ...]) -> Any:
     """Make a subclass of a request class that tells the trace in its extensions when it is asked for one of these."""
+    marking = {name: _asked_for(name, getattr(kind, name, None)) for name in names}
+    return type(kind.__name__, (kind,), {**marking, "__module__": kind.__module__})
 
-    def asked(self: Any, name: str) -> Any:
-        if name in names and (trace := self.extensions.get(_TRACE)) is not None:
+
+def _asked_for(name: str, inherited: Any) -> property:
+    def get(request: Any) -> Any:
+        if (trace := request.extensions.get(_TRACE)) is not None:
             trace.is_withheld = False
-        return kind.__getattribute__(self, name)
+        return vars(request)[name] if inherited is None else inherited.__get__(request)
 
-    return type(kind.__name__, (kind,), {"__getattribute__": asked, "__module__": kind.__module__})
+    def store(request: Any, value: Any) -> None:
+        vars(request)[name] = value
+
+    return property(get, store)
 
 
 _ENCODING: Final = "content-encoding"
@@ -612,6 +625,8 @@ class Exchange:
         self._waits = _waits(timeouts)
         self._apart = Apart() if is_lent and has_stock_pool(http) else None
         self._key, self._mask = key, Mask(key)
+        self._lent_headers: list[tuple[bytes, bytes]] | None = None
+        self._merged: dict[bool, list[tuple[bytes, bytes]]] = {}  # by whether there is no body
         self._auth = _key_auth(own.Auth)
         self._body, self._closed = _one_piece(own.ByteStream), own.ByteStream(b"")
         self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
@@ -703,7 +718,7 @@ class Exchange:
 
     async def _send(self, call: Call[Any], trace: SentTrace, limit: float) -> httpx.Response:
         """Send a call and return the head of its answer; raises what the client raises."""
-        request = self._lent_request(call) if self._is_lent else self._own_request(call)
+        request = self._request(call)
         is_paid, waits = call.pays_for is not None, self._waits if call.timeouts is None else _waits(call.timeouts)
         if is_paid:  # it may take as long as it is allowed to in all
             waits = {**waits, "read": max(waits["read"], limit)}
@@ -715,18 +730,29 @@ class Exchange:
         auth = self._auth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)
         return await self._http.send(request, stream=True, auth=auth, follow_redirects=False)
 
-    def _own_request(self, call: Call[Any]) -> httpx.Request:
+    def _request(self, call: Call[Any]) -> httpx.Request:
         """Build a request without what httpx would work out anew for each."""
-        lines = [self._host, *self._lines(call)]
+        if self._is_lent and not _builds_plainly(self._http):
+            return self._built_by_client(call)
+        lines = self._lent_lines(call) if self._is_lent else [self._host, *self._lines(call)]
         if call.body is not None or call.method in ("POST", "PUT"):
-            lines.append((b"Content-Length", b"%d" % len(call.body or b"")))
+            lines = [*lines, (b"Content-Length", b"%d" % len(call.body or b""))]
         stream = self._body(call.body or b"")
         request: httpx.Request = self._httpx.Request(call.method, self._url(call.path), headers=lines, stream=stream)
         request.read()  # so that hooks and tools find its body
         return request
 
-    def _lent_request(self, call: Call[Any]) -> httpx.Request:
-        """Build a request with what the caller's client adds."""
+    def _lent_lines(self, call: Call[Any]) -> list[tuple[bytes, bytes]]:
+        """Return the headers with what the caller's client adds, which it works out anew only when its own change."""
+        if (own := self._http.headers.raw) != self._lent_headers:
+            self._lent_headers, self._merged = own, {}
+        key = call.body is None
+        if key not in self._merged:
+            lines = self._built_by_client(call).headers.raw
+            self._merged[key] = [line for line in lines if line[0].lower() != b"content-length"]
+        return self._merged[key]
+
+    def _built_by_client(self, call: Call[Any]) -> httpx.Request:
         url = self._url(call.path)
         request = self._http.build_request(call.method, url, content=call.body, headers=self._lines(call))
         request.url = url  # the client may have default parameters
