@@ -80,32 +80,9 @@ def refuse_stale(claimed: Reading) -> None:
         raise StaleClaimError(f"its intent was {age:.0f} s old when it was about to leave")
 
 
-async def report_attempt(
-    call: Call[Any],
-    decision: Decision,
-    sent_at: datetime,
-    hooks: SendHooks | None,
-    cancellation: BaseException | None,
-) -> None:
-    """Report what became of an attempt and raise the cancellation that came meanwhile, if any.
-
-    Without hooks, the log has what a cancelled caller does not hear; with them, only what they could not write.
-    """
-    failure: BaseException | None = None
-    if hooks is not None:
-        try:
-            cancellation = (await uninterrupted(lambda: hooks.after_attempt(decision))).cancellation or cancellation
-        except BaseException as error:  # noqa: BLE001  (raised again; a cancellation: the end of the loop cut it)
-            failure = error
-    is_cut = cancellation is not None or (call.pays_for is not None and is_cancelled())
-    if failure is not None or (hooks is None and is_cut):
-        _log(call, decision, sent_at)
-    if (stop := cancellation or failure) is not None:
-        raise stop
-
-
-def _log(call: Call[Any], decision: Decision, sent_at: datetime) -> None:
+def _log(sending: _Sending, decision: Decision) -> None:
     """Log at WARNING what became of a submit that its caller may not hear of: the id must not be lost."""
+    call = sending.call
     if isinstance(decision, Done) and isinstance(decision.value, Submitted):
         logger.warning(
             "execution %s of %s was submitted although its caller was cancelled or failed; it runs and is charged: "
@@ -125,7 +102,7 @@ def _log(call: Call[Any], decision: Decision, sent_at: datetime) -> None:
         logger.warning(
             "a submit of %s at %s ended as unknown while its caller was cancelled or failed: %s",
             call.pays_for,
-            sent_at.isoformat(),
+            sending.sent_at.isoformat(),
             decision.error,
             extra=fields(
                 "submit_unknown",
@@ -156,16 +133,22 @@ class _Sending:
     """One call on its way: what was asked for, and what came of it so far.
 
     `span`: how it is reported. `attempts`, without those that were refused for the quota; `spent`: seconds of attempts
-    and pauses; `was_sent`: an attempt may have left. `sent`, `since`, `sent_at`: when the last did.
+    and pauses; `was_sent`: an attempt may have left. Of the last attempt: `began`, `sent`, `since` and `sent_at` say
+    when, `took` how long, `decision` what follows, `failure` why that could not be reported.
     """
 
-    __slots__ = ("attempts", "call", "hooks", "sent", "sent_at", "since", "span", "spent", "total", "was_sent")
+    __slots__ = (
+        "attempts", "began", "call", "decision", "failure", "has_connection", "hooks", "sent", "sent_at", "since",
+        "span", "spent", "took", "total", "was_sent",
+    )  # fmt: skip
 
     def __init__(self, call: Call[Any], total: float | None, hooks: SendHooks | None, span: CallSpan) -> None:
         self.call, self.total, self.hooks, self.span = call, total, hooks, span
         self.attempts = 0
-        self.spent = 0.0
-        self.was_sent = False
+        self.spent = self.began = self.took = 0.0
+        self.was_sent = self.has_connection = False
+        self.decision: Decision | None = None
+        self.failure: Exception | None = None
         self.sent: Reading | None = None
         self.since = UNDATED
         self.sent_at = datetime.fromtimestamp(0.0, UTC)
@@ -228,17 +211,12 @@ class Pipeline:
     async def _send(self, sending: _Sending) -> Any:
         while True:
             turn = await self._turn(sending)
-            began = anyio.current_time()
-            self._begin(sending, began)
+            self._begin(sending, anyio.current_time())
             finished = await self._finish(sending, turn)
-            if isinstance(outcome := finished.value, str):
-                return None
-            answered = anyio.current_time()
-            decision = self._decide(sending, outcome, began, answered)
-            with suppress(Exception):  # a log handler or a meter of the caller's that fails must not cost an id
-                _observe_attempt(sending, outcome, decision, answered - began)
-            await report_attempt(sending.call, decision, sending.sent_at, sending.hooks, finished.cancellation)
-            match decision:
+            _raise_what_came_meanwhile(sending, finished)
+            match finished.value:
+                case str():
+                    return None
                 case Done(value):
                     return value
                 case Fail(error):
@@ -246,13 +224,13 @@ class Pipeline:
                 case Requeue():  # nor does it spend the budget
                     sending.attempts -= 1
                 case Again(after):
-                    sending.was_sent = sending.was_sent or not isinstance(outcome, NotSent)
                     await anyio.sleep(after)
-                    sending.spent += answered - began + after
+                    sending.spent += sending.took + after
 
     def _begin(self, sending: _Sending, now: float) -> None:
         """Date an attempt, by the service's clock where it is known."""
         sending.attempts += 1
+        sending.began, sending.decision = now, None
         is_dated = sending.call.pays_for is not None or self.time.is_due(now)
         sending.sent = read_clocks(now) if is_dated else None
         sending.since = UNDATED if sending.sent is None else self.time.moment(sending.sent)
@@ -308,45 +286,69 @@ class Pipeline:
             self._connections.release()
             raise
 
-    async def _finish(self, sending: _Sending, turn: Permit | NotSent) -> Finished[Outcome | Withheld]:
-        """Make one attempt, and free its connection."""
-        if isinstance(turn, NotSent):
-            return Finished(turn, None)
+    async def _finish(self, sending: _Sending, turn: Permit | NotSent) -> Finished[Decision | Withheld]:
+        """Make one attempt and report it; what cuts the report is raised, and the log has what was to be reported."""
         try:
-            finished = await self._uncut(sending, turn)
-        finally:
-            self._exchange.release(self._connections.release)
-        if finished.value == WITHHELD and finished.cancellation is not None:
-            raise finished.cancellation
-        return finished
+            if isinstance(turn, NotSent):
+                return await self._reported(sending, turn)
+            sending.has_connection = True
+            if sending.call.timeout_kind is TimeoutKind.SUBMIT:
+                return await self._uncut(sending, turn)
+            outcome = await self._with_hooks(sending, turn)
+            return Finished(outcome, None) if isinstance(outcome, str) else await self._reported(sending, outcome)
+        except BaseException:
+            if sending.decision is not None:
+                _log(sending, sending.decision)
+            raise
 
-    async def _uncut(self, sending: _Sending, permit: Permit) -> Finished[Outcome | Withheld]:
-        """Attempt a submit in a task of its own, so that no cancellation cuts it before its id is read."""
-        if sending.call.timeout_kind is not TimeoutKind.SUBMIT:
-            return Finished(await self._with_hooks(sending, permit), None)
+    async def _uncut(self, sending: _Sending, permit: Permit) -> Finished[Decision | Withheld]:
+        """Make a submit in a task of its own, so that no cancellation cuts it before its id is read and reported."""
         self._paid_out += 1
         try:
-            return await uninterrupted(lambda: self._with_hooks(sending, permit))
+            return await uninterrupted(lambda: self._submit(sending, permit))
         except CutShort:
-            return Finished(Unanswered("the request was cancelled from elsewhere"), None)
+            if sending.decision is not None:
+                raise
+            self._release_connection(sending)  # a task may be cut before its first step
+            return await self._reported(sending, Unanswered("the request was cancelled from elsewhere"))
         finally:
             self._paid_out -= 1
             if self._paid_out == 0 and self._all_in is not None:
                 self._all_in.set()
 
+    async def _submit(self, sending: _Sending, permit: Permit) -> Decision | Withheld:
+        outcome = await self._with_hooks(sending, permit)
+        return outcome if isinstance(outcome, str) else await _report(sending, self._decide(sending, outcome))
+
+    async def _reported(self, sending: _Sending, outcome: Outcome) -> Finished[Decision | Withheld]:
+        """Decide what follows an attempt, and report that whatever happens to the caller."""
+        decision = self._decide(sending, outcome)
+        if sending.hooks is None:
+            return Finished(decision, None)
+        return await uninterrupted(lambda: _report(sending, decision))
+
     async def _with_hooks(self, sending: _Sending, permit: Permit) -> Outcome | Withheld:
+        """Make one attempt, and free its connection."""
         trace = SentTrace()
-        if sending.hooks is not None:
-            try:
-                claimed = await sending.hooks.before_send(sending.sent_at)
-            except BaseException:
-                self._limiter.release(sending.call.route, permit)
-                raise
-            if isinstance(claimed, str):
-                self._limiter.release(sending.call.route, permit)
-                return claimed
-            trace = SentTrace(None if claimed is None else partial(refuse_stale, claimed))
-        return await self._attempt(sending, permit, trace)
+        try:
+            if sending.hooks is not None:
+                try:
+                    claimed = await sending.hooks.before_send(sending.sent_at)
+                except BaseException:
+                    self._limiter.release(sending.call.route, permit)
+                    raise
+                if isinstance(claimed, str):
+                    self._limiter.release(sending.call.route, permit)
+                    return claimed
+                trace = SentTrace(None if claimed is None else partial(refuse_stale, claimed))
+            return await self._attempt(sending, permit, trace)
+        finally:
+            self._release_connection(sending)
+
+    def _release_connection(self, sending: _Sending) -> None:
+        if sending.has_connection:
+            sending.has_connection = False
+            self._exchange.release(self._connections.release)
 
     async def _attempt(self, sending: _Sending, permit: Permit, trace: SentTrace) -> Outcome:
         call = sending.call
@@ -395,12 +397,13 @@ class Pipeline:
         else:
             self._limiter.mark_unanswered(call.route, permit)
 
-    def _decide(self, sending: _Sending, outcome: Outcome, began: float, now: float) -> Decision:
+    def _decide(self, sending: _Sending, outcome: Outcome) -> Decision:
         """Decide what follows an attempt, and keep what it told of the service's clock."""
-        call = sending.call
+        call, now = sending.call, anyio.current_time()
+        sending.took = now - sending.began
         so_far = SoFar(
             attempts=sending.attempts,
-            spent=sending.spent + now - began,
+            spent=sending.spent + sending.took,
             sent_at=sending.sent_at,
             since=sending.since,
             until=self._until(sending),
@@ -412,6 +415,11 @@ class Pipeline:
         if sending.sent is not None:
             self._hear(outcome, decision, sending.sent)
             self._remember(sending, decision, sending.sent)
+        with suppress(Exception):  # a log handler or a meter of the caller's that fails must not cost an id
+            _observe_attempt(sending, outcome, decision)
+        if isinstance(decision, Again):
+            sending.was_sent = sending.was_sent or not isinstance(outcome, NotSent)
+        sending.decision = decision
         return decision
 
     def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:
@@ -479,7 +487,30 @@ async def search_usage(send: Send, wanted: Wanted, time: ServiceTime) -> Submiss
     return search.result(now)
 
 
-def _observe_attempt(sending: _Sending, outcome: Outcome, decision: Decision, took: float) -> None:
+async def _report(sending: _Sending, decision: Decision) -> Decision:
+    """Report what became of an attempt to the hooks, if any; to be called where nothing cuts it."""
+    if sending.hooks is not None:
+        try:
+            await sending.hooks.after_attempt(decision)
+        except Exception as error:  # noqa: BLE001  (raised again, in the caller)
+            sending.failure = error
+    return decision
+
+
+def _raise_what_came_meanwhile(sending: _Sending, finished: Finished[Decision | Withheld]) -> None:
+    """Raise the cancellation that came during an attempt, or else what its report failed with.
+
+    Without hooks, the log has what a cancelled caller does not hear; with them, only what they could not write.
+    """
+    decision, cancellation, failure = finished.value, finished.cancellation, sending.failure
+    is_cut = cancellation is not None or (sending.call.pays_for is not None and is_cancelled())
+    if not isinstance(decision, str) and (failure is not None or (sending.hooks is None and is_cut)):
+        _log(sending, decision)
+    if (stop := cancellation or failure) is not None:
+        raise stop
+
+
+def _observe_attempt(sending: _Sending, outcome: Outcome, decision: Decision) -> None:
     """Count an attempt, and log it at DEBUG; without inputs, results or headers."""
     call, span = sending.call, sending.span
     span.attempted(outcome, decision)
@@ -491,7 +522,7 @@ def _observe_attempt(sending: _Sending, outcome: Outcome, decision: Decision, to
         call.route,
         f" (execution {span.execution_id})" if span.execution_id else "",
         _described(outcome),
-        took,
+        sending.took,
         again,
         extra=fields(
             "attempt",
@@ -501,7 +532,7 @@ def _observe_attempt(sending: _Sending, outcome: Outcome, decision: Decision, to
             request_id=getattr(span.value, "request_id", None),
             status=getattr(span.value, "status", None),
             attempt=sending.attempts,
-            duration=took,
+            duration=sending.took,
             wait=span.waited,
             http_status=outcome.status if isinstance(outcome, (Answer, Garbled)) else None,
         ),
