@@ -260,13 +260,13 @@ _WORDS: dict[str, Word] = {
 }
 
 
-def ending_of(state: ExecutionState) -> Ending:
-    """Return the ending of a final state."""
+def ending_of(state: ExecutionState, *, is_kept: bool = True) -> Ending:
+    """Return the ending of a final state; one that nothing outside this batch reads goes without the reply."""
     failure = state.error
     return Ending(
         status=_WORDS[state.status],
         cost=_credits(state.cost),
-        reply=_plain(state),
+        reply=_plain(state) if is_kept else None,
         code=failure.code if failure else None,
         message=failure.message if failure else None,
     )

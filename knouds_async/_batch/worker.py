@@ -519,7 +519,7 @@ class Worker:
             sent_at = None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
             failure = error.with_traceback(None)
             return Unknown(job=prepared.job, error=failure, sent_at=sent_at, execution_id=execution.id)
-        await self.record(entry, Ended(ending_of(state)))
+        await self.record(entry, Ended(ending_of(state, is_kept=self._is_durable)))
         return outcome_of_state(prepared.job, state)
 
     # What stands in the way of a submit.

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 _MODULES: Final = ("httpx", "httpx2")
+_FEW: Final = 32  # kinds of clients and responses
 _STEPS: Final = ("send", "_send_handling_auth", "_send_handling_redirects", "_send_single_request")
 
 
@@ -50,8 +51,13 @@ def checked_client(client: object) -> httpx.AsyncClient | None:
 
 def httpx_of(thing: object) -> ModuleType:
     """Return the module that a client or a response comes from: httpx2, or else httpx."""
-    names = [kind.__module__.partition(".")[0] for kind in type(thing).__mro__]
-    return sys.modules["httpx2" if "httpx2" in names else "httpx"]
+    kind: Any = type(thing)
+    return _module_of(kind)
+
+
+@functools.lru_cache(_FEW)
+def _module_of(kind: Any) -> ModuleType:
+    return sys.modules["httpx2" if "httpx2" in [_top(each) for each in kind.__mro__] else "httpx"]
 
 
 def http_errors(*names: str) -> tuple[type[Exception], ...]:

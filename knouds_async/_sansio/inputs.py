@@ -29,6 +29,10 @@ Default: TypeAlias = Callable[[Any], Any]
 _SLUG: Final = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 _KEY: Final = re.compile(rf"{KEY_BEGINNING}\w+")
+_ENCODERS: Final = {
+    is_sorted: json.JSONEncoder(allow_nan=False, separators=(",", ":"), sort_keys=is_sorted)
+    for is_sorted in (False, True)
+}
 _MOST_LEVELS: Final = 200
 _MOST_BITS: Final = 10_000
 
@@ -102,7 +106,7 @@ def _plain(value: Any, root: str, default: Default | None) -> Any:
 def encode(plain: Mapping[str, Any], root: str, *, sort_keys: bool = False) -> bytes:
     """Return plain JSON types as they are sent."""
     try:
-        return json.dumps(plain, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys).encode()
+        return _ENCODERS[sort_keys].encode(plain).encode()
     except RecursionError:
         raise _too_deep(root) from None
 

@@ -50,11 +50,10 @@ def strict_json(text: str | bytes, *, is_exact: bool = False) -> Any:
 
     `is_exact`: what could only be read with a loss is an InexactValueError.
     """
-    number, names = (_exact_number, _unique_names) if is_exact else (None, None)
+    decoder = _EXACT if is_exact else _STRICT
     try:
-        return json.loads(
-            text, parse_constant=_no_constant, parse_float=number, parse_int=number, object_pairs_hook=names
-        )
+        text = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass")
+        return decoder.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -79,6 +78,12 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise InexactValueError(f"the name {safe_repr(name)} comes twice in a JSON object")
         found[name] = value
     return found
+
+
+_STRICT: Final = json.JSONDecoder(parse_constant=_no_constant)
+_EXACT: Final = json.JSONDecoder(
+    parse_constant=_no_constant, parse_float=_exact_number, parse_int=_exact_number, object_pairs_hook=_unique_names
+)
 
 
 def parsed(body: bytes) -> Any:

@@ -213,7 +213,7 @@ CALL: Call[Submitted] = endpoints.submit(Target("workflows", "my-thumbnail-pipel
 ROUTE = "POST /api/workflows/:slug/run"
 
 
-def pipeline(emulator: Emulator, latency: float = 1.0) -> Pipeline:
+def pipeline(emulator: Emulator, latency: float = 1.0, connections: float = math.inf) -> Pipeline:
     """Build a pipeline on an emulator: one way takes `latency` seconds."""
     exchange = Exchange(
         httpx.AsyncClient(transport=EmulatorTransport(emulator, latency=latency)),
@@ -222,6 +222,7 @@ def pipeline(emulator: Emulator, latency: float = 1.0) -> Pipeline:
         timeouts=Timeouts(),
         agent="test",
         is_known=True,
+        connections=connections,
     )
     return Pipeline(exchange, Limiter(), Retries(), Telemetry("https://knouds.test"))
 
@@ -256,6 +257,16 @@ async def test_hooks_are_called_before_and_after(emulator: Emulator) -> None:
     assert notes.runs_when_leaving == [0]
     assert isinstance(decision, Done)
     assert decision.value is receipt
+
+
+async def test_a_connection_is_free_while_a_receipt_is_noted(emulator: Emulator) -> None:
+    """The next request takes the only connection as soon as the answer of the one before is read."""
+    notes, sender = Notes(emulator, slow=5.0), pipeline(emulator, connections=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: sender.send(CALL, hooks=notes))
+        await anyio.sleep(8)  # answered at 7, noted at 12
+        await sender.send(endpoints.whoami())
+        assert notes.decisions == []
 
 
 async def test_what_cannot_be_noted_does_not_leave(emulator: Emulator) -> None:
