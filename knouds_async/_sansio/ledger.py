@@ -338,8 +338,7 @@ LATE: Final = (Accepted, NoRun, Lost, Ended, OwnerGone)
 def advance(entry: Entry, event: Event) -> Entry:
     """Return the entry after an event; IllegalStepError when it cannot follow."""
     _, stage, fields = _transition(entry, event)
-    changes = fields(entry, event)
-    return attrs.evolve(entry, stage=stage, **changes) if changes else entry
+    return attrs.evolve(entry, stage=stage, **fields(entry, event))
 
 
 def _transition(entry: Entry, event: Event) -> Transition:

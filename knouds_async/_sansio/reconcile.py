@@ -265,8 +265,8 @@ class Search:
         found, reasons = list[UsageRow](), list[str]()
         for request_id, rows in by_id.items():
             near = [row for row in rows if not self.wanted.is_after(row)]
-            sure = settled[request_id] if request_id is not None else 0
-            either = sure + (recent[request_id] if request_id is not None else 0)
+            sure = settled[request_id]
+            either = sure + recent[request_id]
             if len(near) > either:
                 found += near
             elif len(near) > sure:
@@ -275,16 +275,16 @@ class Search:
                 reasons.append(f"{_named(rows[-1])} belongs to no run that is known")
         return tuple(found), [*reasons, *self._missing(settled, by_id)]
 
-    def _known_by(self, now: Moment) -> tuple[Counter[str], Counter[str]]:
+    def _known_by(self, now: Moment) -> tuple[Counter[str | None], Counter[str | None]]:
         """Count the known runs by request id: those whose rows must be there by now, and those that are too recent."""
-        settled, recent = Counter[str](), Counter[str]()
+        settled, recent = Counter[str | None](), Counter[str | None]()
         for run in self.wanted.known:
             is_settled = run.begun_by is not None and now.earliest is not None
             is_settled = is_settled and run.begun_by + self.wanted.lag <= now.earliest  # type: ignore[operator]
             (settled if is_settled else recent)[run.request_id] += 1
         return settled, recent
 
-    def _missing(self, settled: Counter[str], by_id: dict[str | None, list[UsageRow]]) -> list[str]:
+    def _missing(self, settled: Counter[str | None], by_id: dict[str | None, list[UsageRow]]) -> list[str]:
         """Name a known run of about that time whose row should be there and is not."""
         since = self.wanted.earliest - self.wanted.lag / 2  # before that its row may be dated as older than the submit
         for run in self.wanted.known:

@@ -66,7 +66,14 @@ def test_windows_hold_all_jobs_and_none_is_needless(
 
 @pytest.mark.parametrize(
     ("price", "rows", "credits", "source"),
-    [(12.0, ROWS, 72, "schema"), (0.0, ROWS, 0, "schema"), (None, ROWS, 90, "usage"), (None, ROWS[2:], None, None)],
+    [
+        (12.0, ROWS, 72, "schema"),
+        (0.0, ROWS, 0, "schema"),
+        (1 / 7, ROWS, 0.857143, "schema"),
+        (None, ROWS, 90, "usage"),
+        (None, [UsageRow(credits_cost=1 / 7)], 0.857143, "usage"),
+        (None, ROWS[2:], None, None),
+    ],
 )
 def test_credits_are_by_the_schema_else_by_the_mean_of_the_rows(
     price: float | None, rows: list[UsageRow], credits: float | None, source: str | None
@@ -84,6 +91,7 @@ def test_credits_are_by_the_schema_else_by_the_mean_of_the_rows(
         (RouteQuota(2, resets_in=10), 2000, None, 3, 90),
         (RouteQuota(100), 2, None, 1, 60),
         (RouteQuota(100), 2000, 5.0, 1, 5),
+        (RouteQuota(100), 2000, 1 / 7, 1, 0.1),
         (RouteQuota(None), 2000, None, None, None),
     ],
 )
@@ -125,6 +133,7 @@ FREE = RouteQuota(math.inf)
         (Remaining(to_submit=200, in_flight=100), RouteQuota(100, left=0, resets_in=8), FREE, 2000, 8 + 60 + 12),
         (Remaining(to_submit=50, in_flight=0, held_for=300), RouteQuota(100, left=80), FREE, 2000, 300 + 12),
         (Remaining(to_submit=50, in_flight=50), FREE, FREE, 2000, 12),
+        (Remaining(to_submit=50, in_flight=50), RouteQuota(None), FREE, 2000, 12),
         (Remaining(to_submit=50, in_flight=50), FREE, RouteQuota(40, left=0, resets_in=30), 2000, 30 + 60 + 60),
         (Remaining(to_submit=50, in_flight=50), FREE, FREE, 50, 12 + 12),
         (Remaining(to_submit=50, in_flight=50, since_submit=12), FREE, FREE, 50, 12),
@@ -146,6 +155,27 @@ def test_of_many_runs_the_longest_counts() -> None:
     lengths = lengths_of(*range(1, 101))
     assert (lengths.longest_of(1), lengths.longest_of(9), lengths.longest_of(10**6)) == (50, 90, 100)
     assert (lengths.longest_of(1, beyond=90), lengths.longest_of(9, beyond=200)) == (95, 200)
+
+
+def test_the_runs_of_a_window_are_as_long_as_the_longest_of_them() -> None:
+    """As many runs as the limit lets go at once count together, and not all that are still to be submitted."""
+    todo, quota = Remaining(to_submit=100, in_flight=0), RouteQuota(9, resets_in=0)
+    left = seconds_left(todo, submits=quota, polls=FREE, lengths=lengths_of(*range(1, 101)), max_in_flight=2000)
+    assert left == 600 + 90
+
+
+@pytest.mark.parametrize("in_flight", [0, 9])
+def test_the_last_run_takes_the_mean_at_least(in_flight: int) -> None:
+    """However much room there is for it, and however short most runs are."""
+    todo = Remaining(to_submit=1, in_flight=in_flight, since_submit=5)
+    assert seconds_left(todo, submits=FREE, polls=FREE, lengths=lengths_of(1, 1, 1, 97), max_in_flight=10) == 25
+
+
+def test_only_the_latest_runs_say_how_long_a_run_takes() -> None:
+    """Two hundred runs later a long one is forgotten, and memory stays bounded."""
+    assert lengths_of(1000, *[1] * 199).longest_of(10**6) == 1000
+    forgot = lengths_of(1000, *[1] * 200)
+    assert (forgot.longest_of(10**6), forgot.mean()) == (1, 1)
 
 
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=500), st.integers(1, 9000), st.integers(0, 9000))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import (
     Abandoned,
     Accepted,
@@ -172,12 +173,13 @@ def test_late_news_of_another_owner_changes_nothing_but_the_note(stage: str) -> 
     """A run that was begun beside the one on record keeps its id in the note, until the end and after it."""
     late = advance(STAGES[stage], Accepted(owner="other", execution_id="run-2"))
     assert attrs.evolve(late, note=STAGES[stage].note) == STAGES[stage]
-    assert "run-2" in (late.note or "")
+    said = "execution run-2 was begun for it as well, by a batch that had been taken for gone"
+    assert late.note == (said if STAGES[stage].note is None else f"{STAGES[stage].note}; {said}")
     for event in (NoRun("other"), Lost("other", "closed")):
         assert advance(STAGES[stage], event) == STAGES[stage]
     if stage == "sending":
         assert "run-2" in (advance(late, ACCEPTED).note or "")
-        assert "run-2" in (advance(late, LOST).note or "")
+        assert advance(late, LOST).note == f"closed; {said}"
         assert "run-2" in (advance(advance(late, ACCEPTED), COMPLETED).note or "")
 
 
@@ -199,6 +201,8 @@ def test_what_certainly_did_not_run_is_as_new() -> None:
     """Nothing stays set aside for it, and it can be sent by anybody."""
     assert after(SENDING, NoRun("me")) == NEW
     assert after(SENDING, OwnerGone(), NoneFound(1.0)) == NEW
+    again = attrs.evolve(NEW, attempt=2)
+    assert advance(advance(again, SENDING), NoRun("me")) == again
 
 
 def test_an_id_that_comes_late_is_kept() -> None:
@@ -263,6 +267,47 @@ def _is_legal(entry: Entry) -> None:
             assert entry.ending is None
 
 
+def moment(earliest: float | None, latest: float | None) -> Moment:
+    """Return a moment between these two, by the service's clock."""
+    return Moment(wall=0.0, earliest=earliest, latest=latest, known="heard")
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "lasts", "between"),
+    [
+        (moment(1, 3), moment(8, 10), 0, (1, 10)),
+        (moment(1, 3), moment(8, 10), 600, (1, 603)),
+        (moment(1, 3), moment(None, 10), 0, (1, 10)),
+        (None, moment(8, 10), 0, None),
+        (moment(1, 3), None, 0, None),
+        (moment(None, 3), moment(8, 10), 0, None),
+        (moment(1, None), moment(8, 10), 0, None),
+        (moment(1, 3), moment(8, None), 0, None),
+    ],
+)
+def test_when_a_run_may_have_begun(
+    since: Moment | None, until: Moment | None, lasts: float, between: tuple[float, float] | None
+) -> None:
+    """Between the intent and the loss of the answer, or as long as a synchronous run lasts; else it is not known."""
+    entry = after(attrs.evolve(SENDING, since=since, lasts=lasts), Lost("me", "closed", until))
+    assert entry.may_have_begun == between
+
+
+def test_a_loss_says_how_and_an_owner_that_is_gone_only_bounds_it() -> None:
+    """The first note stays, and the first moment that is known; a moment that is not known replaces none."""
+    early, late, undated = moment(8, 10), moment(88, 90), moment(None, None)
+    assert after(SENDING, LOST).note == "closed"
+    assert after(SENDING, OwnerGone()).note == "its process ended before the answer"
+    for until, found, kept in (
+        (early, late, early),
+        (None, late, late),
+        (undated, late, late),
+        (undated, None, undated),
+    ):
+        entry = after(SENDING, Lost("me", "closed", until), OwnerGone(found))
+        assert (entry.note, entry.until) == ("closed", kept)
+
+
 # What a batch may still spend.
 
 
@@ -307,6 +352,7 @@ def sending(reserve: float | None = 12) -> Sending:
 def test_every_stage_has_its_weight(events: list[Event], totals: Totals) -> None:
     """What may have run counts as if it had, until its real cost is known or it certainly did not run."""
     assert moved(*events) == totals
+    assert totals.moved(after(*events), attrs.evolve(after(*events), stage=Stage.NEW)) == Totals()
 
 
 @pytest.mark.parametrize(
@@ -369,6 +415,7 @@ def test_few_ends_let_few_runs_go(cap: int, ended: int, in_flight: int, bold: bo
     """No more runs are in flight than have ended, and one, unless they fit at ten times their price."""
     totals = Totals(reserved=12.0 * in_flight)
     assert exceeds_experience(totals, 12, cap, queued=0, in_flight=in_flight, ended=ended) is bold
+    assert exceeds_experience(totals, 0, cap, queued=0, in_flight=in_flight, ended=ended) is (in_flight > ended)
 
 
 @given(

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knouds_async import SubmissionUnknownError
-from knouds_async._sansio.clock import Moment
-from knouds_async._sansio.reconcile import KnownRun, RecentRuns, Search, Wanted
+from knouds_async._sansio.clock import Moment, Reading
+from knouds_async._sansio.reconcile import KnownRun, LostSubmit, RecentRuns, Search, Wanted
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
 SENT = datetime(2026, 5, 8, 12, tzinfo=UTC)
@@ -70,6 +70,14 @@ def test_none_is_certain_with_a_known_run_in_sight_and_time_for_rows_to_come() -
     assert found(WANTED, [], now=at(60)).is_certainly_none
     assert not found(WANTED, [], now=at(59)).is_certainly_none
     assert not found(WANTED, [], now=at(61, bounds=2)).is_certainly_none
+
+
+def test_rows_may_be_two_minutes_late() -> None:
+    """Unless told otherwise, a search waits two minutes for a row, and counts rows dated two minutes off."""
+    wanted = Wanted(target=MINE, earliest=AT, latest=AT, known=KNOWN)
+    assert found(wanted, [], now=at(120)).is_certainly_none
+    assert not found(wanted, [], now=at(119)).is_certainly_none
+    assert candidates(wanted, [row(1, 121), row(2, 120), row(3, -120), row(4, -121)]) == [2, 3]
 
 
 def test_rows_of_the_target_in_time_are_candidates() -> None:
@@ -132,6 +140,8 @@ def test_a_run_too_recent_to_have_a_row_accounts_for_none() -> None:
     search = found(known("kie_1", begun=3590), [row(1, 0, request_id="kie_1")])
     assert (search.candidates, search.is_certainly_none) == ((), False)
     assert "too recent" in search.reasons[0]
+    assert found(known("kie_1", begun=3540), [row(1, 0, request_id="kie_1")]).is_certainly_none
+    assert not found(known("kie_1", begun=3541), [row(1, 0, request_id="kie_1")]).is_certainly_none
 
 
 def test_a_listing_that_lacks_a_known_run_is_not_whole() -> None:
@@ -147,6 +157,8 @@ def test_a_row_seen_on_two_pages_is_one() -> None:
         search = Search(wanted=wanted).take(UsagePage(rows=(*newer, then), total=4))
         search = search.take(UsagePage(rows=(newer[1], later, CONTROL), total=5))
         assert search.result(at(3600)).is_certainly_none
+    twice = Search(wanted=known("kie_1")).take(UsagePage(rows=(row(1, request_id="kie_1"),) * 2 + (CONTROL,)))
+    assert twice.result(at(3600)).is_certainly_none
 
 
 def test_a_models_rows_are_those_without_a_workflow() -> None:
@@ -183,10 +195,21 @@ def test_an_empty_page_ends_the_walk() -> None:
     assert len(search.rows) == 1
 
 
-@pytest.mark.parametrize("page", [UsagePage(raw={"rows": [7]}), UsagePage(raw={"rows": 7}), UsagePage(total=3)])
+@pytest.mark.parametrize(
+    "page", [UsagePage(raw={"rows": [7]}), UsagePage(raw={"rows": 7}), UsagePage(total=1), UsagePage(total=3)]
+)
 def test_rows_that_cannot_be_read_leave_it_open(page: UsagePage) -> None:
     """A page whose JSON holds more than was read, or nothing where more is promised, is never conclusive."""
     assert "could be read" in Search(wanted=WANTED).take(page).result(at(3600)).reasons[0]
+
+
+def test_a_page_that_could_not_be_read_is_not_made_good_by_the_next() -> None:
+    """A row that was lost on an early page may have been the submit's, whatever the later pages show."""
+    newest, control = row(1, request_id="kie_1"), UsagePage(rows=(row(1, request_id="kie_1"), CONTROL))
+    for count, is_proof in ((2, True), (3, False)):
+        page = UsagePage(rows=(row(2, 5, request_id="kie_2"), newest), raw={"rows": [{}] * count})
+        search = Search(wanted=known("kie_1", "kie_2")).take(page).take(control)
+        assert search.result(at(3600)).is_certainly_none is is_proof
 
 
 def test_rows_that_a_cache_has_kept_are_as_old_as_they_say() -> None:
@@ -282,8 +305,21 @@ def test_an_error_says_when_its_submit_left() -> None:
     )
     wanted = Wanted.of_error(dated, MINE)
     assert (wanted.earliest, wanted.latest, wanted.undated) == (AT, AT + 9, None)
-    undated = Wanted.of_error(SubmissionUnknownError(target="workflows/mine", sent_at=SENT, seen="reset"), MINE)
-    assert undated.undated is not None
+    for after, before in ((None, None), (SENT, None), (None, SENT)):
+        half = SubmissionUnknownError(
+            target="workflows/mine", sent_at=SENT, seen="reset", sent_after=after, sent_before=before
+        )
+        assert Wanted.of_error(half, MINE).undated is not None
+
+
+def test_two_moments_say_when_a_submit_left() -> None:
+    """It left after the first and before the second, or as late as a synchronous run may last; else it is undated."""
+    for lasts, latest in ((0, AT + 9), (30, AT + 31)):
+        wanted = Wanted.between(at(0, bounds=1), at(8, bounds=1), lasts, MINE)
+        assert (wanted.earliest, wanted.latest, wanted.undated) == (AT - 1, latest, None)
+    unknown = Moment(wall=AT)
+    for since, until in ((unknown, at(8)), (at(0), unknown), (attrs.evolve(at(0), latest=None), at(8))):
+        assert Wanted.between(since, until, 0, MINE).undated is not None
 
 
 def test_a_client_remembers_the_runs_it_began() -> None:
@@ -296,6 +332,19 @@ def test_a_client_remembers_the_runs_it_began() -> None:
     assert len(recent.of(MINE)) == 999
     assert recent.of(Target("models", "mine")) == (KnownRun(request_id="m-1"),)
     assert recent.of(MINE)[-1] == KnownRun(request_id="r-1099", begun_by=AT + 1099)
+
+
+def test_a_client_remembers_the_submits_it_lost() -> None:
+    """By target and time, the newest thousand."""
+    recent, now = RecentRuns(), Reading(loop=None, steady=0.0, boot=None, wall=0.0)
+    sent = [SENT + timedelta(seconds=number) for number in range(1001)]
+    for each in sent:
+        recent.lose(LostSubmit(target=str(MINE), sent_at=each, since=now, until=now))
+    assert (recent.lost(MINE, sent[0]), recent.lost(Target("models", "mine"), sent[1])) == (None, None)
+    for each in (sent[1], sent[-1]):
+        lost = recent.lost(MINE, each)
+        assert lost is not None
+        assert lost.sent_at == each
 
 
 def test_rows_that_vanish_while_they_are_read_prove_nothing() -> None:

@@ -656,11 +656,14 @@ def test_there_is_always_a_decision_within_bounds(
 
 
 def test_outcomes_are_plain_values() -> None:
-    """Outcomes and decisions compare by value and cannot be changed."""
+    """Outcomes and decisions compare by value and cannot be changed, and no body shows in a log of them."""
     assert {kind.__name__ for kind in get_args(Outcome)} == {"Answer", "NotSent", "Unanswered", "Garbled"}
     assert Again(1.0) == Again(1.0) != Again(2.0)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Again(1.0).after = 2.0  # type: ignore[misc]
+    part = b"canary"
+    held: list[Outcome] = [Unanswered("x", part), Garbled(200, {}, "x", is_cut=True, part=part), Answer(200, {}, part)]
+    assert "canary" not in repr(held)
     assert retry.FIRST_PAUSE < retry.LONGEST_PAUSE
 
 
@@ -768,6 +771,8 @@ def test_a_failed_run_is_named_so(status: int) -> None:
     error = error_for(status, {"error": "no GPU", "code": "EXECUTION_FAILED"}, may_have_run=status >= 500)
     assert isinstance(error, errors.ExecutionFailedError)
     assert (error.code, error.message, error.may_have_run) == ("EXECUTION_FAILED", "no GPU", True)
+    stranger = error_for(status, {"message": "no GPU", "code": "EXECUTION_FAILED"}, may_have_run=status >= 500)
+    assert not isinstance(stranger, errors.ExecutionFailedError)
 
 
 @pytest.mark.parametrize(
@@ -870,6 +875,12 @@ def test_a_paid_call_that_is_refused_says_that_nothing_was_run(
     assert str(error).lower().count("nothing was run") == 1
     assert error.advice.lower().endswith(kind.advice[1:].lower())
     assert pickle.loads(pickle.dumps(error)).advice == error.advice  # noqa: S301  (our own)
+
+
+@pytest.mark.parametrize("status", [300, 399, 500, 599])
+def test_of_what_is_no_refusal_it_is_never_said_that_nothing_was_run(status: int) -> None:
+    """A redirect or a fault of the service says nothing of the run."""
+    assert "nothing was run" not in str(error_for(status, {"error": "x"})).lower()
 
 
 @pytest.mark.parametrize(
