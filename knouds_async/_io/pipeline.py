@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -42,7 +43,7 @@ from knouds_async.errors import (
     SubmissionUnknownError,
 )
 from knouds_async.telemetry import CallSpan, SpanLink, Telemetry, fields
-from knouds_async.types import SubmissionSearch, Submitted
+from knouds_async.types import RunResult, SubmissionSearch, Submitted
 
 logger = logging.getLogger("knouds_async")
 
@@ -82,36 +83,52 @@ def refuse_stale(claimed: Reading) -> None:
 
 def _log(sending: _Sending, decision: Decision) -> None:
     """Log at WARNING what became of a submit that its caller may not hear of: the id must not be lost."""
-    call = sending.call
-    if isinstance(decision, Done) and isinstance(decision.value, Submitted):
+    call, hooks = sending.call, sending.hooks
+    if isinstance(decision, Done) and isinstance(decision.value, (Submitted, RunResult)):
+        found = decision.value.execution_id
         logger.warning(
-            "execution %s of %s was submitted although its caller was cancelled or failed; it runs and is charged: "
-            "knouds.executions.attach(%r) picks it up",
-            decision.value.execution_id,
-            call.pays_for,
-            decision.value.execution_id,
+            "execution %s of %s was submitted although its caller was cancelled or failed; it runs and is charged: %s",
+            found or "(a synchronous run, which has no id)",
+            _paid_by(call, hooks),
+            "its result is lost" if found is None else _advice(found, hooks),
             extra=fields(
                 "submit_not_awaited",
                 route=call.route,
                 target=str(call.pays_for),
-                execution_id=decision.value.execution_id,
-                request_id=decision.value.request_id,
+                job_key=getattr(hooks, "key", None),
+                execution_id=found,
+                request_id=getattr(decision.value, "request_id", None),
             ),
         )
     elif isinstance(decision, Fail) and decision.error.may_have_run:
         logger.warning(
             "a submit of %s at %s ended as unknown while its caller was cancelled or failed: %s",
-            call.pays_for,
+            _paid_by(call, hooks),
             sending.sent_at.isoformat(),
             decision.error,
             extra=fields(
                 "submit_unknown",
                 route=call.route,
                 target=str(call.pays_for),
+                job_key=getattr(hooks, "key", None),
                 execution_id=decision.error.execution_id,
                 http_status=getattr(decision.error, "status", None),
             ),
         )
+
+
+def _paid_by(call: Call[Any], hooks: SendHooks | None) -> str:
+    """Name the target, and the job where there is one: `--resolve` takes its key and the id."""
+    key = getattr(hooks, "key", None)
+    return str(call.pays_for) if key is None else f"{call.pays_for} for job {key!r}"
+
+
+def _advice(execution_id: str, hooks: SendHooks | None) -> str:
+    advice = f"knouds.executions.attach({execution_id!r}) picks it up"
+    if (key := getattr(hooks, "key", None)) is None:
+        return advice
+    command = f"knouds batch --resolve LEDGER {shlex.quote(key)} run={execution_id}"
+    return f"{advice}; if the ledger says that the job is unknown, `{command}` tells it the run"
 
 
 T = TypeVar("T")
@@ -379,7 +396,7 @@ class Pipeline:
             logger.warning(
                 "a run of %s was sent at %s and cancelled before its answer: it may have run and been charged; "
                 "search for it with knouds.usage.find_submission",
-                call.pays_for,
+                _paid_by(call, sending.hooks),
                 sending.sent_at.isoformat(),
                 extra=fields("submit_unknown", route=call.route, target=str(call.pays_for)),
             )

@@ -235,6 +235,7 @@ class Notes:
         self.slow, self.fails = slow, fails
         self.runs_when_leaving: list[int] = []
         self.decisions: list[Decision] = []
+        self.key = "mug 7"
 
     async def before_send(self, sent_at: datetime) -> None:
         self.runs_when_leaving.append(self.emulator.requests.count)
@@ -307,7 +308,20 @@ async def test_an_id_that_cannot_be_noted_is_logged(emulator: Emulator, caplog: 
     caplog.set_level(logging.WARNING, logger="knouds_async")
     with pytest.raises(KnoudsError, match="nothing can be written"):
         await pipeline(emulator).send(CALL, hooks=Notes(emulator, fails="ended"))
-    assert emulator.runs[0].execution_id in caplog.text
+    found = emulator.runs[0].execution_id
+    assert f"execution {found} of workflows/my-thumbnail-pipeline for job 'mug 7' was submitted" in caplog.text
+    assert f"knouds batch --resolve LEDGER 'mug 7' run={found}" in caplog.text
+
+
+async def test_a_synchronous_run_that_cannot_be_noted_is_logged(
+    emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no id; that it was paid, and for which job, stands in the log."""
+    call = endpoints.run(Target("workflows", SLUG), INPUTS)
+    with pytest.raises(KnoudsError, match="nothing can be written"):
+        await pipeline(emulator).send(call, hooks=Notes(emulator, fails="ended"))
+    assert f"of workflows/{SLUG} for job 'mug 7' was submitted" in caplog.text
+    assert "its result is lost" in caplog.text
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
