@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import functools
 import json
 import logging
 import os
 import shlex
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 import attrs
 
 from knouds_async._batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide, held_against
+from knouds_async._batch.owners import Owners, check_locks, end
 from knouds_async._io.concurrency import from_thread, read_clocks
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.inputs import checked_execution_id
@@ -50,86 +50,15 @@ if TYPE_CHECKING:
     import sqlite3
 
 
-_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
-_UNKNOWN: Final = "-"
-_ended: Final[set[str]] = set()
-
-
-def new_owner() -> str:
-    """Name a new owner in this process: boot, process, start of the process, and a name of its own.
-
-    OSError when the system does not say which boot this is.
-    """
-    started = None
-    with suppress(OSError):
-        started = _started(os.getpid())
-    return " ".join((_boot(), str(os.getpid()), started or _UNKNOWN, os.urandom(6).hex()))
-
-
-def end(owner: str) -> None:
-    """Note that an owner of this process is no more, though no ledger could record it."""
-    _ended.add(owner)
-
-
-def is_alive(owner: str) -> bool:
-    """Return whether the process of an owner may still be there: as long as the system does not say that it is gone."""
-    boot, process, started, *_ = [*owner.split(" "), "", ""]
-    if owner in _ended:
-        return False
-    try:
-        if boot != _boot() or not process.isdecimal():
-            return False
-        if started != _UNKNOWN:
-            return _started(int(process)) == started
-    except OSError:  # there is no file descriptor left, say
-        return True
-    return _is_running(int(process))
-
-
-@functools.cache
-def _boot() -> str:
-    """Name the boot of this machine; where there is no such name, the machine."""
-    try:
-        return _BOOT.read_text().strip()
-    except FileNotFoundError:
-        import uuid  # it is slow to load, and rarely needed
-
-        return f"{uuid.getnode():x}"
-
-
-def _started(process: int) -> str | None:
-    """Return when a process started, in ticks since the boot; None when it is not there, or there is no /proc."""
-    try:
-        line = Path(f"/proc/{process}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    state, *_, started = line[line.rindex(")") + 2 :].split(" ")[:20]
-    return None if state in ("Z", "X") else started  # a zombie has ended; its parent has not looked yet
-
-
-def _is_running(process: int) -> bool:
-    """Return whether there is such a process, on a POSIX system without /proc; elsewhere only this one is known."""
-    if os.name != "posix":
-        return process == os.getpid()
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 logger = logging.getLogger("knouds_async")
 
 _MARK: Final = 0x4B_4E_4C_47  # SQLite's application id: this is a ledger of ours
-_FORM: Final = 2
+_FORM: Final = 3
 _POLL: Final = 0.5
-_SHORT: Final = 0.05
 _MUTTER: Final = 10.0  # seconds of waiting for a lock until it is worth a word
 
 _CHECKED: Final = 2**22  # bytes; a larger file is found to be damaged only where it is read, which every claim does
-_making: Final = threading.Lock()
+_making = threading.Lock()
 """While a file is made, none is opened: POSIX drops all locks of a process when it closes any descriptor of a file."""
 
 _BY_COST: Final = "CREATE INDEX IF NOT EXISTS jobs_by_cost ON jobs (target, cost) WHERE cost IS NOT NULL"
@@ -152,23 +81,37 @@ _TABLES: Final = (
 )
 
 
-_UPGRADES: Final = (
-    "ALTER TABLE jobs ADD COLUMN since TEXT",
-    "ALTER TABLE jobs ADD COLUMN until TEXT",
-    "ALTER TABLE jobs ADD COLUMN lasts REAL NOT NULL DEFAULT 0",
-    "ALTER TABLE jobs ADD COLUMN account TEXT",
-    "CREATE TABLE payer (user TEXT, base_url TEXT NOT NULL)",
-    f"PRAGMA user_version = {_FORM}",
-)
-"""From form 1, which knew neither when a submit left for certain nor whose it was."""
+_UPGRADES: Final = {  # from each earlier form to the next
+    1: (
+        "ALTER TABLE jobs ADD COLUMN since TEXT",
+        "ALTER TABLE jobs ADD COLUMN until TEXT",
+        "ALTER TABLE jobs ADD COLUMN lasts REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN account TEXT",
+        "CREATE TABLE payer (user TEXT, base_url TEXT NOT NULL)",
+    ),
+    2: (),  # whose owners were processes by their ids; none of them holds a lock
+}
 
 _BY_RUN: Final = "CREATE INDEX IF NOT EXISTS jobs_by_run ON jobs (execution_id) WHERE execution_id IS NOT NULL"
 
 
+def _sqlite() -> ModuleType:
+    """Import sqlite3, which an interpreter may have been built without."""
+    try:
+        import sqlite3
+    except ImportError as error:
+        raise LedgerError(
+            f"a ledger in a file needs Python's module sqlite3, which this interpreter was built without ({error}): "
+            "use another interpreter, or build this one where SQLite's headers are installed (Debian: libsqlite3-dev; "
+            "Fedora: sqlite-devel). Nothing was submitted; without `ledger=` a batch needs no such module"
+        ) from None
+    return sqlite3
+
+
 def opened(path: Path, patience: float) -> sqlite3.Connection:
     """Open a ledger's file, or make it. OSError or sqlite3.Error for one that is damaged or something else."""
-    import sqlite3
-
+    sqlite3 = _sqlite()
+    check_locks(path.parent)
     with _making, suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     _refuse_others(path, patience)
@@ -180,14 +123,16 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
                 connection.execute(statement)
         elif path.stat().st_size <= _CHECKED and (said := _number(connection, "PRAGMA quick_check(1)")) != "ok":
             raise sqlite3.DatabaseError(f"it is damaged ({said})")
-        elif _number(connection, "PRAGMA user_version") < _FORM:
-            for statement in _UPGRADES:
-                connection.execute(statement)
+        else:
+            for form in range(_number(connection, "PRAGMA user_version"), _FORM):
+                for statement in (*_UPGRADES[form], f"PRAGMA user_version = {form + 1}"):
+                    connection.execute(statement)
         connection.execute(_BY_COST)  # ledgers that were made before have no such index
         connection.execute(_BY_RUN)
         patiently(connection, "COMMIT", patience)
         connection.execute("PRAGMA journal_mode = TRUNCATE")  # SQLite's WAL has a race with several connections
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA temp_store = MEMORY")  # a file would take a descriptor
     except BaseException:
         connection.close()
         raise
@@ -244,13 +189,37 @@ def _is_new(connection: sqlite3.Connection) -> bool:
         return True
     if mark != _MARK:
         raise sqlite3.DatabaseError("it is an SQLite file of something else, and was left as it is")
-    if form not in (1, _FORM):
+    if form not in (*_UPGRADES, _FORM):
         raise sqlite3.DatabaseError(f"another version of knouds_async wrote it (its form is {form}, not {_FORM})")
     return False
 
 
 def _number(connection: sqlite3.Connection, query: str) -> Any:
     return connection.execute(query).fetchone()[0]
+
+
+_SPARE: Final = 4  # a journal and its folder, with some to spare
+_MOMENT: Final = 30.0
+_AGAIN: Final = 0.1
+
+
+class _SpareDescriptors:
+    """File descriptors in reserve: SQLite opens its journal anew each time, when connections may hold all others."""
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+        self.take()
+
+    def take(self) -> None:
+        """Take as many as are missing and to be had."""
+        with suppress(OSError):
+            while len(self._held) < _SPARE:
+                self._held += os.pipe()
+
+    def release(self) -> None:
+        """Free them for a transaction."""
+        while self._held:
+            os.close(self._held.pop())
 
 
 _OF_ENTRY: Final = tuple(name for name in attrs.fields_dict(Entry) if name != "ending")
@@ -273,31 +242,75 @@ class LedgerDatabase:
         self._path = path
         self._patience = patience
         self._totals = Totals()
-        import sqlite3
-
+        self._is_failing = False
+        self._own = set[str]()
+        sqlite3 = _sqlite()
         try:
             self._connection = opened(path, patience)
+            try:
+                self._owners = Owners.open(path)
+            except BaseException:
+                self._connection.close()
+                raise
         except (OSError, sqlite3.Error) as error:
             raise _unopened(path, error) from None
+        self.spare: Final = _SpareDescriptors()
 
     def transact(self, operations: Sequence[Operation]) -> list[Any]:
         """Carry out operations in one transaction; give the value of each, or the error that it alone met.
 
-        LedgerError when the file cannot be read or written: then none of them took place.
+        A shortage that may pass is waited out: money may hang on what is to be written. LedgerError when the file
+        cannot be read or written: then none of them took place.
         """
-        began = time.monotonic()
+        import sqlite3
+
+        began, said = time.monotonic(), ""
         while True:
             try:
                 with self._transaction():
-                    return [self._carried_out(operation) for operation in operations]
-            except _NoDescriptorError as error:  # SQLite opens its journal anew for each
-                if time.monotonic() - began > self._patience:
+                    values = [self._carried_out(operation) for operation in operations]
+            except (sqlite3.Error, MemoryError) as error:
+                waited = time.monotonic() - began
+                if waited >= (longest := self._longest_wait(error)):
+                    self._is_failing = True
                     raise _unusable(self._path, error) from None
-            time.sleep(_SHORT)
+                self.spare.release()
+                if said != (said := _why(error)):
+                    left, extra = longest - waited, fields("ledger_waits")
+                    logger.warning("the ledger %r waits for up to %.0f s: %s", str(self._path), left, said, extra=extra)
+                time.sleep(_AGAIN)
+            else:
+                self._is_failing = False
+                self.spare.take()
+                return values
+
+    def _longest_wait(self, error: Exception) -> float:
+        """Return for how many seconds an error may last; once one has lasted that long, none is waited for."""
+        import sqlite3
+
+        if self._is_failing:
+            return 0.0
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_NOMEM)
+        if code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM):
+            return self._patience
+        is_full = code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE  # the latter: of a quota
+        return min(_MOMENT, self._patience) if is_full else 0.0
+
+    def join(self) -> str:
+        """Return the name of a new owner, which lives until it is ended or this is closed."""
+        try:
+            self._own.add(owner := self._owners.join())
+        except OSError as error:
+            raise _unopened(self._path, error) from None
+        return owner
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and end the owners that joined through it."""
         self._connection.close()
+        self.spare.release()
+        for owner in self._own:
+            self._owners.end(owner)
+        self._owners.close()
 
     def _carried_out(self, operation: Operation) -> Any:
         try:
@@ -310,7 +323,7 @@ class LedgerDatabase:
     def look(self, key: str) -> Entry | None:
         """Return the last attempt of a job, after its owner's end has been taken note of."""
         entry = self._load(key)
-        if entry is not None and entry.owner is not None and not is_alive(entry.owner):
+        if entry is not None and entry.owner is not None and not self._owners.is_alive(entry.owner):
             return self._moved(entry, OwnerGone())
         return entry
 
@@ -385,7 +398,7 @@ class LedgerDatabase:
     def release_dead_owners(self) -> None:
         """End every owner whose process is no more."""
         for (owner,) in self._connection.execute("SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL").fetchall():
-            if not is_alive(owner):
+            if not self._owners.is_alive(owner):
                 self.leave(owner)
 
     def unknown(self) -> tuple[Entry, ...]:
@@ -476,7 +489,7 @@ class LedgerDatabase:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Do what is inside whole or not at all, and turn SQLite's errors into ours."""
+        """Do what is inside whole or not at all."""
         import sqlite3
 
         try:
@@ -488,34 +501,32 @@ class LedgerDatabase:
                 values = attrs.astuple(self._totals)
                 self._connection.execute("UPDATE credits SET spent = ?, reserved = ?, unpriced = ?", values)
             patiently(self._connection, "COMMIT", self._patience)
-        except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN and _lacks_descriptors():
-                raise _NoDescriptorError(*error.args) from None
-            raise _unusable(self._path, error) from None
         finally:
             with suppress(sqlite3.Error):  # what cannot be rolled back now is so when the file is opened next
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
 
 
-class _NoDescriptorError(Exception):
-    """The process has no file descriptor left for SQLite's journal; its connections give some back."""
-
-
-def _lacks_descriptors() -> bool:
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return error.errno in (errno.EMFILE, errno.ENFILE)
-    return False
-
-
 def _unopened(path: Path, why: Exception) -> LedgerError:
-    words = (getattr(why, "strerror", None) or str(why)).rstrip(". ")  # the path is named already
+    words = (getattr(why, "strerror", None) or _why(why)).rstrip(". ")  # the path is named already
     return LedgerError(
         f"the ledger {str(path)!r} cannot be used: {words}. It was left as it is, and nothing was submitted; name a "
         "ledger, or a path where a new one can be made: a new one knows of no earlier run"
     )
+
+
+def _why(error: Exception) -> str:
+    """Return why a file cannot be read or written; SQLite's own words leave out what matters of some reasons."""
+    import sqlite3
+
+    code = getattr(error, "sqlite_errorcode", 0)
+    if isinstance(error, MemoryError):
+        return "the process has no memory left"
+    if code in (sqlite3.SQLITE_IOERR_LOCK, sqlite3.SQLITE_IOERR_RDLOCK, sqlite3.SQLITE_IOERR_UNLOCK):
+        return f"{error}: its file system has no locks; a ledger needs a local disk"
+    if code & 0xFF == sqlite3.SQLITE_CANTOPEN:
+        return f"{error}; if the process has used up its file descriptors, raise `ulimit -n`"
+    return str(error)
 
 
 def _unusable(path: Path, why: Exception) -> LedgerError:
@@ -527,8 +538,8 @@ def _unusable(path: Path, why: Exception) -> LedgerError:
             "put it back before you run the batch again: a new one knows of no earlier run, and all would be paid twice"
         )
     return LedgerError(
-        f"the ledger {str(path)!r} cannot be used: {why}. Nothing more is submitted; what is on record stays, and the "
-        "same batch on the same ledger continues from there"
+        f"the ledger {str(path)!r} cannot be used: {_why(why)}. Nothing more is submitted; what is on record stays, "
+        "and the same batch on the same ledger continues from there"
     )
 
 
@@ -582,18 +593,32 @@ class SQLiteLedger:
     only, results as they came. Every intent to send is safe on the disk before the request leaves, every id and every
     result before anybody has it. A file that is damaged or no ledger raises LedgerError when it is opened and is left
     as it is; one that another process has locked is waited for, 300 seconds at most, without holding up the event loop.
-    Use it in `async with`, or give `map` its path. Not for a network file system: SQLite's locks do not hold there.
+    Use it in `async with`, or give `map` its path; a forked child has a connection of its own. Who works on a job is a
+    lock on the file `PATH-owners`, which ends with the program. Not for a network file system, whose locks do not hold.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open nothing yet."""
         self._path = Path(path)
+        self._is_closed = False
+        self._begin()
+        _ledgers.add(self)
+
+    def _begin(self) -> None:
+        """Begin without a thread and a connection."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._requests: deque[_Request] = deque()
         self._thread: threading.Thread | None = None
         self._database: LedgerDatabase | None = None
-        self._is_closed = False
+        self.in_use = threading.RLock()  # while SQLite is
+
+    def begin_in_child(self) -> None:
+        """Begin anew in a forked child: no thread of the parent's is there, and its connection must not be used."""
+        if self._database is not None:
+            _abandoned.append(self._database)
+            self._database.spare.release()
+        self._begin()
 
     @property
     def path(self) -> Path:
@@ -687,19 +712,14 @@ class SQLiteLedger:
 
     async def join(self) -> str:
         """Return the name of a new owner."""
-        await self._do(lambda _: None)
-        try:
-            return new_owner()
-        except OSError as error:
-            raise _unopened(self._path, error) from None
+        return await self._do(LedgerDatabase.join)
 
     async def leave(self, owner: str) -> None:
         """End an owner."""
         try:
             await self._do(lambda database: database.leave(owner))
-        except LedgerError:
+        finally:
             end(owner)
-            raise
 
     async def look(self, key: str) -> Entry | None:
         """Return the last attempt of a job."""
@@ -768,7 +788,8 @@ class SQLiteLedger:
     def _serve(self) -> None:
         while requests := self._next():
             try:
-                self._carry_out(requests)
+                with self.in_use:
+                    self._carry_out(requests)
             except BaseException as error:  # noqa: BLE001  (raised where each was asked for)
                 for request in requests:
                     request.error = error
@@ -808,3 +829,30 @@ def _tell(requests: list[_Request]) -> None:
             call_in_loop(lambda events=theirs: [event.set() for event in events])  # type: ignore[misc]
         except RuntimeError:  # their event loop has ended: nobody waits there any more
             continue
+
+
+_FORK: Final = 5.0  # seconds that a fork waits for a transaction, which would be cut in the child
+_ledgers: Final = weakref.WeakSet[SQLiteLedger]()
+_pausing: Final[list[SQLiteLedger]] = []
+_abandoned: Final[list[LedgerDatabase]] = []  # of a parent process: SQLite forbids to close them in the child
+
+
+def _pause() -> None:
+    _pausing[:] = [ledger for ledger in list(_ledgers) if ledger.in_use.acquire(timeout=_FORK)]
+
+
+def _continue() -> None:
+    while _pausing:
+        _pausing.pop().in_use.release()
+
+
+def _begin_in_child() -> None:
+    global _making  # noqa: PLW0603  (a thread of the parent's may have held it)
+    _making = threading.Lock()
+    _pausing.clear()
+    for ledger in list(_ledgers):
+        ledger.begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_pause, after_in_parent=_continue, after_in_child=_begin_in_child)

@@ -29,7 +29,7 @@ from knouds_async import (
     SQLiteLedger,
 )
 from knouds_async._batch.ledger import Claim, Taken, Written
-from knouds_async._batch.sqlite import LedgerDatabase, end, is_alive, new_owner, opened
+from knouds_async._batch.sqlite import LedgerDatabase, opened
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
 from knouds_async._sansio.reconcile import KnownRun
@@ -76,7 +76,7 @@ def _other_form(path: Path) -> None:
 
 def _damaged(path: Path) -> None:
     store = LedgerDatabase(path, 1.0)
-    owner = new_owner()
+    owner = store.join()
     for number in range(200):
         store.transact([partial(LedgerDatabase.claim, claim=claim(f"job-{number}", owner))])
     store.close()
@@ -236,6 +236,12 @@ async def test_a_reader_does_not_undo_a_commit(path: Path) -> None:
         reader.close()
 
 
+@pytest.fixture
+def short_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less long for a disk that is full."""
+    monkeypatch.setattr("knouds_async._batch.sqlite._MOMENT", 0.3)
+
+
 class _Tight(SQLiteLedger):
     """A ledger on a disk that is about to be full."""
 
@@ -245,6 +251,7 @@ class _Tight(SQLiteLedger):
         return owner
 
 
+@pytest.mark.usefixtures("short_moment")
 async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """When the ledger cannot be written nothing more is sent, the error says so, and no run is lost or repeated."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
@@ -264,7 +271,8 @@ async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, ca
     async with SQLiteLedger(path) as again:
         unknown = await again.unknown()
         lost = [run for run in emulator.runs if not await _is_on_record(again, run)]
-        assert all(run.execution_id in caplog.text for run in lost)
+        for run in lost:
+            assert f"--resolve LEDGER {run.inputs['product_name']} run={run.execution_id}" in caplog.text
         assert {str(run.inputs["product_name"]) for run in lost} <= {entry.key for entry in unknown}
     async with knouds.workflows.map(SLUG, jobs(200), ledger=path) as outcomes:
         kinds = Counter([type(outcome).__name__ async for outcome in outcomes])
@@ -365,7 +373,7 @@ async def test_a_crash_in_the_middle_of_a_write_leaves_what_was_before_it(path: 
     writer.close()
     assert len(journal) > 4096
     async with SQLiteLedger(crashed) as ledger:
-        assert (await ledger.counts()).sending == 50
+        assert (await ledger.counts()).unknown == 50  # no owner of the copy holds a lock
 
 
 async def test_many_jobs_share_a_transaction(path: Path) -> None:
@@ -451,28 +459,24 @@ async def test_odd_words_of_the_service_are_kept(path: Path) -> None:
 
 async def test_only_the_dead_lose_their_claims(path: Path) -> None:
     """A job of a process that lives is left to it; of one that is gone it is unknown, or to be picked up."""
-    done = subprocess.run(  # noqa: ASYNC221
-        [sys.executable, "-c", "from knouds_async._batch.sqlite import new_owner; print(new_owner())"],
-        capture_output=True,
-        text=True,
-        check=True,
+    code = (
+        "import sys; from pathlib import Path; from knouds_async._batch.sqlite import LedgerDatabase\n"
+        "print(LedgerDatabase(Path(sys.argv[1]), 1.0).join(), flush=True); sys.stdin.read()"
     )
-    dead = done.stdout.strip()
-    assert not is_alive(dead)
-    assert not is_alive(f"another-boot {dead.partition(' ')[2]}")
-    assert not is_alive("nobody")
-    living = new_owner()
-    assert is_alive(living)
-    end(living)
-    assert not is_alive(living)
-    async with SQLiteLedger(path) as ledger:
-        mine = await ledger.join()
-        for owner in (dead, mine):
+    async with SQLiteLedger(path) as ledger, await anyio.open_process([sys.executable, "-c", code, str(path)]) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        theirs, mine = (await other.stdout.receive()).decode().strip(), await ledger.join()
+        of_the_past = "5f6b4d1a-boot 1 4711 0123456789ab"  # the name of an owner in a ledger of an earlier form
+        for owner in (theirs, mine, of_the_past):
             await ledger._do(lambda store, owner=owner: store._save(_sending(owner)))  # type: ignore[misc]
-        assert (await ledger.look(dead[-5:])).stage is Stage.UNKNOWN  # type: ignore[union-attr]
+        assert [entry.key for entry in await ledger.unknown()] == [of_the_past[-5:]]
+        await other.stdin.aclose()
+        await other.wait()
+        assert (await ledger.look(theirs[-5:])).stage is Stage.UNKNOWN  # type: ignore[union-attr]
         assert (await ledger.look(mine[-5:])).stage is Stage.SENDING  # type: ignore[union-attr]
         await ledger.leave(mine)
-        assert [entry.key for entry in await ledger.unknown()] == [dead[-5:], mine[-5:]]
+        assert {entry.key for entry in await ledger.unknown()} == {each[-5:] for each in (theirs, mine, of_the_past)}
 
 
 def _sending(owner: str) -> Any:
@@ -539,11 +543,103 @@ async def test_what_cannot_be_written_for_lack_of_descriptors_is_written_later(p
         assert (written.entry.stage, written.entry.owner) == (Stage.SUBMITTED, owner)
 
 
-def test_nobody_is_gone_for_lack_of_descriptors() -> None:
-    """Where the system cannot be asked, an owner may still be there: what it sends must not become unknown."""
-    owner = new_owner()
-    with _no_descriptors():
-        assert is_alive(owner)
+async def test_a_ledger_has_descriptors_in_reserve(path: Path) -> None:
+    """An id is written at once where connections hold all file descriptors and give none back."""
+    held: list[int] = []
+    async with SQLiteLedger(path) as ledger:
+        await ledger.claim(claim("a", owner := await ledger.join()))
+        resource = pytest.importorskip("resource")
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+        try:
+            with suppress(OSError):
+                while True:
+                    held.append(os.dup(2))
+            written = await ledger.record("a", 1, Accepted(owner=owner, execution_id="1"))
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert held
+        assert written.entry.stage is Stage.SUBMITTED
+
+
+async def test_a_disk_that_is_full_for_a_moment_costs_no_id(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What must be written is written when there is room again; the log says meanwhile what is waited for."""
+    async with SQLiteLedger(path) as ledger:
+        await ledger.claim(claim("a", owner := await ledger.join()))
+        limits = iter([12, 12, 12, 1_000_000])
+
+        def carried_out(store: LedgerDatabase) -> None:
+            store._connection.execute(f"PRAGMA max_page_count = {next(limits)}").fetchall()
+            store._connection.execute("CREATE TABLE large (x)")
+            store._connection.execute("INSERT INTO large VALUES (zeroblob(100000))")
+
+        await ledger._do(carried_out)
+        written = await ledger.record("a", 1, Accepted(owner=owner, execution_id="1"))
+    assert written.entry.stage is Stage.SUBMITTED
+    assert caplog.text.count("waits for up to 30 s: database or disk is full") == 1
+
+
+_FORKS = """
+import asyncio, os, sys, threading
+from knouds_async import SQLiteLedger
+from knouds_async._batch.ledger import Claim
+from knouds_async._sansio.ledger import Sending
+
+ledger = SQLiteLedger(sys.argv[1])
+
+def claim(key, owner):
+    return Claim(key=key, target="workflows/x", digest="d", sending=Sending(owner=owner, sent_at=1.0))
+
+async def write(name, count):
+    owner = await ledger.join()
+    for number in range(count):
+        await ledger.claim(claim(f"{name}-{number}", owner))
+    return (await ledger.counts()).sending
+
+writer = threading.Thread(target=lambda: asyncio.run(write("parent", 300)))
+writer.start()
+children = []
+for name in range(8):
+    if (child := os.fork()) == 0:
+        asyncio.run(write(name, 5))
+        os._exit(0)
+    children.append(child)
+writer.join()
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+counts = asyncio.run(ledger.counts())
+print(counts.sending, counts.unknown)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_ledger_works_in_a_forked_child(path: Path) -> None:
+    """Whatever the parent is writing when it forks, a child has a connection of its own and hangs nowhere."""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", _FORKS, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == ("300 40\n", 0), done.stderr
+
+
+def test_an_interpreter_without_sqlite_says_what_to_do_when_a_ledger_is_used(path: Path) -> None:
+    """The package is imported without it, and a ledger in a file names what is missing."""
+    code = """
+import asyncio, sys
+sys.modules["sqlite3"] = None
+from knouds_async import LedgerError, SQLiteLedger
+async def main():
+    try:
+        await SQLiteLedger(sys.argv[1]).counts()
+    except LedgerError as error:
+        print(error)
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)  # noqa: S603
+    assert "needs Python's module sqlite3" in done.stdout
+    assert "libsqlite3-dev" in done.stdout
+    assert not path.exists()
 
 
 @contextmanager

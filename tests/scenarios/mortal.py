@@ -17,7 +17,8 @@ import attrs
 import httpx
 
 from knouds_async import AsyncKnouds, Batch, LedgerError
-from knouds_async._batch.sqlite import LedgerDatabase, end
+from knouds_async._batch.owners import end
+from knouds_async._batch.sqlite import LedgerDatabase
 from knouds_async.testing import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
