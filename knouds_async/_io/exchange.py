@@ -8,6 +8,7 @@ module is loaded.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import math
@@ -501,6 +502,27 @@ def causes_of(error: BaseException) -> str:
         if words and words.lower() not in said and words not in found:
             found.append(words)
     return "; ".join(found[:_MOST_CAUSES])
+
+
+_SHORTAGES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Return whether an error came from what the process has run out of, file descriptors above all."""
+    causes = (error, *_below(error, _DEEPEST))
+    if any(isinstance(cause, OSError) and cause.errno in _SHORTAGES for cause in causes):
+        return True
+    return any(isinstance(cause, socket.gaierror) for cause in causes) and not _has_descriptors()
+
+
+def _has_descriptors() -> bool:
+    """Return whether descriptors are left: a resolver without any says that the name is not known."""
+    try:
+        for descriptor in os.pipe():
+            os.close(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _below(error: BaseException, depth: int) -> Iterator[BaseException]:

@@ -32,7 +32,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 
 from knouds_async import config
 from knouds_async._io.concurrency import read_clocks
-from knouds_async._io.exchange import Exchange, connection_limit, is_stock
+from knouds_async._io.exchange import Exchange, connection_limit, is_shortage, is_stock
 from knouds_async._sansio import responses
 from knouds_async._sansio.clock import Reading
 from knouds_async.config import Secret, Timeouts, __version__
@@ -736,6 +736,9 @@ class PooledTransport(httpx.AsyncHTTPTransport):
     ones are kept for `keepalive_expiry` seconds. A request whose `extensions["knouds.fresh"]` is true only reuses a
     connection idle for at most `fresh_within` seconds: were it sent on a stale one, its outcome would be unknown.
     Cancellation at any point closes the connection.
+
+    Where the process has no descriptor for another connection, a request waits for one of those in use; for a minute
+    some fewer are then opened, for files and the ledger need descriptors as well.
     """
 
     def __init__(
@@ -750,6 +753,11 @@ class PooledTransport(httpx.AsyncHTTPTransport):
         """Start without a connection; without an `ssl_context` httpx's default is made when first needed."""
         # httpx's own __init__ would make a pool; this is the one private name of httpx that is used here.
         self._pool: _ConnectionPool = _ConnectionPool(ssl_context, proxy, limit, keepalive_expiry, fresh_within)
+
+
+_SHORT: Final = 60.0  # seconds for which a shortage is remembered
+_LEFT: Final = 8  # descriptors that are left to others in a shortage
+_RETRY: Final = 1.0  # seconds after which it is looked whether others have freed some
 
 
 class _ConnectionPool(httpcore.AsyncConnectionPool):
@@ -771,17 +779,30 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         self._context = ssl_context
         self._proxied_by = proxy
         self._limit = limit
+        self._most, self._short_since = math.inf, read_clocks()  # what the process has descriptors for
+        self._freed: anyio.Event | None = None
         self._expiry = keepalive_expiry
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send the request and return its response, which holds its connection until it is closed or breaks."""
         origin = _origin(request.url)
-        if self.is_closed:
-            raise httpcore.ConnectError("the connection pool is closed")
+        while True:
+            if self.is_closed:
+                raise httpcore.ConnectError("the connection pool is closed")
+            try:
+                return await self._send(request, origin)
+            except httpcore.ConnectError as error:  # nothing was sent
+                if not (is_shortage(error) and self._makes_room()):
+                    raise
+            await self._room()
+
+    async def _send(self, request: httpcore.Request, origin: httpcore.Origin) -> httpcore.Response:
         is_paid = bool(request.extensions.get("knouds.fresh"))
+        if self.in_use >= self._most:
+            await self._room()
         try:
             connection = self._take(origin, read_clocks(), is_fresh=is_paid)
-        except (OSError, ValueError) as error:  # of a TLS context, say: nothing was sent
+        except (OSError, ValueError) as error:  # of a TLS context, say
             raise httpcore.ConnectError(str(error)) from error
         try:
             response = await connection.send(request, is_paid=is_paid)
@@ -790,6 +811,33 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
             raise
         response.stream = _HeldBody(response.stream, connection, self)
         return response
+
+    def _makes_room(self) -> bool:
+        """Close what is idle and allow fewer connections; False when there are none whose end would help."""
+        has_idle = bool(self.idle)
+        while self.idle:
+            self.idle.pop().close()
+        if not (has_idle or self.in_use):
+            return False
+        self._most, self._short_since = max(1, min(self._most, self.in_use - _LEFT)), read_clocks()
+        return True
+
+    async def _room(self) -> None:
+        """Wait while there are descriptors for no more connections than are in use."""
+        await anyio.lowlevel.checkpoint()  # asyncio lets go of its sockets one turn later
+        while self.in_use >= self._most:
+            if read_clocks().since(self._short_since) > _SHORT:
+                self._most = math.inf
+                return
+            self._freed = self._freed or anyio.Event()
+            with anyio.move_on_after(_RETRY):
+                await self._freed.wait()
+
+    def _release(self) -> None:
+        self.in_use -= 1
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
 
     def _take(self, origin: httpcore.Origin, now: Reading, *, is_fresh: bool) -> Connection:
         """Return a connection to use: the one used last, if it is still good, or a new one."""
@@ -804,7 +852,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
                     self.in_use += 1
                     return found
                 found.close()
-        while self.idle and self.in_use + len(self.idle) >= self._limit:
+        while self.idle and self.in_use + len(self.idle) >= min(self._limit, self._most):
             self.idle.pop(0).close()
         connection = self._connect(origin)
         self.in_use += 1
@@ -818,15 +866,16 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
 
     def give_back(self, connection: Connection) -> None:
         """Take back a connection, to be used again if both sides agree."""
-        self.in_use -= 1
-        if connection.rest(read_clocks()) and not self.is_closed:
+        self._release()
+        has_room = self.in_use + len(self.idle) < self._most
+        if connection.rest(read_clocks()) and has_room and not self.is_closed:
             self.idle.append(connection)
         else:
             connection.close()
 
     def discard(self, connection: Connection) -> None:
         """Take back a connection, and close it."""
-        self.in_use -= 1
+        self._release()
         connection.close()
 
     async def aclose(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import os
@@ -771,6 +772,51 @@ async def test_a_refused_connection_was_certainly_not_sent() -> None:
                 await http.post(url, extensions={"trace": trace})
             assert not trace.may_have_been_sent(caught.value, transport_is_known=False)
         assert in_use(transport) == 0
+
+
+def allow_connections(monkeypatch: pytest.MonkeyPatch, server: AnsweringServer, most: int) -> None:
+    """Let this process connect while it has fewer connections than that; then it has no file descriptor left."""
+    connect = anyio.connect_tcp
+
+    async def limited(*args: Any) -> Any:
+        if server.open >= most:
+            try:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            except OSError as error:
+                raise OSError("All connection attempts failed") from error
+        stream = await connect(*args)
+        await eventually(lambda: server.open > 0)
+        return stream
+
+    monkeypatch.setattr(anyio, "connect_tcp", limited)
+
+
+async def test_without_a_file_descriptor_left_the_pool_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that cannot connect for lack of descriptors waits for a connection of ours, and is no error."""
+    async with answering() as server, httpx.AsyncClient(transport=PooledTransport(), timeout=TIMEOUT) as http:
+        allow_connections(monkeypatch, server, 3)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(expect_ok, http, f"{server.url}/when-told")
+            await eventually(lambda: len(server.served) == 3)
+            for _ in range(20):
+                tasks.start_soon(expect_ok, http, server.url)
+            await anyio.wait_all_tasks_blocked()
+            assert len(server.served) == 3
+            server.go.set()
+        assert len(server.served) == 23
+
+
+async def test_without_a_connection_of_ours_a_shortage_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others hold all descriptors there is nothing to wait for; idle connections are closed first."""
+    transport = PooledTransport()
+    async with answering() as server, answering() as other, httpx.AsyncClient(transport=transport) as http:
+        await expect_ok(http, other.url)
+        allow_connections(monkeypatch, server, 0)
+        with pytest.raises(httpx.ConnectError):
+            await http.get(server.url)
+        await eventually(lambda: other.open == 0)
+        assert in_use(transport) == idle(transport) == 0
 
 
 async def test_a_stalled_tls_handshake_was_certainly_not_sent() -> None:
