@@ -177,8 +177,8 @@ def format_pause(stats: LimiterStats, now: datetime) -> str:
 
 
 def format_quota(stats: LimiterStats) -> str:
-    """Return how long jobs wait for the rate limit; "" when none do."""
-    if not stats.waiting or stats.resets_in is None:
+    """Return how long jobs wait for the rate limit; "" when none do, or only for a probe's answer."""
+    if not stats.waiting or stats.resets_in is None or stats.left:
         return ""
     return f"{stats.waiting:,} wait for the rate limit; the next window opens in {stats.resets_in:.0f} s"
 

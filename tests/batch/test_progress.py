@@ -210,6 +210,7 @@ def test_a_wait_for_the_rate_limit_is_said() -> None:
     stats = LimiterStats(limit=100, left=0, resets_in=31.6, waiting=1_234, refusals=0)
     assert format_quota(stats) == "1,234 wait for the rate limit; the next window opens in 32 s"
     assert format_quota(attrs.evolve(stats, waiting=0)) == format_quota(attrs.evolve(stats, resets_in=None)) == ""
+    assert format_quota(attrs.evolve(stats, left=99)) == ""  # a new window has opened, and a probe crosses its edge
 
 
 def test_a_pause_that_the_service_asked_for_is_said() -> None:
