@@ -134,3 +134,20 @@ def test_sentry_sees_every_call_in_its_caller_s_transaction(client: str, service
         ["http.client", f"GET {service.url}/api/whoami"],
     ]
     assert "sentry-trace" in service.arrived[0].headers
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_opentelemetry_s_http_spans_are_children_of_the_client_s_own(
+    client: str, spans: Any, service: Any
+) -> None:
+    """The POST is below `knouds.submit`, in the caller's trace, and the poller's GET below its `knouds.poll`."""
+    async with AsyncExitStack() as stack:
+        http = None if client == "own" else await stack.enter_async_context(httpx.AsyncClient())
+        knouds = await stack.enter_async_context(
+            AsyncKnouds("k", base_url=service.url, http_client=http, tracer_provider=spans.provider)
+        )
+        await (await knouds.workflows.submit(SLUG, {}))
+    for method, name in (("POST", "knouds.submit"), ("GET", "knouds.poll")):
+        ours = {span.context.span_id for span in _named(spans, name)}
+        assert ours
+        assert {span.parent.span_id for span in _named(spans, method)} == ours
