@@ -520,9 +520,10 @@ def _raise_what_came_meanwhile(sending: _Sending, finished: Finished[Decision | 
     Without hooks, the log has what a cancelled caller does not hear; with them, only what they could not write.
     """
     decision, cancellation, failure = finished.value, finished.cancellation, sending.failure
-    is_cut = cancellation is not None or (sending.call.pays_for is not None and is_cancelled())
-    if not isinstance(decision, str) and (failure is not None or (sending.hooks is None and is_cut)):
-        _log(sending, decision)
+    if sending.call.pays_for is not None and not isinstance(decision, str):
+        is_cut = sending.hooks is None and (cancellation is not None or is_cancelled())
+        if is_cut or failure is not None:
+            _log(sending, decision)
     if (stop := cancellation or failure) is not None:
         raise stop
 
