@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -23,7 +24,7 @@ from knouds_async._resources.usage import Usage
 from knouds_async._resources.workflows import Models, Workflows
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import LearnedDurations
-from knouds_async.config import MOST_BYTES, OnBytes, Polling, Retries, Secret, Timeouts
+from knouds_async.config import MOST_BYTES, MOST_IN_MEMORY, OnBytes, Polling, Retries, Secret, Timeouts
 from knouds_async.errors import ConfigurationError
 from knouds_async.execution import ExecutionFactory
 from knouds_async.telemetry import MeterProvider, Telemetry, TracerProvider
@@ -104,7 +105,9 @@ class AsyncKnouds:
         factory = ExecutionFactory(send, self._poller, url, time, recent)
         self.executions: Final = Executions(send, factory, url)
         self.usage: Final = Usage(send, time, recent)
-        batches = BatchFactory(BatchClient(self._pipeline, factory, self._limiter, url, timeouts, retries))
+        batches = BatchFactory(
+            BatchClient(self._pipeline, factory, self._limiter, url, timeouts, retries, self._downloads.save)
+        )
         self.workflows: Final = Workflows(send, factory, batches)
         self.models: Final = Models(factory, batches)
 
@@ -167,6 +170,22 @@ class AsyncKnouds:
             media, path_or_dir, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
         )
 
+    async def read(self, media: Media, *, max_bytes: int = MOST_IN_MEMORY) -> bytes:
+        """Return the bytes of one file of a result, such as `run.images[0]`; see `download`.
+
+        `max_bytes`: 256 MiB by default; for what is larger there are `stream` and `download`.
+        """
+        return await self._downloads.read(media, max_bytes=max_bytes)
+
+    def stream(self, media: Media, *, max_bytes: int = MOST_BYTES) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Read one file of a result in pieces: `async with knouds.stream(media) as pieces: async for piece in pieces`.
+
+        After a dropped connection it continues where it was. Raises DownloadError as `download` does, when the block is
+        entered and at each piece: the file is whole where the loop ends without one. Leaving the block early closes the
+        connection.
+        """
+        return self._downloads.stream(media, max_bytes=max_bytes)
+
     async def download_all(
         self,
         run: RunResult,
@@ -177,7 +196,7 @@ class AsyncKnouds:
     ) -> tuple[Path, ...]:
         """Download all files of a run into a folder, which is created if needed, and return their paths in order.
 
-        See `download`. The first failure ends it with its DownloadError; files that are complete by then stay.
+        See `download`. The first failure ends it with its error, in no group; files that are complete by then stay.
         """
         return await self._downloads.all(run, folder, overwrite=overwrite, max_bytes=max_bytes)
 

@@ -42,6 +42,8 @@ TIERS: Final[dict[str, float | None]] = {
 
 MOST_BYTES: Final = 2 * 1024**3
 """How large a file may be unless a caller allows more: 2 GiB."""
+MOST_IN_MEMORY: Final = 256 * 1024**2
+"""The same for a file that is read into memory: 256 MiB."""
 
 OnBytes: TypeAlias = Callable[[int, int | None], None]
 """Called after each piece with the bytes received, and the total where the host said it."""

@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
 __all__ = [
     "APIError",
@@ -548,8 +549,11 @@ class DownloadFault(StrEnum):
 class DownloadError(KnoudsError):
     """A file of a result was not downloaded; `reason` says why. Nothing was run by asking for it.
 
-    `host`: where the file lies; the rest of the address may hold a signature and is not kept.
+    `host`: where the file lies; the rest of the address may hold a signature and is not kept. `path`: what is there
+    already, where that is the reason.
     """
+
+    path: Path | None = None
 
     def __init__(self, message: str, *, reason: DownloadFault, host: str | None = None) -> None:
         super().__init__(message)

@@ -193,6 +193,17 @@ class Media:
     execution_id: str | None = attrs.field(default=None, kw_only=True, eq=False)
     number: int = attrs.field(default=1, kw_only=True, eq=False)
 
+    def _repr_html_(self) -> str:
+        """Show the file itself in a notebook; an address that is not https is shown as text."""
+        import html  # only notebooks need it
+
+        address = html.escape(self.url)
+        if not self.url.startswith("https://"):
+            return f"<code>{address}</code>"
+        if self.kind == "image":
+            return f'<img src="{address}" alt="{address}" referrerpolicy="no-referrer" style="max-width: 100%">'
+        return f'<{self.kind} src="{address}" controls preload="metadata" style="max-width: 100%"></{self.kind}>'
+
     @property
     def extension(self) -> str:
         """The extension that suits the file, dot included: its address's if a file of its kind may have it."""
@@ -236,6 +247,10 @@ class RunResult:
     ms: float | None = None
     execution_id: str | None = None
     raw: Any = raw_field()
+
+    def _repr_html_(self) -> str | None:
+        """Show the files in a notebook; a result without files shows as plain text does."""
+        return "\n".join(one._repr_html_() for one in self.media) or None
 
     @property
     def media(self) -> tuple[Media, ...]:

@@ -226,3 +226,33 @@ def test_only_a_conclusive_search_that_found_nothing_says_so(
     """It is safe to submit anew only when enough time had passed and no row could be the run."""
     found = (UsageRow(id=1, created_at=datetime(2026, 5, 8, tzinfo=UTC)),) * rows
     assert SubmissionSearch(candidates=found, is_conclusive=is_conclusive).is_certainly_none is is_certainly_none
+
+
+@pytest.mark.parametrize(
+    ("media", "shown"),
+    [
+        (Media("image", "https://a.b/c.png?x=1&y=2"), '<img src="https://a.b/c.png?x=1&amp;y=2"'),
+        (Media("video", "https://a.b/c.mp4"), '<video src="https://a.b/c.mp4" controls'),
+        (Media("audio", "https://a.b/c.mp3"), '<audio src="https://a.b/c.mp3" controls'),
+        (Media("image", 'https://a.b/"><script>alert(1)</script>'), "&quot;&gt;&lt;script&gt;"),
+        (Media("image", "http://a.b/c.png"), "<code>http://a.b/c.png</code>"),
+        (Media("image", "javascript:alert('1')"), "<code>javascript:alert(&#x27;1&#x27;)</code>"),
+        (Media("image", "data:image/svg+xml,<svg onload=alert(1)>"), "<code>data:image/svg+xml,&lt;svg"),
+    ],
+)
+def test_a_file_shows_itself_in_a_notebook(media: Media, shown: str) -> None:
+    """Images, videos and sounds of https addresses are shown; nothing of an address gets out of its place."""
+    page = media._repr_html_()
+    assert shown in page
+    assert "<script" not in page
+    assert page.count("<") == page.count(">") <= 2
+
+
+def test_a_result_shows_its_files_in_a_notebook() -> None:
+    """All of them; a result without files is left to its repr."""
+    run = RunResult({"images": [{"url": "https://a.b/1.png"}], "videos": ["https://a.b/2.mp4"]})
+    page = run._repr_html_()
+    assert page is not None
+    assert "<img" in page
+    assert "<video" in page
+    assert RunResult({"text": "x"})._repr_html_() is None

@@ -361,8 +361,12 @@ class Batch:
         try:
             outcome = await self._worker.run_job(prepared)
             self._worker.telemetry.job_finished(_KINDS[type(outcome)])
-            self._outcomes.put(prepared.number, outcome)
-            self._report()
+            try:
+                if isinstance(outcome, Completed):
+                    outcome = await self._worker.save(outcome)
+            finally:  # cut while its files come, it has ended all the same
+                self._outcomes.put(prepared.number, outcome)
+                self._report()
         except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
             self._fail(error)
         except BaseException:  # a cancellation of this task alone would end the whole task group in silence
@@ -435,6 +439,7 @@ class BatchFactory:
         on_progress: OnProgress | None = None,
         progress: bool = False,
         default: Default | None = None,
+        save: str | os.PathLike[str] | None = None,
     ) -> Batch:
         """Make a batch; see `Workflows.map`."""
         ledger = hide_url(ledger)
@@ -453,6 +458,7 @@ class BatchFactory:
             is_durable=ledger is not None,
             owns_ledger=isinstance(ledger, (str, os.PathLike)),  # a database's connection is its thread's to close
             default=default,
+            save=_checked_folder(save),
         )
         most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
         return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress, is_drawn=progress)
@@ -547,6 +553,14 @@ def _check(jobs: object, max_in_flight: object, max_credits: object, on_unknown:
         raise InvalidArgumentError(f"max_credits={max_credits!r:.80}: must be credits, zero or more, or None")
     if on_unknown not in ("park", "stop"):
         raise InvalidArgumentError(f"on_unknown={on_unknown!r:.80}: must be 'park' or 'stop'")
+
+
+def _checked_folder(save: object) -> str | None:
+    """Return the folder of `save=` as text; InvalidArgumentError for what is none."""
+    try:
+        return None if save is None else os.fsdecode(save)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidArgumentError(f"save={save!r:.80}: must be the path of a folder, or None") from None
 
 
 def _check_progress(on_progress: object, progress: object) -> None:

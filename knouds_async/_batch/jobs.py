@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import attrs
@@ -126,12 +127,16 @@ class NotRunReason(StrEnum):
 class Completed:
     """The run completed; `run` is its result, as awaiting an Execution gives it (`run.cost` in credits, `run.ms`).
 
-    `from_ledger`: whether an earlier batch on the same ledger completed it; nothing was paid now.
+    `from_ledger`: whether an earlier batch on the same ledger completed it; nothing was paid now. `files`: with
+    `map(..., save=...)`, the paths of its files in their order; None without, and where `save_error` says why not all
+    of them could be saved.
     """
 
     job: Job
     run: RunResult
     from_ledger: bool = False
+    files: tuple[Path, ...] | None = None
+    save_error: Exception | None = None
 
     @property
     def execution_id(self) -> str | None:

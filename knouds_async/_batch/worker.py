@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterable, Callable, Iterator
+import os
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import anyio
@@ -14,6 +16,7 @@ import attrs
 
 from knouds_async import errors
 from knouds_async._batch.jobs import (
+    Completed,
     Failed,
     Jobs,
     NotRun,
@@ -92,7 +95,8 @@ _TARGET_WIDE: Final = (
 class BatchClient:
     """The parts of a client that its batches use.
 
-    `one_go`: the targets whose provider cannot be polled, as far as this client has learned.
+    `save`: fetches the files of a run that are not in a folder yet. `one_go`: the targets whose provider cannot be
+    polled, as far as this client has learned.
     """
 
     pipeline: Pipeline
@@ -101,6 +105,7 @@ class BatchClient:
     base_url: str
     timeouts: Timeouts
     retries: Retries
+    save: Callable[[RunResult, str | os.PathLike[str]], Awaitable[tuple[Path, ...]]]
     one_go: set[Target] = attrs.field(factory=set)
     _payer: Payer | None = None
     _schemas: dict[Target, tuple[float, WorkflowSchema]] = attrs.field(factory=dict)
@@ -131,7 +136,8 @@ class Worker:
 
     `cap`: in credits. `expected`: seconds that a run should take. `is_durable`: whether the ledger outlives the batch;
     `owns_ledger`: whether it is closed with it. `max_age`: in seconds, of a schema that was fetched before.
-    `default`: converts inputs that are not JSON. `timeout`: of each submit, as of `Workflows.submit`.
+    `default`: converts inputs that are not JSON. `timeout`: of each submit, as of `Workflows.submit`. `save`: a
+    folder for the files of the runs.
     """
 
     def __init__(
@@ -149,12 +155,13 @@ class Worker:
         max_age: float = 0.0,
         default: Default | None = None,
         timeout: float | Timeouts | None = None,
+        save: str | os.PathLike[str] | None = None,
     ) -> None:
         self._client, self.target, self.ledger = client, target, ledger
         self.telemetry: Final = client.pipeline.telemetry
         self.cap, self._on_unknown, self._expected, self._validate = cap, on_unknown, expected, validate
         self._is_durable, self.owns_ledger, self._max_age = is_durable, owns_ledger, max_age
-        self.default, self._timeout = default, timeout
+        self.default, self._timeout, self._save = default, timeout, save
         self.on_change: Callable[[], None] = lambda: None
         self.owner = ""
         self.payer: Payer | None = None
@@ -389,6 +396,19 @@ class Worker:
         if not isinstance(answer, Submitted) or submit.entry is None or submit.entry.stage is Stage.UNKNOWN:
             return None
         return self._client.executions.from_receipt(answer, self.target, self._expected)
+
+    async def save(self, outcome: Completed) -> Completed:
+        """Return an outcome with its files, which are in the folder then, or with what was in the way: no end of it."""
+        if self._save is None:
+            return outcome
+        try:
+            with self._counted_as_waiting():
+                return attrs.evolve(outcome, files=await self._client.save(outcome.run, self._save))
+        except Exception as error:  # noqa: BLE001  (the run is paid for, and completed: nothing else may lose it)
+            run = f" (execution {outcome.execution_id})" if outcome.execution_id else ""
+            said = "the files of job %r%s were not all saved, and its result has their addresses: %s"
+            logger.warning(said, outcome.job.key, run, error)
+            return attrs.evolve(outcome, save_error=error.with_traceback(None))
 
     async def _run(self, prepared: PreparedJob) -> Outcome | Entry:
         """Run a job that never ran; give its entry when it is another batch's by now."""

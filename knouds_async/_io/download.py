@@ -15,6 +15,7 @@ import secrets
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ from knouds_async._io.exchange import http_errors, httpx_of
 from knouds_async._io.pool import own_client
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
-from knouds_async.config import OnBytes, is_integer
+from knouds_async.config import MOST_BYTES, OnBytes, is_integer
 from knouds_async.errors import ClientClosedError, DownloadError, DownloadFault, InvalidArgumentError
 from knouds_async.types import Media, RunResult
 
@@ -83,23 +84,31 @@ class Downloads:
         is_known = name is not None or media.url_extension is not None
         if is_known and not overwrite and await in_thread(lambda: os.path.lexists(named(None))):
             raise exists(media, named(None))
-        pending = PendingFile(media, max_bytes, on_progress, named)
+        pending = PendingFile(media, max_bytes, on_progress)
         http = self._client(pending)
         if not self._slots.try_acquire():
             await self._slots.acquire()
         try:
-            return await self._fetched(http, pending, folder, overwrite=overwrite)
+            return await self._fetched(http, pending, folder, named, overwrite=overwrite)
         finally:
             self._slots.release()
 
-    async def _fetched(self, http: httpx.AsyncClient, pending: PendingFile, folder: Path, *, overwrite: bool) -> Path:
+    async def _fetched(
+        self,
+        http: httpx.AsyncClient,
+        pending: PendingFile,
+        folder: Path,
+        named: Callable[[str | None], Path],
+        *,
+        overwrite: bool,
+    ) -> Path:
         target = TargetFile(folder)
         try:
             with _file_errors(pending):
                 await in_thread(target.open)
-            await _attempts(http, self._hosts, pending, target)
-            path = pending.name(pending.start.extension if pending.start else None)
-            with _file_errors(pending):
+            await _write_all(Pieces(http, self._hosts, pending), pending, target)
+            path = named(pending.start.extension if pending.start else None)
+            with _file_errors(pending, path):
                 await in_thread(lambda: target.finish(path, overwrite=overwrite))
             return path
         finally:
@@ -113,13 +122,63 @@ class Downloads:
             self._own = own_client(str(url), ssl_context=self._ssl_context, connections=_CONNECTIONS)
         return self._own
 
+    @asynccontextmanager
+    async def stream(self, media: Media, *, max_bytes: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Yield the pieces of one file; see `AsyncKnouds.stream`."""
+        async with self._pieces(media, max_bytes) as (pieces, pending):
+            iterator = PieceIterator(pieces, pending)
+            await pieces.next()  # that it begins: what is refused is refused here
+            try:
+                yield iterator
+            finally:
+                iterator.close()
+
+    @asynccontextmanager
+    async def _pieces(self, media: Media, max_bytes: int) -> AsyncIterator[tuple[Pieces, PendingFile]]:
+        """Yield what reads a file, in its turn. No task group and no cancel scope is open meanwhile."""
+        _check(media, max_bytes)
+        self._check_open()
+        pending = PendingFile(media, max_bytes)
+        pieces = Pieces(self._client(pending), self._hosts, pending)
+        if not self._slots.try_acquire():
+            await self._slots.acquire()
+        try:
+            yield pieces, pending
+        finally:
+            self._slots.release()
+            await pieces.aclose()
+
+    async def read(self, media: Media, *, max_bytes: int) -> bytes:
+        """Read one file; see `AsyncKnouds.read`."""
+        read = bytearray()
+        async with self._pieces(media, max_bytes) as (pieces, _):
+            while (piece := await pieces.next()) is not None:
+                if isinstance(piece, Restart):
+                    read.clear()
+                else:
+                    read += piece
+        return bytes(read)
+
+    async def save(self, run: RunResult, folder: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Fetch the files of a run that are not in a folder yet, as many as can be, and return the paths of all.
+
+        Raises the first failure. Names are made of the run's id, and a file is there whole or not at all.
+        """
+        return await self.all(run, folder, overwrite=False, max_bytes=MOST_BYTES, is_saving=True)
+
     async def all(
-        self, run: RunResult, folder: str | os.PathLike[str], *, overwrite: bool, max_bytes: int
+        self,
+        run: RunResult,
+        folder: str | os.PathLike[str],
+        *,
+        overwrite: bool,
+        max_bytes: int,
+        is_saving: bool = False,
     ) -> tuple[Path, ...]:
-        """Fetch all files of a run; see `AsyncKnouds.download_all`."""
+        """Fetch all files of a run; see `AsyncKnouds.download_all`. `is_saving`: see `save`."""
         into = os.path.join(_text(folder), "")  # noqa: PTH118  (a Path would drop the slash that says: a folder)
         paths: dict[int, Path] = {}
-        failures: list[DownloadError] = []
+        failures: list[Exception] = []
         slots = anyio.Semaphore(_AT_ONCE)
 
         async def save(media: Media) -> None:
@@ -128,9 +187,13 @@ class Downloads:
                     paths[media.number] = await self.one(
                         media, into, overwrite=overwrite, max_bytes=max_bytes, on_progress=None
                     )
-                except DownloadError as error:
+                except Exception as error:  # noqa: BLE001  (raised below, in no group)
+                    if is_saving and isinstance(error, DownloadError) and error.path is not None:
+                        paths[media.number] = error.path
+                        return
                     failures.append(error)
-                    tasks.cancel_scope.cancel()
+                    if not is_saving:
+                        tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             for media in run.media:
@@ -192,8 +255,7 @@ class PendingFile:
 
     media: Media
     most: int
-    on_progress: OnBytes | None
-    name: Callable[[str | None], Path]
+    on_progress: OnBytes | None = None
     received: int = 0
     start: Start | None = None
 
@@ -203,53 +265,165 @@ class PendingFile:
         return self.start is not None and self.start.total in (None, self.received)
 
 
-async def _attempts(http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile, target: TargetFile) -> None:
-    failures, why = 0, ""
-    for _ in range(_MOST_ATTEMPTS):
-        before = pending.received
-        try:
-            seen = await _attempt(http, hosts, pending, target)
-        except http_errors("TransportError") as error:
-            seen = Rejected(DownloadFault.DROPPED, type(error).__name__, is_temporary=True)
-        if seen is None:
-            return
-        if not seen.is_temporary:
-            raise _error(pending, seen.fault, seen.why)
-        why, failures = seen.why, 0 if pending.received - before >= _PROGRESS else failures + 1
-        if failures >= _MOST_FAILURES:
-            raise _error(pending, seen.fault, f"{seen.why}; {failures} attempts in a row brought nothing")
-        await anyio.sleep(min(8.0, 0.1 * 2**failures))
-    raise _error(pending, DownloadFault.DROPPED, why)
+class Restart(Enum):
+    """Says that what came of a file is of no use: it comes from its beginning."""
+
+    FROM_BEGINNING = 0
 
 
-async def _attempt(http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile, target: TargetFile) -> Rejected | None:
-    """Ask for the file, or for the rest of it, wherever redirects lead; None when it is whole."""
-    own = httpx_of(http)
-    url = _checked_url(hosts, pending, own.URL, pending.media.url)
-    for _ in range(files.MOST_REDIRECTS + 1):
+class Pieces:
+    """The pieces of one file, by as many requests as it takes; to be used in one task, and closed."""
+
+    def __init__(self, http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile) -> None:
+        self._http, self._hosts, self._pending = http, hosts, pending
+        self._response: httpx.Response | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._verdict: Rejected | None = None  # on an answer of which everything that came was given out
+        self._is_over = False
+        self._attempts = self._failures = self._before = 0
+
+    async def next(self) -> bytes | Restart | None:
+        """Return the next piece, or None at the end; raises DownloadError, also after attempts that brought nothing."""
+        while not self._is_over:
+            try:
+                found = await (self._open() if self._chunks is None else self._read(self._chunks))
+            except http_errors("TransportError") as error:
+                found = Rejected(DownloadFault.DROPPED, type(error).__name__, is_temporary=True)
+            if not isinstance(found, Rejected):
+                return found
+            await self.aclose()
+            await self._pause(found)
+        return None
+
+    async def _open(self) -> Restart | Rejected | bytes | None:
+        """Ask for the file, or for the rest of it, wherever redirects lead."""
+        pending, self._attempts, self._before = self._pending, self._attempts + 1, self._pending.received
+        own = httpx_of(self._http)
+        url = _checked_url(self._hosts, pending, own.URL, pending.media.url)
+        for _ in range(files.MOST_REDIRECTS + 1):
+            seen = await self._ask(own, url)
+            if isinstance(seen, Redirected):
+                await self.aclose()
+                url = _checked_url(self._hosts, pending, url.join, seen.location, is_redirect=True)
+                continue
+            if isinstance(seen, Rejected):
+                if self._response is not None and self._response.status_code in (206, 416):  # of no use with the rest
+                    pending.received, pending.start = 0, None
+                return seen
+            pending.start = seen
+            if seen.at == 0:
+                pending.received = 0
+                return Restart.FROM_BEGINNING
+            assert self._chunks is not None  # noqa: S101  (they came with the answer)
+            return await self._read(self._chunks)
+        return Rejected(DownloadFault.REFUSED_ADDRESS, f"it leads through more than {files.MOST_REDIRECTS} redirects")
+
+    async def _ask(self, own: ModuleType, url: httpx.URL) -> Start | Redirected | Rejected:
+        pending = self._pending
         try:
-            response = await http.send(_request(own, url, pending), stream=True, auth=None, follow_redirects=False)
+            self._response = response = await self._http.send(
+                _request(own, url, pending), stream=True, auth=None, follow_redirects=False
+            )
         except http_errors("InvalidURL"):  # httpx reads where a redirect leads also when it does not follow
             raise _error(pending, DownloadFault.REFUSED_ADDRESS, "a redirect leads to what is not a URL") from None
-        async with _closing(response) as chunks:
-            seen = files.evaluate(
-                response.status_code,
-                response.headers,
-                pending.media,
-                received=pending.received,
-                most=pending.most,
-                started=pending.start,
-            )
-            match seen:
-                case Start():
-                    return await _write_body(chunks, seen, pending, target)
-                case Rejected():
-                    if response.status_code in (206, 416):  # what is there is of no use
-                        await _restart(pending, target)
-                    return seen
-                case Redirected(location):
-                    url = _checked_url(hosts, pending, url.join, location, is_redirect=True)
-    return Rejected(DownloadFault.REFUSED_ADDRESS, f"it leads through more than {files.MOST_REDIRECTS} redirects")
+        self._chunks = _held(response) if response.is_stream_consumed else response.aiter_raw()
+        return files.evaluate(
+            response.status_code,
+            response.headers,
+            pending.media,
+            received=pending.received,
+            most=pending.most,
+            started=pending.start,
+        )
+
+    async def _read(self, chunks: AsyncIterator[bytes]) -> bytes | Rejected | None:
+        """Read the next piece; Rejected when it breaks off, stalls, grows too large or is no such file."""
+        if self._verdict is not None:
+            verdict, self._verdict = self._verdict, None
+            return verdict
+        pending = self._pending
+        piece, is_last, broken = await _next_piece(chunks)
+        if pending.received + len(piece) > pending.most:
+            return Rejected(DownloadFault.TOO_LARGE, f"it has more than {pending.most} bytes")
+        if pending.received == 0 and files.is_markup(piece):
+            return Rejected(DownloadFault.WRONG_TYPE, f"it is no {pending.media.kind} but a page")
+        pending.received += len(piece)
+        if is_last and pending.is_whole:
+            self._is_over = True
+        elif is_last:
+            broken = Rejected(DownloadFault.DROPPED, "it was cut short", is_temporary=True)
+        self._verdict = broken
+        return piece
+
+    async def _pause(self, seen: Rejected) -> None:
+        """Wait before the next attempt, or raise when there is none."""
+        pending = self._pending
+        if not seen.is_temporary:
+            raise _error(pending, seen.fault, seen.why)
+        self._failures = 0 if pending.received - self._before >= _PROGRESS else self._failures + 1
+        if self._failures >= _MOST_FAILURES:
+            raise _error(pending, seen.fault, f"{seen.why}; {self._failures} attempts in a row brought nothing")
+        if self._attempts >= _MOST_ATTEMPTS:
+            raise _error(pending, DownloadFault.DROPPED, seen.why)
+        await anyio.sleep(min(8.0, 0.1 * 2**self._failures))
+
+    async def aclose(self) -> None:
+        """Close the answer that is being read."""
+        response, chunks, self._response, self._chunks = self._response, self._chunks, None, None
+        if response is None or chunks is None:
+            return
+        passing = http_errors("TransportError", "StreamError")
+        with anyio.CancelScope(shield=True):
+            with contextlib.suppress(*passing):
+                await response.aclose()
+            # Left to the garbage collector, the generators that read it would end in a ResourceWarning on trio.
+            with contextlib.suppress(*passing):
+                while await anext(chunks, None) is not None:
+                    pass
+
+
+async def _held(response: httpx.Response) -> AsyncGenerator[bytes]:
+    """Yield a body that was read before, as those of mocking tools are."""
+    yield response.content
+
+
+async def _write_all(pieces: Pieces, pending: PendingFile, target: TargetFile) -> None:
+    """Write a file to its end."""
+    try:
+        while (piece := await pieces.next()) is not None:
+            with _file_errors(pending):
+                await in_thread(target.restart if isinstance(piece, Restart) else partial(target.write, piece))
+            if not isinstance(piece, Restart) and pending.on_progress is not None:
+                pending.on_progress(pending.received, pending.start.total if pending.start else None)
+    finally:
+        await pieces.aclose()
+
+
+class PieceIterator(AsyncIterator[bytes]):
+    """The pieces of one file for somebody who takes none back."""
+
+    def __init__(self, pieces: Pieces, pending: PendingFile) -> None:
+        self._pieces, self._pending = pieces, pending
+        self._is_open, self._has_given = True, False
+
+    def close(self) -> None:
+        """Refuse to be read any more."""
+        self._is_open = False
+
+    async def __anext__(self) -> bytes:
+        """Return the next piece, some 256 KiB. Cancelled: the next step continues with what comes then."""
+        if not self._is_open:
+            raise RuntimeError("a stream is read inside its block: async with knouds.stream(media) as pieces: ...")
+        piece: bytes | Restart | None = b""
+        while piece == b"" or (isinstance(piece, Restart) and not self._has_given):
+            piece = await self._pieces.next()
+        if piece is None:
+            raise StopAsyncIteration
+        if isinstance(piece, Restart):
+            why = "the connection broke, and the host does not continue this file where it was"
+            raise _error(self._pending, DownloadFault.DROPPED, why)
+        self._has_given = True
+        return piece
 
 
 def _checked_url(
@@ -278,31 +452,6 @@ def _request(own: ModuleType, url: httpx.URL, pending: PendingFile) -> httpx.Req
     return request
 
 
-async def _write_body(
-    chunks: AsyncIterator[bytes], start: Start, pending: PendingFile, target: TargetFile
-) -> Rejected | None:
-    """Write what comes, to its end; Rejected when it breaks off, stalls, grows too large or is no such file."""
-    if start.at == 0:
-        await _restart(pending, target)
-    pending.start = start
-    broken: Rejected | None = None
-    is_last = False
-    while not is_last and broken is None:
-        piece, is_last, broken = await _next_piece(chunks)
-        if pending.received + len(piece) > pending.most:
-            return Rejected(DownloadFault.TOO_LARGE, f"it has more than {pending.most} bytes")
-        if pending.received == 0 and files.is_markup(piece):
-            return Rejected(DownloadFault.WRONG_TYPE, f"it is no {pending.media.kind} but a page")
-        with _file_errors(pending):
-            await in_thread(partial(target.write, piece))
-        pending.received += len(piece)
-        if pending.on_progress is not None:
-            pending.on_progress(pending.received, start.total)
-    if broken is None and not pending.is_whole:
-        return Rejected(DownloadFault.DROPPED, "it was cut short", is_temporary=True)
-    return broken
-
-
 async def _next_piece(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool, Rejected | None]:
     """Read the next piece; return it, whether it is the last, and what cut it short, which keeps what came before."""
     piece = bytearray()
@@ -319,33 +468,15 @@ async def _next_piece(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool, Reject
     return bytes(piece), False, Rejected(DownloadFault.DROPPED, "the host stalled", is_temporary=True)
 
 
-async def _restart(pending: PendingFile, target: TargetFile) -> None:
-    pending.received, pending.start = 0, None
-    with _file_errors(pending):
-        await in_thread(target.restart)
-
-
-@asynccontextmanager
-async def _closing(response: httpx.Response) -> AsyncGenerator[AsyncIterator[bytes]]:
-    """Yield the body of a response, and close it however the block ends."""
-    chunks = response.aiter_raw()
-    try:
-        yield chunks
-    finally:
-        with anyio.CancelScope(shield=True):
-            await response.aclose()
-            # Left to the garbage collector, the generators that read it would end in a ResourceWarning on trio.
-            with contextlib.suppress(*http_errors("TransportError", "StreamError")):
-                await anext(chunks, None)
-
-
 @contextlib.contextmanager
-def _file_errors(pending: PendingFile) -> Generator[None]:
-    """Raise what the file system says as a DownloadError."""
+def _file_errors(pending: PendingFile, path: Path | None = None) -> Generator[None]:
+    """Raise what the file system says as a DownloadError; `path`: where it is moved to."""
     try:
         yield
     except FileExistsError as error:
-        raise _error(pending, DownloadFault.EXISTS, f"{error.filename2 or error.filename} is there already") from None
+        refused = _error(pending, DownloadFault.EXISTS, f"{error.filename2 or error.filename} is there already")
+        refused.path = path
+        raise refused from None
     except OSError as error:
         raise _error(pending, DownloadFault.NOT_WRITTEN, f"it cannot be written here: {error.strerror}") from None
 
@@ -353,7 +484,9 @@ def _file_errors(pending: PendingFile) -> Generator[None]:
 def exists(media: Media, path: Path) -> DownloadError:
     """Return the error for a file that is there already."""
     said = f"{path} is there already; pass overwrite=True to replace it"
-    return DownloadError(f"a file was not downloaded: {said}", reason=DownloadFault.EXISTS, host=_host(media))
+    refused = DownloadError(f"a file was not downloaded: {said}", reason=DownloadFault.EXISTS, host=_host(media))
+    refused.path = path
+    return refused
 
 
 def unwritable(media: Media, error: OSError | ValueError) -> DownloadError:

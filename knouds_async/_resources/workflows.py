@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -155,6 +156,7 @@ class Workflows:
         on_progress: OnProgress | None = None,
         progress: bool = False,
         default: Default | None = None,
+        save: str | os.PathLike[str] | None = None,
     ) -> Batch:
         """Run the workflow `slug` once for each job: `async with ... as outcomes: async for outcome in outcomes: ...`.
 
@@ -175,7 +177,9 @@ class Workflows:
         Progress at each change, in the event loop; an async function is awaited beside the jobs, and then called with
         the newest. What it raises ends the batch. `progress`: draw a bar on stderr where that is a terminal, or in a
         notebook (extra `progress`); elsewhere nothing is drawn. `default`: as of `submit`; a ledger knows a
-        job by what is sent.
+        job by what is sent. `save`: a folder for the files of completed runs; an outcome comes when its `files` are
+        there, and files that are there already are not fetched again. One that cannot be saved is in `save_error`, and
+        costs nothing else.
         Raises InvalidArgumentError at once for an argument, and when the block is entered what the service refuses.
         Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
         """
@@ -193,6 +197,7 @@ class Workflows:
             on_progress=on_progress,
             progress=progress,
             default=default,
+            save=save,
         )
 
     async def gather(
@@ -209,6 +214,7 @@ class Workflows:
         on_progress: OnProgress | None = None,
         progress: bool = False,
         default: Default | None = None,
+        save: str | os.PathLike[str] | None = None,
     ) -> builtins.list[Outcome]:
         """Run the workflow `slug` once for each of a small list of inputs, and return the outcomes in their order.
 
@@ -228,6 +234,7 @@ class Workflows:
             on_progress=on_progress,
             progress=progress,
             default=default,
+            save=save,
         )
         return await gather(batch)
 
@@ -432,6 +439,7 @@ class Models:
         on_progress: OnProgress | None = None,
         progress: bool = False,
         default: Default | None = None,
+        save: str | os.PathLike[str] | None = None,
     ) -> Batch:
         """Run the model `name` once for each job; see `Workflows.map`.
 
@@ -453,6 +461,7 @@ class Models:
             on_progress=on_progress,
             progress=progress,
             default=default,
+            save=save,
         )
 
     async def gather(
@@ -469,6 +478,7 @@ class Models:
         on_progress: OnProgress | None = None,
         progress: bool = False,
         default: Default | None = None,
+        save: str | os.PathLike[str] | None = None,
     ) -> list[Outcome]:
         """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
         batch = self._batches.map(
@@ -484,6 +494,7 @@ class Models:
             on_progress=on_progress,
             progress=progress,
             default=default,
+            save=save,
         )
         return await gather(batch)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from uuid import UUID
 
 import anyio
 import attrs
+import httpx
 import pytest
 
 from knouds_async import (
@@ -31,7 +33,7 @@ from knouds_async import (
     Progress,
     Unknown,
 )
-from knouds_async.testing import Emulator, Fault, Response, faults
+from knouds_async.testing import Emulator, EmulatorTransport, Fault, Response, faults
 
 SLUG = "my-thumbnail-pipeline"
 ROUTE = "POST /api/workflows/:slug/run"
@@ -509,3 +511,64 @@ async def test_a_batch_is_entered_before_it_is_iterated(knouds: AsyncKnouds) -> 
         assert [outcome async for outcome in outcomes] == []
     with pytest.raises(RuntimeError, match="once"):
         await batch.__aenter__()
+
+
+def serve_files(emulator: Emulator, refused: set[str]) -> httpx.AsyncClient:
+    """Return an HTTP client of an emulator and of a host of its files, which refuses those of some runs."""
+    service = EmulatorTransport(emulator, latency=0.04)
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "knouds.test":
+            return await service.handle_async_request(request)
+        await anyio.sleep(3)
+        asked.append(str(request.url))
+        if refused and len(asked) % 3 == 0:
+            refused.add(str(request.url))
+            return httpx.Response(403)
+        return httpx.Response(200, headers={"Content-Type": "image/png"}, content=b"\x89PNG")
+
+    asked: list[str] = []
+    return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+
+
+async def test_files_are_saved_as_jobs_complete(tmp_path: Path) -> None:
+    """Each outcome has its files; what cannot be fetched is on the outcome, and comes the next time, unpaid."""
+    emulator = Emulator(tier="business", duration=45.0)
+    refused = {"some"}
+    options: Any = {"ledger": tmp_path / "a.db", "save": tmp_path / "files", "max_in_flight": 4}
+    async with serve_files(emulator, refused) as http:
+        knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
+        found = await run_all(knouds, jobs(9), **options)
+        assert kinds(found) == {"Completed": 9}
+        assert (
+            sorted(type(outcome.save_error).__name__ for outcome in found) == ["DownloadError"] * 3 + ["NoneType"] * 6
+        )
+        assert all((outcome.files is None) is (outcome.save_error is not None) for outcome in found)
+        refused.clear()
+        again = await run_all(knouds, jobs(9), **options)
+        await knouds.aclose()
+    assert all(outcome.files and outcome.files[0].read_bytes() == b"\x89PNG" for outcome in again)
+    assert {outcome.files[0].name for outcome in again} == {f"{outcome.execution_id}-1.png" for outcome in again}
+    assert len(emulator.runs) == 9
+    emulator.assert_charged_once()
+
+
+async def test_leaving_a_batch_while_files_come_loses_no_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that has completed is reported with its id, also when its files are cut off."""
+    emulator = Emulator(tier="business", duration=45.0)
+    async with serve_files(emulator, set()) as http:
+        knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
+        async with knouds.workflows.map(SLUG, jobs(1), save=tmp_path) as outcomes:
+            while not outcomes.progress.submitted or outcomes.progress.in_flight:  # noqa: ASYNC110
+                await anyio.sleep(0.1)
+            await anyio.sleep(1)
+        await knouds.aclose()
+    assert emulator.runs[0].execution_id in caplog.text
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+@pytest.mark.parametrize("folder", [5, ["a"], b"a".decode])
+async def test_a_folder_that_is_none_is_refused(knouds: AsyncKnouds, folder: Any) -> None:
+    """`save` is checked at once, before anything is paid for."""
+    with pytest.raises(InvalidArgumentError, match="save="):
+        knouds.workflows.map(SLUG, [], save=folder)

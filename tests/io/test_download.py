@@ -537,3 +537,90 @@ async def test_no_more_than_sixteen_files_are_fetched_at_once(
         assert len(host.asked) == 16
         host.go.set()
     assert names(tmp_path) == sorted(f"{number}.png" for number in range(40))
+
+
+async def test_a_file_is_read_into_memory(start_host: StartHost, knouds: AsyncKnouds) -> None:
+    """Its bytes come whole, after drops and after a change of the file too, and never more than allowed."""
+    host = await start_host(files={"a.png": BIG}, drops_after=[1_000_000, 100_000])
+    assert await knouds.read(image(host)) == BIG
+    host.drops_after = [1_000_000]
+    host.has_ranges = False
+    assert await knouds.read(image(host)) == BIG
+    assert await fails(knouds.read(image(host), max_bytes=1000)) is DownloadFault.TOO_LARGE
+    assert await fails(knouds.read(image(host, "none.png"))) is DownloadFault.REFUSED_STATUS
+    host.drops_after = [10] * 99
+    assert await fails(knouds.read(image(host))) is DownloadFault.DROPPED
+
+
+async def test_a_file_is_streamed(start_host: StartHost, knouds: AsyncKnouds) -> None:
+    """Its pieces come in order, also over a dropped connection; what is refused is refused where the block begins."""
+    host = await start_host(files={"a.png": BIG}, drops_after=[1_000_000])
+    async with knouds.stream(image(host)) as pieces:
+        assert b"".join([piece async for piece in pieces]) == BIG
+    assert [request.headers.get("Range") is not None for request in host.asked] == [False, True]
+    with pytest.raises(DownloadError, match="not downloaded"):
+        async with knouds.stream(image(host, "none.png")):
+            pytest.fail("the block is not entered")
+    with pytest.raises(RuntimeError, match="inside its block"):
+        await anext(pieces)
+
+
+async def test_a_stream_that_cannot_be_continued_says_so(start_host: StartHost, knouds: AsyncKnouds) -> None:
+    """Pieces of another answer never follow those that were given out; before the first they are asked for again."""
+    host = await start_host(files={"a.png": BIG}, drops_after=[1_000_000], has_ranges=False)
+    read = b""
+    with pytest.raises(DownloadError, match="does not continue") as caught:
+        async with knouds.stream(image(host)) as pieces:
+            async for piece in pieces:
+                read += piece
+    assert caught.value.reason is DownloadFault.DROPPED
+    assert read
+    assert BIG.startswith(read)
+    host.drops_after = [0]
+    async with knouds.stream(image(host)) as pieces:
+        assert b"".join([piece async for piece in pieces]) == BIG
+
+
+async def test_a_stream_that_is_left_early_frees_its_place(start_host: StartHost, knouds: AsyncKnouds) -> None:
+    """Leaving the block, by an error or a cancellation too, takes no place from the downloads that follow."""
+    host = await start_host(files={"a.png": BIG})
+    for number in range(40):
+        with anyio.CancelScope() as scope:
+            with pytest.raises((ValueError, anyio.get_cancelled_exc_class())):
+                async with knouds.stream(image(host)) as pieces:
+                    assert await anext(pieces)
+                    if number % 2:
+                        raise ValueError("enough")
+                    scope.cancel()
+                    await anext(pieces)
+    assert await knouds.read(image(host)) == BIG
+
+
+async def test_no_error_of_many_files_comes_in_a_group(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends a download of all files is raised bare, whatever it is."""
+    host = await start_host(files={"0.png": b"x"})
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RuntimeError, match="odd"):
+        await knouds.download_all(RunResult({"images": [f"{host.url}/0.png"]}), tmp_path)
+    monkeypatch.undo()
+    await knouds.aclose()
+    with pytest.raises(ClientClosedError):
+        await knouds.download_all(result(host, 3), tmp_path)
+
+
+async def test_a_file_that_is_there_is_named_by_the_error(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path
+) -> None:
+    """The path of what is in the way is on the error, also where it came to be known only at the end."""
+    host = await start_host(files={"a.png": b"x", "b": b"y"})
+    for media in (image(host), image(host, "b", 2)):
+        path = await knouds.download(media, tmp_path)
+        with pytest.raises(DownloadError) as caught:
+            await knouds.download(media, tmp_path)
+        assert caught.value.path == path
