@@ -231,5 +231,5 @@ def test_the_errors_are_a_leaf() -> None:
     """They import the standard library only, so that anything may import them."""
     nodes = list(ast.walk(ast.parse(Path(inspect.getfile(errors)).read_text())))
     imported = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert imported == {"__future__", "typing", "datetime", "enum"}
+    assert imported == {"__future__", "typing", "datetime", "enum", "pathlib"}
     assert not [node for node in nodes if isinstance(node, ast.Import)]
