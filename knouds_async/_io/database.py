@@ -141,7 +141,7 @@ class Database:
         thread = self._thread_of(self._url)
         request = thread.ask(self, transact, operation)
         try:
-            await request.done.wait()
+            await thread.wait(request)
         finally:
             if may_withdraw and not request.done.is_set():
                 thread.withdraw(request)

@@ -508,7 +508,7 @@ class DatabaseThread:
             self._users.discard(user)
             self._requests.append(request)
             self._ring()
-        await request.done.wait()
+        await self.wait(request)
 
     def listen(
         self, user: object, heard: Callable[[str], object], resumed: Callable[[], object], deaf: Callable[[], object]
@@ -550,26 +550,63 @@ class DatabaseThread:
 
     def _ring(self) -> None:
         if self._thread is None:
-            self._bell = socket.socketpair()
-            for end in self._bell:
-                end.settimeout(0)
-            self._used_at = time.monotonic()
-            self._thread = threading.Thread(target=self._serve, name="knouds-postgres")
-            self._thread.start()
+            self._start()
         elif self._bell is not None:
             with suppress(BlockingIOError):  # it has been rung often enough
                 self._bell[1].send(b"!")
+
+    def _start(self) -> None:
+        """Start the thread, unless the system has none to give now: the requests wait for the next attempt."""
+        bell = socket.socketpair()
+        for end in bell:
+            end.settimeout(0)
+        self._used_at = time.monotonic()
+        thread = threading.Thread(target=self._serve, name="knouds-postgres")
+        self._bell = bell
+        try:
+            thread.start()
+        except RuntimeError:
+            self._bell = None
+            for end in bell:
+                end.close()
+            return
+        self._thread = thread
+
+    async def wait(self, request: DatabaseRequest) -> None:
+        """Wait until a request is done; LedgerError where the system has had no thread to give for a while."""
+        until = anyio.current_time() + _PATIENCE
+        while not self._is_served():
+            if anyio.current_time() > until:
+                self.withdraw(request)
+                raise LedgerError(
+                    f"the database {self._place} cannot be used: the system has given no thread for {_PATIENCE:.0f} s. "
+                    "Nothing more is submitted; what is on record stays, and the same batch continues from there"
+                )
+            with anyio.move_on_after(_TICK):
+                await request.done.wait()
+        await request.done.wait()
+
+    def _is_served(self) -> bool:
+        with self._lock:
+            if self._thread is None and self._requests:
+                self._start()
+            return self._thread is not None or not self._requests
 
     # Called in the thread.
 
     def _serve(self) -> None:
         while self._is_needed():
-            self._wait()
-            requests = self._taken()
-            for transact, together in groupby(requests, key=lambda request: request.transact):
-                self._answer(transact, list(together))
-            self._renew()
-            self._listen()
+            try:
+                self._wait()
+                requests = self._taken()
+                for transact, together in groupby(requests, key=lambda request: request.transact):
+                    self._answer(transact, list(together))
+                self._renew()
+                self._listen()
+            except Exception:
+                logger.exception("the thread of the database %s met what it does not know, and continues", self._place)
+                self._part()
+                threading.Event().wait(_TICK)
 
     def _is_needed(self) -> bool:
         """Return whether there is, or will be, something to do; if not, close the connection."""

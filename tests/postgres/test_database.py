@@ -165,6 +165,47 @@ def test_two_event_loops_at_once(server: Server, database: str, url: str) -> Non
     anyio.run(shared.aclose)
 
 
+async def test_a_system_that_has_no_thread_to_give_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations wait until there is one, and fail with LedgerError where there is none for long."""
+    start, refused = threading.Thread.start, [True, True]
+
+    def starting(thread: threading.Thread) -> None:
+        if thread.name == "knouds-postgres" and refused:
+            if len(refused) < 10:
+                refused.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    shared = Postgres(url)
+    assert await shared.find("key") is None
+    await shared.aclose()
+    refused += [True] * 10
+    monkeypatch.setattr(thread_module, "_PATIENCE", 0.6)
+    other = Postgres(f"{url}?connect_timeout=9")
+    with pytest.raises(LedgerError, match="no thread"):
+        await other.find("key")
+
+
+async def test_the_thread_survives_what_it_does_not_know(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in what it does by itself is logged, and operations are carried out all the same."""
+    calls: list[int] = []
+
+    def broken(_: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyError("nobody thought of it")
+
+    monkeypatch.setattr(thread_module.DatabaseThread, "_renew", broken)
+    async with Postgres(url) as shared:
+        assert await shared.find("key") is None
+        await until(lambda: len(calls) > 1)
+        assert await shared.find("key") is None
+    assert [each.levelno for each in caplog.records] == [logging.ERROR]
+
+
 # What is together, and what is cancelled.
 
 
