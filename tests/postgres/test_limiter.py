@@ -17,7 +17,7 @@ from knouds_async.postgres import Postgres
 from knouds_async.testing import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from tests.postgres.relay import Relay
-from tests.postgres.server import PASSWORD, Server
+from tests.postgres.server import PASSWORD, Pooler, Server
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +73,22 @@ async def test_machines_share_one_quota(url: str, transactions: list[int]) -> No
     began = [run.started for run in emulator.runs]
     assert began[-1] - began[0] < 6 * 4.0
     assert len(transactions) < 0.6 * 200
+
+
+async def test_machines_share_one_quota_behind_a_pooler(server: Server, database: str, pooler: Pooler) -> None:
+    """It needs nothing that a pooler of transactions takes away."""
+    emulator = Emulator(tier="pro", limit=20, window_length=3.0, window_phase=0.7, duration=1.0)
+    url = server.url(database, port=pooler.port)
+
+    async def one(number: int) -> None:
+        async with machine(emulator, SharedLimiter(f"{url}?application_name=machine{number}")) as knouds:
+            await submit(knouds, 20)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(2):
+            tasks.start_soon(one, number)
+    assert len(emulator.runs) == 40
+    emulator.assert_no_429()
 
 
 async def test_accounts_have_quotas_of_their_own(server: Server, database: str, url: str) -> None:
