@@ -67,7 +67,7 @@ def _state(message: str) -> ExecutionState | None:
         execution_id, status = said["executionId"], said["status"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if not (isinstance(execution_id, str) and is_execution_id(execution_id) and isinstance(status, str)):
+    if not (is_execution_id(execution_id) and isinstance(status, str)):
         return None
     return ExecutionState(execution_id=execution_id, status=status)
 

@@ -173,6 +173,6 @@ def default_name(media: Media, extension: str | None) -> str:
     `extension`: by the type that came, for addresses that end in none.
     """
     run = media.execution_id
-    stem = run if run is not None and is_execution_id(run) else hashlib.sha256(media.url.encode()).hexdigest()[:16]
+    stem = run if is_execution_id(run) else hashlib.sha256(media.url.encode()).hexdigest()[:16]
     known = media.url_extension or (extension if extension in EXTENSIONS[media.kind] else None)
     return f"{stem}-{media.number}{known or media.extension}"

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import date, time, timedelta
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeGuard
 
 import attrs
 
@@ -46,15 +46,16 @@ def checked_slug(name: object, what: str = "slug") -> str:
     raise InvalidSlugError(why, code="INVALID_SLUG", advice=advice)
 
 
-def is_execution_id(text: object) -> bool:
+def is_execution_id(text: object) -> TypeGuard[str]:
     """Return whether a value can be an execution's id."""
-    fits = isinstance(text, str) and len(text) <= 200 and _ID.match(text) is not None
-    return fits and not str(text).startswith(KEY_BEGINNING)  # a key in its place would be shown by errors and logs
+    if not isinstance(text, str) or len(text) > 200 or _ID.match(text) is None:
+        return False
+    return not text.startswith(KEY_BEGINNING)  # a key in its place would be shown by errors and logs
 
 
 def checked_execution_id(text: object) -> str:
     """Return an execution id back if it is one; it can then stand in a path as it is."""
-    if isinstance(text, str) and is_execution_id(text):
+    if is_execution_id(text):
         return str.__str__(text)
     why = f"{safe_repr(text, 200)} is not an execution id (letters, digits, - and _)"
     raise InvalidArgumentError(f"{why}: nothing was sent")

@@ -156,8 +156,7 @@ _FINISHED_FIELDS: Final = ("result", "completedAt", "cost", "ms", "durationMs")
 
 def is_finished_state(body: Mapping[str, Any]) -> bool:
     """Return whether a body is a poll's that found a run finished, in the place of a receipt (contract 4 and 5)."""
-    status = body.get("status")
-    is_failed = isinstance(status, str) and status in (Status.FAILED, Status.CANCELLED)
+    is_failed = body.get("status") in (Status.FAILED, Status.CANCELLED)
     is_ended = is_failed or any(body.get(key) is not None for key in _FINISHED_FIELDS)
     return is_ended and body.get("_async") is not True
 
@@ -556,7 +555,7 @@ def salvage_execution_id(part: bytes) -> str | None:
     execution_id = found.get("executionId")
     if is_finished_state(found) or not is_execution_id(execution_id):
         return None
-    return str(execution_id)
+    return execution_id
 
 
 def _pairs(text: str) -> Iterator[tuple[str, Any]]:

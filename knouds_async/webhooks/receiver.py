@@ -70,7 +70,7 @@ def read_event(body: bytes) -> WebhookEvent:
     execution_id = parsed.get("executionId")
     if name == TEST or (execution_id is None and name not in _ENDS):
         return WebhookEvent(name, None, None, parsed)
-    if not isinstance(execution_id, str) or not is_execution_id(execution_id):
+    if not is_execution_id(execution_id):
         raise UnreadableError("the event names no execution")
     return WebhookEvent(name, execution_id, _state(execution_id, name, parsed), parsed)
 

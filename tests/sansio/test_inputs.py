@@ -35,6 +35,7 @@ from knouds_async._sansio.inputs import (
     json_body,
     plain_inputs,
     run_body,
+    safe_repr,
 )
 from knouds_async._sansio.responses import Answer
 from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
@@ -469,6 +470,11 @@ def test_inputs_must_be_a_mapping(inputs: Any) -> None:
         run_body(inputs)
 
 
+def test_a_value_in_a_message_is_cut() -> None:
+    """Eighty characters of it are enough to find it by."""
+    assert safe_repr("x" * 100) == "'" + "x" * 79
+
+
 def test_circles_are_refused() -> None:
     """A container that holds itself, at whatever distance, is refused by its place."""
     ring: list[Any] = []
@@ -603,7 +609,10 @@ def test_fields_that_cannot_be_read_make_no_name_unknown() -> None:
     """When the schema holds fields that cannot be read, a name may be one of them."""
     odd = schema({"name": "f"}, {"label": "no name"})
     assert input_errors(odd, {"g": 1}) == ()
-    assert "is no field" in input_errors(WorkflowSchema(fields=(SchemaField(name="f"),)), {"g": 1})[0]
+    known = (SchemaField(name="f"),)
+    assert "is no field" in input_errors(WorkflowSchema(fields=known), {"g": 1})[0]
+    for raw in (None, "f", {"f": 1}):
+        assert input_errors(WorkflowSchema(fields=known, raw={"fields": raw}), {"g": 1}) == ()
 
 
 _json = st.recursive(

@@ -256,6 +256,26 @@ def test_a_receipt_without_a_usable_id_is_unreadable(value: object) -> None:
         read("submit", {key: item for key, item in RECEIPT.items() if key != "executionId"})
 
 
+@pytest.mark.parametrize(
+    ("body", "is_finished"),
+    [
+        ({}, False),
+        ({"status": "processing"}, False),
+        ({"status": "completed"}, False),
+        ({"status": "failed"}, True),
+        ({"status": "cancelled"}, True),
+        ({"status": ["failed"]}, False),
+        *(({key: value}, value is not None) for value in (0, None) for key in ("result", "cost", "ms", "durationMs")),
+        ({"completedAt": "2026-05-08T12:00:00Z"}, True),
+        ({"status": "failed", "result": 1, "_async": True}, False),
+        ({"status": "failed", "result": 1, "_async": 1}, True),
+    ],
+)
+def test_the_end_of_a_run_is_told_from_a_receipt(body: dict[str, Any], is_finished: bool) -> None:
+    """By a final status or anything that only a finished run has, unless it says that it is a receipt."""
+    assert responses.is_finished_state(body) is is_finished
+
+
 def test_a_synchronous_result_is_read() -> None:
     """A run's reply gives result, cost and time (contract 3)."""
     result = read("run", RESULT)
@@ -599,13 +619,14 @@ def answer(given: dict[str, str] | None = None, body: Any = None, status: int = 
 def test_a_date_is_epoch_seconds(text: str) -> None:
     """All three forms of HTTP's date are read, in UTC."""
     assert responses.http_date(text) == EPOCH
+    assert responses.http_date("Thu, 01 Jan 1970 00:00:00 GMT") == 0
 
 
 @pytest.mark.parametrize(
     "text",
     [None, "", " ", "now", "12", "-1", "Fri, 99 May 2026 19:29:55 GMT", "Fri, 08 May 99999 19:29:55 GMT",
      "Fri, 08 Foo 2026 19:29:55 GMT", "Fri, 08 May 2026 19:29:55 +9999", "Fri, 08 May 2026 25:61:61 GMT", ",", "::",
-     "Wed, 31 Dec 1969 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 GMT"],
+     "Wed, 31 Dec 1969 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 01 Jan 4200 00:00:00 GMT"],
 )  # fmt: skip
 def test_what_is_no_date_is_none(text: str | None) -> None:
     """An odd date is no date, and neither is one that no clock shows."""
@@ -667,6 +688,18 @@ def test_a_wait_in_the_body(asked: Any, seconds: float | None) -> None:
     assert responses.retry_after(answer(body=body), None) == seconds
     assert responses.retry_after(answer({"retry-after": "soon"}, body), None) == seconds
     assert responses.retry_after(answer({"retry-after": LATER}, body), None) == seconds
+
+
+@pytest.mark.parametrize(
+    ("ahead", "seconds"), [(30, 30.0), (86_400, 86_400.0), (86_401, None), (1, 1.0), (0, None), (-5, None)]
+)
+def test_a_refusal_that_asks_for_no_wait_may_say_when_its_window_ends(ahead: int, seconds: float | None) -> None:
+    """That is the wait, if the service's clock is known and it is ahead by no more than the longest window."""
+    window = {"x-ratelimit-reset": f"{EPOCH + ahead:.0f}"}
+    assert responses.retry_after(answer(window | {"date": DATE}), None) == seconds
+    assert responses.retry_after(answer(window), EPOCH) == seconds
+    assert responses.retry_after(answer(window), None) is None
+    assert responses.retry_after(answer(window | {"date": DATE}, status=503), None) is None
 
 
 def test_the_header_comes_before_the_body() -> None:
@@ -859,7 +892,8 @@ def test_a_number_that_no_float_holds_is_refused_where_that_is_asked(digits: str
 
 
 def test_bounds_leave_numbers_as_they_are() -> None:
-    """An integer stays one, and so does a float."""
+    """An integer stays one, and so does a float; an object is read with all its names."""
+    assert strict_json('{"a": {"b": 1, "c": 2}, "d": 3}', is_exact=True) == {"a": {"b": 1, "c": 2}, "d": 3}
     assert repr(strict_json("[1, -2, 1.0, 1e3, 0]", is_exact=True)) == "[1, -2, 1.0, 1000.0, 0]"
 
 
