@@ -115,7 +115,7 @@ def submitting(jobs: int, quota: RouteQuota) -> Submitting:
     return Submitting(more + (now >= 1), until_reset + (more - 1) * WINDOW)
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class RunLengths:
     """How many seconds the latest runs of a batch took, from the answer of the submit until their end was noticed."""
 
@@ -142,7 +142,7 @@ class RunLengths:
         return self._sorted[first + math.ceil(count / (count + 1) * longer) - 1]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Remaining:
     """What a batch has still to do: jobs to submit, runs in flight, seconds since the last of these was sent.
 

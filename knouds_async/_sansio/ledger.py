@@ -133,14 +133,14 @@ class Accepted:
     until: Moment | None = None
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class NoRun:
     """What `owner` sent certainly began no run."""
 
     owner: str
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Lost:
     """What `owner` sent was not answered by `until`, or so that it stays open whether it runs; `note` says how."""
 
@@ -149,7 +149,7 @@ class Lost:
     until: Moment | None = None
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Ended:
     """The run has finished."""
 
@@ -163,33 +163,33 @@ class OwnerGone:
     until: Moment | None = None
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class PickedUp:
     """`owner` waits for the run from here on."""
 
     owner: str
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class NoneFound:
     """The usage rows prove that the submit of `sent_at` began no run; of a later one they prove nothing."""
 
     sent_at: float | None
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Resolved:
     """Somebody found out which run it is."""
 
     execution_id: str
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class ResendApproved:
     """Somebody decided that it may be sent once more, at the risk of paying twice."""
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Abandoned:
     """Somebody decided to leave it at that."""
 
