@@ -433,10 +433,11 @@ class PollScheduler:
 
     def _spare(self, now: float, available: float, quota: Quota) -> float:
         """Return how many polls there are for runs that only may have finished: few are spread over the window."""
-        share = 1.0
-        if self._uses_listings:
-            share = max(0.0 if self._is_trusted else _SPECULATIVE_SHARE, len(self._hidden) / max(1, len(self._runs)))
-        spare = max(share * available, available - len(self._runs))
+        spare = available
+        if self._uses_listings:  # a poll for the result of each run goes first
+            share = len(self._hidden) / max(1, len(self._runs))
+            share = share if self._is_trusted else max(share, _SPECULATIVE_SHARE)
+            spare = max(available - len(self._runs), share * available if share else 0.0)
         if not self._is_answered:
             spare = min(spare, max(1.0, _FEW - len(self._in_flight)))
         if len(self._runs) <= available or self._polling.schedule is not None:

@@ -212,6 +212,15 @@ async def test_a_long_pipeline(make_client: MakeClient, which: str) -> None:
     await pipeline(make_client, 1000, *PIPELINES[which])
 
 
+@pytest.mark.parametrize("number", [100, 300])
+async def test_no_poll_takes_what_a_result_needs(make_client: MakeClient, number: int) -> None:
+    """Where a window has just a poll for each result, listings find all ends and every result comes in time."""
+    emulator = service(Lognormal(6.0, 0.25), window_phase=50.0, seed=3)
+    seen = await notice(make_client(emulator), emulator, number, within=0)
+    assert max(seen.late) <= 2
+    assert emulator.requests.by_route[POLL] == number
+
+
 # ---- Listings that are late, wrong or failing
 
 
