@@ -967,3 +967,37 @@ def test_ends_that_no_listing_shows_are_looked_for_and_then_listings_stop() -> N
             scheduler.polled(name, step / 10)
     assert len(pages) <= 5
     assert len(scheduler) == 0
+
+
+def trusting(number: int) -> tuple[PollScheduler, float]:
+    """Return a scheduler with so many runs, whose listings have shown the end of another in time, and the time."""
+    scheduler = watching(6)
+    plan, now = after_listing(scheduler, running(6) | {5: "completed"})
+    assert plan.polls == ["x5"]
+    scheduler.finished("x5", now)
+    for place in range(number, 5):
+        scheduler.remove(f"x{place}")
+    return scheduler, now
+
+
+def listed_until(scheduler: PollScheduler, now: float, left: int) -> tuple[int, list[str]]:
+    """Let 90 s pass with so many polls left and listings that show all runs running; return pages and polls."""
+    quotas = {
+        "poll_quota": Quota(limit=99, remaining=left, resets_in=60.0),
+        "usage_quota": Quota(limit=99, remaining=90),
+    }
+    pages, polls = 0, list[str]()
+    for step in range(1, 900):
+        plan = scheduler.plan(now + step / 10, **quotas)
+        polls += plan.polls
+        if plan.page is not None:
+            pages += 1
+            scheduler.page_received(plan.page, status_page(running(5)), now + step / 10)
+    return pages, polls
+
+
+def test_listings_serve_where_polls_are_scarce() -> None:
+    """What the results need is not spent on runs that listings show; a lone last run is listed then, else polled."""
+    assert listed_until(*trusting(5), left=5)[1] == []
+    assert listed_until(*trusting(1), left=3)[0] > 5
+    assert listed_until(*trusting(1), left=90)[0] == 0
