@@ -981,13 +981,13 @@ def trusting(number: int) -> tuple[PollScheduler, float]:
 
 
 def listed_until(scheduler: PollScheduler, now: float, left: int) -> tuple[int, list[str]]:
-    """Let 90 s pass with so many polls left and listings that show all runs running; return pages and polls."""
+    """Let 400 s pass with so many polls left and listings that show all runs running; return pages and polls."""
     quotas = {
         "poll_quota": Quota(limit=99, remaining=left, resets_in=60.0),
         "usage_quota": Quota(limit=99, remaining=90),
     }
     pages, polls = 0, list[str]()
-    for step in range(1, 900):
+    for step in range(1, 4000):
         plan = scheduler.plan(now + step / 10, **quotas)
         polls += plan.polls
         if plan.page is not None:
