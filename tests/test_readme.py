@@ -13,6 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 ERRORS = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 
+INSTALL_COMMAND = "python -m pip install knouds-async"
 DEMO_COMMAND = "python -m pip install '.[cli]' && knouds demo"
 TEST_COMMAND = (
     "python -m pip install --upgrade pip && python -m pip install -e '.[cli,testing]' --group tests "
@@ -20,15 +21,22 @@ TEST_COMMAND = (
 )
 
 
-def test_the_two_commands_are_these() -> None:
-    """The README's shell blocks are the demo and the tests, and nothing else."""
+def test_the_commands_are_these() -> None:
+    """The README's shell blocks are the installation, the demo and the tests, and nothing else."""
     commands = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    assert [command.strip() for command in commands] == [DEMO_COMMAND, TEST_COMMAND]
+    assert [command.strip() for command in commands] == [INSTALL_COMMAND, DEMO_COMMAND, TEST_COMMAND]
 
 
 def test_the_readme_fits_three_screens() -> None:
     """The README is short enough to be read; tables of detail have pages of their own."""
     assert len(README.splitlines()) <= 150
+
+
+def test_every_link_is_absolute() -> None:
+    """The README is the page of the package on the index, too, where a relative link leads nowhere."""
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 def test_ci_runs_the_test_command() -> None:
