@@ -28,6 +28,7 @@ OF_THE_TREE = {  # checks of the whole tree: of its words and layers, of documen
     "test_layers",
     "test_layout",
     "test_observability",
+    "test_package",
     "test_readme",
     "test_surface",
     "test_users",
