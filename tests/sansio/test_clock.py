@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 import pytest
@@ -133,6 +134,27 @@ def test_a_jump_between_sending_and_answering_dates_nothing() -> None:
     """When the machine slept while the answer was on its way, it is not known when the answer was written."""
     assert not HEARD.update(DATE, clocks(20.0), clocks(21.0, slept=600)).moment(clocks(21.0, slept=600)).is_known
     assert ServiceClock().moment(clocks(1.0)) == Moment(wall=1e9 + 1.0)
+
+
+@pytest.mark.parametrize("apart", [{"slept": 1.0}, {"slept": 1.0, "boot": False}, {"stepped": 1.0}, {"stepped": -1.0}])
+def test_clocks_may_part_by_a_second(apart: dict[str, Any]) -> None:
+    """That much is no jump, and anything more is one."""
+    assert not clocks(20.0, **apart).has_jumped_since(clocks(10.0))
+    more = {name: value * 1.5 if name != "boot" else value for name, value in apart.items()}
+    assert clocks(20.0, **more).has_jumped_since(clocks(10.0))
+
+
+def test_an_answer_outside_of_an_event_loop_dates_nothing() -> None:
+    """Without the loop's clock there is nothing to date by, whatever was heard before."""
+    inside, outside = clocks(20.0), attrs.evolve(clocks(20.0), loop=None)
+    for sent, answered in ((inside, outside), (outside, inside), (outside, outside)):
+        assert not HEARD.update(DATE, sent, answered).moment(inside).is_known
+
+
+def test_a_moment_bounded_on_one_side_has_no_middle() -> None:
+    """This machine's clock is the best guess then."""
+    for half in (Moment(wall=7.0, earliest=1.0), Moment(wall=7.0, latest=1.0)):
+        assert (half.is_known, half.middle) == (False, 7.0)
 
 
 @pytest.mark.parametrize("date", [DATE - 3600, DATE + 3600], ids=["behind", "ahead"])

@@ -1018,6 +1018,12 @@ def test_a_share_is_each_processs_own() -> None:
     assert remaining(window, 1.0) == 50
 
 
+def test_what_is_stored_is_strict_json() -> None:
+    """A window that has times without end can be stored by a database that knows no infinity."""
+    for window in (WindowLimiter(100), WindowLimiter(100, unlimited=True), opened(left=3)):
+        assert from_plain(json.loads(json.dumps(to_plain(window), allow_nan=False)), 10.0, 1.0) == window
+
+
 def test_who_waits_reads_the_later_the_longer_nothing_was_sent() -> None:
     """Soon after a request that others wait for, and once a second when there is only an edge to come."""
     window, _ = one(WindowLimiter(100), 10.0)
