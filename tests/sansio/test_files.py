@@ -225,6 +225,7 @@ def test_media_are_no_pages(head: bytes) -> None:
         (f"https://x/{'a' * 300}.gif", None, f"{ID}-2.gif"),
         ("https://x/a.mp4", None, f"{ID}-2.png"),
         ("https://[", None, f"{ID}-2.png"),
+        ("https://x/a", ".mp4", f"{ID}-2.png"),
     ],
 )
 def test_names_are_the_runs(url: str, typed: str | None, expected: str) -> None:
