@@ -23,6 +23,7 @@ from knouds_async._sansio.ledger import (
     NoneFound,
     NoRun,
     OwnerGone,
+    Payer,
     PickedUp,
     Prices,
     ResendApproved,
@@ -181,6 +182,27 @@ def test_late_news_of_another_owner_changes_nothing_but_the_note(stage: str) -> 
         assert "run-2" in (advance(late, ACCEPTED).note or "")
         assert advance(late, LOST).note == f"closed; {said}"
         assert "run-2" in (advance(advance(late, ACCEPTED), COMPLETED).note or "")
+
+
+def test_the_same_receipt_says_nothing_new() -> None:
+    """An id that is on record is noted once, whoever brings it."""
+    for late in (ACCEPTED, attrs.evolve(ACCEPTED, owner="other")):
+        assert advance(STAGES["submitted"], late) == STAGES["submitted"]
+
+
+def test_a_receipt_that_comes_after_all_ends_the_doubt() -> None:
+    """Nothing is noted of the loss, and its moment bounds the run unless the receipt's is known."""
+    early, late = moment(8, 10), moment(88, 90)
+    for until, kept in ((None, early), (late, late)):
+        found = after(SENDING, Lost("me", "closed", early), attrs.evolve(ACCEPTED, until=until))
+        assert (found.stage, found.note, found.until) == (Stage.SUBMITTED, None, kept)
+
+
+def test_an_account_is_known_with_its_service_or_not_at_all() -> None:
+    """The same user of another service is somebody else."""
+    assert Payer(user=None, base_url="https://x").account is None
+    known = {Payer(user=user, base_url=url).account for user in ("u1", "u2") for url in ("https://x", "https://y")}
+    assert len(known - {None}) == 4
 
 
 def test_a_run_that_had_begun_after_all_is_not_begun_again() -> None:

@@ -563,6 +563,9 @@ def test_an_error_without_the_headers_says_nothing() -> None:
     window = on_response(window, 1.1, permit, QuotaHeaders(succeeded=False), CLOCK)
     assert not window.unlimited
     assert remaining(window, 1.1) == 1
+    assert window.stats(1.1).limit == 100
+    unlimited = on_response(window, 1.1, permit, QuotaHeaders(), CLOCK).stats(1.1)
+    assert (unlimited.limit, unlimited.left, unlimited.resets_in) == (None, None, None)
 
 
 # --- others
@@ -591,6 +594,10 @@ def test_others_are_remembered_for_five_minutes() -> None:
     window = opened(left=60)
     assert len(burst(window, 200.0)[1]) == 1
     assert len(burst(window, 400.0)[1]) == 100
+    for now, at_once in ((200.0, 2), (400.0, 99)):
+        later, permit = one(window, now)
+        later = on_response(later, now + 0.1, permit, reply(99, now + 30), CLOCK)
+        assert len(burst(later, now + 0.1)[1]) == at_once
 
 
 def test_a_share_leaves_the_rest_of_each_window_to_others() -> None:
@@ -869,6 +876,9 @@ def test_every_refusal_that_holds_is_shown_and_only_what_was_asked_for_is_a_paus
     used_up = on_response(window, 5.1, permit, reply(0, 30.0, refused=True, after=25.0), CLOCK).stats(6.0)
     assert used_up.held_for == pytest.approx(23, abs=0.1)
     assert not used_up.is_pause
+    for after, is_pause in ((26.0, False), (27.0, True)):  # the edge is at 30, and a wait is rounded up
+        told = on_response(window, 5.1, permit, reply(0, 30.0, refused=True, after=after), CLOCK)
+        assert told.stats(6.0).is_pause is is_pause
     asked = on_response(window, 5.1, permit, reply(0, 30.0, refused=True, after=86_400.0), CLOCK)
     assert asked.stats(6.0).held_for == pytest.approx(86_400, abs=3)
     assert asked.stats(6.0).is_pause

@@ -285,7 +285,8 @@ def test_a_time_that_either_clock_may_have_told_is_looked_for_by_both() -> None:
     assert (wanted.earliest, wanted.latest) == (AT, AT + 3600)
     early = Wanted.at(AT, MINE, attrs.evolve(ahead, earliest=AT + 100, latest=AT + 100, wall=AT - 3500))
     assert (early.earliest, early.latest) == (AT, AT)
-    for now in (ahead, Moment(wall=AT), attrs.evolve(ahead, wall=AT - 9e6)):
+    halves = (attrs.evolve(ahead, earliest=None), attrs.evolve(ahead, latest=None))
+    for now in (ahead, Moment(wall=AT), attrs.evolve(ahead, wall=AT - 9e6), *halves):
         assert "by which clock" in (Wanted.at(AT, MINE, now).undated or "")
 
 
