@@ -63,7 +63,7 @@ ENDPOINTS: list[tuple[Call[Any], str, str, str, Any, Any, type]] = [
     (endpoints.search_usage(target=MODEL, offset=0), "GET",
      "/api/usage?modelId=gpt-image-2&limit=500&offset=0", "/api/usage", None, {"rows": []}, tuple),
     (endpoints.list_usage_statuses(limit=5, offset=0), "GET",
-     "/api/usage?limit=5&offset=0", "/api/usage", None, {"rows": []}, endpoints.StatusPage),
+     "/api/usage?limit=5&offset=0", "/api/usage", None, {"rows": []}, object),
     (endpoints.usage_models(), "GET", "/api/usage/models", "/api/usage/models", None, ["gpt-image-2"], tuple),
     (endpoints.pricing(), "GET", "/api/pricing/public", "/api/pricing/public", None, {"tiers": []}, types.Pricing),
     (endpoints.health(), "GET", "/api/health", "/api/health", None, {"status": "ok"}, types.Health),

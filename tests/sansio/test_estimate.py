@@ -100,7 +100,7 @@ def test_the_time_is_that_of_the_slowest(
 ) -> None:
     """Runs last as long as the account's do, wait for windows, and for those in flight; without a limit it is open."""
     found = estimate(Estimate(jobs=6), price=1, rows=ROWS, quota=quota, max_in_flight=most, expected=expected)
-    assert (found.windows, found.seconds) == (windows, seconds)
+    assert (found.to_run, found.windows, found.seconds) == (6, windows, seconds)
 
 
 def test_nothing_to_run_takes_nothing() -> None:
@@ -138,6 +138,7 @@ FREE = RouteQuota(math.inf)
         (Remaining(to_submit=50, in_flight=50), FREE, FREE, 50, 12 + 12),
         (Remaining(to_submit=50, in_flight=50, since_submit=12), FREE, FREE, 50, 12),
         (Remaining(to_submit=100, in_flight=0), FREE, FREE, 10, 9 * 12 + 12),
+        (Remaining(to_submit=1, in_flight=1), FREE, FREE, 1, 12 + 12),
     ],
 )
 def test_the_time_left_is_that_of_windows_turns_and_runs(

@@ -146,7 +146,9 @@ def test_a_run_too_recent_to_have_a_row_accounts_for_none() -> None:
 
 def test_a_listing_that_lacks_a_known_run_is_not_whole() -> None:
     """A run of the same time is known and its row is not there: the submit's may be missing in the same way."""
-    assert "lack the run of request kie_1" in found(known("kie_1", begun=0), []).reasons[0]
+    for begun in (0, -30):
+        assert "lack the run of request kie_1" in found(known("kie_1", begun=begun), []).reasons[0]
+    assert found(known("kie_1", begun=-31), []).is_certainly_none  # its row may be dated as older than the submit
 
 
 def test_a_row_seen_on_two_pages_is_one() -> None:
@@ -228,6 +230,9 @@ def test_rows_of_another_clock_prove_nothing() -> None:
         search = found(attrs.evolve(WANTED, known=(run,)), [])
         assert search.is_certainly_none is is_proof
         assert is_proof or "another clock" in search.reasons[0]
+    dated = attrs.evolve(WANTED, known=(attrs.evolve(KNOWN[0], begun_after=AT - 300),))
+    others = row(9, -900, request_id="control", workflow_slug="other")
+    assert walk(dated, [CONTROL, others])[0].result(at(3600)).is_certainly_none
     either = (attrs.evolve(KNOWN[0], begun_after=AT), attrs.evolve(KNOWN[0], begun_after=AT - 400))
     assert found(attrs.evolve(WANTED, known=either), []).is_certainly_none
 
