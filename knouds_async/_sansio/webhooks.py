@@ -136,28 +136,20 @@ def is_complete(state: ExecutionState) -> bool:
             return state.status == Status.CANCELLED
 
 
-class RecentDeliveries:
-    """The latest deliveries, for those who start waiting only later; bounded."""
+class RecentDeliveries(OrderedDict[str, ExecutionState]):
+    """The latest deliveries by run, for those who start waiting only later; bounded."""
 
     def __init__(self, max_states: int = _MAX_REMEMBERED) -> None:
+        super().__init__()
         self._max_states = max_states
-        self._states: OrderedDict[str, ExecutionState] = OrderedDict()
-
-    def __len__(self) -> int:
-        """Return the number of runs remembered."""
-        return len(self._states)
-
-    def get(self, execution_id: str) -> ExecutionState | None:
-        """Return what was delivered of a run."""
-        return self._states.get(execution_id)
 
     def add(self, state: ExecutionState) -> bool:
         """Add a delivery; a final state stays as it is. Return whether it is the first end delivered for the run."""
-        known = self._states.get(state.execution_id)
+        known = self.get(state.execution_id)
         if known is not None and known.is_final and (is_complete(known) or not is_complete(state)):
             return False
-        self._states[state.execution_id] = state
-        self._states.move_to_end(state.execution_id)
-        if len(self._states) > self._max_states:
-            self._states.popitem(last=False)
+        self[state.execution_id] = state
+        self.move_to_end(state.execution_id)
+        if len(self) > self._max_states:
+            self.popitem(last=False)
         return state.is_final and (known is None or not known.is_final)
