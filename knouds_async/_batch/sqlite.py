@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -117,7 +118,7 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
     _refuse_others(path, patience)
     connection = _connected(path, "rw")
     try:
-        patiently(connection, "BEGIN IMMEDIATE", patience)
+        patiently(partial(connection.execute, "BEGIN IMMEDIATE"), patience)
         if _is_new(connection):
             for statement in _TABLES:
                 connection.execute(statement)
@@ -129,7 +130,7 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
                     connection.execute(statement)
         connection.execute(_BY_COST)  # ledgers that were made before have no such index
         connection.execute(_BY_RUN)
-        patiently(connection, "COMMIT", patience)
+        patiently(partial(connection.execute, "COMMIT"), patience)
         connection.execute("PRAGMA journal_mode = TRUNCATE")  # SQLite's WAL has a race with several connections
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")  # a file would take a descriptor
@@ -139,14 +140,14 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
     return connection
 
 
-def patiently(connection: sqlite3.Connection, statement: str, patience: float) -> sqlite3.Cursor:
+def patiently(execute: Callable[[], object], patience: float) -> None:
     """Execute a statement, waiting `patience` seconds while another process has the file locked."""
     import sqlite3
 
     began, has_muttered = time.monotonic(), False
     while True:
         try:
-            return connection.execute(statement)
+            execute()
         except sqlite3.OperationalError as error:
             waited = time.monotonic() - began
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > patience:
@@ -155,6 +156,8 @@ def patiently(connection: sqlite3.Connection, statement: str, patience: float) -
                 has_muttered = True
                 said = "a ledger is locked by another process: still waiting for it"
                 logger.warning(said, extra=fields("ledger_locked"))
+        else:
+            return
 
 
 def _connected(path: Path, mode: str) -> sqlite3.Connection:
@@ -170,8 +173,8 @@ def _refuse_others(path: Path, patience: float) -> None:
 
     probe = _connected(path, "ro")
     try:
-        patiently(probe, "BEGIN", patience)
-        patiently(probe, "SELECT COUNT(*) FROM sqlite_master", patience)
+        patiently(partial(probe.execute, "BEGIN"), patience)
+        patiently(partial(probe.execute, "SELECT COUNT(*) FROM sqlite_master"), patience)
         _is_new(probe)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
@@ -233,6 +236,11 @@ _ENOUGH: Final = 10_000  # runs whose cost is known: more are never in flight wh
 
 Operation = Callable[["LedgerDatabase"], Any]
 
+_FORK: Final = 5.0  # seconds that a fork waits for a transaction
+_databases: Final = weakref.WeakSet["LedgerDatabase"]()
+_may_begin = threading.Event()
+_may_begin.set()
+
 
 class LedgerDatabase:
     """One process's connection to a ledger's file."""
@@ -244,9 +252,12 @@ class LedgerDatabase:
         self._totals = Totals()
         self._is_failing = False
         self._own = set[str]()
+        self.in_use = threading.RLock()  # in a transaction: a fork waits for its end
+        _databases.add(self)
         sqlite3 = _sqlite()
         try:
-            self._connection = opened(path, patience)
+            with self.in_use:
+                self._connection = opened(path, patience)
             try:
                 self._owners = Owners.open(path)
             except BaseException:
@@ -306,7 +317,8 @@ class LedgerDatabase:
 
     def close(self) -> None:
         """Close the connection, and end the owners that joined through it."""
-        self._connection.close()
+        with self.in_use:
+            self._connection.close()
         self.spare.release()
         for owner in self._own:
             self._owners.end(owner)
@@ -492,19 +504,30 @@ class LedgerDatabase:
         """Do what is inside whole or not at all."""
         import sqlite3
 
+        patiently(self._begin, self._patience)
         try:
-            patiently(self._connection, "BEGIN IMMEDIATE", self._patience)
             row = self._connection.execute("SELECT spent, reserved, unpriced FROM credits").fetchone()
             before = self._totals = Totals(spent=row[0], reserved=row[1], unpriced=row[2])
             yield
             if self._totals != before:
                 values = attrs.astuple(self._totals)
                 self._connection.execute("UPDATE credits SET spent = ?, reserved = ?, unpriced = ?", values)
-            patiently(self._connection, "COMMIT", self._patience)
+            patiently(partial(self._connection.execute, "COMMIT"), self._patience)
         finally:
             with suppress(sqlite3.Error):  # what cannot be rolled back now is so when the file is opened next
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+            self.in_use.release()
+
+    def _begin(self) -> None:
+        """Begin a transaction if the file is not locked: no fork can come in between from here on."""
+        _may_begin.wait(_FORK)
+        self.in_use.acquire()
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self.in_use.release()
+            raise
 
 
 def _unopened(path: Path, why: Exception) -> LedgerError:
@@ -611,7 +634,6 @@ class SQLiteLedger:
         self._requests: deque[_Request] = deque()
         self._thread: threading.Thread | None = None
         self._database: LedgerDatabase | None = None
-        self.in_use = threading.RLock()  # while SQLite is
 
     def begin_in_child(self) -> None:
         """Begin anew in a forked child: no thread of the parent's is there, and its connection must not be used."""
@@ -788,8 +810,7 @@ class SQLiteLedger:
     def _serve(self) -> None:
         while requests := self._next():
             try:
-                with self.in_use:
-                    self._carry_out(requests)
+                self._carry_out(requests)
             except BaseException as error:  # noqa: BLE001  (raised where each was asked for)
                 for request in requests:
                     request.error = error
@@ -831,24 +852,27 @@ def _tell(requests: list[_Request]) -> None:
             continue
 
 
-_FORK: Final = 5.0  # seconds that a fork waits for a transaction, which would be cut in the child
 _ledgers: Final = weakref.WeakSet[SQLiteLedger]()
-_pausing: Final[list[SQLiteLedger]] = []
+_pausing: Final[list[LedgerDatabase]] = []
 _abandoned: Final[list[LedgerDatabase]] = []  # of a parent process: SQLite forbids to close them in the child
 
 
 def _pause() -> None:
-    _pausing[:] = [ledger for ledger in list(_ledgers) if ledger.in_use.acquire(timeout=_FORK)]
+    """Keep transactions from being in progress while the process forks: to the child SQLite would seem to hold its locks."""
+    _may_begin.clear()
+    _pausing[:] = [database for database in list(_databases) if database.in_use.acquire(timeout=_FORK)]
 
 
 def _continue() -> None:
     while _pausing:
         _pausing.pop().in_use.release()
+    _may_begin.set()
 
 
 def _begin_in_child() -> None:
-    global _making  # noqa: PLW0603  (a thread of the parent's may have held it)
-    _making = threading.Lock()
+    global _making, _may_begin
+    _making, _may_begin = threading.Lock(), threading.Event()
+    _may_begin.set()
     _pausing.clear()
     for ledger in list(_ledgers):
         ledger.begin_in_child()
