@@ -858,7 +858,7 @@ _abandoned: Final[list[LedgerDatabase]] = []  # of a parent process: SQLite forb
 
 
 def _pause() -> None:
-    """Keep transactions from being in progress while the process forks: to the child SQLite would seem to hold its locks."""
+    """Let no transaction be in progress while the process forks: the child would take its locks for held."""
     _may_begin.clear()
     _pausing[:] = [database for database in list(_databases) if database.in_use.acquire(timeout=_FORK)]
 
