@@ -1,10 +1,16 @@
-"""How the docs are built: Markdown by MyST, the reference from the docstrings, and no network."""
+"""How the docs are built: Markdown by MyST, the reference from the docstrings, links to other projects' docs.
 
+`KNOUDS_DOCS_OFFLINE=1` leaves out the latter, which take a network.
+"""
+
+import inspect
+import os
 import re
 from enum import Enum
 from typing import Any
 
 from docutils import nodes
+from sphinx.addnodes import pending_xref
 
 import knouds_async
 import knouds_async.testing
@@ -15,8 +21,16 @@ author = "The knouds_async developers"
 copyright = f"2026, {author}"
 release = version = knouds_async.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", None),
+    "anyio": ("https://anyio.readthedocs.io/en/stable", None),
+    "attrs": ("https://www.attrs.org/en/stable", None),
+}
+if os.environ.get("KNOUDS_DOCS_OFFLINE"):
+    intersphinx_mapping = {}
 exclude_patterns = ["_build"]
+html_extra_path = ["llms.txt"]
 html_theme = "furo"
 html_title = "knouds_async"
 html_show_sphinx = False
@@ -60,12 +74,64 @@ def _sign(app: Any, what: str, name: str, thing: Any, options: Any, signature: s
     return signature and (signature.replace("NOTHING", "..."), returns)
 
 
+_EXPLAINED = re.compile(r"(?:^|(?<=[.);,] ))((?:`\w+`(?:, | and )?)+): ")
+_NO_EXPLANATION = re.compile(r"(?<=[.)] )(?:Raises|Cancelled|When cancelled|Leaving|After|Over|Else|In a ledger)\b")
+_ERROR = re.compile(rf"(?<![\w`.])({'|'.join(name for name in knouds_async.__all__ if name.endswith('Error'))})\b(?!`)")
+
+
 def _read(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Remove the references to the API contract: they are for readers of the source."""
+    """Make a list of what a docstring explains by name, and links of its errors; drop references to the contract."""
     text = "\n".join(lines)
-    lines[:] = re.sub(
-        r" *\(contract [\d, and]+\)|: contract [\d, and]+(?=\))| *\bContract [\d, and]+\.", "", text
-    ).split("\n")
+    text = re.sub(r" *\(contract [\d, and]+\)|: contract [\d, and]+(?=\))| *\bContract [\d, and]+\.", "", text)
+    if what != "module":
+        text = _list_parameters(thing, text)
+    lines[:] = _ERROR.sub(r":py:exc:`\1 <knouds_async.\1>`", text).split("\n")
+
+
+def _list_parameters(thing: Any, text: str) -> str:
+    """Return a docstring with its sentences like "`timeout`: seconds" as a list of parameters or attributes."""
+    prose, fields = [], []
+    for paragraph in re.split(r"\n\s*\n", text):
+        flat = " ".join(paragraph.split())
+        explained = (
+            [] if "::" in paragraph or paragraph.lstrip().startswith(("-", ".. ")) else [*_EXPLAINED.finditer(flat)]
+        )
+        if not explained:
+            prose.append(paragraph)
+            continue
+        prose.append(flat[: explained[0].start()].strip())
+        ends = [*(each.start() for each in explained[1:]), len(flat)]
+        for each, end in zip(explained, ends, strict=True):
+            said = flat[each.end() : end].strip(" ;,")
+            if (more := _NO_EXPLANATION.search(said)) is not None:
+                prose.append(said[more.start() :])
+                said = said[: more.start()].strip()
+            fields += _fields(thing, re.findall(r"`(\w+)`", each[1]), said)
+    return "\n\n".join([*filter(None, prose), "\n".join(fields)])
+
+
+def _fields(thing: Any, names: list[str], said: str) -> list[str]:
+    """Return the entries of names that are explained together: the others point to the first."""
+    try:
+        parameters = set(inspect.signature(thing).parameters)
+    except (TypeError, ValueError):
+        parameters = set()
+    texts = [said, *[f"with `{names[0]}`, see there." for _ in names[1:]]]
+    kinds = ["param" if name in parameters else "ivar" for name in names]
+    return [f":{kind} {name}: {text}" for kind, name, text in zip(kinds, names, texts, strict=True)]
+
+
+def _link_names(app: Any, doctree: nodes.document, docname: str) -> None:
+    """Link each public name that a page mentions as code to where it is documented."""
+    domain = app.env.get_domain("py")
+    for literal in [*doctree.findall(nodes.literal)]:
+        target = _PUBLIC.get(literal.astext().removesuffix("()"))
+        if target is None or isinstance(literal.parent, (nodes.reference, pending_xref)):
+            continue
+        asked = pending_xref("", refdomain="py", reftype="obj", reftarget=target)
+        found = domain.resolve_xref(app.env, docname, app.builder, "obj", target, asked, literal.deepcopy())
+        if found is not None:
+            literal.replace_self(found)
 
 
 def setup(app: Any) -> None:
@@ -73,3 +139,4 @@ def setup(app: Any) -> None:
     app.connect("missing-reference", _link)
     app.connect("autodoc-process-signature", _sign)
     app.connect("autodoc-process-docstring", _read)
+    app.connect("doctree-resolved", _link_names)

@@ -346,6 +346,14 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert {page for page in pages if f"docs/{page}.md" not in DOCUMENTS["README.md"]} <= {"changelog"}
 
 
+def test_language_models_are_shown_every_page() -> None:
+    """`llms.txt` has the form of its kind, and links every page of the docs."""
+    text = (ROOT / "docs" / "llms.txt").read_text(encoding="utf-8")
+    assert re.match(r"# knouds_async\n\n> ", text)
+    linked = re.findall(rf"^- \[[^]]+\]\({re.escape(REPOSITORY)}docs/([\w-]+)\.md\): \S", text, re.MULTILINE)
+    assert sorted(linked) == sorted({Path(page).stem for page in PAGES} - {"index"})
+
+
 def test_the_reference_has_every_public_name() -> None:
     """The reference has every public name, and no name that cannot be imported."""
     listed = re.findall(r"^\.\. (?:auto|py:)\w+:: (\S+)$", DOCUMENTS["docs/reference.md"], re.MULTILINE)
