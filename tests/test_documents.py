@@ -155,6 +155,17 @@ def test_snippets_run(section: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     emulator.assert_no_429()
 
 
+def test_a_failed_run_loses_no_result_in_a_task_group(capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe for many runs at once shows every paid result when some fail."""
+    emulator = Emulator(tier="business", duration=45.0, failure_rate=0.1)
+    _run_in_virtual_time("docs/runs.md: Many at once", emulator)
+    failed = sum(run.status == "failed" for run in emulator.runs)
+    printed = capsys.readouterr().out
+    assert 0 < failed < 100
+    assert printed.count("https://") == 100 - failed
+    assert printed.endswith(f" {failed} failures\n")
+
+
 @pytest.mark.parametrize(
     ("fault", "rows_shown"),
     [pytest.param(faults.closed(after_run=True), 1, id="ran"), pytest.param(faults.closed(), 0, id="not run")],

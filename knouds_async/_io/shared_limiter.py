@@ -187,8 +187,14 @@ class LimiterFile:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-        import sqlite3
-
+        try:
+            import sqlite3
+        except ImportError as error:
+            raise ConfigurationError(
+                "SharedLimiter with a file needs Python's module sqlite3, which this interpreter was built without "
+                f"({error}): use another interpreter, or build this one where SQLite's headers are installed (Debian: "
+                "libsqlite3-dev; Fedora: sqlite-devel)"
+            ) from None
         self.now: Final = clock
         self._wall, self._path = wall, path
         self._owner = os.getpid()

@@ -461,3 +461,11 @@ def test_the_locks_of_an_open_transaction_are_kept(tmp_path: Path) -> None:
         argv = [sys.executable, "-c", code, str(path)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603
         assert "database is locked" in done.stderr
+
+
+def test_an_interpreter_without_sqlite_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but a limiter in a file needs the module, and it names what is missing."""
+    monkeypatch.setitem(sys.modules, "sqlite3", None)
+    with pytest.raises(ConfigurationError, match=r"needs Python's module sqlite3.*libsqlite3-dev"):
+        SharedLimiter(tmp_path / "quota.db")
+    assert not (tmp_path / "quota.db").exists()
