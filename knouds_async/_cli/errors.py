@@ -98,7 +98,7 @@ _ARGUMENT: Final = re.compile(
     r"(expected|limit|max_credits|max_in_flight)=(?=\S+: must be)"
 )  # those that are options as well
 
-# The first match counts; "" omits the library's advice.
+# In place of advice that names a Python call, or an argument.
 _ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (
     (errors.InvalidInputsError, "Nothing was run or charged; `knouds schema SLUG` shows what a workflow takes"),
     (errors.InvalidSlugError, "A slug is lowercase letters, digits and hyphens; `knouds workflows` lists yours"),
@@ -151,7 +151,8 @@ def _format_api_error(error: errors.APIError) -> str:
     if isinstance(error, errors.RateLimitError):
         advice = f"{_NOT_RUN}{_retry_hint(error)}" if advice.startswith(_NOT_RUN) else _retry_hint(error).capitalize()
     elif error.from_service:
-        advice = next((words for kind, words in _ADVICE if isinstance(error, kind)), error.advice)
+        is_python = any(words in error.advice for words in ("knouds.workflows.", "base_url"))
+        advice = next((words for kind, words in _ADVICE if is_python and isinstance(error, kind)), error.advice)
     return f"{advice}: {what}" if advice else what
 
 

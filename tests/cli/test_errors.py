@@ -352,6 +352,14 @@ def test_a_line_begins_with_what_to_do(error: BaseException, start: str) -> None
     assert line.count("may have run") <= 1
 
 
+def test_a_refusal_without_advice_gets_none() -> None:
+    """What was refused before it was sent, or of a model, has no schema to be compared with."""
+    unsent = errors.InvalidInputsError("inputs['a'] is nan: nothing was sent", code="INVALID_INPUTS", advice="")
+    assert format_error(unsent) == "INVALID_INPUTS: inputs['a'] is nan: nothing was sent"
+    of_a_model = errors.InvalidInputsError("no", status=400, advice="Nothing was run")
+    assert "schema" not in format_error(of_a_model)
+
+
 @pytest.mark.parametrize(
     ("error", "has", "lacks"),
     [
