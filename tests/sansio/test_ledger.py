@@ -185,7 +185,7 @@ def test_late_news_of_another_owner_changes_nothing_but_the_note(stage: str) -> 
 
 
 def test_the_same_receipt_says_nothing_new() -> None:
-    """An id that is on record is noted once, whoever brings it."""
+    """An id that is on record is noted once, no matter who brings it."""
     for late in (ACCEPTED, attrs.evolve(ACCEPTED, owner="other")):
         assert advance(STAGES["submitted"], late) == STAGES["submitted"]
 
