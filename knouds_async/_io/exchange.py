@@ -694,15 +694,12 @@ class Exchange:
 
     def limit(self, call: Call[Any], total: float | None) -> float:
         """Return the seconds that an exchange may take in all."""
-        limit: float = getattr(self._timeouts_of(call), call.timeout_kind.value) if total is None else total
+        limit: float = getattr(call.timeouts or self._timeouts, call.timeout_kind.value) if total is None else total
         return limit
-
-    def _timeouts_of(self, call: Call[Any]) -> Timeouts:
-        return self._timeouts if call.timeouts is None else call.timeouts
 
     def longest_queue(self, call: Call[Any], total: float | None) -> float:
         """Return the seconds to wait for a connection; a paid request waits at least as long as it may take itself."""
-        limit, pool = self.limit(call, total), self._timeouts_of(call).pool
+        limit, pool = self.limit(call, total), (call.timeouts or self._timeouts).pool
         return max(pool, limit) if call.pays_for is not None else pool
 
     def release(self, give_back: Callable[[], None]) -> None:
