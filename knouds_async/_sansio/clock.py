@@ -38,7 +38,7 @@ class ClockBounds:
         a clock was set and only the newest counts.
         """
         lo, hi = date - answered, date + 1 - sent
-        drift = DRIFT * max(0.0, answered - self.at) if self.known else 0.0
+        drift = DRIFT * max(0.0, answered - self.at)
         both_lo, both_hi = max(lo, self.lo - drift), min(hi, self.hi + drift)
         if both_lo > both_hi:
             return ClockBounds(lo, hi, answered)
