@@ -144,6 +144,11 @@ def test_clocks_may_part_by_a_second(apart: dict[str, Any]) -> None:
     assert clocks(20.0, **more).has_jumped_since(clocks(10.0))
 
 
+def test_a_sleep_is_seen_though_the_wall_clock_was_set_back_by_as_much() -> None:
+    """The clock that counts from the boot shows it."""
+    assert clocks(20.0, slept=600, stepped=-600).has_jumped_since(clocks(10.0))
+
+
 def test_an_answer_outside_of_an_event_loop_dates_nothing() -> None:
     """Without the loop's clock there is nothing to date by, whatever was heard before."""
     inside, outside = clocks(20.0), attrs.evolve(clocks(20.0), loop=None)

@@ -397,6 +397,21 @@ def test_a_row_that_slips_to_the_next_page_makes_no_second_poll() -> None:
     assert scheduler.plan(page.started_at).polls == ["x1"]
 
 
+def test_fewer_runs_are_listed_once_listings_have_proven_right() -> None:
+    """Three at first, then two; and one where polls are scarcer than listings."""
+    scheduler = watching(3)
+    for number in (0, 1):
+        plan, now = after_listing(scheduler, running(3) | {number: "completed"}, 10.0 * number)
+        assert plan.polls == [f"x{number}"]
+        scheduler.finished(f"x{number}", now)
+        scheduler.polled(f"x{number}", now)
+        assert number or next_page(scheduler, now + 1).matched == 0
+        scheduler.requests_cancelled(now + 5)
+    few, many = Quota(limit=10, remaining=2, resets_in=30.0), Quota(limit=100, remaining=90, resets_in=30.0)
+    pages = [bool(scheduler.plan(20.0 + at, poll_quota=few, usage_quota=many).page) for at in range(60)]
+    assert any(pages)
+
+
 def test_two_runs_are_not_listed_and_no_run_is_without_listings() -> None:
     """Two runs are polled singly; so are many when listings are not wanted."""
     for scheduler in (watching(2), watching(20, sweeps=False)):
@@ -925,6 +940,36 @@ def test_early_polls_need_a_quota_that_is_nearly_unused() -> None:
     many = watching(11, sweeps=False)
     many.plan(0.0)
     assert all(many.plan(float(now)).polls == [] for now in range(8))
+
+
+def test_early_polls_are_for_runs_of_which_nothing_is_known() -> None:
+    """Neither one that is younger than those seen, nor one whose length the caller has named, is polled early."""
+    learned = LearnedDurations()
+    for _ in range(4):
+        learned.observe_end(KEY, 45.0, 45.0)
+    assert len(polls_of(watching(1, learned=learned), 44.0)) <= 8
+    scheduler = PollScheduler(Polling(), LearnedDurations())
+    scheduler.add(TrackedRun("x0", duration_key=KEY, submitted_at=0.0, expected=45.0), 0.0)
+    assert min(polls_of(scheduler, 40.0)) > 6
+
+
+def test_without_a_receiver_a_run_that_expects_a_delivery_is_polled_like_others() -> None:
+    """No webhook can reach this client, so nothing is left to them."""
+    scheduler, one = PollScheduler(Polling(), LearnedDurations()), run(0)
+    one.expects_delivery = True
+    scheduler.add(one, 0.0)
+    assert polls_of(scheduler, 10.0)[:2] == polls_of(watching(1), 10.0)[:2]
+
+
+def test_a_second_report_of_a_run_does_not_shorten_the_pause_after_a_failure() -> None:
+    """However often it was reported, it is polled once, and again after the pause."""
+    scheduler, one_left = watching(1), Quota(limit=10, remaining=1, resets_in=30.0)
+    for _ in range(2):
+        scheduler.report_finished("x0", "completed")
+    assert scheduler.plan(1.0, poll_quota=one_left).polls == ["x0"]
+    scheduler.polled("x0", 1.0, failures=1)
+    assert scheduler.plan(2.0).polls == []
+    assert scheduler.plan(3.0).polls == ["x0"]
 
 
 def test_due_times_follow_what_is_learned_meanwhile() -> None:
