@@ -407,7 +407,8 @@ class Worker:
         except Exception as error:  # noqa: BLE001  (the run is paid for, and completed: nothing else may lose it)
             run = f" (execution {outcome.execution_id})" if outcome.execution_id else ""
             said = "the files of job %r%s were not all saved, and its result has their addresses: %s"
-            logger.warning(said, outcome.job.key, run, error)
+            extra = fields("files_not_saved", job_key=outcome.job.key, execution_id=outcome.execution_id)
+            logger.warning(said, outcome.job.key, run, error, extra=extra)
             return attrs.evolve(outcome, save_error=error.with_traceback(None))
 
     async def _run(self, prepared: PreparedJob) -> Outcome | Entry:

@@ -296,7 +296,7 @@ def _read_csv(lines: Iterator[NumberedLine], file_format: FileFormat) -> Iterato
     if isinstance(names, InvalidLineError):
         raise names
     for number, cells in rows:
-        if any(cell.strip() for cell in cells):  # spreadsheets leave rows of empty cells behind
+        if any(cell.strip(" \t\r\n") for cell in cells):  # spreadsheets leave rows of empty cells behind
             yield _caught(file_format.name, number, _read_row, number, names, cells, file_format.text_inputs)
 
 

@@ -604,7 +604,8 @@ class DatabaseThread:
                 self._renew()
                 self._listen()
             except Exception:
-                logger.exception("the thread of the database %s met what it does not know, and continues", self._place)
+                said = "the thread of the database %s met what it does not know, and continues"
+                logger.exception(said, self._place, extra=fields("database_fault"))
                 self._part()
                 threading.Event().wait(_TICK)
 

@@ -574,7 +574,7 @@ def _due_on_schedule(run: TrackedRun, schedule: Backoff) -> float:
 
 
 def _due_for_deadline(run: TrackedRun, now: float, at: float) -> float:
-    """Return when the poll planned for `at` is due: before a deadline, if that cuts its step by half at most."""
+    """Return when the poll planned for `at` is due: before a deadline, if that cuts its step by a quarter at most."""
     seen = max(run.last_running_at, run.started_at)
     last_polls = (deadline - _LEAD for deadline in run.deadlines if deadline > now)
-    return min((poll for poll in last_polls if (at + seen) / 2 <= poll < at), default=at)
+    return min((poll for poll in last_polls if (3 * at + seen) / 4 <= poll < at), default=at)

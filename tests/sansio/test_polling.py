@@ -678,14 +678,14 @@ def test_who_waits_until_a_deadline_gets_a_last_poll() -> None:
     """A poll that is due soon after a deadline is sent just before it; also for one of several."""
     assert polls_of(watching(1, cost_of_request=10.0), 50.0) == pytest.approx([49.0], abs=0.1)
     scheduler = watching(1, cost_of_request=10.0)
-    scheduler.add_deadline("x0", 30.0, 0.0)
+    scheduler.add_deadline("x0", 40.0, 0.0)
     scheduler.add_deadline("x0", 5.0, 0.0)
     scheduler.add_deadline("nobody", 5.0, 0.0)
-    assert all(scheduler.plan(now / 2).polls == [] for now in range(59))
-    assert scheduler.plan(29.5).polls == ["x0"]
-    scheduler.add_deadline("x0", 32.0, 29.6)
-    scheduler.polled("x0", 29.7)
-    assert all(scheduler.plan(now / 2).polls == [] for now in range(60, 78))
+    assert all(scheduler.plan(now / 2).polls == [] for now in range(79))
+    assert scheduler.plan(39.5).polls == ["x0"]
+    scheduler.add_deadline("x0", 42.0, 39.6)
+    scheduler.polled("x0", 39.7)
+    assert all(scheduler.plan(now / 2).polls == [] for now in range(80, 98))
 
 
 def test_a_reported_run_may_leave() -> None:
