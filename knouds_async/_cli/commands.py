@@ -121,7 +121,9 @@ MaxCredits = Annotated[
     float | None,
     Parameter(help="Most credits that the ledger's runs may cost, earlier ones included; then exit code 4."),
 ]
-RetryFailed = Annotated[bool, Parameter(show_default=False, help="Run jobs again that failed in earlier runs.")]
+RetryFailed = Annotated[
+    bool, Parameter(show_default=False, help="Run jobs again that failed or were cancelled before.")
+]
 DryRun = Annotated[
     bool,
     Parameter(
@@ -131,7 +133,7 @@ DryRun = Annotated[
     ),
 ]
 StatusLedger = Annotated[
-    str | None, Parameter(show_default=False, help="Show what a ledger holds, which runs are unknown and why.")
+    str | None, Parameter(show_default=False, help="LEDGER: show what it holds, which runs are unknown and why.")
 ]
 Decision = Annotated[
     tuple[str, str, str] | None,
