@@ -57,8 +57,9 @@ class _WarningPrinter(logging.Handler):
     """Prints the library's warnings: ids of runs that must not be lost."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one warning."""
-        print_error(record.getMessage())
+        """Print one warning; that runs are in flight each command says itself, and which command picks them up."""
+        if getattr(record, "event_name", None) != "runs_in_flight":
+            print_error(record.getMessage())
 
 
 def flush_stdout() -> None:
