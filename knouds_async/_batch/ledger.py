@@ -217,8 +217,8 @@ class MemoryLedger:
         left = [each for each in self._open.values() if each.owner == owner]
         if left:
             logger.warning(
-                "a batch of %s was left with %d runs in flight; they continue and are charged, and no ledger has them: "
-                "them by; knouds.executions.attach picks them up: %s",
+                "a batch of %s was left with %d runs in flight; they continue and are charged, and no ledger has them; "
+                "knouds.executions.attach picks them up: %s",
                 left[0].target,
                 len(left),
                 ", ".join(f"{each.key}: {each.execution_id or 'unknown'}" for each in left),
