@@ -53,12 +53,16 @@ def _tolerant(stream: TextIO | None) -> TextIO:
     return stream
 
 
+_SAID_BY_COMMANDS: Final = frozenset({"runs_in_flight", "batch_left"})
+"""Events of runs in flight: each command names its run or its ledger, and only the demo's batch, unpaid, has none."""
+
+
 class _WarningPrinter(logging.Handler):
     """Prints the library's warnings: ids of runs that must not be lost."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one warning; that runs are in flight each command says itself, and which command picks them up."""
-        if getattr(record, "event_name", None) != "runs_in_flight":
+        """Print one warning, unless the commands say it better."""
+        if getattr(record, "event_name", None) not in _SAID_BY_COMMANDS:
             print_error(record.getMessage())
 
 

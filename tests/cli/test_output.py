@@ -1,5 +1,6 @@
 """What may be written to a terminal."""
 
+import logging
 import unicodedata
 from datetime import UTC, datetime
 
@@ -79,3 +80,12 @@ def test_a_command_in_a_message_is_not_broken() -> None:
         "  Resume with: knouds batch a b --out c",
     ]
     assert wrap_words("", 20) == [""]
+
+
+def test_a_warning_is_printed_unless_commands_say_it_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    """An id that must not be lost is printed; that runs are in flight is not, in the words of the library."""
+    log = logging.getLogger("knouds_async")
+    with output.safe_streams():
+        for event in ("runs_in_flight", "batch_left", "submit_not_awaited"):
+            log.warning("%s happened", event, extra={"event_name": event})
+    assert capsys.readouterr().err == "knouds: submit_not_awaited happened\n"
