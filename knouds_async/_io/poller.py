@@ -251,7 +251,7 @@ class Poller:
                 is_typical=not is_delivered or state.status == Status.COMPLETED,  # many fail at once
             )
             if tracked.expects_delivery and self._recent_deliveries.get(state.execution_id) is None:
-                self._scheduler.deliveries.add(was_delivered=False)
+                self._scheduler.deliveries.add(state.execution_id, was_delivered=False)
         elif is_change and state.status == Status.CANCEL_REQUESTED:
             self._scheduler.cancel_requested(tracked, now)
             self._changed.set()
@@ -292,6 +292,7 @@ class Poller:
     def expect_deliveries(self, bus: object = None) -> None:
         """Expect deliveries to be handed to `delivered`, or to be heard over a bus: while they come, few polls do."""
         self._scheduler.deliveries.is_expected = True
+        self._scheduler.deliveries.has_bus = bus is not None
         self._inbox.hear(bus)
 
     def delivered(self, state: ExecutionState) -> None:
@@ -317,7 +318,8 @@ class Poller:
 
     def _apply_delivery(self, record: RunRecord, state: ExecutionState, *, is_first: bool) -> None:
         if is_first:
-            self._scheduler.deliveries.add(was_delivered=True)
+            if record.tracked.expects_delivery or self._scheduler.deliveries.has_bus:  # else a miss would not count
+                self._scheduler.deliveries.add(state.execution_id, was_delivered=True)
             since = record.tracked.submitted_at
             is_news = state.status == Status.COMPLETED and not record.state.is_final
             if is_news and since is not None and not record.waiters:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import OrderedDict
 from enum import Enum
 from typing import Final
 
@@ -111,31 +111,51 @@ def classify_poll_error(error: KnoudsError, *, age: float | None) -> PollFailure
 
 # ---- Whether to rely on webhooks
 
-_MIN_ENDS: Final = 3
-_MIN_DELIVERED: Final = 0.4  # the part of the latest ends that must have been delivered
+_LATEST_ENDS: Final = 50
+_MIN_ENDS: Final = 3  # fewer may be luck
+_MIN_OF_BUS: Final = 0.4  # the part of the latest ends that must have been delivered, over a bus
+_MIN_OF_OWN: Final = 0.9  # and without, where others may receive the deliveries of this client's runs
+_DELIVERY_FACTOR: Final = 16.0  # of the cost of a request while webhooks arrive
 
 
 class DeliveryRecord:
-    """Whether the latest ends were delivered. `is_expected`: whether deliveries can be handed to this client."""
+    """How far to rely on deliveries, by which of the latest ends were delivered.
+
+    `is_expected`: whether deliveries can be handed to this client; `has_bus`: whether those that others receive reach
+    it too; `overdue`: how many runs should have been delivered by now.
+    """
 
     def __init__(self) -> None:
-        self.is_expected = False
-        self._was_delivered: deque[bool] = deque(maxlen=50)
+        self.is_expected = self.has_bus = False
+        self.overdue = 0
+        self._was_delivered: OrderedDict[str, bool] = OrderedDict()
 
-    def add(self, *, was_delivered: bool) -> None:
-        """Record an end that was delivered, or that a poll found first."""
-        self._was_delivered.append(was_delivered)
+    def add(self, execution_id: str, *, was_delivered: bool) -> None:
+        """Record an end that was delivered, maybe after a poll had found it, or that a poll found first."""
+        self._was_delivered[execution_id] = was_delivered
+        if len(self._was_delivered) > _LATEST_ENDS:
+            self._was_delivered.popitem(last=False)
 
     @property
     def is_reliable(self) -> bool:
-        """Whether deliveries are expected and come, for the most part."""
-        seen, delivered = len(self._was_delivered), sum(self._was_delivered)
-        return self.is_expected and (seen < _MIN_ENDS or delivered >= _MIN_DELIVERED * seen)
+        """Whether deliveries are expected and come: with a bus for the most part, else nearly all, once a few came."""
+        seen, delivered = len(self._was_delivered), sum(self._was_delivered.values())
+        if self.has_bus:
+            return self.is_expected and (seen < _MIN_ENDS or delivered >= _MIN_OF_BUS * seen)
+        return self.is_expected and delivered >= _MIN_ENDS and delivered >= _MIN_OF_OWN * (seen + self.overdue)
 
     @property
     def has_any(self) -> bool:
         """Whether deliveries came lately."""
-        return self.is_reliable and any(self._was_delivered)
+        return self.is_reliable and any(self._was_delivered.values())
+
+    @property
+    def cost_factor(self) -> float:
+        """How many times its cost a request has to be worth while relied on: the rarer a miss seems, the more."""
+        if self.has_bus:
+            return _DELIVERY_FACTOR
+        seen, delivered = len(self._was_delivered) + self.overdue, sum(self._was_delivered.values())
+        return min(_DELIVERY_FACTOR, (1 + seen) / (1 + seen - delivered))
 
 
 # ---- The scheduler
@@ -153,7 +173,8 @@ _OUTLIVED_STEP: Final = 0.1  # of its age: the longest step of a run that outliv
 _CHEAP: Final = 1.0  # a cost of a request up to which there are early ones
 _PLENTY: Final = 10  # requests that have to be left for each run, and the most runs, or there are no early ones
 
-_DELIVERY_FACTOR: Final = 16.0  # of the cost while webhooks arrive
+_OVERDUE: Final = 1.0  # seconds beyond the longest of all durations, at least, after which a delivery is overdue
+_LIKELY: Final = 0.2  # ends that are expected in the time beyond
 _HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota is scarce
 _TARGET_USE: Final = 0.8  # the part of the remaining quota that polls plan to use
 _SPECULATIVE_SHARE: Final = 0.1  # of scarce polls: for runs that listings have not reported
@@ -187,7 +208,8 @@ class PollScheduler:
 
     A run is in `_heap`, by when to consider a poll of its own; in `_ready` by when to poll it, if it was reported
     finished; or in `_in_flight`, since that was sent, also after it was removed. `_reported`: the status of the row
-    that reported each, None for a webhook. `_hidden`: those that listings do not show.
+    that reported each, None for a webhook. `_hidden`: those that listings do not show. `_relies`: whether deliveries
+    were relied on when all runs were last surveyed.
     """
 
     def __init__(self, polling: Polling, learned: LearnedDurations) -> None:
@@ -204,7 +226,7 @@ class PollScheduler:
         self._hidden: set[str] = set()
         self._scarcity, self._survey_at, self._listing_at = 1.0, -math.inf, math.inf
         self._saved, self._saved_at = 0.0, -math.inf
-        self._uses_listings = self._is_limited = self._is_answered = False
+        self._uses_listings = self._relies = self._is_limited = self._is_answered = False
         self._is_plenty = polling.cost_of_request <= _CHEAP
 
     def __len__(self) -> int:
@@ -313,7 +335,7 @@ class PollScheduler:
         durations, cost = self._learned.durations_for(run.duration_key), self._polling.cost_of_request
         seen, longest = run.age(run.last_running_at), _FIRST_STEP
         if self._is_left_to_deliveries(run):
-            cost = max(_DELIVERY_FACTOR * cost, durations.median)
+            cost = self.deliveries.cost_factor * max(cost, durations.median / _DELIVERY_FACTOR)
         elif self._is_listed(run):
             seen = run.age(run.last_seen_at)
             cost = (_RECHECK_COST if self._is_trusted else _DOUBTED_COST) * (
@@ -338,6 +360,14 @@ class PollScheduler:
         if run.expects_delivery is None:
             return self.deliveries.has_any and run.poll_count > 0
         return run.expects_delivery and self.deliveries.is_reliable
+
+    def _is_overdue(self, run: TrackedRun, now: float) -> bool:
+        """Return whether a run should have been delivered: it seems to have outlived all others, by a good deal."""
+        durations, age = self._learned.durations_for(run.duration_key), run.age(now)
+        if not run.expects_delivery or not durations.longest or run.age(run.last_running_at) > durations.longest:
+            return False
+        beyond = age - durations.longest
+        return beyond > _OVERDUE and durations.hazard(age) * beyond > _LIKELY
 
     def _is_listed(self, run: TrackedRun) -> bool:
         """Return whether listings serve a run."""
@@ -370,19 +400,21 @@ class PollScheduler:
             listing_at = max(listing_at, self._listings.next_at(now, usage_quota))
             if listing_at <= now and not (reported_at <= now and poll_quota.available <= 0):
                 page, self._listing_at = self._listings.start(now, len(self._by_request)), math.inf
-            next_at = min(next_at, listing_at if listing_at > now else math.inf, max(self._survey_at, now + _BLOCKED))
+            next_at = min(next_at, listing_at if listing_at > now else math.inf)
+        if may_list or (self._relies and not self.deliveries.has_bus):
+            next_at = min(next_at, max(self._survey_at, now + _BLOCKED))
         return PollPlan(polls, page, next_at)
 
     def _weigh(self, now: float, poll_quota: Quota, usage_quota: Quota, *, may_list: bool) -> None:
         """Work out what requests are worth: whether listings are used, and how scarce polls are."""
-        used_listings = self._uses_listings
+        used_listings, relied = self._uses_listings, self._relies
         self._uses_listings = may_list and self._listings.is_usable(now, usage_quota)
         singles = max(1, len(self._hidden)) if self._uses_listings else len(self._runs)
         is_unused = min(poll_quota.available, usage_quota.available) >= _PLENTY * singles
         self._is_plenty = is_unused and singles <= _PLENTY and self._polling.cost_of_request <= _CHEAP
         if used_listings != self._uses_listings or now >= self._survey_at:
             self._survey(now, poll_quota)
-        if used_listings != self._uses_listings:
+        if used_listings != self._uses_listings or relied != self._relies:
             for run in self._runs.values():
                 self._reschedule(run, now)
 
@@ -394,6 +426,8 @@ class PollScheduler:
         the cost is the one at which they just use up what is left of the quota.
         """
         self._survey_at = now + max(1.0, _SURVEY_PER_RUN * len(self._runs))
+        self.deliveries.overdue = sum(self._is_overdue(run, now) for run in self._runs.values())
+        self._relies = self.deliveries.is_reliable
         polls = ends = delay = weight = 0.0  # delay: twice what has gone unnoticed; ends: by how much it grows
         for run in self._runs.values():
             hazard = self._learned.durations_for(run.duration_key).hazard(run.age(now))

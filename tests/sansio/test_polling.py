@@ -857,6 +857,15 @@ def test_a_fresh_id_may_be_unknown_for_a_moment(kind: type[APIError], age: float
 # ---- Whether webhooks are relied on
 
 
+def deliveries(ends: str, *, has_bus: bool) -> DeliveryRecord:
+    """Return a record of ends: "+" for one that was delivered."""
+    record = DeliveryRecord()
+    record.is_expected, record.has_bus = True, has_bus
+    for place, end in enumerate(ends):
+        record.add(f"x{place}", was_delivered=end == "+")
+    return record
+
+
 @pytest.mark.parametrize(
     ("ends", "is_reliable", "has_any"),
     [
@@ -869,22 +878,52 @@ def test_a_fresh_id_may_be_unknown_for_a_moment(kind: type[APIError], age: float
         ("-" * 50 + "+" * 40, True, True),
     ],
 )
-def test_reliance_follows_the_latest_ends(ends: str, is_reliable: bool, has_any: bool) -> None:
+def test_reliance_on_a_bus_follows_the_latest_ends(ends: str, is_reliable: bool, has_any: bool) -> None:
     """Reliance is given in advance, lost when most of three or more ends were not delivered, and won back."""
-    record = DeliveryRecord()
-    record.add(was_delivered=True)
+    record = deliveries(ends, has_bus=True)
+    assert (record.is_reliable, record.has_any, record.cost_factor) == (is_reliable, has_any, 16.0)
+    record.is_expected = False
     assert not record.is_reliable
-    record = DeliveryRecord()
-    record.is_expected = True
-    for end in ends:
-        record.add(was_delivered=end == "+")
-    assert (record.is_reliable, record.has_any) == (is_reliable, has_any)
+
+
+@pytest.mark.parametrize(
+    ("ends", "overdue", "is_reliable", "factor"),
+    [
+        ("", 0, False, 1.0),
+        ("-", 0, False, 1.0),
+        ("++", 0, False, 3.0),
+        ("+++", 0, True, 4.0),
+        ("+++", 1, False, 2.5),
+        ("+++-", 0, False, 2.5),
+        ("+" * 9, 0, True, 10.0),
+        ("+" * 9, 1, True, 5.5),
+        ("+" * 9 + "-", 1, False, 4.0),
+        ("+" * 15, 0, True, 16.0),
+        ("+" * 50, 0, True, 16.0),
+        ("-" * 50 + "+" * 44, 0, False, 51 / 7),
+        ("-" * 50 + "+" * 45, 0, True, 8.5),
+    ],
+)
+def test_reliance_without_a_bus_is_earned(ends: str, overdue: int, is_reliable: bool, factor: float) -> None:
+    """It begins once three ends were delivered, grows with them, and ends where more than a tenth is missing."""
+    record = deliveries(ends, has_bus=False)
+    record.overdue = overdue
+    assert (record.is_reliable, record.has_any) == (is_reliable, is_reliable)
+    assert record.cost_factor == pytest.approx(factor)
+
+
+def test_a_delivery_that_comes_after_a_poll_is_no_miss() -> None:
+    """A poll that is faster than the delivery says nothing against it."""
+    record = deliveries("-++", has_bus=False)
+    assert not record.is_reliable
+    record.add("x0", was_delivered=True)
+    assert (record.is_reliable, record.cost_factor) == (True, 4.0)
 
 
 def test_a_run_whose_end_should_be_delivered_is_polled_once_it_is_overdue() -> None:
     """Nobody has seen the target: after a minute and a half; once others took 3 s, soon; and after a wrong report."""
     scheduler = PollScheduler(Polling(), LearnedDurations())
-    scheduler.deliveries.is_expected = True
+    scheduler.deliveries.is_expected = scheduler.deliveries.has_bus = True
     for number in range(9):
         one = run(number)
         one.expects_delivery = True
@@ -895,7 +934,7 @@ def test_a_run_whose_end_should_be_delivered_is_polled_once_it_is_overdue() -> N
     polls = [now / 2 for now in range(6, 40) if scheduler.plan(now / 2).polls]
     assert polls == [8.5]
     alone = PollScheduler(Polling(), LearnedDurations())
-    alone.deliveries.is_expected = True
+    alone.deliveries.is_expected = alone.deliveries.has_bus = True
     last = run(0)
     last.expects_delivery = True
     alone.add(last, 0.0)
