@@ -435,3 +435,14 @@ def test_what_can_be_expected(value: object, fits: bool) -> None:
     """A number of seconds above 0 and below 1e9, or nothing."""
     with nullcontext() if fits else pytest.raises(InvalidArgumentError, match="expected="):
         check_expected(value)
+
+
+def test_what_is_saved_says_what_was_learned_beyond_the_most_ends_that_count() -> None:
+    """When old ends are halved, every age is worked out anew, the oldest too."""
+    learned = Durations(None)
+    for number in range(MAX_ENDS + 1):
+        took = 1000.0 if number < 5 else 2.0
+        learned.observe_end(took, took)
+    read = Durations.from_dict(learned.to_dict())
+    assert read.to_dict() == learned.to_dict()
+    assert [learned.hazard(age) for age in EDGES] == pytest.approx([read.hazard(age) for age in EDGES], rel=1e-9)

@@ -236,3 +236,13 @@ def test_a_quota_says_what_is_left_and_when_there_is_more() -> None:
     assert Quota(limit=1, remaining=0, resets_in=9.0).next_at(1.0) == pytest.approx(10.06)
     assert Quota(limit=1, remaining=0).next_at(1.0) == 2.0
     assert Quota(limit=100, remaining=30, resets_in=15.0).per_second == 2.0
+
+
+def test_a_listing_that_failed_is_no_longer_in_flight() -> None:
+    """It is tried again after its pause, however it failed."""
+    for is_permanent in (False, True):
+        listings = Listings()
+        listings.start(0.0, 5)
+        listings.failed(1.0, is_permanent=is_permanent)
+        assert not listings.is_in_flight
+        assert 1.0 < listings.retry_at() < 1000.0
