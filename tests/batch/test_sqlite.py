@@ -720,6 +720,7 @@ async def test_a_ledger_of_the_first_form_is_taken_over(path: Path) -> None:
         assert (await ledger.counts()).unknown == 1
 
 
+@pytest.mark.slow
 def test_a_loop_that_ends_while_a_batch_is_left_frees_its_jobs(path: Path) -> None:
     """The next batch of the process picks the runs up, and does not wait for a batch that is no more."""
     service = Emulator(tier="enterprise", duration=2.0)

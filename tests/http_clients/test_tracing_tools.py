@@ -136,6 +136,7 @@ def test_sentry_sees_every_call_in_its_caller_s_transaction(client: str, service
     assert "sentry-trace" in service.arrived[0].headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_opentelemetry_s_http_spans_are_children_of_the_client_s_own(
     client: str, spans: Any, service: Any

@@ -125,7 +125,7 @@ async def at_each_step(first: int, tmp_path: Path, attempt: Attempt) -> int:
 
 
 @EACH_STEP
-@pytest.mark.parametrize("slug", [POLLED, IN_ONE_GO])
+@pytest.mark.parametrize("slug", [POLLED, pytest.param(IN_ONE_GO, marks=pytest.mark.slow)])
 async def test_killed_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
     """The next process has an outcome for each job, runs none twice, and in the end only what ran may be unknown."""
     stayed = 0
@@ -157,7 +157,7 @@ async def test_killed_at_any_step(slug: str, first: int, tmp_path: Path) -> None
 
 
 @EACH_STEP
-@pytest.mark.parametrize("slug", [POLLED, IN_ONE_GO])
+@pytest.mark.parametrize("slug", [POLLED, pytest.param(IN_ONE_GO, marks=pytest.mark.slow)])
 async def test_left_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
     """When the block is left nothing is `sending`; what has an id is on record, what was not sent is as new."""
 
@@ -181,7 +181,7 @@ async def test_left_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
 
 
 @EACH_STEP
-@pytest.mark.parametrize("slug", [POLLED, IN_ONE_GO])
+@pytest.mark.parametrize("slug", [POLLED, pytest.param(IN_ONE_GO, marks=pytest.mark.slow)])
 async def test_stopped_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
     """Jobs that were sent complete, jobs that were read and not sent are as new, and nothing stays reserved."""
 
@@ -228,7 +228,7 @@ async def test_killed_at_any_step_under_a_cap(first: int, tmp_path: Path) -> Non
 
 
 @EACH_STEP
-@pytest.mark.parametrize("seconds", [35.0, 400.0])
+@pytest.mark.parametrize("seconds", [35.0, pytest.param(400.0, marks=pytest.mark.slow)])
 async def test_halted_at_any_step_beside_another(seconds: float, first: int, tmp_path: Path) -> None:
     """A process that halts and continues, beside one that does not: both get all outcomes, and none runs twice.
 
@@ -258,7 +258,7 @@ async def test_halted_at_any_step_beside_another(seconds: float, first: int, tmp
 
 
 @EACH_STEP
-@pytest.mark.parametrize("slug", [POLLED, IN_ONE_GO])
+@pytest.mark.parametrize("slug", [POLLED, pytest.param(IN_ONE_GO, marks=pytest.mark.slow)])
 async def test_taken_for_gone_at_any_step(slug: str, first: int, tmp_path: Path) -> None:
     """A process that halts is taken for gone, as by a lease that ran out, and then continues: none runs twice.
 
@@ -335,7 +335,7 @@ async def test_a_ledger_that_fails_at_any_transaction(
     await at_each_step(first, tmp_path, attempt)
 
 
-@pytest.mark.parametrize("slug", [POLLED, IN_ONE_GO])
+@pytest.mark.parametrize("slug", [POLLED, pytest.param(IN_ONE_GO, marks=pytest.mark.slow)])
 async def test_left_at_any_step_without_a_ledger(slug: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each run is reported by its id, or logged by it or by its job."""
     caplog.set_level(logging.WARNING, logger="knouds_async")
