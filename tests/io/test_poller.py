@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -10,7 +12,9 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, Execution, Polling, RunResult, Status, WaitTimeoutError
+from knouds_async._io.poller import DeliveryInbox
 from knouds_async.testing import Emulator
+from knouds_async.types import ExecutionState
 from tests.scripted_client import scripted
 
 SLUG = "my-thumbnail-pipeline"
@@ -104,3 +108,83 @@ async def test_only_a_poll_finishes_a_run() -> None:
     assert (await (await knouds.workflows.submit("a", {}))).text == "done"
     state = await knouds.executions.attach("run-2").cancel()
     assert (state.status, state.result) == (Status.COMPLETED, {"text": "done"})
+
+
+# The inbox of deliveries
+
+STATE = ExecutionState(execution_id="5e0c9f10-3f41-4ce7-9b0f-2f6f8f1d2c3b", status=Status.COMPLETED)
+
+
+class Bus:
+    """Notes who listens."""
+
+    def __init__(self) -> None:
+        self.listening = 0
+        self.calls: list[Callable[..., object]] = []
+
+    def listen(self, *calls: Callable[..., object]) -> Callable[[], None]:
+        """Begin to listen."""
+        self.listening += 1
+        self.calls = list(calls)
+
+        def stop() -> None:
+            self.listening -= 1
+
+        return stop
+
+
+def nothing(*_: Any) -> None:
+    """Do nothing."""
+
+
+async def test_a_task_of_the_event_loop_has_it_processed_at_once() -> None:
+    """There is nothing to wait for where it may be processed."""
+    taken: list[ExecutionState] = []
+    DeliveryInbox(taken.append, nothing, nothing).put(STATE)
+    assert taken == [STATE]
+
+
+async def test_it_is_processed_in_a_task_of_its_event_loop() -> None:
+    """What a thread brings is processed where the time of the event loop can be read."""
+    taken: list[tuple[ExecutionState, float]] = []
+    inbox = DeliveryInbox(lambda state: taken.append((state, anyio.current_time())), nothing, nothing)
+    inbox.enter()
+    thread = threading.Thread(target=inbox.put, args=(STATE,))
+    thread.start()
+    thread.join()
+    assert taken == []
+    await anyio.sleep(0.01)
+    assert [state for state, _ in taken] == [STATE]
+
+
+def test_an_event_loop_that_has_ended_hears_nothing() -> None:
+    """What comes after its end is dropped, without an error for the one that brings it."""
+    taken: list[ExecutionState] = []
+    inbox = DeliveryInbox(taken.append, nothing, nothing)
+
+    async def enter() -> None:
+        inbox.enter()
+
+    anyio.run(enter)
+    inbox.put(STATE)
+    assert taken == []
+
+
+@pytest.mark.parametrize("place", [1, 2])
+async def test_a_bus_is_listened_to_while_runs_are_waited_for(place: int) -> None:
+    """From the first wait to the end of the last; what it says of itself is called in a task, too."""
+    bus, called = Bus(), list[float]()
+    notes: list[Callable[[], None]] = [nothing, nothing]
+    notes[place - 1] = lambda: called.append(anyio.current_time())
+    inbox = DeliveryInbox(nothing, *notes)
+    inbox.hear(bus)
+    assert bus.listening == 0
+    for _ in range(2):
+        inbox.awaited(is_any=True)
+    assert bus.listening == 1
+    bus.calls[place]()
+    await anyio.sleep(0.01)
+    assert len(called) == 1
+    for _ in range(2):
+        inbox.awaited(is_any=False)
+    assert bus.listening == 0
