@@ -363,11 +363,12 @@ async def test_gauges_show_what_is_left_and_who_waits_also_from_another_thread(
 ) -> None:
     """After a window's quota is used up nothing is left of it and the rest waits; exporters read it in a thread."""
     knouds = make_client(Emulator(tier="pro", duration=5.0), tier="pro", **seen.options)
+    seen_there = list[tuple[Any, Any]]()
     async with anyio.create_task_group() as tasks:
         for _ in range(130):
             tasks.start_soon(knouds.workflows.submit, SLUG, INPUTS)
         await anyio.sleep(1)
-        seen_there = list[tuple[Any, Any]]()
+
         names = "knouds.client.rate_limit.remaining", "knouds.client.rate_limit.queue"
         thread = threading.Thread(target=lambda: seen_there.append((seen.sums(names[0]), seen.points(names[1]))))
         thread.start()
