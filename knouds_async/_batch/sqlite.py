@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -624,6 +625,7 @@ class SQLiteLedger:
         """Open nothing yet."""
         self._path = Path(path)
         self._is_closed = False
+        _load_anyio()
         self._begin()
         _ledgers.add(self)
 
@@ -850,6 +852,13 @@ def _tell(requests: list[_Request]) -> None:
             call_in_loop(lambda events=theirs: [event.set() for event in events])  # type: ignore[misc]
         except RuntimeError:  # their event loop has ended: nobody waits there any more
             continue
+
+
+def _load_anyio() -> None:
+    """Load what waits for an operation: in a child that is forked while it is being loaded, it would load for ever."""
+    for name in ("_backends._asyncio", "_core._synchronization", "_core._tasks"):
+        importlib.import_module(f"anyio.{name}")
+    _ = anyio.Event, anyio.CancelScope, anyio.current_time, anyio.sleep
 
 
 _ledgers: Final = weakref.WeakSet[SQLiteLedger]()

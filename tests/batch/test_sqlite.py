@@ -614,7 +614,7 @@ print(counts.sending, counts.unknown)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(run=False, reason="a child that is forked while the parent writes can hang; not understood yet")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_ledger_works_in_a_forked_child(path: Path) -> None:
     """Whatever the parent is writing when it forks, a child has a connection of its own and hangs nowhere."""
     done = subprocess.run(  # noqa: S603
