@@ -625,7 +625,7 @@ class SQLiteLedger:
         """Open nothing yet."""
         self._path = Path(path)
         self._is_closed = False
-        _load_anyio()
+        _load()
         self._begin()
         _ledgers.add(self)
 
@@ -854,8 +854,10 @@ def _tell(requests: list[_Request]) -> None:
             continue
 
 
-def _load_anyio() -> None:
-    """Load what waits for an operation: in a child that is forked while it is being loaded, it would load for ever."""
+def _load() -> None:
+    """Import what a ledger uses: a child that is forked while a thread imports a module gets it half made, for good."""
+    with suppress(LedgerError):  # raised where the ledger is used
+        _sqlite()
     for name in ("_backends._asyncio", "_core._synchronization", "_core._tasks"):
         importlib.import_module(f"anyio.{name}")
     _ = anyio.Event, anyio.CancelScope, anyio.current_time, anyio.sleep
