@@ -186,11 +186,15 @@ class CallerLeft(Exception):  # noqa: N818  (it ends a task that nobody waits fo
 class SentTrace:
     """Watches one attempt at a request: put it in the request's `extensions["trace"]`, one for each attempt.
 
-    `before_first_byte`: called when the request is about to leave. Where it raises, nothing leaves, then or later.
+    `before_first_byte`: called when the request is about to leave, and when its body is. Where it raises, nothing
+    leaves, then or later.
     `is_withheld`: whether the request is still to be handed to a transport.
     """
 
-    __slots__ = ("_before_first_byte", "_has_begun_sending", "_is_connecting", "_last_event", "_refusal", "is_withheld")
+    __slots__ = (
+        "_before_first_byte", "_has_begun_sending", "_has_given_body", "_is_connecting", "_last_event", "_refusal",
+        "is_withheld",
+    )  # fmt: skip
 
     def __init__(self, before_first_byte: Callable[[], None] | None = None) -> None:
         """Start with nothing seen."""
@@ -198,7 +202,7 @@ class SentTrace:
         self._before_first_byte = before_first_byte
         self._last_event = ""
         self._is_connecting = False  # a proxy is asked to CONNECT, by a request of its own
-        self._has_begun_sending = False
+        self._has_begun_sending = self._has_given_body = False
         self._refusal: BaseException | None = None
 
     async def __call__(self, event: str, details: object) -> None:
@@ -230,6 +234,17 @@ class SentTrace:
         except BaseException as refusal:
             self._refusal = refusal
             raise
+
+    def before_body(self) -> None:
+        """Ask again where the body is about to leave: a process can be frozen after the head, which alone runs nothing.
+
+        What has left, or may have, stays so when this raises.
+        """
+        if not (self._has_begun_sending or self._has_given_body):
+            self.check()
+        elif self._before_first_byte is not None:
+            self._before_first_byte()
+        self._has_given_body = True
 
     @property
     def has_begun_sending(self) -> bool:
@@ -457,19 +472,23 @@ def _key_auth(auth: type) -> Any:
 
 
 class _OnePiece:
-    """A request's body in one piece.
+    """A request's body in one piece, which asks `trace` before it leaves.
 
     httpx's own is iterated by a generator; left half way by a connection that breaks, it would end in a
     ResourceWarning on trio.
     """
 
-    def __aiter__(self: Iterable[bytes]) -> AsyncIterator[bytes]:
-        return _Once(b"".join(self))
+    trace: SentTrace | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        content: Iterable[bytes] = self  # type: ignore[assignment]  # a stream of httpx's is below it
+        return _Once(b"".join(content), self.trace)
 
 
 class _Once:
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, trace: SentTrace | None) -> None:
         self._left = [content] if content else []
+        self._trace = trace
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -477,6 +496,8 @@ class _Once:
     async def __anext__(self) -> bytes:
         if not self._left:
             raise StopAsyncIteration
+        if self._trace is not None:
+            self._trace.before_body()
         return self._left.pop()
 
 
@@ -750,6 +771,8 @@ class Exchange:
         if self._is_lent:  # a pool that has no connection says so before the whole time has passed
             waits = {**waits, "pool": min(waits["pool"], limit * _OF_LIMIT)}
         request.extensions = {"timeout": waits, "trace": trace, "knouds.fresh": is_paid}
+        if call.body is not None:
+            cast("_OnePiece", request.stream).trace = trace
         if self._is_lent:
             withheld(request, self._http, trace)
         auth = self._auth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)

@@ -575,6 +575,19 @@ class TooLateError(Exception):
     """What the last word is in these tests."""
 
 
+class Asked:
+    """Refuses when it is called for the nth time."""
+
+    def __init__(self, *, at: int) -> None:
+        self.left = at
+
+    def __call__(self) -> None:
+        """Refuse, or not yet."""
+        self.left -= 1
+        if self.left <= 0:
+            raise TooLateError
+
+
 @pytest.mark.parametrize("head", [HEADERS, "http2.send_connection_init.started"])
 async def test_a_request_that_was_held_back_is_not_sent_for_good(head: str) -> None:
     """Refused at its first byte it counts as not sent, whatever httpcore reports of its end; and it is never sent."""
@@ -629,6 +642,62 @@ async def test_what_is_held_back_does_not_leave(transport: Callable[[], httpx.As
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
     assert heard == []
+
+
+async def a_submit_that_is_held_back(transport: httpx.AsyncHTTPTransport, *, at: int) -> tuple[Outcome, bytes]:
+    """Return what comes of a submit that is refused when asked for the nth time, and what the server heard of it."""
+    heard: list[bytes] = []
+    outcomes: list[Outcome] = []
+
+    async def listen(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    heard.append(await stream.receive())
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port: int = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610  (not Django's)
+    call = endpoints.submit(Target("workflows", "w"), {"product_name": "paid"})
+    async with listener, anyio.create_task_group() as tasks, httpx.AsyncClient(transport=transport) as http:
+        tasks.start_soon(listener.serve, listen)
+        exchange = Exchange(
+            http,
+            base_url=f"http://127.0.0.1:{port}",
+            key=Secret(KEY),
+            timeouts=Timeouts(),
+            agent="test",
+            is_known=True,
+            is_lent=isinstance(transport, PooledTransport),
+        )
+        outcomes.append(await exchange.attempt(call, SentTrace(Asked(at=at))))
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    return outcomes[0], b"".join(heard)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("transport", [httpx.AsyncHTTPTransport, PooledTransport])
+async def test_a_body_that_is_held_back_does_not_follow_its_head(
+    transport: Callable[[], httpx.AsyncHTTPTransport],
+) -> None:
+    """A process that was frozen between the two sends no body: without it nothing runs. The head counts as sent."""
+    outcome, heard = await a_submit_that_is_held_back(transport(), at=3)
+    assert isinstance(outcome, Unanswered)
+    assert b"POST" in heard
+    assert b"paid" not in heard
+
+
+async def test_a_body_that_is_held_back_the_first_time_was_not_sent() -> None:
+    """Where a transport shows no events the last word is asked for at the body, and no second body is given."""
+    trace = SentTrace(asked := Asked(at=1))
+    with pytest.raises(TooLateError):
+        trace.before_body()
+    assert not trace.may_have_been_sent(TooLateError(), transport_is_known=False)
+    trace, asked.left = SentTrace(asked), 2
+    trace.before_body()
+    with pytest.raises(TooLateError):
+        trace.before_body()
+    assert trace.may_have_been_sent(TooLateError(), transport_is_known=False)
 
 
 STEP = 64 * 1024
