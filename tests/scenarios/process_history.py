@@ -107,7 +107,7 @@ class ProcessHistory(History):
         for life in halted:
             life.signal(signal.SIGSTOP)
         for life in halted:
-            while not _is_halted(life.process.pid):  # noqa: ASYNC110  (nobody tells)
+            while not is_halted(life.process.pid):  # noqa: ASYNC110  (nobody tells)
                 await anyio.sleep(0.001)
         self.clocks.move(awake=awake, asleep=asleep)
         for service in self.services:
@@ -267,7 +267,7 @@ def _as_told(line: dict[str, Any]) -> Told:
     return Told(line["key"], _KINDS.get(status, status.capitalize()), line["execution_id"], str(line["result"]))
 
 
-def _is_halted(pid: int) -> bool:
+def is_halted(pid: int) -> bool:
     """Return whether a process has come to a halt, or to its end."""
     try:
         line = Path(f"/proc/{pid}/stat").read_text()
