@@ -27,7 +27,6 @@ class Shared:
     """What the processes of one simulation have in common: the server, and how many requests are in flight to it."""
 
     def __init__(self, server: FixedWindowServer) -> None:
-        """Begin with nothing on the way."""
         self.server = server
         self.on_the_way = 0
         self.folder = tempfile.TemporaryDirectory()
@@ -41,7 +40,6 @@ class Contestant:
     in_line = 1
 
     def __init__(self, shared: Shared) -> None:
-        """Know the limit, as any user of a limiter does."""
         self.shared, self.limit, self.length = shared, shared.server.limit, shared.server.length
 
     async def acquire(self) -> Any:
@@ -58,7 +56,6 @@ class Ours(Contestant):
     in_line = 50
 
     def __init__(self, shared: Shared, *, share: float = 1.0, knows_limit: bool = True) -> None:
-        """Begin with a first guess."""
         super().__init__(shared)
         self.limiter = self.make(GUESSES.get(self.limit) if knows_limit else None, share)
 
@@ -99,7 +96,6 @@ class Oracle(Contestant):
     pauses = False
 
     def __init__(self, shared: Shared) -> None:
-        """Wake whenever a request arrives anywhere."""
         super().__init__(shared)
         self.arrival = asyncio.Event()
         shared.news.add(self.arrival)

@@ -93,7 +93,7 @@ def _measured(url: str, names: Sequence[str], runs: int, rounds: int) -> dict[st
 
 
 def run(url: str, options: Options) -> dict[str, Any]:
-    """Let everyone fan out, print the tables, and return the figures.
+    """Run everyone, print the tables, and return the figures.
 
     For thousands at once the SDKs take minutes each, because httpx's pool goes through all queued requests for each
     that starts or finishes; there they have one round.

@@ -92,7 +92,6 @@ class Simulation:
     """One seed of one scenario, with our way of polling or another's."""
 
     def __init__(self, scenario: Scenario, schedule: Schedule | None, seed: int) -> None:
-        """Prepare the service; the client is created in the loop."""
         self.scenario, self.schedule, self.seed = scenario, schedule, seed
         self.emulator = service(scenario, seed)
         self.dice = random.Random(f"{seed}:pauses")

@@ -52,7 +52,6 @@ class Simulation:
     """One seed of one scenario with one contestant."""
 
     def __init__(self, scenario: Scenario, make: Make, seed: int) -> None:
-        """Draw the server; the network and the neighbour have random numbers of their own."""
         self.scenario, self.make = scenario, make
         dice = random.Random(seed)
         self.server = FixedWindowServer(
@@ -73,7 +72,7 @@ class Simulation:
         self.done = asyncio.Event()
 
     async def run(self) -> Outcome:
-        """Let all processes work until every job has been accepted and answered."""
+        """Run all processes until every job has been accepted and answered."""
         self.loop = asyncio.get_running_loop()
         each = self.scenario.jobs // self.scenario.processes
         processes = [Process(self, self.make(self.shared), each) for _ in self.starts]
@@ -130,7 +129,6 @@ class Process:
     """One process with a limiter of its own and a backlog."""
 
     def __init__(self, simulation: Simulation, contestant: Contestant, jobs: int) -> None:
-        """Begin with all jobs waiting."""
         self.simulation, self.contestant = simulation, contestant
         self.waiting = deque(range(jobs))
         self.in_flight = 0

@@ -42,7 +42,6 @@ class Connection(asyncio.Protocol):
     """Answers one request after the other: granted or refused, with the headers of contract 6."""
 
     def __init__(self, server: FixedWindowServer, accepted: list[float], refused: list[float]) -> None:
-        """Count in `server`; note the time of each request."""
         self.server, self.accepted, self.refused = server, accepted, refused
         self.got = b""
 
@@ -108,7 +107,6 @@ class Stopwatch:
     """Times the transactions of this process, in CPU seconds; the event loop stands still for each."""
 
     def __init__(self) -> None:
-        """Wrap `LimiterFile.update`."""
         self.seconds: list[float] = []
         update = LimiterFile.update
 

@@ -18,12 +18,11 @@ class TokenBucket(Contestant):
     """A plain token bucket: `limit` tokens at first, refilled evenly."""
 
     def __init__(self, shared: Shared) -> None:
-        """Begin full."""
         super().__init__(shared)
         self.full_at = 0.0
 
     async def acquire(self) -> None:
-        """Take a token; the bucket is kept as the time at which it is full."""
+        """Acquire a token; the bucket is kept as the time at which it is full."""
         loop, each = asyncio.get_running_loop(), self.length / self.limit
         self.full_at = max(self.full_at, loop.time()) + each
         await asyncio.sleep(self.full_at - self.length - loop.time())
@@ -33,7 +32,6 @@ class Aiolimiter(Contestant):
     """`aiolimiter.AsyncLimiter`."""
 
     def __init__(self, shared: Shared) -> None:
-        """Use it as its documentation says."""
         super().__init__(shared)
         self.limiter = aiolimiter.AsyncLimiter(self.limit, self.length)
 
@@ -55,7 +53,6 @@ class Pyrate(Contestant):
     """`pyrate_limiter.Limiter` over its bucket in memory (a sliding log)."""
 
     def __init__(self, shared: Shared) -> None:
-        """Use its own loop over a bucket that reads the virtual clock."""
         super().__init__(shared)
         bucket = _Bucket([pyrate_limiter.Rate(self.limit, round(self.length * 1000))])
         self.limiter = pyrate_limiter.Limiter(pyrate_limiter.SingleBucketFactory(bucket, schedule_leak=False))
@@ -69,7 +66,6 @@ class LimitsMovingWindow(Contestant):
     """`limits`' moving window in memory; it reads `time.time`, which the simulation turns to the virtual clock."""
 
     def __init__(self, shared: Shared) -> None:
-        """Use it as its documentation says."""
         super().__init__(shared)
         self.item = limits.RateLimitItemPerSecond(self.limit, round(self.length))
         self.strategy = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())

@@ -43,7 +43,6 @@ class Runs:
     """The runs of all protocols, by their id, newest last."""
 
     def __init__(self) -> None:
-        """Know no run yet."""
         self.ends: dict[str, float] = {}
         self.rows: dict[str, tuple[str, float]] = {}
         self._number = itertools.count(1)

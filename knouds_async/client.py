@@ -76,7 +76,6 @@ class AsyncKnouds:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        """Check everything that is given; nothing is sent and no task is started."""
         given, api_key = Secret.of(api_key), None  # so that no frame of ours shows it in a traceback with locals
         address, base_url = Secret.of(base_url), None  # a key may have got into it
         # Only these two load httpx and httpcore, which take as long to import as everything else together.

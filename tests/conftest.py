@@ -29,7 +29,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_finish() -> None:
-    """Let the collector pass over what lasts until the end: it is called by many tests, and would cost each 0.3 s."""
+    """Freeze what lasts until the end, for the collector: it is called by many tests, and would cost each 0.3 s."""
     gc.collect()
     gc.freeze()
     gc.enable()

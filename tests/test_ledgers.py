@@ -64,7 +64,7 @@ class PickledLedger:
             self._save(entry, advance(entry, OwnerGone()))
 
     async def bind(self, payer: Payer) -> None:
-        """Belong to the first payer."""
+        """Bind it to the first payer."""
         if self._state.payer not in (None, payer):
             raise LedgerError(f"the ledger is that of {self._state.payer}, and this is {payer}")
         self._state.payer = payer

@@ -7,6 +7,7 @@ import io
 import re
 import tokenize
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.trees import PACKAGE, TESTS, text_of, tree_of, trees
@@ -56,6 +57,14 @@ def prose(path: Path) -> str:
     return "\n".join([*texts, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
 
 
+def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Yield the functions of the package and of the tests, each with its file."""
+    for path, tree in (trees(PACKAGE) | trees(TESTS)).items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, node
+
+
 def test_a_class_name_has_one_meaning() -> None:
     """No two modules of the package define a class of the same name."""
     names = Counter(
@@ -76,16 +85,20 @@ def test_no_identifier_has_a_retired_word() -> None:
 
 
 def test_docstrings_begin_with_a_plain_verb() -> None:
-    """Docstrings begin with Return, Create, Send or Raise, not with Give, Tell or Take note; so do those of helpers."""
-    odd = re.compile(r"(Give|Tell|Take note|Say|Have)\b")
+    """Docstrings begin with Return, Create, Send or Raise, not with Give, Tell or Take; so do those of helpers."""
+    odd = re.compile(r"(Give|Tell|Take|Say|Have|Let|Hear|Know|See|Belong)\b")
     found = [
         f"{path.parent.name}/{path.name}:{node.lineno}"
-        for path, tree in (trees(PACKAGE) | trees(TESTS)).items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("test_")
-        if odd.match(ast.get_docstring(node) or "")
+        for path, node in functions()
+        if not node.name.startswith("test_") and odd.match(ast.get_docstring(node) or "")
     ]
     assert found == []
+
+
+def test_a_constructor_has_no_docstring_of_its_own() -> None:
+    """What a constructor takes stands in the docstring of its class."""
+    documented = [(path, node) for path, node in functions() if node.name == "__init__" and ast.get_docstring(node)]
+    assert [f"{path.parent.name}/{path.name}:{node.lineno}" for path, node in documented] == []
 
 
 def test_prose_has_no_phrase_of_the_old_tone() -> None:

@@ -42,7 +42,7 @@ async def render(context: JobContext, key: str, inputs: dict[str, Any], looks: i
 
 
 async def sweep() -> None:
-    """Give the jobs of workers that were killed to others."""
+    """Hand the jobs of workers that were killed to others."""
     while True:
         try:
             for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=STALLED_AFTER):

@@ -65,10 +65,12 @@ _KINDS: Final = {
 
 
 class OutcomeQueue:
-    """Outcomes in line for those who iterate: each goes to one of them, and what ends the batch comes last."""
+    """Outcomes in line for those who iterate: each goes to one of them, and what ends the batch comes last.
+
+    `is_ordered`: in the order of their jobs.
+    """
 
     def __init__(self, *, is_ordered: bool) -> None:
-        """Hold nothing; `is_ordered`: give them in the order of their jobs."""
         self._is_ordered = is_ordered
         self._ready: deque[Outcome] = deque()
         self._early: dict[int, Outcome] = {}  # outcomes that are there before those of jobs ahead of them
@@ -159,7 +161,6 @@ class Batch:
         on_progress: OnProgress | None,
         is_drawn: bool = False,
     ) -> None:
-        """Made by `map`."""
         self._worker, self._jobs = worker, jobs
         self._reporter = None if on_progress is None else Reporter(on_progress, lambda: self.progress)
         display = Display(lambda: self.progress, lambda: worker.quota_waits(datetime.now().astimezone()))
@@ -421,7 +422,6 @@ class BatchFactory:
     """Makes batches of one client."""
 
     def __init__(self, client: BatchClient) -> None:
-        """Run them through `client`."""
         self._client = client
 
     def map(
@@ -524,7 +524,7 @@ async def gather(batch: Batch) -> list[Outcome]:
 
 @asynccontextmanager
 async def _open(worker: Worker) -> AsyncIterator[None]:
-    """Be an owner inside; what was submitted there is free at the end."""
+    """Register as an owner inside; what was submitted there is free at the end."""
     try:
         await worker.open()
         yield

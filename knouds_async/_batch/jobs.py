@@ -72,10 +72,12 @@ class PreparedJob:
 
 
 class Reader:
-    """Makes jobs of what a caller's iterable gives, and notices keys that came before."""
+    """Makes jobs of what a caller's iterable gives, and notices keys that came before.
+
+    `default`: converts inputs that are not JSON.
+    """
 
     def __init__(self, default: Default | None = None) -> None:
-        """Start with nothing read; `default`: converts inputs that are not JSON."""
         self._default = default
         self._keys = keys.Keys()
         self._seen = keys.Seen()

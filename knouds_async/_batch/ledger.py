@@ -185,7 +185,7 @@ def decide(entry: Entry | None, claim: Claim, totals: Totals, highest_cost: floa
 
 
 def held_against(event: Accepted, other: str | None) -> Accepted | Lost:
-    """Take no receipt that names the run of the job `other`: it is not this job's, and what became of that is open."""
+    """Remember that the run a receipt names is that of the job `other`, not of this one, whose end stays open."""
     if other is None:
         return event
     seen = f"the answer named execution {event.execution_id!r}, which is the run of job {other!r}"
@@ -199,7 +199,6 @@ class MemoryLedger:
     """A ledger for one batch, in memory; jobs that are over are forgotten, so that a million of them take no room."""
 
     def __init__(self) -> None:
-        """Know of no job."""
         self._open: dict[str, Entry] = {}
         self._runs: dict[str, str] = {}
         self._totals = Totals()

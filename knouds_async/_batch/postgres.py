@@ -412,7 +412,7 @@ _read: Final = _Read()
 
 
 def _trust(transaction: Any, operations: Sequence[str]) -> list[Any]:
-    """Take the database as it is: its number of this process' commits counts from now on, and so does its timeline."""
+    """Trust the database as it is: its number of this process' commits counts from now on, and so does its timeline."""
     transaction.begin(trusting=True)
     names = list(operations)
     statement = "UPDATE knouds_ledger SET timeline = %s WHERE name = ANY(%s::text[])"
@@ -513,7 +513,7 @@ class Postgres(Database):
     # What a batch asks for: see `Ledger`.
 
     async def bind(self, payer: Payer) -> None:
-        """Take the first payer for the ledger's, and refuse every other."""
+        """Record the first payer as the ledger's, and refuse every other."""
         known = await self._transact(lambda ledger: ledger.bind(payer), may_withdraw=True)
         if known != payer:
             raise LedgerError(

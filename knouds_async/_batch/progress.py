@@ -55,7 +55,7 @@ class Reporter:
         self._notify()
 
     def end(self) -> None:
-        """Let `run` end once all is reported."""
+        """End `run` once all is reported."""
         self._is_over = True
         self._notify()
 

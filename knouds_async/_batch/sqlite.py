@@ -215,7 +215,7 @@ class _SpareDescriptors:
         self.take()
 
     def take(self) -> None:
-        """Take as many as are missing and to be had."""
+        """Add as many as are missing and to be had."""
         with suppress(OSError):
             while len(self._held) < _SPARE:
                 self._held += os.pipe()
@@ -244,10 +244,12 @@ _may_begin.set()
 
 
 class LedgerDatabase:
-    """One process's connection to a ledger's file."""
+    """One process's connection to a ledger's file.
+
+    The file is opened, or made; LedgerError for one that is no ledger. `patience`: seconds to wait for a lock.
+    """
 
     def __init__(self, path: Path, patience: float) -> None:
-        """Open the file, or make it; LedgerError for one that is no ledger. `patience`: seconds to wait for a lock."""
         self._path = path
         self._patience = patience
         self._totals = Totals()
@@ -622,7 +624,6 @@ class SQLiteLedger:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open nothing yet."""
         self._path = Path(path)
         self._is_closed = False
         _load()
@@ -724,7 +725,7 @@ class SQLiteLedger:
     # What a batch asks for: see `Ledger`.
 
     async def bind(self, payer: Payer) -> None:
-        """Take the first payer for the ledger's, and refuse every other."""
+        """Record the first payer as the ledger's, and refuse every other."""
         known = await self._do(lambda database: database.bind(payer))
         if known != payer:
             raise LedgerError(
@@ -869,7 +870,7 @@ _abandoned: Final[list[LedgerDatabase]] = []  # of a parent process: SQLite forb
 
 
 def _pause() -> None:
-    """Let no transaction be in progress while the process forks: the child would take its locks for held."""
+    """Wait for transactions before the process forks, and begin none: the child would take its locks for held."""
     _may_begin.clear()
     _pausing[:] = [database for database in list(_databases) if database.in_use.acquire(timeout=_FORK)]
 

@@ -463,7 +463,7 @@ class Worker:
         return answer
 
     async def _follow(self, submit: Submit, answer: Answer | None) -> Outcome | Entry | None:
-        """See a job to its end after its submit was answered; None: it began no run, and is to be sent again."""
+        """Follow a job to its end after its submit was answered; None: it began no run, and is to be sent again."""
         job, entry = submit.prepared.job, submit.entry
         self._has_answered = self._has_answered or not isinstance(answer, (type(None), errors.ConnectionFailedError))
         match answer:
@@ -489,7 +489,7 @@ class Worker:
         raise AssertionError("what was answered has an entry")
 
     async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome | Entry:
-        """See a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way.
+        """Follow a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way.
 
         Or that another batch has the job: one whose ledger took this one for gone. Then the run is paid for nothing.
         """

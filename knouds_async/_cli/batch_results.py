@@ -136,13 +136,13 @@ def _error_record(error: KnoudsError, reason: str | None) -> dict[str, Any]:
 
 
 class ResultsFile:
-    """An open file of results."""
+    """An open file of results.
+
+    It is opened or created, to append to; lines that `keep` rejects are removed, to be written again. UsageError, with
+    the file unchanged, when it cannot be opened, holds something else, or is locked.
+    """
 
     def __init__(self, path: Path, keep: KeepLine) -> None:
-        """Open or create a file to append to; lines that `keep` rejects are removed, to be written again.
-
-        Raises UsageError, with the file unchanged, when it cannot be opened, holds something else, or is locked.
-        """
         try:
             # A pipe is not opened for reading too, or nobody would notice that its reader has gone.
             access = os.O_RDWR | os.O_CREAT if path.is_file() or not path.exists() else os.O_WRONLY
@@ -349,7 +349,6 @@ class StdoutResults:
     """Writes each line at once; `is_exact`: as JSON at a terminal too."""
 
     def __init__(self, *, is_exact: bool) -> None:
-        """Write to the current stdout."""
         self._is_short = sys.stdout.isatty() and not is_exact
 
     def write(self, line: Mapping[str, Any]) -> None:

@@ -146,7 +146,6 @@ class InvalidLineError(UsageError):
     """A line is not a job; `line` counts from 1, `why` says what is wrong with it."""
 
     def __init__(self, name: str, line: int, why: str) -> None:
-        """Name the file, the line and the fault."""
         super().__init__(one_line(f"{name} line {line}: {why}"))
         self.line = line
 
@@ -365,10 +364,10 @@ class JobSource:
     """The jobs in a file, in a pipe, or with `-` on stdin.
 
     `is_file`: whether it can be read twice. In a pipe, what does not begin like JSON is CSV.
+    UsageError where it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        """Check that it can be read; raises UsageError otherwise."""
         self.is_stdin = str(path) == "-"
         self.name = "stdin" if self.is_stdin else one_line(str(path))
         self._path = path
@@ -505,7 +504,6 @@ class JobStream(AsyncIterator[Job | Inputs]):
     """
 
     def __init__(self, jobs: Iterator[Job | Inputs]) -> None:
-        """Read nothing before the first job is requested."""
         self._jobs = jobs
         self._requests = threading.Semaphore(0)
         self._results: asyncio.Queue[Job | Inputs | BaseException] = asyncio.Queue()

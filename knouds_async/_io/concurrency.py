@@ -96,15 +96,17 @@ def is_in_task_of(loop: object | None) -> bool:
 
 
 class HomeLoop:
-    """Remembers the loop of the first use and refuses any other: sockets and events cannot move between loops."""
+    """Remembers the loop of the first use and refuses any other: sockets and events cannot move between loops.
+
+    `thing` and `advice` are for the error.
+    """
 
     def __init__(self, thing: str = "AsyncKnouds", advice: str = _ADVICE) -> None:
-        """Belong to no loop yet; `thing` and `advice` are for the error."""
         self._home: object | None = None
         self._thing, self._advice = thing, advice
 
     def enter(self) -> None:
-        """Take the running loop for home, or raise WrongEventLoopError at once if home is another."""
+        """Bind to the running loop, or raise WrongEventLoopError at once if home is another."""
         if self._home is None:
             self._home = running_loop()
         self.check()
@@ -134,7 +136,6 @@ class OwnTask(Generic[T]):
     """Work in a task of its own, in a copy of the caller's context, with what came of it."""
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
-        """Start the work."""
         self.over: Final = anyio.Event()
         self._work = work
         self._values: list[T] = []
@@ -233,7 +234,7 @@ class _ThreadJob(Generic[T]):
 
 
 async def checkpoint() -> None:
-    """Let other tasks run; raises the caller's cancellation."""
+    """Yield to other tasks; raises the caller's cancellation."""
     from anyio.lowlevel import checkpoint  # as above
 
     await checkpoint()
@@ -257,7 +258,7 @@ class FIFOLimiter:
         self._queue: OrderedDict[anyio.Event, None] = OrderedDict()
 
     def try_acquire(self) -> bool:
-        """Take a slot if one is free and nobody waits for it; return whether it was taken."""
+        """Acquire a slot if one is free and nobody waits for it; return whether it was taken."""
         if self.in_use >= self.limit:  # so as long as somebody waits: a released slot goes to them
             return False
         self.in_use += 1
@@ -277,7 +278,7 @@ class FIFOLimiter:
             raise
 
     def release(self) -> None:
-        """Hand a slot to the first in the queue, or free it."""
+        """Release a slot: the first in the queue gets it."""
         if self._queue:
             self._queue.popitem(last=False)[0].set()
         else:
@@ -304,7 +305,7 @@ class ServiceTime:
         self._is_wanted = False
 
     def hear(self, date: float | None, sent: Reading) -> None:
-        """Take in the `Date` (epoch seconds) of an answer of the service's own; None where it has none to go by."""
+        """Note the `Date` (epoch seconds) of an answer of the service's own; None where it has none to go by."""
         self._is_wanted = False
         if date is not None:
             self._clock = self._clock.update(date, sent, read_clocks(anyio.current_time()))

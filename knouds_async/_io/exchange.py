@@ -197,7 +197,6 @@ class SentTrace:
     )  # fmt: skip
 
     def __init__(self, before_first_byte: Callable[[], None] | None = None) -> None:
-        """Start with nothing seen."""
         self.is_withheld = False
         self._before_first_byte = before_first_byte
         self._last_event = ""
@@ -292,7 +291,6 @@ class UnreadableBody(Exception):  # noqa: N818  (it is turned into a public erro
     """The body cannot be read; `reason` says why, as in "the body" + reason, in no words of the server's."""
 
     def __init__(self, reason: str) -> None:
-        """Keep the reason."""
         super().__init__(reason)
         self.reason: Final = reason
 
@@ -582,7 +580,6 @@ class Apart:
     """Runs exchanges in tasks of their own."""
 
     def __init__(self) -> None:
-        """Run nothing yet."""
         self._running: dict[anyio.CancelScope, OwnTask[Any]] = {}  # held here, for loops hold tasks weakly
         self._left: set[anyio.CancelScope] = set()
         self._owed: deque[Callable[[], None]] = deque()
@@ -645,7 +642,11 @@ _PART: Final = 64 * 1024  # a receipt is far shorter
 
 
 class Exchange:
-    """Sends calls to one base URL with one key."""
+    """Sends calls to one base URL with one key.
+
+    `is_lent`: the client is the caller's, and what it adds is kept. `is_known`: whether the errors of its
+    transport tell what was sent. `proxy`: its host, if there is one. `connections`: how many attempts are made at once.
+    """
 
     def __init__(
         self,
@@ -660,11 +661,6 @@ class Exchange:
         is_lent: bool = True,
         connections: float = math.inf,
     ) -> None:
-        """Prepare what is the same in every request; `is_lent`: the client is the caller's, and what it adds is kept.
-
-        `is_known`: whether the transport is one whose errors tell what was sent. `proxy`: its host, if there is one.
-        `connections`: how many attempts may be made at once.
-        """
         self.connections: Final = connections
         self._http = http
         self._httpx = own = httpx_of(http)

@@ -175,7 +175,6 @@ class Pipeline:
     """Sends calls, each by its turn, as often as is safe."""
 
     def __init__(self, exchange: Exchange, limiter: Limiter, retries: Retries, telemetry: Telemetry) -> None:
-        """Send through `exchange`, in the order of `limiter`, again as `retries` allow."""
         self.telemetry: Final = telemetry
         self._exchange = exchange
         self._limiter = limiter
@@ -440,7 +439,7 @@ class Pipeline:
         return decision
 
     def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:
-        """Take the service's time from an answer that is its own."""
+        """Note the service's time, from an answer that is its own."""
         if isinstance(outcome, Answer) and (isinstance(decision, Done) or responses.service_error(outcome) is not None):
             self.time.hear(responses.fresh_date(outcome), sent)
 
@@ -465,7 +464,7 @@ class Pipeline:
             )
 
     async def ask_for_time(self) -> None:
-        """Hear the service's clock by a free request, if need be; ConnectionFailedError when nobody answers.
+        """Read the service's clock by a free request, if need be; ConnectionFailedError when nobody answers.
 
         An answer that tells no time, or an error of the service, is let pass.
         """

@@ -213,13 +213,13 @@ class DeliveryInbox:
                 self._waiting.clear()
 
     def enter(self) -> None:
-        """Belong to the event loop of the running task, if any, and process what came before."""
+        """Bind to the event loop of the running task, if any, and process what came before."""
         if self._home is None and is_in_task_of(None):
             self._home, self._call_in_loop = running_loop(), from_thread()
             self._process_all()
 
     def hear(self, bus: Any) -> None:
-        """Hear of ends over a bus, as long as somebody waits."""
+        """Listen for ends on a bus, as long as somebody waits."""
         self._bus = bus
 
     def awaited(self, *, is_any: bool) -> None:
@@ -349,7 +349,7 @@ class Poller:
             logger.warning(said, state.execution_id, state.status, extra=extra)
 
     def _date(self, tracked: TrackedRun, state: ExecutionState, now: float) -> None:
-        """Take the age of an attached run from its date."""
+        """Set the age of an attached run by its date."""
         server = self._limiter.server_time(now)
         if tracked.submitted_at is None and state.created_at is not None and server is not None:
             age = server - state.created_at.timestamp()

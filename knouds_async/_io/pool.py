@@ -239,7 +239,7 @@ class _NoCookies(httpx.Cookies):
     """A jar that stays empty: the service's cookies are not ours to keep, and looking for some takes a while."""
 
     def extract_cookies(self, response: httpx.Response) -> None:
-        """Take none."""
+        """Keep none."""
 
 
 class _OwnClient(httpx.AsyncClient):
@@ -663,7 +663,6 @@ class Connection:
     """
 
     def __init__(self, origin: httpcore.Origin, ssl_context: ssl.SSLContext | None, proxy: Proxy | None = None) -> None:
-        """Prepare a connection; the first request opens it."""
         self.origin: Final = origin
         self.idle_since: Reading | None = None
         self._dialler: Final = _Dialler()
@@ -739,6 +738,7 @@ class PooledTransport(httpx.AsyncHTTPTransport):
 
     Where the process has no descriptor for another connection, a request waits for one of those in use; for a minute
     some fewer are then opened, for files and the ledger need descriptors as well.
+    Without an `ssl_context` httpx's default is made when first needed.
     """
 
     def __init__(
@@ -750,7 +750,6 @@ class PooledTransport(httpx.AsyncHTTPTransport):
         keepalive_expiry: float = 60.0,
         fresh_within: float = 2.0,
     ) -> None:
-        """Start without a connection; without an `ssl_context` httpx's default is made when first needed."""
         # httpx's own __init__ would make a pool; this is the one private name of httpx that is used here.
         self._pool: _ConnectionPool = _ConnectionPool(ssl_context, proxy, limit, keepalive_expiry, fresh_within)
 
@@ -865,7 +864,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         return Connection(origin, self._context, self._proxied_by)
 
     def give_back(self, connection: Connection) -> None:
-        """Take back a connection, to be used again if both sides agree."""
+        """Return a connection to the pool, to be used again if both sides agree."""
         self._release()
         has_room = self.in_use + len(self.idle) < self._most
         if connection.rest(read_clocks()) and has_room and not self.is_closed:
@@ -874,7 +873,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
             connection.close()
 
     def discard(self, connection: Connection) -> None:
-        """Take back a connection, and close it."""
+        """Close a connection instead of returning it to the pool."""
         self._release()
         connection.close()
 

@@ -219,7 +219,7 @@ class Link:
                     return found
 
     def check(self) -> None:
-        """Look at where the connection leads; _Away for a standby, LedgerError for what cannot hold a ledger."""
+        """Check where the connection leads; _Away for a standby, LedgerError for what cannot hold a ledger."""
         ((process, is_standby, encoding, version),) = self.message(
             "SELECT pg_backend_pid(), pg_is_in_recovery(), current_setting('server_encoding'), "
             "current_setting('server_version_num')::int"
@@ -446,7 +446,7 @@ def _renewal(transaction: Transaction, operations: Sequence[Any]) -> list[Any]: 
 
 
 def _flush(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001  (it is never called)
-    """Stand for the end of a user, who waits until all requests before are carried out."""
+    """Mark the end of a user, who waits until all requests before are carried out."""
     return []
 
 
@@ -637,7 +637,7 @@ class DatabaseThread:
             self._bell[0].recv(4096)
 
     def _taken(self) -> list[DatabaseRequest]:
-        """Take what waits, in order, but requests of one kind come together."""
+        """Return what waits, in order, but requests of one kind come together."""
         with self._lock:
             requests = [self._requests.popleft() for _ in range(min(_AT_ONCE, len(self._requests)))]
         kinds = list(dict.fromkeys(request.transact for request in requests))

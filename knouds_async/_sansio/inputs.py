@@ -318,7 +318,7 @@ def _out_of_bounds(field: SchemaField, value: Any) -> str | None:
 
 
 def _not_offered(field: SchemaField, value: Any) -> str | None:
-    """Look among the options; several may be chosen as a list, and an option may be an object with a `value`."""
+    """Return why a value is none of the options: a list chooses several; an option may be an object with a `value`."""
     offered = [option.get("value") if isinstance(option, Mapping) else option for option in field.options]
     if not offered or None in offered:
         return None

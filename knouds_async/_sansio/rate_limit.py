@@ -174,7 +174,7 @@ class WindowLimiter:
             self._update_from_headers(now, sent, reply, max(0, reply.limit), reply.remaining, reply.reset)
 
     def release(self, permit: Permit) -> None:
-        """Take a permit back: the request was not sent."""
+        """Release a permit: the request was not sent."""
         _remove(self.awaited, permit.sent)
 
     def mark_unanswered(self, permit: Permit) -> None:

@@ -193,7 +193,7 @@ class Search:
     pages_past: int = 0
 
     def take(self, page: UsagePage, written: float | None = None) -> Search:
-        """Look through one page, which the service wrote at `written`, epoch seconds; None where it does not say."""
+        """Search one page, which the service wrote at `written`, epoch seconds; None where it does not say."""
         oldest, is_ordered = _order(page, self.oldest, is_ordered=self.is_ordered)
         is_past = is_ordered and (self.is_past or any(self.wanted.is_before(row) for row in page.rows))
         has_known_run = self.has_known_run or any(self.wanted.shows_known_run(row) for row in page.rows)

@@ -119,7 +119,7 @@ def account(answer: Answer) -> types.Account:
 
 
 def nothing(answer: Answer) -> None:
-    """Take any 2xx for done, whatever its body says, but for a web page: that is not the service's."""
+    """Accept any 2xx as done, whatever its body says, but for a web page: that is not the service's."""
     _reject_web_page(answer)
 
 

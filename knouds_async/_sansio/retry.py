@@ -467,7 +467,6 @@ class Given:
     """Remembers the latest ids and whose they are."""
 
     def __init__(self, most: int = MOST) -> None:
-        """Remember at most so many."""
         self._most = most
         self._whose: OrderedDict[str, str] = OrderedDict()
 

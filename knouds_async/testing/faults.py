@@ -282,10 +282,12 @@ class AttachedFault:
 
 
 class Faults:
-    """The faults attached to an emulator; `struck` counts by name how often each has struck."""
+    """The faults attached to an emulator; `struck` counts by name how often each has struck.
+
+    `seed` is for those with a probability.
+    """
 
     def __init__(self, seed: int) -> None:
-        """Start with no faults; `seed` is for those with a probability."""
         self._seed = seed
         self.restart()
 

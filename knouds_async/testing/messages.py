@@ -150,7 +150,6 @@ class RequestLog:
     """All requests, counted by route; iterates over the latest 10 000 answered ones."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self.clear()
 
     def clear(self) -> None:

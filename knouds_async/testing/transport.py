@@ -34,10 +34,10 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
     from `seed`. A request that has left arrives even when its sender is cancelled meanwhile; call
     `emulator.settle(anyio.current_time())` before counting runs after that. httpx's time-outs are respected, and
     httpcore's `trace` events are fired, each request on a connection of its own.
+    ValueError for an impossible latency.
     """
 
     def __init__(self, emulator: Emulator, *, latency: Seconds = 0.0, seed: int = 0) -> None:
-        """Connect to an emulator; ValueError for an impossible latency."""
         self._emulator = emulator
         self._latency = checked_seconds("latency", latency)
         self._rng = Random(f"{seed}:latency")

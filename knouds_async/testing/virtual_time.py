@@ -40,7 +40,6 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self) -> None:
-        """Start the clock at zero."""
         self._now = 0.0
         super().__init__(_JumpingSelector(self._jump))
 

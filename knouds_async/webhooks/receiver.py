@@ -378,7 +378,7 @@ class WebhookReceiver:
         return HTTPStatus.OK
 
     async def accept(self, event: WebhookEvent) -> None:
-        """Take a verified event: wake the client's waiters, and pass it to `handler` unless it was taken before.
+        """Process a verified event: wake the client's waiters, and pass it to `handler` unless it was taken before.
 
         For events that came another way, as over a bus from the worker that received them.
         """

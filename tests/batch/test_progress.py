@@ -49,14 +49,14 @@ class Listener:
         self.awaited = 0
 
     async def __call__(self, progress: Progress) -> None:
-        """Hear, and take some time."""
+        """Process it, and take some time."""
         assert self.awaited == len(self.heard)  # one after the other
         self.heard.append(progress)
         await anyio.sleep(self.pause)
         self.awaited += 1
 
     async def method(self, progress: Progress) -> None:
-        """Hear by a method."""
+        """Process it by a method."""
         await self(progress)
 
 

@@ -644,7 +644,7 @@ asyncio.run(main())
 
 @contextmanager
 def _no_descriptors() -> Iterator[Callable[[], None]]:
-    """Let the process open no further file until the block ends, or what is given is called."""
+    """Keep the process from opening a file until the block ends, or what is given is called."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))

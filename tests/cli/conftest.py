@@ -363,7 +363,6 @@ class Terminal:
     """`knouds` at a terminal of 80 columns, whose keys can be pressed."""
 
     def __init__(self, *args: str, env: Mapping[str, str]) -> None:
-        """Start it."""
         import fcntl  # not on Windows
         import pty
         import termios

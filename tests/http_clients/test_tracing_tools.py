@@ -31,7 +31,7 @@ def kept() -> Any:
 
 @pytest.fixture
 def spans(kept: Any) -> Iterator[Any]:
-    """Let OpenTelemetry see all of httpx, and return where its spans are kept."""
+    """Instrument all of httpx with OpenTelemetry, and return where its spans are kept."""
     instrumentor = pytest.importorskip("opentelemetry.instrumentation.httpx").HTTPXClientInstrumentor()
     instrumentor.instrument(tracer_provider=kept.provider)
     yield kept

@@ -73,7 +73,7 @@ async def copy(source: anyio.abc.ByteStream, to: anyio.abc.ByteStream, scope: an
 
 
 async def speak_http(proxy: Proxy, stream: anyio.abc.ByteStream) -> None:
-    """Be an HTTP proxy for one connection."""
+    """Serve as an HTTP proxy for one connection."""
     seen = b""
     while b"\r\n\r\n" not in seen:
         seen += await stream.receive()
@@ -90,7 +90,7 @@ async def speak_http(proxy: Proxy, stream: anyio.abc.ByteStream) -> None:
 
 
 async def speak_socks(proxy: Proxy, stream: anyio.abc.ByteStream) -> None:
-    """Be a SOCKS 5 proxy for one connection, which says everything in small pieces."""
+    """Serve as a SOCKS 5 proxy for one connection, which says everything in small pieces."""
     methods = await stream.receive()
     if proxy.user is None:
         await say_slowly(stream, b"\5\0")

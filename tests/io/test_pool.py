@@ -775,7 +775,7 @@ async def test_a_refused_connection_was_certainly_not_sent() -> None:
 
 
 def allow_connections(monkeypatch: pytest.MonkeyPatch, server: AnsweringServer, most: int) -> None:
-    """Let this process connect while it has fewer connections than that; then it has no file descriptor left."""
+    """Allow this process to connect while it has fewer connections than that; then it has no file descriptor left."""
     connect = anyio.connect_tcp
 
     async def limited(*args: Any) -> Any:

@@ -477,7 +477,7 @@ class Spending:
         self.passing: list[tuple[int, float]] = []  # real cost and reservation of those in flight at the last send
 
     def send(self, cost: int) -> None:
-        """Let a run go that will cost so much, if it may."""
+        """Start a run that will cost so much, if it may."""
         price = self.prices.price
         if fit_under_cap(self.totals, price, self.cap) is not Fit.NOW:
             return

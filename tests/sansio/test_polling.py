@@ -244,7 +244,7 @@ class Watching(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(0, 9))
     def wait(self, seconds: float) -> None:
-        """Let time pass and take what is due."""
+        """Wait and return what is due."""
         self.now += seconds
         found = self.plan.due(self.now)
         assert set(found) == {name for name, at in self.due_at.items() if at <= self.now}
@@ -326,7 +326,7 @@ def status_page(rows: dict[int, str], total: int | None = None) -> StatusPage:
 
 
 def next_page(scheduler: PollScheduler, now: float) -> PageRequest:
-    """Let time pass from then on, with polls that find all runs running, until a listing is due; return its page."""
+    """Poll from then on, all runs still running, until a listing is due; return its page."""
     for step in range(400):
         plan = scheduler.plan(now + step / 10)
         for name in plan.polls:
@@ -337,7 +337,7 @@ def next_page(scheduler: PollScheduler, now: float) -> PageRequest:
 
 
 def after_listing(scheduler: PollScheduler, rows: dict[int, str], now: float = 0.0) -> tuple[PollPlan, float]:
-    """Let the scheduler make a listing with these rows; return the plan that follows, and when that was."""
+    """Answer a listing of the scheduler with these rows; return the plan that follows, and when that was."""
     page = next_page(scheduler, now)
     assert scheduler.page_received(page, status_page(rows), page.started_at) is None
     return scheduler.plan(page.started_at), page.started_at
@@ -950,7 +950,7 @@ def test_a_run_whose_end_should_be_delivered_is_polled_once_it_is_overdue() -> N
 
 
 def polls_of(scheduler: PollScheduler, until: float, **quotas: Quota) -> list[float]:
-    """Let a scheduler poll its only run until a time, each poll finding it running; return when."""
+    """Poll the only run of a scheduler until a time, each poll finding it running; return when."""
     times, now = [], 0.0
     while now < until:
         plan = scheduler.plan(now, **quotas)
@@ -1065,7 +1065,7 @@ def trusting(number: int) -> tuple[PollScheduler, float]:
 
 
 def listed_until(scheduler: PollScheduler, now: float, left: int) -> tuple[int, list[str]]:
-    """Let 400 s pass with so many polls left and listings that show all runs running; return pages and polls."""
+    """Run for 400 s with so many polls left and listings that show all runs running; return pages and polls."""
     quotas = {
         "poll_quota": Quota(limit=99, remaining=left, resets_in=60.0),
         "usage_quota": Quota(limit=99, remaining=90),

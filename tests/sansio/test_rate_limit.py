@@ -107,7 +107,7 @@ class Play:
             self.at(time, self.disturb)
 
     def at(self, time: float, event: Callable[[], None]) -> None:
-        """Let something happen at a time."""
+        """Schedule something for a time."""
         self.number += 1
         heapq.heappush(self.events, (time, self.number, event))
 
@@ -124,7 +124,7 @@ class Play:
         self.dispatch(client)
 
     def disturb(self) -> None:
-        """Let somebody else send a request."""
+        """Send a request of somebody else's."""
         self.server.hit(self.now)
 
     def wake(self, client: Client, alarm: float) -> None:
@@ -160,7 +160,7 @@ class Play:
         self.at(self.now + down, partial(self.answer, client, permit, told, heard))
 
     def answer(self, client: Client, permit: Permit, told: QuotaHeaders, date: int | None) -> None:
-        """Bring the answer home, or the news that there will be none (no date)."""
+        """Deliver the answer, or the news that there will be none (no date)."""
         client.refusals += told.refused
         client.waiting += told.refused
         client.granted += not told.refused
@@ -252,13 +252,13 @@ def soonest(window: WindowLimiter, now: float) -> float:
 
 
 def waits(window: WindowLimiter, now: float) -> float:
-    """Take a permit that is refused, and return until when it says to wait."""
+    """Return until when a permit that is refused says to wait."""
     assert isinstance(try_acquire(window, now)[1], RetryAt)
     return soonest(window, now)
 
 
 def burst(window: WindowLimiter, now: float) -> tuple[WindowLimiter, list[Permit], float]:
-    """Take until it says wait; give the permits, and until when to wait."""
+    """Acquire permits until it says wait; return them, and until when to wait."""
     permits: list[Permit] = []
     while True:
         window, decision = try_acquire(window, now)
@@ -268,14 +268,14 @@ def burst(window: WindowLimiter, now: float) -> tuple[WindowLimiter, list[Permit
 
 
 def one(window: WindowLimiter, now: float) -> tuple[WindowLimiter, Permit]:
-    """Take one that must be let go."""
+    """Acquire one that must be granted."""
     window, decision = try_acquire(window, now)
     assert isinstance(decision, Permit)
     return window, decision
 
 
 def opened(*, limit: int | None = 100, left: int = 99, reset: float = 30.0, share: float = 1.0) -> WindowLimiter:
-    """Know a window that ends at `reset`: one request was sent at 0 and answered at 0.1."""
+    """Return a window that ends at `reset`: one request was sent at 0 and answered at 0.1."""
     window, permit = one(WindowLimiter(limit, share=share), 0.0)
     return on_response(window, 0.1, permit, reply(left, reset, limit=limit or 100), CLOCK)
 

@@ -51,7 +51,6 @@ class History:
     durations = (2.0, 20.0, 60.0)
 
     def __init__(self, seed: int, kinds: frozenset[str], path: Path) -> None:
-        """Prepare it; the ledger will be at `path`."""
         self.seed, self.kinds, self.path = seed, kinds, path
         self.dice = dice = Random(f"history {seed}")
         self.log: list[str] = []
@@ -80,7 +79,7 @@ class History:
         self.log.append(f"{self.now():10.2f}  {text}")
 
     async def run(self) -> Ended:
-        """Let it happen; ViolationError, with its log, when a rule is broken."""
+        """Run it; ViolationError, with its log, when a rule is broken."""
         try:
             for number in range(self.dice.randint(1, 4)):
                 await self._pass(f"pass {number}", is_last=False)
@@ -168,11 +167,11 @@ class History:
         return Ended(counts, shy)
 
     async def work_through(self, order: Order) -> Sequence[Told]:
-        """Let the processes of a pass finish, judge the outcomes of all, and return those of the first."""
+        """Wait for the processes of a pass to finish, judge the outcomes of all, and return those of the first."""
         raise NotImplementedError
 
     async def pass_time(self, seconds: float) -> None:
-        """Let so much time pass while no process works."""
+        """Advance the time while no process works."""
         raise NotImplementedError
 
     def now(self) -> float:
@@ -219,7 +218,7 @@ class History:
                 ledger._database.close()
 
     async def _rebind(self) -> None:
-        """Let the last pass take the ledger over, whosever it is: it has to come to its end."""
+        """Rebind the ledger for the last pass, whosever it is: it has to come to its end."""
         ledger = InLoopLedger(self.path)
         await ledger.rebind()
         assert ledger._database is not None

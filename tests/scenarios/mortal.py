@@ -65,14 +65,13 @@ class Gate:
     """Between a process and the world."""
 
     def __init__(self) -> None:
-        """Start open."""
         self.is_dead = False
         self._stopped_until = 0.0
         self._passed = 0
         self._planned: dict[int, Callable[[], None]] = {}
 
     def plan(self, passage: int, action: Callable[[], None]) -> None:
-        """Let something happen when it is passed for the nth time."""
+        """Plan what happens when it is passed for the nth time."""
         self._planned[passage] = action
 
     def stop(self, seconds: float) -> None:
@@ -168,7 +167,6 @@ class Mortal:
         key: str,
         url: str,
     ) -> None:
-        """Start it; it has an account's `key` and the `url` of a service."""
         self.name = name
         self.gate = Gate()
         self.ledger = _Ledger(path, self.gate, machine, dice)
@@ -197,7 +195,7 @@ class Mortal:
         self.scope.cancel()
 
     def end_owners(self) -> None:
-        """Take it for gone, though it may continue."""
+        """Treat it as gone, though it may continue."""
         for owner in self.ledger.owners:
             end(owner)
 
@@ -207,7 +205,7 @@ class Mortal:
         self.scope.cancel()
 
     async def aclose(self) -> None:
-        """Let go of everything."""
+        """Close everything."""
         with anyio.CancelScope(shield=True):
             await self.knouds.aclose()
             await self._http.aclose()

@@ -45,7 +45,7 @@ class Life:
     out: Path | None = None
 
     async def listen(self) -> str:
-        """Take down what it says until it ends, and give its last words, if it has failed."""
+        """Record what it says until it ends, and return its last words, if it has failed."""
         said, last = b"", ""
         assert self.process.stdout is not None
         async for chunk in self.process.stdout:
@@ -73,7 +73,6 @@ class ProcessHistory(History):
     durations = (0.1, 0.3, 15.0)
 
     def __init__(self, seed: int, kinds: frozenset[str], path: Path) -> None:
-        """Prepare it."""
         super().__init__(seed, kinds, path)
         clocks = path.with_suffix(".clocks")
         self.clocks = SharedClocks(clocks)
@@ -94,7 +93,7 @@ class ProcessHistory(History):
     # Time.
 
     async def pass_time(self, seconds: float) -> None:
-        """Let time pass while no process works."""
+        """Advance the time while no process works."""
         await anyio.sleep(0.01)
         await self._leap(awake=seconds)
 

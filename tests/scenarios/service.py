@@ -34,7 +34,6 @@ class OddService:
     """
 
     def __init__(self, emulator: Emulator, kinds: frozenset[str], dice: Random, note: Callable[[str], None]) -> None:
-        """Take the kinds of odd behaviour; `note` is called with every run that starts."""
         self.emulator = emulator
         self.ahead = 0.0
         self._kinds, self._dice, self._note = kinds, dice, note
@@ -45,7 +44,7 @@ class OddService:
         self._seed = dice.randrange(2**32)
 
     def __getattr__(self, name: str) -> Any:
-        """Be the emulator in all else."""
+        """Return the emulator's for all else."""
         return getattr(self.emulator, name)
 
     # A clock that is ahead.
@@ -67,7 +66,7 @@ class OddService:
         return self._outwards(self.emulator.resume(later, now + self.ahead))
 
     def settle(self, now: float) -> None:
-        """Let everything happen that is due."""
+        """Do everything that is due."""
         self.emulator.settle(now + self.ahead)
 
     def _outwards(self, outcome: Outcome) -> Outcome:
@@ -158,7 +157,6 @@ class Stray:
     """
 
     def __init__(self, may_be: Callable[[str], bool]) -> None:
-        """Begin with none."""
         self._may_be = may_be
         self._last: Response | None = None
 
@@ -187,7 +185,6 @@ class Cache:
     """A cache between a client and the service: some listings are what was answered to somebody before."""
 
     def __init__(self, now: Callable[[], float]) -> None:
-        """Begin with none; `now`: the service's seconds."""
         self._now = now
         self._kept: tuple[float, Response] | None = None
 

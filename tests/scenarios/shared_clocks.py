@@ -15,7 +15,6 @@ class SharedClocks:
     """Offsets from the true clocks, in seconds: of the time awake, the time since the start, and the epoch."""
 
     def __init__(self, path: Path) -> None:
-        """Use the file at `path`, which is made when it is not there."""
         if not path.exists():
             path.write_bytes(_FORM.pack(0.0, 0.0, 0.0))
         with path.open("r+b") as file:
@@ -25,11 +24,11 @@ class SharedClocks:
         self._wall = time.time
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._memory.close()
 
     def move(self, *, awake: float = 0.0, asleep: float = 0.0, wall: float = 0.0) -> None:
-        """Let time pass, awake or asleep, and set the wall clock."""
+        """Advance the time, awake or asleep, and set the wall clock."""
         monotonic, boot, epoch = self._offsets()
         self._memory[:] = _FORM.pack(monotonic + awake, boot + awake + asleep, epoch + awake + asleep + wall)
 

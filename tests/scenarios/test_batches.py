@@ -65,7 +65,7 @@ class World:
         return process
 
     async def live(self, process: Mortal, count: int = COUNT, **options: Any) -> list[Outcome]:
-        """Let a process work through `count` jobs; return the outcomes that it got before its end."""
+        """Work through `count` jobs in a process; return the outcomes that it got before its end."""
         told: list[Outcome] = []
         jobs = [Job(f"job-{number}", {self.name: f"job-{number}"}) for number in range(count)]
         options = {"ledger": process.ledger, "max_in_flight": 2, **options}
@@ -80,7 +80,7 @@ class World:
         return told
 
     async def live_on(self, count: int = COUNT, **options: Any) -> Counter[str]:
-        """Let another process work to its end, and count the kinds of its outcomes, one for each job."""
+        """Work to the end in another process, and count the kinds of its outcomes, one for each job."""
         told = await self.live(self.process(), count, **options)
         assert sorted(outcome.job.key for outcome in told) == sorted(f"job-{number}" for number in range(count))
         self.emulator.assert_charged_once()

@@ -34,7 +34,6 @@ class Moments:
     """Cancels a task, asyncio's own way, just before or just after one call of the file system."""
 
     def __init__(self, patch: pytest.MonkeyPatch, seed: int) -> None:
-        """Be called at each of the calls that a file is made by."""
         self._dice, self._patch = random.Random(seed), patch
         self.calls = self.chosen = 0
         self.task: asyncio.Task[object] | None = None

@@ -27,7 +27,6 @@ class Varying(Mapping[str, int]):
     """What a run costs: a share of them ten times as much, in an order that a seed decides."""
 
     def __init__(self, seed: int, price: int, first: int | None = None, share: float = 0.2) -> None:
-        """Begin the order anew; `first`: the estimate, if it is not the price of most runs."""
         self._random, self._price, self._share = random.Random(seed), price, share
         self._first: int | None = price if first is None else first
 
@@ -49,7 +48,6 @@ class Untold(httpx.AsyncBaseTransport):
     """The emulator's answers without the costs of some runs."""
 
     def __init__(self, emulator: Emulator, share: float, seed: int) -> None:
-        """Leave out the costs of a share of the runs."""
         self._service = EmulatorTransport(emulator, latency=0.04)
         self._share, self._random = share, random.Random(seed)
         self._is_told: dict[str, bool] = {}

@@ -724,7 +724,7 @@ class _Receiver(BaseHTTPRequestHandler):
     """Takes deliveries, and puts header and body in the server's queue."""
 
     def do_POST(self) -> None:
-        """Take one."""
+        """Record one."""
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.taken.put((self.headers["x-knouds-signature"], body))  # type: ignore[attr-defined]
         self.send_response(204)

@@ -22,7 +22,7 @@ from tests.scenarios.virtual_history import VirtualHistory
 
 
 def happen(seed: int, chosen: frozenset[str], path: Path, kind: type[VirtualHistory] = VirtualHistory) -> Ended:
-    """Let one history happen: every other on trio."""
+    """Run one history: every other on trio."""
     backend, options = virtual_backend(BACKENDS[seed % 2])
 
     async def run() -> Ended:
@@ -50,7 +50,7 @@ def deterministic(seed: int) -> Iterator[None]:
 
 
 def happen_to_processes(seed: int, chosen: frozenset[str], path: Path) -> Ended:
-    """Let one history happen to real processes."""
+    """Run one history with real processes."""
 
     async def run() -> Ended:
         history = ProcessHistory(seed, chosen, path)

@@ -49,7 +49,7 @@ class Sent:
     parameters: RequestParameters = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Take the query apart."""
+        """Parse the query."""
         self.content_type = self.headers.get("content-type", "")
         query = ImmutableMultiDict(parse_qsl(self.query, keep_blank_values=True, strict_parsing=bool(self.query)))
         self.parameters = RequestParameters(query=query, header=Headers(list(self.headers.items())))

@@ -59,7 +59,7 @@ def into(receiver: WebhookReceiver) -> Post:
 
 
 async def rely(knouds: AsyncKnouds, emulator: Emulator) -> int:
-    """Let 16 runs be delivered to a client, so that it relies on deliveries; return how many requests there were."""
+    """Deliver 16 runs to a client, so that it relies on deliveries; return how many requests there were."""
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
     async with emulator.delivering(into(receiver)):
         await run_many(knouds, 16)

@@ -25,7 +25,6 @@ class VirtualHistory(History):
     """One history."""
 
     def __init__(self, seed: int, kinds: frozenset[str], path: Path) -> None:
-        """Prepare it."""
         super().__init__(seed, kinds, path)
         self.machine = Machine(self.main.emulator.epoch + self.skew)
 
@@ -39,7 +38,7 @@ class VirtualHistory(History):
         await anyio.sleep(seconds)
 
     async def work_through(self, order: Order) -> Sequence[Told]:
-        """Let all work, and disturb them."""
+        """Run all that work, and disturb them."""
         told: list[list[Told]] = [[] for _ in order.accounts]
         processes = [self._process(place, order) for place in range(len(order.accounts))]
         with anyio.move_on_after(LONGEST) as scope:

@@ -36,17 +36,17 @@ class Texts(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Take an opening tag."""
+        """Handle an opening tag."""
         self.seen.append((tag, dict(attrs)))
         if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        """Take a closing tag; it must close the last one."""
+        """Handle a closing tag; it must close the last one."""
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        """Take a text."""
+        """Handle a text."""
         if self.open and self.open[-1] not in ("script", "style"):
             self.texts.append(data)
 

@@ -22,7 +22,7 @@ def hooked(**settings: Any) -> Emulator:
 
 
 def all_due(emulator: Emulator, *, until: float = 1000.0) -> list[tuple[float, Delivery]]:
-    """Take every delivery when it is due, none being answered."""
+    """Collect every delivery when it is due, none being answered."""
     found = []
     while (at := emulator.next_delivery_at()) <= until:
         found += [(at, delivery) for delivery in emulator.due_deliveries(at)]

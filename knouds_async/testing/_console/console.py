@@ -36,7 +36,6 @@ class RunCounter:
     """Counts runs by status; a finished run is never checked again."""
 
     def __init__(self, service: ServiceState) -> None:
-        """Start with nothing counted."""
         self._service = service
         self.clear()
 
@@ -254,7 +253,6 @@ class Console:
     def __init__(
         self, settings: Settings, service: ServiceState, faults: Faults, requests: RequestLog, hooks: ControlHooks
     ) -> None:
-        """Create the console of an emulator's parts."""
         self._parts = (settings, service, faults, requests)
         self._counter = RunCounter(service)
         self._hooks = hooks

@@ -31,7 +31,6 @@ class ErrorResponse(Exception):  # noqa: N818 - an answer, not a failure of the 
     def __init__(
         self, status: int, code: str | None, message: str, context: Mapping[str, object] | None = None
     ) -> None:
-        """Store the parts of the answer."""
         super().__init__(message)
         self.status = status
         self.code = code

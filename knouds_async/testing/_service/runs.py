@@ -16,10 +16,12 @@ __all__ = ["FAILURE", "EmulatedClock", "Run", "UsageListing"]
 
 
 class EmulatedClock:
-    """Turn the caller's monotonic seconds into the service's epoch time; it starts with the first time it is given."""
+    """Turn the caller's monotonic seconds into the service's epoch time; it starts with the first time it is given.
+
+    `epoch`: seconds since 1970, the clock's skew included.
+    """
 
     def __init__(self, epoch: float) -> None:
-        """Start at `epoch` (seconds since 1970), the clock's skew included."""
         self.now = 0.0
         self._epoch = epoch
         self._first: float | None = None
@@ -135,7 +137,6 @@ class UsageListing:
     """Rows of all runs in the order they started; a row's status is as old as `lag` (seconds)."""
 
     def __init__(self, lag: float) -> None:
-        """Start empty."""
         self._lag = lag
         self._runs: list[Run] = []
         self._shown: list[str] = []

@@ -88,7 +88,6 @@ class Windows:
     """The windows of all users and routes."""
 
     def __init__(self, settings: Settings, clock: EmulatedClock) -> None:
-        """Start with no window; the phase comes from the settings or the seed."""
         self._settings = settings
         self._clock = clock
         self._windows: dict[tuple[str, str], _Window] = {}
@@ -155,7 +154,6 @@ class Billing:
     """The charges and totals; the balance itself is in the settings, so that a test can top it up."""
 
     def __init__(self, settings: Settings) -> None:
-        """Start with nothing spent."""
         self._settings = settings
         self.charges: list[Charge] = []
         self.spent = 0  # credits
@@ -213,7 +211,6 @@ class ServiceState:
     """The state of the emulated service."""
 
     def __init__(self, settings: Settings) -> None:
-        """Start with the settings' workflows, models and keys, and no run."""
         self.settings = settings
         self.webhooks = Webhooks(settings, self.result)
         self.start()

@@ -39,10 +39,12 @@ class _PlannedDelivery:
 
 
 class Webhooks:
-    """The deliveries of one emulated service."""
+    """The deliveries of one emulated service.
+
+    `result` returns what a run made.
+    """
 
     def __init__(self, settings: Settings, result: Callable[[Run], object]) -> None:
-        """Deliver nothing before `start`; `result` returns what a run made."""
         self._settings = settings
         self._result = result
         self.wake: Callable[[], None] = lambda: None

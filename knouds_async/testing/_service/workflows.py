@@ -255,7 +255,6 @@ class WorkflowStore:
     """All workflows, in the order they were created."""
 
     def __init__(self, workflows: Iterable[Workflow], updated_at: str) -> None:
-        """Start with the account's initial workflows."""
         self._by_slug = {one.slug: _stored(one, updated_at) for one in workflows}
 
     def visible_to(self, user: str) -> list[StoredWorkflow]:

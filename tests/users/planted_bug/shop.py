@@ -9,7 +9,6 @@ class Shop:
     """Makes thumbnails for products."""
 
     def __init__(self, knouds: AsyncKnouds, *, attempts: int = 3) -> None:
-        """Take a client; `attempts` above one is the bug."""
         self.knouds = knouds
         self.attempts = attempts
 
