@@ -40,7 +40,6 @@ html_theme_options = {"light_css_variables": {"code-font-size": "78%"}}
 myst_heading_anchors = 3
 default_role = "code"
 nitpicky = True
-suppress_warnings = ["ref.python"]  # `Workflow` is a record, and also what an emulator is given
 
 NOT_CALLED = {"Execution", "Updates", "Batch", "Workflows", "Models", "Executions", "Usage", "UsageRows"}
 """Classes whose instances users get from a client, and never create."""

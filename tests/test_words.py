@@ -12,8 +12,6 @@ from pathlib import Path
 
 from tests.trees import PACKAGE, TESTS, text_of, tree_of, trees
 
-PUBLIC_TWICE = {"Workflow"}  # a record of `types`, and what an emulator is given
-
 RETIRED = {
     "agenda", "aside", "books", "canary", "courier", "course", "crowd", "fate", "grants", "keeper", "lessons",
     "likeliest", "maps", "mending", "mirror", "roster", "scene", "scouts", "strikes", "telling", "unawaited", "untaken",
@@ -70,7 +68,7 @@ def test_a_class_name_has_one_meaning() -> None:
     names = Counter(
         node.name for tree in trees(PACKAGE).values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
     )
-    assert {name for name, count in names.items() if count > 1} == PUBLIC_TWICE
+    assert {name for name, count in names.items() if count > 1} == set()
 
 
 def test_no_identifier_has_a_retired_word() -> None:

@@ -1,7 +1,7 @@
 """The Knouds service in memory, for tests and trials without a key: an emulator, faults, and virtual time."""
 
 from knouds_async.testing import faults
-from knouds_async.testing._service.catalog import ApiKey, Model, Workflow
+from knouds_async.testing._service.catalog import ApiKey, EmulatedWorkflow, Model
 from knouds_async.testing._service.runs import Run
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.messages import Broken, Fault, Later, Request, Response, Wire
@@ -16,6 +16,7 @@ __all__ = [
     "Broken",
     "Deliveries",
     "Delivery",
+    "EmulatedWorkflow",
     "Emulator",
     "EmulatorTransport",
     "Fault",
@@ -33,3 +34,5 @@ __all__ = [
     "serve",
     "virtual_backend",
 ]
+
+Workflow = EmulatedWorkflow

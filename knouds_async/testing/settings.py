@@ -22,8 +22,8 @@ from knouds_async.testing._service.catalog import (
     DEFAULT_MODELS,
     DEFAULT_WORKFLOWS,
     ApiKey,
+    EmulatedWorkflow,
     Model,
-    Workflow,
 )
 
 __all__ = [
@@ -159,7 +159,7 @@ def _keys(values: Iterable[ApiKey]) -> tuple[ApiKey, ...]:
     return tuple(values)
 
 
-def _workflows(values: Iterable[Workflow]) -> tuple[Workflow, ...]:
+def _workflows(values: Iterable[EmulatedWorkflow]) -> tuple[EmulatedWorkflow, ...]:
     return tuple(values)
 
 
@@ -230,7 +230,7 @@ class Settings:
     epoch: float = attrs.field(default=1_780_000_000.0, validator=[_is_finite, must.gt(0)])
     clock_skew: float = attrs.field(default=0.0, validator=_is_finite)
     usage_lag: float = attrs.field(default=0.0, validator=_is_time_span)
-    workflows: tuple[Workflow, ...] = attrs.field(default=DEFAULT_WORKFLOWS, converter=_workflows)
+    workflows: tuple[EmulatedWorkflow, ...] = attrs.field(default=DEFAULT_WORKFLOWS, converter=_workflows)
     models: tuple[Model, ...] = attrs.field(default=DEFAULT_MODELS, converter=_models)
     media_url: str = attrs.field(default=DEFAULT_MEDIA_URL, validator=must.instance_of(str))
 

@@ -24,7 +24,7 @@ import httpx
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from knouds_async.testing import ApiKey, Deliveries, Emulator, Model, Workflow, serve
+from knouds_async.testing import ApiKey, Deliveries, EmulatedWorkflow, Emulator, Model, serve
 
 SLUG = "my-thumbnail-pipeline"
 INPUTS = {"product_name": "Knouds"}
@@ -603,7 +603,7 @@ FIELDS = (
 )
 def test_8_inputs_are_checked_against_it(on_a_port: Serve, inputs: dict[str, Any], *, is_right: bool) -> None:
     """By the type of the field; what is left out takes its default, what no field names is let through."""
-    service = on_a_port(workflows=[Workflow("checked", FIELDS)])
+    service = on_a_port(workflows=[EmulatedWorkflow("checked", FIELDS)])
     answer = service("POST /api/workflows/checked/run?async=true", {"inputs": {"must": "x", **inputs}})
     if is_right:
         assert answer.status_code == 200, answer.text
@@ -806,9 +806,9 @@ def test_12_files_lie_on_another_origin_that_takes_no_key(on_a_port: Serve) -> N
         duration=0.0,
         models=[Model("gpt-image-2"), Model("suno-v5", "audios"), Model("seedance-2", "videos")],
         workflows=[
-            Workflow("images"),
-            Workflow("audios", models=["suno-v5"]),
-            Workflow("videos", models=["seedance-2"]),
+            EmulatedWorkflow("images"),
+            EmulatedWorkflow("audios", models=["suno-v5"]),
+            EmulatedWorkflow("videos", models=["seedance-2"]),
         ],
     )
     origins = set()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from knouds_async.testing import ApiKey, Emulator, Later, Model, Request, Response, Workflow
+from knouds_async.testing import ApiKey, EmulatedWorkflow, Emulator, Later, Model, Request, Response
 from knouds_async.testing._service.endpoints import ROUTES
 
 ALL_ROWS = {
@@ -139,7 +139,7 @@ def test_a_model_runs_asynchronously(ask: Any) -> None:
 
 def test_a_workflow_without_models_runs(ask: Any) -> None:
     """A workflow of no model at all runs and gives text."""
-    emulator = Emulator(duration=1, workflows=[Workflow("plain", models=())])
+    emulator = Emulator(duration=1, workflows=[EmulatedWorkflow("plain", models=())])
     state = ask(emulator).poll(ask(emulator).submit("workflows/plain"), now=1.0)
     assert list(state["result"]) == ["text"]
 

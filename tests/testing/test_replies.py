@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from knouds_async.testing import Emulator, Workflow
+from knouds_async.testing import EmulatedWorkflow, Emulator
 
 RUN = "POST /api/workflows/my-thumbnail-pipeline/run"
 SUBMIT = f"{RUN}?async=true"
-SLIDER = Workflow("slider", ({"name": "n", "type": "slider", "min": -1e308, "step": 5e-324},), ())
+SLIDER = EmulatedWorkflow("slider", ({"name": "n", "type": "slider", "min": -1e308, "step": 5e-324},), ())
 
 
 def _refused(answer: Any, status: int, code: str | None, **context: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knouds_async.testing import Emulator, Lognormal, Request, Response, Workflow
+from knouds_async.testing import EmulatedWorkflow, Emulator, Lognormal, Request, Response
 
 
 def _runs(emulator: Emulator, ask: Any, number: int) -> None:
@@ -285,7 +285,10 @@ def test_a_page_that_cannot_be_is_refused(ask: Any, query: str) -> None:
 @given(st.data())
 def test_every_filter_gives_what_a_plain_search_gives(data: st.DataObject) -> None:
     """Filters, pages and totals agree with a plain search through all runs, asked at any time and in any order."""
-    workflows = [Workflow("one", models=["gpt-image-2"]), Workflow("two", models=["suno-v5", "gpt-image-2"])]
+    workflows = [
+        EmulatedWorkflow("one", models=["gpt-image-2"]),
+        EmulatedWorkflow("two", models=["suno-v5", "gpt-image-2"]),
+    ]
     emulator = Emulator(tier="enterprise", workflows=workflows, failure_rate=0.3, duration=lambda d: d.uniform(0, 9))
     headers, now = {"x-api-key": emulator.api_key}, 0.0
     for _ in range(data.draw(st.integers(0, 25))):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from knouds_async.testing import ApiKey, Emulator, Lognormal, Model, Request, Workflow
+from knouds_async.testing import ApiKey, EmulatedWorkflow, Emulator, Lognormal, Model, Request
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ from knouds_async.testing import ApiKey, Emulator, Lognormal, Model, Request, Wo
         ({"late_cancel": "failed"}, "late_cancel"),
         ({"epoch": 0}, "epoch"),
         ({"clock_skew": float("inf")}, "clock_skew must be a finite number"),
-        ({"workflows": [Workflow("a"), Workflow("a")]}, "workflows has duplicate names: \\['a'\\]"),
+        ({"workflows": [EmulatedWorkflow("a"), EmulatedWorkflow("a")]}, "workflows has duplicate names: \\['a'\\]"),
         ({"models": [Model("a"), Model("a")], "workflows": []}, "models has duplicate names"),
-        ({"workflows": [Workflow("a", models=["no-such"])]}, "uses unknown models"),
+        ({"workflows": [EmulatedWorkflow("a", models=["no-such"])]}, "uses unknown models"),
         ({"keys": [ApiKey("a"), ApiKey("a")]}, "two API keys have the same text"),
         ({"api_key": "with space"}, "printable ASCII"),
         ({"api_key": ""}, "printable ASCII"),
@@ -68,7 +68,7 @@ def test_one_capability_is_not_a_list() -> None:
     [
         (Lognormal, {"median": 0}),
         (Lognormal, {"median": 45, "sigma": -1}),
-        (Workflow, {"slug": "Bad Slug"}),
+        (EmulatedWorkflow, {"slug": "Bad Slug"}),
         (Model, {"name": "x_y"}),
         (Model, {"name": "x", "makes": "smells"}),
         (ApiKey, {"text": "x", "state": "lost"}),

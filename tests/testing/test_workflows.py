@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from knouds_async.testing import Emulator, Workflow
+from knouds_async.testing import EmulatedWorkflow, Emulator
 
 _SCHEMA = (
     {"name": "text", "type": "text"},
@@ -22,7 +22,7 @@ _SCHEMA = (
     {"name": "video", "type": "video"},
     {"name": "odd", "type": "colour-wheel"},
 )
-SLIDER = Workflow("slider", ({"name": "n", "type": "slider", "min": -1e308, "step": 5e-324},), ())
+SLIDER = EmulatedWorkflow("slider", ({"name": "n", "type": "slider", "min": -1e308, "step": 5e-324},), ())
 
 
 def _refused(answer: Any, status: int, code: str | None, **context: object) -> None:
@@ -38,8 +38,10 @@ def _refused(answer: Any, status: int, code: str | None, **context: object) -> N
 
 def test_the_listing_has_own_workflows_and_templates(ask: Any) -> None:
     """The listing has the user's own workflows and everyone's templates, not the workflows of others."""
-    others = Workflow("secret", user="u_other")
-    emulator = Emulator(workflows=[Workflow("mine"), others, Workflow("starter", user="u_x", is_template=True)])
+    others = EmulatedWorkflow("secret", user="u_other")
+    emulator = Emulator(
+        workflows=[EmulatedWorkflow("mine"), others, EmulatedWorkflow("starter", user="u_x", is_template=True)]
+    )
     rows = ask(emulator).json("GET /api/workflows")
     assert [row["slug"] for row in rows] == ["mine", "starter"]
     assert set(rows[0]) == {
@@ -203,7 +205,7 @@ def test_a_move_needs_a_folder(ask: Any, body: dict[str, object]) -> None:
 )
 def test_inputs_are_checked_by_field_type(ask: Any, name: str, good: list[object], bad: list[object]) -> None:
     """Each field type takes its own values and refuses others with INVALID_INPUTS; what no field names passes."""
-    asker = ask(Emulator(workflows=[Workflow("checked", _SCHEMA)]))
+    asker = ask(Emulator(workflows=[EmulatedWorkflow("checked", _SCHEMA)]))
     for value in good:
         assert asker("POST /api/workflows/checked/run?async=true", {"inputs": {name: value}}).status == 200
     for value in bad:
@@ -215,7 +217,7 @@ def test_a_required_field_may_have_a_default(ask: Any) -> None:
     """A required field is refused when missing, unless it has a default."""
     fields = [{"name": "a", "type": "text", "required": True}]
     defaulted = [{"name": "a", "type": "text", "required": True, "default": "x"}]
-    asker = ask(Emulator(workflows=[Workflow("strict", fields), Workflow("kind", defaulted)]))
+    asker = ask(Emulator(workflows=[EmulatedWorkflow("strict", fields), EmulatedWorkflow("kind", defaulted)]))
     _refused(asker("POST /api/workflows/strict/run?async=true", {"inputs": {}}), 400, "INVALID_INPUTS", field="a")
     assert asker("POST /api/workflows/kind/run?async=true", {"inputs": {}}).status == 200
 

@@ -17,8 +17,8 @@ __all__ = [
     "SLUG",
     "TIER_LIMITS",
     "ApiKey",
+    "EmulatedWorkflow",
     "Model",
-    "Workflow",
     "allows",
     "has_scope",
     "reaches_tier",
@@ -125,7 +125,7 @@ def _fields(values: Iterable[JsonObject]) -> tuple[JsonObject, ...]:
 
 
 @attrs.frozen
-class Workflow:
+class EmulatedWorkflow:
     """A workflow of the account: its input fields (as the schema shows them) and the models it runs."""
 
     slug: str = attrs.field(validator=_is_slug)
@@ -151,7 +151,7 @@ DEFAULT_MODELS: Final = (
 )
 
 DEFAULT_WORKFLOWS: Final = (
-    Workflow(
+    EmulatedWorkflow(
         "my-thumbnail-pipeline",
         (
             {"name": "product_name", "type": "text", "required": True, "helperText": "Shown on the thumbnail"},
@@ -169,7 +169,7 @@ DEFAULT_WORKFLOWS: Final = (
         tags=("images", "shop"),
         public_playground=True,
     ),
-    Workflow(
+    EmulatedWorkflow(
         "product-video",
         (
             {"name": "prompt", "type": "textarea", "required": True},
@@ -181,16 +181,16 @@ DEFAULT_WORKFLOWS: Final = (
         name="Product video",
         tags=("video",),
     ),
-    Workflow("jingle", ({"name": "mood", "type": "text", "default": "happy"},), ("suno-v5",), name="Jingle"),
-    Workflow("daily-picture", name="Daily picture", description="Takes no inputs"),
-    Workflow(
+    EmulatedWorkflow("jingle", ({"name": "mood", "type": "text", "default": "happy"},), ("suno-v5",), name="Jingle"),
+    EmulatedWorkflow("daily-picture", name="Daily picture", description="Takes no inputs"),
+    EmulatedWorkflow(
         "fast-sketch",
         ({"name": "prompt", "type": "text", "required": True},),
         ("nano-banana-2",),
         name="Fast sketch",
         description="Its model's provider cannot be polled",
     ),
-    Workflow(
+    EmulatedWorkflow(
         "portrait-starter",
         ({"name": "photo", "type": "image", "required": True},),
         name="Portrait starter",

@@ -10,7 +10,7 @@ from itertools import count, pairwise
 import attrs
 
 from knouds_async.config import is_number
-from knouds_async.testing._service.catalog import Workflow
+from knouds_async.testing._service.catalog import EmulatedWorkflow
 from knouds_async.testing._service.replies import ErrorResponse, not_found
 
 __all__ = ["StoredWorkflow", "WorkflowStore", "check_inputs"]
@@ -254,7 +254,7 @@ class StoredWorkflow:
 class WorkflowStore:
     """All workflows, in the order they were created."""
 
-    def __init__(self, workflows: Iterable[Workflow], updated_at: str) -> None:
+    def __init__(self, workflows: Iterable[EmulatedWorkflow], updated_at: str) -> None:
         self._by_slug = {one.slug: _stored(one, updated_at) for one in workflows}
 
     def visible_to(self, user: str) -> list[StoredWorkflow]:
@@ -301,7 +301,7 @@ class WorkflowStore:
         return base if base not in self._by_slug else next(one for one in numbered if one not in self._by_slug)
 
 
-def _stored(workflow: Workflow, updated_at: str) -> StoredWorkflow:
+def _stored(workflow: EmulatedWorkflow, updated_at: str) -> StoredWorkflow:
     inputs = [("input", "requestInput", {"fields": list(workflow.fields)})] if workflow.fields else []
     models = [(f"model-{place}", "model", {"model": name}) for place, name in enumerate(workflow.models, 1)]
     steps = [*inputs, *models, ("output", "output", {})]
