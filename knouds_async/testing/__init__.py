@@ -2,10 +2,10 @@
 
 from knouds_async.testing import faults
 from knouds_async.testing._service.catalog import ApiKey, EmulatedWorkflow, Model
+from knouds_async.testing._service.endpoints import openapi
 from knouds_async.testing._service.runs import Run
 from knouds_async.testing.emulator import Emulator
 from knouds_async.testing.messages import Broken, Fault, Later, Request, Response, Wire
-from knouds_async.testing.openapi import openapi
 from knouds_async.testing.server import serve
 from knouds_async.testing.settings import Deliveries, Delivery, Lognormal
 from knouds_async.testing.transport import EmulatorTransport

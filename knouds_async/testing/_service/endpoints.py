@@ -1,14 +1,17 @@
 """The service's endpoints, the table of routes, and the checks before each: key, quota, capability (contract 1 to 10).
 
-The table is contract 2, row by row; a synchronous run and a submit are one route. Media files (contract 12) beside it.
+The table is contract 2, row by row; a synchronous run and a submit are one route. Media files (contract 12) beside it,
+and the description of it all in OpenAPI, which is stored as `testing/openapi.json`.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Final, Literal
+from importlib.resources import files
+from typing import Any, Final, Literal
 from urllib.parse import parse_qs, unquote
 
 import attrs
@@ -28,7 +31,16 @@ from knouds_async.testing._service.state import EndpointCall, RunRequest, Servic
 from knouds_async.testing._service.workflows import check_inputs
 from knouds_async.testing.messages import Later, Outcome, Request, Response
 
-__all__ = ["ROUTES", "UNKNOWN", "Route", "answer", "limits", "match", "with_date"]
+__all__ = ["ROUTES", "UNKNOWN", "Route", "answer", "limits", "match", "openapi", "with_date"]
+
+
+def openapi() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 description of the service, parsed; each call returns a copy of its own.
+
+    For mock servers, client generators and fuzzers. What the service does not document is marked `x-assumed`.
+    """
+    document: dict[str, Any] = json.loads(files("knouds_async.testing").joinpath("openapi.json").read_bytes())
+    return document
 
 
 def run_workflow(service: ServiceState, call: EndpointCall) -> Response | Later:
