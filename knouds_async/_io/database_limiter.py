@@ -19,15 +19,14 @@ from typing import Any, Final
 import attrs
 
 from knouds_async._io.database import Database
-from knouds_async._io.limiter import Bucket, Limiter
+from knouds_async._io.limiter import Bucket, Limiter, Report
 from knouds_async._sansio.rate_limit import (
     LimiterStats,
     Permit,
-    QuotaHeaders,
     RetryAt,
     WindowLimiter,
-    from_plain,
-    to_plain,
+    from_text,
+    to_text,
 )
 from knouds_async.config import Secret
 from knouds_async.telemetry import fields
@@ -113,21 +112,14 @@ def change_windows(transaction: Any, changes: Sequence[WindowChange]) -> list[An
         rows, ((now,),) = transaction.message(_MADE + _LOCKED, (names, names))
     answered, stored, values = time.monotonic(), dict(rows), []
     for change in changes:
-        window = _window(stored[change.name], now, change.guess.share) or change.guess.copy()
+        window = from_text(stored[change.name], now, change.guess.share) or change.guess.copy()
         permits, until = change.apply(window, now)
-        stored[change.name] = json.dumps(to_plain(window), allow_nan=False)
+        stored[change.name] = to_text(window)
         times = {"now": now, "sent": sent, "answered": answered}
         values.append(Changed(window=window, permits=permits, until=until, **times))
     written = [{"name": name, "state": state, "at": now} for name, state in stored.items()]
     transaction.message(_WRITTEN, (json.dumps(written),))
     return values
-
-
-def _window(state: str, now: float, share: float) -> WindowLimiter | None:
-    try:
-        return from_plain(json.loads(state), now, share)
-    except (ValueError, RecursionError):
-        return None
 
 
 class DatabaseClock:
@@ -169,8 +161,8 @@ class DatabaseLimiter(Limiter):
         self._queues[route].notify()
 
 
-class DatabaseBucket:
-    """A bucket whose window is in a database; `_window` is as it was read last, `_permits` are granted and unused."""
+class DatabaseBucket(Bucket):
+    """A bucket whose window is in a database; `window` is as it was read last, `_permits` are granted and unused."""
 
     def __init__(
         self,
@@ -181,8 +173,9 @@ class DatabaseBucket:
         waiting: Callable[[], int],
         notify: Callable[[], None],
     ) -> None:
+        super().__init__(guess)
         self._database, self._clock, self._name = database, clock, name
-        self._window, self._waiting, self._notify = guess, waiting, notify
+        self._waiting, self._notify = waiting, notify
         self._reports: deque[Callable[[WindowLimiter], object]] = deque()
         self._permits: deque[Permit] = deque()
         self._asked_at: float | None = None
@@ -195,8 +188,8 @@ class DatabaseBucket:
         while self._permits:
             permit = self._permits.popleft()
             if here < permit.sent + _FRESH:
-                return Permit(now, shared=permit.sent)
-            self._reports.append(partial(_release, permit=permit))
+                return Permit(now, shared=permit)
+            self._reports.append(partial(WindowLimiter.release, permit=permit))
         if here >= self._unusable_until and self._asked_at is None:
             if here < self._next_read:
                 return RetryAt(now + (self._next_read - here))
@@ -207,45 +200,27 @@ class DatabaseBucket:
             return self._from_memory(now, here)
         return RetryAt(now + _STUCK)
 
-    def on_response(self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:  # noqa: ARG002
-        """Report a response: with the next wish where somebody waits, else within a second; a refusal at once."""
-        here = self._clock.now()
-        self._report(permit, lambda window, by: window.on_response(here, by, reply, date), is_urgent=reply.refused)
-
-    def release(self, permit: Permit) -> None:
-        """Report a permit that was not used."""
-        self._report(permit, WindowLimiter.release)
-
-    def mark_unanswered(self, permit: Permit) -> None:
-        """Report a request without a response."""
-        self._report(permit, WindowLimiter.mark_unanswered)
-
-    def stats(self, now: float) -> LimiterStats:  # noqa: ARG002
-        """Return how the quota stands, as last read."""
-        return self._window.stats(self._clock.now())
-
-    def peek(self, now: float) -> LimiterStats:  # noqa: ARG002
-        """Return the same and change nothing, as another thread must."""
-        return self._window.peek(self._clock.now())
-
-    def _report(
-        self, permit: Permit, report: Callable[[WindowLimiter, Permit], None], *, is_urgent: bool = False
-    ) -> None:
-        by = Permit(permit.sent if permit.shared is None else permit.shared)
-        report(self._window, by)  # so that what is shown, and what is used without the database, is up to date
-        self._reports.append(lambda window: report(window, by))
+    def report(self, now: float, permit: Permit, report: Report, *, is_refusal: bool = False) -> None:  # noqa: ARG002
+        """Report what became of a permit: with the next wish where somebody waits, else soon; a refusal at once."""
+        here, by = self._clock.now(), permit.shared or permit
+        report(self.window, here, by)  # so that what is shown, and what is used without the database, is up to date
+        self._reports.append(lambda window: report(window, here, by))
         self._next_read = min(self._next_read, self._read_at + _GATHER)
-        if self._clock.now() < self._unusable_until:
+        if here < self._unusable_until:
             self._reports.clear()
-        elif is_urgent and self._asked_at is None:
+        elif is_refusal and self._asked_at is None:
             self._ask(0)
         elif not self._waiting():
             self._report_soon()
 
+    def stats(self, now: float) -> LimiterStats:  # noqa: ARG002
+        """Return how the quota stands, as last read."""
+        return self.window.stats(self._clock.now())
+
     def _report_soon(self) -> None:
         if not self._is_reporting:
             self._is_reporting = True
-            change = WindowChange(self._name, self._window.copy(), self._reports, 0)
+            change = WindowChange(self._name, self.window.copy(), self._reports, 0)
             self._database.ask(change_windows, change, self._reported, patience=0.0, is_lazy=True)
 
     def _reported(self, error: BaseException | None, changed: Any) -> None:
@@ -257,11 +232,11 @@ class DatabaseBucket:
     def _release_unused(self) -> None:
         """Release permits that nobody takes: those who asked were cancelled meanwhile."""
         while self._permits and not self._waiting():
-            self.release(self._permits.popleft())
+            self.report(0.0, self._permits.popleft(), lambda window, _, by: window.release(by))
 
     def _ask(self, wanted: int) -> None:
         self._asked_at = self._clock.now()
-        change = WindowChange(self._name, self._window.copy(), self._reports, min(_MOST, wanted))
+        change = WindowChange(self._name, self.window.copy(), self._reports, min(_MOST, wanted))
         self._database.ask(change_windows, change, self._answered, patience=_STUCK)
 
     def _answered(self, error: BaseException | None, changed: Any) -> None:
@@ -279,14 +254,14 @@ class DatabaseBucket:
 
     def _read(self, changed: Changed) -> None:
         self._clock.update(changed)
-        self._window, self._next_read, self._read_at = changed.window, changed.until, changed.now
+        self.window, self._next_read, self._read_at = changed.window, changed.until, changed.now
         for report in tuple(self._reports):
-            report(self._window)
+            report(self.window)
 
     def _from_memory(self, now: float, here: float) -> Permit | RetryAt:
-        decision = self._window.try_acquire(here)
+        decision = self.window.try_acquire(here)
         if isinstance(decision, Permit):
-            return Permit(now, shared=decision.sent)
+            return Permit(now, shared=decision)
         return RetryAt(now + min(decision.until - here, _AGAIN))
 
     def _give_up(self, why: str) -> None:
@@ -296,7 +271,3 @@ class DatabaseBucket:
             said = "the quota in %r cannot be shared, continuing without it: %s"
             logger.warning(said, self._database, why, extra=fields("quota_not_shared"))
         self._unusable_until = here + _AGAIN
-
-
-def _release(window: WindowLimiter, permit: Permit) -> None:
-    window.release(permit)

@@ -10,7 +10,8 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 import anyio
 import attrs
@@ -30,20 +31,29 @@ logger = logging.getLogger("knouds_async")
 
 _WORTH_SAYING: Final = 1.0  # seconds that a window still lasts: below, it is a probe at its edge that is waited for
 _BURST: Final = 0.1  # seconds in which the requests of a burst join the queue
+Report: TypeAlias = Callable[[WindowLimiter, float, Permit], None]  # given the window's time, and the permit by it
 
 
-class Bucket(Protocol):
-    """Where the permits of one route come from: a window of our own, or one that several processes share.
+class Bucket:
+    """The permits of one route: from a window of our own here, from one that is shared in the classes below this one.
 
-    The methods are those of `WindowLimiter`; `now` is the event loop's time.
+    `now` is the event loop's time.
     """
 
-    def try_acquire(self, now: float) -> Permit | RetryAt: ...
-    def on_response(self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None) -> None: ...
-    def release(self, permit: Permit) -> None: ...
-    def mark_unanswered(self, permit: Permit) -> None: ...
-    def stats(self, now: float) -> LimiterStats: ...
-    def peek(self, now: float) -> LimiterStats: ...
+    def __init__(self, window: WindowLimiter) -> None:
+        self.window = window
+
+    def try_acquire(self, now: float) -> Permit | RetryAt:
+        """Return a permit if there is one, or when to ask again."""
+        return self.window.try_acquire(now)
+
+    def report(self, now: float, permit: Permit, report: Report, *, is_refusal: bool = False) -> None:  # noqa: ARG002
+        """Report to the window what became of a permit."""
+        report(self.window, now, permit)
+
+    def stats(self, now: float) -> LimiterStats:
+        """Return how the quota stands, and change nothing: another thread may ask."""
+        return self.window.stats(now)
 
 
 @attrs.define(eq=False, repr=False)
@@ -64,44 +74,42 @@ class _Waiter:
 class _WaitQueue:
     """The requests of one route that wait for a permit, by priority; the first priority goes first."""
 
-    __slots__ = ("_logged_until", "_waiting_since", "bucket", "by_priority", "refusals", "route")
+    __slots__ = ("_by_priority", "_logged_until", "_waiting_since", "bucket", "refusals", "route")
 
     def __init__(self, route: str, bucket: Bucket) -> None:
         self.route, self.bucket = route, bucket
         self.refusals = 0
         self._waiting_since, self._logged_until = math.inf, -math.inf
-        self.by_priority: tuple[OrderedDict[_Waiter, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self._by_priority: tuple[OrderedDict[_Waiter, None], ...] = tuple(OrderedDict() for _ in Priority)
+
+    async def wait(self, waiter: _Waiter, priority: Priority, *, front: bool) -> Permit | None:
+        """Wait for a permit; None when a refusal holds the route for longer than the waiter accepts."""
+        queue = self._by_priority[priority]
+        queue[waiter] = None
+        if front:
+            queue.move_to_end(waiter, last=False)
+        try:
+            while True:
+                now, until = anyio.current_time(), math.inf
+                if self.first() is waiter:
+                    decision = self.bucket.try_acquire(now)
+                    if isinstance(decision, Permit):
+                        return decision
+                    until = min(decision.until, self._log_wait(now))
+                if not waiter.accepts(self.bucket.stats(now)):
+                    return None
+                waiter.changed = anyio.Event()
+                with anyio.CancelScope(deadline=until):
+                    await waiter.changed.wait()
+        finally:
+            del queue[waiter]
+            self.notify()
 
     def first(self) -> _Waiter | None:
-        return next((next(iter(priority)) for priority in self.by_priority if priority), None)
-
-    def join(self, waiter: _Waiter, priority: Priority, *, front: bool) -> None:
-        self.by_priority[priority][waiter] = None
-        if front:
-            self.by_priority[priority].move_to_end(waiter, last=False)
-
-    def leave(self, waiter: _Waiter, priority: Priority) -> None:
-        del self.by_priority[priority][waiter]
-        self.notify()
+        return next((next(iter(queue)) for queue in self._by_priority if queue), None)
 
     def waiting(self) -> int:
-        return sum(len(priority) for priority in self.by_priority)
-
-    def log_wait(self, now: float) -> float:
-        """Log once a window that requests wait for it, when a burst has joined; return when to call again."""
-        if not logger.isEnabledFor(logging.INFO):
-            return math.inf
-        stats = self.bucket.stats(now)
-        resets_in = stats.resets_in if stats.left == 0 and stats.resets_in is not None else 0.0
-        if now < self._logged_until or max(stats.held_for, resets_in) < _WORTH_SAYING:
-            self._waiting_since = math.inf
-            return math.inf
-        self._waiting_since = min(self._waiting_since, now)
-        if now < self._waiting_since + _BURST:
-            return self._waiting_since + _BURST
-        self._waiting_since, self._logged_until = math.inf, now + max(stats.held_for, resets_in)
-        _log_wait(self.route, self.waiting(), stats)
-        return math.inf
+        return sum(map(len, self._by_priority))
 
     def notify(self) -> None:
         first = self.first()
@@ -109,8 +117,27 @@ class _WaitQueue:
             first.changed.set()
 
     def notify_unaccepting(self, stats: LimiterStats) -> None:
-        for waiter in (waiter for priority in self.by_priority for waiter in priority if not waiter.accepts(stats)):
+        for waiter in (waiter for queue in self._by_priority for waiter in queue if not waiter.accepts(stats)):
             waiter.changed.set()
+
+    def _log_wait(self, now: float) -> float:
+        """Log once a window that requests wait for it, when a burst has joined; return when to call again."""
+        if not logger.isEnabledFor(logging.INFO):
+            return math.inf
+        stats = self.bucket.stats(now)
+        wait = max(stats.held_for, (stats.resets_in or 0.0) if stats.left == 0 else 0.0)
+        if now < self._logged_until or wait < _WORTH_SAYING:
+            self._waiting_since = math.inf
+            return math.inf
+        self._waiting_since = min(self._waiting_since, now)
+        if now < self._waiting_since + _BURST:
+            return self._waiting_since + _BURST
+        self._waiting_since, self._logged_until = math.inf, now + wait
+        count, ends = self.waiting(), "the service asked for a pause of" if stats.is_pause else "the window resets in"
+        requests = "1 request waits" if count == 1 else f"{count} requests wait"
+        extra = fields("rate_limit_wait", route=self.route, count=count, wait=wait)
+        logger.info("%s for %s; %s %.0f s", requests, self.route, ends, wait, extra=extra)
+        return math.inf
 
 
 class Limiter:
@@ -166,7 +193,7 @@ class Limiter:
         began = anyio.current_time()
         with anyio.CancelScope(deadline=began + self._max_wait):
             waiter = _Waiter(max_pause, self._max_wait)
-            if (permit := await _wait(self._queue(route), waiter, priority, front=front)) is not None:
+            if (permit := await self._queue(route).wait(waiter, priority, front=front)) is not None:
                 return attrs.evolve(permit, waited=anyio.current_time() - began)
             raise self._error(
                 route, "a 429 of the service allows nothing for {0.held_for:.0f} s more", longest=max_pause
@@ -175,27 +202,19 @@ class Limiter:
 
     def on_response(self, route: str, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:
         """Update from the headers of a response; `date`: its `Date` header in epoch seconds."""
-        queue, now = self._queue(route), anyio.current_time()
+        now = anyio.current_time()
         if date is not None:
             self._clock = self._clock.update(date, min(permit.sent, now), now)
         self._monotonic = time.monotonic() - now
-        queue.bucket.on_response(now, permit, reply, date)
-        queue.notify()
-        if reply.refused:
-            queue.refusals += 1
-            queue.notify_unaccepting(queue.bucket.stats(now))
+        self._report(route, permit, lambda window, at, by: window.on_response(at, by, reply, date), reply)
 
     def release(self, route: str, permit: Permit) -> None:
         """Release a permit: the request was not sent."""
-        queue = self._queue(route)
-        queue.bucket.release(permit)
-        queue.notify()
+        self._report(route, permit, lambda window, _, by: window.release(by))
 
     def mark_unanswered(self, route: str, permit: Permit) -> None:
         """Count a request that was sent and will have no response: the server may have counted it."""
-        queue = self._queue(route)
-        queue.bucket.mark_unanswered(permit)
-        queue.notify()
+        self._report(route, permit, lambda window, _, by: window.mark_unanswered(by))
 
     def server_time(self, now: float) -> float | None:
         """Return the service's clock at the local moment `now`, epoch seconds; None until a response has shown it."""
@@ -211,7 +230,16 @@ class Limiter:
         """Return the routes that were used, with the requests that are left and that wait; callable in any thread."""
         now = time.monotonic() - self._monotonic
         queues = tuple(self._queues.items())
-        return [(route, queue.bucket.peek(now).left, queue.waiting()) for route, queue in queues if now < math.inf]
+        return [(route, queue.bucket.stats(now).left, queue.waiting()) for route, queue in queues if now < math.inf]
+
+    def _report(self, route: str, permit: Permit, report: Report, reply: QuotaHeaders | None = None) -> None:
+        queue, now = self._queue(route), anyio.current_time()
+        is_refusal = reply is not None and reply.refused
+        queue.bucket.report(now, permit, report, is_refusal=is_refusal)
+        queue.notify()
+        if is_refusal:
+            queue.refusals += 1
+            queue.notify_unaccepting(queue.bucket.stats(now))
 
     def _queue(self, route: str) -> _WaitQueue:
         queue = self._queues.get(route)
@@ -220,7 +248,7 @@ class Limiter:
         return queue
 
     def _bucket(self, route: str) -> Bucket:  # noqa: ARG002  (every route begins alike)
-        return self._first_guess()
+        return Bucket(self._first_guess())
 
     def _first_guess(self) -> WindowLimiter:
         is_unlimited = self._guess == math.inf
@@ -237,32 +265,3 @@ class Limiter:
             is_pause=stats.is_pause or stats.held_for > longest,
             advice="Wait, or allow longer waits (Retries(longest=...), Limiter(max_wait=...))",
         )
-
-
-async def _wait(queue: _WaitQueue, waiter: _Waiter, priority: Priority, *, front: bool) -> Permit | None:
-    """Wait for a permit; None when a refusal holds the route for longer than the waiter accepts."""
-    queue.join(waiter, priority, front=front)
-    try:
-        while True:
-            until = math.inf
-            if queue.first() is waiter:
-                decision = queue.bucket.try_acquire(anyio.current_time())
-                if isinstance(decision, Permit):
-                    return decision
-                until = min(decision.until, queue.log_wait(anyio.current_time()))
-            if not waiter.accepts(queue.bucket.stats(anyio.current_time())):
-                return None
-            waiter.changed = anyio.Event()
-            with anyio.CancelScope(deadline=until):
-                await waiter.changed.wait()
-    finally:
-        queue.leave(waiter, priority)
-
-
-def _log_wait(route: str, count: int, stats: LimiterStats) -> None:
-    wait = stats.held_for if stats.is_pause else stats.resets_in or stats.held_for
-    requests = "1 request waits" if count == 1 else f"{count} requests wait"
-    ends = f"the service asked for a pause of {wait:.0f} s" if stats.is_pause else f"the window resets in {wait:.0f} s"
-    logger.info(
-        "%s for %s; %s", requests, route, ends, extra=fields("rate_limit_wait", route=route, count=count, wait=wait)
-    )

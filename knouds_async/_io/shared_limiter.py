@@ -1,6 +1,6 @@
 """SharedLimiter: one quota for several processes on one machine, kept in an SQLite file.
 
-`SharedLimiter` is what users create, `SharedBucket` the window of one account and route as one client sees it, and
+`SharedLimiter` is what users create, `_FileBucket` the window of one account and route as one client sees it, and
 `LimiterFile` the store: a row for each account and route. The arithmetic is `rate_limit`.
 
 One short transaction for each permit and each response, on the event loop's own thread: it takes a fraction of a
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
-import json
 import logging
 import math
 import os
@@ -25,15 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from knouds_async._io.database import Database
-from knouds_async._io.limiter import Bucket, Limiter
+from knouds_async._io.limiter import Bucket, Limiter, Report
 from knouds_async._sansio.rate_limit import (
     LimiterStats,
     Permit,
-    QuotaHeaders,
     RetryAt,
     WindowLimiter,
-    from_plain,
-    to_plain,
+    from_text,
+    to_text,
 )
 from knouds_async.config import Secret, hide_url
 from knouds_async.errors import ConfigurationError
@@ -53,6 +50,7 @@ _SALT: Final = 16  # bytes
 _LEAP: Final = 5.0  # seconds by which the clocks may part before the machine counts as restarted
 _STUCK: Final = 3.0  # seconds for which another process may hold the file before it counts as unusable
 _AGAIN: Final = 10.0  # seconds until an unusable file is tried again
+_STORED: Final = "SELECT state FROM windows WHERE name = ? AND abs(boot - ?) <= ?"
 _creating: Final = threading.Lock()
 
 
@@ -82,25 +80,22 @@ class SharedLimiter:
         path = ""  # so that no frame of ours shows a password
         Limiter(tier, share=share, max_wait=max_wait)  # checks the options
         self._options: dict[str, Any] = {"tier": tier, "share": share, "max_wait": max_wait}
-        self._database = Database(shared) if isinstance(shared, Secret) else shared
-        if isinstance(self._database, Database):
-            return
-        self._path, self._clock = Path(self._database), clock
-        self._file = LimiterFile(self._path, clock or time.monotonic, clock or time.time)
+        self._clock = clock
+        self._place = Database(shared) if isinstance(shared, Secret) else shared
+        if not isinstance(self._place, Database):
+            self._file = LimiterFile(Path(self._place), clock or time.monotonic, clock or time.time)
 
     def for_key(self, key: Secret) -> Limiter:
         """Return the limiter of a key's account."""
-        if isinstance(self._database, Database):
+        if isinstance(self._place, Database):
             from knouds_async._io.database_limiter import DatabaseLimiter  # few have one
 
-            return DatabaseLimiter(self._database, key, **self._options)
+            return DatabaseLimiter(self._place, key, **self._options)
         return _AccountLimiter(self._file, key, **self._options)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle as its options: what is unpickled opens the file, or connects, for itself."""
-        if isinstance(self._database, Database):
-            return partial(SharedLimiter, self._database, **self._options), ()
-        return partial(SharedLimiter, self._path, clock=self._clock, **self._options), ()
+        return partial(SharedLimiter, self._place, clock=self._clock, **self._options), ()
 
 
 class _AccountLimiter(Limiter):
@@ -111,72 +106,54 @@ class _AccountLimiter(Limiter):
         self._file, self._key = file, key
 
     def _bucket(self, route: str) -> Bucket:
-        return SharedBucket(self._file, self._key, route, self._first_guess())
+        return _FileBucket(self._file, self._key, route, self._first_guess())
 
 
-class SharedBucket:
-    """A bucket whose window is in the file; `_window` is what was read last."""
+class _FileBucket(Bucket):
+    """A bucket whose window is in the file; `window` is what was read last."""
 
     def __init__(self, file: LimiterFile, key: Secret, route: str, first_guess: WindowLimiter) -> None:
+        super().__init__(first_guess)
         self._file, self._key, self._route = file, key, route
-        self._window = first_guess
         self._reports: list[Change[None]] = []  # what the file does not have yet: it was locked at that moment
         self._next_read = -math.inf  # nothing can have changed before, unless it is reported here
 
     def try_acquire(self, now: float) -> Permit | RetryAt:
         """Return a permit, or when to read the file again."""
         here = self._file.now()
-        if here < self._next_read:
-            return RetryAt(now + (self._next_read - here))
-        decision = self._update(here, lambda window: window.try_acquire(here))
-        if decision is None:
-            return RetryAt(now + _LOCKED_RETRY)
-        if isinstance(decision, Permit):
-            return Permit(now, shared=decision.sent)
-        self._next_read = min(decision.until, self._window.next_read(here))
+        if here >= self._next_read:
+            decision = self._update(here, lambda window: window.try_acquire(here))
+            if decision is None:
+                return RetryAt(now + _LOCKED_RETRY)
+            if isinstance(decision, Permit):
+                return Permit(now, shared=decision)
+            self._next_read = min(decision.until, self.window.next_read(here))
         return RetryAt(now + (self._next_read - here))
 
-    def on_response(self, now: float, permit: Permit, reply: QuotaHeaders, date: float | None) -> None:  # noqa: ARG002
-        """Report a response."""
-        here = self._file.now()
-        self._report(permit, lambda window, by: window.on_response(here, by, reply, date))
-
-    def release(self, permit: Permit) -> None:
-        """Report a permit that was not used."""
-        self._report(permit, WindowLimiter.release)
-
-    def mark_unanswered(self, permit: Permit) -> None:
-        """Report a request without a response."""
-        self._report(permit, WindowLimiter.mark_unanswered)
+    def report(self, now: float, permit: Permit, report: Report, *, is_refusal: bool = False) -> None:  # noqa: ARG002
+        """Report what became of a permit, at the latest with the next wish for one."""
+        here, by = self._file.now(), permit.shared or permit
+        self._reports.append(lambda window: report(window, here, by))
+        self._next_read = -math.inf
+        self._update(here, lambda window: window)
 
     def stats(self, now: float) -> LimiterStats:  # noqa: ARG002
         """Return how the quota stands, as last read from the file."""
-        return self._window.stats(self._file.now())
-
-    def peek(self, now: float) -> LimiterStats:  # noqa: ARG002
-        """Return the same and change nothing, as another thread must."""
-        return self._window.peek(self._file.now())
-
-    def _report(self, permit: Permit, report: Callable[[WindowLimiter, Permit], None]) -> None:
-        by = Permit(permit.sent if permit.shared is None else permit.shared)
-        self._reports.append(lambda window: report(window, by))
-        self._next_read = -math.inf
-        self._update(self._file.now(), lambda window: window)
+        return self.window.stats(self._file.now())
 
     def _update(self, here: float, change: Change[T]) -> T | None:
         """Report and change the window in one transaction; None while another process has the file locked."""
-        reports = self._reports
 
         def report_and_change(window: WindowLimiter) -> T:
-            for report in reports:
+            for report in self._reports:
                 report(window)
             return change(window)
 
-        updated = self._file.update(self._key, self._route, self._window, here, report_and_change)
+        updated = self._file.update(self._key, self._route, self.window, here, report_and_change)
         if updated is None:
             return None
         self._reports = []
-        self._window, result = updated
+        self.window, result = updated
         return result
 
 
@@ -196,13 +173,11 @@ class LimiterFile:
                 "libsqlite3-dev; Fedora: sqlite-devel)"
             ) from None
         self.now: Final = clock
-        self._wall, self._path = wall, path
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
+        self._sqlite3, self._path, self._wall = sqlite3, path, wall
+        self._owner, self._lock = os.getpid(), threading.Lock()
         self._abandoned: list[object] = []  # of a parent process: closing them here would break its locks
         self._unusable_until, self._locked_since = -math.inf, math.inf
-        self._salt = b""
-        self._inode: tuple[int, int] | None = None
+        self._salt, self._inode = b"", _inode(path)
         self._connection: sqlite3.Connection | None = None
         try:
             self._open()
@@ -223,15 +198,16 @@ class LimiterFile:
         None when another process has the file locked at this moment; `change` may then have been called in vain.
         `fallback` counts where the file holds nothing, or nothing that makes sense, or cannot be used.
         """
-        import sqlite3
-
-        self._reset_after_fork()
+        if self._owner != os.getpid():  # forked; the lock may have been held by a thread that is not there any more
+            self._abandoned.append(self._connection)
+            self._owner, self._lock, self._connection = os.getpid(), threading.Lock(), None
         with self._lock:
             if now >= self._unusable_until:
                 try:
                     updated = self._update(key, route, fallback, now, change)
-                except (sqlite3.Error, OSError, ConfigurationError) as error:
-                    if "locked" in str(error) and not self._is_stuck(now):
+                except (self._sqlite3.Error, OSError, ConfigurationError) as error:
+                    self._locked_since = min(self._locked_since, now)
+                    if "locked" in str(error) and now <= self._locked_since + _STUCK:
                         return None
                     self._give_up(error, now)
                 else:
@@ -243,56 +219,19 @@ class LimiterFile:
         self, key: Secret, route: str, fallback: WindowLimiter, now: float, change: Change[T]
     ) -> tuple[WindowLimiter, T]:
         connection = self._open()
-        account = hmac.new(self._salt, key.reveal().encode(), hashlib.sha256).hexdigest()[:32]  # tells nothing of it
+        account = hashlib.blake2b(key.reveal().encode(), key=self._salt, digest_size=16).hexdigest()  # tells nothing
+        name, boot = f"{account} {route}", self._wall() - now  # times of another boot mean nothing
         try:
             connection.execute("BEGIN IMMEDIATE")
-            window = self._read(connection, f"{account} {route}", now, fallback.share) or fallback.copy()
+            (stored,) = connection.execute(_STORED, (name, boot, _LEAP)).fetchone() or [None]
+            window = from_text(stored, now, fallback.share) or fallback.copy()
             result = change(window)
-            row = (f"{account} {route}", json.dumps(to_plain(window), allow_nan=False), now, self._wall())
-            connection.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?)", row)
+            connection.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?)", (name, to_text(window), boot))
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         return window, result
-
-    def _read(self, connection: sqlite3.Connection, name: str, now: float, share: float) -> WindowLimiter | None:
-        """Return a window; None for rubbish, and for one from before a restart, whose times mean nothing."""
-        found = connection.execute("SELECT state, at, wall FROM windows WHERE name = ?", (name,)).fetchone()
-        try:
-            state, at, wall = found
-            is_of_this_boot = abs((self._wall() - wall) - (now - at)) <= _LEAP
-            return from_plain(json.loads(state), now, share) if is_of_this_boot else None
-        except (ValueError, TypeError, RecursionError, OverflowError):
-            return None
-
-    def _reset_after_fork(self) -> None:
-        """Start anew in a forked child: the lock may have been held by a thread that is not there any more."""
-        if self._owner != os.getpid():
-            self._owner, self._lock = os.getpid(), threading.Lock()
-            self._abandoned.append(self._connection)
-            self._connection = None
-
-    def _open(self) -> sqlite3.Connection:
-        """Return the connection to the file that is at the path now: it may have been removed, and created anew."""
-        if self._connection is not None and self._inode_now() != self._inode:
-            self._connection.close()
-            self._connection = None
-        if self._connection is None:
-            self._connection, self._salt = _connected(self._path)
-            self._inode = self._inode_now()
-        return self._connection
-
-    def _inode_now(self) -> tuple[int, int] | None:
-        with contextlib.suppress(OSError):
-            found = self._path.stat()
-            return found.st_dev, found.st_ino
-        return None
-
-    def _is_stuck(self, now: float) -> bool:
-        """Return whether the file has been locked for so long that its holder will hardly continue."""
-        self._locked_since = min(self._locked_since, now)
-        return now > self._locked_since + _STUCK
 
     def _give_up(self, error: Exception, now: float) -> None:
         """Continue without the file for a while: the quota is then shared blindly, which costs some 429s at most."""
@@ -301,46 +240,59 @@ class LimiterFile:
             logger.warning(said, self._path, error, extra=fields("quota_not_shared"))
         self._unusable_until, self._locked_since = now + _AGAIN, math.inf
 
+    def _open(self) -> sqlite3.Connection:
+        """Return the connection to the file that is at the path now: it may have been removed, and created anew.
 
-def _connected(path: Path) -> tuple[sqlite3.Connection, bytes]:
-    """Open or create the file, and return its salt. ConfigurationError for a file of something else, or none at all."""
-    import sqlite3
+        ConfigurationError for a file of something else, or none at all.
+        """
+        connection = self._connection
+        if connection is not None and _inode(self._path) == self._inode:
+            return connection
+        try:
+            if connection is not None:
+                connection.close()
+            with _creating, contextlib.suppress(FileExistsError):
+                # Never open a file that exists: closing it drops all locks that this process has on it (POSIX), and
+                # lets others into an open transaction. Nor may anybody here use a new one before it is closed.
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            connection = self._sqlite3.connect(
+                self._path, timeout=_STUCK, isolation_level=None, check_same_thread=False
+            )
+            self._salt = self._prepare(connection)
+        except (OSError, self._sqlite3.Error) as error:
+            self._connection = None
+            if connection is not None:
+                connection.close()
+            code = getattr(error, "sqlite_errorcode", self._sqlite3.SQLITE_CANTOPEN) & 0xFF
+            if code not in (self._sqlite3.SQLITE_CANTOPEN, self._sqlite3.SQLITE_NOTADB):
+                raise  # it is, or may have been, ours: torn, locked, on a full disk
+            raise ConfigurationError(f"{str(self._path)!r} cannot be used as a limiter's file: {error}") from None
+        self._connection, self._inode = connection, _inode(self._path)
+        return connection
 
-    connection = None
-    try:
-        with _creating, contextlib.suppress(FileExistsError):
-            # Never open a file that exists: closing it drops all locks that this process has on it (POSIX), and lets
-            # others into an open transaction. For the same reason nobody here may use a new one before it is closed.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        connection = sqlite3.connect(path, timeout=_STUCK, isolation_level=None, check_same_thread=False)
-        return connection, _prepared(connection)
-    except (OSError, sqlite3.Error) as error:
-        if connection is not None:
-            connection.close()
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CANTOPEN) & 0xFF
-        if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB):
-            raise  # it is, or may have been, ours: torn, locked, on a full disk
-        raise ConfigurationError(f"{str(path)!r} cannot be used as a limiter's file: {error}") from None
+    def _prepare(self, connection: sqlite3.Connection) -> bytes:
+        """Create whatever is missing, and return the salt; refuse a file with anything else in it."""
+        connection.execute("PRAGMA journal_mode = TRUNCATE")
+        connection.execute("PRAGMA synchronous = OFF")  # it need not survive a power cut: all is soon learned anew
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("PRAGMA application_id").fetchone()[0] != _OURS:
+            if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                raise self._sqlite3.DatabaseError("it holds something else")
+            connection.execute(f"PRAGMA application_id = {_OURS}")
+        connection.execute("CREATE TABLE IF NOT EXISTS limiter (salt BLOB)")
+        connection.execute("CREATE TABLE IF NOT EXISTS windows (name TEXT PRIMARY KEY, state TEXT, boot REAL)")
+        (salt,) = connection.execute("SELECT salt FROM limiter").fetchone() or [None]
+        if not (isinstance(salt, bytes) and len(salt) == _SALT):
+            salt = secrets.token_bytes(_SALT)
+            connection.execute("DELETE FROM limiter")
+            connection.execute("INSERT INTO limiter VALUES (?)", (salt,))
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA busy_timeout = 0")
+        return salt
 
 
-def _prepared(connection: sqlite3.Connection) -> bytes:
-    """Create whatever is missing, and return the salt; refuse a file with anything else in it."""
-    import sqlite3
-
-    connection.execute("PRAGMA journal_mode = TRUNCATE")
-    connection.execute("PRAGMA synchronous = OFF")  # it need not survive a power cut: all is soon learned anew
-    connection.execute("BEGIN IMMEDIATE")
-    if connection.execute("PRAGMA application_id").fetchone()[0] != _OURS:
-        if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            raise sqlite3.DatabaseError("it holds something else")
-        connection.execute(f"PRAGMA application_id = {_OURS}")
-    connection.execute("CREATE TABLE IF NOT EXISTS limiter (salt BLOB)")
-    connection.execute("CREATE TABLE IF NOT EXISTS windows (name TEXT PRIMARY KEY, state TEXT, at REAL, wall REAL)")
-    salt, *_ = connection.execute("SELECT salt FROM limiter").fetchone() or [None]
-    if not (isinstance(salt, bytes) and len(salt) == _SALT):
-        salt = secrets.token_bytes(_SALT)
-        connection.execute("DELETE FROM limiter")
-        connection.execute("INSERT INTO limiter VALUES (?)", (salt,))
-    connection.execute("COMMIT")
-    connection.execute("PRAGMA busy_timeout = 0")
-    return salt
+def _inode(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None

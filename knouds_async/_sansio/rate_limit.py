@@ -12,9 +12,8 @@ import hashlib
 import json
 import math
 from bisect import bisect_left, insort
-from collections.abc import Mapping
 from itertools import groupby
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
@@ -62,12 +61,12 @@ class QuotaHeaders:
 class Permit:
     """The right to send one request, by the time it was granted.
 
-    `waited`: seconds that it was waited for. `shared`: the time by the clock of all that share the window, if any do.
+    `waited`: seconds that it was waited for. `shared`: the same by the clock of all that share the window, if any do.
     """
 
     sent: float
     waited: float = 0.0
-    shared: float | None = None
+    shared: Permit | None = None
 
 
 @attrs.frozen(repr=False)
@@ -150,7 +149,7 @@ class WindowLimiter:
     def try_acquire(self, now: float) -> Permit | RetryAt:
         """Return a permit if a request may be sent `now`, which then counts as sent, or when to ask again."""
         soon = now + TICK
-        self._roll_over(soon)
+        self.roll_over(soon)
         at = self._earliest_send(soon)
         if at > soon:
             return RetryAt(at)
@@ -184,8 +183,11 @@ class WindowLimiter:
             insort(self.silent, permit.sent)
 
     def stats(self, now: float) -> LimiterStats:
-        """Return how the quota stands; who waits for it is not known here."""
-        self._roll_over(now)
+        """Return how the quota stands, and change nothing; who waits for it is not known here."""
+        if now >= self.edge + GUARD and not self.unlimited:
+            ahead = self.copy()
+            ahead.roll_over(now)
+            return ahead.stats(now)
         is_limited, is_known = not self.unlimited, self.limit is not None
         return LimiterStats(
             limit=self.limit if is_limited else None,
@@ -194,10 +196,6 @@ class WindowLimiter:
             held_for=max(0.0, self.paused_until - now),
             is_pause=now < self.asked_until,
         )
-
-    def peek(self, now: float) -> LimiterStats:
-        """Return the same and change nothing, as another thread must."""
-        return self.copy().stats(now)
 
     def next_read(self, now: float) -> float:
         """Return when to read what other processes did, for one that waits: the later, the longer nothing was sent."""
@@ -210,7 +208,7 @@ class WindowLimiter:
 
     # When to send
 
-    def _roll_over(self, now: float) -> None:
+    def roll_over(self, now: float) -> None:
         """Step into the window after the edge, once that has passed; nothing is known of it but the limit."""
         if now < self.edge + GUARD or self.unlimited:
             return
@@ -413,36 +411,30 @@ def _remove(sent: list[float], time: float) -> None:
 # For whatever stores it: several processes share what they know.
 
 
-def to_plain(window: WindowLimiter) -> dict[str, Any]:
-    """Return all of it as JSON values with a digest; but not the share, which is each process's own."""
+def to_text(window: WindowLimiter) -> str:
+    """Return all of it as text with a digest; but not the share, which is each process's own."""
     plain = {name: getattr(window, name) for name in _STORED}
-    plain |= {name: value if math.isfinite(value) else None for name, value in plain.items() if type(value) is float}
-    counted = {name: [[time, len([*same])] for time, same in groupby(getattr(window, name))] for name in _SENT}
-    plain |= counted | {"clock": [window.clock.lo, window.clock.hi, window.clock.at] if window.clock.known else None}
-    return plain | {"digest": _digest(plain)}
+    plain |= {name: [[time, len([*same])] for time, same in groupby(plain[name])] for name in _SENT}
+    state = json.dumps(plain | {"clock": attrs.astuple(window.clock)})
+    return f"{_digest(state)} {state}"
 
 
-def from_plain(plain: Any, now: float, share: float) -> WindowLimiter | None:
-    """Return the limiter that JSON values hold; None for all that no limiter has stored, and for times to come."""
-    try:
-        if plain["digest"] != _digest(plain):
-            return None
-        known = {name: plain[name] for name in _STORED if plain[name] is not None or name in ("limit", "reset")}
-        known |= {name: [time for time, count in plain[name] for _ in range(count)] for name in _SENT}
-    except (ValueError, TypeError, KeyError):
+def from_text(text: object, now: float, share: float) -> WindowLimiter | None:
+    """Return the limiter that a text holds; None for all that no limiter has stored, and for times to come."""
+    digest, _, state = str(text).partition(" ")
+    if digest != _digest(state):
         return None
-    clock = ClockBounds(*plain["clock"]) if plain["clock"] else ClockBounds()
-    window = WindowLimiter(**known, share=share, clock=clock)
-    if plain["cwnd"] is None:
-        window.cwnd = math.inf
-    is_past = max(window.shown, window.start, clock.at, *window.awaited, *window.silent) <= now + 1
+    plain = json.loads(state)
+    plain |= {name: [time for time, count in plain[name] for _ in range(count)] for name in _SENT}
+    window = WindowLimiter(**plain | {"clock": ClockBounds(*plain["clock"])}, share=share)
+    is_past = max(window.shown, window.start, window.clock.at, *window.awaited, *window.silent) <= now + 1
     return window if is_past else None
 
 
-def _digest(plain: Mapping[str, Any]) -> str:
-    text = json.dumps({name: plain[name] for name in (*_STORED, *_SENT, "clock")}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digest(state: str) -> str:
+    """Return what shows that a state is whole, and of a version with the same fields."""
+    return hashlib.sha256(f"{_STORED} {state}".encode()).hexdigest()[:16]
 
 
 _SENT: Final = ("awaited", "silent")
-_STORED: Final = tuple(each.name for each in attrs.fields(WindowLimiter) if each.name not in ("share", "clock", *_SENT))
+_STORED: Final = tuple(each.name for each in attrs.fields(WindowLimiter) if each.name not in ("share", "clock"))

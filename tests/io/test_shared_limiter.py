@@ -308,7 +308,7 @@ async def test_a_window_from_before_a_restart_is_forgotten(tmp_path: Path) -> No
     limiter = SharedLimiter(path, "free").for_key(KEY)
     limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
     connection = sqlite3.connect(path)
-    for change in ("at = at + 1e9", f"state = '{json.dumps({'old': 1})}'"):
+    for change in ("boot = boot + 1e9", f"state = '{json.dumps({'old': 1})}'"):
         connection.execute(f"UPDATE windows SET {change}")  # noqa: S608
         connection.commit()
         again = SharedLimiter(path, "free").for_key(KEY)
@@ -373,8 +373,12 @@ async def test_a_pause_that_one_was_asked_for_is_known_to_all(
 
 def _state(**values: object) -> str:
     """Return SQL that sets values of all windows."""
-    pairs = ", ".join(f"'$.{name}', {value}" for name, value in values.items())
-    return f"UPDATE windows SET state = json_set(state, {pairs})"  # noqa: S608
+    return f"UPDATE windows SET state = changed(state, '{json.dumps(values)}')"  # noqa: S608
+
+
+def _changed(state: str, values: str) -> str:
+    digest, _, text = state.partition(" ")
+    return f"{digest} {json.dumps(json.loads(text) | json.loads(values))}"
 
 
 TAMPERINGS = {
@@ -387,31 +391,30 @@ TAMPERINGS = {
     "state is deep": "UPDATE windows SET state = replace(hex(zeroblob(5000)), '00', '[')",
     "state is a list": "UPDATE windows SET state = '[1, 2]'",
     "state is infinite": "UPDATE windows SET state = replace(state, ':', ': Infinity ')",
-    "at is NULL": "UPDATE windows SET at = NULL",
-    "at is text": "UPDATE windows SET at = 'noon'",
-    "at is infinite": "UPDATE windows SET at = 9e999",
-    "wall is NULL": "UPDATE windows SET wall = NULL",
-    "wall is infinite": "UPDATE windows SET wall = -9e999",
+    "boot is NULL": "UPDATE windows SET boot = NULL",
+    "boot is text": "UPDATE windows SET boot = 'noon'",
+    "boot is infinite": "UPDATE windows SET boot = 9e999",
+    "boot is before all": "UPDATE windows SET boot = -9e999",
     "the edge is infinite": 'UPDATE windows SET state = replace(state, \'"edge": \', \'"edge": Infinity, "x": \')',
     "the edge is far": _state(edge=1e12, left=0),
     "the pause is far": _state(paused_until=1e12),
-    "the pause is text": _state(paused_until="'long'"),
+    "the pause is text": _state(paused_until="long"),
     "nothing is left, and less": _state(left=-(10**9)),
     "the limit is negative": _state(limit=-5),
-    "the limit is a list": _state(limit="json('[1]')"),
+    "the limit is a list": _state(limit=[1]),
     "the length is nothing": _state(length=0),
     "the length is huge": _state(length=1e300),
-    "the requests are text": _state(awaited="'many'"),
-    "the requests are negative": _state(awaited="json('[[1, -5]]')"),
-    "the requests are too many": _state(awaited="json('[[1, 999999999999]]')"),
-    "the requests are to come": _state(awaited="json('[[1e12, 100]]')"),
-    "the clock is turned": _state(clock="json('[5, -5, 0]')"),
+    "the requests are text": _state(awaited="many"),
+    "the requests are negative": _state(awaited=[[1, -5]]),
+    "the requests are too many": _state(awaited=[[1, 999_999_999_999]]),
+    "the requests are to come": _state(awaited=[[1e12, 100]]),
+    "the clock is turned": _state(clock=[5, -5, 0]),
     "names are gone": "UPDATE windows SET name = NULL",
     "the salt is NULL": "UPDATE limiter SET salt = NULL",
     "the salt is text": "UPDATE limiter SET salt = 'pepper'",
     "the salt is gone": "DELETE FROM limiter",
     "a table is gone": "DROP TABLE windows",
-    "a column is gone": "ALTER TABLE windows DROP COLUMN wall",
+    "a column is gone": "ALTER TABLE windows DROP COLUMN boot",
 }
 
 
@@ -430,9 +433,11 @@ async def test_a_file_that_was_tampered_with_stops_no_request(tmp_path: Path, sq
     limiter = SharedLimiter(path, "free", clock=anyio.current_time).for_key(KEY)
     limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
     with closing(sqlite3.connect(path)) as connection, connection:
+        connection.create_function("changed", 2, _changed)
         connection.execute(sql)
     await _requests_go(limiter)
     with closing(sqlite3.connect(path)) as connection, connection, suppress(sqlite3.Error):
+        connection.create_function("changed", 2, _changed)
         connection.execute(sql)
     await _requests_go(SharedLimiter(path, "free", clock=anyio.current_time).for_key(KEY))
 
