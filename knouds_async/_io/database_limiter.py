@@ -20,14 +20,7 @@ import attrs
 
 from knouds_async._io.database import Database
 from knouds_async._io.limiter import Bucket, Limiter, Report
-from knouds_async._sansio.rate_limit import (
-    LimiterStats,
-    Permit,
-    RetryAt,
-    WindowLimiter,
-    from_text,
-    to_text,
-)
+from knouds_async._sansio.rate_limit import Permit, WindowLimiter, from_text, to_text
 from knouds_async.config import Secret
 from knouds_async.telemetry import fields
 
@@ -97,9 +90,9 @@ class WindowChange:
         permits: list[Permit] = []
         while len(permits) < self.wanted:
             decision = window.try_acquire(now)
-            if isinstance(decision, RetryAt):
+            if not isinstance(decision, Permit):
                 is_used_up = window.left <= window.reserve  # so that no answer to another process changes anything
-                return permits, decision.until if is_used_up else min(decision.until, window.next_read(now))
+                return permits, decision if is_used_up else min(decision, window.next_read(now))
             permits.append(decision)
         return permits, -math.inf
 
@@ -149,42 +142,32 @@ class DatabaseLimiter(Limiter):
         self._database, self._database_clock = database, DatabaseClock()
         self._account = hashlib.blake2b(key.reveal().encode(), digest_size=16, person=b"knouds limiter").hexdigest()
 
-    def _bucket(self, route: str) -> Bucket:
-        name, waiting = f"{self._account} {route}", partial(self._waiting, route)
-        notify = partial(self._notify, route)
-        return DatabaseBucket(self._database, self._database_clock, name, self._first_guess(), waiting, notify)
-
-    def _waiting(self, route: str) -> int:
-        return self._queues[route].waiting()
-
-    def _notify(self, route: str) -> None:
-        self._queues[route].notify()
+    def _new_bucket(self, route: str) -> Bucket:
+        name, guess = f"{self._account} {route}", self._first_guess.copy()
+        return DatabaseBucket(route, guess, self._database, self._database_clock, name)
 
 
 class DatabaseBucket(Bucket):
     """A bucket whose window is in a database; `window` is as it was read last, `_permits` are granted and unused."""
 
     def __init__(
-        self,
-        database: Database,
-        clock: DatabaseClock,
-        name: str,
-        guess: WindowLimiter,
-        waiting: Callable[[], int],
-        notify: Callable[[], None],
+        self, route: str, first_guess: WindowLimiter, database: Database, clock: DatabaseClock, name: str
     ) -> None:
-        super().__init__(guess)
+        super().__init__(route, first_guess)
         self._database, self._clock, self._name = database, clock, name
-        self._waiting, self._notify = waiting, notify
         self._reports: deque[Callable[[WindowLimiter], object]] = deque()
         self._permits: deque[Permit] = deque()
         self._asked_at: float | None = None
         self._is_reporting = False
         self._next_read = self._unusable_until = self._read_at = -math.inf
 
-    def try_acquire(self, now: float) -> Permit | RetryAt:
+    def here(self, now: float) -> float:  # noqa: ARG002
+        """Return the time by the database's clock."""
+        return self._clock.now()
+
+    def try_acquire(self, now: float) -> Permit | float:
         """Return a permit that was granted, or ask for one, which takes a moment."""
-        here = self._clock.now()
+        here = self.here(now)
         while self._permits:
             permit = self._permits.popleft()
             if here < permit.sent + _FRESH:
@@ -192,17 +175,17 @@ class DatabaseBucket(Bucket):
             self._reports.append(partial(WindowLimiter.release, permit=permit))
         if here >= self._unusable_until and self._asked_at is None:
             if here < self._next_read:
-                return RetryAt(now + (self._next_read - here))
-            self._ask(max(1, self._waiting()))
+                return now + (self._next_read - here)
+            self._ask(max(1, self.waiting()))
         elif here >= self._unusable_until and self._asked_at is not None and here > self._asked_at + _STUCK:
             self._give_up(f"no answer for {_STUCK:g} s")
         if here < self._unusable_until:
             return self._from_memory(now, here)
-        return RetryAt(now + _STUCK)
+        return now + _STUCK
 
-    def report(self, now: float, permit: Permit, report: Report, *, is_refusal: bool = False) -> None:  # noqa: ARG002
+    def update(self, now: float, permit: Permit, report: Report, *, is_refusal: bool) -> None:
         """Report what became of a permit: with the next wish where somebody waits, else soon; a refusal at once."""
-        here, by = self._clock.now(), permit.shared or permit
+        here, by = self.here(now), permit.shared or permit
         report(self.window, here, by)  # so that what is shown, and what is used without the database, is up to date
         self._reports.append(lambda window: report(window, here, by))
         self._next_read = min(self._next_read, self._read_at + _GATHER)
@@ -210,12 +193,8 @@ class DatabaseBucket(Bucket):
             self._reports.clear()
         elif is_refusal and self._asked_at is None:
             self._ask(0)
-        elif not self._waiting():
+        elif not self.waiting():
             self._report_soon()
-
-    def stats(self, now: float) -> LimiterStats:  # noqa: ARG002
-        """Return how the quota stands, as last read."""
-        return self.window.stats(self._clock.now())
 
     def _report_soon(self) -> None:
         if not self._is_reporting:
@@ -231,8 +210,9 @@ class DatabaseBucket(Bucket):
 
     def _release_unused(self) -> None:
         """Release permits that nobody takes: those who asked were cancelled meanwhile."""
-        while self._permits and not self._waiting():
-            self.report(0.0, self._permits.popleft(), lambda window, _, by: window.release(by))
+        while self._permits and not self.waiting():
+            unused = self._permits.popleft()
+            self.update(unused.sent, unused, lambda window, _, by: window.release(by), is_refusal=False)
 
     def _ask(self, wanted: int) -> None:
         self._asked_at = self._clock.now()
@@ -250,7 +230,7 @@ class DatabaseBucket(Bucket):
             self._release_unused()
             if self._permits:
                 self._report_soon()
-        self._notify()
+        self.notify()
 
     def _read(self, changed: Changed) -> None:
         self._clock.update(changed)
@@ -258,11 +238,11 @@ class DatabaseBucket(Bucket):
         for report in tuple(self._reports):
             report(self.window)
 
-    def _from_memory(self, now: float, here: float) -> Permit | RetryAt:
+    def _from_memory(self, now: float, here: float) -> Permit | float:
         decision = self.window.try_acquire(here)
         if isinstance(decision, Permit):
             return Permit(now, shared=decision)
-        return RetryAt(now + min(decision.until - here, _AGAIN))
+        return now + min(decision - here, _AGAIN)
 
     def _give_up(self, why: str) -> None:
         """Continue without the database for a while: the quota is then shared blindly, at the cost of some 429s."""

@@ -1,7 +1,4 @@
-"""SharedLimiter: one quota for several processes on one machine, kept in an SQLite file.
-
-`SharedLimiter` is what users create, `_FileBucket` the window of one account and route as one client sees it, and
-`LimiterFile` the store: a row for each account and route. The arithmetic is `rate_limit`.
+"""SharedLimiter: one quota for several processes on one machine, in an SQLite file: a row for each account and route.
 
 One short transaction for each permit and each response, on the event loop's own thread: it takes a fraction of a
 millisecond. A file that fails never stops a request: the windows are then kept in memory, and the file is tried again.
@@ -14,7 +11,6 @@ import hashlib
 import logging
 import math
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -24,14 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from knouds_async._io.database import Database
 from knouds_async._io.limiter import Bucket, Limiter, Report
-from knouds_async._sansio.rate_limit import (
-    LimiterStats,
-    Permit,
-    RetryAt,
-    WindowLimiter,
-    from_text,
-    to_text,
-)
+from knouds_async._sansio.rate_limit import Permit, WindowLimiter, from_text, to_text
 from knouds_async.config import Secret, hide_url
 from knouds_async.errors import ConfigurationError
 from knouds_async.telemetry import fields
@@ -41,16 +30,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Change: TypeAlias = Callable[[WindowLimiter], T]
+Changed: TypeAlias = tuple[WindowLimiter, T]
 
 logger = logging.getLogger("knouds_async")
 
 _LOCKED_RETRY: Final = 0.003  # seconds until a file that is held by another process is asked again
 _OURS: Final = 0x4B_4E_4C_4D  # SQLite's application id: this is a limiter's file
-_SALT: Final = 16  # bytes
 _LEAP: Final = 5.0  # seconds by which the clocks may part before the machine counts as restarted
 _STUCK: Final = 3.0  # seconds for which another process may hold the file before it counts as unusable
 _AGAIN: Final = 10.0  # seconds until an unusable file is tried again
-_STORED: Final = "SELECT state FROM windows WHERE name = ? AND abs(boot - ?) <= ?"
+_STORED: Final = "SELECT state FROM quotas WHERE name = ? AND abs(boot - ?) <= ?"
 _creating: Final = threading.Lock()
 
 
@@ -60,11 +49,10 @@ class SharedLimiter:
     `path`: the file; it is created with mode 0600, and the API key is never in it. Or a `Postgres`, or its URL: then
     the windows are by the database's clock, and permits are asked for some at once. `tier`, `share`, `max_wait`: as of
     `Limiter`. `clock`: seconds that all of them agree on; only needed where time is virtual, instead of the machine's.
-    Each permit and each response is one transaction of a fraction of a millisecond. Works across fork and spawn,
-    threads and event loops; pickled, it opens the same file again.
+    Works across fork and spawn, threads and event loops; pickled, it opens the same file again.
 
-    A file that is not one of ours raises ConfigurationError and is left as it is. One that is removed later is
-    created anew; without one that cannot be used any more the limiter continues, with a warning, and tries it again.
+    A file of something else raises ConfigurationError and is left as it is. One that is removed later is created anew;
+    without one that cannot be used any more the limiter continues, with a warning, and tries it again.
     """
 
     def __init__(
@@ -105,41 +93,41 @@ class _AccountLimiter(Limiter):
         super().__init__(**options)
         self._file, self._key = file, key
 
-    def _bucket(self, route: str) -> Bucket:
-        return _FileBucket(self._file, self._key, route, self._first_guess())
+    def _new_bucket(self, route: str) -> Bucket:
+        return _FileBucket(route, self._first_guess.copy(), self._file, self._key)
 
 
 class _FileBucket(Bucket):
     """A bucket whose window is in the file; `window` is what was read last."""
 
-    def __init__(self, file: LimiterFile, key: Secret, route: str, first_guess: WindowLimiter) -> None:
-        super().__init__(first_guess)
-        self._file, self._key, self._route = file, key, route
+    def __init__(self, route: str, first_guess: WindowLimiter, file: LimiterFile, key: Secret) -> None:
+        super().__init__(route, first_guess)
+        self._file, self._key = file, key
         self._reports: list[Change[None]] = []  # what the file does not have yet: it was locked at that moment
         self._next_read = -math.inf  # nothing can have changed before, unless it is reported here
 
-    def try_acquire(self, now: float) -> Permit | RetryAt:
+    def here(self, now: float) -> float:  # noqa: ARG002
+        """Return the time by the clock that all share."""
+        return self._file.now()
+
+    def try_acquire(self, now: float) -> Permit | float:
         """Return a permit, or when to read the file again."""
-        here = self._file.now()
+        here = self.here(now)
         if here >= self._next_read:
             decision = self._update(here, lambda window: window.try_acquire(here))
             if decision is None:
-                return RetryAt(now + _LOCKED_RETRY)
+                return now + _LOCKED_RETRY
             if isinstance(decision, Permit):
                 return Permit(now, shared=decision)
-            self._next_read = min(decision.until, self.window.next_read(here))
-        return RetryAt(now + (self._next_read - here))
+            self._next_read = min(decision, self.window.next_read(here))
+        return now + (self._next_read - here)
 
-    def report(self, now: float, permit: Permit, report: Report, *, is_refusal: bool = False) -> None:  # noqa: ARG002
+    def update(self, now: float, permit: Permit, report: Report, *, is_refusal: bool) -> None:  # noqa: ARG002
         """Report what became of a permit, at the latest with the next wish for one."""
-        here, by = self._file.now(), permit.shared or permit
+        here, by = self.here(now), permit.shared or permit
         self._reports.append(lambda window: report(window, here, by))
         self._next_read = -math.inf
         self._update(here, lambda window: window)
-
-    def stats(self, now: float) -> LimiterStats:  # noqa: ARG002
-        """Return how the quota stands, as last read from the file."""
-        return self.window.stats(self._file.now())
 
     def _update(self, here: float, change: Change[T]) -> T | None:
         """Report and change the window in one transaction; None while another process has the file locked."""
@@ -149,7 +137,7 @@ class _FileBucket(Bucket):
                 report(window)
             return change(window)
 
-        updated = self._file.update(self._key, self._route, self.window, here, report_and_change)
+        updated = self._file.update(self._key, self.route, self.window, here, report_and_change)
         if updated is None:
             return None
         self._reports = []
@@ -158,19 +146,15 @@ class _FileBucket(Bucket):
 
 
 class LimiterFile:
-    """The file of one SharedLimiter in this process. Works in any number of threads, and in a forked child.
-
-    It is created where there is none; ConfigurationError if it is not one of ours. `clock`: the time that all share.
-    """
+    """The file of a SharedLimiter in this process, for any number of threads. `clock`: the time that all share."""
 
     def __init__(self, path: Path, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         try:
             import sqlite3
         except ImportError as error:
             raise ConfigurationError(
-                "SharedLimiter with a file needs Python's module sqlite3, which this interpreter was built without "
-                f"({error}): use another interpreter, or build this one where SQLite's headers are installed (Debian: "
-                "libsqlite3-dev; Fedora: sqlite-devel)"
+                f"SharedLimiter needs Python's module sqlite3, which this interpreter was built without ({error}): use "
+                "another one, or build it where SQLite's headers are (Debian: libsqlite3-dev; Fedora: sqlite-devel)"
             ) from None
         self.now: Final = clock
         self._sqlite3, self._path, self._wall = sqlite3, path, wall
@@ -190,13 +174,10 @@ class LimiterFile:
         if connection is not None and self._owner == os.getpid():
             connection.close()
 
-    def update(
-        self, key: Secret, route: str, fallback: WindowLimiter, now: float, change: Change[T]
-    ) -> tuple[WindowLimiter, T] | None:
+    def update(self, key: Secret, route: str, guess: WindowLimiter, now: float, change: Change[T]) -> Changed[T] | None:
         """Change the window of an account and route in one transaction; return it, and what `change` returned.
 
-        None when another process has the file locked at this moment; `change` may then have been called in vain.
-        `fallback` counts where the file holds nothing, or nothing that makes sense, or cannot be used.
+        None when the file is locked at this moment. `guess` counts where it holds none that makes sense, or fails.
         """
         if self._owner != os.getpid():  # forked; the lock may have been held by a thread that is not there any more
             self._abandoned.append(self._connection)
@@ -204,7 +185,7 @@ class LimiterFile:
         with self._lock:
             if now >= self._unusable_until:
                 try:
-                    updated = self._update(key, route, fallback, now, change)
+                    updated = self._update(key, route, guess, now, change)
                 except (self._sqlite3.Error, OSError, ConfigurationError) as error:
                     self._locked_since = min(self._locked_since, now)
                     if "locked" in str(error) and now <= self._locked_since + _STUCK:
@@ -213,20 +194,18 @@ class LimiterFile:
                 else:
                     self._unusable_until, self._locked_since = -math.inf, math.inf
                     return updated
-        return fallback, change(fallback)
+        return guess, change(guess)
 
-    def _update(
-        self, key: Secret, route: str, fallback: WindowLimiter, now: float, change: Change[T]
-    ) -> tuple[WindowLimiter, T]:
+    def _update(self, key: Secret, route: str, guess: WindowLimiter, now: float, change: Change[T]) -> Changed[T]:
         connection = self._open()
         account = hashlib.blake2b(key.reveal().encode(), key=self._salt, digest_size=16).hexdigest()  # tells nothing
         name, boot = f"{account} {route}", self._wall() - now  # times of another boot mean nothing
         try:
             connection.execute("BEGIN IMMEDIATE")
             (stored,) = connection.execute(_STORED, (name, boot, _LEAP)).fetchone() or [None]
-            window = from_text(stored, now, fallback.share) or fallback.copy()
+            window = from_text(stored, now, guess.share) or guess.copy()
             result = change(window)
-            connection.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?)", (name, to_text(window), boot))
+            connection.execute("INSERT OR REPLACE INTO quotas VALUES (?, ?, ?)", (name, to_text(window), boot))
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
@@ -241,16 +220,13 @@ class LimiterFile:
         self._unusable_until, self._locked_since = now + _AGAIN, math.inf
 
     def _open(self) -> sqlite3.Connection:
-        """Return the connection to the file that is at the path now: it may have been removed, and created anew.
-
-        ConfigurationError for a file of something else, or none at all.
-        """
-        connection = self._connection
-        if connection is not None and _inode(self._path) == self._inode:
-            return connection
+        """Return the connection to the file that is at the path now; ConfigurationError if it is something else's."""
+        if self._connection is not None:
+            if _inode(self._path) == self._inode:
+                return self._connection
+            self._connection.close()
+        connection = self._connection = None
         try:
-            if connection is not None:
-                connection.close()
             with _creating, contextlib.suppress(FileExistsError):
                 # Never open a file that exists: closing it drops all locks that this process has on it (POSIX), and
                 # lets others into an open transaction. Nor may anybody here use a new one before it is closed.
@@ -260,7 +236,6 @@ class LimiterFile:
             )
             self._salt = self._prepare(connection)
         except (OSError, self._sqlite3.Error) as error:
-            self._connection = None
             if connection is not None:
                 connection.close()
             code = getattr(error, "sqlite_errorcode", self._sqlite3.SQLITE_CANTOPEN) & 0xFF
@@ -279,16 +254,11 @@ class LimiterFile:
             if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
                 raise self._sqlite3.DatabaseError("it holds something else")
             connection.execute(f"PRAGMA application_id = {_OURS}")
-        connection.execute("CREATE TABLE IF NOT EXISTS limiter (salt BLOB)")
-        connection.execute("CREATE TABLE IF NOT EXISTS windows (name TEXT PRIMARY KEY, state TEXT, boot REAL)")
-        (salt,) = connection.execute("SELECT salt FROM limiter").fetchone() or [None]
-        if not (isinstance(salt, bytes) and len(salt) == _SALT):
-            salt = secrets.token_bytes(_SALT)
-            connection.execute("DELETE FROM limiter")
-            connection.execute("INSERT INTO limiter VALUES (?)", (salt,))
+            connection.execute(f"PRAGMA user_version = {int.from_bytes(os.urandom(4), 'big', signed=True)}")
+        connection.execute("CREATE TABLE IF NOT EXISTS quotas (name TEXT PRIMARY KEY, state TEXT, boot REAL)")
         connection.execute("COMMIT")
         connection.execute("PRAGMA busy_timeout = 0")
-        return salt
+        return str(connection.execute("PRAGMA user_version").fetchone()[0]).encode()
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -1,9 +1,8 @@
 """The rate limiter's arithmetic: a model of the server's fixed window, spent as soon as it is open (contract 6). Pure.
 
 What may be sent is what is left of the server's window, less what is in flight. One probe crosses an edge alone, and
-its response (or silence: refusals come at once) releases the rest, step by step where others use the quota too. A
-response is matched to a window by its Reset alone, and Reset meets local time only through the bounds that `Date`
-headers set. Times are local monotonic seconds; only `reset` is the server's.
+its response (or silence: refusals come at once) releases the rest, step by step where others use the quota too. Times
+are local monotonic seconds; only `reset`, which names a window, is the server's: `Date` headers bound the difference.
 """
 
 from __future__ import annotations
@@ -38,42 +37,27 @@ TICK: Final = 1e-6  # seconds by which a timer may ring too soon, by the resolut
 FASTEST_READ: Final = 0.05  # seconds between which one who waits reads again ...
 SLOWEST_READ: Final = 1.0  # ... what other processes have done
 GRAIN: Final = 1 / 64  # seconds to which send times are rounded down, so that what is stored of a burst is short
-MOST_REQUESTS: Final = 10**9  # the highest limit that is believed
 
 
 @attrs.frozen(kw_only=True, repr=False)
 class QuotaHeaders:
-    """What an answer said about the quota; None for each header that it did not carry.
+    """What an answer said about the quota; None for each header that it did not carry."""
 
-    `refused`: it was a 429. `succeeded`: it was a 2xx, so without the headers its route is not limited.
-    `limit`, `remaining`, `reset` (epoch seconds): X-RateLimit-*. `retry_after`: seconds.
-    """
-
-    refused: bool = False
-    succeeded: bool = True
-    limit: int | None = None
+    refused: bool = False  # it was a 429
+    succeeded: bool = True  # it was a 2xx, so without the headers its route is not limited
+    limit: int | None = None  # X-RateLimit-*
     remaining: int | None = None
-    reset: float | None = None
-    retry_after: float | None = None
+    reset: float | None = None  # epoch seconds
+    retry_after: float | None = None  # seconds
 
 
 @attrs.frozen(eq=False, repr=False)
 class Permit:
-    """The right to send one request, by the time it was granted.
-
-    `waited`: seconds that it was waited for. `shared`: the same by the clock of all that share the window, if any do.
-    """
+    """The right to send one request, by the time it was granted."""
 
     sent: float
-    waited: float = 0.0
-    shared: Permit | None = None
-
-
-@attrs.frozen(repr=False)
-class RetryAt:
-    """Ask again at `until`, or sooner after a change: a response, a released or an unanswered permit."""
-
-    until: float
+    waited: float = 0.0  # seconds that it was waited for
+    shared: Permit | None = None  # the same by the clock of all that share the window, if any do
 
 
 @attrs.frozen(kw_only=True)
@@ -95,46 +79,32 @@ class LimiterStats:
 
 @attrs.define(repr=False)
 class WindowLimiter:
-    """All that is known of one route's quota, and when to send. No I/O, no clock; it changes with every call.
+    """All that is known of one route's quota, and when to send. No I/O, no clock; it changes with every call."""
 
-    `limit`: a guess until a response shows it; None: not known. `share`: the part of each window that is ours.
-    `length`: of a window. `skew`: seconds by which edges turned out later than Reset.
-    `shared_until`: others were seen using the quota. `paused_until`: nothing may be sent before; `asked_until`: nor
-    by the service's own word, beyond the rest of a used-up window. `pause`: the last one that no refusal asked for.
-
-    The window is named by its `reset`, and was first `shown` by a request sent then. `oldest`: requests sent before
-    were not counted in it. `start`: it has surely begun. `soonest`: it has surely not ended. `edge`: it has ended, by
-    what is known. `rolled_over`: the edge of the window named has passed; the times are a guess at the one that is on.
-    `left`: the lowest Remaining seen in it, by a request sent at `left_sent`. `own`: our requests counted in it.
-
-    `cwnd`: slow start. Send times, sorted: `awaited` of those whose answer may come, `silent` of those that may have
-    been counted and did not say so: they were answered without the headers, or never.
-    """
-
-    limit: int | None
-    share: float = 1.0
+    limit: int | None  # a guess until a response shows it; None: not known
+    share: float = 1.0  # the part of each window that is ours
     unlimited: bool = False
-    length: float = MINUTE
-    skew: float = 0.0
-    shared_until: float = -math.inf
-    paused_until: float = -math.inf
-    asked_until: float = -math.inf
-    pause: float = 0.0
+    length: float = MINUTE  # of a window
+    skew: float = 0.0  # seconds by which edges turned out later than Reset
+    shared_until: float = -math.inf  # others were seen using the quota
+    paused_until: float = -math.inf  # nothing may be sent before, ...
+    asked_until: float = -math.inf  # ... nor by the service's own word, beyond the rest of a used-up window
+    pause: float = 0.0  # the last one that no refusal asked for
     pause_began: float = -math.inf
-    reset: float | None = None
-    shown: float = -math.inf
-    oldest: float = -math.inf
-    start: float = -math.inf
-    soonest: float = -math.inf
-    edge: float = math.inf
-    rolled_over: bool = False
-    left: int = attrs.field(default=attrs.Factory(lambda self: self.tokens, takes_self=True))
-    left_sent: float = -math.inf
-    own: int = 0
+    reset: float | None = None  # names the window
+    shown: float = -math.inf  # the first response that named it is of a request sent then
+    oldest: float = -math.inf  # requests sent before were not counted in it
+    start: float = -math.inf  # it has begun, by what is known
+    edge: float = math.inf  # it ends, by what is known
+    rolled_over: bool = False  # the edge of the window named has passed: the times are a guess at the one that is on
+    left: int = attrs.field(default=attrs.Factory(lambda self: self.tokens, takes_self=True))  # lowest Remaining, ...
+    left_sent: float = -math.inf  # ... which a request sent then was told
+    own: int = 0  # our requests counted in it
+    # slow start: how many may be in flight that were sent only just now
     cwnd: float = attrs.field(default=attrs.Factory(lambda self: math.inf if self.unlimited else 1.0, takes_self=True))
     clock: ClockBounds = attrs.field(factory=ClockBounds)
-    awaited: list[float] = attrs.field(factory=list)
-    silent: list[float] = attrs.field(factory=list)
+    awaited: list[float] = attrs.field(factory=list)  # sorted: when requests were sent whose answer may come, ...
+    silent: list[float] = attrs.field(factory=list)  # ... and those that were answered without the headers, or never
 
     @property
     def tokens(self) -> int:
@@ -144,17 +114,17 @@ class WindowLimiter:
     @property
     def reserve(self) -> int:
         """Requests of each window that are left to others; at least one stays ours."""
-        return 0 if self.share == 1 else max(0, self.tokens - max(1, round(self.share * self.tokens)))
+        return max(0, self.tokens - max(1, round(self.share * self.tokens)))
 
-    def try_acquire(self, now: float) -> Permit | RetryAt:
+    def try_acquire(self, now: float) -> Permit | float:
         """Return a permit if a request may be sent `now`, which then counts as sent, or when to ask again."""
         soon = now + TICK
         self.roll_over(soon)
         at = self._earliest_send(soon)
         if at > soon:
-            return RetryAt(at)
+            return at
         if self.edge == math.inf:
-            self.soonest, self.edge = now, now + self.length
+            self.edge = now + self.length
         sent = math.floor(now / GRAIN) * GRAIN
         insort(self.awaited, sent)
         return Permit(sent)
@@ -170,7 +140,7 @@ class WindowLimiter:
         if reply.limit is None or reply.remaining is None or reply.reset is None:
             self._update_without_headers(now, sent, reply)
         elif self.reset is None or reply.reset >= self.reset - ROUNDING or sent > self.shown + TRANSIT:
-            self._update_from_headers(now, sent, reply, max(0, reply.limit), reply.remaining, reply.reset)
+            self._update(now, sent, reply, max(0, reply.limit), reply.remaining, reply.reset)
 
     def release(self, permit: Permit) -> None:
         """Release a permit: the request was not sent."""
@@ -188,11 +158,11 @@ class WindowLimiter:
             ahead = self.copy()
             ahead.roll_over(now)
             return ahead.stats(now)
-        is_limited, is_known = not self.unlimited, self.limit is not None
+        limit = None if self.unlimited else self.limit
         return LimiterStats(
-            limit=self.limit if is_limited else None,
-            left=max(0, self._room()) if is_limited and is_known else None,
-            resets_in=max(0.0, self.edge - now) if is_limited and self.reset is not None else None,
+            limit=limit,
+            left=None if limit is None else max(0, self._room()),
+            resets_in=None if self.unlimited or self.reset is None else max(0.0, self.edge - now),
             held_for=max(0.0, self.paused_until - now),
             is_pause=now < self.asked_until,
         )
@@ -213,10 +183,9 @@ class WindowLimiter:
         if now < self.edge + GUARD or self.unlimited:
             return
         is_alone = now >= self.shared_until and now >= self.edge + SURE
-        start = self.edge + max(0, math.floor((now - GUARD - self.edge) / self.length)) * self.length
-        soonest = self.soonest + (start - self.edge)
-        self.oldest, self.soonest = soonest - TRANSIT, soonest + self.length
-        self.start, self.edge, self.rolled_over = start, start + self.length, True
+        start = self.edge + int((now - GUARD - self.edge) / self.length) * self.length
+        self._begin(start)
+        self.edge, self.rolled_over = start + self.length, True
         self.left, self.left_sent, self.own = self.tokens, -math.inf, 0
         self.cwnd = math.inf if is_alone else 1.0
         for sent in (self.awaited, self.silent):
@@ -237,10 +206,9 @@ class WindowLimiter:
         return _since(self.awaited, time) + _since(self.silent, time)
 
     def _room(self) -> int:
-        """Return how many requests may still be sent in this window.
+        """Return what was left in this window, less those in flight that Remaining may not include.
 
-        What was left, less those in flight that Remaining may not include. Alone, our own count may tell more. While
-        the limit is not known, nothing but refusals tells what is left: only what is in flight counts.
+        Alone, our own count may tell more. While the limit is not known, only what is in flight counts.
         """
         free = self.left - self.reserve
         if self.limit is None:
@@ -253,8 +221,7 @@ class WindowLimiter:
     def _next_probe(self, now: float) -> float:
         """Return when a probe may be sent though no token is surely left: when a refusal of the last sent had come.
 
-        That is the first of a window whose tokens those in flight may have used; one while requests that said nothing
-        may have used the rest; alone, any that those in flight probably did not use.
+        That is the first of a window, or one for tokens that silent requests, or alone those in flight, may have left.
         """
         awaited, silent = _since(self.awaited, self.start), _since(self.silent, self.start)
         is_first = awaited + silent == 0 and (self.rolled_over or self.reset is None)
@@ -267,8 +234,7 @@ class WindowLimiter:
     def _slow_start(self, now: float, room: float) -> float:
         """Return when slow start allows one more: when few enough of those in flight were sent only just now.
 
-        There may be as many of these as there were answers, and more for each that was sent longer ago. Where others
-        use the quota, it is at most a part of our presumable share of the `room`.
+        As many as there were answers, more for each sent longer ago; with others, a part of our share of the `room`.
         """
         is_shared = now < self.shared_until
         if self.cwnd == math.inf and not is_shared:
@@ -295,7 +261,7 @@ class WindowLimiter:
     def _update_without_headers(self, now: float, sent: float, reply: QuotaHeaders) -> None:
         """Treat a success as an unlimited route's, and a refusal as a request to pause; all else was let through."""
         if reply.refused:
-            self.unlimited, self.cwnd, self.shared_until = False, 1.0, now + SHARED_FOR
+            self.unlimited, self.shared_until = False, now + SHARED_FOR
             self._hold(now, sent, reply.retry_after)
             return
         if reply.succeeded:
@@ -305,24 +271,27 @@ class WindowLimiter:
         is_alone = reply.succeeded and now >= self.shared_until
         self.cwnd = math.inf if is_alone else self.cwnd + 1
 
-    def _hold(self, now: float, sent: float, asked: float | None) -> None:
-        """Send nothing for as long as is asked; else for a moment, and for longer while refusals repeat."""
-        if asked is not None:
-            until = now + min(asked, LONGEST_WINDOW)
-            self.asked_until = max(self.asked_until, until)
-        else:
+    def _hold(self, now: float, sent: float, asked: float | None, *, is_used_up: bool = False) -> None:
+        """Send nothing for as long as is asked; else until the edge, or for a moment, longer while refusals repeat."""
+        if is_used_up and asked is None:
+            return
+        if asked is None:
             if sent > self.pause_began:  # not one of the same burst
                 self.pause, self.pause_began = min(max(FIRST_PAUSE, 2 * self.pause), MINUTE), now
             until = self.pause_began + self.pause
+        else:
+            until = min(asked, LONGEST_WINDOW) + (sent - 1 if is_used_up else now)  # it is rounded up
+            if not is_used_up or until > self.edge:
+                self.asked_until = max(self.asked_until, until)
         self.paused_until = max(self.paused_until, until)
+        self.cwnd = self.cwnd if is_used_up else 1.0
 
-    def _update_from_headers(
-        self, now: float, sent: float, reply: QuotaHeaders, limit: int, remaining: int, reset: float
-    ) -> None:
+    def _update(self, now: float, sent: float, reply: QuotaHeaders, limit: int, remaining: int, reset: float) -> None:
         """Update from a response that says how the window named `reset` stands."""
-        self.limit, self.unlimited = min(limit, MOST_REQUESTS), False
-        self.left, left = min(self.left, self.limit), min(max(0, remaining), self.limit)
-        self._learn_length(now, reset)
+        self.limit, self.unlimited = limit, False
+        left = min(max(0, remaining), self.limit)
+        if self.clock.known:
+            self._learn_length(now, reset)
         edge = reset - self.clock.lo + self.skew
         if not sent - TRANSIT <= edge <= now + LONGEST_WINDOW:  # no clock, or senseless: it may have just begun
             edge = now + (self.length if reply.retry_after is None else min(reply.retry_after, LONGEST_WINDOW))
@@ -330,7 +299,7 @@ class WindowLimiter:
             self._new_window(now, sent, reset, edge)
             self.left, self.left_sent, self.own = left, sent, int(not reply.refused)
         elif not self.rolled_over:
-            self.edge = max(min(self.edge, edge), sent)
+            self.edge = min(self.edge, edge)
             self.own += not reply.refused
             if left < self.left:
                 self.left, self.left_sent = left, sent
@@ -340,13 +309,14 @@ class WindowLimiter:
         else:
             return  # a late response of the window before
         if reply.refused:
-            self._after_refusal(now, sent, reply)
-        self._notice_others(now)
+            self._hold(now, sent, reply.retry_after, is_used_up=self.left == 0)
+        if self._others():
+            self.cwnd, self.shared_until = min(self.cwnd + 1, 2.0 + self.own), now + SHARED_FOR
+        else:
+            self.cwnd = math.inf if now >= self.shared_until else self.cwnd + 1
 
     def _learn_length(self, now: float, reset: float) -> None:
         """Learn the window's length: at least the time it still lasts, at most about the distance of two Resets."""
-        if not self.clock.known:
-            return
         lo, hi, before = now + self.clock.lo, now + self.clock.hi, self.reset
         if before is not None and before + ROUNDING < reset < before + self.length - ROUNDING and before <= hi:
             self.length = max(SHORTEST_WINDOW, reset - before)
@@ -355,46 +325,27 @@ class WindowLimiter:
 
     def _new_window(self, now: float, sent: float, reset: float, edge: float) -> None:
         """Enter a window that no response had shown: it was on between `sent` and `now`."""
-        server = min(self.clock.hi, self.clock.lo + 1 + RETURN_TRIP)  # a Date is not much older than its answer
-        soonest = max(reset - ROUNDING - server, sent) if self.clock.known else sent
-        begun = min(soonest - self.length, sent)
         if self.length <= MINUTE:  # it has begun by now; a longer length is but a guess
             edge = min(edge, now + self.length)
         if not (self.rolled_over and sent >= self.start):
-            self.start = begun
+            self._begin(min(edge - self.length, sent))
         self.reset, self.shown, self.edge, self.rolled_over = reset, sent, max(edge, sent), False
-        self.oldest, self.soonest = max(begun - TRANSIT, self.oldest), min(soonest, self.edge)
+
+    def _begin(self, start: float) -> None:
+        """Let the window begin: sooner, perhaps, as Reset is rounded, and a Date not much older than its answer."""
+        known = min(self.clock.hi - self.clock.lo, 1 + RETURN_TRIP)
+        doubt = self.skew + ROUNDING + known if self.clock.known else self.length
+        self.start, self.oldest = start, start - doubt - TRANSIT
 
     def _step_back(self, now: float, sent: float, edge: float) -> None:
-        """Return into the window before: what was sent after its edge was counted in it. Wait longer, from now on.
-
-        Either windows are longer than was thought, or Reset is not rounded up.
-        """
+        """Return into the window before: it counted what was sent after its edge. Either its length or Reset misled."""
         if self.start + SKEW_STEP < edge < now + self.length:
             self.length = float(min(max(SHORTEST_WINDOW, math.ceil(edge - self.shown)), LONGEST_WINDOW))
         else:
             most = max(ROUNDING + SKEW_STEP, self.length / 10)
             skew = ROUNDING if self.skew < ROUNDING else min(self.skew + SKEW_STEP, most)
             edge, self.skew = edge - self.skew + skew, skew
-        self.soonest, self.edge, self.rolled_over = sent, max(edge, sent + SKEW_STEP), False
-
-    def _after_refusal(self, now: float, sent: float, reply: QuotaHeaders) -> None:
-        """Send nothing more until the edge; if it was not the quota that ran out, for as long as is asked."""
-        if self.left:
-            self.cwnd = 1.0
-            self._hold(now, sent, reply.retry_after)
-        elif reply.retry_after is not None:
-            until = sent + min(reply.retry_after, LONGEST_WINDOW) - 1  # it is rounded up
-            self.paused_until = max(self.paused_until, until)
-            if until > self.edge:
-                self.asked_until = max(self.asked_until, until)
-
-    def _notice_others(self, now: float) -> None:
-        """Send with care for a while once others are seen using the quota, and let slow start grow; alone, end it."""
-        if self._others():
-            self.cwnd, self.shared_until = min(self.cwnd + 1, 2.0 + self.own), now + SHARED_FOR
-        else:
-            self.cwnd = math.inf if now >= self.shared_until else self.cwnd + 1
+        self.edge, self.rolled_over = max(edge, sent + SKEW_STEP), False
 
 
 def _since(sent: list[float], time: float) -> int:

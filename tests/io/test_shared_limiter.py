@@ -244,7 +244,7 @@ def test_it_is_handed_to_a_spawned_process_as_it_is(tmp_path: Path) -> None:
         limiters[1].release(ROUTE, await limiters[1].acquire(ROUTE))
 
     anyio.run(take)
-    assert limiters[1]._share == 0.5
+    assert limiters[1].share == 0.5
 
 
 async def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ async def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert b"CANARY" not in path.read_bytes()
         with closing(sqlite3.connect(path)) as connection:
-            names.append(connection.execute("SELECT name FROM windows").fetchone()[0])
+            names.append(connection.execute("SELECT name FROM quotas").fetchone()[0])
     assert names[0] != names[1]
     assert names[0].endswith(ROUTE)
 
@@ -309,7 +309,7 @@ async def test_a_window_from_before_a_restart_is_forgotten(tmp_path: Path) -> No
     limiter.mark_unanswered(ROUTE, await limiter.acquire(ROUTE))
     connection = sqlite3.connect(path)
     for change in ("boot = boot + 1e9", f"state = '{json.dumps({'old': 1})}'"):
-        connection.execute(f"UPDATE windows SET {change}")  # noqa: S608
+        connection.execute(f"UPDATE quotas SET {change}")  # noqa: S608
         connection.commit()
         again = SharedLimiter(path, "free").for_key(KEY)
         again.release(ROUTE, await again.acquire(ROUTE))
@@ -373,7 +373,7 @@ async def test_a_pause_that_one_was_asked_for_is_known_to_all(
 
 def _state(**values: object) -> str:
     """Return SQL that sets values of all windows."""
-    return f"UPDATE windows SET state = changed(state, '{json.dumps(values)}')"  # noqa: S608
+    return f"UPDATE quotas SET state = changed(state, '{json.dumps(values)}')"  # noqa: S608
 
 
 def _changed(state: str, values: str) -> str:
@@ -382,20 +382,20 @@ def _changed(state: str, values: str) -> str:
 
 
 TAMPERINGS = {
-    "state is rubbish": "UPDATE windows SET state = 'rubbish'",
-    "state is torn": "UPDATE windows SET state = substr(state, 1, 100)",
-    "state is NULL": "UPDATE windows SET state = NULL",
-    "state is a number": "UPDATE windows SET state = 7",
-    "state is bytes": "UPDATE windows SET state = x'ff00fe'",
-    "state is empty": "UPDATE windows SET state = ''",
-    "state is deep": "UPDATE windows SET state = replace(hex(zeroblob(5000)), '00', '[')",
-    "state is a list": "UPDATE windows SET state = '[1, 2]'",
-    "state is infinite": "UPDATE windows SET state = replace(state, ':', ': Infinity ')",
-    "boot is NULL": "UPDATE windows SET boot = NULL",
-    "boot is text": "UPDATE windows SET boot = 'noon'",
-    "boot is infinite": "UPDATE windows SET boot = 9e999",
-    "boot is before all": "UPDATE windows SET boot = -9e999",
-    "the edge is infinite": 'UPDATE windows SET state = replace(state, \'"edge": \', \'"edge": Infinity, "x": \')',
+    "state is rubbish": "UPDATE quotas SET state = 'rubbish'",
+    "state is torn": "UPDATE quotas SET state = substr(state, 1, 100)",
+    "state is NULL": "UPDATE quotas SET state = NULL",
+    "state is a number": "UPDATE quotas SET state = 7",
+    "state is bytes": "UPDATE quotas SET state = x'ff00fe'",
+    "state is empty": "UPDATE quotas SET state = ''",
+    "state is deep": "UPDATE quotas SET state = replace(hex(zeroblob(5000)), '00', '[')",
+    "state is a list": "UPDATE quotas SET state = '[1, 2]'",
+    "state is infinite": "UPDATE quotas SET state = replace(state, ':', ': Infinity ')",
+    "boot is NULL": "UPDATE quotas SET boot = NULL",
+    "boot is text": "UPDATE quotas SET boot = 'noon'",
+    "boot is infinite": "UPDATE quotas SET boot = 9e999",
+    "boot is before all": "UPDATE quotas SET boot = -9e999",
+    "the edge is infinite": 'UPDATE quotas SET state = replace(state, \'"edge": \', \'"edge": Infinity, "x": \')',
     "the edge is far": _state(edge=1e12, left=0),
     "the pause is far": _state(paused_until=1e12),
     "the pause is text": _state(paused_until="long"),
@@ -409,12 +409,11 @@ TAMPERINGS = {
     "the requests are too many": _state(awaited=[[1, 999_999_999_999]]),
     "the requests are to come": _state(awaited=[[1e12, 100]]),
     "the clock is turned": _state(clock=[5, -5, 0]),
-    "names are gone": "UPDATE windows SET name = NULL",
-    "the salt is NULL": "UPDATE limiter SET salt = NULL",
-    "the salt is text": "UPDATE limiter SET salt = 'pepper'",
-    "the salt is gone": "DELETE FROM limiter",
-    "a table is gone": "DROP TABLE windows",
-    "a column is gone": "ALTER TABLE windows DROP COLUMN boot",
+    "names are gone": "UPDATE quotas SET name = NULL",
+    "the salt is another": "PRAGMA user_version = 7",
+    "the salt is gone": "PRAGMA user_version = 0",
+    "a table is gone": "DROP TABLE quotas",
+    "a column is gone": "ALTER TABLE quotas DROP COLUMN boot",
 }
 
 
