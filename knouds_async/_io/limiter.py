@@ -94,7 +94,7 @@ class Bucket:
         return next((next(iter(queue.values())) for queue in self._by_priority if queue), None)
 
     def notify(self) -> None:
-        """Let the first ask again."""
+        """Notify the first: it asks again."""
         if (first := self.first()) is not None:
             first.set()
 

@@ -332,7 +332,7 @@ class WindowLimiter:
         self.reset, self.shown, self.edge, self.rolled_over = reset, sent, max(edge, sent), False
 
     def _begin(self, start: float) -> None:
-        """Let the window begin: sooner, perhaps, as Reset is rounded, and a Date not much older than its answer."""
+        """Begin the window: sooner, perhaps, as Reset is rounded, and a Date not much older than its answer."""
         known = min(self.clock.hi - self.clock.lo, 1 + RETURN_TRIP)
         doubt = self.skew + ROUNDING + known if self.clock.known else self.length
         self.start, self.oldest = start, start - doubt - TRANSIT
