@@ -437,6 +437,8 @@ class Worker:
         """
         try:
             await self._ask_for_time()
+            if self.stopped_by is not None:
+                return None
             with submit.scope:
                 self.in_line.add(submit.scope)
                 try:

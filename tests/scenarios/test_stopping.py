@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
-from knouds_async import Job, Outcome, Retries
+from knouds_async import AsyncKnouds, Job, Outcome, Retries
 from knouds_async._sansio.ledger import Stage
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.messages import Fault, Response
+from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
 
 SYNC = "fast-sketch"
@@ -109,6 +111,34 @@ async def test_a_long_wait_that_the_service_asks_for_ends_with_the_stop(body: by
         found = [outcome async for outcome in outcomes]
     assert kinds(found) == {"stopped": 1}
     assert anyio.current_time() - began < 60
+
+
+@pytest.mark.parametrize("max_credits", [None, 1000.0])
+async def test_a_stop_while_the_service_is_asked_for_its_time_ends_at_once(
+    max_credits: float | None, ledger: Any
+) -> None:
+    """A job that waits for the service's time when the batch is stopped does not wait for its turn as well."""
+
+    async def keep(response: httpx.Response) -> None:
+        response.headers.pop("date", None)
+
+    emulator = Emulator(tier="pro", limit=3, duration=5.0)
+    emulator.faults.add(faults.stalled(8.0), route="GET /api/whoami", nth=2)
+    hooks, jobs = {"response": [keep]}, [Job("a", {"product_name": "x"})]
+    async with (
+        httpx.AsyncClient(transport=EmulatorTransport(emulator), event_hooks=hooks) as http,
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
+    ):
+        for number in range(3):  # the window is used up
+            await knouds.workflows.submit("my-thumbnail-pipeline", {"product_name": str(number)})
+        began = anyio.current_time()
+        batch = knouds.workflows.map("my-thumbnail-pipeline", jobs, ledger=ledger, max_credits=max_credits)
+        async with batch as outcomes:
+            await anyio.sleep(4.0)
+            outcomes.stop()
+            assert kinds([outcome async for outcome in outcomes]) == {"stopped": 1}
+        assert anyio.current_time() - began < 10
+    assert len(emulator.runs) == 3
 
 
 async def test_a_stop_while_the_intent_is_written_keeps_the_job(make_client: Any, ledger: Any) -> None:
