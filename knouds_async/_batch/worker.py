@@ -390,7 +390,7 @@ class Worker:
         try:
             answer = await self._send(submit)
         finally:
-            await _finish(submit)
+            await submit.finish()
         if isinstance(answer, KnoudsError) and not (submit.entry is not None and submit.entry.execution_id is not None):
             raise answer
         if not isinstance(answer, Submitted) or submit.entry is None or submit.entry.stage is Stage.UNKNOWN:
@@ -421,9 +421,10 @@ class Worker:
             submit = Submit(self, prepared)
             try:
                 answer = await self._send(submit)
+                await submit.put_on_record()
                 found = await self._follow(submit, answer)
             finally:
-                await _finish(submit)
+                await submit.finish()
             if found is not None:
                 return found
         assert self.stopped_by is not None  # noqa: S101  (nothing else ends the reserving)
@@ -908,29 +909,30 @@ class Submit:
             case Fail(error):
                 return Lost(owner, str(getattr(error, "seen", None) or error), now())
 
-    @property
-    def is_on_record(self) -> bool:
-        """Whether the ledger has all of it."""
-        return self._is_over or (self.entry is None and not self._is_claiming)
-
-    async def account_for_cut(self) -> None:
-        """Write what became of a submit that was cut; to be called shielded."""
-        worker = self._worker
+    async def put_on_record(self) -> None:
+        """Write what became of a submit that left the line or was cut, whatever happens to the caller."""
         self._leave_queue()
-        if self._is_claiming and self.entry is None:  # the claim may be on record; nothing left after it
-            found = await worker.ledger.look(self.prepared.job.key)
-            self.entry = found if found is not None and found.owner == worker.owner else None
-        if self.entry is not None:
-            cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
-            await self._write(cut if self._is_in_flight else NoRun(worker.owner))
+        if self._is_over or (self.entry is None and not self._is_claiming):
+            return
+        with anyio.CancelScope(shield=True):
+            worker = self._worker
+            if self.entry is None:  # the claim may be on record; nothing left after it
+                found = await worker.ledger.look(self.prepared.job.key)
+                self.entry = found if found is not None and found.owner == worker.owner else None
+                self._is_claiming = False
+            if self.entry is not None:
+                cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
+                await self._write(cut if self._is_in_flight else NoRun(worker.owner))
 
-    def close(self) -> None:
-        """Count its run no more."""
-        self._leave_queue()
-        if self._is_counted:
-            self._is_counted = False
-            self._worker.in_flight -= 1
-            self._worker.notify()
+    async def finish(self) -> None:
+        """Put it on record, and count its run no more."""
+        try:
+            await self.put_on_record()
+        finally:
+            if self._is_counted:
+                self._is_counted = False
+                self._worker.in_flight -= 1
+                self._worker.notify()
 
     async def _write(self, event: Event) -> None:
         assert self.entry is not None  # noqa: S101
@@ -979,16 +981,6 @@ def _reason(error: KnoudsError) -> tuple[NotRunReason, bool]:
             return NotRunReason.INVALID, False
         case _:
             return NotRunReason.REFUSED, isinstance(error, _TARGET_WIDE)
-
-
-async def _finish(submit: Submit) -> None:
-    """Account for what may have been cut, and count the run no more."""
-    try:
-        if not submit.is_on_record:
-            with anyio.CancelScope(shield=True):
-                await submit.account_for_cut()
-    finally:
-        submit.close()
 
 
 def _error_of(outcome: Outcome) -> KnoudsError:

@@ -70,6 +70,25 @@ async def test_a_day_is_not_slept_away(
     emulator.assert_charged_once()
 
 
+async def test_a_job_whose_next_attempt_would_wait_too_long_is_nobody_elses(make_client: Any, ledger: Any) -> None:
+    """A refused submit whose pause is longer than the limiter's `max_wait` ends at once, and polls no ledger."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    emulator.faults.add(pause(100), route=ROUTE)
+    knouds = make_client(emulator, latency=0.0, limiter=Limiter("enterprise", max_wait=10.0))
+    looked, look = list[str](), ledger.look
+
+    async def noted(key: str) -> Any:
+        looked.append(key)
+        return await look(key)
+
+    ledger.look = noted
+    began = anyio.current_time()
+    assert reasons(await knouds.workflows.gather(SLUG, jobs(1), ledger=ledger)) == {"rate_limited": 1}
+    assert anyio.current_time() - began < 1
+    assert looked == ["job-0"]
+    assert (await ledger.find("job-0")).stage is Stage.NEW
+
+
 async def test_a_pause_that_is_borne_is_said(make_client: Any, ledger: Any, caplog: pytest.LogCaptureFixture) -> None:
     """While it lasts, the progress and one warning say for how long and until when nothing is submitted."""
     emulator = Emulator(tier="enterprise", duration=5.0)
