@@ -43,6 +43,7 @@ from knouds_async._sansio.estimate import Estimate, Remaining, RouteQuota, RunLe
 from knouds_async._sansio.inputs import Default, checked_execution_id, input_errors, invalid_inputs
 from knouds_async._sansio.ledger import (
     Accepted,
+    Bounded,
     Ended,
     Entry,
     Event,
@@ -539,7 +540,7 @@ class Worker:
             raise
         except KnoudsError as error:
             if self._is_durable:  # another batch that waits for this job, or the next one, may try
-                await self.record(entry, OwnerGone())
+                await self.record(entry, OwnerGone(owner=self.owner))
             sent_at = None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
             failure = error.with_traceback(None)
             return Unknown(job=prepared.job, error=failure, sent_at=sent_at, execution_id=execution.id)
@@ -789,7 +790,10 @@ class Worker:
         with suppress(errors.ConnectionFailedError):
             await self._ask_for_time()
         if entry.until is None or not entry.until.is_known:  # its owner was found gone by somebody who knew no time
-            entry = await self.record(entry, OwnerGone(self.moment())) or entry
+            bounded = await self.record(entry, Bounded(entry.sent_at, self.moment()))
+            if bounded is None:  # somebody has decided about it meanwhile, or another batch has sent it
+                return await self.ledger.look(prepared.job.key)
+            entry = bounded
         bounds, reason = entry.may_have_begun, _not_provable(entry, self.payer)
         reasons = [reason] if reason is not None else []
         if bounds is not None and not reasons:

@@ -158,9 +158,13 @@ class Ended:
 
 @attrs.frozen
 class OwnerGone:
-    """The owner is no more: its process ended, or it let go; `until`: when that was found out, None: not known."""
+    """The owner is no more: its process ended, or it let go.
+
+    `until`: when that was found out, None: not known. `owner`: whose end it is, None: of whoever has the job.
+    """
 
     until: Moment | None = None
+    owner: str | None = None
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -168,6 +172,14 @@ class PickedUp:
     """`owner` waits for the run from here on."""
 
     owner: str
+
+
+@attrs.frozen(eq=False, repr=False)
+class Bounded:
+    """The submit of `sent_at`, of which nothing said so, began no run later than `until`."""
+
+    sent_at: float | None
+    until: Moment
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -195,7 +207,18 @@ class Abandoned:
 
 
 Event: TypeAlias = (
-    Sending | Accepted | NoRun | Lost | Ended | OwnerGone | PickedUp | NoneFound | Resolved | ResendApproved | Abandoned
+    Sending
+    | Accepted
+    | NoRun
+    | Lost
+    | Ended
+    | OwnerGone
+    | PickedUp
+    | Bounded
+    | NoneFound
+    | Resolved
+    | ResendApproved
+    | Abandoned
 )
 
 
@@ -210,6 +233,10 @@ def _always(entry: Entry, event: Any) -> bool:  # noqa: ARG001
 
 def _from_its_owner(entry: Entry, event: Any) -> bool:
     return bool(event.owner == entry.owner)
+
+
+def _of_its_owner(entry: Entry, event: Any) -> bool:
+    return event.owner is None or _from_its_owner(entry, event)
 
 
 def _unowned(entry: Entry, event: Any) -> bool:  # noqa: ARG001
@@ -274,10 +301,9 @@ def _loss(entry: Entry, event: Lost | OwnerGone) -> Fields:
     return {"note": said if entry.note is None else f"{said}; {entry.note}", "until": event.until}
 
 
-def _bound(entry: Entry, event: OwnerGone) -> Fields:
+def _bound(entry: Entry, event: Bounded) -> Fields:
     """Bound a submit that nothing bounds: this moment is later than the true one, so as good."""
-    is_bounded = entry.until is not None and entry.until.is_known
-    return {} if is_bounded or event.until is None else {"until": event.until}
+    return {} if entry.until is not None and entry.until.is_known else {"until": event.until}
 
 
 def _ending(entry: Entry, event: Ended) -> Fields:  # noqa: ARG001
@@ -311,17 +337,17 @@ TRANSITIONS: Final[Mapping[tuple[Stage, type[Event]], Transition]] = {
     (SENDING, Accepted): (_from_its_owner, SUBMITTED, _receipt),
     (SENDING, NoRun): (_from_its_owner, NEW, _all),
     (SENDING, Lost): (_from_its_owner, UNKNOWN, _loss),
-    (SENDING, OwnerGone): (_always, UNKNOWN, _loss),
+    (SENDING, OwnerGone): (_of_its_owner, UNKNOWN, _loss),
     (SENDING, Ended): (_always, FINAL, _ending),  # a synchronous run
-    (SUBMITTED, OwnerGone): (_always, SUBMITTED, _no_owner),
+    (SUBMITTED, OwnerGone): (_of_its_owner, SUBMITTED, _no_owner),
     (SUBMITTED, PickedUp): (_unowned, SUBMITTED, _owner),
     (SUBMITTED, Ended): (_always, FINAL, _ending),
     (SUBMITTED, Resolved): (_was_resolved, SUBMITTED, _named_id),
     (SUBMITTED, Abandoned): (_always, ABANDONED, _no_owner),
     (UNKNOWN, Accepted): (_from_its_owner, SUBMITTED, _receipt),  # the owner was alive after all
     (UNKNOWN, NoRun): (_from_its_owner, NEW, _all),
-    (UNKNOWN, OwnerGone): (_always, UNKNOWN, _bound),
     (UNKNOWN, Ended): (_always, FINAL, _ending),
+    (UNKNOWN, Bounded): (_of_that_submit, UNKNOWN, _bound),
     (UNKNOWN, NoneFound): (_of_that_submit, NEW, _all),
     (UNKNOWN, Resolved): (_always, SUBMITTED, _named_id),
     (UNKNOWN, ResendApproved): (_always, RESEND_APPROVED, _no_owner),  # the next attempt begins as new

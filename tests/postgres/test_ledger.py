@@ -67,6 +67,7 @@ def step(dice: random.Random) -> Step:
         lambda _: ended(cost, status),
         lambda _: ended(cost, status),
         lambda _: OwnerGone(),
+        lambda owner: OwnerGone(owner=owner),
         PickedUp,
         lambda _: NoneFound(1000.0),
     ]

@@ -13,6 +13,7 @@ from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import (
     Abandoned,
     Accepted,
+    Bounded,
     Ended,
     Ending,
     Entry,
@@ -56,6 +57,9 @@ EVENTS: list[Event] = [
     COMPLETED,
     FAILED,
     OwnerGone(),
+    OwnerGone(owner="me"),
+    OwnerGone(owner="other"),
+    Bounded(1.0, Moment(wall=9.0, earliest=8.0, latest=10.0)),
     PickedUp("me"),
     PickedUp("other"),
     NoneFound(1.0),
@@ -96,6 +100,8 @@ STAGES: dict[str, Entry] = {
         ("sending", NoRun("me"), "new"),
         ("sending", Lost("me", "closed"), "unknown"),
         ("sending", OwnerGone(), "unknown"),
+        ("sending", OwnerGone(owner="me"), "unknown"),
+        ("sending", OwnerGone(owner="other"), "sending"),
         ("sending", COMPLETED, "final"),
         ("submitted", COMPLETED, "final"),
         ("submitted", FAILED, "final"),
@@ -315,8 +321,15 @@ def test_when_a_run_may_have_begun(
     assert entry.may_have_begun == between
 
 
-def test_a_loss_says_how_and_an_owner_that_is_gone_only_bounds_it() -> None:
-    """The first note stays, and the first moment that is known; a moment that is not known replaces none."""
+def test_a_run_whose_owner_is_another_by_now_keeps_that_one() -> None:
+    """The end of an owner that had lost a run to another one leaves it to that one."""
+    picked = after(SENDING, ACCEPTED, OwnerGone(), PickedUp("other"))
+    assert advance(picked, OwnerGone(owner="me")) == picked
+    assert advance(picked, OwnerGone(owner="other")).owner is None
+
+
+def test_a_loss_says_how_and_is_bounded_once() -> None:
+    """The first note stays, and the first moment that is known; only the submit that is meant is bounded."""
     early, late, undated = moment(8, 10), moment(88, 90), moment(None, None)
     assert after(SENDING, LOST).note == "closed"
     assert after(SENDING, OwnerGone()).note == "its process ended before the answer"
@@ -324,10 +337,12 @@ def test_a_loss_says_how_and_an_owner_that_is_gone_only_bounds_it() -> None:
         (early, late, early),
         (None, late, late),
         (undated, late, late),
-        (undated, None, undated),
     ):
-        entry = after(SENDING, Lost("me", "closed", until), OwnerGone(found))
+        entry = after(SENDING, Lost("me", "closed", until), Bounded(1.0, found))
         assert (entry.note, entry.until) == ("closed", kept)
+    for entry in (after(SENDING), after(SENDING, NoRun("me"), attrs.evolve(SENDING, sent_at=2.0), LOST)):
+        with pytest.raises(IllegalStepError):
+            advance(entry, Bounded(1.0, late))
 
 
 # What a batch may still spend.

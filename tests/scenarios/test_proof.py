@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, Job, LedgerError, Outcome, Timeouts, Unknown
-from knouds_async._sansio.ledger import Accepted, Entry, Sending, Stage
+from knouds_async._sansio.ledger import Accepted, Ended, Ending, Entry, NoneFound, Sending, Stage
 from knouds_async.ledgers import Claim, Claimed
 from knouds_async.testing import ApiKey, Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
@@ -313,6 +313,41 @@ async def test_one_whose_owner_is_gone_is_bounded_when_that_is_found_out(
     await anyio.sleep(70)
     assert kinds(await run(knouds, ledger, 2)) == {"Completed": 2}
     emulator.assert_charged_once()
+
+
+async def test_a_search_leaves_what_another_batch_is_sending_by_now(emulator: Emulator, ledger: Any) -> None:
+    """While a batch asks for the time, another proves that there was no run and sends: the job is that one's."""
+
+    async def keep(response: httpx.Response) -> None:
+        response.headers.pop("date", None)
+
+    hooks = {"response": [keep]}
+    async with (
+        httpx.AsyncClient(transport=EmulatorTransport(emulator), event_hooks=hooks) as http,
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
+    ):
+        emulator.faults.add(faults.closed(), route=ROUTE, nth=1)
+        assert kinds(await run(knouds, ledger, 1)) == {"Unknown": 1}
+        emulator.faults.add(faults.stalled(300.0), route="GET /api/whoami", nth=1)
+        await anyio.sleep(400)
+        found, other = list[Outcome](), await ledger.join()
+        async with anyio.create_task_group() as tasks:
+
+            async def consume() -> None:
+                found.extend(await run(knouds, ledger, 1))
+
+            tasks.start_soon(consume)
+            await anyio.sleep(5)
+            lost = await sent(ledger, "job-0")
+            await ledger.record("job-0", 1, NoneFound(lost.sent_at))
+            sending = Sending(owner=other, sent_at=1e9, reserve=12)
+            await ledger.claim(Claim(key="job-0", target=lost.target, digest=lost.digest, sending=sending))
+            await anyio.sleep(600)
+            assert not found
+            assert (await sent(ledger, "job-0")).stage is Stage.SENDING
+            await ledger.record("job-0", 1, Ended(Ending(status="failed", code="X", message="said so")))
+    assert kinds(found) == {"Failed": 1}
+    assert not emulator.runs
 
 
 def _gone(entry: Entry) -> Entry:
