@@ -405,16 +405,12 @@ class LedgerDatabase:
             self._begun_again(entry)
         return len(failed)
 
-    def leave(self, owner: str) -> None:
-        """End an owner."""
-        for entry in list(self._entries("owner = ?", owner)):
-            self._moved(entry, OwnerGone())
-
     def release_dead_owners(self) -> None:
-        """End every owner whose process is no more."""
+        """Undo the claims of every owner that has left, or whose process is no more."""
         for (owner,) in self._connection.execute("SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL").fetchall():
             if not self._owners.is_alive(owner):
-                self.leave(owner)
+                for entry in list(self._entries("owner = ?", owner)):
+                    self._moved(entry, OwnerGone())
 
     def unknown(self) -> tuple[Entry, ...]:
         """Return the jobs of which nobody knows whether they ran."""
@@ -740,9 +736,9 @@ class SQLiteLedger:
         return await self._do(LedgerDatabase.join)
 
     async def leave(self, owner: str) -> None:
-        """End an owner."""
+        """End an owner. Nothing is written, since the disk may be full: `look` and `claim` undo its claims."""
         try:
-            await self._do(lambda database: database.leave(owner))
+            await self._do(lambda _: None)  # after all that was asked for it
         finally:
             end(owner)
 

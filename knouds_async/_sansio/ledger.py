@@ -160,7 +160,7 @@ class Ended:
 class OwnerGone:
     """The owner is no more: its process ended, or it let go.
 
-    `until`: when that was found out, None: not known. `owner`: whose end it is, None: of whoever has the job.
+    `until`: when that was found out, None: not known. `owner`: whose end it is, None: that of the job's owner.
     """
 
     until: Moment | None = None

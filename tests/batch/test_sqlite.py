@@ -280,6 +280,27 @@ async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, ca
     emulator.assert_charged_once()
 
 
+@pytest.mark.usefixtures("short_moment")
+async def test_a_batch_on_a_full_disk_can_be_left(path: Path) -> None:
+    """An owner that leaves needs no room on the disk, and its claims are free for the next."""
+    resource = pytest.importorskip("resource")
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        for key in ("sending", "submitted"):
+            await ledger.claim(claim(key, owner))
+        await ledger.record("submitted", 1, Accepted(owner=owner, execution_id="1"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, room[1]))
+        try:
+            await ledger.leave(owner)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, room)
+        found = [await ledger.find(key) for key in ("sending", "submitted")]
+    assert [entry.stage for entry in found if entry is not None] == [Stage.UNKNOWN, Stage.SUBMITTED]
+    assert found[1] is not None
+    assert found[1].owner is None
+
+
 @pytest.mark.parametrize("what", ["claim", "record"])
 async def test_an_error_of_the_ledger_says_whether_a_run_may_be_paid(what: str, make_client: Any, path: Path) -> None:
     """When an intent cannot be written nothing was sent; when the outcome cannot, money may have been spent."""
