@@ -7,6 +7,7 @@ here, the storage is yours. `docs/batches.md` shows one.
 from knouds_async._batch.ledger import (
     Claim,
     Claimed,
+    Doubted,
     Ledger,
     OverBudget,
     Summary,
@@ -28,13 +29,15 @@ from knouds_async._sansio.ledger import (
     advance,
     repriced,
 )
-from knouds_async._sansio.reconcile import KnownRun
+from knouds_async._sansio.reconcile import Doubt, KnownRun
 
 __all__ = [
     "OPEN",
     "Accepted",
     "Claim",
     "Claimed",
+    "Doubt",
+    "Doubted",
     "Entry",
     "Event",
     "IllegalStepError",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
 import attrs
 
-from knouds_async._sansio.clock import Reading
+from knouds_async._sansio.clock import Moment, Reading
 from knouds_async._sansio.ledger import (
     OPEN,
     Accepted,
@@ -24,7 +25,7 @@ from knouds_async._sansio.ledger import (
     highest_known,
     repriced,
 )
-from knouds_async._sansio.reconcile import KnownRun
+from knouds_async._sansio.reconcile import Doubt, KnownRun
 from knouds_async.telemetry import fields
 
 
@@ -68,7 +69,23 @@ class OverBudget:
     highest_cost: float | None = None
 
 
-Claimed: TypeAlias = Written | Taken | OverBudget
+@attrs.frozen(eq=False)
+class Doubted:
+    """The ledger may lack runs: no job may be sent on its word before that is settled. Nothing was written.
+
+    `said`: which ledger, and why. `runs`: gives the runs of an account that it has, with their execution ids where they
+    are known, and "" for a request id that is not. `again`: gives what is in doubt at a moment, None when nothing is
+    any more. `trust`: allows to send, unless something else is in doubt by now; it gives what is.
+    """
+
+    said: str
+    doubt: Doubt
+    runs: Callable[[str], Awaitable[Sequence[tuple[str | None, KnownRun]]]]
+    again: Callable[[Moment], Awaitable[Doubted | None]]
+    trust: Callable[[], Awaitable[Doubted | None]]
+
+
+Claimed: TypeAlias = Written | Taken | OverBudget | Doubted
 
 
 @attrs.frozen(kw_only=True)

@@ -7,12 +7,14 @@ changed in another. The lock on the row of the ledger, held between the two, let
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import attrs
 
-from knouds_async._batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide, held_against
+from knouds_async._batch.ledger import Claim, Claimed, Doubted, LedgerCounts, Summary, Written, decide, held_against
 from knouds_async._io.concurrency import read_clocks
 from knouds_async._io.database import Database
 from knouds_async._sansio.clock import Moment
@@ -31,10 +33,12 @@ from knouds_async._sansio.ledger import (
     Stage,
     Totals,
     advance,
+    remembered,
     repriced,
+    restored,
     successor,
 )
-from knouds_async._sansio.reconcile import KnownRun
+from knouds_async._sansio.reconcile import Doubt, KnownRun
 from knouds_async.errors import InvalidArgumentError, LedgerError
 
 T = TypeVar("T")
@@ -72,6 +76,8 @@ _PRICED: Final = """
     INSERT INTO knouds_price SELECT * FROM json_populate_recordset(NULL::knouds_price, %s)
         ON CONFLICT (ledger, target) DO UPDATE SET runs = excluded.runs, highest = excluded.highest;
 """
+_SPAN: Final = 1200.0  # seconds before what is in doubt: runs of that time may account for rows that are near it
+_MOST_UNNAMED: Final = 100  # runs of which the ledger has no request id, to be polled for it
 _TOTALLED: Final = """
     UPDATE knouds_ledger SET spent = %s, reserved = %s, unpriced = %s, timeline = %s, account = %s, base_url = %s
         WHERE name = %s;
@@ -107,12 +113,14 @@ class LedgerTransactions:
         """Return the value of each operation, or the error that it alone met."""
         ledger = LedgerTransaction(transaction, self.name)
         ledger.load(operations)
+        ledger.restore()
         gone = {(name, owner) for name, owner in transaction.gone if name == self.name}
         for _, owner in gone:
             ledger.leave(owner)
         values = [self._carried_out(operation, ledger) for operation in operations]
-        transaction.commit(values, *ledger.unsaved())
+        transaction.commit(values, *ledger.unsaved(), written=(self.name, ledger.written))
         transaction.gone.difference_update(gone)
+        transaction.lost.pop(self.name, None)
         return values
 
     @staticmethod
@@ -135,6 +143,7 @@ class LedgerTransaction:
         self._prices: dict[str, tuple[int, float | None]] = {}
         self._runs: dict[str, list[tuple[str, int]]] = {}
         self._unsaved: dict[tuple[str, int], Entry] = {}
+        self.written: dict[tuple[str, int], Entry] = {}
         self._priced: set[str] = set()
 
     # Operations.
@@ -146,15 +155,10 @@ class LedgerTransaction:
             return self._moved(entry, OwnerGone())
         return entry
 
-    def claim(self, claim: Claim) -> Claimed:
-        """Note the intent to send a job, if it may be sent; LedgerError after a failover, until it is trusted."""
-        if self._timeline != self._transaction.timeline:
-            raise LedgerError(
-                f"the ledger {self._name!r} in {self._transaction.place} is on another database than it was (a replica "
-                "was promoted, or a backup restored), and runs may be missing from it. Nothing was submitted: look at "
-                "the usage of the minutes before, then allow it with `await ledger.trust()` or `knouds ledger trust "
-                "URL`"
-            )
+    def claim(self, claim: Claim) -> Claimed | Doubt:
+        """Note the intent to send a job, if it may be sent; nothing may while the ledger is in doubt."""
+        if (doubt := self._doubt) is not None:
+            return doubt
         decided = decide(self.look(claim.key), claim, self._totals, self._price(claim.target)[1])
         if isinstance(decided, Written):
             self._save(decided.entry)
@@ -199,6 +203,53 @@ class LedgerTransaction:
             self._begun_again(entry)
         return len(failed)
 
+    # After a failover.
+
+    @property
+    def _doubt(self) -> Doubt | None:
+        return None if self._timeline == self._transaction.timeline else Doubt.read(self._timeline)
+
+    def restore(self) -> None:
+        """Note that runs may be missing, if they may, and write anew what this process had committed of the lost."""
+        lost, known = self._transaction.lost.get(self._name), Doubt.read(self._timeline)
+        timeline = self._transaction.timeline
+        noticed = self._timeline if known is None else known.timeline
+        if lost is None and timeline == noticed:
+            return
+        since = self._sure_until() if known is None else known.since  # before anything is restored
+        self._timeline = str(Doubt(id=os.urandom(9).hex(), timeline=timeline, since=since))
+        for (key, attempt), entry in (lost or {}).items():
+            last = self._load(key)
+            found = last if last is None or last.attempt <= attempt else self._load(key, attempt)
+            after = restored(found, entry, self._transaction.process)
+            if after is not None:
+                self._changed(found or Entry(key=key, target=after.target, digest=after.digest, attempt=attempt), after)
+
+    def _sure_until(self) -> float | None:
+        """Return a moment by the service's clock before which nothing can be missing: that of the last intent."""
+        if self._payer[1] is None:
+            return None
+        account = Payer(user=self._payer[0], base_url=self._payer[1]).account
+        query = "SELECT max((since::json ->> 'earliest')::float8) FROM knouds_job WHERE ledger = %s AND account = %s"
+        since: float | None = self._query(query, self._name, account)[0][0]
+        return since
+
+    def doubt_at(self, doubt: Doubt, now: Moment) -> Doubt | None:
+        """Return what is in doubt, None for nothing: `doubt` since `now` at the latest, if it is still that."""
+        found = self._doubt
+        if found is not None and found.id == doubt.id and found.until is None and now.latest is not None:
+            found = attrs.evolve(found, until=now.latest)
+            self._timeline = str(found)
+        return found
+
+    def trust(self, doubt: Doubt | None = None) -> Doubt | None:
+        """Take the ledger as it is from now on, unless something else is in doubt than `doubt`, which is returned."""
+        found = self._doubt
+        if found is not None and doubt is not None and found.id != doubt.id:
+            return found
+        self._timeline = self._transaction.timeline
+        return None
+
     def leave(self, owner: str) -> None:
         """End an owner."""
         for entry in list(self._where("job.owner = %s", owner)):
@@ -242,14 +293,7 @@ class LedgerTransaction:
             "ORDER BY sent_at DESC LIMIT 50)",
             *(self._name, target, account, since) * 2,
         )
-        return tuple(
-            KnownRun(
-                request_id=request_id,
-                begun_by=None if (at := _moment(until)) is None else at.latest,
-                begun_after=None if (at := _moment(begin)) is None else at.earliest,
-            )
-            for request_id, begin, until in rows
-        )
+        return tuple(_known_run(*row) for row in rows)
 
     # What is loaded, and what is saved.
 
@@ -354,6 +398,7 @@ class LedgerTransaction:
 
     def _save(self, entry: Entry) -> None:
         self._unsaved[entry.key, entry.attempt] = entry
+        self.written[entry.key, entry.attempt] = remembered(entry)
         last = self._entries.get(entry.key)
         if last is None or last.attempt <= entry.attempt:
             self._entries[entry.key] = entry
@@ -401,6 +446,14 @@ def _moment(text: str | None) -> Moment | None:
     return None if text is None else Moment(**json.loads(text))
 
 
+def _known_run(request_id: str | None, since: str | None, until: str | None) -> KnownRun:
+    return KnownRun(
+        request_id=request_id or "",
+        begun_by=None if (at := _moment(until)) is None else at.latest,
+        begun_after=None if (at := _moment(since)) is None else at.earliest,
+    )
+
+
 class _Read:
     """Reads in a transaction of one statement, which locks nothing and changes nothing."""
 
@@ -409,14 +462,6 @@ class _Read:
 
 
 _read: Final = _Read()
-
-
-def _trust(transaction: Any, operations: Sequence[str]) -> list[Any]:
-    """Trust the database as it is: its number of this process' commits counts from now on, and so does its timeline."""
-    transaction.begin(trusting=True)
-    names = list(operations)
-    statement = "UPDATE knouds_ledger SET timeline = %s WHERE name = ANY(%s::text[])"
-    return transaction.commit([None for _ in names], statement, (transaction.timeline, names))  # type: ignore[no-any-return]
 
 
 class Postgres(Database):
@@ -503,9 +548,10 @@ class Postgres(Database):
     async def trust(self) -> None:
         """Allow batches to submit again after a failover or a restored backup, at the risk of paying twice.
 
-        What was committed just before may be missing: look first at the usage of the minutes that were lost.
+        They allow it themselves once the usage rows since then are all those of runs on record, which takes two
+        minutes. Their error names the rows that are not: look at those first.
         """
-        await self.do(_trust, self._name)
+        await self._transact(lambda ledger: ledger.trust())
 
     async def _decide(self, key: str, event: Event) -> Entry:
         return await self._transact(lambda ledger: ledger.decision(key, event), key=key)
@@ -549,7 +595,36 @@ class Postgres(Database):
 
     async def claim(self, claim: Claim) -> Claimed:
         """Write the intent to send a job."""
-        return await self._transact(lambda ledger: ledger.claim(claim), key=claim.key, target=claim.target)
+        claimed = await self._transact(lambda ledger: ledger.claim(claim), key=claim.key, target=claim.target)
+        return self._doubted(claimed) if isinstance(claimed, Doubt) else claimed
+
+    def _doubted(self, doubt: Doubt) -> Doubted:
+        said = (
+            f"the ledger {self._name!r} in {self} may lack runs: it is on another database than it was (a replica was "
+            "promoted, or a backup restored), or the database has lost what was committed"
+        )
+
+        async def again(now: Moment) -> Doubted | None:
+            found = await self._transact(lambda ledger: ledger.doubt_at(doubt, now), may_withdraw=True)
+            return None if found is None else self._doubted(found)
+
+        async def trust() -> Doubted | None:
+            found = await self._transact(lambda ledger: ledger.trust(doubt))
+            return None if found is None else self._doubted(found)
+
+        return Doubted(said, doubt, partial(self._runs, doubt.since or 0.0), again, trust)
+
+    async def _runs(self, since: float, account: str) -> tuple[tuple[str | None, KnownRun], ...]:
+        """Return an account's runs on record in this database, of whichever ledger, from some time before `since`."""
+        begun = "SELECT execution_id, request_id, since, until FROM knouds_job WHERE account = %s"
+        query = f"""
+            {begun} AND request_id IS NOT NULL AND sent_at >= %s UNION ALL ({begun} AND request_id IS NOT NULL
+            AND sent_at < %s ORDER BY sent_at DESC LIMIT 50) UNION ALL ({begun} AND request_id IS NULL
+            AND execution_id IS NOT NULL AND sent_at >= %s ORDER BY sent_at DESC LIMIT {_MOST_UNNAMED})
+        """
+        before = since - _SPAN
+        rows = await self.do(_read, (query, (account, before) * 3), may_withdraw=True)
+        return tuple((run, _known_run(request_id, *bounds)) for run, request_id, *bounds in rows)
 
     async def record(self, key: str, attempt: int, event: Event) -> Written:
         """Write what follows from an event."""

@@ -32,7 +32,7 @@ from knouds_async._batch.jobs import (
     outcome_of_state,
     state_of_entry,
 )
-from knouds_async._batch.ledger import Claim, Ledger, OverBudget, Taken, Written
+from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, Taken, Written
 from knouds_async._batch.progress import describe_waits
 from knouds_async._io.concurrency import checkpoint, read_clocks
 from knouds_async._io.limiter import Limiter, LimiterStats
@@ -62,7 +62,7 @@ from knouds_async._sansio.ledger import (
     exceeds_experience,
     fit_under_cap,
 )
-from knouds_async._sansio.reconcile import Wanted
+from knouds_async._sansio.reconcile import Doubt, KnownRun, Wanted, unaccounted
 from knouds_async._sansio.retry import Done, Fail, Requeue
 from knouds_async.config import TIERS, Retries, Timeouts
 from knouds_async.errors import KnoudsError
@@ -97,7 +97,7 @@ class BatchClient:
     """The parts of a client that its batches use.
 
     `save`: fetches the files of a run that are not in a folder yet. `one_go`: the targets whose provider cannot be
-    polled, as far as this client has learned.
+    polled, as far as this client has learned. `warned`: the ids of doubts about a ledger that are logged.
     """
 
     pipeline: Pipeline
@@ -108,8 +108,14 @@ class BatchClient:
     retries: Retries
     save: Callable[[RunResult, str | os.PathLike[str]], Awaitable[tuple[Path, ...]]]
     one_go: set[Target] = attrs.field(factory=set)
+    warned: set[str] = attrs.field(factory=set)
     _payer: Payer | None = None
+    _checking: anyio.Lock = attrs.field(init=False)
+    _checked: tuple[Doubt, float, SubmissionSearch] | None = None
     _schemas: dict[Target, tuple[float, WorkflowSchema]] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self._checking = anyio.Lock()
 
     async def schema(self, target: Target, *, max_age: float) -> WorkflowSchema:
         """Return the schema of a workflow, which may have been fetched `max_age` seconds ago."""
@@ -130,6 +136,32 @@ class BatchClient:
                 user = None
             self._payer = Payer(user=user, base_url=self.base_url)
         return self._payer
+
+    async def check(self, doubted: Doubted, account: str | None) -> SubmissionSearch:
+        """Return what usage rows prove of runs that a ledger may lack; those who wait for it share an answer."""
+        asked_at = anyio.current_time()
+        async with self._checking:
+            if self._checked is None or self._checked[0] != doubted.doubt or self._checked[1] < asked_at:
+                began = anyio.current_time()
+                self._checked = (doubted.doubt, began, await self._check(doubted, account))
+            return self._checked[2]
+
+    async def _check(self, doubted: Doubted, account: str | None) -> SubmissionSearch:
+        try:
+            known = [] if account is None else [await self._named(*each) for each in await doubted.runs(account)]
+            return await search_usage(self.pipeline.send, doubted.doubt.wanted(known), self.pipeline.time)
+        except (errors.ClientClosedError, errors.LedgerError):
+            raise
+        except KnoudsError as error:
+            reason = f"the usage could not be read: {error}"
+            return SubmissionSearch(candidates=(), is_conclusive=False, reasons=(reason,))
+
+    async def _named(self, execution_id: str | None, run: KnownRun) -> KnownRun:
+        """Return a run with its request id, which only the service knows where somebody has named the run."""
+        if execution_id is None or run.request_id:
+            return run
+        state = await self.pipeline.send(endpoints.get_execution(execution_id))
+        return attrs.evolve(run, request_id=state.request_id or "")
 
 
 class Worker:
@@ -181,6 +213,8 @@ class Worker:
         self.in_line = set[anyio.CancelScope]()  # of what `stop` may end: no paid request is in flight in them
         self._route = endpoints.submit(target, {}).route
         self._first, self._asking, self._searching = anyio.Lock(), anyio.Lock(), anyio.Lock()
+        self.doubted: Doubted | None = None  # the ledger may lack runs: nothing is sent before that is settled
+        self._settling = anyio.Lock()
         self._has_answered = False
         self._away_since: float | None = None  # since when the service cannot be reached
         self._foreign_answers = 0  # in a row
@@ -439,6 +473,7 @@ class Worker:
         """
         try:
             await self._ask_for_time()
+            await self._settle_doubt()
             if self.stopped_by is not None:
                 return None
             with submit.scope:
@@ -594,6 +629,35 @@ class Worker:
                     if self.needs_time:
                         await self._client.pipeline.ask_for_time()
 
+    async def _settle_doubt(self) -> None:
+        """Wait until it is proven that the ledger lacks no run, or somebody says so; LedgerError where it is not."""
+        if self.doubted is not None:
+            with self._leaving_line():
+                async with self._settling:
+                    while self.doubted is not None:
+                        self.doubted = await self._settled(self.doubted)
+
+    async def _settled(self, doubted: Doubted) -> Doubted | None:
+        """Check once, and wait for as long as another check may find more; None: nothing is in doubt any more."""
+        found = await doubted.again(self.moment())
+        if found is None:
+            return None
+        search = await self._client.check(found, None if self.payer is None else self.payer.account)
+        if search.is_certainly_none:
+            return await found.trust()
+        said, pause = f"{found.said}: {unaccounted(search)}", found.doubt.next_check(self.moment())
+        if pause is None:
+            raise errors.LedgerError(
+                f"{said}. Nothing was submitted: look whose runs these are, then allow it with `await ledger.trust()` "
+                "or `knouds ledger trust URL`"
+            )
+        if found.doubt.id not in self._client.warned:
+            self._client.warned.add(found.doubt.id)
+            extra = fields("ledger_in_doubt", target=str(self.target), count=len(search.candidates), wait=pause)
+            logger.warning("nothing is submitted until usage rows prove that no run is missing: %s", said, extra=extra)
+        await anyio.sleep(pause)
+        return found
+
     @property
     def held_for(self) -> float:
         """The seconds for which the service asked that nothing be submitted, beyond the rest of a used-up window."""
@@ -698,7 +762,7 @@ class Worker:
 
     # The ledger.
 
-    async def claim(self, submit: Submit, sent_at: float) -> Written | Taken | OverBudget:
+    async def claim(self, submit: Submit, sent_at: float) -> Claimed:
         """Write the intent to send a job."""
         sending = Sending(
             owner=self.owner,
@@ -713,7 +777,9 @@ class Worker:
             key=prepared.job.key, target=str(self.target), digest=prepared.digest, sending=sending, cap=self.cap
         )
         claimed = await self.ledger.claim(claim)
-        if not isinstance(claimed, Taken):
+        if isinstance(claimed, Doubted):
+            self.doubted = claimed
+        elif not isinstance(claimed, Taken):
             self.totals, self.prices = claimed.totals, self.prices.seen(claimed.highest_cost)
         return claimed
 
@@ -854,11 +920,12 @@ class Submit:
     async def before_send(self, sent_at: datetime) -> Reading | Withheld:
         """Write the intent and return when that was.
 
-        Withheld when the batch has stopped, the service's time is to be asked first, another owner has the job, or the
-        credits do not suffice.
+        Withheld when the batch has stopped, the service's time is to be asked first, the ledger may lack runs, another
+        owner has the job, or the credits do not suffice.
         """
         worker = self._worker
-        if (worker.stopped_by is not None and self.entry is None) or worker.needs_time:
+        is_stopped = worker.stopped_by is not None and self.entry is None
+        if is_stopped or worker.needs_time or worker.doubted is not None:
             return WITHHELD
         self.sent_at, self._is_claiming, began = sent_at, True, read_clocks()
         claimed = await worker.claim(self, sent_at.timestamp())

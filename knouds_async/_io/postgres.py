@@ -2,7 +2,8 @@
 
 What waits is carried out together, in one transaction of two messages for each ledger. Each transaction raises the
 number `seq` of this process in the database, so that after a lost connection the next one finds out whether a commit
-took place, and whether a failover has lost some. The same row is the lease of the process, by the database's clock.
+took place, and whether a failover has lost some: this process writes those of its own once more. The same row is the
+lease of the process, by the database's clock.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ _TICK: Final = 0.5
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _MUTTER: Final = 5.0
 _AT_ONCE: Final = 500
+_REMEMBERED: Final = 5000  # jobs that this process has written last: some minutes of a thousand a minute
 
 _TRANSIENT: Final = frozenset({"08", "0A", "25", "40", "53", "55", "57", "58"})  # classes of SQLSTATEs
 _HOPELESS: Final = re.compile(
@@ -305,32 +307,51 @@ class Transaction:
         """The database, as it may be shown."""
         return self.link.place
 
-    def begin(
-        self, statements: str = "", values: Sequence[Any] = (), *, trusting: bool = False
-    ) -> list[list[tuple[Any, ...]]]:
-        """Begin, and return the rows of statements that come with the same message.
+    @property
+    def process(self) -> str:
+        """The name of this process, with which those of its owners begin."""
+        return self._identity.name
 
-        LedgerError when the database lacks what this process has committed: nothing may be sent on its word then,
-        unless it is to be trusted all the same.
-        """
+    @property
+    def lost(self) -> dict[str, dict[Any, Any]]:
+        """What this process had committed of each ledger before the database lost it, by its keys."""
+        return self._identity.lost
+
+    def begin(self, statements: str = "", values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
+        """Begin, and return the rows of statements that come with the same message."""
         identity = self._identity
-        if not trusting:
-            identity.refuse_after_loss()
         owner = (f"{_IN_TRANSACTION}s", f"{_LOCK}s", identity.name, LEASE, identity.place)
         _, ((self._seq, self.timeline),), *found = self.message(_OPENING + statements, (*owner, *values))
         if (committed := identity.settle(self._seq, self._operations)) is not None:
             self.link.rollback()
             raise _Committed(committed)
-        if not trusting:
-            identity.refuse_after_loss()
         return found
 
-    def commit(self, values: list[Any], statements: str = "", parameters: Sequence[Any] = ()) -> list[Any]:
-        """Write and commit in one message, and return the `values` that hold from then on."""
-        self._identity.doubt = (self._operations, values)
+    def commit(
+        self,
+        values: list[Any],
+        statements: str = "",
+        parameters: Sequence[Any] = (),
+        *,
+        written: tuple[str, dict[Any, Any]] | None = None,
+    ) -> list[Any]:
+        """Write and commit in one message, and return the `values` that hold from then on.
+
+        `written`: a ledger, and by its keys what is written of it, to be kept in case the database loses it.
+        """
+        self._identity.doubt = Commit(self._operations, values, written)
         self.message(f"{statements}; COMMIT", parameters)
         self._identity.committed(self._seq)
         return values
+
+
+@attrs.frozen(eq=False)
+class Commit:
+    """A commit of which there is no answer yet: its operations, their values, and what it has written."""
+
+    operations: Sequence[Any]
+    values: list[Any]
+    written: tuple[str, dict[Any, Any]] | None
 
 
 class Identity:
@@ -340,38 +361,49 @@ class Identity:
         self.name: Final = os.urandom(9).hex()
         self.place: Final = f"{socket.gethostname()}:{os.getpid()}"
         self.gone: Final[set[tuple[str, str]]] = set()  # owners that ended when the database was away, by ledger
-        self.doubt: tuple[Sequence[Any], list[Any]] | None = None
+        self.lost: Final[dict[str, dict[Any, Any]]] = {}
+        self.doubt: Commit | None = None
         self.shown_at = 0.0
         self._seq = 0
-        self._lost: str | None = None
+        self._written: dict[tuple[str, Any], tuple[int, Any]] = {}  # the oldest first
 
     def committed(self, seq: int) -> None:
         """Note that the transaction of this number is on record, as the last one."""
-        self._seq, self.doubt, self._lost, self.shown_at = seq, None, None, time.monotonic()
+        self._remember(seq)
+        self._seq, self.shown_at = seq, time.monotonic()
 
-    def refuse_after_loss(self) -> None:
-        """Raise LedgerError if the database lacks commits of this process."""
-        if self._lost is not None:
-            raise LedgerError(self._lost)
+    def _remember(self, seq: int) -> None:
+        """Keep what a commit has written, until so much was written after it that no replica can be so far behind."""
+        doubt, self.doubt = self.doubt, None
+        ledger, written = doubt.written if doubt is not None and doubt.written is not None else ("", {})
+        for key, value in written.items():
+            self._written.pop((ledger, key), None)
+            self._written[ledger, key] = (seq, value)
+        while len(self._written) > _REMEMBERED:
+            del self._written[next(iter(self._written))]
 
     def settle(self, seq: int, operations: Sequence[Any]) -> list[Any] | None:
         """Find out from the number of a new transaction what became of the last, which may have been in doubt.
 
-        Returns the values of a commit of these operations that took place after all.
+        Returns the values of a commit of these operations that took place after all. What the database has lost is
+        in `lost` from then on.
         """
-        doubt, self.doubt = self.doubt, None
-        if seq == self._seq + 1:
-            return None
+        doubt = self.doubt
         if seq == self._seq + 2 and doubt is not None:
-            self._seq += 1
-            return doubt[1] if doubt[0] is operations else None
-        self._lost = (
-            f"the database has lost what was committed: at {seq - 1}, this process at {self._seq}. It was "
-            "restored, or failed over to a replica that was behind. Nothing more is submitted, for runs may be "
-            "missing from the ledger: look at the usage of the last minutes, then allow it again with `await "
-            "ledger.trust()` or `knouds ledger trust URL`"
-        )
+            self.committed(seq - 1)
+            return doubt.values if doubt.operations is operations else None
+        self.doubt = None
+        if seq != self._seq + 1:
+            self._lose(seq - 1 if seq <= self._seq else 0)
+            self._seq = seq - 1
         return None
+
+    def _lose(self, seq: int) -> None:
+        """Note that of the commits of this process those up to this number are there."""
+        for (ledger, key), (number, value) in list(self._written.items()):
+            if number > seq:
+                self.lost.setdefault(ledger, {})[key] = value
+                del self._written[ledger, key]
 
 
 # The thread.

@@ -216,9 +216,10 @@ def list_usage(
     return Call(method="GET", path=path, route="GET /api/usage", parse=responses.usage_page)
 
 
-def search_usage(*, target: Target, offset: int) -> Call[tuple[types.UsagePage, float | None]]:
+def search_usage(*, target: Target | None, offset: int) -> Call[tuple[types.UsagePage, float | None]]:
     """GET /api/usage, for the rows of a target, with when the service wrote them: a cache may have kept them."""
-    model, slug = (None, target.name) if target.kind == "workflows" else (target.name, None)
+    kind, name = (None, None) if target is None else (target.kind, target.name)
+    model, slug = (name if kind == "models" else None), (name if kind == "workflows" else None)
     page = list_usage(model_id=model, workflow_slug=slug, limit=LARGEST_PAGE, offset=offset)
     return Call(
         method="GET",

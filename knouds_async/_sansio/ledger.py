@@ -385,6 +385,38 @@ def successor(entry: Entry) -> Entry:
     return Entry(key=entry.key, target=entry.target, digest=entry.digest, attempt=entry.attempt + 1)
 
 
+# ---- What a database has lost
+
+_LONGEST_REPLY: Final = 2000
+_BY_KNOWLEDGE: Final = (NEW, SENDING, UNKNOWN, SUBMITTED, RESEND_APPROVED, ABANDONED, FINAL)
+
+
+def remembered(entry: Entry) -> Entry:
+    """Return what is kept of an entry in case its database loses it: a long result can be polled again."""
+    if entry.execution_id is None or entry.ending is None or len(entry.ending.reply or "") <= _LONGEST_REPLY:
+        return entry
+    return attrs.evolve(entry, stage=SUBMITTED, owner=None, ending=None)
+
+
+def restored(entry: Entry | None, known: Entry, process: str) -> Entry | None:
+    """Return what an entry becomes where `process` had committed `known` before the database lost it.
+
+    It never makes a job one that may be sent. A run beside the one that is on record by now is noted.
+    """
+    if known.stage is NEW or (entry is not None and entry.attempt > known.attempt):
+        return entry
+    if entry is None or entry.attempt < known.attempt:
+        return known
+    mine, theirs = _BY_KNOWLEDGE.index(known.stage), _BY_KNOWLEDGE.index(entry.stage)
+    if mine > theirs:
+        return known
+    if known.execution_id is not None and known.execution_id != entry.execution_id:
+        owner, request_id = known.owner or "", known.request_id
+        return advance(entry, Accepted(owner=owner, execution_id=known.execution_id, request_id=request_id))
+    is_stale = known.owner is None and entry.owner is not None and entry.owner.startswith(f"{process}/")
+    return advance(entry, OwnerGone()) if is_stale and mine == theirs else entry
+
+
 # ---- What a batch may still spend
 
 _ROUNDING: Final = 1e-9

@@ -1,5 +1,7 @@
 """What usage rows prove of a submit whose outcome is unknown: that it certainly began no run, or nothing. Pure.
 
+Of submits that a database has lost they prove the same: that there were none, or nothing.
+
 An absence is a proof only where the submit is dated by the service's clock, the listing is whole and shows a run that
 is known (else it may be somebody else's, late or cut), rows have had the time to come, and every row of the target from
 then on is that of a known run. Source: contract 10; that rows come newest first is assumed there, so it is watched.
@@ -7,6 +9,7 @@ then on is that of a known run. Source: contract 10; that rows come newest first
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -84,10 +87,10 @@ class Wanted:
     """The submit that is looked for: it left between `earliest` and `latest`, epoch seconds by the service's clock.
 
     `undated`: why these bounds are only a guess, None where they are certain. `known`: the runs that are accounted for,
-    one row each. `lag`: seconds by which rows may be late.
+    one row each. `lag`: seconds by which rows may be late. `target`: None for any.
     """
 
-    target: Target
+    target: Target | None
     earliest: float
     latest: float
     undated: str | None = None
@@ -137,6 +140,8 @@ class Wanted:
 
     def is_of_target(self, row: UsageRow) -> bool:
         """Return whether a row may be a run of the target; what a row does not say does not rule it out."""
+        if self.target is None:
+            return True
         if self.target.kind == "workflows":
             return row.workflow_slug in (self.target.name, None) and row.source != "api-slim"
         return row.workflow_slug is None and (self.target.name in row.model_ids or not row.model_ids)
@@ -164,6 +169,74 @@ class Wanted:
         starts = [run.begun_after for run in self.known if run.request_id == row.request_id]
         date = None if row.created_at is None or not self.is_of_target(row) else row.created_at.timestamp()
         return bool(starts) and date is not None and all(each is not None and date < each - self.lag for each in starts)
+
+
+_BETWEEN_CHECKS: Final = 15.0
+
+
+@attrs.frozen(kw_only=True)
+class Doubt:
+    """Why a ledger may lack runs: it is on another database than it was, or a process misses what it had committed.
+
+    `id`: of its own. `timeline`: of the database where it was noticed. `since`, `until`: epoch seconds by the service's
+    clock: what was committed before `since` is there, and nothing was submitted on the ledger's word after `until`;
+    None: not known.
+    """
+
+    id: str
+    timeline: str
+    since: float | None = None
+    until: float | None = None
+
+    @classmethod
+    def read(cls, text: str) -> Doubt | None:
+        """Return the doubt that a ledger has on record; None for one that has nothing but its timeline."""
+        return cls(**json.loads(text)) if text.startswith("{") else None
+
+    def __str__(self) -> str:
+        """Return it as a ledger has it on record."""
+        return json.dumps(attrs.asdict(self))
+
+    def wanted(self, known: Sequence[KnownRun]) -> Wanted:
+        """Return what may be missing as the submit that is looked for: one of any target, all that time."""
+        if self.since is None or self.until is None:
+            undated = "by the service's clock it is not known which runs the ledger has, or since when it has not"
+            return Wanted(target=None, earliest=0.0, latest=0.0, undated=undated)
+        return Wanted(target=None, earliest=self.since, latest=self.until, known=known, lag=LAG)
+
+    def next_check(self, now: Moment) -> float | None:
+        """Return the seconds after which a check may find more; None where only a person can help.
+
+        Rows may be late by one lag, and news of processes that are still there by another.
+        """
+        if self.since is None or self.until is None or now.earliest is None:
+            return None
+        left = self.until + LAG - now.earliest
+        if left > 0:
+            return left
+        return None if left < -LAG else min(_BETWEEN_CHECKS, LAG)
+
+
+_ROWS_NAMED: Final = 20
+_REASONS_NAMED: Final = 3
+
+
+def unaccounted(search: SubmissionSearch) -> str:
+    """Return which rows nobody accounts for, and what else keeps a ledger in doubt, for people."""
+    rows = [f"{_named(row)} ({_run_of(row)})" for row in search.candidates]
+    named = [f"no job on record accounts for {_first(rows, _ROWS_NAMED, ', ')}"] if rows else []
+    reasons = [_first(search.reasons, _REASONS_NAMED, "; ")] if search.reasons else []
+    return "; ".join((*named, *reasons))
+
+
+def _first(texts: Sequence[str], count: int, between: str) -> str:
+    more = len(texts) - count
+    return between.join(texts[:count]) + (f" and {more} more" if more > 0 else "")
+
+
+def _run_of(row: UsageRow) -> str:
+    what = f"workflows/{row.workflow_slug}" if row.workflow_slug else ", ".join(row.model_ids) or "of nothing named"
+    return f"{what}, request {row.request_id}"
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -250,9 +323,10 @@ class Search:
         if self.misdated is not None:
             reasons.append(f"{_named(self.misdated)} is older than its run, so the rows are dated by another clock")
         if not self.has_known_run:
+            target = self.wanted.target or "the ledger"
             reasons.append(
-                f"the usage rows show no run of {self.wanted.target} that is known to have run by then, so they may be "
-                "another account's, late or cut"
+                f"the usage rows show no run of {target} that is known to have run by then, so they may be another "
+                "account's, late or cut"
             )
         return reasons
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 import attrs
@@ -17,6 +17,7 @@ import pytest
 from knouds_async import AsyncKnouds, Completed, InvalidArgumentError, Job, LedgerError, Outcome, SQLiteLedger
 from knouds_async._batch.postgres import LedgerTransactions
 from knouds_async._io import postgres as thread_module
+from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import (
     Ended,
     Ending,
@@ -26,15 +27,19 @@ from knouds_async._sansio.ledger import (
     PickedUp,
     Sending,
 )
-from knouds_async.ledgers import Accepted, Claim, Ledger, OwnerGone, Payer, Stage, Written
+from knouds_async.ledgers import Accepted, Claim, Doubted, Ledger, OwnerGone, Payer, Stage, Written
 from knouds_async.postgres import Postgres
-from knouds_async.testing import Emulator
+from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
 from tests.postgres.server import PASSWORD, Pooler, Server, shown
 
 pytestmark = pytest.mark.slow
 
+SLUG = "my-thumbnail-pipeline"
 TARGET, DIGEST = "workflows/w", "0" * 64
+
+Lag: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+Failover: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
 
 
 def claim(key: str, owner: str, *, reserve: float | None = 1.0, cap: float | None = None) -> Claim:
@@ -262,43 +267,124 @@ async def test_a_pooler_in_between(server: Server, database: str, pooler: Pooler
 # After a failover.
 
 
-async def test_a_failover_to_a_replica_that_is_behind(folder: Path, own_server: Server) -> None:
-    """Who was there finds commits missing, who comes later finds another database; both send nothing.
+@asynccontextmanager
+async def failed_over(folder: Path, primary: Server) -> AsyncIterator[tuple[str, Lag, Failover]]:
+    """Return the URL of a primary with a standby, what makes the standby fall behind, and what promotes it then."""
+    standby = Server(folder / f"standby{primary.port}" / "data")
+    standby.copy_of(primary)
+    hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
 
-    After a person has allowed it, both continue.
-    """
-    standby = Server(folder / f"standby{own_server.port}" / "data")
-    standby.copy_of(own_server)
-    hosts = f"127.0.0.1:{own_server.port},127.0.0.1:{standby.port}"
-    url = own_server.url().replace(f"127.0.0.1:{own_server.port}", hosts)
+    async def lag() -> None:
+        await until_replicated(primary)
+        await anyio.to_thread.run_sync(standby.stop)
+
+    async def fail_over(*, waits: float = 0.0) -> None:
+        await anyio.to_thread.run_sync(primary.stop)
+        await anyio.to_thread.run_sync(standby.start)
+        await anyio.sleep(waits)
+        await anyio.to_thread.run_sync(standby.promote)
+
     try:
         await anyio.to_thread.run_sync(standby.start)
+        yield primary.url().replace(f"127.0.0.1:{primary.port}", hosts), lag, fail_over
+    finally:
+        standby.stop()
+
+
+async def test_a_failover_to_a_replica_that_is_behind(folder: Path, own_server: Server) -> None:
+    """Who was there finds commits missing, who comes later finds another database; both claim nothing.
+
+    Who was there writes what it knows once more. After a person has allowed it, both continue.
+    """
+    async with failed_over(folder, own_server) as (url, lag, fail_over):
         survivor, newcomer = machines(url, 2)
         async with survivor:
             owner = await survivor.join()
             await survivor.claim(claim("replicated", owner))
-            await until_replicated(own_server)
-            await anyio.to_thread.run_sync(standby.stop)
+            await lag()
             for number in range(10):
                 await survivor.claim(claim(f"lost-{number}", owner))
-            await anyio.to_thread.run_sync(own_server.stop)
-            await anyio.to_thread.run_sync(standby.start)
+            await survivor.record("lost-1", 1, Accepted(owner=owner, execution_id="run-1"))
+            await survivor.record("lost-2", 1, NoRun(owner))
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(anyio.to_thread.run_sync, promote_later, standby)
-                with pytest.raises(LedgerError, match="has lost what was committed"):
-                    await survivor.claim(claim("next", owner))
-            with pytest.raises(LedgerError, match="has lost what was committed"):
-                await survivor.claim(claim("next", owner))
+                tasks.start_soon(partial(fail_over, waits=1.0))
+                await anyio.sleep(0.5)
+                assert isinstance(await survivor.claim(claim("next", owner)), Doubted)
             async with newcomer:
-                assert await newcomer.find("lost-1") is None
-                with pytest.raises(LedgerError, match=r"a replica was promoted.*knouds ledger trust URL"):
-                    await newcomer.claim(claim("lost-1", await newcomer.join()))
+                theirs = await newcomer.join()
+                assert isinstance(await newcomer.claim(claim("next", theirs)), Doubted)
+                known = [await newcomer.find(f"lost-{number}") for number in range(4)]
+                assert [each and each.stage for each in known] == ["sending", "submitted", None, "sending"]
+                assert (await newcomer.counts()).credits_reserved == 10.0
                 await newcomer.trust()
-                assert isinstance(await newcomer.claim(claim("lost-1", await newcomer.join())), Written)
-            await survivor.trust()
+                assert isinstance(await newcomer.claim(claim("lost-2", theirs)), Written)
             assert isinstance(await survivor.claim(claim("next", owner)), Written)
-    finally:
-        standby.stop()
+            late = await survivor.record("lost-0", 1, Accepted(owner=owner, execution_id="run-0"))
+            assert late.entry.stage is Stage.SUBMITTED
+
+
+async def test_a_failover_that_lost_nothing_is_settled_by_the_usage_rows(
+    folder: Path, own_server: Server, knouds: AsyncKnouds, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch waits until rows of all runs would be there, finds each on record, and continues without a person."""
+    monkeypatch.setattr("knouds_async._sansio.reconcile.LAG", 3.0)
+    async with failed_over(folder, own_server) as (url, lag, fail_over), Postgres(url) as ledger:
+        assert {type(outcome) for outcome in await run(knouds, ledger, 5)} == {Completed}
+        await lag()
+        await fail_over()
+        found = await run(knouds, ledger, 20)
+        assert [type(outcome) for outcome in found] == [Completed] * 20
+    assert len(emulator.runs) == 20
+    emulator.assert_charged_once()
+
+
+async def test_a_run_that_a_failover_lost_stops_the_batch(
+    folder: Path, own_server: Server, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The process that sent it is gone, and its row is nobody's: the batch submits nothing, and names the row."""
+    monkeypatch.setattr("knouds_async._sansio.reconcile.LAG", 3.0)
+    async with failed_over(folder, own_server) as (url, lag, fail_over):
+        async with machine(emulator) as knouds, Postgres(url) as ledger:
+            await run(knouds, ledger, 3)
+            await lag()
+            await run(knouds, ledger, 4)
+        await fail_over()
+        forget_processes()
+        async with machine(emulator) as knouds, Postgres(url) as ledger:
+            lost = emulator.runs[-1].request_id
+            with pytest.raises(LedgerError, match=rf"no job on record accounts for usage row .*request {lost}\)"):
+                await run(knouds, ledger, 8)
+            with pytest.raises(LedgerError, match=f"request {lost}"):
+                await knouds.workflows.once(SLUG, Job("job-3", {"product_name": "3"}), ledger=ledger)
+            assert len(emulator.runs) == 4
+            warned = [each for each in caplog.records if getattr(each, "event_name", "") == "ledger_in_doubt"]
+            assert len(warned) == 1
+            await ledger.trust()
+            assert len(await run(knouds, ledger, 8)) == 8
+
+
+async def test_processes_that_live_restore_what_a_failover_lost(
+    folder: Path, own_server: Server, knouds: AsyncKnouds, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch under way writes its lost commits once more, so that it continues and pays for nothing twice."""
+    monkeypatch.setattr("knouds_async._sansio.reconcile.LAG", 3.0)
+    emulator.duration = 0.3
+    found: list[Outcome] = []
+    async with failed_over(folder, own_server) as (url, lag, fail_over), Postgres(url) as ledger:
+        await run(knouds, ledger, 3)
+        await lag()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_run_all, found, knouds, ledger, 60)
+            while len(emulator.runs) < 25:  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+            await fail_over()
+        assert (await ledger.counts()).completed == 60
+    assert len(emulator.runs) == 60
+    emulator.assert_charged_once()
+
+
+async def _run_all(found: list[Outcome], knouds: AsyncKnouds, ledger: Postgres, count: int) -> None:
+    found += await run(knouds, ledger, count, max_in_flight=10)
 
 
 async def until_replicated(server: Server) -> None:
@@ -309,10 +395,10 @@ async def until_replicated(server: Server) -> None:
             await anyio.sleep(0.05)
 
 
-def promote_later(standby: Server) -> None:
-    """Promote a standby after others have found it as it was."""
-    time.sleep(1.0)
-    standby.promote()
+def forget_processes() -> None:
+    """Forget what this process is in its databases, as if it were another."""
+    with thread_module._lock:
+        thread_module._threads.clear()
 
 
 async def test_a_backup_that_was_restored(server: Server, database: str, url: str) -> None:
@@ -320,11 +406,66 @@ async def test_a_backup_that_was_restored(server: Server, database: str, url: st
     async with Postgres(url) as ledger:
         owner = await ledger.join()
         server.execute("UPDATE knouds_ledger SET timeline = '1/00000001'", database=database)
-        with pytest.raises(LedgerError, match="another database"):
-            await ledger.claim(claim("key", owner))
+        doubted = await ledger.claim(claim("key", owner))
+        assert isinstance(doubted, Doubted)
+        assert "another database" in doubted.said
         assert await ledger.unknown() == ()
         await ledger.trust()
         assert isinstance(await ledger.claim(claim("key", owner)), Written)
+
+
+FORGOTTEN = "UPDATE knouds_ledger SET timeline = '1/00000001'"
+
+
+async def test_what_was_proven_of_one_failover_settles_no_other(server: Server, database: str, url: str) -> None:
+    """Trust holds for the doubt that was checked: one that was noticed meanwhile is another, since the same moment."""
+    async with Postgres(url) as ledger:
+        await ledger.bind(Payer(user="u", base_url="https://k"))
+        owner = await ledger.join()
+        since = Moment(wall=0.0, earliest=7.0, latest=8.0)
+        first = claim("first", owner)
+        await ledger.claim(attrs.evolve(first, sending=attrs.evolve(first.sending, since=since)))
+        server.execute(FORGOTTEN, database=database)
+        doubted = await ledger.claim(claim("key", owner))
+        assert isinstance(doubted, Doubted)
+        assert (doubted.doubt.since, doubted.doubt.until) == (7.0, None)
+        dated = await doubted.again(Moment(wall=0.0, earliest=90.0, latest=91.0))
+        assert dated is not None
+        assert (dated.doubt.id, dated.doubt.until) == (doubted.doubt.id, 91.0)
+        server.execute(FORGOTTEN, database=database)
+        other = await dated.trust()
+        assert other is not None
+        assert (other.doubt.id == doubted.doubt.id, other.doubt.since) == (False, 7.0)
+        later = await dated.again(Moment(wall=0.0, earliest=99.0, latest=99.0))
+        assert later is not None
+        assert later.doubt.until is None
+        assert isinstance(await ledger.claim(claim("key", owner)), Doubted)
+        assert await other.trust() is None
+        assert isinstance(await ledger.claim(claim("key", owner)), Written)
+        assert await other.again(since) is None
+
+
+async def test_a_run_that_somebody_named_is_accounted_for(
+    server: Server,
+    database: str,
+    url: str,
+    knouds: AsyncKnouds,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The row of a job that is unknown keeps a ledger in doubt until it is resolved: then the run is asked for it."""
+    monkeypatch.setattr("knouds_async._sansio.reconcile.LAG", 3.0)
+    emulator.faults.add(faults.closed(after_run=True), route="POST /api/workflows/:slug/run", nth=3)
+    async with Postgres(url) as ledger:
+        await run(knouds, ledger, 5)
+        (unknown,) = await ledger.unknown()
+        (theirs,) = (each for each in emulator.runs if f"job-{each.inputs['product_name']}" == unknown.key)
+        server.execute(FORGOTTEN, database=database)
+        with pytest.raises(LedgerError, match="no job on record accounts for"):
+            await run(knouds, ledger, 8)
+        await ledger.resolve(unknown.key, theirs.execution_id)
+        assert [type(outcome) for outcome in await run(knouds, ledger, 8)] == [Completed] * 8
+    assert len(emulator.runs) == 8
 
 
 # In a batch.
@@ -333,6 +474,13 @@ async def test_a_backup_that_was_restored(server: Server, database: str, url: st
 @pytest.fixture
 async def knouds(emulator: Emulator) -> AsyncIterator[AsyncKnouds]:
     """Return a client on the emulator, by the clock on the wall."""
+    async with machine(emulator) as client:
+        yield client
+
+
+@asynccontextmanager
+async def machine(emulator: Emulator) -> AsyncIterator[AsyncKnouds]:
+    """Run a client on the emulator, by the clock on the wall."""
     async with (
         httpx.AsyncClient(transport=EmulatorTransport(emulator)) as http,
         AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as client,
@@ -349,7 +497,7 @@ def emulator() -> Emulator:
 async def run(knouds: AsyncKnouds, ledger: Ledger | str, count: int, **options: Any) -> list[Outcome]:
     """Run a batch to its end."""
     jobs = [Job(f"job-{number}", {"product_name": f"{number}"}) for number in range(count)]
-    async with knouds.workflows.map("my-thumbnail-pipeline", jobs, ledger=ledger, **options) as outcomes:
+    async with knouds.workflows.map(SLUG, jobs, ledger=ledger, **options) as outcomes:
         return [outcome async for outcome in outcomes]
 
 
@@ -391,7 +539,7 @@ async def test_a_url_is_taken_wherever_a_path_is(knouds: AsyncKnouds, emulator: 
     """A batch given the URL as a string uses the ledger of the name `default`, and runs no job twice."""
     jobs = [Job(f"job-{number}", {"product_name": f"{number}"}) for number in range(5)]
     for _ in range(2):
-        async with knouds.workflows.map("my-thumbnail-pipeline", jobs, ledger=url) as outcomes:
+        async with knouds.workflows.map(SLUG, jobs, ledger=url) as outcomes:
             assert [type(outcome) async for outcome in outcomes] == [Completed] * 5
     assert len(emulator.runs) == 5
 
@@ -404,7 +552,7 @@ async def test_a_batch_shows_no_password(knouds: AsyncKnouds) -> None:
     ]
     for url, most in malformed:
         with pytest.raises(ValueError, match=r"max_in_flight|postgresql://user") as caught:
-            knouds.workflows.map("my-thumbnail-pipeline", [], ledger=url, max_in_flight=most)
+            knouds.workflows.map(SLUG, [], ledger=url, max_in_flight=most)
         assert PASSWORD not in shown(caught.value)
 
 
@@ -416,8 +564,8 @@ async def test_a_call_that_fails_shows_no_password(
     monkeypatch.setattr(thread_module, "_FEWEST_TRIES", 2)
     url, inputs = f"postgresql://u:{PASSWORD}@127.0.0.1:9/d", {"product_name": "Lamp"}
     for call in (
-        lambda: knouds.workflows.once("my-thumbnail-pipeline", Job("key", inputs), ledger=url),
-        lambda: knouds.workflows.submit("my-thumbnail-pipeline", inputs, key="key", ledger=url),
+        lambda: knouds.workflows.once(SLUG, Job("key", inputs), ledger=url),
+        lambda: knouds.workflows.submit(SLUG, inputs, key="key", ledger=url),
         lambda: run(knouds, url, 1),
     ):
         with pytest.raises(LedgerError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -35,7 +36,9 @@ from knouds_async._sansio.ledger import (
     advance,
     exceeds_experience,
     fit_under_cap,
+    remembered,
     repriced,
+    restored,
     successor,
 )
 
@@ -585,3 +588,65 @@ def test_a_price_is_the_estimate_or_what_runs_really_cost() -> None:
     assert Prices().paid(0).price is None
     assert Prices(estimate=12).paid(10).price == 12
     assert Prices(estimate=12).paid(30).price == 30
+
+
+# What a database has lost.
+
+SENT = advance(NEW, attrs.evolve(SENDING, owner="p/1"))
+RUNNING = advance(SENT, attrs.evolve(ACCEPTED, owner="p/1"))
+
+
+def history(events: list[Event]) -> Entry:
+    """Return the entry after those events that can follow."""
+    entry = NEW
+    for event in events:
+        with suppress(IllegalStepError):
+            entry = advance(entry, event)
+    return entry
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=12), st.integers(0, 12))
+def test_what_is_restored_is_never_less_than_what_is_there(events: list[Event], kept: int) -> None:
+    """Of any history whose end was lost, no job may be sent that might have been; restoring twice changes nothing."""
+    known, entry = history(events), history(events[:kept])
+    for there in (None, entry):
+        result = restored(there, known, "p")
+        assert known.stage is Stage.NEW or (result is not None and result.stage is not Stage.NEW)
+        assert restored(result, known, "p") == result
+    if known.stage is Stage.NEW:
+        assert restored(entry, known, "p") is entry
+
+
+def test_a_later_attempt_is_restored_and_an_earlier_one_is_none() -> None:
+    """What is on record of a later attempt stays, whatever was known of the one before."""
+    second = attrs.evolve(RUNNING, attempt=2)
+    assert restored(RUNNING, second, "p") == second
+    assert restored(second, RUNNING, "p") == second
+
+
+def test_a_run_beside_the_one_on_record_is_noted() -> None:
+    """Somebody trusted the ledger and sent the job again meanwhile: both ids are kept."""
+    theirs = attrs.evolve(RUNNING, owner="q/1", execution_id="run-9")
+    result = restored(theirs, RUNNING, "p")
+    assert result is not None
+    assert (result.execution_id, "run-1" in (result.note or "")) == ("run-9", True)
+    assert restored(SENT, RUNNING, "p") == RUNNING
+
+
+def test_an_owner_that_had_left_is_gone_again() -> None:
+    """A run that its batch had released is free, unless another process has picked it up."""
+    released = advance(RUNNING, OwnerGone())
+    assert restored(RUNNING, released, "p") == released
+    assert restored(RUNNING, RUNNING, "p") == RUNNING
+    theirs = attrs.evolve(RUNNING, owner="q/1")
+    assert restored(theirs, released, "p") == theirs
+
+
+def test_long_results_are_not_kept_in_memory() -> None:
+    """A run whose result is long is kept as one to be polled again; a short one as it is."""
+    ended = advance(RUNNING, COMPLETED)
+    assert remembered(ended) == ended
+    assert remembered(RUNNING) == RUNNING
+    long = attrs.evolve(ended, ending=Ending(status="completed", reply="x" * 5000))
+    assert (remembered(long).stage, remembered(long).ending, remembered(long).owner) == (Stage.SUBMITTED, None, None)
+    assert remembered(attrs.evolve(long, execution_id=None)).ending is not None

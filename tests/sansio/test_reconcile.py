@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from knouds_async import SubmissionUnknownError
 from knouds_async._sansio.clock import Moment, Reading
-from knouds_async._sansio.reconcile import KnownRun, LostSubmit, RecentRuns, Search, Wanted
+from knouds_async._sansio.reconcile import Doubt, KnownRun, LostSubmit, RecentRuns, Search, Wanted, unaccounted
 from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
 
 SENT = datetime(2026, 5, 8, 12, tzinfo=UTC)
@@ -368,3 +368,66 @@ def test_a_known_run_without_a_date_asks_for_no_row() -> None:
     """When it began is not known, so neither is whether its row is due."""
     undated = attrs.evolve(WANTED, known=(*KNOWN, KnownRun(request_id="undated")))
     assert found(undated, []).is_certainly_none
+
+
+# What a database has lost.
+
+DOUBT = Doubt(id="1", timeline="2", since=AT, until=AT + 600)
+RUNS = (*KNOWN, KnownRun(request_id="there", begun_by=AT + 1))
+THERE = row(1, 0, request_id="there")
+
+
+def test_a_doubt_reads_as_it_was_written() -> None:
+    """What a ledger has on record is a doubt, or nothing but its timeline."""
+    for doubt in (DOUBT, Doubt(id="1", timeline="2")):
+        assert Doubt.read(str(doubt)) == doubt
+    assert Doubt.read("7/00000001") is None
+
+
+def test_a_ledger_lacks_no_run_where_every_row_is_accounted_for() -> None:
+    """Rows of all targets count, from shortly before the last run that is surely there, once none can come any more."""
+    wanted = DOUBT.wanted(RUNS)
+    assert found(wanted, [THERE], now=at(721)).is_certainly_none
+    assert not found(wanted, [THERE], now=at(719)).is_conclusive
+    for lost in (
+        row(9, 600),
+        row(9, -119),
+        row(9, 5, workflow_slug="other"),
+        row(9, 5, request_id="x", source="api-slim"),
+    ):
+        assert [each.id for each in found(wanted, [lost, THERE]).candidates] == [9]
+    assert found(wanted, [THERE, row(9, -121)]).is_certainly_none
+    assert not found(wanted, []).is_conclusive  # a run on record has no row: the rows are late, or cut
+    assert not walk(wanted, [THERE])[0].result(at(719)).is_conclusive
+
+
+def test_a_doubt_without_dates_is_never_settled_by_rows() -> None:
+    """Where nobody knows which runs are there, or since when none is sent, only a person can say so."""
+    for doubt in (attrs.evolve(DOUBT, since=None), attrs.evolve(DOUBT, until=None)):
+        assert not found(doubt.wanted(RUNS), [THERE]).is_conclusive
+        assert doubt.next_check(at(0)) is None
+    assert DOUBT.next_check(Moment(wall=AT)) is None
+
+
+def test_a_doubt_is_checked_when_all_rows_would_be_there_and_for_a_while_after() -> None:
+    """First after two minutes, then every few seconds for two more: processes that live may still bring news."""
+    assert DOUBT.next_check(at(600)) == 120
+    assert DOUBT.next_check(at(720)) == DOUBT.next_check(at(840)) == 15
+    assert DOUBT.next_check(at(841)) is None
+
+
+def test_rows_that_nobody_accounts_for_are_named() -> None:
+    """By id, date, target and request; of many the first ones, and how many more there are."""
+    wanted = DOUBT.wanted(RUNS)
+    rows = [row(7, 2, request_id="x"), row(8, 1, workflow_slug=None, model_ids=("suno-v5",)), THERE]
+    assert unaccounted(found(wanted, rows)) == (
+        "no job on record accounts for usage row 7 of 2026-05-08 12:00:02 UTC (workflows/mine, request x), usage row 8 "
+        "of 2026-05-08 12:00:01 UTC (suno-v5, request None)"
+    )
+    many = unaccounted(found(wanted, [*(row(number, 5) for number in range(100, 125)), THERE]))
+    assert (many.count("usage row"), many.endswith("and 5 more")) == (20, True)
+    assert unaccounted(found(wanted, [THERE], now=at(0))).startswith("usage rows may be 120 s late")
+    late = attrs.evolve(DOUBT, until=AT).wanted((*KNOWN, *(KnownRun(request_id=f"{n}", begun_by=AT) for n in range(9))))
+    said = unaccounted(found(late, [row(n, 0, request_id=f"{n}") for n in range(9)], now=at(1)))
+    assert (said.count("too recent"), said.endswith("and 7 more")) == (2, True)
+    assert "of nothing named" in unaccounted(found(wanted, [row(9, 5, workflow_slug=None), THERE]))

@@ -50,7 +50,7 @@ class Life:
     told: list[tuple[str, str]] = attrs.Factory(list)
 
     async def listen(self) -> None:
-        """Take down what it says, until it ends."""
+        """Collect what it says, until it ends."""
         assert self.process.stdout is not None
         said = b""
         async for chunk in self.process.stdout:
