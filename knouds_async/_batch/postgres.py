@@ -243,7 +243,7 @@ class LedgerTransaction:
         return found
 
     def trust(self, doubt: Doubt | None = None) -> Doubt | None:
-        """Take the ledger as it is from now on, unless something else is in doubt than `doubt`, which is returned."""
+        """Trust the ledger as it is from now on, unless something else is in doubt than `doubt`, which is returned."""
         found = self._doubt
         if found is not None and doubt is not None and found.id != doubt.id:
             return found
