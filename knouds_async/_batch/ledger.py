@@ -90,10 +90,7 @@ Claimed: TypeAlias = Written | Taken | OverBudget | Doubted
 
 @attrs.frozen(kw_only=True)
 class Summary:
-    """What a ledger knows of a target's money: all credits, of how many runs of it the cost is known, the largest.
-
-    `runs` is held against the runs in flight: it need not be counted beyond ten thousand.
-    """
+    """What a ledger knows of a target's money: all credits, of how many runs of it the cost is known, the largest."""
 
     totals: Totals = attrs.Factory(Totals)
     runs: int = 0

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("knouds_async")
 
 _MARK: Final = 0x4B_4E_4C_47  # SQLite's application id: this is a ledger of ours
-_FORM: Final = 3
+_FORM: Final = 4
 _POLL: Final = 0.5
 _MUTTER: Final = 10.0  # seconds of waiting for a lock until it is worth a word
 
@@ -63,7 +63,8 @@ _CHECKED: Final = 2**22  # bytes; a larger file is found to be damaged only wher
 _making = threading.Lock()
 """While a file is made, none is opened: POSIX drops all locks of a process when it closes any descriptor of a file."""
 
-_BY_COST: Final = "CREATE INDEX IF NOT EXISTS jobs_by_cost ON jobs (target, cost) WHERE cost IS NOT NULL"
+_PRICES: Final = "CREATE TABLE prices (target TEXT PRIMARY KEY, runs INTEGER NOT NULL, highest REAL)"
+_BY_RUN: Final = "CREATE INDEX IF NOT EXISTS jobs_by_run ON jobs (execution_id) WHERE execution_id IS NOT NULL"
 _TABLES: Final = (
     """CREATE TABLE jobs (
         key TEXT NOT NULL, attempt INTEGER NOT NULL, target TEXT NOT NULL, digest TEXT NOT NULL, stage TEXT NOT NULL,
@@ -75,6 +76,8 @@ _TABLES: Final = (
     "CREATE INDEX jobs_by_stage ON jobs (stage, status)",
     "CREATE INDEX jobs_by_owner ON jobs (owner) WHERE owner IS NOT NULL",
     "CREATE INDEX jobs_by_time ON jobs (sent_at)",
+    _BY_RUN,
+    _PRICES,
     "CREATE TABLE credits (spent REAL NOT NULL, reserved REAL NOT NULL, unpriced INTEGER NOT NULL)",
     "INSERT INTO credits VALUES (0, 0, 0)",
     "CREATE TABLE payer (user TEXT, base_url TEXT NOT NULL)",
@@ -92,9 +95,14 @@ _UPGRADES: Final = {  # from each earlier form to the next
         "CREATE TABLE payer (user TEXT, base_url TEXT NOT NULL)",
     ),
     2: (),  # whose owners were processes by their ids; none of them holds a lock
+    3: (
+        _BY_RUN,
+        _PRICES,
+        "INSERT INTO prices "
+        "SELECT target, COUNT(*), NULLIF(MAX(cost), 0) FROM jobs WHERE cost IS NOT NULL GROUP BY target",
+        "DROP INDEX IF EXISTS jobs_by_cost",
+    ),
 }
-
-_BY_RUN: Final = "CREATE INDEX IF NOT EXISTS jobs_by_run ON jobs (execution_id) WHERE execution_id IS NOT NULL"
 
 
 def _sqlite() -> ModuleType:
@@ -129,8 +137,6 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
             for form in range(_number(connection, "PRAGMA user_version"), _FORM):
                 for statement in (*_UPGRADES[form], f"PRAGMA user_version = {form + 1}"):
                     connection.execute(statement)
-        connection.execute(_BY_COST)  # ledgers that were made before have no such index
-        connection.execute(_BY_RUN)
         patiently(partial(connection.execute, "COMMIT"), patience)
         connection.execute("PRAGMA journal_mode = TRUNCATE")  # SQLite's WAL has a race with several connections
         connection.execute("PRAGMA synchronous = FULL")
@@ -233,7 +239,6 @@ _IN_DOUBT: Final = (*sorted(OPEN), Stage.RESEND_APPROVED, Stage.ABANDONED)
 _IS_LAST: Final = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = jobs.key AND later.attempt > jobs.attempt)"
 
 _A_FEW: Final = 50
-_ENOUGH: Final = 10_000  # runs whose cost is known: more are never in flight while one is known to have ended
 
 Operation = Callable[["LedgerDatabase"], Any]
 
@@ -345,7 +350,7 @@ class LedgerDatabase:
     def claim(self, claim: Claim) -> Claimed:
         """Write the intent to send a job, if it may be sent."""
         entry = self.look(claim.key)
-        decided = decide(entry, claim, self._totals, self._highest_cost(claim.target))
+        decided = decide(entry, claim, self._totals, self._price(claim.target)[1])
         if isinstance(decided, Written):
             self._save(decided.entry)
             self._totals = decided.totals
@@ -359,13 +364,12 @@ class LedgerDatabase:
             raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
         if isinstance(event, Accepted):
             event = held_against(event, self._job_of(event.execution_id, key, attempt))
-        highest_cost = self._highest_cost(entry.target)
+        highest = self._price(entry.target)[1]
         after = self._moved(entry, event)
         cost = after.ending.cost if after.ending is not None else None
-        if cost and cost > (highest_cost or 0.0):
-            highest_cost = cost
+        if cost and cost > (highest or 0.0):
             self._reprice(entry.target, cost)
-        return Written(after, self._totals, highest_cost)
+        return Written(after, self._totals, self._price(entry.target)[1])
 
     def _reprice(self, target: str, cost: float) -> None:
         marks = ", ".join("?" * len(_IN_DOUBT))
@@ -427,15 +431,14 @@ class LedgerDatabase:
         return LedgerCounts(**found, credits_spent=self._totals.spent, credits_reserved=self._totals.reserved)
 
     def summary(self, target: str) -> Summary:
-        """Return all credits, and the real costs of a target; of how many runs, is not counted to the end."""
-        query = "SELECT COUNT(*) FROM (SELECT 1 FROM jobs WHERE target = ? AND cost IS NOT NULL LIMIT ?)"
-        (runs,) = self._connection.execute(query, (target, _ENOUGH)).fetchone()
-        return Summary(totals=self._totals, runs=runs, highest_cost=self._highest_cost(target))
+        """Return all credits, and the real costs of a target."""
+        runs, highest = self._price(target)
+        return Summary(totals=self._totals, runs=runs, highest_cost=highest)
 
-    def _highest_cost(self, target: str) -> float | None:
-        query = "SELECT MAX(cost) FROM jobs WHERE target = ? AND cost > 0"
-        found: float | None = self._connection.execute(query, (target,)).fetchone()[0]
-        return found
+    def _price(self, target: str) -> tuple[int, float | None]:
+        """Return of how many runs of a target the cost is known, and the largest."""
+        query = "SELECT runs, highest FROM prices WHERE target = ?"
+        return self._connection.execute(query, (target,)).fetchone() or (0, None)
 
     def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
         """Return an account's runs that are known to have begun since then, and the last few before."""
@@ -484,6 +487,10 @@ class LedgerDatabase:
         if after != entry:
             self._save(after)
             self._totals = self._totals.moved(entry, after)
+            if entry.ending is None and after.ending is not None and after.ending.cost is not None:
+                runs, highest = self._price(after.target)
+                priced = (after.target, runs + 1, max(highest or 0.0, after.ending.cost) or None)
+                self._connection.execute("INSERT OR REPLACE INTO prices VALUES (?, ?, ?)", priced)
         return after
 
     def _begun_again(self, entry: Entry) -> Entry:

@@ -134,12 +134,32 @@ def _fill(path: Path, count: int) -> None:
     connection.close()
 
 
-async def test_a_long_ledger_is_not_read_when_it_is_opened(path: Path) -> None:
-    """However many runs are on record, those whose cost is known are counted up to a bound."""
+def _steps(path: Path) -> list[int]:
+    """Return how many steps SQLite takes to enter a batch, to claim a job and to end it."""
+    store, steps = LedgerDatabase(path, 1.0), [0]
+
+    def count() -> None:
+        steps[-1] += 1
+
+    store._connection.set_progress_handler(count, 1)
+    owner = store.join()
+    ending = Ended(Ending(status="completed", cost=12.0))
+    for operation in (
+        lambda opened: opened.summary("workflows/x"),
+        lambda opened: opened.claim(claim("new", owner)),
+        lambda opened: opened.record("new", 1, ending),
+    ):
+        store.transact([operation])
+        steps.append(0)
+    store.close()
+    return steps[:-1]
+
+
+def test_a_long_ledger_is_entered_in_the_same_steps_as_an_empty_one(path: Path, tmp_path: Path) -> None:
+    """What a ledger holds already is neither read nor counted when a batch begins, sends a job, or ends one."""
     _fill(path, 12_000)
-    async with SQLiteLedger(path) as ledger:
-        summary = await ledger.summary("workflows/x")
-    assert (summary.runs, summary.highest_cost) == (10_000, 12)
+    for long, empty in zip(_steps(path), _steps(tmp_path / "empty.db"), strict=True):
+        assert long <= 2 * empty
 
 
 @pytest.mark.parametrize("page", [2, 3, 5, 40, 1000, 1300])
@@ -739,6 +759,54 @@ async def test_a_ledger_of_the_first_form_is_taken_over(path: Path) -> None:
         assert entry.account is None
     async with SQLiteLedger(path) as ledger:
         assert (await ledger.counts()).unknown == 1
+
+
+def _of_the_third_form(path: Path, costs: list[float | None]) -> None:
+    """Make a ledger as it was before it kept what runs cost apart from them: runs of two targets."""
+    LedgerDatabase(path, 1.0).close()
+    old = sqlite3.connect(path)
+    old.executescript(
+        """
+        DROP TABLE prices;
+        CREATE INDEX jobs_by_cost ON jobs (target, cost) WHERE cost IS NOT NULL;
+        PRAGMA user_version = 3;
+        """
+    )
+    finished = (
+        "INSERT INTO jobs (key, attempt, target, digest, stage, status, cost) VALUES (?, 1, ?, 'd', 'final', ?, ?)"
+    )
+    rows = [(f"{number}", f"workflows/{'xy'[number % 2]}", "completed", cost) for number, cost in enumerate(costs)]
+    old.executemany(finished, rows)
+    old.commit()
+    old.close()
+
+
+@pytest.mark.parametrize(
+    ("costs", "known"),
+    [
+        ([7.0, 99.0, None, 1.0, 12.0, 5.0, 3.0], {"x": (3, 12.0), "y": (3, 99.0), "z": (0, None)}),
+        ([0.0, None, 0.0], {"x": (2, None), "y": (0, None)}),
+        ([], {"x": (0, None)}),
+    ],
+)
+async def test_what_runs_cost_is_known_of_a_ledger_of_the_third_form(
+    costs: list[float | None], known: dict[str, tuple[int, float | None]], path: Path
+) -> None:
+    """It is counted once, when the ledger is taken over, and with each end from then on."""
+    _of_the_third_form(path, costs)
+    for _ in range(2):
+        async with SQLiteLedger(path) as ledger:
+            for name, (runs, highest) in known.items():
+                summary = await ledger.summary(f"workflows/{name}")
+                assert (summary.runs, summary.highest_cost) == (runs, highest)
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        written = await ledger.claim(claim("new", owner, reserve=None))
+        assert isinstance(written, Written)
+        assert written.highest_cost == written.entry.reserved == known["x"][1]
+        await ledger.record("new", 1, Ended(Ending(status="completed", cost=200.0)))
+        summary = await ledger.summary("workflows/x")
+        assert (summary.runs, summary.highest_cost) == (known["x"][0] + 1, 200.0)
 
 
 @pytest.mark.slow

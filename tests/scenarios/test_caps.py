@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, Completed, NotRun
-from knouds_async._batch.sqlite import LedgerDatabase
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
@@ -145,24 +143,3 @@ async def test_another_batch_learns_what_was_dearest(path: Path) -> None:
     assert len(emulator.runs) == 2
     assert ledger._database is not None
     ledger._database.close()
-
-
-async def test_the_dearest_run_is_found_without_reading_the_ledger(path: Path) -> None:
-    """However long a ledger is, its most expensive run is found by an index, which an older ledger gets."""
-    LedgerDatabase(path, 1.0).close()
-    with sqlite3.connect(path) as file:
-        file.execute("DROP INDEX jobs_by_cost")
-    file.close()
-    emulator = Emulator(tier="enterprise", duration=0.1)
-    ledger = InLoopLedger(path)
-    await spend(emulator, "workflows", SLUG, 12, 0.0, ledger=ledger)
-    assert ledger._database is not None
-    ledger._database.close()
-    with sqlite3.connect(path) as file:
-        for what in (
-            "MAX(cost) FROM jobs WHERE target = 'x' AND cost > 0",
-            "COUNT(*) FROM jobs WHERE target = 'x' AND cost IS NOT NULL",
-        ):
-            ((*_, plan),) = file.execute(f"EXPLAIN QUERY PLAN SELECT {what}").fetchall()
-            assert "COVERING INDEX jobs_by_cost" in plan
-    file.close()
