@@ -78,6 +78,7 @@ class ProcessHistory(History):
         self.clocks = SharedClocks(clocks)
         self._clocks_path = clocks
         self._lives: list[Life] = []
+        self._leaping = anyio.Lock()
         self._urls: list[str] = []
 
     @asynccontextmanager
@@ -102,18 +103,20 @@ class ProcessHistory(History):
         self.clocks.move(wall=seconds)
 
     async def _leap(self, *, awake: float = 0.0, asleep: float = 0.0) -> None:
-        halted = [life for life in self._lives if life.process.returncode is None and not life.is_stopped]
-        for life in halted:
-            life.signal(signal.SIGSTOP)
-        for life in halted:
-            while not is_halted(life.process.pid):  # noqa: ASYNC110  (nobody tells)
-                await anyio.sleep(0.001)
-        self.clocks.move(awake=awake, asleep=asleep)
-        for service in self.services:
-            service.ahead += awake + asleep
-            service.settle(anyio.current_time())
-        for life in halted:
-            life.signal(signal.SIGCONT)
+        async with self._leaping:  # else one would let processes continue that another waits to see halted
+            halted = [life for life in self._lives if life.process.returncode is None and not life.is_stopped]
+            for life in halted:
+                life.signal(signal.SIGSTOP)
+            for life in halted:
+                while not is_halted(life.process.pid):  # noqa: ASYNC110  (nobody tells)
+                    await anyio.sleep(0.001)
+            self.clocks.move(awake=awake, asleep=asleep)
+            for service in self.services:
+                service.ahead += awake + asleep
+                service.settle(anyio.current_time())
+            for life in halted:
+                if not life.is_stopped:
+                    life.signal(signal.SIGCONT)
 
     async def _hurry(self) -> None:
         """Cut long waits short: some seconds pass at once, again and again."""
