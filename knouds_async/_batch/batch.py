@@ -14,7 +14,7 @@ from collections.abc import (
     Mapping,
     Sized,
 )
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -207,7 +207,7 @@ class Batch:
         self._worker.stop(NotRunReason.STOPPED, KnoudsError("the batch was stopped before it was this job's turn"))
 
     async def estimate(self) -> Estimate:
-        """Return what the batch would cost and how long it would take; nothing is submitted, no ledger is created.
+        """Return what the batch would cost and how long it would take; nothing is submitted, no ledger is written.
 
         Reads all jobs and a few free answers: the schema, the account, a page of usage rows. Before the batch is
         entered; jobs that can be read once only are used up. Raises what the service refuses.
@@ -215,13 +215,9 @@ class Batch:
         if self._began is not None:
             raise RuntimeError("a batch is estimated before it is entered")
         ledger = self._worker.ledger
-        if not isinstance(ledger, SQLiteLedger) or not self._worker.owns_ledger:
-            return await self._worker.estimate(self._jobs, ledger, self._max_in_flight)
-        existing = SQLiteLedger(ledger.path) if ledger.path.exists() else MemoryLedger()
-        try:
-            return await self._worker.estimate(self._jobs, existing, self._max_in_flight)
-        finally:
-            await existing.aclose()
+        reading = getattr(ledger, "reading", None)
+        async with nullcontext(ledger.look) if reading is None else reading() as find:
+            return await self._worker.estimate(self._jobs, find, self._max_in_flight)
 
     async def __aenter__(self) -> Batch:
         """Open the ledger, fetch the schema, and begin. Raises LedgerError, or what the service refuses."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -16,7 +17,7 @@ import attrs
 
 from knouds_async._batch.ledger import Claim, Claimed, Doubted, LedgerCounts, Summary, Written, decide, held_against
 from knouds_async._io.concurrency import read_clocks
-from knouds_async._io.database import Database
+from knouds_async._io.database import READ, Database
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.inputs import checked_execution_id
 from knouds_async._sansio.ledger import (
@@ -454,16 +455,6 @@ def _known_run(request_id: str | None, since: str | None, until: str | None) -> 
     )
 
 
-class _Read:
-    """Reads in a transaction of one statement, which locks nothing and changes nothing."""
-
-    def __call__(self, transaction: Any, operations: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-        return [transaction.message(query, values)[-1] for query, values in operations]
-
-
-_read: Final = _Read()
-
-
 class Postgres(Database):
     """What processes on many machines share, in a PostgreSQL database: a ledger, the quota, and the news of ends.
 
@@ -488,7 +479,7 @@ class Postgres(Database):
             "SELECT job.stage, job.status, count(*) FROM knouds_job AS job WHERE job.ledger = %s AND "  # noqa: S608
             f"{_IS_LAST} GROUP BY job.stage, job.status"
         )
-        rows = await self.do(_read, (query, (self._name,)), may_withdraw=True)
+        rows = await self.do(READ, (query, (self._name,)), may_withdraw=True)
         totals = (await self._transact(lambda ledger: ledger.summary(""))).totals
         found = {status or stage: count for stage, status, count in rows}
         return LedgerCounts(**found, credits_spent=totals.spent, credits_reserved=totals.reserved)
@@ -501,7 +492,7 @@ class Postgres(Database):
             "WHERE job.ledger = %s AND job.owner IS NOT NULL AND job.stage IN ('sending', 'submitted') "
             "GROUP BY job.owner, owner.place, owner.until ORDER BY 1"
         )
-        rows = await self.do(_read, (query, (self._name,)), may_withdraw=True)
+        rows = await self.do(READ, (query, (self._name,)), may_withdraw=True)
         return tuple(LedgerOwner(place, jobs, lease) for place, jobs, lease in rows)
 
     async def unknown(self) -> tuple[Entry, ...]:
@@ -532,6 +523,18 @@ class Postgres(Database):
         It is not sent again, and counts with what was reserved for it. InvalidArgumentError if it is neither.
         """
         return await self._decide(key, Abandoned())
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Callable[[str], Awaitable[Entry | None]]]:
+        """Return inside a function that finds where a job stands, and writes nothing: not even tables are created."""
+        yield self._recorded
+
+    async def _recorded(self, key: str) -> Entry | None:
+        query = "SELECT attempt, target, digest, stage FROM knouds_job WHERE ledger = %s AND key = %s"
+        query += " ORDER BY attempt DESC LIMIT 1"
+        for attempt, target, digest, stage in await self.do(READ, (query, (self._name, key)), may_withdraw=True):
+            return Entry(key=key, attempt=attempt, target=target, digest=digest, stage=Stage(stage))
+        return None
 
     async def rebind(self) -> None:
         """Allow the next batch to bind the ledger to its own account and service, whichever they are.
@@ -623,7 +626,7 @@ class Postgres(Database):
             AND execution_id IS NOT NULL AND sent_at >= %s ORDER BY sent_at DESC LIMIT {_MOST_UNNAMED})
         """
         before = since - _SPAN
-        rows = await self.do(_read, (query, (account, before) * 3), may_withdraw=True)
+        rows = await self.do(READ, (query, (account, before) * 3), may_withdraw=True)
         return tuple((run, _known_run(request_id, *bounds)) for run, request_id, *bounds in rows)
 
     async def record(self, key: str, attempt: int, event: Event) -> Written:

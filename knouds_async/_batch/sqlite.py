@@ -7,14 +7,16 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -52,11 +54,15 @@ if TYPE_CHECKING:
     import sqlite3
 
 
+T = TypeVar("T")
+
 logger = logging.getLogger("knouds_async")
 
 _MARK: Final = 0x4B_4E_4C_47  # SQLite's application id: this is a ledger of ours
 _FORM: Final = 4
 _POLL: Final = 0.5
+_PATIENCE: Final = 300.0
+_AGAIN: Final = 0.1
 _MUTTER: Final = 10.0  # seconds of waiting for a lock until it is worth a word
 
 _CHECKED: Final = 2**22  # bytes; a larger file is found to be damaged only where it is read, which every claim does
@@ -190,6 +196,50 @@ def _refuse_others(path: Path, patience: float) -> None:
         probe.close()
 
 
+@contextmanager
+def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a file to read it and change nothing beside it; what a crash has left half written is read from a copy."""
+    import sqlite3
+
+    with ExitStack() as stack:
+        connection = stack.enter_context(closing(_connected(path, "ro")))
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            for name in (path.name, f"{path.name}-journal"):
+                shutil.copyfile(path.with_name(name), folder / name)
+            connection = stack.enter_context(closing(_connected(folder / path.name, "rw")))
+        yield connection
+
+
+def _recorded(connection: sqlite3.Connection, key: str) -> Entry | None:
+    """Return what a file of any form has on record of the last attempt of a job."""
+    query = "SELECT key, attempt, target, digest, stage FROM jobs WHERE key = ? ORDER BY attempt DESC LIMIT 1"
+    found = connection.execute(query, (key,)).fetchone()
+    if found is None:
+        return None
+    _, attempt, target, digest, stage = found
+    return Entry(key=key, attempt=attempt, target=target, digest=digest, stage=Stage(stage))
+
+
+async def _when_unlocked(read: Callable[[], T]) -> T:
+    """Return what a read gives, once no other process has the file locked for a moment."""
+    import sqlite3
+
+    until = anyio.current_time() + _PATIENCE
+    while True:
+        try:
+            return read()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or anyio.current_time() > until:
+                raise
+        await anyio.sleep(_AGAIN)
+
+
 def _is_new(connection: sqlite3.Connection) -> bool:
     """Return whether a file is empty still; sqlite3.DatabaseError when it is no ledger."""
     import sqlite3
@@ -210,7 +260,6 @@ def _number(connection: sqlite3.Connection, query: str) -> Any:
 
 _SPARE: Final = 4  # a journal and its folder, with some to spare
 _MOMENT: Final = 30.0
-_AGAIN: Final = 0.1
 
 
 class _SpareDescriptors:
@@ -596,9 +645,6 @@ def _moment(text: str | None) -> Moment | None:
     return None if text is None else Moment(**json.loads(text))
 
 
-T = TypeVar("T")
-
-_PATIENCE: Final = 300.0
 _AT_ONCE: Final = 500
 _IDLE: Final = 0.5  # seconds after which a thread with nothing to do ends
 _LONGEST_WAIT: Final = 30.0  # seconds to wait for a thread, of which the system has only so many
@@ -724,6 +770,24 @@ class SQLiteLedger:
 
     async def _decide(self, key: str, event: Event) -> Entry:
         return await self._do(lambda database: database.decision(key, event))
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Callable[[str], Awaitable[Entry | None]]]:
+        """Return inside a function that finds where a job stands, and writes nothing: not even a file is created."""
+        sqlite3 = _sqlite()
+        async with AsyncExitStack() as stack:
+            try:
+                connection = None
+                if self._path.exists():
+                    connection = await _when_unlocked(lambda: stack.enter_context(_read_only(self._path)))
+                    connection = None if await _when_unlocked(partial(_is_new, connection)) else connection
+            except (OSError, sqlite3.Error) as error:
+                raise _unopened(self._path, error) from None
+
+            async def find(key: str) -> Entry | None:
+                return None if connection is None else await _when_unlocked(partial(_recorded, connection, key))
+
+            yield find
 
     # What a batch asks for: see `Ledger`.
 

@@ -74,6 +74,7 @@ logger = logging.getLogger("knouds_async")
 
 OnUnknown = Literal["park", "stop"]
 Answer: TypeAlias = Submitted | RunResult | KnoudsError
+Find: TypeAlias = Callable[[str], Awaitable[Entry | None]]
 
 _BETWEEN_LOOKS: Final = 0.1
 UNREACHABLE: Final = 600.0  # seconds without a connection after which there is no hope
@@ -253,12 +254,12 @@ class Worker:
         if (estimate := schema.estimated_credit_cost) is not None:
             self.prices = attrs.evolve(self.prices, estimate=max(0.0, float(estimate)))
 
-    async def estimate(self, jobs: Jobs, ledger: Ledger, max_in_flight: int) -> Estimate:
+    async def estimate(self, jobs: Jobs, find: Find, max_in_flight: int) -> Estimate:
         """Return what the jobs would cost and how long they would take; see `Batch.estimate`."""
         send, is_workflow = self._client.pipeline.send, self.target.kind == "workflows"
         if is_workflow:
             await self._fetch_schema()
-        counted = await self._count_jobs(jobs, ledger)
+        counted = await self._count_jobs(jobs, find)
         name = self.target.name
         rows = endpoints.list_usage(
             workflow_slug=name if is_workflow else None,
@@ -275,20 +276,20 @@ class Worker:
         price, most = self.prices.estimate, max_in_flight
         return estimate(counted, price=price, rows=page.rows, quota=quota, max_in_flight=most, expected=self._expected)
 
-    async def _count_jobs(self, jobs: Jobs, ledger: Ledger) -> Estimate:
+    async def _count_jobs(self, jobs: Jobs, find: Find) -> Estimate:
         """Read all jobs, and count those that would not be run."""
         reader, counted = Reader(self.default), Estimate(jobs=0)
         if isinstance(jobs, AsyncIterable):
             async for item in jobs:
-                counted = await self._count_job(counted, reader.read(item), ledger)
+                counted = await self._count_job(counted, reader.read(item), find)
         else:
             for item in jobs:
                 await checkpoint()
-                counted = await self._count_job(counted, reader.read(item), ledger)
+                counted = await self._count_job(counted, reader.read(item), find)
         return counted
 
-    async def _count_job(self, counted: Estimate, prepared: PreparedJob, ledger: Ledger) -> Estimate:
-        entry = await ledger.look(prepared.job.key)
+    async def _count_job(self, counted: Estimate, prepared: PreparedJob, find: Find) -> Estimate:
+        entry = await find(prepared.job.key)
         counted = attrs.evolve(counted, jobs=counted.jobs + 1)
         if (fault := self._fault(prepared, entry)) is not None:
             named = (*counted.faults, f"{prepared.job.key}: {fault}")[:_FAULTS_NAMED]

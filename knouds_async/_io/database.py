@@ -26,6 +26,21 @@ Transact: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
 """Carry out operations in one transaction, and return the value of each, or the error that it alone met."""
 
 
+class Read:
+    """Reads rows in transactions of one statement, which change nothing; there are none where there are no tables."""
+
+    needs_tables = False
+
+    def __call__(self, transaction: Any, operations: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """Return the rows of each query, which comes with its parameters."""
+        if not transaction.has_tables():
+            return [[] for _ in operations]
+        return [transaction.message(query, values)[-1] for query, values in operations]
+
+
+READ: Final = Read()
+
+
 class Database:
     """A database by its URL, and a name within it. It opens nothing; each process has one thread and one connection.
 

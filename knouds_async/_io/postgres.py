@@ -155,14 +155,16 @@ def prepare_tables(message: Message, place: str) -> None:
     if not exists:
         message(f"{SCHEMA}; COMMIT")
     else:
-        found = message("SELECT version FROM knouds_schema; COMMIT")[0]
-        if found != [(_VERSION,)]:
-            version = ", ".join(str(row[0]) for row in found) or "none"
-            raise LedgerError(
-                f"the tables of knouds in {place} are of a version that is not known here ({version}, not "
-                f"{_VERSION}), and were left as they are. Use the version of knouds_async that wrote them, or another "
-                "database"
-            )
+        _check_version(message("SELECT version FROM knouds_schema; COMMIT")[0], place)
+
+
+def _check_version(found: list[tuple[Any, ...]], place: str) -> None:
+    if found != [(_VERSION,)]:
+        version = ", ".join(str(row[0]) for row in found) or "none"
+        raise LedgerError(
+            f"the tables of knouds in {place} are of a version that is not known here ({version}, not {_VERSION}), and "
+            "were left as they are. Use the version of knouds_async that wrote them, or another database"
+        )
 
 
 # One connection.
@@ -206,8 +208,8 @@ class Link:
     def __init__(self, connection: _BoundedConnection, place: str) -> None:
         self.connection: Final = connection
         self.place: Final = place
-        self.is_pooled = False
-        self.is_listening = False
+        self.is_pooled = self.is_listening = False
+        self.has_tables = False
 
     def message(self, statements: str, values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
         """Send statements in one message, and return the rows of those that have some."""
@@ -316,6 +318,14 @@ class Transaction:
     def lost(self) -> dict[str, dict[Any, Any]]:
         """What this process had committed of each ledger before the database lost it, by its keys."""
         return self._identity.lost
+
+    def has_tables(self) -> bool:
+        """Return whether the tables are there; LedgerError for those of another version."""
+        link = self.link
+        if not link.has_tables and self.message("SELECT to_regclass('knouds_schema') IS NOT NULL")[0][0][0]:
+            _check_version(self.message("SELECT version FROM knouds_schema")[0], link.place)
+            link.has_tables = True
+        return link.has_tables
 
     def begin(self, statements: str = "", values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
         """Begin, and return the rows of statements that come with the same message."""
@@ -711,7 +721,7 @@ class DatabaseThread:
         if time.monotonic() > self._last_failed_at + _PAUSE:
             self._failures = 0
         try:
-            link = self._connected(may_prepare=transact is not migrate)
+            link = self._connected(needs_tables=getattr(transact, "needs_tables", transact is not migrate))
             values = self._values(transact, Transaction(link, self._identity, operations), operations)
         except _Away as away:
             return self._failed(str(away))
@@ -747,10 +757,18 @@ class DatabaseThread:
             self._link.connection.close()
             self._link = None
 
-    def _connected(self, *, may_prepare: bool = True) -> Link:
+    def _connected(self, *, needs_tables: bool) -> Link:
         """Return the connection, or make it; _Away when that cannot be done now, LedgerError when never."""
-        if self._link is not None and self._link.is_usable:
-            return self._link
+        link = self._link
+        if link is None or not link.is_usable:
+            link = self._reconnected()
+        if needs_tables and not link.has_tables:
+            prepare_tables(link.message, self._place)
+            link.has_tables = True
+        self._has_connected = True
+        return link
+
+    def _reconnected(self) -> Link:
         self._part()
         link = _linked(self._url, self._place)
         if isinstance(link, str):
@@ -759,9 +777,6 @@ class DatabaseThread:
             raise _Away(link)
         self._link = link
         link.check()
-        if may_prepare:
-            prepare_tables(link.message, self._place)
-        self._has_connected = True
         return link
 
     def _renew(self) -> None:

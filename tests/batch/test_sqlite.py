@@ -395,24 +395,91 @@ async def _is_on_record(ledger: SQLiteLedger, run: Any) -> bool:
     return entry is not None and entry.execution_id == run.execution_id
 
 
+def _crashed_copy(path: Path, copy: Path) -> Path:
+    """Copy a ledger in the middle of a transaction, as a crash would leave it."""
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA journal_mode = TRUNCATE")
+    writer.execute("PRAGMA cache_size = 1")
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE jobs SET stage = 'final', note = hex(randomblob(2000))")
+    copy.write_bytes(path.read_bytes())
+    journal = Path(f"{path}-journal").read_bytes()
+    Path(f"{copy}-journal").write_bytes(journal)
+    writer.execute("ROLLBACK")
+    writer.close()
+    assert len(journal) > 4096
+    return copy
+
+
+async def _stages(ledger: SQLiteLedger, *keys: str) -> list[str | None]:
+    """Return where jobs stand, read without a trace in the folder."""
+    before = _files(ledger.path.parent)
+    async with ledger.reading() as find:
+        found = [await find(key) for key in keys]
+    assert _files(ledger.path.parent) == before
+    return [None if entry is None else str(entry.stage) for entry in found]
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return the files of a folder, unread: to close a file drops the locks of the process on it."""
+    return {path: ((found := path.stat()).st_size, found.st_mtime_ns) for path in folder.iterdir()}
+
+
+async def test_to_read_a_ledger_writes_nothing(path: Path, tmp_path: Path) -> None:
+    """Whether it is there, in use, empty, of an earlier form, or half written by a crash: nothing changes."""
+    (tmp_path / "copies").mkdir()
+    ledger = SQLiteLedger(path)
+    assert await _stages(ledger, "a") == [None]
+    await anyio.Path(path).touch()
+    assert await _stages(ledger, "a") == [None]
+    async with ledger:
+        owner = await ledger.join()
+        for number in range(50):
+            await ledger.claim(claim(f"job-{number}", owner))
+        assert await _stages(ledger, "job-7", "a") == ["sending", None]
+        crashed = _crashed_copy(path, tmp_path / "copies" / "crashed.db")
+    assert await _stages(SQLiteLedger(crashed), "job-7") == ["sending"]
+    first = tmp_path / "copies" / "first.db"
+    _first_form(first)
+    assert await _stages(SQLiteLedger(first), "a") == ["unknown"]
+
+
+async def test_to_read_a_ledger_waits_for_its_lock(path: Path) -> None:
+    """While another process writes, the event loop runs on; afterwards the job is found."""
+    async with SQLiteLedger(path) as ledger:
+        await ledger.claim(claim("a", await ledger.join()))
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN EXCLUSIVE")
+    async with anyio.create_task_group() as tasks:
+        with anyio.move_on_after(0.3) as waiting:
+            async with ledger.reading():
+                pass
+        assert waiting.cancelled_caught
+        tasks.start_soon(_release_soon, writer)
+        assert await _stages(ledger, "a") == ["sending"]
+    writer.close()
+
+
+async def _release_soon(writer: sqlite3.Connection) -> None:
+    await anyio.sleep(0.3)
+    writer.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("make", [_words, _foreign, _other_form])
+async def test_to_read_what_is_no_ledger_is_refused(make: Any, path: Path) -> None:
+    """The error names the file, as when it is opened."""
+    make(path)
+    with pytest.raises(LedgerError, match=path.name):
+        await _stages(SQLiteLedger(path), "a")
+
+
 async def test_a_crash_in_the_middle_of_a_write_leaves_what_was_before_it(path: Path, tmp_path: Path) -> None:
     """A transaction that is half in the file is undone when the ledger is opened next."""
     async with SQLiteLedger(path) as ledger:
         owner = await ledger.join()
         for number in range(50):
             await ledger.claim(claim(f"job-{number}", owner))
-    crashed = tmp_path / "crashed.db"
-    writer = sqlite3.connect(path, isolation_level=None)
-    writer.execute("PRAGMA journal_mode = TRUNCATE")
-    writer.execute("PRAGMA cache_size = 1")
-    writer.execute("BEGIN IMMEDIATE")
-    writer.execute("UPDATE jobs SET stage = 'final', note = hex(randomblob(2000))")
-    await anyio.Path(crashed).write_bytes(await anyio.Path(path).read_bytes())
-    journal = await anyio.Path(f"{path}-journal").read_bytes()
-    await anyio.Path(f"{crashed}-journal").write_bytes(journal)
-    writer.execute("ROLLBACK")
-    writer.close()
-    assert len(journal) > 4096
+    crashed = _crashed_copy(path, tmp_path / "crashed.db")
     async with SQLiteLedger(crashed) as ledger:
         assert (await ledger.counts()).unknown == 50  # no owner of the copy holds a lock
 
@@ -733,8 +800,8 @@ def claim(owner):
     connection.close()
 
 
-async def test_a_ledger_of_the_first_form_is_taken_over(path: Path) -> None:
-    """It keeps its jobs; what was unknown then was dated by nothing that is certain, and stays unknown."""
+def _first_form(path: Path) -> None:
+    """Write a ledger as the first version did, with a job that is unknown."""
     old = sqlite3.connect(path)
     old.executescript(
         """
@@ -752,6 +819,11 @@ async def test_a_ledger_of_the_first_form_is_taken_over(path: Path) -> None:
         """
     )
     old.close()
+
+
+async def test_a_ledger_of_the_first_form_is_taken_over(path: Path) -> None:
+    """It keeps its jobs; what was unknown then was dated by nothing that is certain, and stays unknown."""
+    _first_form(path)
     async with SQLiteLedger(path) as ledger:
         (entry,) = await ledger.unknown()
         assert (entry.key, entry.sent_at, entry.lasts) == ("a", 5.0, 0.0)

@@ -91,3 +91,13 @@ def test_a_path_is_a_file() -> None:
     """What has not the scheme of a database is the path of a file, as ever."""
     assert place_of("renders.db") == Path("renders.db")
     assert "renders.db" in repr(open_ledger(Path("renders.db")))
+
+
+def test_a_dry_run_makes_no_tables(service: Service, server: Server, database: str, url: str, tmp_path: Path) -> None:
+    """`--dry-run` with a database leaves it as it is."""
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text(json.dumps({"key": "k", "inputs": {"product_name": "1"}}) + "\n")
+    ended = service.knouds("batch", SLUG, str(jobs), "--ledger", url, "--dry-run", "--json")
+    assert (ended.code, json.loads(ended.out)["jobs"]) == (0, 1)
+    assert server.execute("SELECT to_regclass('knouds_schema')", database=database) == [(None,)]
+    assert not service.emulator.runs

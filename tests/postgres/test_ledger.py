@@ -544,6 +544,39 @@ async def test_a_url_is_taken_wherever_a_path_is(knouds: AsyncKnouds, emulator: 
     assert len(emulator.runs) == 5
 
 
+async def test_an_estimate_writes_nothing(
+    server: Server, database: str, url: str, knouds: AsyncKnouds, emulator: Emulator
+) -> None:
+    """Neither tables nor a row, not even the end of an owner whose lease has run out."""
+    batch = partial(knouds.workflows.map, SLUG, [Job(f"job-{n}", {"product_name": f"{n}"}) for n in range(3)])
+    assert (await batch(ledger=url).estimate()).to_run == 3
+    shared = Postgres(url)
+    assert (await batch(ledger=shared).estimate()).to_run == 3
+    assert _all_rows(server, database) == []
+    async with shared:
+        assert len(await run(knouds, shared, 2)) == 2
+        await shared.claim(claim("of another", await shared.join()))
+        await run_out(server, database)
+        before = _all_rows(server, database)
+        estimate = await batch(ledger=shared).estimate()
+        assert (estimate.already_done, _all_rows(server, database)) == (2, before)
+    assert len(emulator.runs) == 2
+
+
+def _all_rows(server: Server, database: str) -> list[Any]:
+    query = "SELECT relname FROM pg_class WHERE starts_with(relname, 'knouds') AND relkind = 'r'"
+    names = sorted(name for (name,) in server.execute(query, database=database))
+    return [server.execute(f"SELECT * FROM {name} ORDER BY 1", database=database) for name in names]  # noqa: S608
+
+
+async def test_an_estimate_refuses_tables_of_another_version(url: str, server: Server, database: str) -> None:
+    """What cannot be read is no empty ledger."""
+    server.execute("CREATE TABLE knouds_schema (version integer)", database=database)
+    async with Postgres(url).reading() as find:
+        with pytest.raises(LedgerError, match="none, not 1"):
+            await find("key")
+
+
 async def test_a_batch_shows_no_password(knouds: AsyncKnouds) -> None:
     """Neither an error of an argument nor one of the URL shows it, whatever a report shows of our frames."""
     malformed: list[tuple[str, int | None]] = [

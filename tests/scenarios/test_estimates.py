@@ -95,8 +95,9 @@ async def test_a_ledger_says_what_is_done_and_none_is_made(make_client: MakeClie
     emulator = Emulator(tier="business", duration=0.05)
     knouds = make_client(emulator, latency=0.0)
     path = tmp_path / "ledger.db"
-    assert (await knouds.workflows.map(SLUG, jobs(3), ledger=path).estimate()).to_run == 3
-    assert not path.exists()
+    for ledger in (path, SQLiteLedger(path)):
+        assert (await knouds.workflows.map(SLUG, jobs(3), ledger=ledger).estimate()).to_run == 3
+        assert [each async for each in anyio.Path(tmp_path).iterdir()] == []
     async with knouds.workflows.map(SLUG, jobs(2), ledger=path, expected=0.1) as outcomes:
         assert len([outcome async for outcome in outcomes]) == 2
     data = path.read_bytes()
