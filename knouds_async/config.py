@@ -111,24 +111,25 @@ def base_url(given: str | Secret | None, *, allow_insecure_http: bool = False) -
     Plain http is refused except to loopback, or when asked for: the key would travel in the clear.
     """
     text = given.reveal() if isinstance(given, Secret) else given
+    name = "$KNOUDS_BASE_URL" if text is None else "base_url"
     url = text if text is not None else os.environ.get("KNOUDS_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(url, str):
-        raise ConfigurationError(f"base_url must be a string, not {type(url).__name__}")
+        raise ConfigurationError(f"{name} must be a string, not {type(url).__name__}")
     if "@" in url or KEY_BEGINNING in url:
         text = url = ""  # so that no frame of ours shows it in a traceback with locals
-        raise ConfigurationError("base_url must not hold a user name, a password or a key (it is not shown here)")
+        raise ConfigurationError(f"{name} must not hold a user name, a password or a key (it is not shown here)")
     shown = re.split("[?#]", url)[0]
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError:
-        raise ConfigurationError(f"base_url {shown!r} is not a URL") from None
+        raise ConfigurationError(f"{name} {shown!r} is not a URL") from None
     is_clean = url.isprintable() and not _NOT_IN_A_BASE.search(url)
     if parts.scheme not in _PORTS or not _is_host(host) or not _AUTHORITY.match(parts.netloc) or not is_clean:
-        raise ConfigurationError(f"base_url {shown!r} must be https://host with no query or fragment")
+        raise ConfigurationError(f"{name} {shown!r} must be https://host with no query or fragment")
     if parts.scheme == "http" and not (allow_insecure_http or is_loopback(host)):
         raise ConfigurationError(
-            f"base_url {shown!r} is plain http to another machine, so the key would travel in the clear: use https, "
+            f"{name} {shown!r} is plain http to another machine, so the key would travel in the clear: use https, "
             "or pass allow_insecure_http=True"
         )
     return url.rstrip("/")

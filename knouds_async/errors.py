@@ -496,8 +496,11 @@ class LedgerError(KnoudsError):
     """The ledger of a batch cannot be used: another kind of file, damaged, locked for too long, or the disk is full.
 
     The batch submits nothing more. What is on record stays; runs whose ids could not be written are logged at WARNING,
-    and `may_have_run` tells whether there was anything of a run that could not be written.
+    and `may_have_run` tells whether there was anything of a run that could not be written. `unopened`: why a file could
+    not be opened as a ledger at all; nothing was submitted then.
     """
+
+    unopened: str | None = None
 
 
 class WebhookFault(StrEnum):

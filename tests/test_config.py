@@ -141,6 +141,13 @@ def test_a_base_url_is_https_or_loopback(given_url: str | None, url: str) -> Non
     assert config.base_url(given_url) == url
 
 
+def test_an_address_is_named_by_where_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with `$KNOUDS_BASE_URL` is said of it, not of an argument that nobody gave."""
+    monkeypatch.setenv("KNOUDS_BASE_URL", "nowhere")
+    with pytest.raises(ConfigurationError, match=r"^\$KNOUDS_BASE_URL 'nowhere' must be https"):
+        config.base_url(None)
+
+
 def test_the_base_url_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The argument comes first, then `$KNOUDS_BASE_URL`, then the vendor's; an empty variable is none."""
     monkeypatch.setenv("KNOUDS_BASE_URL", "https://env.example/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
@@ -128,6 +129,8 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
     """Open a ledger's file, or make it. OSError or sqlite3.Error for one that is damaged or something else."""
     sqlite3 = _sqlite()
     check_locks(path.parent)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
     with _making, suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     _refuse_others(path, patience)
@@ -248,7 +251,7 @@ def _is_new(connection: sqlite3.Connection) -> bool:
     if mark == form == 0 and _number(connection, "SELECT COUNT(*) FROM sqlite_master") == 0:
         return True
     if mark != _MARK:
-        raise sqlite3.DatabaseError("it is an SQLite file of something else, and was left as it is")
+        raise sqlite3.DatabaseError("it is an SQLite file of something else")
     if form not in (*_UPGRADES, _FORM):
         raise sqlite3.DatabaseError(f"another version of knouds_async wrote it (its form is {form}, not {_FORM})")
     return False
@@ -587,10 +590,12 @@ class LedgerDatabase:
 
 def _unopened(path: Path, why: Exception) -> LedgerError:
     words = (getattr(why, "strerror", None) or _why(why)).rstrip(". ")  # the path is named already
-    return LedgerError(
+    error = LedgerError(
         f"the ledger {str(path)!r} cannot be used: {words}. It was left as it is, and nothing was submitted; name a "
         "ledger, or a path where a new one can be made: a new one knows of no earlier run"
     )
+    error.unopened = words
+    return error
 
 
 def _why(error: Exception) -> str:

@@ -34,6 +34,7 @@ from knouds_async._batch.jobs import (
 )
 from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, Taken, Written
 from knouds_async._batch.progress import describe_waits
+from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._io.concurrency import checkpoint, read_clocks
 from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.pipeline import WITHHELD, Decision, Pipeline, Withheld, search_usage
@@ -227,16 +228,24 @@ class Worker:
     # Opening, closing, stopping.
 
     async def open(self) -> None:
-        """Become an owner, learn what was spent before, and what the inputs are to be."""
+        """Learn what the inputs are to be, become an owner, and learn what was spent before.
+
+        For a new ledger all that the service may refuse comes first, so that no file is made for nothing.
+        """
         self.last_sent = anyio.current_time()
+        needs_schema = self.target.kind == "workflows" and (self._validate or self.cap is not None)
+        is_new = isinstance(self.ledger, SQLiteLedger) and not self.ledger.path.exists()
         if self._is_durable:
             self.payer = await self._client.payer()
+        if needs_schema and is_new:
+            await self._fetch_schema()
+        if self.payer is not None:
             await self.ledger.bind(self.payer)
         self.owner = await self.ledger.join()
         summary = await self.ledger.summary(str(self.target))
         self.totals = summary.totals
-        self.prices = Prices(ended=summary.runs, highest_cost=summary.highest_cost)
-        if self.target.kind == "workflows" and (self._validate or self.cap is not None):
+        self.prices = attrs.evolve(self.prices, ended=summary.runs, highest_cost=summary.highest_cost)
+        if needs_schema and not is_new:
             await self._fetch_schema()
 
     async def _fetch_schema(self) -> None:

@@ -48,7 +48,6 @@ from knouds_async._cli.batch_display import (
 from knouds_async._cli.batch_results import (
     ResultsFile,
     StdoutResults,
-    download_missing,
     has_line,
     is_current,
     is_kept,
@@ -56,9 +55,16 @@ from knouds_async._cli.batch_results import (
     result_line,
 )
 from knouds_async._cli.client import DEFAULT_SERVICE, ServiceOptions, connect
-from knouds_async._cli.errors import ExitCode, KeyMissingError, UsageError, format_error
+from knouds_async._cli.errors import (
+    ExitCode,
+    KeyMissingError,
+    UsageError,
+    exit_code_for,
+    format_before_run,
+    format_error,
+)
 from knouds_async._cli.input_files import CountedJobs, InvalidLineError, JobSource, JobStream, text_inputs
-from knouds_async._cli.ledgers import LedgerPlace, existing, open_ledger, owners
+from knouds_async._cli.ledgers import LedgerPlace, existing, is_there, open_ledger, owners
 from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
 from knouds_async._sansio import endpoints
@@ -116,12 +122,12 @@ class BatchRun:
     total: int | None
     sink: ResultsFile | StdoutResults
     failed_before: dict[str, Mapping[str, Any]] = attrs.Factory(dict)
+    has_begun: bool = False
     report: BatchReport = attrs.Factory(BatchReport)
     progress: Progress = attrs.Factory(Progress)
     failure: Exception | None = None
 
 
-_MAX_DOWNLOADS: Final = 8
 _MAX_FAULTS: Final = 10  # of a dry run
 
 
@@ -143,8 +149,13 @@ def run_batch(options: BatchOptions) -> int:
         asyncio.run(_run_and_record(batch))
     except asyncio.CancelledError:
         return ExitCode.INTERRUPTED  # by a second Ctrl-C: the message was printed
+    except (KnoudsError, UsageError, KeyMissingError) as error:
+        if batch.has_begun:
+            raise
+        output.print_error(format_before_run(error))
+        return exit_code_for(error)
     finally:
-        sink.close()
+        sink.close(keeps_new=batch.has_begun)
     return print_report(batch)
 
 
@@ -174,16 +185,19 @@ def _keep_line(options: BatchOptions, retried: dict[str, Mapping[str, Any]]) -> 
 async def _run_and_record(run: BatchRun) -> None:
     """Run the batch; an error that stops it is kept in `run.failure`."""
     options = run.options
-    async with connect(options.service) as knouds, open_ledger(options.ledger) as ledger:
-        if options.retry_failed:
-            await ledger.retry_failed()
-        await _drop_lines_of_earlier_runs(run, ledger)
+    async with connect(options.service) as knouds, open_ledger("--ledger", options.ledger) as ledger:
+        if is_there(options.ledger):
+            if options.retry_failed:
+                await ledger.retry_failed()
+            await _drop_lines_of_earlier_runs(run, ledger)
         texts = await _text_inputs(knouds, options.target, run.source)
         source = JobStream(run.source.jobs(texts)) if run.total is None else CountedJobs(run.source, texts, run.total)
         batch = _map(knouds, options, source, ledger)
         try:
-            async with batch, supervised(run, batch, knouds, source if isinstance(source, JobStream) else None):
-                await _write_outcomes(run, batch, knouds)
+            async with batch:
+                run.has_begun = True
+                async with supervised(run, batch, knouds, source if isinstance(source, JobStream) else None):
+                    await _write_outcomes(run, batch)
         finally:
             run.progress = batch.progress
         if run.failure is None:  # includes what other batches on the same ledger spent
@@ -203,6 +217,7 @@ def _map(
         max_in_flight=options.max_in_flight,
         max_credits=options.max_credits,
         expected=options.expected,
+        save=None if options.dry_run else options.save,
     )
 
 
@@ -213,7 +228,7 @@ def _dry_run(options: BatchOptions) -> int:
     faults = [*(str(line) for line in lines), *estimate.faults]
     estimate = attrs.evolve(estimate, jobs=estimate.jobs + len(lines), invalid=estimate.invalid + len(lines))
     if options.as_json:
-        record = output.to_jsonable(estimate)
+        record = output.to_jsonable(estimate) | {"to_run": estimate.to_run}
         del record["faults"]
         output.print_json(record)
     else:
@@ -233,7 +248,7 @@ async def _estimate(options: BatchOptions, source: JobSource) -> tuple[Estimate,
         texts = await _text_inputs(knouds, options.target, source)
         jobs = JobStream(source.jobs(texts, on_invalid=lines.append))
         place = options.ledger
-        ledger = place if isinstance(place, Postgres) or place.is_file() else None
+        ledger = place if is_there(place) else None
         return await _map(knouds, options, jobs, ledger).estimate(), lines
 
 
@@ -260,31 +275,18 @@ async def _text_inputs(knouds: AsyncKnouds, target: Target, source: JobSource) -
     return text_inputs(schema)
 
 
-async def _write_outcomes(run: BatchRun, batch: Batch, knouds: AsyncKnouds) -> None:
-    """Write a line for each outcome; with --save, after its files were downloaded."""
-    slots = asyncio.Semaphore(_MAX_DOWNLOADS)
+async def _write_outcomes(run: BatchRun, batch: Batch) -> None:
+    """Write a line for each outcome; with --save, it comes after its files were downloaded."""
     try:
-        async with asyncio.TaskGroup() as saving:
-            async for outcome in batch:
-                run.report.record(outcome)
-                if run.options.save is not None and isinstance(outcome, Completed):
-                    await slots.acquire()
-                    saving.create_task(_save_and_write(run, outcome, run.options.save, knouds, slots))
-                elif has_line(outcome):
-                    run.sink.write(result_line(outcome))
-    except* Exception as errors:  # noqa: BLE001  (reported after the batch)
-        run.failure = errors.exceptions[0]
-
-
-async def _save_and_write(
-    run: BatchRun, outcome: Completed, folder: Path, knouds: AsyncKnouds, slots: asyncio.Semaphore
-) -> None:
-    try:
-        files = await download_missing(knouds, outcome.job.key, outcome.run, folder)
-        run.report.unsaved += files is None
-        run.sink.write(result_line(outcome, files, save=True))
-    finally:
-        slots.release()
+        async for outcome in batch:
+            run.report.record(outcome)
+            if isinstance(outcome, Completed) and outcome.save_error is not None:
+                why = format_error(outcome.save_error)
+                output.print_error(f"files of {outcome.job.key}: {why}; the same command tries again")
+            if has_line(outcome):
+                run.sink.write(result_line(outcome, save=run.options.save is not None))
+    except Exception as error:  # noqa: BLE001  (reported after the batch)
+        run.failure = error
 
 
 @asynccontextmanager
@@ -423,7 +425,7 @@ _ROWS_BEFORE: Final = 600.0  # seconds before a submit, from which on rows of ot
 
 def print_ledger(path: LedgerPlace, service: ServiceOptions, *, as_json: bool) -> int:
     """Print what a ledger holds; the exit code is 5 while a run is unknown."""
-    counts, unknown, problem, batches = asyncio.run(_read_ledger(existing("--status", path), service))
+    counts, unknown, problem, batches = asyncio.run(_read_ledger(path, service))
     searches = [job.search for job in unknown if job.search is not None]
     rows = {row.id for search in searches for row in search.candidates}
     if as_json:
@@ -445,7 +447,7 @@ async def _read_ledger(
     path: LedgerPlace, service: ServiceOptions
 ) -> tuple[LedgerCounts, list[UnknownJob], str, tuple[LedgerOwner, ...]]:
     """Return the counts, the unknown jobs, why the usage was not searched ("" when it was), and the batches."""
-    async with open_ledger(path) as ledger:
+    async with existing("--status", path) as ledger:
         batches = await owners(ledger)
         counts, jobs = await ledger.counts(), [UnknownJob(entry) for entry in await ledger.unknown()]
         to_find = [job for job in jobs if job.entry.sent_at is not None and job.entry.execution_id is None]
@@ -471,7 +473,7 @@ def resolve_unknown(path: LedgerPlace, key: str, decision: str, service: Service
     """Record what was decided about an unknown run, and print the consequence."""
     if decision not in _CONSEQUENCES and not decision.startswith(_RUN):
         raise UsageError(f"--resolve ... {one_line(decision)}: must be resend, abandon, or run= and an execution's id")
-    remaining = asyncio.run(_apply_decision(existing("--resolve", path), key, decision, service))
+    remaining = asyncio.run(_apply_decision(path, key, decision, service))
     consequence = _CONSEQUENCES.get(
         decision, f"it is execution {one_line(decision.removeprefix(_RUN))}; the next batch waits for it"
     )
@@ -481,18 +483,18 @@ def resolve_unknown(path: LedgerPlace, key: str, decision: str, service: Service
 
 def rebind_ledger(path: LedgerPlace) -> int:
     """Remove the account and service from a ledger, so that the next batch binds it to its own."""
-    asyncio.run(_rebind(existing("--rebind", path)))
+    asyncio.run(_rebind(path))
     output.print_info(f"{one_line(str(path))}: the next batch binds it to its own account and service")
     return ExitCode.OK
 
 
 async def _rebind(path: LedgerPlace) -> None:
-    async with open_ledger(path) as ledger:
+    async with existing("--rebind", path) as ledger:
         await ledger.rebind()
 
 
 async def _apply_decision(path: LedgerPlace, key: str, decision: str, service: ServiceOptions) -> int:
-    async with open_ledger(path) as ledger:
+    async with existing("--resolve", path) as ledger:
         match decision:
             case "resend":
                 await ledger.approve_resend(key)

@@ -11,6 +11,7 @@ import attrs
 
 from knouds_async import (
     Cancelled,
+    Completed,
     Estimate,
     Failed,
     KnoudsError,
@@ -51,6 +52,8 @@ class BatchReport:
                     self.unknown.append(job.key)
             case Failed() | Cancelled():
                 self.others += 1
+            case Completed(save_error=Exception()):
+                self.unsaved += 1
 
     def excluding_stopped(self, progress: Progress) -> Progress:
         """Return the progress without the jobs that were stopped before they were submitted."""

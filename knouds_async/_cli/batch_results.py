@@ -16,22 +16,19 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias, assert_never
 
 import attrs
 
 from knouds_async import (
-    AsyncKnouds,
     Cancelled,
     Completed,
-    DownloadError,
     ExecutionState,
     Failed,
     Job,
     KnoudsError,
-    Media,
     NotRun,
     NotRunReason,
     Outcome,
@@ -43,20 +40,20 @@ from knouds_async._batch.jobs import outcome_of_entry
 from knouds_async._cli import output
 from knouds_async._cli.errors import UsageError, format_error
 from knouds_async._cli.output import one_line
-from knouds_async._sansio.files import default_name
 from knouds_async._sansio.keys import Seen
 from knouds_async._sansio.ledger import Entry, Stage
-from knouds_async.types import EXTENSIONS
 
 _RETRYABLE = (Status.FAILED, Status.CANCELLED)
 _FINISHED = (Status.COMPLETED, *_RETRYABLE, "abandoned")
 _NOT_WRITTEN = (NotRunReason.DUPLICATE, NotRunReason.STOPPED)  # the key's line is another job's, or comes later
 
 
-def result_line(outcome: Outcome, files: Iterable[Path] | None = None, *, save: bool = False) -> dict[str, Any]:
-    """Return the line of an outcome; with `save` it has `files`, None when one could not be downloaded."""
+def result_line(outcome: Outcome, *, save: bool = False) -> dict[str, Any]:
+    """Return the line of an outcome; with `save` that of a completed one has `files`, None where one is missing."""
     line = _line_without_files(outcome)
-    return line | {"files": None if files is None else [str(path) for path in files]} if save else line
+    if save and isinstance(outcome, Completed):
+        line["files"] = None if outcome.files is None else [str(path) for path in outcome.files]
+    return line
 
 
 def has_line(outcome: Outcome) -> bool:
@@ -145,7 +142,8 @@ class ResultsFile:
     def __init__(self, path: Path, keep: KeepLine) -> None:
         try:
             # A pipe is not opened for reading too, or nobody would notice that its reader has gone.
-            access = os.O_RDWR | os.O_CREAT if path.is_file() or not path.exists() else os.O_WRONLY
+            self._is_new = not path.exists()
+            access = os.O_RDWR | os.O_CREAT if self._is_new or path.is_file() else os.O_WRONLY
             self._file = os.open(path, access | getattr(os, "O_BINARY", 0), 0o666)
             self._is_regular = stat.S_ISREG(os.fstat(self._file).st_mode)
             self._path = path.resolve() if self._is_regular else path  # replace the target, not the link
@@ -194,10 +192,12 @@ class ResultsFile:
         if self._is_regular:
             self._end += len(data)
 
-    def close(self) -> None:
-        """Flush the lines to the disk and release the lock."""
+    def close(self, *, keeps_new: bool = True) -> None:
+        """Flush the lines to the disk and release the lock; one that was made for nothing is removed."""
         with contextlib.suppress(OSError):  # the ledger has it all
             os.fsync(self._file)
+            if self._is_new and not keeps_new:
+                self._path.unlink()  # while it is locked: `lock` refuses one that was removed meanwhile
         os.close(self._file)
 
 
@@ -220,6 +220,8 @@ def lock(file: int, path: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink == 0:
+            raise BlockingIOError
     except BlockingIOError:
         why = "another `knouds batch` is writing to it; use another file"
         raise UsageError(f"--out {one_line(str(path))}: {why}") from None
@@ -359,7 +361,7 @@ class StdoutResults:
             output.discard_stdout()
             raise
 
-    def close(self) -> None:
+    def close(self, *, keeps_new: bool = True) -> None:
         """Leave stdout open."""
 
 
@@ -371,24 +373,3 @@ def _short_line(line: Mapping[str, Any]) -> str:
     last = error["message"] if error else " ".join(map(str, outputs[:1]))
     cost = "" if line["cost"] is None else f"{output.format_cell(line['cost'])} credits"
     return "  ".join(one_line(part) for part in (line["key"], line["status"], cost, last) if part)
-
-
-async def download_missing(knouds: AsyncKnouds, key: str, run: RunResult, folder: Path) -> tuple[Path, ...] | None:
-    """Download the files that are missing and return all paths; print an error and return None when one fails."""
-    paths = []
-    try:
-        for media in run.media:
-            existing = _existing_file(media, folder)
-            paths.append(await knouds.download(media, folder) if existing is None else existing)
-    except DownloadError as error:
-        output.print_error(f"files of {key}: {format_error(error)}; the same command tries again")
-        return None
-    return tuple(paths)
-
-
-def _existing_file(media: Media, folder: Path) -> Path | None:
-    """Return the path of a file that was downloaded before: a file under its final name is complete."""
-    known = media.url_extension
-    extensions = EXTENSIONS[media.kind] if known is None else (known,)
-    paths = (folder / default_name(media, extension) for extension in extensions)
-    return next((path for path in paths if path.is_file() and path.stat().st_size), None)

@@ -1,13 +1,15 @@
 """What commands share: the client, common options, printed results, downloads.
 
-The folder of `--save` is created before anything is run; a failed download does not affect the result that was paid
-for.
+The folder of `--save` is checked before anything is run, and made with its first file; a failed download does not
+affect the result that was paid for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
@@ -51,28 +53,28 @@ DEFAULT_SERVICE: Final = ServiceOptions()
 
 def connect(service: ServiceOptions, *, needs_key: bool = True) -> AsyncKnouds:
     """Return the client; raises UsageError for an invalid address, KeyMissingError for a missing or invalid key."""
-    if not needs_key:
-        return _keyless(service.base_url)
-    stored = find_key(service.profile, os.environ)
-    return connect_with(attrs.evolve(stored, base_url=service.base_url or stored.base_url))
+    stored = find_key(service.profile, os.environ) if needs_key else StoredKey()
+    if service.base_url is not None:
+        stored = attrs.evolve(stored, base_url=service.base_url, origin="--base-url")
+    return connect_with(stored) if needs_key else _keyless(stored)
 
 
 def connect_with(stored: StoredKey) -> AsyncKnouds:
     """Return the client of a key; raises as `connect` does."""
-    base_url = stored.base_url
     try:
-        return AsyncKnouds(stored.key, base_url=base_url)
+        return AsyncKnouds(stored.key, base_url=stored.base_url)
     except ConfigurationError as error:
-        _keyless(base_url)  # raises when the address is invalid
+        _keyless(stored)  # raises when the address is invalid
         advice = ", or save the key with `knouds login`"
         raise KeyMissingError(str(error).replace(" or pass AsyncKnouds(api_key=...)", advice)) from None
 
 
-def _keyless(base_url: str | None) -> AsyncKnouds:
+def _keyless(stored: StoredKey) -> AsyncKnouds:
     try:
-        return AsyncKnouds(_NO_KEY, base_url=base_url)
+        return AsyncKnouds(_NO_KEY, base_url=stored.base_url)
     except ConfigurationError as error:
-        raise UsageError(str(error).replace(", or pass allow_insecure_http=True", "")) from None
+        words = str(error).replace(", or pass allow_insecure_http=True", "")
+        raise UsageError(one_line(re.sub("^base_url", lambda _: stored.origin, words))) from None
 
 
 def query(service: ServiceOptions, request: Callable[[AsyncKnouds], Awaitable[T]], *, needs_key: bool = True) -> T:
@@ -140,18 +142,22 @@ Save = Annotated[
     Path | None,
     Parameter(
         name="--save",
-        help="A folder for the files of the result, created if missing. Their paths are printed instead of their "
-        "addresses; no existing file is overwritten.",
+        help="Download the files of the result into this folder, made where it is missing, and print their paths "
+        "instead of their addresses; no existing file is overwritten.",
     ),
 ]
 
 
-def create_folder(folder: Path | None) -> Path | None:
-    """Create the folder; raises UsageError when that fails."""
+def check_folder(folder: Path | None) -> Path | None:
+    """Check that the folder is there or can be made, and return it; raises UsageError otherwise."""
     if folder is None:
         return None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"--save {one_line(str(folder))}: {why}") from None

@@ -6,6 +6,7 @@ What takes more than a request is in a module of its own, imported when it is ru
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import sys
@@ -43,8 +44,8 @@ from knouds_async._cli.client import (
     Save,
     ServiceOptions,
     Slug,
+    check_folder,
     connect_with,
-    create_folder,
     download_files,
     print_state,
     query,
@@ -210,7 +211,7 @@ def batch(
         max_credits=max_credits,
         retry_failed=retry_failed,
         expected=expected,
-        save=None if dry_run else create_folder(save),
+        save=None if dry_run else check_folder(save),
         dry_run=dry_run,
         as_json=as_json,
         service=service,
@@ -246,7 +247,7 @@ def status(
 
     The exit code is 0 whatever the status of the run: it says that the request succeeded, and the files were saved.
     """
-    folder = create_folder(save)
+    folder = check_folder(save)
 
     async def fetch(knouds: AsyncKnouds) -> tuple[ExecutionState, tuple[Path, ...] | None]:
         state = await knouds.executions.get(execution_id)
@@ -515,7 +516,8 @@ def login(*, service: ServiceOptions = DEFAULT_SERVICE) -> None:
     is before it is saved. $KNOUDS_KEY and a file .env win over the default.
     """
     key = Secret(_read_key())
-    stored = StoredKey(key, service.base_url or os.environ.get("KNOUDS_BASE_URL"))
+    origin = "--base-url" if service.base_url else "$KNOUDS_BASE_URL"
+    stored = StoredKey(key, service.base_url or os.environ.get("KNOUDS_BASE_URL"), origin)
 
     async def ask() -> Account:
         async with connect_with(stored) as knouds:
@@ -604,7 +606,7 @@ def emulator(
         return print_faults()
     if not allow_remote and not is_loopback(host):
         raise UsageError(f"--host {host}: other machines could reach it; pass --allow-remote if that is intended")
-    distribution = Lognormal(duration) if duration > 0 else duration
+    distribution = Lognormal(duration) if 0 < duration < math.inf else duration
     seed = time.time_ns() if seed is None else seed
     settings: dict[str, Any] = {"tier": tier, "duration": distribution, "seed": seed, "failure_rate": failure_rate}
     settings |= {"limit": limit, "others": others, "webhook_url": webhook_url, "epoch": time.time()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_address
 from socket import getaddrinfo
@@ -17,15 +17,25 @@ from knouds_async.testing.faults import add_fault
 from knouds_async.testing.settings import DEFAULT_MEDIA_URL, settings_from
 
 
-def make_emulator(settings: dict[str, Any], pairs: Sequence[str], faults: Sequence[str]) -> Emulator:
-    """Return an emulator with these settings, NAME=VALUE pairs and faults; raises UsageError when one is invalid."""
+def make_emulator(options: dict[str, Any], pairs: Sequence[str], faults: Sequence[str]) -> Emulator:
+    """Return an emulator with these options, NAME=VALUE pairs and faults; raises UsageError when one is invalid."""
+    given: dict[str, Any] = {}
     try:
-        made = Emulator(**(settings | settings_from(_parse_pairs(pairs))))
+        given = _parse_pairs(pairs)
+        made = Emulator(**(options | settings_from(given)))
         for text in faults:
             add_fault(made.faults, text)
     except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(_as_given(str(error), options, given)) from None
     return made
+
+
+def _as_given(words: str, options: Mapping[str, Any], pairs: Mapping[str, Any]) -> str:
+    """Return an error, which begins with the name of a setting, with the option that it was given by."""
+    name = words.split(" ", 1)[0].rstrip(":")
+    if name in pairs:
+        return f"--set {words}"
+    return f"--{name.replace('_', '-')}{words.removeprefix(name)}" if name in options else words
 
 
 @asynccontextmanager

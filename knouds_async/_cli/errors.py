@@ -91,6 +91,7 @@ def exit_code_table() -> str:
 
 
 _NOT_RUN: Final = "Nothing was run; "
+_SAYS_SO: Final = re.compile(r"nothing was (run|sent|submitted)", re.IGNORECASE)
 _CHECK_FIRST: Final = "Check with `{}` before you run it again"
 _MAY_HAVE_RUN: Final = "It may have run and been charged"
 
@@ -123,6 +124,12 @@ def format_error(error: BaseException) -> str:
             return one_line(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         case _:
             return one_line(str(error))
+
+
+def format_before_run(error: BaseException) -> str:
+    """Return what an error before the first run says, and that nothing was run."""
+    words = format_error(error)
+    return words if _SAYS_SO.search(words) else f"Nothing was run. {words}"
 
 
 def _as_option(argument: re.Match[str]) -> str:

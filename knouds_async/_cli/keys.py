@@ -29,10 +29,14 @@ _LINE: Final = re.compile(r"""\s*(?:export\s+)?(KNOUDS_\w+)\s*=\s*(?:"([^"]*)"|'
 
 @attrs.frozen
 class StoredKey:
-    """A key and the service that it is for; None: the library's own default, and for a key $KNOUDS_KEY."""
+    """A key and the service that it is for; None: the library's own default, and for a key $KNOUDS_KEY.
+
+    `origin`: what the address is called where it was given.
+    """
 
     key: Secret | None = None
     base_url: str | None = None
+    origin: str = "base_url"
 
 
 def find_key(profile: str | None, environment: Mapping[str, str]) -> StoredKey:
@@ -47,15 +51,17 @@ def find_key(profile: str | None, environment: Mapping[str, str]) -> StoredKey:
         return stored
     profiles = _read_profiles(profiles_path(environment))
     if named is None:
-        return _of_profile(profiles[DEFAULT_PROFILE]) if DEFAULT_PROFILE in profiles else StoredKey()
+        return _of_profile(DEFAULT_PROFILE, profiles) if DEFAULT_PROFILE in profiles else StoredKey()
     if named not in profiles:
         known = f"there are {', '.join(profiles)}" if profiles else "there are none"
         raise UsageError(one_line(f"no profile {named!r} ({known}): save one with `knouds login --profile {named}`"))
-    return _of_profile(profiles[named])
+    return _of_profile(named, profiles)
 
 
-def _of_profile(fields: Mapping[str, str]) -> StoredKey:
-    return StoredKey(Secret(fields.get("key", "")), fields.get("base_url") or "https://knouds.ai")
+def _of_profile(name: str, profiles: Mapping[str, Mapping[str, str]]) -> StoredKey:
+    fields = profiles[name]
+    url = fields.get("base_url") or "https://knouds.ai"
+    return StoredKey(Secret(fields.get("key", "")), url, f"base_url of the profile {name}")
 
 
 def read_env_file(path: Path) -> StoredKey | None:
@@ -69,7 +75,7 @@ def read_env_file(path: Path) -> StoredKey | None:
         if match := _LINE.fullmatch(line):
             found[match[1]] = next(part for part in match.groups()[1:] if part is not None)
     key = found.get("KNOUDS_KEY")
-    return StoredKey(Secret(key), found.get("KNOUDS_BASE_URL") or None) if key else None
+    return StoredKey(Secret(key), found.get("KNOUDS_BASE_URL") or None, "KNOUDS_BASE_URL in .env") if key else None
 
 
 def profiles_path(environment: Mapping[str, str]) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 import anyio
 
-from knouds_async import SQLiteLedger
+from knouds_async import LedgerError, SQLiteLedger
 from knouds_async._cli.errors import ExitCode, UsageError
 from knouds_async._cli.output import one_line, print_info
 from knouds_async.config import is_database_url
@@ -21,16 +23,33 @@ def place_of(text: str) -> LedgerPlace:
     return Postgres(text) if is_database_url(text) else Path(text)
 
 
-def open_ledger(place: LedgerPlace) -> SQLiteLedger | Postgres:
-    """Return a ledger, to be entered."""
-    return place if isinstance(place, Postgres) else SQLiteLedger(place)
+def is_there(place: LedgerPlace) -> bool:
+    """Return whether a ledger exists; a database always does."""
+    return isinstance(place, Postgres) or place.exists()
 
 
-def existing(option: str, place: LedgerPlace) -> LedgerPlace:
-    """Return a ledger that is there; raises UsageError for a file that is not."""
-    if isinstance(place, Path) and not place.is_file():
+@asynccontextmanager
+async def open_ledger(option: str, place: LedgerPlace) -> AsyncIterator[SQLiteLedger | Postgres]:
+    """Lend a ledger, which is opened by its first use, so that none is made for a batch that cannot begin.
+
+    Raises UsageError, by the option that names it, for a file that is no ledger.
+    """
+    ledger = place if isinstance(place, Postgres) else SQLiteLedger(place)
+    try:
+        yield ledger
+    except LedgerError as error:
+        if error.unopened is None:
+            raise
+        raise UsageError(f"{option} {one_line(str(place))}: no ledger: {error.unopened}") from None
+    finally:
+        await ledger.aclose()
+
+
+def existing(option: str, place: LedgerPlace) -> AbstractAsyncContextManager[SQLiteLedger | Postgres]:
+    """Lend a ledger that is there; raises UsageError for a file that is not, or is none."""
+    if not is_there(place):
         raise UsageError(f"{option} {one_line(str(place))}: no such ledger")
-    return place
+    return open_ledger(option, place)
 
 
 def prepare(action: str, url: str, name: str) -> int:

@@ -53,8 +53,8 @@ def _tolerant(stream: TextIO | None) -> TextIO:
     return stream
 
 
-_SAID_BY_COMMANDS: Final = frozenset({"runs_in_flight", "batch_left"})
-"""Events of runs in flight: each command names its run or its ledger, and only the demo's batch, unpaid, has none."""
+_SAID_BY_COMMANDS: Final = frozenset({"runs_in_flight", "batch_left", "files_not_saved"})
+"""Events that the commands report themselves: they name each run in flight, or its ledger, and each file missing."""
 
 
 class _WarningPrinter(logging.Handler):

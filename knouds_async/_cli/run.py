@@ -25,7 +25,6 @@ from knouds_async import (
     ExecutionFailedError,
     ExecutionState,
     KnoudsError,
-    NotFoundError,
     PermissionDeniedError,
     RunResult,
     Status,
@@ -40,13 +39,20 @@ from knouds_async._cli.client import (
     Json,
     Save,
     ServiceOptions,
+    check_folder,
     connect,
-    create_folder,
     download_files,
     print_run_result,
     summarize_state,
 )
-from knouds_async._cli.errors import ExitCode, UsageError, exit_code_for, format_error
+from knouds_async._cli.errors import (
+    ExitCode,
+    KeyMissingError,
+    UsageError,
+    exit_code_for,
+    format_before_run,
+    format_error,
+)
 from knouds_async._cli.input_files import GivenInputs, read_inputs, text_inputs
 from knouds_async._cli.output import call_every, one_line
 from knouds_async._sansio.durations import check_expected
@@ -115,8 +121,15 @@ def run(
     """
     target = Target("models" if is_model else "workflows", slug)
     given = read_inputs([*pairs, *(inputs or ())], input_file)
-    request = _RunRequest(target, given, _checked_timeout(timeout), expected, service, create_folder(save))
-    return _see_through(request, _submit_and_wait, as_json=as_json)
+    request = _RunRequest(target, given, _checked_timeout(timeout), expected, service, check_folder(save))
+    try:
+        return _see_through(request, _submit_and_wait, as_json=as_json)
+    except (KnoudsError, KeyMissingError, UsageError) as error:
+        code = exit_code_for(error)
+        if code is ExitCode.MAY_HAVE_RUN or request.execution is not None:
+            raise
+        output.print_error(format_before_run(error))
+        return code
 
 
 def wait(
@@ -133,7 +146,7 @@ def wait(
 
     Ctrl-C, SIGTERM and --timeout end the wait, not the run.
     """
-    folder = create_folder(save)
+    folder = check_folder(save)
     request = _RunRequest(None, GivenInputs({}, {}), _checked_timeout(timeout), expected, service, folder)
 
     async def attach_and_wait(request: _RunRequest) -> KnoudsError | None:
@@ -200,8 +213,6 @@ async def _read_by_schema(knouds: AsyncKnouds, target: Target, given: GivenInput
         if not error.from_service:  # a proxy would reject the run as well
             raise
         return given.read()
-    except NotFoundError as error:
-        raise UsageError(f"Nothing was run. {format_error(error)}") from None
     inputs = given.read(text_inputs(schema))
     if errors := input_errors(schema, inputs):
         hint = f"Nothing was run; `knouds schema {target.name}` shows what it takes"

@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 import attrs
 from attrs import validators as must
 
-from knouds_async.config import is_number
+from knouds_async.config import is_integer, is_number
 from knouds_async.testing._service.catalog import (
     DEFAULT_KEY,
     DEFAULT_MODELS,
@@ -128,26 +129,53 @@ class Delivery:
 DEFAULT_MEDIA_URL: Final = "https://knouds-media.s3.amazonaws.com/media"
 
 
-def _is_finite(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not (is_number(value) and math.isfinite(value)):
-        raise ValueError(f"{attribute.name} must be a finite number of seconds, not {value!r}")
+def _must_be(what: str, is_valid: Callable[[Any], bool]) -> Callable[[object, attrs.Attribute[Any], Any], None]:
+    """Return a validator of an attribute that says what it must be."""
+
+    def check(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not is_valid(value):
+            raise ValueError(f"{attribute.name} must be {what}, not {value!r:.80}")
+
+    return check
 
 
-def _is_time_span(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not (is_number(value) and 0 <= value < math.inf):
-        raise ValueError(f"{attribute.name} must be finite seconds, zero or more, not {value!r}")
+def _one_of(*values: str) -> Callable[[object, attrs.Attribute[Any], Any], None]:
+    return _must_be(f"one of {', '.join(map(repr, values))}", lambda value: value in values)
 
 
-def _is_others_share(_: object, attribute: attrs.Attribute[Any], value: float | Callable[[Random], int]) -> None:
-    if not callable(value) and not (is_number(value) and 0 <= value < 1):
-        raise ValueError(
-            f"{attribute.name} must be a share of the limit, at least 0 and below 1, or a callable, not {value!r}"
-        )
+def _is_web_address(value: object) -> bool:
+    if not (isinstance(value, str) and value.isprintable()):
+        return False
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
-def _is_count(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{attribute.name} must be an integer number of credits, zero or more, not {value!r}")
+_is_text: Final = _must_be("a string", lambda value: isinstance(value, str) and value != "")
+_is_switch: Final = _must_be("true or false", lambda value: isinstance(value, bool))
+_is_integer: Final = _must_be("an integer", is_integer)
+_is_finite: Final = _must_be("a finite number of seconds", lambda value: is_number(value) and math.isfinite(value))
+_is_span: Final = _must_be(
+    "a finite number of seconds above zero", lambda value: is_number(value) and 0 < value < math.inf
+)
+_is_time_span: Final = _must_be(
+    "finite seconds, zero or more", lambda value: is_number(value) and 0 <= value < math.inf
+)
+_is_others_share: Final = _must_be(
+    "a share of the limit, at least 0 and below 1, or a callable",
+    lambda value: callable(value) or (is_number(value) and 0 <= value < 1),
+)
+_is_count: Final = _must_be(
+    "an integer number of credits, zero or more", lambda value: is_integer(value) and value >= 0
+)
+_is_object: Final = _must_be("an object, from targets to values", lambda value: isinstance(value, Mapping))
+
+
+def _is_secret(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not (isinstance(value, str) and len(value) >= 16):
+        raise ValueError(f"{attribute.name} must be a string of 16 characters or more (it is not shown)")
 
 
 def _are_capabilities(_: object, attribute: attrs.Attribute[Any], value: Sequence[str]) -> None:
@@ -167,8 +195,8 @@ def _models(values: Iterable[Model]) -> tuple[Model, ...]:
     return tuple(values)
 
 
-_per_target_seconds = must.deep_mapping(key_validator=must.instance_of(str), value_validator=is_seconds)
-_costs = must.deep_mapping(key_validator=must.instance_of(str), value_validator=_is_count)
+_per_target_seconds = [_is_object, must.deep_mapping(key_validator=_is_text, value_validator=is_seconds)]
+_costs = [_is_object, must.deep_mapping(key_validator=_is_text, value_validator=_is_count)]
 
 
 @attrs.define(kw_only=True, eq=False, repr=False, slots=False)
@@ -188,16 +216,18 @@ class Settings:
     The rest: `seed`, `epoch`, `clock_skew`, `usage_lag` (seconds), `workflows`, `models`, `media_url`.
     """
 
-    tier: str = attrs.field(default="pro", validator=[must.instance_of(str), must.min_len(1)])
-    role: Literal["user", "admin"] = attrs.field(default="user", validator=must.in_(("user", "admin")))
-    generation: Literal["current", "old"] = attrs.field(default="current", validator=must.in_(("current", "old")))
-    scope: Literal["free", "deployment", "admin", "super_admin"] = "deployment"
+    tier: str = attrs.field(default="pro", validator=_is_text)
+    role: Literal["user", "admin"] = attrs.field(default="user", validator=_one_of("user", "admin"))
+    generation: Literal["current", "old"] = attrs.field(default="current", validator=_one_of("current", "old"))
+    scope: Literal["free", "deployment", "admin", "super_admin"] = attrs.field(
+        default="deployment", validator=_one_of("free", "deployment", "admin", "super_admin")
+    )
     api_key: str = DEFAULT_KEY
     capabilities: Sequence[str] = attrs.field(default=("*",), validator=_are_capabilities)
-    webhook_url: str | None = attrs.field(default=None, validator=must.optional(must.instance_of(str)))
-    webhook_secret: str = attrs.field(
-        default="whsec_emulator_0123456789abcdef", validator=[must.instance_of(str), must.min_len(16)]
+    webhook_url: str | None = attrs.field(
+        default=None, validator=must.optional(_must_be("http://host or https://host", _is_web_address))
     )
+    webhook_secret: str = attrs.field(default="whsec_emulator_0123456789abcdef", validator=_is_secret)
     deliveries: Deliveries = attrs.field(factory=Deliveries, validator=must.instance_of(Deliveries))
     keys: tuple[ApiKey, ...] = attrs.field(
         default=(), converter=_keys, validator=must.deep_iterable(must.instance_of(ApiKey))
@@ -211,28 +241,30 @@ class Settings:
     failure_rate: float = attrs.field(default=0.0, validator=_is_share)
     cancel_delay: Seconds = attrs.field(default=2.0, validator=is_seconds)
     late_cancel: Literal["completed", "cancelled"] = attrs.field(
-        default="completed", validator=must.in_(("completed", "cancelled"))
+        default="completed", validator=_one_of("completed", "cancelled")
     )
     not_found_after_submit: float = attrs.field(default=0.0, validator=_is_time_span)
-    limit: int | None = attrs.field(default=None, validator=must.optional([must.instance_of(int), must.ge(1)]))
-    window_length: float = attrs.field(default=60.0, validator=[_is_finite, must.gt(0)])
+    limit: int | None = attrs.field(
+        default=None, validator=must.optional(_must_be("at least 1", lambda value: is_integer(value) and value >= 1))
+    )
+    window_length: float = attrs.field(default=60.0, validator=_is_span)
     window_phase: float | None = attrs.field(default=None, validator=must.optional(_is_finite))
     window_opens: Literal["on_the_clock", "first_request"] = attrs.field(
-        default="on_the_clock", validator=must.in_(("on_the_clock", "first_request"))
+        default="on_the_clock", validator=_one_of("on_the_clock", "first_request")
     )
     reset_rounding: Literal["up", "down", "nearest"] = attrs.field(
-        default="up", validator=must.in_(("up", "down", "nearest"))
+        default="up", validator=_one_of("up", "down", "nearest")
     )
-    polls_limited: bool = attrs.field(default=True, validator=must.instance_of(bool))
-    usage_limited: bool = attrs.field(default=True, validator=must.instance_of(bool))
+    polls_limited: bool = attrs.field(default=True, validator=_is_switch)
+    usage_limited: bool = attrs.field(default=True, validator=_is_switch)
     others: float | Callable[[Random], int] = attrs.field(default=0.0, validator=_is_others_share)
-    seed: int = 0
-    epoch: float = attrs.field(default=1_780_000_000.0, validator=[_is_finite, must.gt(0)])
+    seed: int = attrs.field(default=0, validator=_is_integer)
+    epoch: float = attrs.field(default=1_780_000_000.0, validator=_is_span)
     clock_skew: float = attrs.field(default=0.0, validator=_is_finite)
     usage_lag: float = attrs.field(default=0.0, validator=_is_time_span)
     workflows: tuple[EmulatedWorkflow, ...] = attrs.field(default=DEFAULT_WORKFLOWS, converter=_workflows)
     models: tuple[Model, ...] = attrs.field(default=DEFAULT_MODELS, converter=_models)
-    media_url: str = attrs.field(default=DEFAULT_MEDIA_URL, validator=must.instance_of(str))
+    media_url: str = attrs.field(default=DEFAULT_MEDIA_URL, validator=_is_text)
 
     def check_together(self) -> None:
         """Raise ValueError for settings that are possible one by one but not together."""
@@ -338,4 +370,7 @@ def _deliveries(given: Mapping[str, Any]) -> Deliveries:
     values: dict[str, Any] = {
         name: _lognormal(name, value) if isinstance(value, Mapping) else value for name, value in given.items()
     }
-    return Deliveries(**values)
+    try:
+        return Deliveries(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"deliveries: {error.args[0]}") from None

@@ -25,9 +25,11 @@ from knouds_async import (
     Job,
     KnoudsError,
     LedgerError,
+    NotFoundError,
     NotRun,
     Outcome,
     Progress,
+    SQLiteLedger,
     Unknown,
 )
 from knouds_async._batch.ledger import Claim
@@ -68,6 +70,14 @@ def ledger(path: Path) -> Any:
 
 
 # Unknown submits.
+
+
+async def test_what_the_service_refuses_makes_no_ledger(knouds: Any, path: Path) -> None:
+    """A workflow that nobody has leaves no file of a new ledger, with a path and with a ledger that was made for it."""
+    for ledger in (path, SQLiteLedger(path)):
+        with pytest.raises(NotFoundError):
+            await knouds.workflows.gather("no-such", jobs(1), ledger=ledger)
+    assert not list(path.parent.iterdir())
 
 
 async def test_an_unknown_that_surely_began_no_run_is_sent(knouds: Any, emulator: Emulator, ledger: Any) -> None:

@@ -7,12 +7,15 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -263,6 +266,15 @@ def test_an_unknown_run_is_5_and_not_sent_again(put_up: PutUp, here: Here, folde
         (["batch", SLUG, "jobs.jsonl", "--expected", "-1"], "--expected -1"),
         (["batch", "Bad_Slug", "jobs.jsonl"], "`knouds workflows`"),
         (["batch", "--status", "none.ledger"], "none.ledger"),
+        (["batch", "--status", "bad.jsonl"], "--status bad.jsonl: no ledger: file is not a database"),
+        (["batch", "--status", "."], "--status .: no ledger: it is a folder"),
+        (["batch", "--rebind", "bad.jsonl"], "--rebind bad.jsonl: no ledger"),
+        (["batch", "--resolve", "bad.jsonl", "j0", "resend"], "--resolve bad.jsonl: no ledger"),
+        (["batch", "--status", "other.db"], "--status other.db: no ledger: it is an SQLite file of something else"),
+        (["batch", SLUG, "jobs.jsonl", "--ledger", "bad.jsonl"], "--ledger bad.jsonl: no ledger"),
+        (["batch", SLUG, "jobs.jsonl", "--ledger", "other.db"], "--ledger other.db: no ledger"),
+        (["batch", SLUG, "jobs.jsonl", "--ledger", "."], "--ledger .: no ledger: it is a folder"),
+        (["batch", SLUG, "jobs.jsonl", "--ledger", "none/l"], "--ledger none/l: no ledger: No such file or directory"),
         (["batch", SLUG, "jobs.jsonl", "--dry-run", "--retry-failed"], "exclude each other"),
         (["batch", SLUG, "jobs.jsonl", "--status", "l"], "give SLUG JOBS, or"),
         (["batch", "--resolve", "none.ledger", "j0", "resend"], "none.ledger"),
@@ -273,11 +285,54 @@ def test_wrong_usage_is_one_line_and_2(service: Any, here: Here, folder: Any, ar
     """What is wrong with a command line is said in one line before any run begins, and no ledger is left behind."""
     folder.write_jobs(1)
     Path("bad.jsonl").write_text("{}\n{\n")
+    with closing(sqlite3.connect("other.db")) as other:
+        other.execute("CREATE TABLE notes (note)")
     done = here(service, *args)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
     assert words in done.err
     assert not service.emulator.runs
     assert not Path("none.ledger").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "code"),
+    [
+        (["no-such"], {}, 2),
+        (["Bad_Slug"], {}, 2),
+        (["no-such", "--csv"], {}, 2),
+        ([SLUG], {"KNOUDS_KEY": "knouds_live_other"}, 3),
+        ([SLUG], {"KNOUDS_KEY": ""}, 3),
+        ([SLUG, "--base-url", "http://127.0.0.1:9"], {}, 1),
+        ([SLUG, "--base-url", "nowhere"], {}, 2),
+        ([SLUG, "--max-in-flight", "0"], {}, 2),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--retry-failed",), ("--save", "files", "--ledger", "new.db")])
+def test_a_batch_that_cannot_begin_leaves_no_file(
+    service: Any, folder: Any, args: list[str], env: dict[str, str], code: int, more: tuple[str, ...]
+) -> None:
+    """What is refused before the first job is one line that says that nothing was run, and makes no file or folder."""
+    folder.write_jobs(1)
+    Path("jobs.csv").write_text("product_name\nMug\n")
+    slug, *options = args
+    jobs = "jobs.csv" if "--csv" in options else "jobs.jsonl"
+    options = [option for option in options if option != "--csv"]
+    done = service.knouds("batch", slug, jobs, *options, "--out", "out.jsonl", *more, **env)
+    assert (done.code, done.out, done.err.count("\n")) == (code, "", 1), done
+    assert len(re.findall("nothing was (?:run|sent)", done.err.lower())) == 1
+    assert sorted(path.name for path in folder.path.iterdir()) == ["jobs.csv", "jobs.jsonl"]
+
+
+def test_a_file_of_results_that_was_there_stays(service: Any, here: Here, folder: Any) -> None:
+    """A batch that cannot begin leaves the files of an earlier one as they are, an empty one too."""
+    folder.write_jobs(1)
+    Path("out.jsonl").touch()
+    assert here(service, "batch", "no-such", "jobs.jsonl", "--out", "out.jsonl").code == 2
+    assert Path("out.jsonl").read_bytes() == b""
+    assert here(service, *BATCH).code == 0
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    assert here(service, "batch", "no-such", "jobs.jsonl", "--out", "out.jsonl").code == 2
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
 @pytest.mark.slow
@@ -551,8 +606,9 @@ def test_a_foreign_ledger_is_refused_and_left_as_it_is(service: Any, here: Here,
     Path("notes.txt").write_text("not a ledger\n" * 100)
     for args in ((*BATCH, "--ledger", "notes.txt"), ("batch", "--status", "notes.txt")):
         done = here(service, *args)
-        assert done.code == 1
-        assert "notes.txt" in done.err.splitlines()[-1]
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "notes.txt: no ledger" in done.err
+        assert "submitted" not in done.err
     assert Path("notes.txt").read_text() == "not a ledger\n" * 100
     assert not service.emulator.runs
 
@@ -847,6 +903,7 @@ def test_a_dry_run_submits_nothing(service: Any, here: Here, folder: Any) -> Non
         "jobs": 5,
         "invalid": 0,
         "already_done": 0,
+        "to_run": 5,
         "credits": 60,
         "credits_source": "schema",
         "windows": 1,
@@ -862,7 +919,7 @@ def test_a_dry_run_finds_what_is_invalid(service: Any, here: Here, folder: Any) 
         file.write('{\n{"key": "j1", "inputs": {}}\n{"key": "bad", "inputs": {"count": 9}}\n')
     done = here(service, *DRY, "--json")
     told = json.loads(done.out)
-    assert (done.code, told["jobs"], told["invalid"], told["credits"]) == (2, 6, 3, 36)
+    assert (done.code, told["jobs"], told["invalid"], told["to_run"], told["credits"]) == (2, 6, 3, 3, 36)
     for words in ("jobs.jsonl line 4: not JSON", "j1: its key came before", "bad: 'count' must be at most 4"):
         assert words in done.err
     assert not service.emulator.runs
@@ -875,7 +932,7 @@ def test_a_dry_run_knows_what_is_done(service: Any, here: Here, folder: Any) -> 
     folder.write_jobs(5)
     ledger = Path("jobs.jsonl.ledger").read_bytes()
     told = json.loads(here(service, *DRY, "--json").out)
-    assert (told["jobs"], told["already_done"], told["credits"]) == (5, 2, 36)
+    assert (told["jobs"], told["already_done"], told["to_run"], told["credits"]) == (5, 2, 3, 36)
     assert Path("jobs.jsonl.ledger").read_bytes() == ledger
     piped = service.knouds("batch", SLUG, "-", "--dry-run", "--json", stdin='{"product_name": "Mug"}\n')
     assert (piped.code, json.loads(piped.out)["credits"]) == (0, 12)

@@ -69,9 +69,13 @@ def test_every_outcome_is_a_line_with_the_same_names(outcome: Outcome, values: l
 
 def test_files_stand_in_the_line() -> None:
     """Where files were to be saved, their paths are in the line, or null when one could not be had."""
-    assert result_line(OUTCOMES[0][0], (Path("x/e-1.png"),), save=True)["files"] == [str(Path("x/e-1.png"))]
-    assert result_line(OUTCOMES[0][0], save=True)["files"] is None
-    assert "files" not in result_line(OUTCOMES[0][0])
+    completed, failed = Completed(job=JOB, run=RunResult([1], 12, 40, "e")), OUTCOMES[2][0]
+    assert result_line(attrs.evolve(completed, files=(Path("x/e-1.png"),)), save=True)["files"] == [
+        str(Path("x/e-1.png"))
+    ]
+    assert result_line(completed, save=True)["files"] is None
+    assert "files" not in result_line(completed)
+    assert "files" not in result_line(failed, save=True)
 
 
 def test_the_line_of_a_key_is_that_of_the_job_that_runs() -> None:

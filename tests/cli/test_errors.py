@@ -64,8 +64,26 @@ def assert_one_line(ended: Any, code: int, words: str) -> None:
         (["demo", "--runs", "0"], "1 to 1000"),
         (["emulator", "--port", "70000"], "0 to 65535"),
         (["emulator", "--host", "192.0.2.1"], "--allow-remote"),
-        (["emulator", "--failure-rate", "3"], "failure_rate"),
-        (["emulator", "--duration", "-1"], "duration"),
+        (["whoami", "--base-url", "nowhere"], ": --base-url 'nowhere' must"),
+        (["workflows", "--base-url", "ftp://x"], ": --base-url 'ftp://x' must"),
+        (["emulator", "--failure-rate", "3"], ": --failure-rate must be between 0 and 1, not 3.0"),
+        (["emulator", "--duration", "-1"], ": --duration must be"),
+        (["emulator", "--others", "7"], ": --others must be"),
+        (["emulator", "--limit", "-1"], ": --limit must be at least 1, not -1"),
+        (["emulator", "--webhook-url", "nowhere"], ": --webhook-url must be http://"),
+        (["emulator", "--tier", ""], ": --tier must be"),
+        (["emulator", "--set", "failure_rate=9"], ": --set failure_rate must be between 0 and 1, not 9"),
+        (["emulator", "--set", "tier=9"], ": --set tier must be a string, not 9"),
+        (["emulator", "--set", "durations=3"], ": --set durations must be an object"),
+        (["emulator", "--set", "generation=new"], ": --set generation must be one of"),
+        (["emulator", "--set", "polls_limited=1"], ": --set polls_limited must be true or false, not 1"),
+        (["emulator", "--set", 'costs={"moon": 1}'], ": --set costs names unknown targets"),
+        (["emulator", "--set", "seed=x"], ": --set seed must be"),
+        (["emulator", "--set", "scope=x"], ": --set scope must be one of"),
+        (["emulator", "--set", "webhook_secret=x"], ": --set webhook_secret must be"),
+        (["emulator", "--set", 'deliveries={"dropped": 3}'], ": --set deliveries: dropped must be between 0 and 1"),
+        (["emulator", "--duration", "inf"], ": --duration must be finite"),
+        (["emulator", "--fault", "reset nth=0"], "nth counts from 1"),
         (["emulator", "--fault", "rest"], "did you mean reset?"),
         (["emulator", "--fault", "reset on GET /moon"], "no route is called 'GET /moon'"),
         (["emulator", "--set", "clock_skew"], "write NAME=VALUE"),
@@ -74,13 +92,38 @@ def assert_one_line(ended: Any, code: int, words: str) -> None:
         (["emulator", "--set", "clock_sqew=3"], "did you mean 'clock_skew'?"),
         (["emulator", "--set", "moon=3"], "there are: cancel_delay, "),
         (["emulator", "--set", 'deliveries={"dropt": 1}'], "deliveries have no 'dropt'"),
-        (["emulator", "--tier", "enterprise", "--limit", "3"], "limit has no effect"),
-        (["emulator", "--webhook-secret", "short"], "webhook_secret"),
+        (["emulator", "--tier", "enterprise", "--limit", "3"], ": --limit has no effect"),
+        (["emulator", "--webhook-secret", "short"], ": --webhook-secret must be"),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(service: Any, here: Callable[..., Any], args: list[str], words: str) -> None:
     """What is wrong with a command line is said in one line, and no run begins."""
     assert_one_line(here(service, *args), 2, words)
+    assert not service.emulator.runs
+
+
+@pytest.mark.parametrize(
+    ("args", "env"),
+    [
+        (["run", "nowhere"], {}),
+        (["run", "Bad_Slug"], {}),
+        (["run", "--model", "nowhere"], {}),
+        ([*RUN, "product_nam=5"], {}),
+        ([*RUN], {"KNOUDS_KEY": "knouds_live_other"}),
+        ([*RUN], {"KNOUDS_KEY": ""}),
+        ([*RUN, "--base-url", "http://127.0.0.1:9"], {}),
+        ([*RUN, "--base-url", "nowhere"], {}),
+        ([*RUN, "--profile", "nobody"], {}),
+    ],
+)
+def test_a_run_that_cannot_begin_is_said_to_be_none(
+    service: Any, tmp_path: Path, args: list[str], env: dict[str, str]
+) -> None:
+    """What is refused before the submit is one line that says once that nothing was run, and makes no folder."""
+    done = service.knouds(*args, "--save", str(tmp_path / "files"), **env)
+    assert (done.out, done.err.count("\n")) == ("", 1), done
+    assert len(re.findall("nothing was (?:run|sent)", done.err.lower())) == 1
+    assert not list(tmp_path.iterdir())
     assert not service.emulator.runs
 
 

@@ -86,6 +86,6 @@ def test_a_warning_is_printed_unless_commands_say_it_themselves(capsys: pytest.C
     """An id that must not be lost is printed; that runs are in flight is not, in the words of the library."""
     log = logging.getLogger("knouds_async")
     with output.safe_streams():
-        for event in ("runs_in_flight", "batch_left", "submit_not_awaited"):
+        for event in ("runs_in_flight", "batch_left", "files_not_saved", "submit_not_awaited"):
             log.warning("%s happened", event, extra={"event_name": event})
     assert capsys.readouterr().err == "knouds: submit_not_awaited happened\n"
