@@ -13,7 +13,7 @@ import attrs
 
 from knouds_async._sansio import keys, responses
 from knouds_async._sansio.inputs import Default, is_record, plain_inputs, safe_repr
-from knouds_async._sansio.ledger import Ending, Entry, Stage
+from knouds_async._sansio.ledger import Ending, Entry, Stage, amount
 from knouds_async._sansio.responses import Answer, UnreadableError, json_object
 from knouds_async.errors import (
     ExecutionCancelledError,
@@ -240,9 +240,9 @@ class Progress:
     unknown: int = 0
     abandoned: int = 0
     from_ledger: int = 0
-    credits_spent: float = 0.0
-    credits_reserved: float = 0.0
-    max_credits: float | None = None
+    credits_spent: float = attrs.field(default=0, converter=amount)
+    credits_reserved: float = attrs.field(default=0, converter=amount)
+    max_credits: float | None = attrs.field(default=None, converter=attrs.converters.optional(amount))
     held_for: float = 0.0
     waiting_for_quota: int = 0
     seconds_left: float | None = None

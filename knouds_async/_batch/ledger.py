@@ -21,6 +21,7 @@ from knouds_async._sansio.ledger import (
     Stage,
     Totals,
     advance,
+    amount,
     fit_under_cap,
     highest_known,
     repriced,
@@ -114,8 +115,8 @@ class LedgerCounts:
     cancelled: int = 0
     unknown: int = 0
     abandoned: int = 0
-    credits_spent: float = 0.0
-    credits_reserved: float = 0.0
+    credits_spent: float = attrs.field(default=0, converter=amount)
+    credits_reserved: float = attrs.field(default=0, converter=amount)
 
 
 class Ledger(Protocol):

@@ -762,7 +762,7 @@ class Worker:
             self._changed = None
 
     def _spent(self, price: float | None, cap: float) -> errors.BudgetExceededError:
-        cost = "at a price that is not known" if price is None else f"of {price:g} credits"
+        cost = "at a price that is not known" if price is None else f"of {price:.12g} credits"
         unpriced = f", and what {self.totals.unpriced} of the runs cost is not known" if self.totals.unpriced else ""
         return errors.BudgetExceededError(
             f"another run {cost} could pass max_credits={cap:g}: {self.totals.spent:g} credits are spent and "

@@ -228,12 +228,12 @@ def _dry_run(options: BatchOptions) -> int:
     faults = [*(str(line) for line in lines), *estimate.faults]
     estimate = attrs.evolve(estimate, jobs=estimate.jobs + len(lines), invalid=estimate.invalid + len(lines))
     if options.as_json:
-        record = output.to_jsonable(estimate) | {"to_run": estimate.to_run}
+        record = attrs.asdict(estimate)
         del record["faults"]
-        output.print_json(record)
+        counts = {name: record.pop(name) for name in ("jobs", "invalid", "already_done")}
+        output.print_json(counts | {"to_run": estimate.to_run} | record)
     else:
         output.print_pairs(*estimate_pairs(estimate))
-    output.flush_stdout()  # results before messages at a terminal
     for fault in faults[:_MAX_FAULTS]:
         output.print_error(fault)
     if not options.as_json:
@@ -382,7 +382,6 @@ def print_report(run: BatchRun) -> int:
     code = report.exit_code(now, run.failure)
     if options.as_json and options.out is not None:
         output.print_json(to_record(now, options.ledger, options.out, code))
-        output.flush_stdout()  # results before messages at a terminal
     output.print_info(summarize(now))
     for problem in report.problems(shlex.quote(str(options.ledger))):
         output.print_error(problem)
@@ -434,7 +433,7 @@ def print_ledger(path: LedgerPlace, service: ServiceOptions, *, as_json: bool) -
         output.print_json(record | {"unknown_jobs": [_job_record(job) for job in unknown]})
     else:
         names = [field.name for field in attrs.fields(LedgerCounts)]
-        pairs = [(name.replace("_", " "), getattr(counts, name) or None) for name in names]
+        pairs = [(name.replace("_", " "), f"{value:,}" if (value := getattr(counts, name)) else None) for name in names]
         output.print_pairs(*pairs, *([("unclaimed usage rows", len(rows))] if searches else []))
         for each in batches:
             lease = f"lease of {each.lease:.0f} s" if each.lease > 0 else "its lease has run out"
@@ -533,7 +532,6 @@ def _print_unknown(path: LedgerPlace, unknown: list[UnknownJob], problem: str) -
     heads = ("unknown", "sent (UTC)", "target", "why")
     rows = [(job.entry.key, _sent_at(job.entry), job.entry.target, job.reasons) for job in unknown]
     output.print_table(heads, rows, details=("why", "target"))
-    output.flush_stdout()  # results before messages at a terminal
     if problem:
         output.print_info(f"The usage was not searched for them: {problem}.")
     output.print_info(

@@ -37,6 +37,7 @@ from knouds_async import (
     Unknown,
 )
 from knouds_async._batch.jobs import outcome_of_entry
+from knouds_async._batch.progress import format_credits
 from knouds_async._cli import output
 from knouds_async._cli.errors import UsageError, format_error
 from knouds_async._cli.output import one_line
@@ -371,5 +372,5 @@ def _short_line(line: Mapping[str, Any]) -> str:
     run = RunResult(line["result"])
     outputs = line.get("files") or [one.url for one in run.media] or ([run.text] if run.text else [])
     last = error["message"] if error else " ".join(map(str, outputs[:1]))
-    cost = "" if line["cost"] is None else f"{output.format_cell(line['cost'])} credits"
+    cost = "" if line["cost"] is None else f"{format_credits(line['cost'])} credits"
     return "  ".join(one_line(part) for part in (line["key"], line["status"], cost, last) if part)

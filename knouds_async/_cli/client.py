@@ -18,6 +18,7 @@ import attrs
 from cyclopts import Parameter
 
 from knouds_async import AsyncKnouds, ConfigurationError, DownloadError, ExecutionState, RunResult, Secret
+from knouds_async._batch.progress import format_credits
 from knouds_async._cli import output
 from knouds_async._cli.errors import KeyMissingError, UsageError, format_error
 from knouds_async._cli.keys import StoredKey, find_key
@@ -106,7 +107,7 @@ def print_state(state: ExecutionState, *, files: Iterable[Path] | None = None) -
         ("status", state.status),
         ("runs", state.workflow_slug or state.model_ids),
         ("error", " ".join(word for word in (error.code, error.message) if word) if error else None),
-        ("credits", state.cost),
+        ("credits", None if state.cost is None else format_credits(state.cost)),
         ("seconds", None if state.ms is None else round(state.ms / 1000, 1)),
         ("started", state.created_at),
         ("ended", state.completed_at),
@@ -134,7 +135,7 @@ def print_run_result(result: Any, *, files: Iterable[Path] | None = None) -> Non
 def summarize_state(state: ExecutionState) -> str:
     """Return the status of a finished run, its duration and its cost."""
     duration = f" in {state.ms / 1000:.1f} s" if state.ms is not None else ""
-    cost = f", {output.format_cell(state.cost)} credits" if state.cost is not None else ""
+    cost = f", {format_credits(state.cost)} credits" if state.cost is not None else ""
     return f"{state.status}{duration}{cost}"
 
 

@@ -35,6 +35,7 @@ from knouds_async import (
     UsageRow,
     __version__,
 )
+from knouds_async._batch.progress import format_credits
 from knouds_async._cli import output
 from knouds_async._cli.client import (
     DEFAULT_SERVICE,
@@ -113,8 +114,18 @@ OutPath = Annotated[
     Path | None,
     Parameter(
         allow_leading_hyphen=True,
-        help="The file that results are appended to, else stdout: a JSON object a line, with key, status, "
-        "execution_id, result, cost, ms, error.",
+        help="Where the results are written, a line for each job: appended to this file, else printed on stdout. A line "
+        "is a JSON object with key, status, execution_id, result, cost, ms, error. The images, videos and sounds that "
+        "runs make are not in it, only their addresses: see --save.",
+    ),
+]
+SaveBatch = Annotated[
+    Path | None,
+    Parameter(
+        name="--save",
+        help="Where the images, videos and sounds that runs make are downloaded: this folder, made where it is missing. "
+        "The line of a job then has their paths too, in files. Without it nothing is downloaded. No existing file is "
+        "overwritten.",
     ),
 ]
 MaxInFlight = Annotated[int | None, Parameter(help="Most runs in flight at once.")]
@@ -167,7 +178,7 @@ def batch(
     max_credits: MaxCredits = None,
     retry_failed: RetryFailed = False,
     expected: Expected = None,
-    save: Save = None,
+    save: SaveBatch = None,
     dry_run: DryRun = False,
     status: StatusLedger = None,
     resolve: Decision = None,
@@ -318,7 +329,7 @@ def schema(
         output.print_json(found)
         return
     estimate = found.estimated_credit_cost
-    cost = f"about {output.format_cell(estimate)} credits a run" if estimate is not None else None
+    cost = f"about {format_credits(estimate)} credits a run" if estimate is not None else None
     about = ": ".join(part for part in (found.name or slug, found.description) if part)
     output.print_info("; ".join(part for part in (about, cost) if part))
     if not found.fields:
@@ -484,7 +495,7 @@ def _print_sums(sums: Sequence[UsageSum], *, as_json: bool) -> None:
     output.print_table(heads, cells, bars=[each.credits for each in sums])
     output.print_info(
         f"{plural(sum(each.runs for each in sums), 'run')}, {plural(sum(each.failed for each in sums), 'failure')}, "
-        f"{output.format_cell(sum(each.credits for each in sums))} credits"
+        f"{format_credits(sum(each.credits for each in sums))} credits"
     )
 
 

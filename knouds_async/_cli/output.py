@@ -83,7 +83,12 @@ def _redirect_to_devnull(stream: TextIO) -> None:
 
 
 def _write_stderr(text: str) -> None:
-    """Write to stderr, at a terminal broken between words; when it is closed the command continues without messages."""
+    """Write to stderr, after the results before it; at a terminal broken between words.
+
+    When it is closed the command continues without messages. A reader of stdout that has gone is noticed at its end.
+    """
+    with suppress(OSError):
+        sys.stdout.flush()
     try:
         if sys.stderr.isatty():
             columns = shutil.get_terminal_size().columns

@@ -259,7 +259,6 @@ def _print_outcome(
         output.print_json(output.to_jsonable(state) | missing_id | files)
     elif state.result is not None:
         print_run_result(state.result, files=request.files)
-    output.flush_stdout()  # results before messages at a terminal
     if failure is None:
         output.print_info(summarize_state(state))
         return ExitCode.OK if request.folder is None or request.files is not None else ExitCode.ERROR

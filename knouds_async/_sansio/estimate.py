@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import attrs
 
+from knouds_async._sansio.ledger import amount
 from knouds_async.types import UsageRow
 
 WINDOW: Final = 60.0  # seconds
@@ -35,7 +36,7 @@ class Estimate:
     jobs: int
     invalid: int = 0
     already_done: int = 0
-    credits: float | None = None
+    credits: float | None = attrs.field(default=None, converter=attrs.converters.optional(amount))
     credits_source: Literal["schema", "usage"] | None = None
     windows: int | None = None
     seconds: float | None = None

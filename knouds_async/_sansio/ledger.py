@@ -534,3 +534,8 @@ def highest_known(one: float | None, other: float | None) -> float | None:
     if one is None or other is None:
         return other if one is None else one
     return max(one, other)
+
+
+def amount(credits: float) -> float:
+    """Return credits as the service writes them: an integer where they are whole, so that all show them alike."""
+    return int(credits) if abs(credits) < 1e15 and int(credits) == credits else credits

@@ -87,6 +87,7 @@ def test_json_sums_it_up_for_programs(service: Any, here: Here, folder: Any) -> 
     assert told["completed"] == told["total"] == told["submitted"] == 4
     assert told["failed"] == told["cancelled"] == told["not_run"] == told["unknown"] == told["in_flight"] == 0
     assert (told["credits_spent"], told["max_credits"], told["exit_code"]) == (48, 1000, 0)
+    assert '"credits_spent": 48,' in done.out
     assert (told["ledger"], told["out"]) == ("jobs.jsonl.ledger", "out.jsonl")
 
 

@@ -3,6 +3,7 @@
 import logging
 import unicodedata
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -80,6 +81,18 @@ def test_a_command_in_a_message_is_not_broken() -> None:
         "  Resume with: knouds batch a b --out c",
     ]
     assert wrap_words("", 20) == [""]
+
+
+def test_results_come_before_the_messages_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both streams go to one file or pipe, which keeps results back, they are in the order of the command."""
+    with (tmp_path / "both").open("a") as results, (tmp_path / "both").open("a") as messages:
+        monkeypatch.setattr("sys.stdout", results)
+        monkeypatch.setattr("sys.stderr", messages)
+        output.print_result("rows")
+        output.print_info("2 of 3 rows")
+        output.print_table(["row"], [["more"]])
+        output.print_error("a warning")
+    assert (tmp_path / "both").read_text() == "rows\n2 of 3 rows\nmore\nknouds: a warning\n"
 
 
 def test_a_warning_is_printed_unless_commands_say_it_themselves(capsys: pytest.CaptureFixture[str]) -> None:

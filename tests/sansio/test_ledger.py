@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from knouds_async import Estimate, Progress
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import (
     Abandoned,
@@ -34,6 +35,7 @@ from knouds_async._sansio.ledger import (
     Stage,
     Totals,
     advance,
+    amount,
     exceeds_experience,
     fit_under_cap,
     remembered,
@@ -650,3 +652,17 @@ def test_long_results_are_not_kept_in_memory() -> None:
     long = attrs.evolve(ended, ending=Ending(status="completed", reply="x" * 5000))
     assert (remembered(long).stage, remembered(long).ending, remembered(long).owner) == (Stage.SUBMITTED, None, None)
     assert remembered(attrs.evolve(long, execution_id=None)).ending is not None
+
+
+def test_credits_are_written_one_way() -> None:
+    """A whole number of credits is an integer wherever it was summed, as the service writes it; others stay."""
+    assert [repr(amount(each)) for each in (12, 12.0, 0.0, 0.255, 1e300, float("inf"))] == [
+        "12",
+        "12",
+        "0",
+        "0.255",
+        "1e+300",
+        "inf",
+    ]
+    assert repr(Progress(credits_spent=1200.0, max_credits=5e3).credits_spent) == "1200"
+    assert repr(Estimate(jobs=1, credits=12.0).credits) == "12"
