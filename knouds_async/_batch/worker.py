@@ -431,7 +431,7 @@ class Worker:
 
     async def _submit(self, prepared: PreparedJob) -> Execution | None:
         """Submit a job that never ran; None: it was withheld, or another has it by now."""
-        submit = Submit(self, prepared)
+        submit = Submit(self, prepared, needs_id=True)
         try:
             answer = await self._send(submit)
         finally:
@@ -504,10 +504,10 @@ class Worker:
 
     async def _send_once(self, submit: Submit) -> Submitted | RunResult | None:
         self._say_pause()
-        is_one_go = self.target in self._client.one_go
+        is_one_go = not submit.needs_id and self.target in self._client.one_go
         submit.lasts = self._client.timeouts.run if is_one_go else 0.0
         make: Callable[..., endpoints.Call[Any]] = endpoints.run if is_one_go else endpoints.submit
-        call, total = with_timeout(make(self.target, submit.prepared.inputs), None if is_one_go else self._timeout)
+        call, total = with_timeout(make(self.target, submit.prepared.inputs), self._timeout)
         answer: Submitted | RunResult | None = await self._client.pipeline.send(call, total=total, hooks=submit)
         return answer
 
@@ -906,9 +906,10 @@ class Submit:
     still end.
     """
 
-    def __init__(self, worker: Worker, prepared: PreparedJob) -> None:
+    def __init__(self, worker: Worker, prepared: PreparedJob, *, needs_id: bool = False) -> None:
         self._worker = worker
         self.prepared = prepared
+        self.needs_id = needs_id
         self.scope = anyio.CancelScope()
         self.entry: Entry | None = None
         self.taken: Entry | None = None

@@ -114,18 +114,18 @@ OutPath = Annotated[
     Path | None,
     Parameter(
         allow_leading_hyphen=True,
-        help="Where the results are written, a line for each job: appended to this file, else printed on stdout. A line "
-        "is a JSON object with key, status, execution_id, result, cost, ms, error. The images, videos and sounds that "
-        "runs make are not in it, only their addresses: see --save.",
+        help="Where the results are written, a line for each job: appended to this file, else printed on stdout. A "
+        "line is a JSON object with key, status, execution_id, result, cost, ms, error. The images, videos and sounds "
+        "that runs make are not in it, only their addresses: see --save.",
     ),
 ]
 SaveBatch = Annotated[
     Path | None,
     Parameter(
         name="--save",
-        help="Where the images, videos and sounds that runs make are downloaded: this folder, made where it is missing. "
-        "The line of a job then has their paths too, in files. Without it nothing is downloaded. No existing file is "
-        "overwritten.",
+        help="Where the images, videos and sounds that runs make are downloaded: this folder, made where it is "
+        "missing. The line of a job then has their paths too, in files. Without it nothing is downloaded. No existing "
+        "file is overwritten.",
     ),
 ]
 MaxInFlight = Annotated[int | None, Parameter(help="Most runs in flight at once.")]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from knouds_async import (
     AsyncKnouds,
+    AsyncNotSupportedError,
     Completed,
     InsufficientCreditsError,
     Job,
@@ -30,6 +31,8 @@ from knouds_async import (
     Outcome,
     Progress,
     SQLiteLedger,
+    SubmissionUnknownError,
+    Timeouts,
     Unknown,
 )
 from knouds_async._batch.ledger import Claim
@@ -411,6 +414,24 @@ async def _digest_of_first() -> str:
     from knouds_async._sansio.keys import digest
 
     return digest(jobs(1)[0].inputs)
+
+
+@pytest.mark.parametrize("timeout", [None, 10, Timeouts(submit=10)])
+async def test_a_handle_is_of_a_run_with_an_id(knouds: Any, emulator: Emulator, ledger: Any, timeout: Any) -> None:
+    """A target that is known to run in one go gives none: a submit is refused as before, and pays for nothing."""
+    inputs = {"prompt": "a"}
+    assert isinstance(await knouds.models.once("claude-sonnet", Job("first", inputs), ledger=ledger), Completed)
+    with pytest.raises(AsyncNotSupportedError, match="Nothing was run or charged"):
+        await knouds.models.submit("claude-sonnet", inputs, key="second", ledger=ledger, timeout=timeout)
+    assert len(emulator.runs) == 1
+    entry = await ledger.look("second")
+    assert entry.stage is Stage.NEW
+    emulator.faults.add(
+        faults.stalled(90), route=f"{ROUTE}?async=true".replace("workflows/:slug", "models/:internalName")
+    )
+    with pytest.raises(SubmissionUnknownError, match=f"within {10 if timeout else 60} s"):
+        await knouds.models.submit("claude-sonnet", inputs, key="second", ledger=ledger, timeout=timeout)
+    assert len(emulator.runs) == 1
 
 
 async def test_a_run_that_is_cut_in_one_go_is_unknown(make_client: Any, ledger: Any) -> None:
