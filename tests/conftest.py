@@ -48,8 +48,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Run the test on both backends, in virtual time."""
-    return virtual_backend(request.param)
+    """Run the test on both backends, in virtual time, or by the clock on the wall where its module says REAL_TIME."""
+    return (request.param, {}) if getattr(request.module, "REAL_TIME", False) else virtual_backend(request.param)
 
 
 @pytest.fixture

@@ -1,22 +1,14 @@
-"""Batches: in virtual time, but for those on a ledger's file, whose thread is invisible to a clock that jumps."""
+"""Ledgers of batches; a file's thread is invisible to a clock that jumps, so what uses one says REAL_TIME."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from knouds_async.testing import Emulator, virtual_backend
-from knouds_async.testing.virtual_time import BACKENDS
-from tests.batch.in_loop import close_databases
-
-
-@pytest.fixture(params=BACKENDS)
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Run the test on both backends; by the clock on the wall where the test's module says so."""
-    return (request.param, {}) if getattr(request.module, "REAL_TIME", False) else virtual_backend(request.param)
+from knouds_async.testing import Emulator
+from tests.batch.in_loop import InLoopLedger, close_databases
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +22,12 @@ def closed_databases() -> Iterator[None]:
 def path(tmp_path: Path) -> Path:
     """Return the path of a ledger that is not there yet."""
     return tmp_path / "renders.db"
+
+
+@pytest.fixture
+def ledger(path: Path) -> InLoopLedger:
+    """Return a ledger in the loop."""
+    return InLoopLedger(path)
 
 
 @pytest.fixture

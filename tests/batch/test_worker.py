@@ -63,15 +63,6 @@ def kinds(outcomes: list[Outcome]) -> Counter[str]:
     return Counter(str(getattr(outcome, "reason", type(outcome).__name__)) for outcome in outcomes)
 
 
-@pytest.fixture
-def ledger(path: Path) -> Any:
-    """Return a ledger in the loop."""
-    made = InLoopLedger(path)
-    yield made
-    if made._database is not None:
-        made._database.close()
-
-
 # Unknown submits.
 
 

@@ -55,6 +55,19 @@ PARTS = {
 }
 
 
+async def received(stream: anyio.abc.ByteReceiveStream) -> tuple[str, bytes]:
+    """Return the head and the body of the next request on a connection."""
+    seen = b""
+    while b"\r\n\r\n" not in seen:
+        seen += await stream.receive()
+    head, _, body = seen.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    length = next((int(line[15:]) for line in lines if line.lower().startswith("content-length:")), 0)
+    while len(body) < length:
+        body += await stream.receive()
+    return head.decode(), body
+
+
 class Server:
     """Plays the part that a request's path ends in; `served` lists (number of the connection, head) as they came."""
 
@@ -81,17 +94,10 @@ class Server:
             self.open -= 1
 
     async def _exchange(self, stream: anyio.abc.ByteStream, number: int) -> bool:
-        seen = b""
-        while b"\r\n\r\n" not in seen:
-            seen += await stream.receive()
-        head, _, body = seen.partition(b"\r\n\r\n")
-        lines = head.decode().split("\r\n")
-        length = next((int(line[15:]) for line in lines if line.lower().startswith("content-length:")), 0)
-        while len(body) < length:
-            body += await stream.receive()
-        self.served.append((number, head.decode()))
+        head, body = await received(stream)
+        self.served.append((number, head))
         self.bodies.append(body)
-        part = lines[0].split()[1].split("?")[0].split("/")[-1 if lines[0].startswith("GET") else 3]
+        part = head.split()[1].split("?")[0].split("/")[-1 if head.startswith("GET") else 3]
         answer, then = PARTS.get(part, (OK, "go on"))
         if part == "twice-in-records" and isinstance(stream, TLSStream):
             stream.extra(TLSAttribute.ssl_object).write(OK)  # noqa: S610  (not Django's)

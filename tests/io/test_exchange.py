@@ -51,21 +51,8 @@ from tests.io.scripted import (
     serving,
 )
 
+REAL_TIME = True  # sockets know no other
 HURRIED = Timeouts(connect=0.05)
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Run on both backends in real time: sockets know no other."""
-    name: str = request.param
-    return name
-
-
-@pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
-    """Collect what a test has dropped while it is still the one to blame for a ResourceWarning."""
-    yield
-    gc.collect()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

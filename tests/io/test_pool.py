@@ -52,9 +52,11 @@ from tests.io.scripted import (
     cancel_with_a_scope,
     connected,
     eventually,
+    received,
     serving,
 )
 
+REAL_TIME = True  # sockets know no other
 KEY = "knouds_live_test_0123456789"
 PASSWORD = "s3cr/et#word"
 
@@ -319,20 +321,6 @@ SUBMIT = endpoints.submit(Target("workflows", "a"), {})
 STALL = endpoints.run(Target("workflows", "stall"), {})
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Run on both backends in real time: sockets know no other."""
-    name: str = request.param
-    return name
-
-
-@pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
-    """Collect what a test has dropped while it is still the one to blame for a ResourceWarning."""
-    yield
-    gc.collect()
-
-
 class Sockets:
     """Remembers the sockets that were opened."""
 
@@ -566,15 +554,8 @@ class AnsweringServer:
             self.open -= 1
 
     async def _exchange(self, stream: anyio.abc.SocketStream, number: int) -> bool:
-        seen = b""
-        while b"\r\n\r\n" not in seen:
-            seen += await stream.receive()
-        head, _, body = seen.partition(b"\r\n\r\n")
-        lines = head.decode().split("\r\n")
-        length = next((int(line[15:]) for line in lines if line.lower().startswith("content-length:")), 0)
-        while len(body) < length:
-            body += await stream.receive()
-        path = lines[0].split()[1]
+        head, body = await received(stream)
+        path = head.split()[1]
         self.served.append((number, path))
         self.bodies.append(body)
         return await self._play(stream, path)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from knouds_async.testing import virtual_backend
-from tests.batch.conftest import closed_databases, path, quick
+from tests.batch.conftest import closed_databases, ledger, path, quick
 
-__all__ = ["closed_databases", "path", "quick"]
+__all__ = ["closed_databases", "ledger", "path", "quick"]
 
 
 @pytest.fixture(params=["asyncio", pytest.param("trio", marks=pytest.mark.slow)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -18,13 +17,11 @@ from knouds_async import (
     Job,
     NotRun,
     Outcome,
-    SQLiteLedger,
     Unknown,
 )
 from knouds_async._sansio.ledger import Stage
 from knouds_async.errors import PermissionDeniedError
 from knouds_async.testing import Emulator, EmulatorTransport, Fault, Response, faults
-from tests.batch.in_loop import InLoopLedger
 
 SLUG = "my-thumbnail-pipeline"
 ROUTE = "POST /api/workflows/:slug/run"
@@ -47,12 +44,6 @@ async def run(knouds: AsyncKnouds, ledger: Any, count: int = 200) -> list[Outcom
     """Run a batch to its end."""
     async with knouds.workflows.map(SLUG, jobs(count), ledger=ledger, validate=False) as outcomes:
         return [outcome async for outcome in outcomes]
-
-
-@pytest.fixture
-def ledger(path: Path) -> SQLiteLedger:
-    """Return a ledger on a file."""
-    return InLoopLedger(path)
 
 
 STRANGERS: dict[str, tuple[int, dict[str, str], bytes]] = {

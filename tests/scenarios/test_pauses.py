@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from knouds_async import Job, Limiter, NotRun, Outcome, Progress, RateLimitError, Retries, SQLiteLedger
+from knouds_async import Job, Limiter, NotRun, Outcome, Progress, RateLimitError, Retries
 from knouds_async._sansio.ledger import Stage
 from knouds_async.testing import Emulator, Fault, Response, faults
-from tests.batch.in_loop import InLoopLedger
 
 SLUG = "my-thumbnail-pipeline"
 ROUTE = "POST /api/workflows/:slug/run"
@@ -34,12 +32,6 @@ def reasons(outcomes: list[Outcome]) -> dict[str, int]:
     """Count outcomes by their kind, and those that were not run by their reason."""
     found = [each.reason if isinstance(each, NotRun) else type(each).__name__ for each in outcomes]
     return {kind: found.count(kind) for kind in found}
-
-
-@pytest.fixture
-def ledger(path: Path) -> SQLiteLedger:
-    """Return a ledger on a file."""
-    return InLoopLedger(path)
 
 
 @pytest.mark.parametrize("nth", [1, 15])

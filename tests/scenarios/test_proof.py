@@ -62,15 +62,6 @@ def knouds(make_client: Any, emulator: Emulator) -> AsyncKnouds:
     return client
 
 
-@pytest.fixture
-def ledger(path: Path) -> Any:
-    """Return a ledger in the loop."""
-    made = InLoopLedger(path)
-    yield made
-    if made._database is not None:
-        made._database.close()
-
-
 async def run(knouds: AsyncKnouds, ledger: Any, count: int, **options: Any) -> list[Outcome]:
     """Run jobs one after the other."""
     jobs = [Job(f"job-{number}", {"product_name": f"job-{number}"}) for number in range(count)]

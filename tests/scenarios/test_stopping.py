@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,7 +15,6 @@ from knouds_async._sansio.ledger import Stage
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.messages import Fault, Response
 from knouds_async.testing.transport import EmulatorTransport
-from tests.batch.in_loop import InLoopLedger
 
 SYNC = "fast-sketch"
 ROUTE = "POST /api/workflows/:slug/run"
@@ -31,15 +28,6 @@ def jobs(count: int) -> list[Job]:
 def kinds(outcomes: list[Outcome]) -> Counter[str]:
     """Count outcomes by their kind and reason."""
     return Counter(str(getattr(outcome, "reason", type(outcome).__name__)) for outcome in outcomes)
-
-
-@pytest.fixture
-def ledger(path: Path) -> Iterator[InLoopLedger]:
-    """Return a ledger in the loop."""
-    made = InLoopLedger(path)
-    yield made
-    if made._database is not None:
-        made._database.close()
 
 
 async def test_stopping_cuts_no_synchronous_run(make_client: Any, ledger: Any) -> None:

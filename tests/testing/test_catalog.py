@@ -7,21 +7,7 @@ from typing import Any
 import pytest
 
 from knouds_async.testing import Emulator, Model
-
-RUN = "POST /api/workflows/my-thumbnail-pipeline/run"
-SUBMIT = f"{RUN}?async=true"
-GOOD = {"inputs": {"product_name": "x"}}
-
-
-def _refused(answer: Any, status: int, code: str | None, **context: object) -> None:
-    assert answer.status == status
-    body = answer.json()
-    assert body.pop("error")
-    assert body.pop("code", None) == code
-    assert context.items() <= body.items()
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["date"].endswith(" GMT")
-    assert "x-ratelimit-limit" not in answer.headers or status == 429
+from tests.testing.answers import GOOD, SUBMIT, check_refused
 
 
 @pytest.mark.parametrize(
@@ -39,7 +25,7 @@ def _refused(answer: Any, status: int, code: str | None, **context: object) -> N
 def test_a_missing_capability_is_named(ask: Any, capabilities: list[str], line: str, required: str) -> None:
     """A key without the capability gets 403 that names it."""
     emulator = Emulator(tier="business", capabilities=capabilities)
-    _refused(ask(emulator)(line, GOOD), 403, "CAPABILITY_DENIED", required=required)
+    check_refused(ask(emulator)(line, GOOD), 403, "CAPABILITY_DENIED", required=required)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +48,7 @@ def test_the_old_generation_has_scopes(ask: Any) -> None:
     """A key whose scope is too small gets SCOPE_DENIED with what it needs and has; capabilities do not count."""
     emulator = Emulator(generation="old", scope="free", capabilities=[])
     context = {"required": "deployment", "actual": "free"}
-    _refused(ask(emulator)("DELETE /api/workflows/jingle"), 403, "SCOPE_DENIED", **context)
+    check_refused(ask(emulator)("DELETE /api/workflows/jingle"), 403, "SCOPE_DENIED", **context)
     assert ask(emulator)(SUBMIT, GOOD).status == 200
     assert ask(Emulator(generation="old", scope="admin"))("DELETE /api/workflows/jingle").status == 200
 
@@ -73,10 +59,10 @@ def test_models_need_their_tier(ask: Any) -> None:
     line = "POST /api/models/suno-v5/run?async=true"
     for tier in ("pro", "creator"):
         emulator = Emulator(tier=tier, models=models, workflows=[])
-        _refused(ask(emulator)(line, GOOD), 403, "MODEL_TIER_REQUIRED")
+        check_refused(ask(emulator)(line, GOOD), 403, "MODEL_TIER_REQUIRED")
     for tier in ("business", "enterprise", "acme-custom"):
         assert ask(Emulator(tier=tier, models=models, workflows=[]))(line, GOOD).status == 200
     grand = "POST /api/models/grand-1/run?async=true"
     business = Emulator(tier="business", models=models, workflows=[])
-    _refused(ask(business)(grand, GOOD), 403, "MODEL_TIER_REQUIRED")
+    check_refused(ask(business)(grand, GOOD), 403, "MODEL_TIER_REQUIRED")
     assert ask(Emulator(role="admin", models=models, workflows=[]))(grand, GOOD).status == 200

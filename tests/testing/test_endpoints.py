@@ -9,6 +9,7 @@ import pytest
 
 from knouds_async.testing import ApiKey, EmulatedWorkflow, Emulator, Later, Model, Request, Response
 from knouds_async.testing._service.endpoints import ROUTES
+from tests.testing.answers import GOOD, RUN, SUBMIT, check_refused
 
 ALL_ROWS = {
     "GET /api/whoami",
@@ -175,22 +176,6 @@ def test_media_can_be_fetched_without_a_key_only(ask: Any) -> None:
     assert asker("GET /media/x.txt", key=None).status == 404
 
 
-RUN = "POST /api/workflows/my-thumbnail-pipeline/run"
-SUBMIT = f"{RUN}?async=true"
-GOOD = {"inputs": {"product_name": "x"}}
-
-
-def _refused(answer: Any, status: int, code: str | None, **context: object) -> None:
-    assert answer.status == status
-    body = answer.json()
-    assert body.pop("error")
-    assert body.pop("code", None) == code
-    assert context.items() <= body.items()
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["date"].endswith(" GMT")
-    assert "x-ratelimit-limit" not in answer.headers or status == 429
-
-
 @pytest.mark.parametrize(
     ("key", "code"),
     [
@@ -209,7 +194,7 @@ def test_a_key_that_does_not_open_gets_401(ask: Any, key: str | None, code: str 
         ApiKey("knouds_live_legacy", state="legacy"),
     ]
     for line in ("GET /api/whoami", SUBMIT, "GET /api/executions/x"):
-        _refused(ask(Emulator(keys=keys))(line, GOOD, key=key), 401, code)
+        check_refused(ask(Emulator(keys=keys))(line, GOOD, key=key), 401, code)
 
 
 def test_a_legacy_key_opens_the_old_generation(ask: Any) -> None:
@@ -222,7 +207,7 @@ def test_the_free_tier_has_no_api_access(ask: Any) -> None:
     """A free account may only ask who it is; an administrator is let in on any tier."""
     asker = ask(Emulator(tier="free"))
     assert asker("GET /api/whoami").status == 200
-    _refused(asker(SUBMIT, GOOD), 403, "API_KEY_ACCESS_DENIED")
+    check_refused(asker(SUBMIT, GOOD), 403, "API_KEY_ACCESS_DENIED")
     assert ask(Emulator(tier="free", role="admin"))(SUBMIT, GOOD).status == 200
 
 
@@ -235,7 +220,7 @@ def test_a_malformed_slug_is_refused(ask: Any, slug: str) -> None:
         f"POST /api/models/{slug}/run",
         f"GET /api/workflows/{slug}/schema",
     ):
-        _refused(asker(line, GOOD), 400, "INVALID_SLUG")
+        check_refused(asker(line, GOOD), 400, "INVALID_SLUG")
 
 
 @pytest.mark.parametrize("body", [{}, {"inputs": None}, {"inputs": []}, {"inputs": "x"}])
@@ -243,7 +228,7 @@ def test_inputs_must_be_an_object(ask: Any, body: dict[str, object]) -> None:
     """Missing inputs or inputs that are no object get INVALID_INPUTS, on workflows and models."""
     emulator = Emulator(tier="business")
     for line in (RUN, SUBMIT, "POST /api/models/suno-v5/run"):
-        _refused(ask(emulator)(line, body), 400, "INVALID_INPUTS")
+        check_refused(ask(emulator)(line, body), 400, "INVALID_INPUTS")
     assert not emulator.runs
     assert not emulator.charges
 
@@ -253,10 +238,10 @@ def test_what_cannot_be_polled_cannot_be_submitted(ask: Any, model: str) -> None
     """A submit of a model that cannot be polled, or of a workflow with one, is refused uncharged; a run works."""
     emulator = Emulator(tier="business")
     asker = ask(emulator)
-    _refused(asker(f"POST /api/models/{model}/run?async=true", GOOD), 400, "ASYNC_NOT_SUPPORTED")
+    check_refused(asker(f"POST /api/models/{model}/run?async=true", GOOD), 400, "ASYNC_NOT_SUPPORTED")
     sketch = "POST /api/workflows/fast-sketch/run"
     inputs = {"inputs": {"prompt": "x"}}
-    _refused(asker(f"{sketch}?async=true", inputs), 400, "ASYNC_NOT_SUPPORTED")
+    check_refused(asker(f"{sketch}?async=true", inputs), 400, "ASYNC_NOT_SUPPORTED")
     assert (len(emulator.charges), len(emulator.runs)) == (0, 0)
     assert asker(f"POST /api/models/{model}/run", GOOD).status == 200
     assert asker(sketch, inputs).status == 200
@@ -274,7 +259,7 @@ def test_an_account_without_credits_gets_402(ask: Any) -> None:
     emulator = Emulator(credits=30, cost=12)
     asker = ask(emulator)
     assert [asker(SUBMIT, GOOD).status for _ in range(2)] == [200, 200]
-    _refused(asker(SUBMIT, GOOD), 402, "INSUFFICIENT_CREDITS")
+    check_refused(asker(SUBMIT, GOOD), 402, "INSUFFICIENT_CREDITS")
     assert (emulator.credits, emulator.credits_spent, len(emulator.runs)) == (6, 24, 2)
     emulator.credits = 12
     assert asker(SUBMIT, GOOD).status == 200
@@ -285,7 +270,7 @@ def test_a_trial_grant_pays_and_runs_out(ask: Any) -> None:
     emulator = Emulator(grant=12, cost=12, duration=0)
     asker = ask(emulator)
     assert asker.json(RUN, GOOD)["cost"] == 0
-    _refused(asker(RUN, GOOD), 402, "grant_exhausted")
+    check_refused(asker(RUN, GOOD), 402, "grant_exhausted")
     assert emulator.credits_spent == 0
     assert [charge.paid_by for charge in emulator.charges] == ["grant"]
 
@@ -293,36 +278,36 @@ def test_a_trial_grant_pays_and_runs_out(ask: Any) -> None:
 def test_unknown_things_get_404(ask: Any) -> None:
     """Unknown models have a code, unknown workflows and endpoints a message only."""
     asker = ask(Emulator(tier="business"))
-    _refused(asker("POST /api/models/no-such/run", GOOD), 404, "MODEL_NOT_FOUND")
-    _refused(asker("POST /api/workflows/no-such/run", GOOD), 404, None)
-    _refused(asker("GET /api/workflows/no-such/schema"), 404, None)
-    _refused(asker("GET /api/executions/no-such"), 404, "EXECUTION_NOT_FOUND")
-    _refused(asker("POST /api/executions/no-such/cancel"), 404, "EXECUTION_NOT_FOUND")
-    _refused(asker("GET /api/nothing"), 404, None)
-    _refused(asker("PATCH /api/workflows/jingle"), 404, None)
-    _refused(asker("GET /nowhere"), 404, None)
+    check_refused(asker("POST /api/models/no-such/run", GOOD), 404, "MODEL_NOT_FOUND")
+    check_refused(asker("POST /api/workflows/no-such/run", GOOD), 404, None)
+    check_refused(asker("GET /api/workflows/no-such/schema"), 404, None)
+    check_refused(asker("GET /api/executions/no-such"), 404, "EXECUTION_NOT_FOUND")
+    check_refused(asker("POST /api/executions/no-such/cancel"), 404, "EXECUTION_NOT_FOUND")
+    check_refused(asker("GET /api/nothing"), 404, None)
+    check_refused(asker("PATCH /api/workflows/jingle"), 404, None)
+    check_refused(asker("GET /nowhere"), 404, None)
 
 
 def test_endpoints_closed_by_design_stay_closed(ask: Any) -> None:
     """The dashboard's endpoints cannot be used with a key; without one they are not there."""
     asker = ask(Emulator())
     for path in ("/api/me", "/api/credits/balance", "/api/api-keys/1", "/api/business/admin/users"):
-        _refused(asker(f"GET {path}"), 403, "API_KEY_ACCESS_DENIED")
-        _refused(asker(f"GET {path}", key=None), 404, None)
+        check_refused(asker(f"GET {path}"), 403, "API_KEY_ACCESS_DENIED")
+        check_refused(asker(f"GET {path}", key=None), 404, None)
 
 
 def test_a_user_sees_only_own_things(ask: Any) -> None:
     """Another user's execution and workflow are not found; a template can be run but not changed."""
     asker = ask(Emulator(keys=[ApiKey("theirs", user="u_2")]))
     execution_id = asker.submit()
-    _refused(asker(f"GET /api/executions/{execution_id}", key="theirs"), 404, "EXECUTION_NOT_FOUND")
-    _refused(asker("GET /api/workflows/jingle", key="theirs"), 404, None)
+    check_refused(asker(f"GET /api/executions/{execution_id}", key="theirs"), 404, "EXECUTION_NOT_FOUND")
+    check_refused(asker("GET /api/workflows/jingle", key="theirs"), 404, None)
     assert asker.json("GET /api/usage", key="theirs")["total"] == 0
     template = "/api/workflows/portrait-starter"
     assert asker(f"GET {template}", key="theirs").status == 200
     for line in (f"PUT {template}", f"DELETE {template}", f"PUT {template}/move"):
         answer = asker(line, {"folderId": None})
-        _refused(answer, 403, "CAPABILITY_DENIED", required="workflow:portrait-starter:write")
+        check_refused(answer, 403, "CAPABILITY_DENIED", required="workflow:portrait-starter:write")
 
 
 def test_a_synchronous_runs_execution_cannot_be_polled(ask: Any) -> None:
@@ -330,11 +315,11 @@ def test_a_synchronous_runs_execution_cannot_be_polled(ask: Any) -> None:
     emulator = Emulator(duration=0)
     ask(emulator).json(RUN, GOOD)
     answer = ask(emulator)(f"GET /api/executions/{emulator.runs[0].execution_id}")
-    _refused(answer, 404, "EXECUTION_NOT_FOUND")
+    check_refused(answer, 404, "EXECUTION_NOT_FOUND")
 
 
 def test_a_failed_synchronous_run_is_charged(ask: Any) -> None:
     """A synchronous run that fails at the provider answers 500 EXECUTION_FAILED, and is charged."""
     emulator = Emulator(failure_rate=1.0)
-    _refused(ask(emulator)(RUN, GOOD), 500, "EXECUTION_FAILED")
+    check_refused(ask(emulator)(RUN, GOOD), 500, "EXECUTION_FAILED")
     assert emulator.credits_spent == 12

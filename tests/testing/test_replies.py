@@ -6,22 +6,8 @@ from typing import Any
 
 import pytest
 
-from knouds_async.testing import EmulatedWorkflow, Emulator
-
-RUN = "POST /api/workflows/my-thumbnail-pipeline/run"
-SUBMIT = f"{RUN}?async=true"
-SLIDER = EmulatedWorkflow("slider", ({"name": "n", "type": "slider", "min": -1e308, "step": 5e-324},), ())
-
-
-def _refused(answer: Any, status: int, code: str | None, **context: object) -> None:
-    assert answer.status == status
-    body = answer.json()
-    assert body.pop("error")
-    assert body.pop("code", None) == code
-    assert context.items() <= body.items()
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["date"].endswith(" GMT")
-    assert "x-ratelimit-limit" not in answer.headers or status == 429
+from knouds_async.testing import Emulator
+from tests.testing.answers import RUN, SLIDER, SUBMIT, check_refused
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"x"', b"[" * 100_000, b"\xff"])
@@ -29,7 +15,7 @@ def test_a_body_that_is_no_object_is_refused(ask: Any, raw: bytes) -> None:
     """A body that is not a JSON object gets INVALID_BODY."""
     asker = ask(Emulator())
     for line in (RUN, SUBMIT, "POST /api/workflows", "PUT /api/workflows/jingle"):
-        _refused(asker(line, raw=raw), 400, "INVALID_BODY")
+        check_refused(asker(line, raw=raw), 400, "INVALID_BODY")
 
 
 @pytest.mark.parametrize(

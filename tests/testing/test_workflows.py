@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from knouds_async.testing import EmulatedWorkflow, Emulator
+from tests.testing.answers import SLIDER, check_refused
 
 _SCHEMA = (
     {"name": "text", "type": "text"},
@@ -22,18 +23,6 @@ _SCHEMA = (
     {"name": "video", "type": "video"},
     {"name": "odd", "type": "colour-wheel"},
 )
-SLIDER = EmulatedWorkflow("slider", ({"name": "n", "type": "slider", "min": -1e308, "step": 5e-324},), ())
-
-
-def _refused(answer: Any, status: int, code: str | None, **context: object) -> None:
-    assert answer.status == status
-    body = answer.json()
-    assert body.pop("error")
-    assert body.pop("code", None) == code
-    assert context.items() <= body.items()
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["date"].endswith(" GMT")
-    assert "x-ratelimit-limit" not in answer.headers or status == 429
 
 
 def test_the_listing_has_own_workflows_and_templates(ask: Any) -> None:
@@ -175,15 +164,15 @@ def test_a_misshapen_workflow_is_refused_whole(ask: Any, body: dict[str, object]
     """A create or update with one wrong part changes nothing."""
     asker = ask(Emulator())
     before = asker.json("GET /api/workflows")
-    _refused(asker("POST /api/workflows", body), 400, "INVALID_BODY")
-    _refused(asker("PUT /api/workflows/jingle", {"name": "Other", **body}), 400, "INVALID_BODY")
+    check_refused(asker("POST /api/workflows", body), 400, "INVALID_BODY")
+    check_refused(asker("PUT /api/workflows/jingle", {"name": "Other", **body}), 400, "INVALID_BODY")
     assert asker.json("GET /api/workflows") == before
 
 
 @pytest.mark.parametrize("body", [{}, {"folderId": 5}])
 def test_a_move_needs_a_folder(ask: Any, body: dict[str, object]) -> None:
     """A move without a folder's id or null gets INVALID_BODY."""
-    _refused(ask(Emulator())("PUT /api/workflows/jingle/move", body), 400, "INVALID_BODY")
+    check_refused(ask(Emulator())("PUT /api/workflows/jingle/move", body), 400, "INVALID_BODY")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +199,7 @@ def test_inputs_are_checked_by_field_type(ask: Any, name: str, good: list[object
         assert asker("POST /api/workflows/checked/run?async=true", {"inputs": {name: value}}).status == 200
     for value in bad:
         answer = asker("POST /api/workflows/checked/run?async=true", {"inputs": {name: value}})
-        _refused(answer, 400, "INVALID_INPUTS", field=name)
+        check_refused(answer, 400, "INVALID_INPUTS", field=name)
 
 
 def test_a_required_field_may_have_a_default(ask: Any) -> None:
@@ -218,7 +207,7 @@ def test_a_required_field_may_have_a_default(ask: Any) -> None:
     fields = [{"name": "a", "type": "text", "required": True}]
     defaulted = [{"name": "a", "type": "text", "required": True, "default": "x"}]
     asker = ask(Emulator(workflows=[EmulatedWorkflow("strict", fields), EmulatedWorkflow("kind", defaulted)]))
-    _refused(asker("POST /api/workflows/strict/run?async=true", {"inputs": {}}), 400, "INVALID_INPUTS", field="a")
+    check_refused(asker("POST /api/workflows/strict/run?async=true", {"inputs": {}}), 400, "INVALID_INPUTS", field="a")
     assert asker("POST /api/workflows/kind/run?async=true", {"inputs": {}}).status == 200
 
 

@@ -9,10 +9,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from knouds_async.webhooks import WebhookEvent, WebhookReceiver, sign
+from knouds_async.webhooks import WebhookReceiver, sign
 from knouds_async.webhooks.aiohttp import routes
+from tests.webhooks.sending import SECRET
 
-SECRET = "whsec_0123456789abcdef"
 EVENT = {"event": "execution.completed", "executionId": "run-1", "status": "completed"}
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -34,22 +34,6 @@ async def deliver(app: web.Application, *paths: str, event: dict[str, Any] = EVE
             async with sender.post(path, data=body, headers=headers, allow_redirects=False, **options) as answer:
                 found.append(answer.status)
         return found
-
-
-@pytest.fixture
-def taken() -> list[str]:
-    """Return the list of runs whose deliveries were taken."""
-    return []
-
-
-@pytest.fixture
-def receiver(taken: list[str]) -> WebhookReceiver:
-    """Return a receiver that notes what it takes."""
-
-    async def note(event: WebhookEvent) -> None:
-        taken.append(str(event.execution_id))
-
-    return WebhookReceiver(SECRET, handler=note)
 
 
 @pytest.mark.parametrize("given", ["/hook", "/hook/"])

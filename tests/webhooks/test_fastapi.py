@@ -11,10 +11,10 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from knouds_async.webhooks import WebhookEvent, WebhookReceiver, sign
+from knouds_async.webhooks import WebhookReceiver, sign
 from knouds_async.webhooks.fastapi import router
+from tests.webhooks.sending import SECRET
 
-SECRET = "whsec_0123456789abcdef"
 EVENT = {"event": "execution.completed", "executionId": "run-1", "status": "completed"}
 
 
@@ -24,22 +24,6 @@ async def deliver(app: Any, path: str, event: dict[str, Any] = EVENT, *, method:
     headers = {"x-knouds-signature": sign(body, SECRET, now=time.time())}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app.test") as sender:
         return (await sender.request(method, path, content=body, headers=headers)).status_code
-
-
-@pytest.fixture
-def taken() -> list[str]:
-    """Return the list of runs whose deliveries were taken."""
-    return []
-
-
-@pytest.fixture
-def receiver(taken: list[str]) -> WebhookReceiver:
-    """Return a receiver that notes what it takes."""
-
-    async def note(event: WebhookEvent) -> None:
-        taken.append(str(event.execution_id))
-
-    return WebhookReceiver(SECRET, handler=note)
 
 
 @pytest.mark.parametrize("given", ["/hook", "/hook/", "/hook//"])
