@@ -255,6 +255,7 @@ def test_a_limiter_belongs_to_one_event_loop(run: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_ten_thousand_waiters_are_served_and_leave_without_a_scan() -> None:
     """Ten thousand in line: joining, leaving and being served do not grow with the line."""
     limiter = Limiter("enterprise")
@@ -278,6 +279,7 @@ async def test_ten_thousand_waiters_are_served_and_leave_without_a_scan() -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_what_a_turn_costs_does_not_grow_with_the_line() -> None:
     """Counted in function calls: a turn costs as much with ten thousand in line as with five hundred."""
 

@@ -143,8 +143,7 @@ async def test_no_fault_of_a_real_connection_makes_a_submit_run_twice(fault: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [name for name in ON_SUBMITS if name != "429 without headers"])
-@pytest.mark.parametrize("kind", ["http", "socks5"])
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(("kind", "anyio_backend"), [("http", "asyncio"), ("socks5", "trio")])
 async def test_no_fault_behind_a_proxy_makes_a_submit_run_twice(
     fault: str, kind: str, anyio_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

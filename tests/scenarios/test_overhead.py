@@ -141,7 +141,7 @@ async def calls_each(work: Callable[[], Awaitable[object]], concurrent: int, eac
     """Return the calls that one `work` takes, all and ours, once connections are open: the fewest of some trials."""
     await many(work, concurrent, 2)
     trials = []
-    for _ in range(3):
+    for _ in range(2):
         with Counted() as counted:
             await many(work, concurrent, each)
         trials.append((counted.all / (concurrent * each), counted.ours / (concurrent * each)))
@@ -166,12 +166,13 @@ async def test_a_poll_takes_no_more_than_bare_httpx_on_our_pool(url: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_poll_takes_less_than_half_of_stock_httpx(url: str) -> None:
     """With 100 at once httpx's own pool searches all of its connections for each request, and ours does not."""
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
     async with AsyncKnouds(KEY, base_url=url) as knouds, httpx.AsyncClient(limits=limits, timeout=60.0) as http:
-        mine, _ = await calls_each(lambda: knouds.executions.get("a"), 100, 3)
-        stock, _ = await calls_each(lambda: http.get(f"{url}/api/executions/a", headers={"x-api-key": KEY}), 100, 3)
+        mine, _ = await calls_each(lambda: knouds.executions.get("a"), 100, 2)
+        stock, _ = await calls_each(lambda: http.get(f"{url}/api/executions/a", headers={"x-api-key": KEY}), 100, 2)
     assert mine < stock / 2.2, f"{mine:.0f} calls for a poll, {stock:.0f} for stock httpx"
 
 
@@ -194,8 +195,8 @@ async def test_a_poll_leaves_little_for_the_garbage_collector(url: str) -> None:
 async def test_a_poll_costs_the_same_with_hundreds_at_once(url: str) -> None:
     """From 10 to 200 at once, twice as many as there are connections, within 30 %."""
     async with AsyncKnouds(KEY, base_url=url) as knouds:
-        few, _ = await calls_each(lambda: knouds.executions.get("a"), 10, 20)
-        lots, _ = await calls_each(lambda: knouds.executions.get("a"), 200, 2)
+        few, _ = await calls_each(lambda: knouds.executions.get("a"), 10, 10)
+        lots, _ = await calls_each(lambda: knouds.executions.get("a"), 200, 1)
     assert lots < 1.3 * few, f"{lots:.0f} calls for a poll with 200 at once, {few:.0f} with 10"
 
 

@@ -22,6 +22,7 @@ from knouds_async.webhooks import WebhookReceiver
 SLUG = "daily-picture"
 POLL, LISTING = "GET /api/executions/:id", "GET /api/usage"
 USUAL = Lognormal(45.0, 0.35)
+ON_ONE_LOOP = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)  # a long simulation
 
 MakeClient = Callable[..., AsyncKnouds]
 Duration = Callable[[random.Random], float] | float
@@ -104,6 +105,7 @@ def requests(emulator: Emulator) -> int:
 # ---- One run
 
 
+@ON_ONE_LOOP
 async def test_a_lone_run_of_a_known_target(make_client: MakeClient) -> None:
     """A run of 45 s of a target that was seen before takes 8 requests, and 2.1 s to notice, on the average."""
     emulator = service(tier="enterprise")
@@ -117,6 +119,7 @@ async def test_a_lone_run_of_a_known_target(make_client: MakeClient) -> None:
     assert emulator.requests.by_route[LISTING] == 0
 
 
+@ON_ONE_LOOP
 async def test_a_lone_run_of_an_unknown_target(make_client: MakeClient) -> None:
     """A run of 45 s of a target that nobody has seen takes 10 requests, and 2.6 s to notice, on the average."""
     emulator = service(tier="enterprise", seed=100)
@@ -150,6 +153,7 @@ async def test_a_long_run_is_polled_ever_more_rarely(make_client: MakeClient, du
 # ---- Batches
 
 
+@ON_ONE_LOOP
 @pytest.mark.parametrize(
     ("number", "tier", "seeds", "most", "mean", "p95"),
     [
@@ -199,6 +203,7 @@ async def pipeline(make_client: MakeClient, number: int, settings: dict[str, Any
     emulator.assert_no_429()
 
 
+@ON_ONE_LOOP
 @pytest.mark.parametrize("which", PIPELINES)
 async def test_a_pipeline(make_client: MakeClient, which: str) -> None:
     """Three hundred runs that wait for their submits are noticed as fast as the quota allows, for 1.5 requests each."""
@@ -206,6 +211,7 @@ async def test_a_pipeline(make_client: MakeClient, which: str) -> None:
 
 
 @pytest.mark.slow
+@ON_ONE_LOOP
 @pytest.mark.parametrize("which", PIPELINES)
 async def test_a_long_pipeline(make_client: MakeClient, which: str) -> None:
     """The same of a thousand."""
@@ -224,6 +230,7 @@ async def test_no_poll_takes_what_a_result_needs(make_client: MakeClient, number
 # ---- Listings that are late, wrong or failing
 
 
+@ON_ONE_LOOP
 @pytest.mark.parametrize("fault", [faults.service_error(503), faults.stalled()], ids=lambda fault: fault.name)
 @pytest.mark.parametrize(("number", "tier"), [(20, "pro"), (100, "enterprise"), (300, "pro")])
 async def test_listings_that_fail_are_as_if_there_were_none(

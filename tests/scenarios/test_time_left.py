@@ -12,6 +12,7 @@ from knouds_async.testing import Emulator, Lognormal
 
 SLUG = "my-thumbnail-pipeline"
 MakeClient = Any
+ON_ONE_LOOP = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)  # a long simulation
 
 
 def jobs(count: int) -> list[Job]:
@@ -38,6 +39,7 @@ async def course(knouds: Any, count: int, **options: Any) -> list[Progress]:
     return heard
 
 
+@ON_ONE_LOOP
 @pytest.mark.parametrize(
     ("tier", "count", "duration", "phase", "options"),
     [
@@ -58,6 +60,7 @@ async def test_the_time_left_is_within_a_third_of_the_truth(
     assert len(off(heard, count / 6)) <= 1
 
 
+@ON_ONE_LOOP
 @pytest.mark.parametrize(
     ("seconds", "phase", "most"), [(6.0, 20.0, None), (6.0, 50.0, None), (45.0, 20.0, None), (20.0, 30.0, 20)]
 )
