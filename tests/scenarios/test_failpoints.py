@@ -65,10 +65,12 @@ class Life:
 
 
 class Scene:
-    """A service, clocks for all processes, and for each step an account and a ledger."""
+    """A service, clocks for all processes, and for each step an account and a ledger.
+
+    `leases`: the server of `database`, where the ledgers are in one.
+    """
 
     def __init__(self, folder: Path, leases: Server | None, database: str) -> None:
-        """Prepare it; `leases`: the server of `database`, where the ledgers are in one."""
         self._clocks_path = folder / "clocks"
         self._clocks = SharedClocks(self._clocks_path)
         self._leases, self._database = leases, database
@@ -121,7 +123,7 @@ class Scene:
         return life
 
     async def pass_time(self, seconds: float) -> None:
-        """Let time pass at once, for all that is not at its end."""
+        """Advance the time at once, for all that is not at its end."""
         running = [life for life in self._lives if life.process.returncode is None and not is_halted(life.process.pid)]
         for life in running:
             with suppress(ProcessLookupError):
@@ -143,7 +145,7 @@ class Scene:
 
     @staticmethod
     def resume(life: Life) -> None:
-        """Let a process continue, if it has not ended."""
+        """Resume a process, if it has not ended."""
         with suppress(ProcessLookupError):
             os.kill(life.process.pid, signal.SIGCONT)
 
