@@ -571,8 +571,6 @@ def _pairs(text: str) -> Iterator[tuple[str, Any]]:
 
 
 _MASK: Final = "***"
-_SIGNS: Final = ("\\", "%", "&#")  # without one of these nothing is spelled in another way
-_SIGNS_IN_BYTES: Final = (b"\\", b"%", b"&#")
 
 
 class Mask:
@@ -586,7 +584,7 @@ class Mask:
 
     def text(self, text: str) -> str:
         """Return a string without the key."""
-        if any(sign in text for sign in _SIGNS):
+        if "\\" in text or "%" in text or "&#" in text:  # else nothing is spelled in another way
             return self._prepared()[0].sub(_MASK, text)
         return text.replace(self._key.reveal(), _MASK)
 
@@ -599,7 +597,7 @@ class Mask:
         """Return a body without the key, in UTF-8: JSON may come in UTF-16 and UTF-32 as well."""
         if b"\0" in body[:4] or body[:2] in (b"\xff\xfe", b"\xfe\xff"):
             body = _in_utf8(body)
-        if any(sign in body for sign in _SIGNS_IN_BYTES):
+        if b"\\" in body or b"%" in body or b"&#" in body:
             return self._prepared()[1].sub(_MASK.encode(), body)
         return body.replace(self._key.reveal().encode(), _MASK.encode())
 
