@@ -237,6 +237,11 @@ class PollScheduler:
         """Return whether a run is being polled."""
         return execution_id in self._runs
 
+    @property
+    def polls_in_flight(self) -> int:
+        """How many polls are in flight."""
+        return len(self._in_flight)
+
     # Who is polled.
 
     def add(self, run: TrackedRun, now: float) -> None:
@@ -478,17 +483,21 @@ class PollScheduler:
             self._saved, self._saved_at = 0.0, now
             return spare
         resets_in = max(60.0 if quota.resets_in is None else quota.resets_in, 1.0)
-        earned = spare * min(now - self._saved_at, _BLOCKED) / resets_in
-        self._saved = min(max(1.0, spare), max(0.0, self._saved) + earned)
-        self._saved_at = now
+        a_second = spare / resets_in
+        saved = max(0.0, self._saved) + a_second * min(now - self._saved_at, _BLOCKED)
+        self._saved, self._saved_at = min(1.0 + a_second, saved), now  # more would be spent in a burst, of the next too
         return self._saved
 
     def _count_running(self) -> None:
-        """Count the time of all running runs, so that the fast ones of a batch do not make the target look fast."""
+        """Count the time of all running runs, so that the fast ones of a batch do not make the target look fast.
+
+        Of a target of which none has finished only one counts: that a hundred all run says little of when they end.
+        """
         spans: dict[str, list[tuple[float, float]]] = {}
         for run in self._runs.values():
             seen = run.last_running_at
-            if seen > run.counted_until and run.submitted_at is not None:
+            is_known = run.duration_key not in spans or self._learned.durations_for(run.duration_key).longest > 0
+            if seen > run.counted_until and run.submitted_at is not None and is_known:
                 spans.setdefault(run.duration_key, []).append((run.age(run.counted_until), run.age(seen)))
                 run.counted_until = seen
         for key, new_spans in spans.items():

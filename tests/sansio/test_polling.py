@@ -575,6 +575,20 @@ def test_scarce_polls_are_spread_and_go_to_those_unseen_for_longest() -> None:
     assert set(polls) <= {f"x{number}" for number in range(25, 40)}
 
 
+def test_polls_that_a_window_left_are_not_spent_at_once_in_the_next() -> None:
+    """Fifty runs become due in a new window of twenty polls: however few the last window took, they are spread."""
+    scheduler = watching(50, sweeps=False)
+    scheduler.add(run(50, submitted_at=None), 0.0)
+    assert scheduler.plan(0.0).polls == ["x50"]
+    scheduler.polled("x50", 0.0)  # the quota is known from now on
+    polls = []
+    for step in range(160):
+        left = Quota(limit=20, remaining=20, resets_in=60.0 - (step / 2 - 9.0) % 60.0)
+        polls.append(len(scheduler.plan(step / 2, poll_quota=left).polls))
+    assert sum(polls) > 9
+    assert max(polls) <= 4
+
+
 def test_plain_polls_that_are_due_go_in_turn() -> None:
     """On a plain schedule scarce requests go to who is due first."""
     scheduler = PollScheduler(Polling.every(2.0), LearnedDurations())
@@ -589,6 +603,21 @@ def test_plain_polls_that_are_due_go_in_turn() -> None:
         "x3",
         "x4",
     ]
+
+
+def test_that_many_runs_of_a_new_target_run_is_no_more_evidence_than_of_one() -> None:
+    """A hundred that run for 11 s do not make an end at 12 s unlikely; once one has finished, all that ran counts."""
+    hazards = []
+    for number in (3, 100):
+        learned = LearnedDurations()
+        scheduler = watching(number, learned=learned)
+        after_listing(scheduler, running(number), 11.0)
+        scheduler.plan(13.0)
+        hazards.append(learned.durations_for(KEY).hazard(12.0))
+    assert hazards[0] == pytest.approx(hazards[1], rel=0.05)
+    scheduler.finished("x0", 14.0)
+    scheduler.plan(16.0)
+    assert sum(learned.durations_for(KEY).exposure) > 1000
 
 
 def test_scarce_requests_cost_more() -> None:

@@ -232,18 +232,21 @@ async def test_no_poll_takes_what_a_result_needs(make_client: MakeClient, number
 
 @ON_ONE_LOOP
 @pytest.mark.parametrize("fault", [faults.service_error(503), faults.stalled()], ids=lambda fault: fault.name)
-@pytest.mark.parametrize(("number", "tier"), [(20, "pro"), (100, "enterprise"), (300, "pro")])
+@pytest.mark.parametrize(("number", "tier", "seeds"), [(20, "pro", 4), (100, "enterprise", 2), (300, "pro", 1)])
 async def test_listings_that_fail_are_as_if_there_were_none(
-    make_client: MakeClient, number: int, tier: str, fault: Any
+    make_client: MakeClient, number: int, tier: str, seeds: int, fault: Any
 ) -> None:
     """Ends are noticed about as soon as without listings, and a batch is as fast."""
-    alone, failing = service(tier=tier), service(tier=tier)
-    failing.faults.add(fault, route=LISTING)
-    without = await notice(make_client(alone, polling=Polling(sweeps=False)), alone, number, within=0)
-    seen = await notice(make_client(failing), failing, number, within=0)
-    assert seen.mean <= 1.4 * without.mean + 0.75
+    noticed: list[tuple[Notice, Notice]] = []
+    for seed in range(seeds):
+        alone, failing = service(tier=tier, seed=seed), service(tier=tier, seed=seed)
+        failing.faults.add(fault, route=LISTING)
+        first = await notice(make_client(alone, polling=Polling(sweeps=False)), alone, number, within=0)
+        noticed.append((first, await notice(make_client(failing), failing, number, within=0)))
+        failing.assert_no_429()
+    without, seen = map(together, zip(*noticed, strict=True))
+    assert seen.mean <= 1.25 * without.mean + 0.75
     assert seen.speed >= without.speed - 0.06
-    failing.assert_no_429()
 
 
 @pytest.mark.parametrize("lag", [3.0, 1e8])
