@@ -265,6 +265,11 @@ class ExecutionFactory:
         return Execution(record, self._poller, self._base_url)
 
     @property
+    def polls_in_flight(self) -> int:
+        """How many polls are in flight."""
+        return self._poller.polls_in_flight
+
+    @property
     def in_flight(self) -> tuple[Execution, ...]:
         """The runs that somebody waited for and that were not seen to finish."""
         return tuple(Execution(record, self._poller, self._base_url) for record in self._poller.in_flight.values())

@@ -340,8 +340,9 @@ class Worker:
         remaining = Remaining(
             to_submit=0 if self.stopped_by is not None else max(0, unfinished - begun),
             in_flight=begun,
-            since_submit=anyio.current_time() - self.last_sent,
+            since_submit=anyio.current_time() - self.last_sent if begun == self.in_flight > 0 else 0.0,
             held_for=submits.held_for,
+            polls=self._client.executions.polls_in_flight,
         )
         return seconds_left(
             remaining,

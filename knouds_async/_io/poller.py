@@ -402,6 +402,11 @@ class Poller:
 
     # What callers ask for.
 
+    @property
+    def polls_in_flight(self) -> int:
+        """How many polls are in flight."""
+        return self._scheduler.polls_in_flight
+
     async def wait_for_change(
         self, record: RunRecord, seen: ExecutionState | None, *, deadline: float = math.inf
     ) -> ExecutionState:

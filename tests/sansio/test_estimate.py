@@ -129,6 +129,8 @@ FREE = RouteQuota(math.inf)
         (Remaining(to_submit=0, in_flight=9, since_submit=40), RouteQuota(100), FREE, 2000, 0),
         (Remaining(to_submit=0, in_flight=9), RouteQuota(100), RouteQuota(100, left=8, resets_in=46), 2000, 46),
         (Remaining(to_submit=0, in_flight=9), RouteQuota(100), RouteQuota(100, left=9, resets_in=46), 2000, 12),
+        (Remaining(to_submit=0, in_flight=9, polls=1), FREE, RouteQuota(100, left=8, resets_in=46), 2000, 12),
+        (Remaining(to_submit=0, in_flight=1, polls=3), FREE, RouteQuota(100, left=0, resets_in=46), 2000, 12),
         (Remaining(to_submit=200, in_flight=0), RouteQuota(100, left=0, resets_in=46), FREE, 2000, 46 + 60 + 12),
         (Remaining(to_submit=200, in_flight=100), RouteQuota(100, left=0, resets_in=8), FREE, 2000, 8 + 60 + 12),
         (Remaining(to_submit=50, in_flight=0, held_for=300), RouteQuota(100, left=80), FREE, 2000, 300 + 12),

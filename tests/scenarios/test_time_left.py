@@ -54,22 +54,23 @@ async def course(knouds: Any, count: int, **options: Any) -> list[Progress]:
 async def test_the_time_left_is_within_a_third_of_the_truth(
     make_client: MakeClient, tier: str, count: int, duration: Any, phase: float, options: dict[str, Any]
 ) -> None:
-    """From a sixth of the jobs on, it is within 35 % of what is then taken, or five seconds, but for a moment."""
+    """From a sixth of the jobs on, it is within 35 % of what is then taken, or within five seconds."""
     emulator = Emulator(tier=tier, duration=duration, window_phase=phase, seed=3, polls_limited=False)
     heard = await course(make_client(emulator), count, **options)
-    assert len(off(heard, count / 6)) <= 1
+    assert off(heard, count / 6) == []
 
 
 @ON_ONE_LOOP
 @pytest.mark.parametrize(
-    ("seconds", "phase", "most"), [(6.0, 20.0, None), (6.0, 50.0, None), (45.0, 20.0, None), (20.0, 30.0, 20)]
+    ("seconds", "phase", "most", "wrong"),
+    [(6.0, 20.0, None, 0), (6.0, 50.0, None, 0), (45.0, 20.0, None, 0), (20.0, 30.0, 20, 0.05)],
 )
 async def test_it_holds_at_every_moment_that_a_display_is_drawn(
-    make_client: MakeClient, seconds: float, phase: float, most: int | None
+    make_client: MakeClient, seconds: float, phase: float, most: int | None, wrong: float
 ) -> None:
     """From a sixth of 300 jobs on Pro on, it is within 35 % or eight seconds, wherever in a window the batch began.
 
-    Moments apart: where the polls of a window are just enough, one more or less is a window more or less.
+    Of runs of 20 s the last takes 37 s, which one in a hundred does: for a twentieth of the time it is not foreseen.
     """
     emulator = Emulator(tier="pro", duration=Lognormal(seconds, 0.25), window_phase=phase, seed=3)
     batch = make_client(emulator).workflows.map(SLUG, jobs(300), max_in_flight=most)
@@ -87,8 +88,8 @@ async def test_it_holds_at_every_moment_that_a_display_is_drawn(
         tasks.cancel_scope.cancel()
     truths = [(now.elapsed, now.seconds_left, batch.progress.elapsed - now.elapsed) for now in said]
     assert len(said) > 100
-    wrong = [each for each in truths if each[1] is None or abs(each[1] - each[2]) > max(8, 0.35 * each[2])]
-    assert len(wrong) < 0.15 * len(said)
+    off = [each for each in truths if each[1] is None or abs(each[1] - each[2]) > max(8, 0.35 * each[2])]
+    assert len(off) <= wrong * len(said)
 
 
 @pytest.mark.parametrize("duration", [12.0, 30.0])
@@ -103,8 +104,8 @@ async def test_further_windows_count(make_client: MakeClient) -> None:
     emulator = Emulator(tier="pro", duration=12.0, window_phase=46.0, polls_limited=False)
     heard = await course(make_client(emulator), 300)
     now = next(each for each in heard if each.outcomes == 100)
-    assert 12 < now.elapsed < 15
-    assert now.seconds_left == pytest.approx(46 + 60 + 12.5 - now.elapsed, abs=3.0)
+    assert 12 < now.elapsed < 14
+    assert now.seconds_left == pytest.approx(46 + 60 + 12.5 - now.elapsed, abs=1.0)
 
 
 async def test_nothing_is_said_before_anything_is_known(make_client: MakeClient) -> None:
