@@ -76,6 +76,33 @@ else:  # as libraries that read annotations at run time understand them
     """
 
 
+class Record:
+    """The base of frozen records, which show their fields and are equal by them: one for all is imported sooner."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Show the fields by name, but those that are not to be seen."""
+        shown = (f"{each.name}={getattr(self, each.name)!r}" for each in self._fields() if each.repr)
+        return f"{type(self).__qualname__}({', '.join(shown)})"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the fields that count; another kind of record is another."""
+        return self._compared() == other._compared() if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Return the hash of the fields that count."""
+        return hash(self._compared())
+
+    def _fields(self) -> tuple["attrs.Attribute[Any]", ...]:
+        kind: Any = type(self)
+        fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(kind)
+        return fields
+
+    def _compared(self) -> tuple[Any, ...]:
+        return type(self), *(getattr(self, each.name) for each in self._fields() if each.eq)
+
+
 class Status(StrEnum):
     """Where an execution stands (contract 5). Values this library does not know stay plain strings."""
 
@@ -122,8 +149,8 @@ def raw_field() -> Any:
     return attrs.field(default=None, repr=False, eq=False)
 
 
-@attrs.frozen
-class Failure:
+@attrs.frozen(eq=False, repr=False)
+class Failure(Record):
     """Why a run failed: the service's code and message."""
 
     code: str | None = None
@@ -131,8 +158,8 @@ class Failure:
     raw: Any = raw_field()
 
 
-@attrs.frozen(kw_only=True)
-class ExecutionState:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ExecutionState(Record):
     """An execution as it was last seen (contract 5).
 
     `status` is a `Status` for known values and the plain string for others. `cost` is in credits, `ms` in
@@ -158,8 +185,8 @@ class ExecutionState:
         return self.status in _FINAL
 
 
-@attrs.frozen(kw_only=True)
-class Submitted:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Submitted(Record):
     """The service's receipt for a submit (contract 4)."""
 
     execution_id: str
@@ -179,8 +206,8 @@ EXTENSIONS: Final[Mapping[MediaKind, tuple[str, ...]]] = {
 """The extensions that a file of each kind may get; the first one where nothing better is known."""
 
 
-@attrs.frozen
-class Media:
+@attrs.frozen(eq=False, repr=False)
+class Media(Record):
     """One file of a result: `await knouds.download(media, folder)` fetches it.
 
     `execution_id`, `number`: whose file, and its place among all of them from 1. Its host is another origin: the key is
@@ -234,8 +261,8 @@ def _media(result: Any, execution_id: str | None) -> tuple[Media, ...]:
     return tuple(found)
 
 
-@attrs.frozen
-class RunResult:
+@attrs.frozen(eq=False, repr=False)
+class RunResult(Record):
     """What a completed run gave.
 
     `result`: any JSON; its shape depends on the workflow or model. `cost`: credits (0: a trial grant paid), `ms`:
@@ -282,8 +309,8 @@ class RunResult:
         return found if isinstance(found, str) else None
 
 
-@attrs.frozen(kw_only=True)
-class Account:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Account(Record):
     """Whose key this is (contract 2): `role` and `tier` are open sets, so plain strings."""
 
     id: str | None = None
@@ -294,8 +321,8 @@ class Account:
     raw: Any = raw_field()
 
 
-@attrs.frozen(kw_only=True)
-class SchemaField:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class SchemaField(Record):
     """One input of a workflow (contract 8)."""
 
     name: str
@@ -310,8 +337,8 @@ class SchemaField:
     raw: Any = raw_field()
 
 
-@attrs.frozen(kw_only=True)
-class WorkflowSchema:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class WorkflowSchema(Record):
     """The inputs a workflow takes (contract 8). `estimated_credit_cost` is in credits, on the keyed endpoint only."""
 
     fields: tuple[SchemaField, ...] = ()
@@ -322,8 +349,8 @@ class WorkflowSchema:
     raw: Any = raw_field()
 
 
-@attrs.frozen(kw_only=True)
-class WorkflowSummary:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class WorkflowSummary(Record):
     """A row of the list of workflows (contract 9)."""
 
     slug: str
@@ -336,8 +363,8 @@ class WorkflowSummary:
     raw: Any = raw_field()
 
 
-@attrs.frozen(kw_only=True)
-class Workflow:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Workflow(Record):
     """A whole workflow (contract 9): `nodes` and `edges` stay JSON objects, so that writing it back is safe."""
 
     slug: str | None = None
@@ -351,8 +378,10 @@ class Workflow:
     raw: Any = raw_field()
 
 
-@attrs.frozen(kw_only=True, slots=False)  # a page has 500 of them, and frozen slots take half as long again to fill
-class UsageRow:
+@attrs.frozen(
+    kw_only=True, slots=False, eq=False, repr=False
+)  # a page has 500 of them, and frozen slots take half as long again to fill
+class UsageRow(Record):
     """One use of the API (contract 10).
 
     `cost` is the provider's USD, `user_cost` the USD paid, `credits_cost` the credits. `workflow_slug` is None for
@@ -375,8 +404,8 @@ class UsageRow:
     raw: Any = raw_field()
 
 
-@attrs.frozen(kw_only=True)
-class UsagePage:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class UsagePage(Record):
     """A page of usage rows, newest first; `total` counts all rows that match."""
 
     rows: tuple[UsageRow, ...] = ()
@@ -386,8 +415,8 @@ class UsagePage:
     raw: Any = raw_field()
 
 
-@attrs.frozen(kw_only=True)
-class SubmissionSearch:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class SubmissionSearch(Record):
     """What usage rows say of a submit whose outcome is unknown.
 
     `candidates`: every row that could be it; which one is for you to decide. `is_conclusive`: whether no other row can
@@ -405,15 +434,15 @@ class SubmissionSearch:
         return self.is_conclusive and not self.candidates
 
 
-@attrs.frozen(kw_only=True)
-class Pricing:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Pricing(Record):
     """The public prices and tiers. Their shape is not documented: read `raw`."""
 
     raw: Any = attrs.field(default=None, eq=False)
 
 
-@attrs.frozen(kw_only=True)
-class Health:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Health(Record):
     """The service's word on its own health; `status` where it says one."""
 
     status: str | None = None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from knouds_async import types
 from knouds_async.errors import InvalidArgumentError
-from knouds_async.types import ExecutionState, Media, RunResult, Status, SubmissionSearch, Target, UsageRow
+from knouds_async.types import ExecutionState, Failure, Media, RunResult, Status, SubmissionSearch, Target, UsageRow
 
 RECORDS = [
     kind
@@ -44,6 +44,16 @@ def test_records_are_frozen_values(kind: type[Any]) -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         setattr(record, attrs.fields(kind)[0].name, "other")
     assert not hasattr(record, "__dict__") or kind is UsageRow  # 500 at a time are made faster without slots
+
+
+def test_a_record_shows_its_fields_and_is_no_other_kind() -> None:
+    """Each field by its name, but the JSON it was read from; equal fields of another kind are another record."""
+    failure = Failure("OUT_OF_MEMORY", None, {"secret": "canary"})
+    assert repr(failure) == "Failure(code='OUT_OF_MEMORY', message=None)"
+    assert failure in {Failure("OUT_OF_MEMORY")}
+    assert failure not in {Failure("OTHER")}
+    assert types.Pricing() != types.Health()
+    assert RunResult("x", 1.0) != RunResult("x", 2.0)
 
 
 # As the library wrote it when the records were one file.

@@ -11,14 +11,16 @@ from typing import Final
 
 import attrs
 
+from knouds_async.types import Record
+
 __all__ = ["UNDATED", "ClockBounds", "Moment", "Reading", "ServiceClock"]
 
 DRIFT: Final = 1e-4
 """Seconds by which two clocks can part in a second: about ten times what common crystals do."""
 
 
-@attrs.frozen
-class ClockBounds:
+@attrs.frozen(eq=False, repr=False)
+class ClockBounds(Record):
     """Bounds on (server epoch seconds - local monotonic seconds); a new value for every response (contract 6)."""
 
     lo: float = -math.inf
@@ -82,8 +84,8 @@ class Reading:
         return abs(boot - steady) > JUMP or abs(self.wall - earlier.wall - steady) > JUMP
 
 
-@attrs.frozen(kw_only=True)
-class Moment:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Moment(Record):
     """A moment, dated by the service's clock as far as it was known, and by this machine's.
 
     `earliest`, `latest`: epoch seconds of the service, None when its clock was not known; `wall`: epoch seconds of this

@@ -17,6 +17,7 @@ from typing import Final
 import attrs
 
 from knouds_async._sansio.clock import ClockBounds
+from knouds_async.types import Record
 
 MINUTE: Final = 60.0  # seconds of a window, as documented: the first guess
 SHORTEST_WINDOW: Final = 1.0  # seconds between which a window's length is learned, ...
@@ -39,8 +40,8 @@ SLOWEST_READ: Final = 1.0  # ... what other processes have done
 GRAIN: Final = 1 / 64  # seconds to which send times are rounded down, so that what is stored of a burst is short
 
 
-@attrs.frozen(kw_only=True, repr=False)
-class QuotaHeaders:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class QuotaHeaders(Record):
     """What an answer said about the quota; None for each header that it did not carry."""
 
     refused: bool = False  # it was a 429
@@ -60,8 +61,8 @@ class Permit:
     shared: Permit | None = None  # the same by the clock of all that share the window, if any do
 
 
-@attrs.frozen(kw_only=True)
-class LimiterStats:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class LimiterStats(Record):
     """The estimated state of a route's quota: `limit` and `left` in requests, `resets_in` in seconds.
 
     `waiting`: requests in the queue, `refusals`: 429s seen. `held_for`: seconds for which a 429 allows nothing.

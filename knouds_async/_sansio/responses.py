@@ -23,7 +23,7 @@ from knouds_async import types
 from knouds_async._sansio.inputs import is_execution_id, safe_repr
 from knouds_async._sansio.rate_limit import QuotaHeaders
 from knouds_async.config import Secret, is_integer, is_number
-from knouds_async.types import Status
+from knouds_async.types import Record, Status
 
 if TYPE_CHECKING:
     import cattrs
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@attrs.frozen
-class Answer:
+@attrs.frozen(eq=False, repr=False)
+class Answer(Record):
     """What came back: the HTTP status, the headers this library reads (lower case) and the decoded body."""
 
     status: int

@@ -54,7 +54,7 @@ from knouds_async.errors import (
     NoAnswerError,
     SubmissionUnknownError,
 )
-from knouds_async.types import Submitted
+from knouds_async.types import Record, Submitted
 
 BY_CODE: Final[Mapping[str, type[APIError]]] = {
     "INVALID_INPUTS": errors.InvalidInputsError,
@@ -210,8 +210,8 @@ LONGEST_PAUSE: Final = 8.0
 _PROVEN: Final = frozenset({400, 401, 402, 403, 404})  # with the service's own words: the run was refused (contract 7)
 
 
-@attrs.frozen
-class NotSent:
+@attrs.frozen(eq=False, repr=False)
+class NotSent(Record):
     """The attempt certainly did not reach the service; `seen` says what happened instead.
 
     `hint`: what to do about a fault that does not pass, so that it is not tried again.
@@ -221,8 +221,8 @@ class NotSent:
     hint: str | None = None
 
 
-@attrs.frozen
-class Unanswered:
+@attrs.frozen(eq=False, repr=False)
+class Unanswered(Record):
     """The request left, or may have left, and no answer came; `seen` says what came instead.
 
     `part`: what came of a body until the time had passed.
@@ -232,8 +232,8 @@ class Unanswered:
     part: bytes = attrs.field(default=b"", repr=False)
 
 
-@attrs.frozen
-class Garbled:
+@attrs.frozen(eq=False, repr=False)
+class Garbled(Record):
     """The answer began and its body could not be read: cut short (`is_cut`), or refused as too large or malformed.
 
     `part`: what came of the body.
@@ -249,27 +249,27 @@ class Garbled:
 Outcome: TypeAlias = Answer | NotSent | Unanswered | Garbled
 
 
-@attrs.frozen
-class Done(Generic[T]):
+@attrs.frozen(eq=False, repr=False)
+class Done(Record, Generic[T]):
     """The call has ended with its value."""
 
     value: T
 
 
-@attrs.frozen
-class Again:
+@attrs.frozen(eq=False, repr=False)
+class Again(Record):
     """Another attempt, after a pause of `after` seconds."""
 
     after: float
 
 
-@attrs.frozen
-class Requeue:
+@attrs.frozen(eq=False, repr=False)
+class Requeue(Record):
     """The quota was used up (429): wait at the head of the line; this was no attempt."""
 
 
-@attrs.frozen
-class Fail:
+@attrs.frozen(eq=False, repr=False)
+class Fail(Record):
     """The call has ended with an error."""
 
     error: KnoudsError
