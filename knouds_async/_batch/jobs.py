@@ -24,7 +24,7 @@ from knouds_async.errors import (
     SubmissionUnknownError,
 )
 from knouds_async.execution import result_of
-from knouds_async.types import ExecutionState, Inputs, RunResult, Status
+from knouds_async.types import ExecutionState, Inputs, Record, RunResult, Status
 
 LONGEST_KEY: Final = 200
 
@@ -41,8 +41,8 @@ def _as_given(inputs: Inputs) -> Any:
     return inputs
 
 
-@attrs.frozen
-class Job:
+@attrs.frozen(eq=False, repr=False)
+class Job(Record):
     """One run that is wanted: `key` names it, `inputs` are what it runs on.
 
     `key`: 1 to 200 printable characters, unique within a batch. In a ledger it names the run for ever: a job whose key
@@ -125,8 +125,8 @@ class NotRunReason(StrEnum):
     """The batch was stopped before it was its turn."""
 
 
-@attrs.frozen(kw_only=True)
-class Completed:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Completed(Record):
     """The run completed; `run` is its result, as awaiting an Execution gives it (`run.cost` in credits, `run.ms`).
 
     `from_ledger`: whether an earlier batch on the same ledger completed it; nothing was paid now. `files`: with
@@ -146,8 +146,8 @@ class Completed:
         return self.run.execution_id
 
 
-@attrs.frozen(kw_only=True)
-class Failed:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Failed(Record):
     """The run failed; whether it is charged is not documented (`state.cost` where the service says so).
 
     `error`: what awaiting the Execution would raise, with the service's `code` and `message`. `execution_id` and
@@ -161,8 +161,8 @@ class Failed:
     from_ledger: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class Cancelled:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Cancelled(Record):
     """The run was cancelled, by `executions.cancel` or elsewhere; it is charged all the same.
 
     `state`: its final state, whose `result` may hold something. `from_ledger`: as of Completed.
@@ -178,8 +178,8 @@ class Cancelled:
         return self.state.execution_id
 
 
-@attrs.frozen(kw_only=True)
-class NotRun:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class NotRun(Record):
     """The job was certainly not run and cost nothing: a later batch may run it, also on the same ledger.
 
     `reason`: one of NotRunReason. `error`: the error that says why in words.
@@ -190,8 +190,8 @@ class NotRun:
     error: KnoudsError
 
 
-@attrs.frozen(kw_only=True)
-class Unknown:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Unknown(Record):
     """Whether the job ran, or how its run ended, is not known: it may have been charged; it is not sent again unasked.
 
     `error`: what came instead of an answer. `sent_at`: when it was sent, None where that is not known.
@@ -211,8 +211,8 @@ Outcome: TypeAlias = Completed | Failed | Cancelled | NotRun | Unknown
 """How a job ended; `match` over the five."""
 
 
-@attrs.frozen(kw_only=True)
-class Progress:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Progress(Record):
     """How a batch stands at a moment.
 
     `elapsed`: seconds since the batch was entered. `total`: how many jobs there are, None when `jobs` has no length.

@@ -28,10 +28,11 @@ from knouds_async._sansio.ledger import (
 )
 from knouds_async._sansio.reconcile import Doubt, KnownRun
 from knouds_async.telemetry import fields
+from knouds_async.types import Record
 
 
-@attrs.frozen(kw_only=True)
-class Claim:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Claim(Record):
     """An owner wants to send a job now: at once its claim on the job and its intent. `cap`: the batch's credits."""
 
     key: str
@@ -41,8 +42,8 @@ class Claim:
     cap: float | None = None
 
 
-@attrs.frozen
-class Written:
+@attrs.frozen(eq=False, repr=False)
+class Written(Record):
     """The entry as it is now on record, the credits of the whole ledger, the largest cost of a run of the target.
 
     `committed`: the clocks of this machine just before it was safe, with a claim; None where the ledger does not say.
@@ -54,15 +55,15 @@ class Written:
     committed: Reading | None = None
 
 
-@attrs.frozen
-class Taken:
+@attrs.frozen(eq=False, repr=False)
+class Taken(Record):
     """The job is not to be sent: another owner was faster, or it has finished. Nothing was written."""
 
     entry: Entry
 
 
-@attrs.frozen
-class OverBudget:
+@attrs.frozen(eq=False, repr=False)
+class OverBudget(Record):
     """The run could pass the cap. Nothing was written."""
 
     totals: Totals
@@ -89,8 +90,8 @@ class Doubted:
 Claimed: TypeAlias = Written | Taken | OverBudget | Doubted
 
 
-@attrs.frozen(kw_only=True)
-class Summary:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Summary(Record):
     """What a ledger knows of a target's money: all credits, of how many runs of it the cost is known, the largest."""
 
     totals: Totals = attrs.Factory(Totals)
@@ -98,8 +99,8 @@ class Summary:
     highest_cost: float | None = None
 
 
-@attrs.frozen(kw_only=True)
-class LedgerCounts:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class LedgerCounts(Record):
     """How many jobs of a ledger stand where, and its credits.
 
     `new`: certainly not run, to be sent by the next batch. `sending`, `submitted`: under way, or to be picked up.

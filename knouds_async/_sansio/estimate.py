@@ -14,15 +14,15 @@ from typing import Final, Literal
 import attrs
 
 from knouds_async._sansio.ledger import amount
-from knouds_async.types import UsageRow
+from knouds_async.types import Record, UsageRow
 
 WINDOW: Final = 60.0  # seconds
 _PROCESSING: Final = "processing"
 _MOST_LENGTHS: Final = 200
 
 
-@attrs.frozen(kw_only=True)
-class Estimate:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Estimate(Record):
     """What a batch would cost and how long it would take, as far as that can be known before it.
 
     `jobs`: all jobs that were read; `invalid`: those that would not be run, for their inputs or their keys, the first
@@ -48,8 +48,8 @@ class Estimate:
         return self.jobs - self.invalid - self.already_done
 
 
-@attrs.frozen(repr=False)
-class RouteQuota:
+@attrs.frozen(eq=False, repr=False)
+class RouteQuota(Record):
     """A route's quota: requests a window, how many are left of this one, seconds until its end; None: not known.
 
     An unlimited route has the limit `math.inf`.
@@ -97,8 +97,8 @@ def _priced(counted: Estimate, price: float | None, rows: Sequence[UsageRow]) ->
     return attrs.evolve(counted, credits=round(_mean(costs) * counted.to_run, 6), credits_source="usage")
 
 
-@attrs.frozen(repr=False)
-class Submitting:
+@attrs.frozen(eq=False, repr=False)
+class Submitting(Record):
     """In how many windows submits are made, and the seconds until the last of them."""
 
     windows: int = 0
@@ -143,8 +143,8 @@ class RunLengths:
         return self._sorted[first + math.ceil(count / (count + 1) * longer) - 1]
 
 
-@attrs.frozen(kw_only=True, repr=False)
-class Remaining:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Remaining(Record):
     """What a batch has still to do: jobs to submit, runs in flight, seconds since the last of these was sent.
 
     `held_for`: seconds for which nothing is submitted, because the service asked for a pause. `polls`: in flight.

@@ -14,6 +14,7 @@ import attrs
 
 from knouds_async._sansio.clock import Moment
 from knouds_async.config import one_spelling
+from knouds_async.types import Record
 
 
 class Stage(StrEnum):
@@ -43,8 +44,8 @@ class IllegalStepError(ValueError):
     """An event that cannot follow from where the job stands."""
 
 
-@attrs.frozen(kw_only=True)
-class Ending:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Ending(Record):
     """How a run ended: `reply` is the service's own JSON where there is one, `code` and `message` say why it failed."""
 
     status: Literal["completed", "failed", "cancelled"]
@@ -54,8 +55,8 @@ class Ending:
     message: str | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Payer:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Payer(Record):
     """Whose runs they are: the account's id, None when the service did not tell it, and the service's base URL."""
 
     user: str | None
@@ -71,8 +72,8 @@ class Payer:
         return None if self.user is None else f"{self.user} {self.base_url}"
 
 
-@attrs.frozen(kw_only=True)
-class Entry:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Entry(Record):
     """A job's line in a ledger: one per key and attempt; only the last attempt of a key can change.
 
     `digest`: of its inputs, which are not kept. `owner`: the batch that works on it. `reserved`: credits reserved for
@@ -123,8 +124,8 @@ class Sending:
     account: str | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Accepted:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Accepted(Record):
     """The service gave its receipt to `owner`, at a moment before `until`."""
 
     owner: str
@@ -156,8 +157,8 @@ class Ended:
     ending: Ending
 
 
-@attrs.frozen
-class OwnerGone:
+@attrs.frozen(eq=False, repr=False)
+class OwnerGone(Record):
     """The owner is no more: its process ended, or it let go.
 
     `until`: when that was found out, None: not known. `owner`: whose end it is, None: that of the job's owner.
@@ -423,8 +424,8 @@ _ROUNDING: Final = 1e-9
 _DEARER: Final = 10.0  # a run that costs so many times what others do is no surprise
 
 
-@attrs.frozen(kw_only=True)
-class Totals:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Totals(Record):
     """Credits of all jobs: `spent` by ended runs, `reserved` for others.
 
     `unpriced`: how many runs count with no credits yet: they may be in flight, or their cost was not reported.

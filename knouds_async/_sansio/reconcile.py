@@ -19,7 +19,7 @@ import attrs
 
 from knouds_async._sansio.clock import Moment, Reading
 from knouds_async.errors import SubmissionUnknownError
-from knouds_async.types import SubmissionSearch, Target, UsagePage, UsageRow
+from knouds_async.types import Record, SubmissionSearch, Target, UsagePage, UsageRow
 
 LAG: Final = 120.0
 """Seconds by which a row may come late, or be dated apart from its submit."""
@@ -174,8 +174,8 @@ class Wanted:
 _BETWEEN_CHECKS: Final = 15.0
 
 
-@attrs.frozen(kw_only=True)
-class Doubt:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Doubt(Record):
     """Why a ledger may lack runs: it is on another database than it was, or a process misses what it had committed.
 
     `id`: of its own. `timeline`: of the database where it was noticed. `since`, `until`: epoch seconds by the service's
