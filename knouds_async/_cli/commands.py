@@ -610,11 +610,12 @@ def emulator(
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: must be 0 to 65535")
-    from knouds_async._cli.emulator import is_loopback, make_emulator, print_faults, serve_forever
+    from knouds_async._cli.emulator import is_loopback, make_emulator, print_faults, serve_forever, to_address
     from knouds_async.testing import Lognormal
 
     if "help" in fault:
         return print_faults()
+    host = to_address(host)
     if not allow_remote and not is_loopback(host):
         raise UsageError(f"--host {host}: other machines could reach it; pass --allow-remote if that is intended")
     distribution = Lognormal(duration) if 0 < duration < math.inf else duration

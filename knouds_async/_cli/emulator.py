@@ -95,6 +95,11 @@ def print_faults() -> int:
     return ExitCode.OK
 
 
+def to_address(host: str) -> str:
+    """Return a host as a server takes it: of an IPv6 address in a URL without the brackets, of `*` all addresses."""
+    return "0.0.0.0" if host == "*" else host.removeprefix("[").removesuffix("]")  # noqa: S104 - checked afterwards
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach a host; the server rejects one that cannot be resolved."""
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -26,6 +26,7 @@ __all__ = ["serve"]
 _DISCONNECTED = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, h11.ProtocolError)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _READ_SIZE = 65_536
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
 
 @asynccontextmanager
@@ -40,11 +41,12 @@ async def serve(
     OSError when the port is taken or the host is not this machine's.
     """
     listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
+    names = [host, *([await anyio.to_thread.run_sync(socket.getfqdn)] if host in _EVERYWHERE else [])]
     async with listener, emulator.delivering(), AsyncExitStack() as stack, background_tasks() as tasks:
-        tasks.start_soon(listener.serve, partial(_serve_connection, emulator, host))
+        tasks.start_soon(listener.serve, partial(_serve_connection, emulator, names))
         if serves_media:
             files = await stack.enter_async_context(await anyio.create_tcp_listener(local_host=host))
-            tasks.start_soon(files.serve, partial(_serve_connection, emulator, host, only="/media/"))
+            tasks.start_soon(files.serve, partial(_serve_connection, emulator, names, only="/media/"))
             emulator.media_url = f"{_url(host, files)}/media"
         yield _url(host, listener)
 
@@ -54,8 +56,8 @@ def _url(host: str, listener: MultiListener[SocketStream]) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _serve_connection(emulator: Emulator, host: str, stream: SocketStream, *, only: str = "/") -> None:
-    connection = _Connection(stream, host)
+async def _serve_connection(emulator: Emulator, names: Sequence[str], stream: SocketStream, *, only: str = "/") -> None:
+    connection = _Connection(stream, names)
     try:
         while await _serve_request(emulator, connection, only):
             connection.wire.start_next_cycle()
@@ -88,10 +90,10 @@ async def _serve_request(emulator: Emulator, connection: _Connection, only: str)
 class _Connection:
     """One client's connection: h11 reads and writes the bytes, this breaks it where a fault says so."""
 
-    def __init__(self, stream: SocketStream, host: str) -> None:
+    def __init__(self, stream: SocketStream, names: Sequence[str]) -> None:
         self.wire = h11.Connection(h11.SERVER)
         self._stream = stream
-        self._hosts = (host, str(stream.extra(SocketAttribute.local_address)[0]))  # noqa: S610 - anyio's, not Django's
+        self._hosts = (*names, str(stream.extra(SocketAttribute.local_address)[0]))  # noqa: S610 - anyio's, not Django's
         self._is_head = False
 
     async def read_head(self) -> Request | None:

@@ -64,6 +64,8 @@ def assert_one_line(ended: Any, code: int, words: str) -> None:
         (["demo", "--runs", "0"], "1 to 1000"),
         (["emulator", "--port", "70000"], "0 to 65535"),
         (["emulator", "--host", "192.0.2.1"], "--allow-remote"),
+        (["emulator", "--host", "*"], "--allow-remote"),
+        (["emulator", "--host", "[::]"], "--allow-remote"),
         (["whoami", "--base-url", "nowhere"], ": --base-url 'nowhere' must"),
         (["workflows", "--base-url", "ftp://x"], ": --base-url 'ftp://x' must"),
         (["emulator", "--failure-rate", "3"], ": --failure-rate must be between 0 and 1, not 3.0"),

@@ -312,6 +312,8 @@ def test_a_host_that_was_asked_for_is_answered() -> None:
     """A server under a name of the network, or an address, answers under it."""
     assert answer_under("lab.example:8000", ("Lab.example", "192.168.1.5")) == 200
     assert answer_under("192.168.1.5:8000", ("lab.example", "192.168.1.5")) == 200
+    for host in ("lab.example", "lab.example.:8000", "LAB.EXAMPLE:8000"):
+        assert answer_under(host, ("lab.example.", "192.168.1.5")) == 200
     assert answer_under("evil.example:8000", ("lab.example", "192.168.1.5")) == 421
 
 

@@ -190,6 +190,15 @@ async def test_the_console_answers_to_its_own_hosts(anyio_backend: str) -> None:
         assert (await client.get("/api/health", headers={"host": "evil.example"})).status_code == 200
 
 
+async def test_a_server_for_all_addresses_answers_under_the_name_of_its_machine(anyio_backend: str) -> None:
+    """The full name of the machine, which others of the network use, is the console's own; no other with a dot is."""
+    async with serve(Emulator(), host="0.0.0.0") as url, httpx.AsyncClient() as client:  # noqa: S104
+        state = f"http://127.0.0.1:{url.rpartition(':')[2]}/__emulator__/state"
+        full_name = socket.getfqdn()
+        assert (await client.get(state, headers={"host": f"{full_name}.:80"})).status_code == 200
+        assert (await client.get(state, headers={"host": f"{full_name}.evil.example"})).status_code == 421
+
+
 async def test_the_console_answers_to_the_host_it_was_given(anyio_backend: str) -> None:
     """A host that `serve` was given by name is the console's own."""
     async with serve(Emulator(), host="localhost") as url, httpx.AsyncClient() as client:

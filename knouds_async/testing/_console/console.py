@@ -410,7 +410,7 @@ def _check_host(request: Request) -> None:
     if request.hosts is None or host is None:
         return
     name = _host_name(host)
-    if name in (*_LOOPBACK, *(one.lower() for one in request.hosts)) or name.endswith(".localhost"):
+    if name in (*_LOOPBACK, *(one.lower().rstrip(".") for one in request.hosts)) or name.endswith(".localhost"):
         return
     is_dotless_or_address = name != "" and ("." not in name or name.replace(".", "").isdigit())
     if not (is_dotless_or_address and any(one in _EVERYWHERE for one in request.hosts)):
