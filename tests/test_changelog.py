@@ -8,7 +8,8 @@ from typing import Any
 
 import knouds_async
 
-CHANGELOG = (Path(__file__).parent.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 KINDS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
 DOTTED = re.compile(r"`(knouds(?:_async)?(?:\.\w+)+)(?:\([^`]*\))?`")
 
@@ -34,6 +35,14 @@ def test_releases_come_newest_first() -> None:
     numbers = [tuple(map(int, match[1].split("."))) for match in dated if match]
     assert numbers == sorted(numbers, reverse=True)
     assert numbers[:1] == [tuple(map(int, version("knouds-async").split(".")))]
+
+
+def test_the_documents_speak_of_the_same_release() -> None:
+    """Where they say how to install it, they name the version that the changelog dates."""
+    released = re.findall(r"^## \[(\d[\d.]+)\] - ", CHANGELOG, re.MULTILINE)
+    for name in ("README.md", "docs/index.md", "docs/getting-started.md"):
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert re.findall(r"\b(\d+\.\d+\.\d+) is the first release; until it is on the\sindex", page) == [released[-1]]
 
 
 def test_changes_stand_under_their_kinds() -> None:
