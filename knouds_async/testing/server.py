@@ -41,7 +41,7 @@ async def serve(
     OSError when the port is taken or the host is not this machine's.
     """
     listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
-    names = [host, *([await anyio.to_thread.run_sync(socket.getfqdn)] if host in _EVERYWHERE else [])]
+    names = [host, *(await _machine_names() if host in _EVERYWHERE else ())]
     async with listener, emulator.delivering(), AsyncExitStack() as stack, background_tasks() as tasks:
         tasks.start_soon(listener.serve, partial(_serve_connection, emulator, names))
         if serves_media:
@@ -49,6 +49,16 @@ async def serve(
             tasks.start_soon(files.serve, partial(_serve_connection, emulator, names, only="/media/"))
             emulator.media_url = f"{_url(host, files)}/media"
         yield _url(host, listener)
+
+
+async def _machine_names() -> list[str]:
+    """Return the name of this machine, and its full name where that can be found."""
+    name = socket.gethostname()
+    try:
+        found = await anyio.getaddrinfo(name, 0, flags=socket.AI_CANONNAME)
+    except OSError:
+        return [name]
+    return [name, *(canonical for *_, canonical, _ in found if canonical)]
 
 
 def _url(host: str, listener: MultiListener[SocketStream]) -> str:
