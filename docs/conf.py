@@ -6,9 +6,7 @@
 import inspect
 import os
 import re
-import shutil
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -135,16 +133,8 @@ def _link_names(app: Any, doctree: nodes.document, docname: str) -> None:
             literal.replace_self(found)
 
 
-def _copy_pages(app: Any, error: Exception | None) -> None:
-    """Put the Markdown of each page beside its HTML, where `llms.txt` links it."""
-    if error is None and app.builder.format == "html":
-        for page in Path(app.srcdir).glob("*.md"):
-            shutil.copy(page, app.outdir)
-
-
 def setup(app: Any) -> None:
     """Register the functions above with Sphinx."""
-    app.connect("build-finished", _copy_pages)
     app.connect("missing-reference", _link)
     app.connect("autodoc-process-signature", _sign)
     app.connect("autodoc-process-docstring", _read)
