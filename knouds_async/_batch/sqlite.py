@@ -48,6 +48,7 @@ from knouds_async._sansio.ledger import (
     successor,
 )
 from knouds_async._sansio.reconcile import KnownRun
+from knouds_async.config import is_database_url
 from knouds_async.errors import InvalidArgumentError, LedgerError
 from knouds_async.telemetry import fields
 
@@ -678,6 +679,11 @@ class SQLiteLedger:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if is_database_url(path):
+            path = ""  # so that no frame of ours shows a password
+            raise InvalidArgumentError(
+                "SQLiteLedger: must be the path of a file; a ledger in a database is a knouds_async.postgres.Postgres"
+            )
         self._path = Path(path)
         self._is_closed = False
         _load()

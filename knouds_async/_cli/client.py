@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
@@ -23,6 +23,7 @@ from knouds_async._cli import output
 from knouds_async._cli.errors import KeyMissingError, UsageError, format_error
 from knouds_async._cli.keys import StoredKey, find_key
 from knouds_async._cli.output import one_line
+from knouds_async.config import is_database_url
 
 T = TypeVar("T")
 
@@ -172,3 +173,26 @@ async def download_files(knouds: AsyncKnouds, run: RunResult, folder: Path) -> t
     except DownloadError as error:
         output.print_error(f"{format_error(error)}; the run has finished and its result is on stdout")
         return None
+
+
+# URLs of databases, whose passwords no frame and no error of the parser may show.
+
+_URL: Final = re.compile(r"(--[a-z-]+=)?(postgres(?:ql)?://.*)", re.DOTALL)
+_hidden: Final[dict[str, Secret]] = {}
+
+
+def without_urls(tokens: Sequence[str]) -> list[str]:
+    """Return the arguments of a command with a name for each URL; `url_of` has what it stands for."""
+    shown = list(tokens)
+    if shown[:1] not in (["batch"], ["ledger"]):
+        return shown
+    for number, token in enumerate(tokens):
+        if (found := _URL.fullmatch(token)) is not None:
+            name = f"postgresql://(not shown, {number})"
+            _hidden[name], shown[number] = Secret(found[2]), (found[1] or "") + name
+    return shown
+
+
+def url_of(text: str) -> Secret | None:
+    """Return the URL that an argument is, or stands for; None for another argument."""
+    return _hidden.get(text) or (Secret(text) if is_database_url(text) else None)

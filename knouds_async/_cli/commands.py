@@ -50,6 +50,7 @@ from knouds_async._cli.client import (
     download_files,
     print_state,
     query,
+    without_urls,
 )
 from knouds_async._cli.errors import (
     ExitCode,
@@ -681,6 +682,7 @@ def _unwrapped(text: str) -> str:
 
 def run_knouds(tokens: Sequence[str]) -> int:
     """Run one command line and return its exit code; an error is one line on stderr."""
+    tokens = without_urls(tokens)
     with output.safe_streams():
         try:
             return _run_command(tokens)

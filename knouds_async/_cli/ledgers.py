@@ -10,9 +10,9 @@ from typing import TypeAlias
 import anyio
 
 from knouds_async import LedgerError, SQLiteLedger
+from knouds_async._cli.client import url_of
 from knouds_async._cli.errors import ExitCode, UsageError
 from knouds_async._cli.output import one_line, print_info
-from knouds_async.config import is_database_url
 from knouds_async.postgres import LedgerOwner, Postgres
 
 LedgerPlace: TypeAlias = Path | Postgres
@@ -20,7 +20,8 @@ LedgerPlace: TypeAlias = Path | Postgres
 
 def place_of(text: str) -> LedgerPlace:
     """Return the ledger that an option names: the URL of a database, else the path of a file."""
-    return Postgres(text) if is_database_url(text) else Path(text)
+    url = url_of(text)
+    return Path(text) if url is None else Postgres(url)
 
 
 def is_there(place: LedgerPlace) -> bool:
@@ -54,11 +55,12 @@ def existing(option: str, place: LedgerPlace) -> AbstractAsyncContextManager[SQL
 
 def prepare(action: str, url: str, name: str) -> int:
     """Make the tables of a database, or trust the ledger of a name in it after a failover."""
-    place = Postgres(url, name=name) if is_database_url(url) else None
-    if place is None:
+    hidden = url_of(url)
+    if hidden is None:
         raise UsageError("knouds ledger is for databases: name one as postgresql://user:password@host:5432/database")
     if action not in ("migrate", "trust"):
         raise UsageError(f"knouds ledger {one_line(action)}: must be migrate or trust")
+    place = Postgres(hidden, name=name)
     anyio.run(_prepare, place, action)
     done = {"migrate": "its tables are up to date", "trust": "batches may submit again"}[action]
     print_info(f"{place}: {done}")

@@ -250,9 +250,8 @@ class Link:
 
 def _linked(url: Secret, place: str) -> Link | str:
     """Return a new connection, or why there is none; psycopg's errors would show the password among their locals."""
-    parameters = _connection_parameters(url)
     try:
-        connection = _BoundedConnection.connect(**parameters, autocommit=True, prepare_threshold=None)
+        connection = _BoundedConnection.connect(**_connection_parameters(url), autocommit=True, prepare_threshold=None)
     except (psycopg.Error, OSError) as error:
         return _said(error)
     return Link(connection, place)

@@ -221,6 +221,7 @@ class Workflows:
         None of them raises: a failure is an outcome. The options are those of `map`. Cancelled: runs continue; a ledger
         has their ids, without one they are logged at WARNING.
         """
+        ledger = hide_url(ledger)
         batch = self._batches.map(
             Target("workflows", slug),
             inputs,
@@ -481,6 +482,7 @@ class Models:
         save: str | os.PathLike[str] | None = None,
     ) -> list[Outcome]:
         """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
+        ledger = hide_url(ledger)
         batch = self._batches.map(
             Target("models", name),
             inputs,

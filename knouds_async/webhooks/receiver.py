@@ -319,8 +319,12 @@ class WebhookReceiver:
         tolerance: float = TOLERANCE,
         bus: Postgres | str | None = None,
     ) -> None:
-        keys, secrets = signing_keys(secrets), ()  # so that no frame of ours shows them
-        shared, bus = Secret.of(bus) if isinstance(bus, str) else bus, None
+        shared, bus = Secret.of(bus) if isinstance(bus, str) else bus, None  # so that no frame of ours shows them
+        given: object = seen
+        if isinstance(given, str):
+            seen = given = None
+            raise ConfigurationError("seen= must be a store with claim and release; a database is named by bus=")
+        keys, secrets = signing_keys(secrets), ()
         if not keys:
             raise ConfigurationError("webhook secrets are strings of 16 characters or more (they are not shown here)")
         if not 0 <= tolerance < float("inf"):

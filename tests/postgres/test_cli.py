@@ -15,6 +15,7 @@ from knouds_async.ledgers import Claim
 from knouds_async.postgres import Postgres
 from knouds_async.testing import Emulator, serve
 from tests.cli.conftest import Service, run_knouds
+from tests.postgres.frames import frames_that_show
 from tests.postgres.server import PASSWORD, Server
 from tests.postgres.test_ledger import claim
 
@@ -100,3 +101,23 @@ def test_a_dry_run_makes_no_tables(service: Service, server: Server, database: s
     assert (ended.code, json.loads(ended.out)["jobs"]) == (0, 1)
     assert server.execute("SELECT to_regclass('knouds_schema')", database=database) == [(None,)]
     assert not service.emulator.runs
+
+
+def test_no_frame_holds_a_password(service: Service, url: str, tmp_path: Path) -> None:
+    """Neither ours nor the parser's, whatever is asked for, and no message shows it: not even one of the parser."""
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text(json.dumps({"key": "k", "inputs": {"product_name": "1"}}) + "\n")
+    malformed = f"postgresql://u:{PASSWORD}@b@h/d"
+    lines = [
+        ["batch", SLUG, str(jobs), *ledger, "--out", str(tmp_path / "out"), *more]
+        for more in ([], ["--dry-run"])
+        for ledger in (["--ledger", url], [f"--ledger={url}"], ["--ledger", malformed])
+    ]
+    lines += [["batch", option, each] for option in ("--status", "--rebind") for each in (url, malformed)]
+    lines += [["batch", "--resolve", each, "k", "abandon"] for each in (url, malformed)]
+    lines += [["ledger", action, each] for action in ("migrate", "trust", "drop") for each in (url, malformed)]
+    lines += [["batch", "--status", url, "--no-such-option"], ["ledger", "migrate", url, url, url]]
+    with frames_that_show(PASSWORD) as found:
+        printed = [(line, ended) for line in lines if PASSWORD in (ended := service.knouds(*line)).out + ended.err]
+    assert (found, printed) == (set(), [])
+    assert len(service.emulator.runs) == 1

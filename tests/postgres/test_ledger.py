@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +15,17 @@ import attrs
 import httpx
 import pytest
 
-from knouds_async import AsyncKnouds, Completed, InvalidArgumentError, Job, LedgerError, Outcome, SQLiteLedger
+from knouds_async import (
+    AsyncKnouds,
+    Completed,
+    InvalidArgumentError,
+    Job,
+    KnoudsError,
+    LedgerError,
+    Outcome,
+    SharedLimiter,
+    SQLiteLedger,
+)
 from knouds_async._batch.postgres import LedgerTransactions
 from knouds_async._io import postgres as thread_module
 from knouds_async._sansio.clock import Moment
@@ -31,6 +42,8 @@ from knouds_async.ledgers import Accepted, Claim, Doubted, Ledger, OwnerGone, Pa
 from knouds_async.postgres import Postgres
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
+from knouds_async.webhooks import WebhookReceiver
+from tests.postgres.frames import frames_that_show
 from tests.postgres.server import PASSWORD, Pooler, Server, shown
 
 pytestmark = pytest.mark.slow
@@ -605,6 +618,49 @@ async def test_a_call_that_fails_shows_no_password(
             await call()
         assert PASSWORD not in shown(caught.value)
     assert len(emulator.runs) == 0
+
+
+async def test_no_frame_of_ours_holds_a_password(knouds: AsyncKnouds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever takes a URL hides it before it calls anything, so that no traceback with locals can show it."""
+    monkeypatch.setattr(thread_module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(thread_module, "_FEWEST_TRIES", 2)
+    calls = [call for url in UNUSABLE for call in _calls_with_a_url(knouds, url)]
+    with frames_that_show(PASSWORD) as found:
+        for call in calls:
+            with suppress(KnoudsError):
+                if isinstance(waiting := call(), Coroutine):
+                    await waiting
+    assert found == set()
+
+
+UNUSABLE = f"postgresql://u:{PASSWORD}@127.0.0.1:9/d", f"postgresql://u:{PASSWORD}@b@h/d"
+
+
+def _calls_with_a_url(knouds: AsyncKnouds, url: Any) -> Iterator[Callable[[], Any]]:
+    """Return every call that takes one."""
+    inputs = {"product_name": "Lamp"}
+    yield lambda: Postgres(url).__aenter__()
+    yield lambda: pickle.loads(pickle.dumps(Postgres(url))).migrate()  # noqa: S301
+    yield lambda: SQLiteLedger(url).counts()
+    yield lambda: SharedLimiter(url)
+    yield lambda: WebhookReceiver("s" * 16, bus=url)
+    yield lambda: WebhookReceiver("s" * 16, seen=url)
+    yield lambda: WebhookReceiver("s" * 3, bus=url, seen=url)
+    for runs in (knouds.workflows, knouds.models):
+        yield partial(_once, runs, url)
+        yield partial(runs.submit, "w", inputs, key="key", ledger=url)
+        yield partial(_estimate, runs, url)
+        yield partial(runs.gather, "w", [inputs], ledger=url)
+        yield partial(runs.gather, "w", [inputs], ledger=url, max_in_flight=0)
+
+
+async def _estimate(runs: Any, url: str) -> None:
+    await runs.map("w", [{}], ledger=url).estimate()
+
+
+async def _once(runs: Any, url: str) -> Outcome:
+    outcome: Outcome = await runs.once("w", Job("key", {}), ledger=url)
+    return outcome
 
 
 async def test_a_database_that_is_away_for_too_long_ends_the_batch(
