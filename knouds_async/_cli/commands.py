@@ -194,20 +194,16 @@ def batch(
 
     With --out, --json prints a summary of the batch as a JSON object on stdout.
     """
-    from knouds_async._cli.batch import BatchOptions, print_ledger, rebind_ledger, resolve_unknown, run_batch
+    from knouds_async._cli.batch import BatchOptions, run_batch
     from knouds_async._cli.ledgers import place_of
 
     if (slug, status, resolve, rebind).count(None) != 3:
         raise UsageError(
             "give SLUG JOBS, or --status LEDGER, or --resolve LEDGER KEY resend|abandon|run=ID, or --rebind LEDGER"
         )
-    if status is not None:
-        return print_ledger(place_of(status), service, as_json=as_json)
-    if resolve is not None:
-        return resolve_unknown(place_of(resolve[0]), *resolve[1:], service)
-    if rebind is not None:
-        return rebind_ledger(place_of(rebind))
-    if slug is None or jobs is None:
+    if slug is None:
+        return _show_or_decide(status, resolve, rebind, service, as_json=as_json)
+    if jobs is None:
         raise UsageError("give the file of jobs after the slug, or - for stdin")
     if dry_run and retry_failed:
         raise UsageError("--dry-run and --retry-failed exclude each other: a dry run changes nothing in the ledger")
@@ -229,6 +225,25 @@ def batch(
         service=service,
     )
     return run_batch(options)
+
+
+def _show_or_decide(
+    status: str | None,
+    resolve: tuple[str, str, str] | None,
+    rebind: str | None,
+    service: ServiceOptions,
+    *,
+    as_json: bool,
+) -> int:
+    """Carry out the one of `--status`, `--resolve` and `--rebind` that is given."""
+    from knouds_async._cli.batch import print_ledger, rebind_ledger, resolve_unknown
+    from knouds_async._cli.ledgers import place_of
+
+    if status is not None:
+        return print_ledger(place_of(status), service, as_json=as_json)
+    if resolve is not None:
+        return resolve_unknown(place_of(resolve[0]), *resolve[1:], service)
+    return rebind_ledger(place_of(rebind or ""))
 
 
 LedgerAction = Annotated[str, Parameter(help="migrate or trust.")]
