@@ -292,7 +292,7 @@ def test_the_map_names_files_that_exist() -> None:
     (drawn,) = re.findall(r"^## The map$(.*?)^## ", guide, re.MULTILINE | re.DOTALL)
     folder, places = "", list[tuple[str, str]]()
     for line in drawn.splitlines():
-        names = re.findall(r"(?<![\w*/])\w+(?:/\w*)*(?:/|\.py|\.json|\.md)(?!\w)", line)
+        names = re.findall(r"(?<![\w*/-])[\w-]+(?:/[\w-]*)*(?:/|\.py|\.json|\.md)(?!\w)", line)
         folder = folder if line.startswith("  ") else (names or [""])[0]
         places += [(folder, name) for name in names]
     assert len(places) >= 40

@@ -9,6 +9,7 @@ import json
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -148,6 +149,8 @@ async def test_a_long_run_is_polled_ever_more_rarely(make_client: MakeClient, du
     seen = await notice(make_client(emulator), emulator, 1)
     assert seen.requests <= 100
     assert max(seen.late) <= min(late, 61)
+    polls = [row.at for row in emulator.requests if row.route == POLL]
+    assert max(later - earlier for earlier, later in pairwise(polls)) <= 61
 
 
 # ---- Batches
