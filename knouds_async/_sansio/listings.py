@@ -98,6 +98,7 @@ _MAX_GAP: Final = 15.0  # seconds to the next; when it takes longer, there are p
 _FIRST_BACKOFF: Final = 2.0
 _MAX_BACKOFF: Final = 300.0
 _MAX_LAG: Final = 5.0  # seconds by which it may show an end late
+_LAG_KEPT: Final = 0.9  # of a lag, for each end that was shown sooner
 _MIN_MISSES: Final = 3  # misses that open the breaker
 _MAX_MISS_RATE: Final = 0.2  # of hits and misses
 _WINDOW: Final = 100  # hits and misses beyond are halved, so that old ones count less
@@ -119,6 +120,7 @@ class Listings:
         self._pages, self._deepest_row = 1, MAX_ROWS  # that were of use in the last one
         self._running = {Status.PROCESSING.value, Status.CANCEL_REQUESTED.value}
         self._hits = self._misses = 0.0
+        self.lag = 0.0  # seconds by which ends are shown late
 
     @property
     def is_proven(self) -> bool:
@@ -187,6 +189,10 @@ class Listings:
     def is_running(self, status: str) -> bool:
         """Return whether a row with that status is of a running run."""
         return status in self._running
+
+    def observe_lag(self, lag: float, *, is_shown: bool) -> None:
+        """Record for how long a listing showed a run running after its end; `is_shown`: until one showed the end."""
+        self.lag = max(lag, self.lag * _LAG_KEPT if is_shown else self.lag)
 
     def was_late(self, lag: float, duration: float) -> bool:
         """Return whether a listing showed a run running too long after its end."""

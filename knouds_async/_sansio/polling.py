@@ -161,6 +161,7 @@ class DeliveryRecord:
 # ---- The scheduler
 
 _MIN_RUNS: Final = 3  # awaited runs for which a listing pays; one less once listings have proven right
+_PROMPT: Final = 1.0  # seconds by which listings may be late; beyond, runs are polled as well
 _LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run
 _RECHECK_COST: Final = 30.0  # of a poll of a run that listings show running, in seconds
 _DOUBTED_COST: Final = 10.0  # the same while listings have shown no end, or once one was wrong
@@ -176,7 +177,7 @@ _PLENTY: Final = 10  # requests that have to be left for each run, and the most 
 _OVERDUE: Final = 1.0  # seconds beyond the longest of all durations, at least, after which a delivery is overdue
 _LIKELY: Final = 0.2  # ends that are expected in the time beyond
 _HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota is scarce
-_TARGET_USE: Final = 0.8  # the part of the remaining quota that polls plan to use
+_TARGET_USE: Final = 1.2  # the part of the remaining quota to plan for: few windows are as busy throughout as now
 _SPECULATIVE_SHARE: Final = 0.1  # of scarce polls: for runs that listings have not reported
 
 _LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
@@ -338,19 +339,25 @@ class PollScheduler:
         if self._polling.schedule is not None:
             return max(run.not_before, _due_on_schedule(run, self._polling.schedule))
         durations, cost = self._learned.durations_for(run.duration_key), self._polling.cost_of_request
-        seen, longest = run.age(run.last_running_at), _FIRST_STEP
         if self._is_left_to_deliveries(run):
             cost = self.deliveries.cost_factor * max(cost, durations.median / _DELIVERY_FACTOR)
+            age = durations.next_poll(run.age(run.last_running_at), cost, longest=_FIRST_STEP)
         elif self._is_listed(run):
-            seen = run.age(run.last_seen_at)
-            cost = (_RECHECK_COST if self._is_trusted else _DOUBTED_COST) * (
-                _LIMITED_FACTOR if self._is_limited else 1.0
-            )
+            cost = _RECHECK_COST if self._is_trusted else _DOUBTED_COST
+            cost *= _LIMITED_FACTOR if self._is_limited else 1.0
+            age = durations.next_poll(run.age(run.last_seen_at), cost, longest=_FIRST_STEP)
+            if self._listings.lag > _PROMPT:  # then it was running that much earlier
+                seen_at = max(run.last_seen_at, run.last_listed_at - self._listings.lag)
+                age = min(age, self._next_poll(durations, run.age(seen_at)))
         else:
-            cost *= self._scarcity
-            longest = self._longest_step(durations, seen)
-        at = run.started_at + durations.next_poll(seen, cost, longest=longest)
+            age = self._next_poll(durations, run.age(run.last_running_at))
+        at = run.started_at + age
         return max(run.not_before, _due_for_deadline(run, now, at) if run.deadlines else at)
+
+    def _next_poll(self, durations: Durations, seen: float) -> float:
+        """Return the age at which a run is polled by its own schedule that was last running at an age."""
+        cost = self._polling.cost_of_request * self._scarcity
+        return durations.next_poll(seen, cost, longest=self._longest_step(durations, seen))
 
     def _longest_step(self, durations: Durations, seen: float) -> float:
         """Return the longest step after a run was seen running at an age: none is known that took so long, or some."""
@@ -436,9 +443,10 @@ class PollScheduler:
         polls = ends = delay = weight = 0.0  # delay: twice what has gone unnoticed; ends: by how much it grows
         for run in self._runs.values():
             hazard = self._learned.durations_for(run.duration_key).hazard(run.age(now))
-            if not self._is_listed(run):
+            is_listed = self._is_listed(run)
+            if not is_listed or self._listings.lag > _PROMPT:
                 polls += math.sqrt(hazard / 2)
-            elif run.execution_id not in self._reported:
+            if is_listed and run.execution_id not in self._reported:
                 since = max(0.0, now - max(run.last_running_at, run.started_at))
                 weight, ends, delay = weight + hazard, ends + hazard * since, delay + hazard * since * since
         missing = 2 * self._polling.cost_of_request - delay
@@ -549,8 +557,10 @@ class PollScheduler:
         if is_typical:
             self._learn(run, now, duration, is_polled=is_polled)
         took = run.age(now) if duration is None else duration
-        was_late = self._listings.was_late(run.age(run.last_listed_at) - took, took)
-        if was_late or self._reported.get(execution_id) is not None:
+        lag, is_shown = run.age(run.last_listed_at) - took, self._reported.get(execution_id) is not None
+        self._listings.observe_lag(lag, is_shown=is_shown)
+        was_late = self._listings.was_late(lag, took)
+        if was_late or is_shown:
             self._listings.count(now, is_hit=not was_late)
         self.remove(execution_id)
 

@@ -154,6 +154,18 @@ def test_an_end_that_was_shown_in_time_is_no_miss() -> None:
     assert [listings.was_late(lag, 200.0) for lag in (24.9, 25.1)] == [False, True]
 
 
+def test_the_lag_is_the_longest_seen_and_falls_where_ends_are_shown_sooner() -> None:
+    """An end that a poll found first says nothing of how late the listing would have been."""
+    listings = Listings()
+    listings.observe_lag(-2.0, is_shown=True)
+    assert listings.lag == 0
+    listings.observe_lag(5.0, is_shown=True)
+    listings.observe_lag(1.0, is_shown=False)
+    assert listings.lag == 5
+    listings.observe_lag(1.0, is_shown=True)
+    assert listings.lag == 4.5
+
+
 def test_a_miss_before_any_hit_ends_listings_for_ten_minutes() -> None:
     """After that they are tried, and not relied on until one has arrived."""
     listings = Listings()

@@ -252,13 +252,28 @@ async def test_listings_that_fail_are_as_if_there_were_none(
     assert seen.speed >= without.speed - 0.06
 
 
-@pytest.mark.parametrize("lag", [3.0, 1e8])
+@pytest.mark.parametrize("lag", [3.0, 5.0, 20.0, 1e8])
 async def test_late_rows_delay_no_run_beyond_its_own_schedule(make_client: MakeClient, lag: float) -> None:
-    """A run whose row is late or missing is noticed within its longest step, if not sooner."""
+    """A run whose row is late or missing is noticed within its longest step, and on the average as soon as alone."""
     emulator = service(tier="enterprise", usage_lag=lag)
     seen = await notice(make_client(emulator), emulator, 60)
     steps = [max(10.0, (run.ends - run.started) / 4) + 3.0 for run in emulator.runs]
     assert all(late <= step for late, step in zip(seen.late, steps, strict=True))
+    assert seen.mean <= 3
+
+
+async def test_late_rows_delay_few_runs_little_where_polls_are_limited(make_client: MakeClient) -> None:
+    """Of twenty runs on Pro whose rows are late each has seven requests at most: their ends are noticed within 4 s."""
+    for lag, mean, p95 in ((5.0, 4.0, 6.5), (20.0, 4.0, 9.0)):
+        seen = []
+        for seed in range(8):
+            emulator = service(seed=seed, usage_lag=lag)
+            seen.append(await notice(make_client(emulator), emulator, 20))
+            emulator.assert_no_429()
+        figures = together(seen)
+        assert figures.mean <= mean
+        assert figures.p95 <= p95
+        assert figures.requests <= 7
 
 
 # ---- Webhooks
