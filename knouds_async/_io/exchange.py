@@ -235,9 +235,10 @@ class SentTrace:
             raise
 
     def before_body(self) -> None:
-        """Ask again where the body is about to leave: a process can be frozen after the head, which alone runs nothing.
+        """Ask again where the body, or more of it, is about to leave: without all of it nothing runs.
 
-        What has left, or may have, stays so when this raises.
+        A process can be frozen after the head, or in the middle of a large body. What has left, or may have, stays so
+        when this raises.
         """
         if not (self._has_begun_sending or self._has_given_body):
             self.check()
@@ -469,8 +470,8 @@ def _key_auth(auth: type) -> Any:
     return type("_KeyAuth", (_KeyAuth, auth), {})
 
 
-class _OnePiece:
-    """A request's body in one piece, which asks `trace` before it leaves.
+class _OwnBody:
+    """A request's body, of which each piece asks `trace` before it leaves: a large one takes a while.
 
     httpx's own is iterated by a generator; left half way by a connection that breaks, it would end in a
     ResourceWarning on trio.
@@ -480,12 +481,13 @@ class _OnePiece:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         content: Iterable[bytes] = self  # type: ignore[assignment]  # a stream of httpx's is below it
-        return _Once(b"".join(content), self.trace)
+        return _Pieces(b"".join(content), self.trace)
 
 
-class _Once:
+class _Pieces:
     def __init__(self, content: bytes, trace: SentTrace | None) -> None:
-        self._left = [content] if content else []
+        self._left = [content[at : at + _STEP] for at in range(0, len(content), _STEP)]
+        self._left.reverse()
         self._trace = trace
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -500,9 +502,9 @@ class _Once:
 
 
 @functools.cache
-def _one_piece(stream: type) -> Any:
-    """Make a body in one piece a stream of httpx or of httpx2."""
-    return type("OnePiece", (_OnePiece, stream), {})
+def _own_body(stream: type) -> Any:
+    """Make our body a stream of httpx or of httpx2."""
+    return type("OwnBody", (_OwnBody, stream), {})
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -673,7 +675,7 @@ class Exchange:
         self._lent_headers: list[tuple[bytes, bytes]] | None = None
         self._merged: dict[bool, list[tuple[bytes, bytes]]] = {}  # by whether there is no body
         self._auth = _key_auth(own.Auth)
-        self._body, self._closed = _one_piece(own.ByteStream), own.ByteStream(b"")
+        self._body, self._closed = _own_body(own.ByteStream), own.ByteStream(b"")
         self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
         self._origin = _origin(own.URL(base_url))
         self._url: Callable[[str], httpx.URL] = functools.lru_cache(_ADDRESSES)(lambda path: own.URL(base_url + path))
@@ -768,7 +770,7 @@ class Exchange:
             waits = {**waits, "pool": min(waits["pool"], limit * _OF_LIMIT)}
         request.extensions = {"timeout": waits, "trace": trace, "knouds.fresh": is_paid}
         if call.body is not None:
-            cast("_OnePiece", request.stream).trace = trace
+            cast("_OwnBody", request.stream).trace = trace
         if self._is_lent:
             withheld(request, self._http, trace)
         auth = self._auth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)

@@ -631,7 +631,9 @@ async def test_what_is_held_back_does_not_leave(transport: Callable[[], httpx.As
     assert heard == []
 
 
-async def a_submit_that_is_held_back(transport: httpx.AsyncHTTPTransport, *, at: int) -> tuple[Outcome, bytes]:
+async def a_submit_that_is_held_back(
+    transport: httpx.AsyncHTTPTransport, *, at: int, inputs: str = "paid"
+) -> tuple[Outcome, bytes]:
     """Return what comes of a submit that is refused when asked for the nth time, and what the server heard of it."""
     heard: list[bytes] = []
     outcomes: list[Outcome] = []
@@ -644,7 +646,7 @@ async def a_submit_that_is_held_back(transport: httpx.AsyncHTTPTransport, *, at:
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port: int = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610  (not Django's)
-    call = endpoints.submit(Target("workflows", "w"), {"product_name": "paid"})
+    call = endpoints.submit(Target("workflows", "w"), {"product_name": inputs})
     async with listener, anyio.create_task_group() as tasks, httpx.AsyncClient(transport=transport) as http:
         tasks.start_soon(listener.serve, listen)
         exchange = Exchange(
@@ -672,6 +674,15 @@ async def test_a_body_that_is_held_back_does_not_follow_its_head(
     assert isinstance(outcome, Unanswered)
     assert b"POST" in heard
     assert b"paid" not in heard
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("transport", [httpx.AsyncHTTPTransport, PooledTransport])
+async def test_a_large_body_is_held_back_in_the_middle(transport: Callable[[], httpx.AsyncHTTPTransport]) -> None:
+    """It leaves in pieces, and a process that was frozen between two of them sends no more."""
+    outcome, heard = await a_submit_that_is_held_back(transport(), at=5, inputs="x" * 1_000_000)
+    assert isinstance(outcome, Unanswered)
+    assert 50_000 < len(heard) < 500_000
 
 
 async def test_a_body_that_is_held_back_the_first_time_was_not_sent() -> None:
