@@ -54,7 +54,7 @@ SUBMIT: Final = "POST /api/workflows/:slug/run"
 FACTOR: Final = 15.0
 PROVABLE_AFTER: Final = 120 / FACTOR + 4
 OFF: Final = (-600.0, 600.0, -45.0, 137.0)  # seconds
-PATIENCE: Final = 90.0  # seconds in which machines must end by themselves once they are left in peace
+PATIENCE: Final = 120.0  # seconds in which machines must end by themselves once they are left in peace
 
 # The service.
 
@@ -312,7 +312,7 @@ async def with_faults(database: Server, seed: int, *, jobs: int, count: int) -> 
     dice, name = random.Random(seed), f"faults{seed}"
     database.execute(f"CREATE DATABASE {name} TEMPLATE template0")
     limits: dict[str, Any] = {"tier": "pro", "limit": 45, "window_length": 3.0}
-    slow = {"median": 1.5, "answers_after": 0.3}
+    slow = {"median": 1.5, "answers_after": 0.6}
     service = Service.start(**limits, **slow, polls_limited=False, usage_limited=False, seed=seed)
     keys = [f"job-{number}" for number in range(jobs)]
     fleet = Fleet(service, database, name, keys, FACTOR, delay=0.05)
