@@ -373,3 +373,61 @@ def test_the_reference_has_every_public_name() -> None:
         own |= {f"{module.__name__}.{name}" for name in set(module.__all__) - set(knouds_async.__all__)}
     assert own - set(listed) == set()
     assert [name for name in listed if pydoc.locate(name) is None] == []
+
+
+POSTGRES, SCENARIOS = "postgres/test_", "scenarios/test_"
+HELD_BY = {
+    "the database restarts": f"{POSTGRES}ledger::test_a_batch_while_the_database_restarts",
+    "it is away for more than 60 s": f"{POSTGRES}ledger::test_a_database_that_is_away_for_too_long_ends_the_batch",
+    "an answer to a commit is lost": f"{POSTGRES}database::test_a_commit_in_doubt_is_found_out",
+    "a standby is not promoted yet": f"{POSTGRES}ledger::test_a_failover_to_a_replica_that_is_behind",
+    "a failover, or a restored backup, has lost commits": (
+        f"{POSTGRES}ledger::test_a_failover_that_lost_nothing_is_settled_by_the_usage_rows",
+        f"{POSTGRES}ledger::test_processes_that_live_restore_what_a_failover_lost",
+        f"{POSTGRES}ledger::test_a_backup_that_was_restored",
+    ),
+    "a run that a failover lost stays missing": f"{POSTGRES}ledger::test_a_run_that_a_failover_lost_stops_the_batch",
+    "a process is cut off from the database after a submit has left": (
+        f"{POSTGRES}ledger::test_an_id_that_waits_for_the_database_is_recorded_when_it_is_back"
+    ),
+    "a process is cut off from the service": (
+        "batch/test_worker::test_an_unknown_that_may_have_begun_one_stays",
+        "batch/test_worker::test_an_unknown_that_surely_began_no_run_is_sent",
+    ),
+    "a process is killed": (
+        f"{POSTGRES}ledger::test_a_machine_that_is_gone_loses_its_claims",
+        f"{SCENARIOS}failpoints::test_killed_at_each_step",
+    ),
+    "a process is frozen and continues": f"{SCENARIOS}failpoints::test_stopped_at_each_step",
+    "a process is frozen inside a transaction": (
+        f"{POSTGRES}database::test_a_process_that_is_frozen_in_a_transaction_holds_up_nobody"
+    ),
+    "an event loop is blocked": f"{POSTGRES}database::test_a_lease_is_renewed_while_the_event_loop_is_blocked",
+    "clocks of machines differ": (
+        f"{POSTGRES}ledger::test_clocks_of_machines_do_not_count",
+        f"{POSTGRES}limiter::test_machines_share_one_quota",
+    ),
+    "`synchronous_commit = off`, timeouts or read-only by default": (
+        f"{POSTGRES}database::test_settings_of_a_role_that_would_lose_commits"
+    ),
+    "connections run out": (
+        f"{POSTGRES}ledger::test_connections_that_have_run_out_are_waited_for",
+        f"{POSTGRES}database::test_it_opens_nothing_before_it_is_used",
+        f"{POSTGRES}ledger::test_a_pooler_in_between",
+    ),
+    "a pooler stands in between": f"{POSTGRES}bus::test_behind_a_pooler_runs_are_polled",
+    "the quota's table is empty after a crash": (
+        f"{POSTGRES}limiter::test_a_crash_of_the_database_forgets_the_windows_only"
+    ),
+}
+"""The tests of each row of the table of what happens when."""
+
+
+def test_what_happens_when_is_tested() -> None:
+    """Each row of the table about many machines has its tests, and they are there."""
+    _, _, after = PAGES["docs/many-machines.md"].partition("## What happens when")
+    lines = after.partition("\n## ")[0].strip().splitlines()[2:]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == list(HELD_BY)
+    names = [name for held in HELD_BY.values() for name in ([held] if isinstance(held, str) else held)]
+    for file, test in (name.split("::") for name in names):
+        assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8")

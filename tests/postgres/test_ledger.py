@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -38,12 +39,13 @@ from knouds_async._sansio.ledger import (
     PickedUp,
     Sending,
 )
-from knouds_async.ledgers import Accepted, Claim, Doubted, Ledger, OwnerGone, Payer, Stage, Written
+from knouds_async.ledgers import Accepted, Claim, Doubted, Ledger, OwnerGone, Payer, Stage, Taken, Written
 from knouds_async.postgres import Postgres
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
 from knouds_async.webhooks import WebhookReceiver
 from tests.postgres.frames import frames_that_show
+from tests.postgres.relay import Relay
 from tests.postgres.server import PASSWORD, Pooler, Server, shown
 
 pytestmark = pytest.mark.slow
@@ -204,6 +206,60 @@ async def test_a_lease_that_ran_out_unnoticed_goes_on(server: Server, database: 
         found = await other.look("key")
         assert found is not None
         assert (found.stage, found.owner) == (Stage.SUBMITTED, owner)
+
+
+async def test_an_id_that_waits_for_the_database_is_recorded_when_it_is_back(server: Server, database: str) -> None:
+    """Cut off after its submit has left, a machine is gone for others, which do not send its job."""
+    relay = Relay(server.port)
+    one, other = Postgres(server.url(database, port=relay.port)), Postgres(server.url(database))
+    try:
+        async with one, other, anyio.create_task_group() as tasks:
+            owner = await one.join()
+            await one.claim(claim("key", owner))
+            relay.hold()
+            tasks.start_soon(one.record, "key", 1, Accepted(owner=owner, execution_id="run-1"))
+            await run_out(server, database)
+            assert [entry.key for entry in await other.unknown()] == ["key"]
+            assert isinstance(await other.claim(claim("key", await other.join())), Taken)
+            relay.flow()
+        found = await Postgres(server.url(database)).find("key")
+        assert found is not None
+        assert (found.stage, found.execution_id) == (Stage.SUBMITTED, "run-1")
+    finally:
+        relay.close()
+
+
+async def test_connections_that_have_run_out_are_waited_for(server: Server, database: str) -> None:
+    """A process that gets none waits until another gives one back, and its operation is carried out."""
+    role = f"limited_{database}"
+    server.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' CONNECTION LIMIT 1")
+    server.execute(f"GRANT ALL ON SCHEMA public TO {role}", database=database)
+    one, other = machines(f"postgresql://{role}:{PASSWORD}@127.0.0.1:{server.port}/{database}", 2)
+    async with other, anyio.create_task_group() as tasks, one:
+        await one.join()
+        tasks.start_soon(other.find, "key")
+        await anyio.sleep(0.5)
+        assert other._thread_of(other._url)._failures > 0
+
+
+async def test_clocks_of_machines_do_not_count(
+    server: Server, database: str, url: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease is as long as the database's clock says, and a submit is dated by the service's, months from here."""
+    wall = time.time
+    for offset in (-600.0, 600.0):
+        monkeypatch.setattr(time, "time", lambda offset=offset: wall() + offset)
+        job = Job(f"at {offset:+}", {"product_name": f"{offset}"})
+        async with Postgres(url) as ledger, machine(emulator) as knouds:
+            async with knouds.workflows.map(SLUG, [job], ledger=ledger) as outcomes:
+                assert [type(outcome) async for outcome in outcomes] == [Completed]
+                query = "SELECT extract(epoch FROM max(until) - clock_timestamp())::float8 FROM knouds_owner"
+                assert 30 < server.execute(query, database=database)[0][0] <= 60
+            entry, row = await ledger.find(job.key), (await knouds.usage.list()).rows[0]
+        assert entry is not None
+        assert entry.since is not None
+        assert row.created_at is not None
+        assert abs(row.created_at.timestamp() - entry.since.middle) < 10
 
 
 async def test_only_one_machine_gets_a_job(url: str) -> None:
@@ -664,9 +720,12 @@ async def _once(runs: Any, url: str) -> Outcome:
 
 
 async def test_a_database_that_is_away_for_too_long_ends_the_batch(
-    knouds: AsyncKnouds, emulator: Emulator, own_server: Server, monkeypatch: pytest.MonkeyPatch
+    knouds: AsyncKnouds, emulator: Emulator, own_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    """The batch ends with LedgerError and submits nothing more; the same batch continues once it is back."""
+    """The batch ends with LedgerError and submits nothing more; the same batch continues once it is back.
+
+    An id that could not be recorded is in the log.
+    """
     monkeypatch.setattr(thread_module, "_PATIENCE", 0.5)
     monkeypatch.setattr(thread_module, "_FEWEST_TRIES", 3)
     emulator.duration = 1.0
@@ -678,6 +737,8 @@ async def test_a_database_that_is_away_for_too_long_ends_the_batch(
         sent = len(emulator.runs)
         assert 0 < sent < 300
         await anyio.to_thread.run_sync(own_server.start)
+        recorded = {row[0] for row in own_server.execute("SELECT execution_id FROM knouds_job")}
+        assert [run for run in emulator.runs if run.execution_id not in recorded | set(caplog.text.split())] == []
         emulator.duration = 0.05
         found = await run(knouds, ledger, 300)
     kinds = [type(outcome).__name__ for outcome in found]
