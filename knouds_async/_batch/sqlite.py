@@ -130,8 +130,8 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
     """Open a ledger's file, or make it. OSError or sqlite3.Error for one that is damaged or something else."""
     sqlite3 = _sqlite()
     check_locks(path.parent)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if path.exists() and not path.is_file():  # to open a pipe would wait for its other end, with no way out
+        raise OSError(errno.EINVAL, "it is a folder" if path.is_dir() else "it is a pipe or a device, not a file")
     with _making, suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     _refuse_others(path, patience)

@@ -557,7 +557,7 @@ def login(*, service: ServiceOptions = DEFAULT_SERVICE) -> None:
 
 
 def _read_key() -> str:
-    check_stdin()
+    check_stdin("pipe the key to it, or run this at a terminal")
     try:
         key = getpass("API key (it is not shown): ") if sys.stdin.isatty() else sys.stdin.readline()
     except EOFError:

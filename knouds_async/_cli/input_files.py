@@ -126,10 +126,10 @@ def _read_file(file: Path) -> dict[str, Any]:
     return inputs
 
 
-def check_stdin() -> int:
-    """Return the file descriptor of stdin; raises UsageError when it is closed."""
+def check_stdin(advice: str = "pipe the inputs to it, or name a file") -> int:
+    """Return the file descriptor of stdin; raises UsageError, with advice, when it is closed."""
     if sys.stdin is None:
-        raise UsageError("stdin is closed: pipe the inputs to it, or name a file")
+        raise UsageError(f"stdin is closed: {advice}")
     return _STDIN
 
 

@@ -7,6 +7,7 @@ millisecond. A file that fails never stops a request: the windows are then kept 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import math
@@ -231,6 +232,8 @@ class LimiterFile:
                 # Never open a file that exists: closing it drops all locks that this process has on it (POSIX), and
                 # lets others into an open transaction. Nor may anybody here use a new one before it is closed.
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            if not self._path.is_file():  # to open a pipe would wait for its other end
+                raise OSError(errno.EINVAL, "it is no file")
             connection = self._sqlite3.connect(
                 self._path, timeout=_STUCK, isolation_level=None, check_same_thread=False
             )

@@ -120,6 +120,16 @@ async def test_what_is_no_ledger_is_refused_and_left_as_it_is(make: Any, said: s
     assert {each.name async for each in anyio.Path(path.parent).iterdir()} == files
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize(("make", "said"), [(os.mkfifo, "a pipe"), (Path.mkdir, "a folder")])
+async def test_what_is_no_file_is_refused_and_not_waited_for(make: Any, said: str, path: Path, knouds: Any) -> None:
+    """A named pipe would be waited for without an end, and no cancellation helps: it is refused, as a folder is."""
+    make(path)
+    with pytest.raises(LedgerError, match=f"cannot be used: it is {said}"):
+        await knouds.workflows.gather(SLUG, jobs(1), ledger=path)
+    assert [each.name async for each in anyio.Path(path.parent).iterdir()] == [path.name]
+
+
 def _fill(path: Path, count: int) -> None:
     """Fill a new ledger with jobs that are finished."""
     LedgerDatabase(path, 1.0).close()

@@ -175,6 +175,14 @@ async def test_a_process_that_hangs_with_the_file_in_hand_stops_nobody_for_long(
     holder.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """A named pipe, which would be waited for without an end, is no file."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="cannot be used as a limiter's file"):
+        SharedLimiter(tmp_path / "pipe")
+
+
 @pytest.mark.parametrize("place", ["missing/q.db", "."])
 def test_a_place_without_a_file_is_refused(tmp_path: Path, place: str) -> None:
     """A folder that is not there, or that stands in the file's place, is named."""
