@@ -336,3 +336,10 @@ async def test_a_final_state_never_goes_back() -> None:
     await execution
     assert (await execution.refresh()).status is Status.COMPLETED
     assert (await execution).result == 1
+
+
+@pytest.mark.parametrize("target", [5, "my-slug", "folders/x", b"workflows/x"], ids=repr)
+def test_a_handle_is_of_a_target(emulator: Emulator, target: Any) -> None:
+    """What is no target is refused when a run is attached, not when its waiting fails."""
+    with pytest.raises(InvalidArgumentError, match="target"):
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test").executions.attach("abc", target)
