@@ -1,22 +1,32 @@
-"""What a batch asks of a ledger, and the ledger of a batch that was given none."""
+"""What a batch asks of a ledger, the ledger of a batch that was given none, and what those in a database share."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
 
+from knouds_async._io.concurrency import read_clocks
 from knouds_async._sansio.clock import Moment, Reading
+from knouds_async._sansio.inputs import checked_execution_id
 from knouds_async._sansio.ledger import (
     OPEN,
+    Abandoned,
     Accepted,
+    Ending,
     Entry,
     Event,
     Fit,
+    IllegalStepError,
     Lost,
+    OwnerGone,
     Payer,
+    ResendApproved,
+    Resolved,
     Sending,
     Stage,
     Totals,
@@ -25,8 +35,10 @@ from knouds_async._sansio.ledger import (
     fit_under_cap,
     highest_known,
     repriced,
+    successor,
 )
 from knouds_async._sansio.reconcile import Doubt, KnownRun
+from knouds_async.errors import InvalidArgumentError, LedgerError
 from knouds_async.telemetry import fields
 from knouds_async.types import Record
 
@@ -288,3 +300,297 @@ class MemoryLedger:
 
     async def aclose(self) -> None:
         """Do nothing: it goes with the batch."""
+
+
+# ---- Ledgers in a database
+
+COLUMNS: Final = (
+    "key", "attempt", "target", "digest", "stage", "owner", "reserved", "sent_at", "execution_id", "request_id", "note",
+    "lasts", "account", "since", "until", "status", "cost", "reply", "code", "message",
+)  # fmt: skip
+_OF_ENDING: Final = tuple(attrs.fields_dict(Ending))
+_IN_DOUBT: Final = (
+    "job.stage NOT IN ('new', 'final') "  # as an index has it
+    "AND job.stage IN ('sending', 'submitted', 'unknown', 'resend_approved', 'abandoned')"
+)
+
+
+def values_of(entry: Entry) -> dict[str, Any]:
+    """Return the values of an entry's columns; the service's words may hold half a surrogate pair, which none takes."""
+    values = {name: getattr(entry.ending if name in _OF_ENDING else entry, name, None) for name in COLUMNS}
+    for name, value in values.items():
+        if isinstance(value, str):
+            values[name] = value.encode(errors="backslashreplace").decode()
+        elif isinstance(value, Moment):
+            values[name] = json.dumps(attrs.asdict(value))
+    return values
+
+
+def entry_of(row: Sequence[Any]) -> Entry:
+    """Return the entry of a row that begins with the columns."""
+    values: dict[str, Any] = dict(zip(COLUMNS, row, strict=False))
+    ending: dict[str, Any] = {name: values.pop(name) for name in _OF_ENDING}
+    values["stage"] = Stage(values["stage"])
+    values["since"], values["until"] = _moment(values["since"]), _moment(values["until"])
+    return Entry(**values, ending=Ending(**ending) if ending["status"] else None)
+
+
+def known_run_of(request_id: str | None, since: str | None, until: str | None) -> KnownRun:
+    """Return a run that is known, of the columns that tell of it."""
+    return KnownRun(
+        request_id=request_id or "",
+        begun_by=None if (at := _moment(until)) is None else at.latest,
+        begun_after=None if (at := _moment(since)) is None else at.earliest,
+    )
+
+
+def _moment(text: str | None) -> Moment | None:
+    return None if text is None else Moment(**json.loads(text))
+
+
+class LedgerOperations(ABC):
+    """What is done to a ledger within one transaction: load, have `decide` or `advance` decide, save.
+
+    A subclass says how.
+    """
+
+    _is_last: ClassVar[str]  # the condition that a row `job` is the last attempt of its key
+    _mark: ClassVar[str]  # where a value belongs in a condition
+    _named: str  # the ledger, in messages
+    _totals: Totals
+    _payer: Payer | None
+
+    @abstractmethod
+    def _load(self, key: str, attempt: int | None = None) -> Entry | None:
+        """Return an attempt of a job, the last one by default."""
+
+    @abstractmethod
+    def _where(self, condition: str, *values: Any) -> Iterator[Entry]:
+        """Return the entries whose rows `job` meet a condition."""
+
+    @abstractmethod
+    def _save(self, entry: Entry) -> None: ...
+
+    @abstractmethod
+    def _is_alive(self, owner: str) -> bool:
+        """Return whether the owner of an entry that was loaded may still work."""
+
+    @abstractmethod
+    def _of_dead_owners(self) -> Iterator[Entry]: ...
+
+    @abstractmethod
+    def _jobs_of(self, execution_id: str) -> Sequence[tuple[str, int]]:
+        """Return the keys and attempts that have a run."""
+
+    @abstractmethod
+    def _price(self, target: str) -> tuple[int, float | None]:
+        """Return of how many runs of a target the cost is known, and the largest."""
+
+    @abstractmethod
+    def _set_price(self, target: str, runs: int, highest: float | None) -> None: ...
+
+    @abstractmethod
+    def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
+        """Return an account's runs that are known to have begun since then, and the last few before."""
+
+    def look(self, key: str) -> Entry | None:
+        """Return the last attempt of a job, after the end of its owner has been noted."""
+        entry = self._load(key)
+        if entry is not None and entry.owner is not None and not self._is_alive(entry.owner):
+            return self._moved(entry, OwnerGone())
+        return entry
+
+    def claim(self, claim: Claim) -> Claimed:
+        """Write the intent to send a job, if it may be sent."""
+        decided = decide(self.look(claim.key), claim, self._totals, self._price(claim.target)[1])
+        if isinstance(decided, Written):
+            self._save(decided.entry)
+            self._totals = decided.totals
+            return attrs.evolve(decided, committed=read_clocks())
+        return decided
+
+    def record(self, key: str, attempt: int, event: Event) -> Written:
+        """Write what follows from an event."""
+        entry = self._load(key, attempt)
+        if entry is None:
+            raise InvalidArgumentError(f"{self._named} has no job {key!r}")
+        if isinstance(event, Accepted):
+            jobs = self._jobs_of(event.execution_id)
+            event = held_against(event, next((each[0] for each in jobs if each != (key, attempt)), None))
+        highest = self._price(entry.target)[1]
+        after = self._moved(entry, event)
+        cost = after.ending.cost if after.ending is not None else None
+        if cost and cost > (highest or 0.0):
+            for each in list(self._where(f"{_IN_DOUBT} AND job.target = {self._mark}", entry.target)):
+                self._changed(each, repriced(each, cost))
+        return Written(after, self._totals, self._price(entry.target)[1])
+
+    def decision(self, key: str, event: Event) -> Entry:
+        """Write what somebody has decided about the last attempt of a job; an approved one begins anew."""
+        entry = self.look(key)
+        if entry is None:
+            raise InvalidArgumentError(f"{self._named} has no job {key!r}")
+        if isinstance(event, Resolved):
+            for other, _ in self._jobs_of(event.execution_id):
+                if other != key:
+                    said = f"execution {event.execution_id!r} is the run of job {other!r}, not of {key!r}"
+                    raise InvalidArgumentError(f"{said}: nothing was changed")
+        try:
+            decided = self._moved(entry, event)
+        except IllegalStepError:
+            said = f"job {key!r} is {entry.stage}: only one that is unknown is decided about, so nothing was changed"
+            raise InvalidArgumentError(said) from None
+        return self._begun_again(decided) if isinstance(event, ResendApproved) else decided
+
+    def retry_failed(self) -> int:
+        """Begin anew what failed or was cancelled."""
+        failed = list(self._where(f"job.status IN ('failed', 'cancelled') AND job.stage = 'final' AND {self._is_last}"))
+        for entry in failed:
+            self._begun_again(entry)
+        return len(failed)
+
+    def release_dead_owners(self) -> None:
+        """Undo the claims of every owner that has left, or is no more."""
+        for entry in list(self._of_dead_owners()):
+            self._moved(entry, OwnerGone())
+
+    def unknown(self) -> tuple[Entry, ...]:
+        """Return the jobs of which nobody knows whether they ran."""
+        self.release_dead_owners()
+        return tuple(self._where(f"{_IN_DOUBT} AND job.stage = 'unknown' AND {self._is_last} ORDER BY job.sent_at"))
+
+    def summary(self, target: str) -> Summary:
+        """Return all credits, and the real costs of a target."""
+        runs, highest = self._price(target)
+        return Summary(totals=self._totals, runs=runs, highest_cost=highest)
+
+    def bind(self, payer: Payer) -> Payer:
+        """Return whose ledger this is: the first payer's who asks, as far as that one is known."""
+        known = self._payer
+        if known is None or (known.user is None and known.base_url == payer.base_url):
+            self._payer = payer
+            return payer
+        return known
+
+    def rebind(self) -> None:
+        """Forget whose ledger this is."""
+        self._payer = None
+
+    def _moved(self, entry: Entry, event: Event) -> Entry:
+        return self._changed(entry, advance(entry, event))
+
+    def _changed(self, entry: Entry, after: Entry) -> Entry:
+        if after != entry:
+            self._save(after)
+            self._totals = self._totals.moved(entry, after)
+            if entry.ending is None and after.ending is not None and after.ending.cost is not None:
+                runs, highest = self._price(after.target)
+                self._set_price(after.target, runs + 1, max(highest or 0.0, after.ending.cost) or None)
+        return after
+
+    def _begun_again(self, entry: Entry) -> Entry:
+        following = successor(entry)
+        self._save(following)
+        return following
+
+
+Operations = TypeVar("Operations", bound=LedgerOperations)
+T = TypeVar("T")
+
+
+class TransactionalLedger(ABC, Generic[Operations]):
+    """A ledger whose every method is one transaction; a subclass says how those are carried out, and who owners are."""
+
+    @abstractmethod
+    async def _transact(
+        self, operation: Callable[[Operations], T], *, may_withdraw: bool = False, **needs: str | None
+    ) -> T:
+        """Return the value of an operation, which is carried out whole or not at all.
+
+        `may_withdraw`: whether that is without effect, so that it need not be carried out when nobody waits for it.
+        `needs`: a `key`, a `target`, an `execution_id` to which it will come.
+        """
+
+    @abstractmethod
+    def _names(self) -> tuple[str, str]:
+        """Return the name of the ledger in messages, and in a command."""
+
+    # What somebody may want to know and decide.
+
+    async def unknown(self) -> tuple[Entry, ...]:
+        """Return the jobs of which nobody knows whether they ran, oldest first."""
+        return await self._transact(lambda ledger: ledger.unknown())
+
+    async def find(self, key: str) -> Entry | None:
+        """Return where a job stands, None when it was never sent."""
+        return await self.look(key)
+
+    async def resolve(self, key: str, execution_id: str) -> Entry:
+        """Return which run an unknown job began: the next batch picks it up. InvalidArgumentError if it is none.
+
+        A wrong id can be corrected, once no batch waits for its run; a run of another workflow is never taken.
+        """
+        return await self._decide(key, Resolved(checked_execution_id(execution_id)))
+
+    async def approve_resend(self, key: str) -> Entry:
+        """Decide that an unknown job is sent once more by the next batch, at the risk of paying for it twice.
+
+        What was reserved for it stays reserved. InvalidArgumentError if it is not unknown.
+        """
+        return await self._decide(key, ResendApproved())
+
+    async def abandon(self, key: str) -> Entry:
+        """Decide to leave an unknown job at that, or one whose run cannot be found any more.
+
+        It is not sent again, and counts with what was reserved for it. InvalidArgumentError if it is neither.
+        """
+        return await self._decide(key, Abandoned())
+
+    async def rebind(self) -> None:
+        """Allow the next batch to bind the ledger to its own account and service, whichever they are.
+
+        A ledger is bound to those of its first batch, and refuses others. Of a submit that is unknown nothing is ever
+        proven by the usage of an account that did not send it.
+        """
+        await self._transact(lambda ledger: ledger.rebind())
+
+    async def retry_failed(self) -> int:
+        """Make the next batch run what failed or was cancelled once more, and return how many jobs that are."""
+        return await self._transact(lambda ledger: ledger.retry_failed())
+
+    async def _decide(self, key: str, event: Event) -> Entry:
+        return await self._transact(lambda ledger: ledger.decision(key, event), key=key)
+
+    # What a batch asks for: see `Ledger`.
+
+    async def bind(self, payer: Payer) -> None:
+        """Record the first payer as the ledger's, and refuse every other."""
+        known = await self._transact(lambda ledger: ledger.bind(payer), may_withdraw=True)
+        if known != payer:
+            name, argument = self._names()
+            raise LedgerError(
+                f"{name} is that of {known}, and this is {payer}: what the usage of one does not show may have run on "
+                "the other. Nothing was submitted. Use that account's key and base URL, or another ledger; to continue "
+                f"with this one all the same: `await ledger.rebind()`, or `knouds batch --rebind {argument}`"
+            )
+
+    async def look(self, key: str) -> Entry | None:
+        """Return the last attempt of a job."""
+        return await self._transact(lambda ledger: ledger.look(key), key=key, may_withdraw=True)
+
+    async def claim(self, claim: Claim) -> Claimed:
+        """Write the intent to send a job."""
+        return await self._transact(lambda ledger: ledger.claim(claim), key=claim.key, target=claim.target)
+
+    async def record(self, key: str, attempt: int, event: Event) -> Written:
+        """Write what follows from an event."""
+        run = event.execution_id if isinstance(event, Accepted) else None
+        return await self._transact(lambda ledger: ledger.record(key, attempt, event), key=key, execution_id=run)
+
+    async def summary(self, target: str) -> Summary:
+        """Return the credits of the ledger and the real costs of a target."""
+        return await self._transact(lambda ledger: ledger.summary(target), target=target, may_withdraw=True)
+
+    async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
+        """Return an account's runs of a target that are known to have begun since then, and some before."""
+        return await self._transact(lambda ledger: ledger.known_runs(target, account, since), may_withdraw=True)

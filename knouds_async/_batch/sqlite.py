@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import json
 import logging
 import os
 import shlex
@@ -24,29 +23,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import anyio
 import attrs
 
-from knouds_async._batch.ledger import Claim, Claimed, LedgerCounts, Summary, Written, decide, held_against
-from knouds_async._batch.owners import Owners, check_locks, end
-from knouds_async._io.concurrency import from_thread, read_clocks
-from knouds_async._sansio.clock import Moment
-from knouds_async._sansio.inputs import checked_execution_id
-from knouds_async._sansio.ledger import (
-    OPEN,
-    Abandoned,
-    Accepted,
-    Ending,
-    Entry,
-    Event,
-    IllegalStepError,
-    OwnerGone,
-    Payer,
-    ResendApproved,
-    Resolved,
-    Stage,
-    Totals,
-    advance,
-    repriced,
-    successor,
+from knouds_async._batch.ledger import (
+    COLUMNS,
+    LedgerCounts,
+    LedgerOperations,
+    TransactionalLedger,
+    entry_of,
+    known_run_of,
+    values_of,
 )
+from knouds_async._batch.owners import Owners, check_locks, end
+from knouds_async._io.concurrency import from_thread
+from knouds_async._sansio.ledger import Entry, Payer, Stage, Totals
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.config import is_database_url
 from knouds_async.errors import InvalidArgumentError, LedgerError
@@ -285,11 +273,8 @@ class _SpareDescriptors:
             os.close(self._held.pop())
 
 
-_OF_ENTRY: Final = tuple(name for name in attrs.fields_dict(Entry) if name != "ending")
-_OF_ENDING: Final = tuple(attrs.fields_dict(Ending))
-_COLUMNS: Final = ", ".join((*_OF_ENTRY, *_OF_ENDING))
-_IN_DOUBT: Final = (*sorted(OPEN), Stage.RESEND_APPROVED, Stage.ABANDONED)
-_IS_LAST: Final = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = jobs.key AND later.attempt > jobs.attempt)"
+_COLUMNS: Final = ", ".join(COLUMNS)
+_SAVE: Final = f"INSERT OR REPLACE INTO jobs ({_COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
 
 _A_FEW: Final = 50
 
@@ -301,14 +286,18 @@ _may_begin = threading.Event()
 _may_begin.set()
 
 
-class LedgerDatabase:
+class LedgerDatabase(LedgerOperations):
     """One process's connection to a ledger's file.
 
     The file is opened, or made; LedgerError for one that is no ledger. `patience`: seconds to wait for a lock.
     """
 
+    _is_last = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = job.key AND later.attempt > job.attempt)"
+    _mark = "?"
+
     def __init__(self, path: Path, patience: float) -> None:
         self._path = path
+        self._named = f"the ledger {str(path)!r}"
         self._patience = patience
         self._totals = Totals()
         self._is_failing = False
@@ -391,107 +380,16 @@ class LedgerDatabase:
         except ValueError as error:  # nothing was written by it: what decides comes before what saves
             return error
 
-    # Operations; each within a transaction.
-
-    def look(self, key: str) -> Entry | None:
-        """Return the last attempt of a job, after its owner's end has been taken note of."""
-        entry = self._load(key)
-        if entry is not None and entry.owner is not None and not self._owners.is_alive(entry.owner):
-            return self._moved(entry, OwnerGone())
-        return entry
-
-    def claim(self, claim: Claim) -> Claimed:
-        """Write the intent to send a job, if it may be sent."""
-        entry = self.look(claim.key)
-        decided = decide(entry, claim, self._totals, self._price(claim.target)[1])
-        if isinstance(decided, Written):
-            self._save(decided.entry)
-            self._totals = decided.totals
-            return attrs.evolve(decided, committed=read_clocks())
-        return decided
-
-    def record(self, key: str, attempt: int, event: Event) -> Written:
-        """Write what follows from an event."""
-        entry = self._load(key, attempt)
-        if entry is None:
-            raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
-        if isinstance(event, Accepted):
-            event = held_against(event, self._job_of(event.execution_id, key, attempt))
-        highest = self._price(entry.target)[1]
-        after = self._moved(entry, event)
-        cost = after.ending.cost if after.ending is not None else None
-        if cost and cost > (highest or 0.0):
-            self._reprice(entry.target, cost)
-        return Written(after, self._totals, self._price(entry.target)[1])
-
-    def _reprice(self, target: str, cost: float) -> None:
-        marks = ", ".join("?" * len(_IN_DOUBT))
-        query = f"stage IN ({marks}) AND target = ? AND (reserved IS NULL OR reserved < ?)"
-        for entry in list(self._entries(query, *_IN_DOUBT, target, cost)):
-            self._changed(entry, repriced(entry, cost))
-
-    def _job_of(self, execution_id: str, key: str, attempt: int | None = None) -> str | None:
-        """Return the job whose run this is, if it is another's, or that of another `attempt` where one is given."""
-        query = "SELECT key FROM jobs WHERE execution_id = ? AND (key <> ? OR attempt <> ?) LIMIT 1"
-        mine = (execution_id, key, attempt)  # no attempt differs from NULL
-        return next((row[0] for row in self._connection.execute(query, mine)), None)
-
-    def decision(self, key: str, event: Event) -> Entry:
-        """Write what somebody has decided about the last attempt of a job; an approved one begins anew."""
-        entry = self.look(key)
-        if entry is None:
-            raise InvalidArgumentError(f"the ledger {str(self._path)!r} has no job {key!r}")
-        if isinstance(event, Resolved):
-            self._refuse_run_of_another(key, event.execution_id)
-        try:
-            decided = self._moved(entry, event)
-        except IllegalStepError:
-            said = f"job {key!r} is {entry.stage}: only one that is unknown is decided about, so nothing was changed"
-            raise InvalidArgumentError(said) from None
-        return self._begun_again(decided) if isinstance(event, ResendApproved) else decided
-
-    def _refuse_run_of_another(self, key: str, execution_id: str) -> None:
-        if (other := self._job_of(execution_id, key)) is not None:
-            said = f"execution {execution_id!r} is the run of job {other!r}, not of {key!r}: nothing was changed"
-            raise InvalidArgumentError(said)
-
-    def retry_failed(self) -> int:
-        """Begin anew what failed or was cancelled."""
-        failed = list(self._entries(f"stage = ? AND status <> 'completed' AND {_IS_LAST}", Stage.FINAL))
-        for entry in failed:
-            self._begun_again(entry)
-        return len(failed)
-
-    def release_dead_owners(self) -> None:
-        """Undo the claims of every owner that has left, or whose process is no more."""
-        for (owner,) in self._connection.execute("SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL").fetchall():
-            if not self._owners.is_alive(owner):
-                for entry in list(self._entries("owner = ?", owner)):
-                    self._moved(entry, OwnerGone())
-
-    def unknown(self) -> tuple[Entry, ...]:
-        """Return the jobs of which nobody knows whether they ran."""
-        self.release_dead_owners()
-        return tuple(self._entries(f"stage = ? AND {_IS_LAST} ORDER BY sent_at", Stage.UNKNOWN))
+    # Within a transaction.
 
     def counts(self) -> LedgerCounts:
         """Count the jobs by where they stand."""
         self.release_dead_owners()
         rows = self._connection.execute(
-            f"SELECT stage, status, COUNT(*) FROM jobs WHERE {_IS_LAST} GROUP BY stage, status"  # noqa: S608
+            f"SELECT stage, status, COUNT(*) FROM jobs AS job WHERE {self._is_last} GROUP BY stage, status"  # noqa: S608
         )
         found = {status or stage: count for stage, status, count in rows}
         return LedgerCounts(**found, credits_spent=self._totals.spent, credits_reserved=self._totals.reserved)
-
-    def summary(self, target: str) -> Summary:
-        """Return all credits, and the real costs of a target."""
-        runs, highest = self._price(target)
-        return Summary(totals=self._totals, runs=runs, highest_cost=highest)
-
-    def _price(self, target: str) -> tuple[int, float | None]:
-        """Return of how many runs of a target the cost is known, and the largest."""
-        query = "SELECT runs, highest FROM prices WHERE target = ?"
-        return self._connection.execute(query, (target,)).fetchone() or (0, None)
 
     def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
         """Return an account's runs that are known to have begun since then, and the last few before."""
@@ -499,62 +397,49 @@ class LedgerDatabase:
         values = (target, account, since)
         rows = self._connection.execute(f"{query} AND sent_at >= ?", values).fetchall()
         few = self._connection.execute(f"{query} AND sent_at < ? ORDER BY sent_at DESC LIMIT {_A_FEW}", values)
-        return tuple(
-            KnownRun(
-                request_id=request_id,
-                begun_by=None if (at := _moment(until)) is None else at.latest,
-                begun_after=None if (at := _moment(begin)) is None else at.earliest,
-            )
-            for request_id, begin, until in (*rows, *few)
-        )
+        return tuple(known_run_of(*row) for row in (*rows, *few))
 
-    def bind(self, payer: Payer) -> Payer:
-        """Return whose ledger this is: the first payer's who asks, as far as that one is known."""
-        row = self._connection.execute("SELECT user, base_url FROM payer").fetchone()
-        known = None if row is None else Payer(user=row[0], base_url=row[1])
-        if known is None or (known.user is None and known.base_url == payer.base_url):
-            self.rebind()
-            self._connection.execute("INSERT INTO payer VALUES (?, ?)", (payer.user, payer.base_url))
-            return payer
-        return known
+    def _of_dead_owners(self) -> Iterator[Entry]:
+        for (owner,) in self._connection.execute("SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL").fetchall():
+            if not self._is_alive(owner):
+                yield from list(self._where("job.owner = ?", owner))
 
-    def rebind(self) -> None:
-        """Forget whose ledger this is."""
-        self._connection.execute("DELETE FROM payer")
-
-    # Rows.
+    def _is_alive(self, owner: str) -> bool:
+        return self._owners.is_alive(owner)
 
     def _load(self, key: str, attempt: int | None = None) -> Entry | None:
         if attempt is None:
-            return next(self._entries("key = ? ORDER BY attempt DESC LIMIT 1", key), None)
-        return next(self._entries("key = ? AND attempt = ?", key, attempt), None)
+            return next(self._where("job.key = ? ORDER BY job.attempt DESC LIMIT 1", key), None)
+        return next(self._where("job.key = ? AND job.attempt = ?", key, attempt), None)
 
-    def _entries(self, query: str, *values: Any) -> Iterator[Entry]:
-        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE {query}", values)  # noqa: S608
-        return map(_entry, rows)
-
-    def _moved(self, entry: Entry, event: Event) -> Entry:
-        return self._changed(entry, advance(entry, event))
-
-    def _changed(self, entry: Entry, after: Entry) -> Entry:
-        if after != entry:
-            self._save(after)
-            self._totals = self._totals.moved(entry, after)
-            if entry.ending is None and after.ending is not None and after.ending.cost is not None:
-                runs, highest = self._price(after.target)
-                priced = (after.target, runs + 1, max(highest or 0.0, after.ending.cost) or None)
-                self._connection.execute("INSERT OR REPLACE INTO prices VALUES (?, ?, ?)", priced)
-        return after
-
-    def _begun_again(self, entry: Entry) -> Entry:
-        following = successor(entry)
-        self._save(following)
-        return following
+    def _where(self, condition: str, *values: Any) -> Iterator[Entry]:
+        query = f"SELECT {_COLUMNS} FROM jobs AS job WHERE {condition}"  # noqa: S608
+        return map(entry_of, self._connection.execute(query, values))
 
     def _save(self, entry: Entry) -> None:
-        row = _row(entry)
-        marks = ", ".join("?" * len(row))
-        self._connection.execute(f"INSERT OR REPLACE INTO jobs ({_COLUMNS}) VALUES ({marks})", row)  # noqa: S608
+        self._connection.execute(_SAVE, tuple(values_of(entry).values()))
+
+    def _jobs_of(self, execution_id: str) -> Sequence[tuple[str, int]]:
+        query = "SELECT key, attempt FROM jobs WHERE execution_id = ?"
+        return self._connection.execute(query, (execution_id,)).fetchall()
+
+    def _price(self, target: str) -> tuple[int, float | None]:
+        query = "SELECT runs, highest FROM prices WHERE target = ?"
+        return self._connection.execute(query, (target,)).fetchone() or (0, None)
+
+    def _set_price(self, target: str, runs: int, highest: float | None) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO prices VALUES (?, ?, ?)", (target, runs, highest))
+
+    @property
+    def _payer(self) -> Payer | None:
+        row = self._connection.execute("SELECT user, base_url FROM payer").fetchone()
+        return None if row is None else Payer(user=row[0], base_url=row[1])
+
+    @_payer.setter
+    def _payer(self, payer: Payer | None) -> None:
+        self._connection.execute("DELETE FROM payer")
+        if payer is not None:
+            self._connection.execute("INSERT INTO payer VALUES (?, ?)", (payer.user, payer.base_url))
 
     # The transaction.
 
@@ -627,30 +512,6 @@ def _unusable(path: Path, why: Exception) -> LedgerError:
     )
 
 
-def _row(entry: Entry) -> tuple[Any, ...]:
-    ending = [getattr(entry.ending, name, None) for name in _OF_ENDING]
-    return tuple(_storable(value) for value in (*(getattr(entry, name) for name in _OF_ENTRY), *ending))
-
-
-def _storable(value: Any) -> Any:
-    """Return a value as a column takes it: the service's words may hold half a surrogate pair."""
-    if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()
-    return json.dumps(attrs.asdict(value)) if isinstance(value, Moment) else value
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    fields: dict[str, Any] = dict(zip((*_OF_ENTRY, *_OF_ENDING), row, strict=True))
-    ending: dict[str, Any] = {name: fields.pop(name) for name in _OF_ENDING}
-    fields["stage"] = Stage(fields["stage"])
-    fields["since"], fields["until"] = _moment(fields["since"]), _moment(fields["until"])
-    return Entry(**fields, ending=Ending(**ending) if ending["status"] else None)
-
-
-def _moment(text: str | None) -> Moment | None:
-    return None if text is None else Moment(**json.loads(text))
-
-
 _AT_ONCE: Final = 500
 _IDLE: Final = 0.5  # seconds after which a thread with nothing to do ends
 _LONGEST_WAIT: Final = 30.0  # seconds to wait for a thread, of which the system has only so many
@@ -667,7 +528,7 @@ class _Request:
     error: BaseException | None = None
 
 
-class SQLiteLedger:
+class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
     """A ledger in an SQLite file: batches continue from it after a crash, and several processes may share it.
 
     `path`: the file, made with mode 0600 when it is not there; the API key is never in it, inputs are kept as a digest
@@ -738,50 +599,6 @@ class SQLiteLedger:
         """Count the jobs by where they stand."""
         return await self._do(LedgerDatabase.counts)
 
-    async def unknown(self) -> tuple[Entry, ...]:
-        """Return the jobs of which nobody knows whether they ran, oldest first."""
-        return await self._do(LedgerDatabase.unknown)
-
-    async def find(self, key: str) -> Entry | None:
-        """Return where a job stands, None when it was never sent."""
-        return await self.look(key)
-
-    async def resolve(self, key: str, execution_id: str) -> Entry:
-        """Return which run an unknown job began: the next batch picks it up. InvalidArgumentError if it is none.
-
-        A wrong id can be corrected, once no batch waits for its run; a run of another workflow is never taken.
-        """
-        return await self._decide(key, Resolved(checked_execution_id(execution_id)))
-
-    async def approve_resend(self, key: str) -> Entry:
-        """Decide that an unknown job is sent once more by the next batch, at the risk of paying for it twice.
-
-        What was reserved for it stays reserved. InvalidArgumentError if it is not unknown.
-        """
-        return await self._decide(key, ResendApproved())
-
-    async def abandon(self, key: str) -> Entry:
-        """Decide to leave an unknown job at that, or one whose run cannot be found any more.
-
-        It is not sent again, and counts with what was reserved for it. InvalidArgumentError if it is neither.
-        """
-        return await self._decide(key, Abandoned())
-
-    async def rebind(self) -> None:
-        """Allow the next batch to bind the ledger to its own account and service, whichever they are.
-
-        A ledger is bound to those of its first batch, and refuses others. Of a submit that is unknown nothing is ever
-        proven by the usage of an account that did not send it.
-        """
-        await self._do(LedgerDatabase.rebind)
-
-    async def retry_failed(self) -> int:
-        """Make the next batch run what failed or was cancelled once more, and return how many jobs that are."""
-        return await self._do(LedgerDatabase.retry_failed)
-
-    async def _decide(self, key: str, event: Event) -> Entry:
-        return await self._do(lambda database: database.decision(key, event))
-
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Callable[[str], Awaitable[Entry | None]]]:
         """Return inside a function that finds where a job stands, and writes nothing: not even a file is created."""
@@ -800,19 +617,6 @@ class SQLiteLedger:
 
             yield find
 
-    # What a batch asks for: see `Ledger`.
-
-    async def bind(self, payer: Payer) -> None:
-        """Record the first payer as the ledger's, and refuse every other."""
-        known = await self._do(lambda database: database.bind(payer))
-        if known != payer:
-            raise LedgerError(
-                f"the ledger {str(self._path)!r} is that of {known}, and this is {payer}: what the usage of one does "
-                "not show may have run on the other. Nothing was submitted. Use that account's key and base URL, or "
-                "another ledger; to continue with this one all the same: `await ledger.rebind()`, or `knouds batch "
-                f"--rebind {shlex.quote(str(self._path))}`"
-            )
-
     async def join(self) -> str:
         """Return the name of a new owner."""
         return await self._do(LedgerDatabase.join)
@@ -824,27 +628,13 @@ class SQLiteLedger:
         finally:
             end(owner)
 
-    async def look(self, key: str) -> Entry | None:
-        """Return the last attempt of a job."""
-        return await self._do(lambda database: database.look(key))
-
-    async def claim(self, claim: Claim) -> Claimed:
-        """Write the intent to send a job."""
-        return await self._do(lambda database: database.claim(claim))
-
-    async def record(self, key: str, attempt: int, event: Event) -> Written:
-        """Write what follows from an event."""
-        return await self._do(lambda database: database.record(key, attempt, event))
-
-    async def summary(self, target: str) -> Summary:
-        """Return the credits of the ledger and the real costs of a target."""
-        return await self._do(lambda database: database.summary(target))
-
-    async def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
-        """Return an account's runs of a target that are known to have begun since then, and some before."""
-        return await self._do(lambda database: database.known_runs(target, account, since))
-
     # The thread.
+
+    def _names(self) -> tuple[str, str]:
+        return f"the ledger {str(self._path)!r}", shlex.quote(str(self._path))
+
+    async def _transact(self, operation: Callable[[LedgerDatabase], T], **_: Any) -> T:
+        return await self._do(operation)
 
     async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
         """Run an operation in the thread. Cancelled: it is carried out all the same."""
