@@ -17,7 +17,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -36,16 +36,14 @@ from knouds_async._batch.jobs import (
     Reader,
     Unknown,
 )
-from knouds_async._batch.ledger import Ledger, MemoryLedger
+from knouds_async._batch.ledger import MemoryLedger
 from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar, Reporter, TerminalBar, bar_for
-from knouds_async._batch.sqlite import SQLiteLedger
-from knouds_async._batch.worker import BatchClient, OnUnknown, Worker
+from knouds_async._batch.worker import BatchClient, JobOptions, LedgerLike, OnUnknown, Worker
 from knouds_async._io.concurrency import checkpoint, spawn, uninterrupted, wait_until_set
 from knouds_async._sansio import endpoints
-from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.estimate import Estimate
 from knouds_async._sansio.inputs import Default
-from knouds_async.config import Secret, Timeouts, hide_url, is_integer, is_number
+from knouds_async.config import Timeouts, hide_url, is_integer
 from knouds_async.errors import InvalidArgumentError, KnoudsError
 from knouds_async.execution import Execution, with_timeout
 from knouds_async.telemetry import fields
@@ -167,7 +165,7 @@ class Batch:
         self._bar = bar_for(display) if is_drawn else None
         self._max_in_flight = max_in_flight
         self._most_ahead = max_in_flight + max(max_in_flight, _LEAST_AHEAD)  # jobs that are read and not taken yet
-        self._reader = Reader(worker.default)
+        self._reader = Reader(worker.options.default)
         self._outcomes = OutcomeQueue(is_ordered=is_ordered)
         self._active = 0  # jobs that have a task
         self._room: anyio.Event | None = None
@@ -188,7 +186,7 @@ class Batch:
             in_flight=worker.in_flight,
             credits_spent=worker.totals.spent,
             credits_reserved=worker.totals.reserved,
-            max_credits=worker.cap,
+            max_credits=worker.options.cap,
             held_for=worker.held_for,
             waiting_for_quota=worker.waiting_for_quota,
             seconds_left=self._seconds_left(total) if total is not None and self._began is not None else None,
@@ -410,10 +408,6 @@ MOST_IN_FLIGHT: Final = 2000
 """How many jobs are under way at once unless a caller says otherwise: 1000 a minute that take two minutes each."""
 
 
-LedgerLike: TypeAlias = Ledger | str | os.PathLike[str] | Secret
-"""A ledger, the path of a file, or the URL of a database."""
-
-
 class BatchFactory:
     """Makes batches of one client."""
 
@@ -440,22 +434,17 @@ class BatchFactory:
         """Make a batch; see `Workflows.map`."""
         ledger = hide_url(ledger)
         endpoints.submit(target, {}, default)  # checks the name, and `default`
-        _check(jobs, max_in_flight, max_credits, on_unknown)
+        _check(jobs, max_in_flight)
         _check_progress(on_progress, progress)
-        check_expected(expected)
-        worker = Worker(
-            self._client,
-            target,
-            _ledger_of(ledger),
+        options = JobOptions(
             cap=max_credits,
             on_unknown=on_unknown,
             expected=expected,
             validate=validate,
-            is_durable=ledger is not None,
-            owns_ledger=isinstance(ledger, (str, os.PathLike)),  # a database's connection is its thread's to close
             default=default,
             save=_checked_folder(save),
         )
+        worker = Worker(self._client, target, ledger, options)
         most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
         return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress, is_drawn=progress)
 
@@ -471,10 +460,11 @@ class BatchFactory:
         default: Default | None = None,
     ) -> Outcome:
         """Return the outcome of one job; see `Workflows.once`."""
+        ledger = hide_url(ledger)
+        endpoints.submit(target, {})  # checks the name
         prepared = Reader(default).read(job)
-        _check([], None, max_credits, "park")
-        check_expected(expected)
-        worker = self._worker(target, ledger, cap=max_credits, validate=validate, expected=expected)
+        options = JobOptions(cap=max_credits, validate=validate, expected=expected, max_age=_SCHEMA_AGE)
+        worker = Worker(self._client, target, ledger, options)
         async with _open(worker):
             return await worker.run_job(prepared)
 
@@ -490,26 +480,12 @@ class BatchFactory:
         default: Default | None = None,
     ) -> Execution:
         """Return the handle of the run of a key; see `Workflows.submit`."""
+        ledger = hide_url(ledger)
         prepared = Reader(default).read(Job(key, inputs))
-        check_expected(expected)
-        with_timeout(endpoints.submit(target, {}), timeout)  # checks it
-        worker = self._worker(target, ledger, cap=None, validate=False, expected=expected, timeout=timeout)
+        with_timeout(endpoints.submit(target, {}), timeout)  # checks both
+        worker = Worker(self._client, target, ledger, JobOptions(validate=False, expected=expected, timeout=timeout))
         async with _open(worker):
             return await worker.submit_job(prepared)
-
-    def _worker(self, target: Target, ledger: LedgerLike, **options: Any) -> Worker:
-        endpoints.submit(target, {})  # checks the name
-        is_path = isinstance(ledger := hide_url(ledger), (str, os.PathLike))
-        return Worker(
-            self._client,
-            target,
-            _ledger_of(ledger),
-            on_unknown="park",
-            is_durable=True,
-            owns_ledger=is_path,
-            max_age=_SCHEMA_AGE,
-            **options,
-        )
 
 
 async def gather(batch: Batch) -> list[Outcome]:
@@ -530,25 +506,11 @@ async def _open(worker: Worker) -> AsyncIterator[None]:
             raise finished.cancellation
 
 
-def _ledger_of(ledger: LedgerLike | None) -> Ledger:
-    if ledger is None:
-        return MemoryLedger()
-    if isinstance(ledger := hide_url(ledger), Secret):
-        from knouds_async._batch.postgres import Postgres  # it needs psycopg, which few have
-
-        return Postgres(ledger)
-    return SQLiteLedger(ledger) if isinstance(ledger, (str, os.PathLike)) else ledger
-
-
-def _check(jobs: object, max_in_flight: object, max_credits: object, on_unknown: object) -> None:
+def _check(jobs: object, max_in_flight: object) -> None:
     if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(jobs, (Iterable, AsyncIterable)):
         raise InvalidArgumentError(f"jobs={jobs!r:.80}: must be an iterable or an async iterable of jobs")
     if max_in_flight is not None and not (is_integer(max_in_flight) and max_in_flight >= 1):
         raise InvalidArgumentError(f"max_in_flight={max_in_flight!r:.80}: must be an integer above 0, or None")
-    if max_credits is not None and not (is_number(max_credits) and 0 <= max_credits < 1e15):
-        raise InvalidArgumentError(f"max_credits={max_credits!r:.80}: must be credits, zero or more, or None")
-    if on_unknown not in ("park", "stop"):
-        raise InvalidArgumentError(f"on_unknown={on_unknown!r:.80}: must be 'park' or 'stop'")
 
 
 def _checked_folder(save: object) -> str | None:

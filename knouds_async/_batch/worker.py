@@ -32,7 +32,7 @@ from knouds_async._batch.jobs import (
     outcome_of_state,
     state_of_entry,
 )
-from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, Taken, Written
+from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, MemoryLedger, Taken, Written
 from knouds_async._batch.progress import describe_waits
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._io.concurrency import checkpoint, read_clocks
@@ -40,6 +40,7 @@ from knouds_async._io.limiter import Limiter, LimiterStats
 from knouds_async._io.pipeline import WITHHELD, Decision, Pipeline, Withheld, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
+from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.estimate import Estimate, Remaining, RouteQuota, RunLengths, estimate, seconds_left
 from knouds_async._sansio.inputs import Default, checked_execution_id, input_errors, invalid_inputs
 from knouds_async._sansio.ledger import (
@@ -65,7 +66,7 @@ from knouds_async._sansio.ledger import (
 )
 from knouds_async._sansio.reconcile import Doubt, KnownRun, Wanted, unaccounted
 from knouds_async._sansio.retry import Done, Fail, Requeue
-from knouds_async.config import TIERS, Retries, Timeouts
+from knouds_async.config import TIERS, Retries, Secret, Timeouts, hide_url, is_number
 from knouds_async.errors import KnoudsError
 from knouds_async.execution import UNSEEN, Execution, ExecutionFactory, with_timeout
 from knouds_async.telemetry import fields
@@ -166,37 +167,54 @@ class BatchClient:
         return attrs.evolve(run, request_id=state.request_id or "")
 
 
-class Worker:
-    """Runs the jobs of one batch, each by `run_job`.
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class JobOptions:
+    """What a caller asks of a batch, as of `Workflows.map`; InvalidArgumentError for what cannot be.
 
-    `cap`: in credits. `expected`: seconds that a run should take. `is_durable`: whether the ledger outlives the batch;
-    `owns_ledger`: whether it is closed with it. `max_age`: in seconds, of a schema that was fetched before.
-    `default`: converts inputs that are not JSON. `timeout`: of each submit, as of `Workflows.submit`. `save`: a
-    folder for the files of the runs.
+    `cap`: `max_credits`. `timeout`: of each submit, as of `Workflows.submit`. `max_age`: seconds for which a schema
+    that was fetched before will do.
     """
 
-    def __init__(
-        self,
-        client: BatchClient,
-        target: Target,
-        ledger: Ledger,
-        *,
-        cap: float | None,
-        on_unknown: OnUnknown,
-        expected: float | None,
-        validate: bool,
-        is_durable: bool,
-        owns_ledger: bool,
-        max_age: float = 0.0,
-        default: Default | None = None,
-        timeout: float | Timeouts | None = None,
-        save: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self._client, self.target, self.ledger = client, target, ledger
+    cap: float | None = None
+    on_unknown: OnUnknown = "park"
+    expected: float | None = None
+    validate: bool = True
+    default: Default | None = None
+    timeout: float | Timeouts | None = None
+    save: str | None = None
+    max_age: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        if self.cap is not None and not (is_number(self.cap) and 0 <= self.cap < 1e15):
+            raise errors.InvalidArgumentError(f"max_credits={self.cap!r:.80}: must be credits, zero or more, or None")
+        if self.on_unknown not in ("park", "stop"):
+            raise errors.InvalidArgumentError(f"on_unknown={self.on_unknown!r:.80}: must be 'park' or 'stop'")
+        check_expected(self.expected)
+
+
+LedgerLike: TypeAlias = Ledger | str | os.PathLike[str] | Secret
+"""A ledger, the path of a file, or the URL of a database."""
+
+
+def _ledger_of(ledger: LedgerLike | None) -> Ledger:
+    if ledger is None:
+        return MemoryLedger()
+    if isinstance(ledger, Secret):
+        from knouds_async._batch.postgres import Postgres  # it needs psycopg, which few have
+
+        return Postgres(ledger)
+    return SQLiteLedger(ledger) if isinstance(ledger, (str, os.PathLike)) else ledger
+
+
+class Worker:
+    """Runs the jobs of one batch, each by `run_job`."""
+
+    def __init__(self, client: BatchClient, target: Target, ledger: LedgerLike | None, options: JobOptions) -> None:
+        ledger = hide_url(ledger)
+        self._client, self.target, self.ledger, self.options = client, target, _ledger_of(ledger), options
+        self._is_durable = ledger is not None
+        self._owns_ledger = isinstance(ledger, (str, os.PathLike))  # a database's connection is its thread's to close
         self.telemetry: Final = client.pipeline.telemetry
-        self.cap, self._on_unknown, self._expected, self._validate = cap, on_unknown, expected, validate
-        self._is_durable, self.owns_ledger, self._max_age = is_durable, owns_ledger, max_age
-        self.default, self._timeout, self._save = default, timeout, save
         self.on_change: Callable[[], None] = lambda: None
         self.owner = ""
         self.payer: Payer | None = None
@@ -233,7 +251,7 @@ class Worker:
         For a new ledger all that the service may refuse comes first, so that no file is made for nothing.
         """
         self.last_sent = anyio.current_time()
-        needs_schema = self.target.kind == "workflows" and (self._validate or self.cap is not None)
+        needs_schema = self.target.kind == "workflows" and (self.options.validate or self.options.cap is not None)
         is_new = isinstance(self.ledger, SQLiteLedger) and not self.ledger.path.exists()
         if self._is_durable:
             self.payer = await self._client.payer()
@@ -251,7 +269,7 @@ class Worker:
     async def _fetch_schema(self) -> None:
         """Fetch the schema once; a key that may run the workflow but not read it goes without."""
         try:
-            schema = await self._client.schema(self.target, max_age=self._max_age)
+            schema = await self._client.schema(self.target, max_age=self.options.max_age)
         except errors.PermissionDeniedError as error:
             if not error.from_service:  # what stands in between would answer the runs as well
                 raise
@@ -259,7 +277,7 @@ class Worker:
             extra = fields("schema_unreadable", target=str(self.target), http_status=error.status)
             logger.warning(said, self.target, error, extra=extra)
             return
-        self._schema = schema if self._validate else None
+        self._schema = schema if self.options.validate else None
         if (estimate := schema.estimated_credit_cost) is not None:
             self.prices = attrs.evolve(self.prices, estimate=max(0.0, float(estimate)))
 
@@ -283,11 +301,13 @@ class Worker:
         if quota != self._quota(self._route):
             quota = attrs.evolve(quota, left=None)  # of another route
         price, most = self.prices.estimate, max_in_flight
-        return estimate(counted, price=price, rows=page.rows, quota=quota, max_in_flight=most, expected=self._expected)
+        return estimate(
+            counted, price=price, rows=page.rows, quota=quota, max_in_flight=most, expected=self.options.expected
+        )
 
     async def _count_jobs(self, jobs: Jobs, find: Find) -> Estimate:
         """Read all jobs, and count those that would not be run."""
-        reader, counted = Reader(self.default), Estimate(jobs=0)
+        reader, counted = Reader(self.options.default), Estimate(jobs=0)
         if isinstance(jobs, AsyncIterable):
             async for item in jobs:
                 counted = await self._count_job(counted, reader.read(item), find)
@@ -333,8 +353,8 @@ class Worker:
 
     def seconds_left(self, unfinished: int, max_in_flight: int) -> float | None:
         """Return the seconds until so many jobs have finished, None when unknown."""
-        if self._lengths.mean() is None and self._expected is not None:
-            self._lengths.add(self._expected)
+        if self._lengths.mean() is None and self.options.expected is not None:
+            self._lengths.add(self.options.expected)
         submits, polls = self._client.limiter.stats(self._route), self._client.limiter.stats(_POLL_ROUTE)
         begun = self.in_flight + max(0, len(self.in_line) - submits.waiting)  # with those that have a permit already
         remaining = Remaining(
@@ -365,7 +385,7 @@ class Worker:
         except errors.LedgerError as error:
             logger.warning("%s", error, extra=fields("ledger_not_released", target=str(self.target)))
         finally:
-            if self.owns_ledger:
+            if self._owns_ledger:
                 await self.ledger.aclose()
 
     def stop(self, reason: NotRunReason, error: KnoudsError) -> None:
@@ -441,15 +461,15 @@ class Worker:
             raise answer
         if not isinstance(answer, Submitted) or submit.entry is None or submit.entry.stage is Stage.UNKNOWN:
             return None
-        return self._client.executions.from_receipt(answer, self.target, self._expected)
+        return self._client.executions.from_receipt(answer, self.target, self.options.expected)
 
     async def save(self, outcome: Completed) -> Completed:
         """Return an outcome with its files, which are in the folder then, or with what was in the way: no end of it."""
-        if self._save is None:
+        if self.options.save is None:
             return outcome
         try:
             with self._counted_as_waiting():
-                return attrs.evolve(outcome, files=await self._client.save(outcome.run, self._save))
+                return attrs.evolve(outcome, files=await self._client.save(outcome.run, self.options.save))
         except Exception as error:  # noqa: BLE001  (the run is paid for, and completed: nothing else may lose it)
             run = f" (execution {outcome.execution_id})" if outcome.execution_id else ""
             said = "the files of job %r%s were not all saved, and its result has their addresses: %s"
@@ -508,7 +528,7 @@ class Worker:
         is_one_go = not submit.needs_id and self.target in self._client.one_go
         submit.lasts = self._client.timeouts.run if is_one_go else 0.0
         make: Callable[..., endpoints.Call[Any]] = endpoints.run if is_one_go else endpoints.submit
-        call, total = with_timeout(make(self.target, submit.prepared.inputs), self._timeout)
+        call, total = with_timeout(make(self.target, submit.prepared.inputs), self.options.timeout)
         answer: Submitted | RunResult | None = await self._client.pipeline.send(call, total=total, hooks=submit)
         return answer
 
@@ -552,7 +572,7 @@ class Worker:
         if entry.execution_id != receipt.execution_id:
             self._log_second_run(prepared, receipt)
             return entry
-        execution = self._client.executions.from_receipt(receipt, self.target, self._expected, is_reported=True)
+        execution = self._client.executions.from_receipt(receipt, self.target, self.options.expected, is_reported=True)
         began = anyio.current_time()
         outcome = await self._wait(prepared, entry, execution)
         if not isinstance(outcome, Unknown):
@@ -710,7 +730,7 @@ class Worker:
 
     def _met_unknown(self, prepared: PreparedJob) -> None:
         """Note a job of which nobody knows whether it ran: stop, if that was asked for."""
-        if self._on_unknown == "stop":
+        if self.options.on_unknown == "stop":
             error = KnoudsError(
                 f"whether the job {prepared.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing "
                 "more was submitted"
@@ -730,19 +750,19 @@ class Worker:
 
         First come, first served. It stops the batch when no further run can fit.
         """
-        if self.cap is None:
+        if self.options.cap is None:
             return self.stopped_by is None
         is_fresh = False
         async with self._reserving:
             while self.stopped_by is None:
                 price = self.prices.price
-                fit = fit_under_cap(self.totals, price, self.cap, queued=self.queued)
-                if fit is Fit.NOW and not (price is not None and self._exceeds_experience(price, self.cap)):
+                fit = fit_under_cap(self.totals, price, self.options.cap, queued=self.queued)
+                if fit is Fit.NOW and not (price is not None and self._exceeds_experience(price, self.options.cap)):
                     self.queued += 1
                     return True
                 is_idle = not (self.in_flight or self.queued)
                 if fit is Fit.NEVER or (is_idle and is_fresh):
-                    self.stop(NotRunReason.BUDGET, self._spent(price, self.cap))
+                    self.stop(NotRunReason.BUDGET, self._spent(price, self.options.cap))
                 elif is_idle:  # others may have spent less than they reserved, and what was written came back late
                     self.totals, is_fresh = (await self.ledger.summary(str(self.target))).totals, True
                 else:
@@ -785,7 +805,7 @@ class Worker:
         )
         prepared = submit.prepared
         claim = Claim(
-            key=prepared.job.key, target=str(self.target), digest=prepared.digest, sending=sending, cap=self.cap
+            key=prepared.job.key, target=str(self.target), digest=prepared.digest, sending=sending, cap=self.options.cap
         )
         claimed = await self.ledger.claim(claim)
         if isinstance(claimed, Doubted):
@@ -834,7 +854,9 @@ class Worker:
         unseen = ExecutionState(execution_id=checked_execution_id(picked.execution_id), status=UNSEEN)
         self.in_flight += 1
         try:
-            execution = self._client.executions.attach(unseen, self.target, expected=self._expected, is_reported=True)
+            execution = self._client.executions.attach(
+                unseen, self.target, expected=self.options.expected, is_reported=True
+            )
             return await self._wait(prepared, picked, execution)
         finally:
             self.in_flight -= 1
@@ -916,7 +938,7 @@ class Submit:
         self.taken: Entry | None = None
         self.sent_at: datetime | None = None
         self.lasts = 0.0
-        self._is_queued = worker.cap is not None
+        self._is_queued = worker.options.cap is not None
         self._is_counted = self._is_claiming = self._is_in_flight = self._is_over = False
 
     @property

@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from knouds_async._batch.batch import Batch, BatchFactory, LedgerLike, gather
+from knouds_async._batch.batch import Batch, BatchFactory, gather
 from knouds_async._batch.jobs import Job, Jobs, OnProgress, Outcome
-from knouds_async._batch.worker import OnUnknown
+from knouds_async._batch.worker import LedgerLike, OnUnknown
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import Default, input_errors, invalid_inputs, plain_inputs
