@@ -265,7 +265,9 @@ class FIFOLimiter:
         return True
 
     async def acquire(self) -> None:
-        """Wait in the queue for a slot; cancelled, none is taken."""
+        """Acquire a slot, or wait in the queue for one; cancelled, none is taken."""
+        if self.try_acquire():
+            return
         granted = anyio.Event()
         self._queue[granted] = None
         try:

@@ -84,35 +84,18 @@ class Downloads:
         is_known = name is not None or media.url_extension is not None
         if is_known and not overwrite and await in_thread(lambda: os.path.lexists(named(None))):
             raise exists(media, named(None))
-        pending = PendingFile(media, max_bytes, on_progress)
-        http = self._client(pending)
-        if not self._slots.try_acquire():
-            await self._slots.acquire()
-        try:
-            return await self._fetched(http, pending, folder, named, overwrite=overwrite)
-        finally:
-            self._slots.release()
-
-    async def _fetched(
-        self,
-        http: httpx.AsyncClient,
-        pending: PendingFile,
-        folder: Path,
-        named: Callable[[str | None], Path],
-        *,
-        overwrite: bool,
-    ) -> Path:
-        target = TargetFile(folder)
-        try:
-            with _file_errors(pending):
-                await in_thread(target.open)
-            await _write_all(Pieces(http, self._hosts, pending), pending, target)
-            path = named(pending.start.extension if pending.start else None)
-            with _file_errors(pending, path):
-                await in_thread(lambda: target.finish(path, overwrite=overwrite))
-            return path
-        finally:
-            target.discard()
+        async with self._pieces(media, max_bytes, on_progress) as (pieces, pending):
+            target = TargetFile(folder)
+            try:
+                with _file_errors(pending):
+                    await in_thread(target.open)
+                await _write_all(pieces, pending, target)
+                path = named(pending.start.extension if pending.start else None)
+                with _file_errors(pending, path):
+                    await in_thread(lambda: target.finish(path, overwrite=overwrite))
+                return path
+            finally:
+                target.discard()
 
     def _client(self, pending: PendingFile) -> httpx.AsyncClient:
         url = _checked_url(self._hosts, pending, httpx.URL, pending.media.url)  # before anything is made for it
@@ -134,14 +117,15 @@ class Downloads:
                 iterator.close()
 
     @asynccontextmanager
-    async def _pieces(self, media: Media, max_bytes: int) -> AsyncIterator[tuple[Pieces, PendingFile]]:
+    async def _pieces(
+        self, media: Media, max_bytes: int, on_progress: OnBytes | None = None
+    ) -> AsyncIterator[tuple[Pieces, PendingFile]]:
         """Yield what reads a file, in its turn. No task group and no cancel scope is open meanwhile."""
         _check(media, max_bytes)
         self._check_open()
-        pending = PendingFile(media, max_bytes)
+        pending = PendingFile(media, max_bytes, on_progress)
         pieces = Pieces(self._client(pending), self._hosts, pending)
-        if not self._slots.try_acquire():
-            await self._slots.acquire()
+        await self._slots.acquire()
         try:
             yield pieces, pending
         finally:
@@ -389,14 +373,11 @@ async def _held(response: httpx.Response) -> AsyncGenerator[bytes]:
 
 async def _write_all(pieces: Pieces, pending: PendingFile, target: TargetFile) -> None:
     """Write a file to its end."""
-    try:
-        while (piece := await pieces.next()) is not None:
-            with _file_errors(pending):
-                await in_thread(target.restart if isinstance(piece, Restart) else partial(target.write, piece))
-            if not isinstance(piece, Restart) and pending.on_progress is not None:
-                pending.on_progress(pending.received, pending.start.total if pending.start else None)
-    finally:
-        await pieces.aclose()
+    while (piece := await pieces.next()) is not None:
+        with _file_errors(pending):
+            await in_thread(target.restart if isinstance(piece, Restart) else partial(target.write, piece))
+        if not isinstance(piece, Restart) and pending.on_progress is not None:
+            pending.on_progress(pending.received, pending.start.total if pending.start else None)
 
 
 class PieceIterator(AsyncIterator[bytes]):

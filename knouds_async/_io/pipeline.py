@@ -376,11 +376,8 @@ class Pipeline:
         try:
             self._learn(call, permit, outcome)
         except Exception:
-            said, extra = (
-                "the limiter could not learn from the answer of %s",
-                fields("limiter_failed", route=call.route),
-            )
-            logger.warning(said, call.route, exc_info=True, extra=extra)
+            extra = fields("limiter_failed", route=call.route)
+            logger.warning("the limiter could not learn from the answer of %s", call.route, exc_info=True, extra=extra)
         return outcome
 
     def _cut(self, sending: _Sending, permit: Permit, trace: SentTrace) -> None:
@@ -405,10 +402,7 @@ class Pipeline:
             self._limiter.release(call.route, permit)
         elif isinstance(outcome, (Answer, Garbled)):
             answer = outcome if isinstance(outcome, Answer) else Answer(outcome.status, outcome.headers, b"")
-            server_time = (
-                self._limiter.server_time(anyio.current_time()) if answer.status == responses.REFUSED else None
-            )
-            reply = responses.quota(answer, server_time=server_time)
+            reply = responses.quota(answer, server_time=self._limiter.server_time(anyio.current_time()))
             self._limiter.on_response(call.route, permit, reply, responses.http_date(outcome.headers.get("date")))
         else:
             self._limiter.mark_unanswered(call.route, permit)

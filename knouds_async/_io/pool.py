@@ -610,13 +610,8 @@ class _Dialler(httpcore.AsyncNetworkBackend):
     stream: Stream | None = None
     is_guarded = False
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,  # noqa: ARG002  (none is given)
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002  (likewise)
+    async def connect_tcp(  # httpcore gives nothing else
+        self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any
     ) -> httpcore.AsyncNetworkStream:
         """Connect, and keep hold of the stream."""
         sys.audit("knouds_async.connect", host, port)  # uvloop's look-ups raise no event of their own
@@ -639,13 +634,8 @@ class _Tunnels(httpcore.AsyncNetworkBackend):
     dialler: _Dialler
     ssl_context: ssl.SSLContext | None
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,  # noqa: ARG002  (none is given)
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002  (likewise)
+    async def connect_tcp(  # httpcore gives nothing else
+        self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the proxy, and have it connect on, in `timeout` seconds in all."""
         try:
