@@ -800,6 +800,31 @@ async def test_without_a_connection_of_ours_a_shortage_is_an_error(monkeypatch: 
         assert in_use(transport) == idle(transport) == 0
 
 
+async def test_a_shortage_leaves_descriptors_to_others_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So long eight connections fewer are open, in use or idle; who waits for one then gets it."""
+    transport, url = PooledTransport(), "/when-told"
+    async with answering() as server, httpx.AsyncClient(transport=transport, timeout=TIMEOUT) as http:
+        allow_connections(monkeypatch, server, 12)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(12):
+                tasks.start_soon(expect_ok, http, server.url + url)
+            await eventually(lambda: len(server.served) == 12)
+            tasks.start_soon(expect_ok, http, server.url + url)
+            await anyio.wait_all_tasks_blocked()
+            server.go.set()
+        assert in_use(transport) + idle(transport) <= 4
+        server.go = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(expect_ok, http, server.url + url)
+            await eventually(lambda: in_use(transport) == 4)
+            await anyio.wait_all_tasks_blocked()
+            assert in_use(transport) == 4
+            monkeypatch.setattr(ours, "_SHORT", 0.0)
+            await eventually(lambda: in_use(transport) == 10)
+            server.go.set()
+
+
 async def test_a_stalled_tls_handshake_was_certainly_not_sent() -> None:
     """A time-out while connecting closes the socket, and nothing has been sent."""
     transport = PooledTransport(limit=1, ssl_context=ssl.create_default_context())
