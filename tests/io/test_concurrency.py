@@ -10,7 +10,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from knouds_async._io.concurrency import from_thread, in_thread, uninterrupted
+from knouds_async._io.concurrency import FIFOLimiter, from_thread, in_thread, uninterrupted
 from knouds_async.testing import VirtualTimeLoop
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
@@ -129,3 +129,42 @@ def test_the_end_of_the_loop_waits_for_nothing_that_never_began(turns: int) -> N
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         runner.run(main())
     assert ended == [turns]
+
+
+async def test_slots_are_given_in_order_and_none_is_lost_by_a_cancellation() -> None:
+    """Whoever is cancelled in the very moment in which a slot is handed over passes it on."""
+    slots, order = FIFOLimiter(1), list[int]()
+    await slots.acquire()
+
+    async def wait(number: int, scope: anyio.CancelScope) -> None:
+        with scope:
+            await slots.acquire()
+            order.append(number)
+            slots.release()
+
+    async with anyio.create_task_group() as tasks:
+        scopes = [anyio.CancelScope() for _ in range(4)]
+        for number, scope in enumerate(scopes):
+            tasks.start_soon(wait, number, scope)
+            await anyio.wait_all_tasks_blocked()
+        scopes[1].cancel()
+        await anyio.wait_all_tasks_blocked()
+        slots.release()
+        scopes[0].cancel()
+    assert order in ([2, 3], [0, 2, 3])
+    assert slots.try_acquire()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_slot_that_is_handed_over_in_the_moment_of_a_native_cancellation_is_passed_on() -> None:
+    """The same for a task that asyncio itself cancels."""
+    slots = FIFOLimiter(1)
+    await slots.acquire()
+    waiting = [asyncio.ensure_future(slots.acquire()) for _ in range(2)]
+    await anyio.wait_all_tasks_blocked()
+    slots.release()
+    waiting[0].cancel()
+    _, pending = await asyncio.wait(waiting, timeout=5)
+    assert not pending
+    assert [task.cancelled() for task in waiting] == [True, False]
+    assert slots.in_use == 1
