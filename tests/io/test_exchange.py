@@ -1104,3 +1104,39 @@ async def test_only_a_client_of_our_own_is_closed(is_lent: bool) -> None:
         )
         await exchange.aclose()
         assert http.is_closed is not is_lent
+
+
+async def test_what_a_lent_client_adds_is_what_it_has_by_now() -> None:
+    """Its headers and cookies may change from call to call."""
+    seen: list[tuple[str | None, str | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.headers.get("x-owner"), request.headers.get("cookie")))
+        return httpx.Response(200, json={"user": {}})
+
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http,
+        AsyncKnouds(ITS_KEY, base_url="https://knouds.test", http_client=http) as knouds,
+    ):
+        await knouds.whoami()
+        http.headers["x-owner"] = "me"
+        await knouds.whoami()
+        for cookie in ("c", "d"):
+            http.cookies.set("session", cookie)
+            await knouds.whoami()
+    assert seen == [(None, None), ("me", None), ("me", "session=c"), ("me", "session=d")]
+
+
+async def test_a_lent_client_that_was_closed_has_sent_nothing() -> None:
+    """Also one that has a way of its own to send, of which nothing else could be said."""
+
+    class Own(httpx.AsyncClient):
+        async def send(self, *arguments: Any, **options: Any) -> httpx.Response:
+            return await super().send(*arguments, **options)
+
+    http = Own(transport=httpx.MockTransport(lambda _: httpx.Response(200)))
+    await http.aclose()
+    retries = Retries(attempts=1)
+    async with AsyncKnouds(ITS_KEY, base_url="https://knouds.test", http_client=http, retries=retries) as knouds:
+        with pytest.raises(ConnectionFailedError, match="the HTTP client is closed"):
+            await knouds.workflows.submit("a", {"n": 1})
