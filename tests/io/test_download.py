@@ -241,6 +241,17 @@ async def test_gives_up_on_a_host_that_only_drops(start_host: StartHost, knouds:
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
+async def test_gives_up_on_a_host_that_drops_for_ever(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path
+) -> None:
+    """A hundred attempts are enough, though each of them brings something."""
+    host = await start_host(files={"a.png": BIG * 3}, drops_after=[70_000] * 120)
+    assert await fails(knouds.download(image(host), tmp_path)) is DownloadFault.DROPPED
+    assert len(host.asked) == 100
+    assert names(tmp_path) == []
+
+
 async def test_repeats_what_may_pass(start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path) -> None:
     """A 503 is retried; a 403, as of a signature that has expired, is not."""
     host = await start_host(files={"a.png": b"x"}, statuses=[503, 502])
