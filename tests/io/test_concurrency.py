@@ -132,7 +132,7 @@ def test_the_end_of_the_loop_waits_for_nothing_that_never_began(turns: int) -> N
 
 
 async def test_slots_are_given_in_order_and_none_is_lost_by_a_cancellation() -> None:
-    """Whoever is cancelled in the very moment in which a slot is handed over passes it on."""
+    """A task that is cancelled in the very moment in which a slot is handed over passes it on."""
     slots, order = FIFOLimiter(1), list[int]()
     await slots.acquire()
 
