@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import os
 from collections import deque
 from collections.abc import (
     AsyncIterable,
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import attrs
 
 from knouds_async._batch.jobs import (
     Cancelled,
@@ -38,12 +38,11 @@ from knouds_async._batch.jobs import (
 )
 from knouds_async._batch.ledger import MemoryLedger
 from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar, Reporter, TerminalBar, bar_for
-from knouds_async._batch.worker import BatchClient, JobOptions, LedgerLike, OnUnknown, Worker
+from knouds_async._batch.worker import BatchClient, JobOptions, Worker
 from knouds_async._io.concurrency import checkpoint, spawn, uninterrupted, wait_until_set
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.estimate import Estimate
-from knouds_async._sansio.inputs import Default
-from knouds_async.config import Timeouts, hide_url, is_integer
+from knouds_async.config import is_integer
 from knouds_async.errors import InvalidArgumentError, KnoudsError
 from knouds_async.execution import Execution, with_timeout
 from knouds_async.telemetry import fields
@@ -186,7 +185,7 @@ class Batch:
             in_flight=worker.in_flight,
             credits_spent=worker.totals.spent,
             credits_reserved=worker.totals.reserved,
-            max_credits=worker.options.cap,
+            max_credits=worker.options.max_credits,
             held_for=worker.held_for,
             waiting_for_quota=worker.waiting_for_quota,
             seconds_left=self._seconds_left(total) if total is not None and self._began is not None else None,
@@ -418,72 +417,34 @@ class BatchFactory:
         self,
         target: Target,
         jobs: Jobs,
+        options: JobOptions,
         *,
         ordered: bool = False,
         max_in_flight: int | None = None,
-        ledger: LedgerLike | None = None,
-        max_credits: float | None = None,
-        on_unknown: OnUnknown = "park",
-        validate: bool = True,
-        expected: float | None = None,
         on_progress: OnProgress | None = None,
         progress: bool = False,
-        default: Default | None = None,
-        save: str | os.PathLike[str] | None = None,
     ) -> Batch:
         """Make a batch; see `Workflows.map`."""
-        ledger = hide_url(ledger)
-        endpoints.submit(target, {}, default)  # checks the name, and `default`
+        endpoints.submit(target, {}, options.default)  # checks the name, and `default`
         _check(jobs, max_in_flight)
         _check_progress(on_progress, progress)
-        options = JobOptions(
-            cap=max_credits,
-            on_unknown=on_unknown,
-            expected=expected,
-            validate=validate,
-            default=default,
-            save=_checked_folder(save),
-        )
-        worker = Worker(self._client, target, ledger, options)
+        worker = Worker(self._client, target, options)
         most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
         return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress, is_drawn=progress)
 
-    async def once(
-        self,
-        target: Target,
-        job: Job | Inputs,
-        *,
-        ledger: LedgerLike,
-        max_credits: float | None = None,
-        validate: bool = True,
-        expected: float | None = None,
-        default: Default | None = None,
-    ) -> Outcome:
+    async def once(self, target: Target, job: Job | Inputs, options: JobOptions) -> Outcome:
         """Return the outcome of one job; see `Workflows.once`."""
-        ledger = hide_url(ledger)
         endpoints.submit(target, {})  # checks the name
-        prepared = Reader(default).read(job)
-        options = JobOptions(cap=max_credits, validate=validate, expected=expected, max_age=_SCHEMA_AGE)
-        worker = Worker(self._client, target, ledger, options)
+        prepared = Reader(options.default).read(job)
+        worker = Worker(self._client, target, attrs.evolve(options, max_age=_SCHEMA_AGE))
         async with _open(worker):
             return await worker.run_job(prepared)
 
-    async def submit(
-        self,
-        target: Target,
-        inputs: Inputs,
-        *,
-        key: str,
-        ledger: LedgerLike,
-        expected: float | None = None,
-        timeout: float | Timeouts | None = None,
-        default: Default | None = None,
-    ) -> Execution:
+    async def submit(self, target: Target, inputs: Inputs, key: str, options: JobOptions) -> Execution:
         """Return the handle of the run of a key; see `Workflows.submit`."""
-        ledger = hide_url(ledger)
-        prepared = Reader(default).read(Job(key, inputs))
-        with_timeout(endpoints.submit(target, {}), timeout)  # checks both
-        worker = Worker(self._client, target, ledger, JobOptions(validate=False, expected=expected, timeout=timeout))
+        prepared = Reader(options.default).read(Job(key, inputs))
+        with_timeout(endpoints.submit(target, {}), options.timeout)  # checks both
+        worker = Worker(self._client, target, attrs.evolve(options, validate=False))
         async with _open(worker):
             return await worker.submit_job(prepared)
 
@@ -511,14 +472,6 @@ def _check(jobs: object, max_in_flight: object) -> None:
         raise InvalidArgumentError(f"jobs={jobs!r:.80}: must be an iterable or an async iterable of jobs")
     if max_in_flight is not None and not (is_integer(max_in_flight) and max_in_flight >= 1):
         raise InvalidArgumentError(f"max_in_flight={max_in_flight!r:.80}: must be an integer above 0, or None")
-
-
-def _checked_folder(save: object) -> str | None:
-    """Return the folder of `save=` as text; InvalidArgumentError for what is none."""
-    try:
-        return None if save is None else os.fsdecode(save)  # type: ignore[arg-type]
-    except TypeError:
-        raise InvalidArgumentError(f"save={save!r:.80}: must be the path of a folder, or None") from None
 
 
 def _check_progress(on_progress: object, progress: object) -> None:

@@ -66,7 +66,7 @@ from knouds_async._sansio.ledger import (
 )
 from knouds_async._sansio.reconcile import Doubt, KnownRun, Wanted, unaccounted
 from knouds_async._sansio.retry import Done, Fail, Requeue
-from knouds_async.config import TIERS, Retries, Secret, Timeouts, hide_url, is_number
+from knouds_async.config import TIERS, Retries, Secret, Timeouts, is_number
 from knouds_async.errors import KnoudsError
 from knouds_async.execution import UNSEEN, Execution, ExecutionFactory, with_timeout
 from knouds_async.telemetry import fields
@@ -167,33 +167,42 @@ class BatchClient:
         return attrs.evolve(run, request_id=state.request_id or "")
 
 
+LedgerLike: TypeAlias = Ledger | str | os.PathLike[str] | Secret
+"""A ledger, the path of a file, or the URL of a database."""
+
+
+def _checked_folder(save: object) -> str | None:
+    """Return the folder of `save=` as text; InvalidArgumentError for what is none."""
+    try:
+        return None if save is None else os.fsdecode(save)  # type: ignore[arg-type]
+    except TypeError:
+        raise errors.InvalidArgumentError(f"save={save!r:.80}: must be the path of a folder, or None") from None
+
+
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class JobOptions:
-    """What a caller asks of a batch, as of `Workflows.map`; InvalidArgumentError for what cannot be.
+    """What a caller asks for each job, as of `Workflows.map` and `submit`; InvalidArgumentError for what cannot be.
 
-    `cap`: `max_credits`. `timeout`: of each submit, as of `Workflows.submit`. `max_age`: seconds for which a schema
-    that was fetched before will do.
+    `ledger`: with its URL hidden. `max_age`: seconds for which a schema that was fetched before will do.
     """
 
-    cap: float | None = None
+    ledger: LedgerLike | None = None
+    max_credits: float | None = None
     on_unknown: OnUnknown = "park"
-    expected: float | None = None
     validate: bool = True
+    expected: float | None = None
     default: Default | None = None
     timeout: float | Timeouts | None = None
-    save: str | None = None
+    save: str | None = attrs.field(default=None, converter=_checked_folder)
     max_age: float = 0.0
 
     def __attrs_post_init__(self) -> None:
-        if self.cap is not None and not (is_number(self.cap) and 0 <= self.cap < 1e15):
-            raise errors.InvalidArgumentError(f"max_credits={self.cap!r:.80}: must be credits, zero or more, or None")
+        most = self.max_credits
+        if most is not None and not (is_number(most) and 0 <= most < 1e15):
+            raise errors.InvalidArgumentError(f"max_credits={most!r:.80}: must be credits, zero or more, or None")
         if self.on_unknown not in ("park", "stop"):
             raise errors.InvalidArgumentError(f"on_unknown={self.on_unknown!r:.80}: must be 'park' or 'stop'")
         check_expected(self.expected)
-
-
-LedgerLike: TypeAlias = Ledger | str | os.PathLike[str] | Secret
-"""A ledger, the path of a file, or the URL of a database."""
 
 
 def _ledger_of(ledger: LedgerLike | None) -> Ledger:
@@ -209,11 +218,11 @@ def _ledger_of(ledger: LedgerLike | None) -> Ledger:
 class Worker:
     """Runs the jobs of one batch, each by `run_job`."""
 
-    def __init__(self, client: BatchClient, target: Target, ledger: LedgerLike | None, options: JobOptions) -> None:
-        ledger = hide_url(ledger)
-        self._client, self.target, self.ledger, self.options = client, target, _ledger_of(ledger), options
-        self._is_durable = ledger is not None
-        self._owns_ledger = isinstance(ledger, (str, os.PathLike))  # a database's connection is its thread's to close
+    def __init__(self, client: BatchClient, target: Target, options: JobOptions) -> None:
+        self._client, self.target, self.options = client, target, options
+        self.ledger = _ledger_of(given := options.ledger)
+        self._is_durable = given is not None
+        self._owns_ledger = isinstance(given, (str, os.PathLike))  # a database's connection is its thread's to close
         self.telemetry: Final = client.pipeline.telemetry
         self.on_change: Callable[[], None] = lambda: None
         self.owner = ""
@@ -251,7 +260,9 @@ class Worker:
         For a new ledger all that the service may refuse comes first, so that no file is made for nothing.
         """
         self.last_sent = anyio.current_time()
-        needs_schema = self.target.kind == "workflows" and (self.options.validate or self.options.cap is not None)
+        needs_schema = self.target.kind == "workflows" and (
+            self.options.validate or self.options.max_credits is not None
+        )
         is_new = isinstance(self.ledger, SQLiteLedger) and not self.ledger.path.exists()
         if self._is_durable:
             self.payer = await self._client.payer()
@@ -750,19 +761,21 @@ class Worker:
 
         First come, first served. It stops the batch when no further run can fit.
         """
-        if self.options.cap is None:
+        if self.options.max_credits is None:
             return self.stopped_by is None
         is_fresh = False
         async with self._reserving:
             while self.stopped_by is None:
                 price = self.prices.price
-                fit = fit_under_cap(self.totals, price, self.options.cap, queued=self.queued)
-                if fit is Fit.NOW and not (price is not None and self._exceeds_experience(price, self.options.cap)):
+                fit = fit_under_cap(self.totals, price, self.options.max_credits, queued=self.queued)
+                if fit is Fit.NOW and not (
+                    price is not None and self._exceeds_experience(price, self.options.max_credits)
+                ):
                     self.queued += 1
                     return True
                 is_idle = not (self.in_flight or self.queued)
                 if fit is Fit.NEVER or (is_idle and is_fresh):
-                    self.stop(NotRunReason.BUDGET, self._spent(price, self.options.cap))
+                    self.stop(NotRunReason.BUDGET, self._spent(price, self.options.max_credits))
                 elif is_idle:  # others may have spent less than they reserved, and what was written came back late
                     self.totals, is_fresh = (await self.ledger.summary(str(self.target))).totals, True
                 else:
@@ -805,7 +818,11 @@ class Worker:
         )
         prepared = submit.prepared
         claim = Claim(
-            key=prepared.job.key, target=str(self.target), digest=prepared.digest, sending=sending, cap=self.options.cap
+            key=prepared.job.key,
+            target=str(self.target),
+            digest=prepared.digest,
+            sending=sending,
+            cap=self.options.max_credits,
         )
         claimed = await self.ledger.claim(claim)
         if isinstance(claimed, Doubted):
@@ -938,7 +955,7 @@ class Submit:
         self.taken: Entry | None = None
         self.sent_at: datetime | None = None
         self.lasts = 0.0
-        self._is_queued = worker.options.cap is not None
+        self._is_queued = worker.options.max_credits is not None
         self._is_counted = self._is_claiming = self._is_in_flight = self._is_over = False
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from knouds_async._batch.batch import Batch, BatchFactory, gather
 from knouds_async._batch.jobs import Job, Jobs, OnProgress, Outcome
-from knouds_async._batch.worker import LedgerLike, OnUnknown
+from knouds_async._batch.worker import JobOptions, LedgerLike, OnUnknown
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import Default, input_errors, invalid_inputs, plain_inputs
@@ -70,9 +70,8 @@ class Workflows:
             await self._check(slug, inputs, default)
         if key is not None and ledger is not None:
             target = Target("workflows", slug)
-            return await self._batches.submit(
-                target, inputs, key=key, ledger=ledger, expected=expected, timeout=timeout, default=default
-            )
+            options = JobOptions(ledger=ledger, expected=expected, timeout=timeout, default=default)
+            return await self._batches.submit(target, inputs, key, options)
         _refuse_half(key, ledger)
         target = Target("workflows", slug)
         return await self._factory.submit(target, inputs, expected=expected, timeout=timeout, default=default)
@@ -131,15 +130,10 @@ class Workflows:
         Cancelled: the run continues, and the next call picks it up. Options as of `map`.
         """
         ledger = hide_url(ledger)
-        return await self._batches.once(
-            Target("workflows", slug),
-            job,
-            ledger=ledger,
-            max_credits=max_credits,
-            validate=validate,
-            expected=expected,
-            default=default,
+        options = JobOptions(
+            ledger=ledger, max_credits=max_credits, validate=validate, expected=expected, default=default
         )
+        return await self._batches.once(Target("workflows", slug), job, options)
 
     def map(
         self,
@@ -184,20 +178,23 @@ class Workflows:
         Leaving the block, by an error or a cancellation too, leaves the runs alone: see `Batch`. Contract 4, 8.
         """
         ledger = hide_url(ledger)
-        return self._batches.map(
-            Target("workflows", slug),
-            jobs,
-            ordered=ordered,
-            max_in_flight=max_in_flight,
+        options = JobOptions(
             ledger=ledger,
             max_credits=max_credits,
             on_unknown=on_unknown,
             validate=validate,
             expected=expected,
-            on_progress=on_progress,
-            progress=progress,
             default=default,
             save=save,
+        )
+        return self._batches.map(
+            Target("workflows", slug),
+            jobs,
+            options,
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            on_progress=on_progress,
+            progress=progress,
         )
 
     async def gather(
@@ -222,20 +219,23 @@ class Workflows:
         has their ids, without one they are logged at WARNING.
         """
         ledger = hide_url(ledger)
-        batch = self._batches.map(
-            Target("workflows", slug),
-            inputs,
-            ordered=True,
-            max_in_flight=max_in_flight,
+        options = JobOptions(
             ledger=ledger,
             max_credits=max_credits,
             on_unknown=on_unknown,
             validate=validate,
             expected=expected,
-            on_progress=on_progress,
-            progress=progress,
             default=default,
             save=save,
+        )
+        batch = self._batches.map(
+            Target("workflows", slug),
+            inputs,
+            options,
+            ordered=True,
+            max_in_flight=max_in_flight,
+            on_progress=on_progress,
+            progress=progress,
         )
         return await gather(batch)
 
@@ -389,9 +389,8 @@ class Models:
         ledger = hide_url(ledger)
         if key is not None and ledger is not None:
             target = Target("models", name)
-            return await self._batches.submit(
-                target, inputs, key=key, ledger=ledger, expected=expected, timeout=timeout, default=default
-            )
+            options = JobOptions(ledger=ledger, expected=expected, timeout=timeout, default=default)
+            return await self._batches.submit(target, inputs, key, options)
         _refuse_half(key, ledger)
         target = Target("models", name)
         return await self._factory.submit(target, inputs, expected=expected, timeout=timeout, default=default)
@@ -415,15 +414,10 @@ class Models:
     ) -> Outcome:
         """Run the model `name` for one job and return its outcome; see `Workflows.once`."""
         ledger = hide_url(ledger)
-        return await self._batches.once(
-            Target("models", name),
-            job,
-            ledger=ledger,
-            max_credits=max_credits,
-            validate=validate,
-            expected=expected,
-            default=default,
+        options = JobOptions(
+            ledger=ledger, max_credits=max_credits, validate=validate, expected=expected, default=default
         )
+        return await self._batches.once(Target("models", name), job, options)
 
     def map(
         self,
@@ -449,20 +443,23 @@ class Models:
         interrupted is unknown.
         """
         ledger = hide_url(ledger)
-        return self._batches.map(
-            Target("models", name),
-            jobs,
-            ordered=ordered,
-            max_in_flight=max_in_flight,
+        options = JobOptions(
             ledger=ledger,
             max_credits=max_credits,
             on_unknown=on_unknown,
             validate=validate,
             expected=expected,
-            on_progress=on_progress,
-            progress=progress,
             default=default,
             save=save,
+        )
+        return self._batches.map(
+            Target("models", name),
+            jobs,
+            options,
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            on_progress=on_progress,
+            progress=progress,
         )
 
     async def gather(
@@ -483,20 +480,23 @@ class Models:
     ) -> list[Outcome]:
         """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
         ledger = hide_url(ledger)
-        batch = self._batches.map(
-            Target("models", name),
-            inputs,
-            ordered=True,
-            max_in_flight=max_in_flight,
+        options = JobOptions(
             ledger=ledger,
             max_credits=max_credits,
             on_unknown=on_unknown,
             validate=validate,
             expected=expected,
-            on_progress=on_progress,
-            progress=progress,
             default=default,
             save=save,
+        )
+        batch = self._batches.map(
+            Target("models", name),
+            inputs,
+            options,
+            ordered=True,
+            max_in_flight=max_in_flight,
+            on_progress=on_progress,
+            progress=progress,
         )
         return await gather(batch)
 
