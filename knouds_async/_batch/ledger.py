@@ -358,7 +358,6 @@ class LedgerOperations(ABC):
     _mark: ClassVar[str]  # where a value belongs in a condition
     _named: str  # the ledger, in messages
     _totals: Totals
-    _payer: Payer | None
 
     @abstractmethod
     def _load(self, key: str, attempt: int | None = None) -> Entry | None:
@@ -388,6 +387,13 @@ class LedgerOperations(ABC):
 
     @abstractmethod
     def _set_price(self, target: str, runs: int, highest: float | None) -> None: ...
+
+    @abstractmethod
+    def _bound_to(self) -> Payer | None:
+        """Return whose ledger this is."""
+
+    @abstractmethod
+    def _set_payer(self, payer: Payer | None) -> None: ...
 
     @abstractmethod
     def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
@@ -466,15 +472,15 @@ class LedgerOperations(ABC):
 
     def bind(self, payer: Payer) -> Payer:
         """Return whose ledger this is: the first payer's who asks, as far as that one is known."""
-        known = self._payer
+        known = self._bound_to()
         if known is None or (known.user is None and known.base_url == payer.base_url):
-            self._payer = payer
+            self._set_payer(payer)
             return payer
         return known
 
     def rebind(self) -> None:
         """Forget whose ledger this is."""
-        self._payer = None
+        self._set_payer(None)
 
     def _moved(self, entry: Entry, event: Event) -> Entry:
         return self._changed(entry, advance(entry, event))

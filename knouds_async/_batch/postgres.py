@@ -199,6 +199,12 @@ class LedgerTransaction(LedgerOperations):
     def _is_alive(self, owner: str) -> bool:
         return self._living[owner]
 
+    def _bound_to(self) -> Payer | None:
+        return self._payer
+
+    def _set_payer(self, payer: Payer | None) -> None:
+        self._payer = payer
+
     def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
         """Return an account's runs that are known to have begun since then, and the last few before."""
         rows = self._query(

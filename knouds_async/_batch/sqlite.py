@@ -430,13 +430,11 @@ class LedgerDatabase(LedgerOperations):
     def _set_price(self, target: str, runs: int, highest: float | None) -> None:
         self._connection.execute("INSERT OR REPLACE INTO prices VALUES (?, ?, ?)", (target, runs, highest))
 
-    @property
-    def _payer(self) -> Payer | None:
+    def _bound_to(self) -> Payer | None:
         row = self._connection.execute("SELECT user, base_url FROM payer").fetchone()
         return None if row is None else Payer(user=row[0], base_url=row[1])
 
-    @_payer.setter
-    def _payer(self, payer: Payer | None) -> None:
+    def _set_payer(self, payer: Payer | None) -> None:
         self._connection.execute("DELETE FROM payer")
         if payer is not None:
             self._connection.execute("INSERT INTO payer VALUES (?, ?)", (payer.user, payer.base_url))
