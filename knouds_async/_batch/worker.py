@@ -799,8 +799,8 @@ class Worker:
         cost = "at a price that is not known" if price is None else f"of {price:.12g} credits"
         unpriced = f", and what {self.totals.unpriced} of the runs cost is not known" if self.totals.unpriced else ""
         return errors.BudgetExceededError(
-            f"another run {cost} could pass max_credits={cap:g}: {self.totals.spent:g} credits are spent and "
-            f"{self.totals.reserved:g} are reserved for runs in flight or unknown{unpriced}. Nothing more was "
+            f"another run {cost} could pass max_credits={cap:.12g}: {self.totals.spent:.12g} credits are spent and "
+            f"{self.totals.reserved:.12g} are reserved for runs in flight or unknown{unpriced}. Nothing more was "
             "submitted"
         )
 

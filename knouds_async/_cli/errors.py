@@ -107,9 +107,32 @@ _ADVICE: Final[tuple[tuple[type[errors.APIError], str], ...]] = (
 )
 
 
+# Words of Python in messages that are no advice of their own, and those of the command line in their place.
+_PHRASES: Final = (
+    ("; pass overwrite=True to replace it", "; remove it, or give --save another folder"),
+    (", or pass ssl_context=", ""),
+    (" or pass ssl_context=", ""),
+    ("could pass max_credits=", "could pass --max-credits "),
+    ("; without `ledger=` a batch needs no such module", ""),
+    ("`resolve` the job to the run it was, or `abandon` it", "`knouds batch --resolve` says which run it was"),
+    ("`await ledger.rebind()`, or `knouds", "`knouds"),
+    ("`await ledger.trust()` or `knouds", "`knouds"),
+)
+
+
 def format_error(error: BaseException) -> str:
     """Return what to do and what went wrong, in one line."""
+    words = _format_error(error)
+    for ours, theirs in _PHRASES:
+        words = words.replace(ours, theirs)
+    return words
+
+
+def _format_error(error: BaseException) -> str:
     match error:
+        case errors.ConnectionFailedError():
+            what, _, advice = str(error).rpartition(". ")
+            return one_line(f"{advice}: {what}" if what else advice)
         case errors.SubmissionUnknownError():
             when = f"{error.sent_at:%Y-%m-%d %H:%M:%S} UTC"
             what = f"{error.target} was submitted at {when} and its outcome is unknown: {error.seen}"

@@ -381,6 +381,10 @@ def test_no_error_takes_two_lines_or_steers_a_terminal(text: str) -> None:
         (errors.InvalidInputsError("no", status=400), "Nothing was run or charged; `knouds schema SLUG` "),
         (errors.RateLimitError("no", status=429, retry_after=12.0), "Nothing was run; wait 12 s, then try again: "),
         (
+            errors.ConnectionFailedError("GET /x: not sent: no. such. Check the network"),
+            "Check the network: GET /x: not",
+        ),
+        (
             errors.ServiceError("no", status=502, may_have_run=True),
             "Check with `knouds usage` before you run it again: ",
         ),
@@ -413,6 +417,25 @@ def test_a_refusal_without_advice_gets_none() -> None:
         (errors.RateLimitError("no", status=429), "wait", "Retries"),
         (errors.UnexpectedRedirectError("no", status=307), "--base-url", "base_url"),
         (errors.ServiceError("no", status=500, may_have_run=True), "`knouds usage`", "Try again later"),
+        (
+            errors.DownloadError(
+                "there already; pass overwrite=True to replace it", reason=errors.DownloadFault.EXISTS
+            ),
+            "another folder",
+            "overwrite",
+        ),
+        (
+            errors.BudgetExceededError("another run could pass max_credits=30: 24"),
+            "--max-credits 30: 24",
+            "max_credits",
+        ),
+        (errors.ConfigurationError("$X: no; correct it, unset it, or pass ssl_context="), "unset it", "ssl_context"),
+        (
+            errors.LedgerError("allow it with `await ledger.trust()` or `knouds ledger trust URL`"),
+            "with `knouds",
+            "await",
+        ),
+        (errors.LedgerError("all the same: `await ledger.rebind()`, or `knouds batch"), "same: `knouds", "await"),
         (
             errors.SubmissionUnknownError(target="models/suno-v5", sent_at=datetime(2026, 5, 1, tzinfo=UTC), seen="-"),
             "`knouds usage --model suno-v5`",
