@@ -247,15 +247,8 @@ class LearnedDurations:
         if key not in self._by_key and expected is not None:
             self._keep(key, Durations(expected))
 
-    def observe_running(self, key: str, spans: Iterable[tuple[float, float]]) -> None:
-        """Count runs of a key that are still running, as `Durations.observe_running`."""
-        self._known(key).observe_running(spans)
-
-    def observe_end(self, key: str, lo: float, hi: float, *, counted_until: float = 0.0) -> None:
-        """Count a run of a key that was running at age `lo` and finished by `hi`."""
-        self._known(key).observe_end(lo, hi, counted_until=counted_until)
-
-    def _known(self, key: str) -> Durations:
+    def learn(self, key: str) -> Durations:
+        """Return the durations of a key, to be told of runs."""
         return self._keep(key, self._by_key.get(key) or Durations())
 
     def _keep(self, key: str, durations: Durations) -> Durations:

@@ -164,8 +164,7 @@ _MIN_RUNS: Final = 3  # awaited runs for which a listing pays; one less once lis
 _PROMPT: Final = 1.0  # seconds by which listings may be late; beyond, runs are polled as well
 _LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run
 _RECHECK_COST: Final = 30.0  # of a poll of a run that listings show running, in seconds
-_DOUBTED_COST: Final = 10.0  # the same while listings have shown no end, or once one was wrong
-_LIMITED_FACTOR: Final = 4.0  # of it where polls are limited
+_DOUBTED_COST: Final = 10.0  # the same while listings are not trusted
 _LIMITED: Final = 5  # polls for each run: fewer are a limit
 
 _NEW_ENDS: Final = 3  # ends from which a target is known
@@ -177,8 +176,8 @@ _PLENTY: Final = 10  # requests that have to be left for each run, and the most 
 _OVERDUE: Final = 1.0  # seconds beyond the longest of all durations, at least, after which a delivery is overdue
 _LIKELY: Final = 0.2  # ends that are expected in the time beyond
 _HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota is scarce
+_SPECULATIVE_SHARE: Final = 0.1  # of scarce polls: for runs that listings show, unless they are trusted
 _TARGET_USE: Final = 1.2  # the part of the remaining quota to plan for: few windows are as busy throughout as now
-_SPECULATIVE_SHARE: Final = 0.1  # of scarce polls: for runs that listings have not reported
 
 _LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
 _FIRST_STEP: Final = 600.0
@@ -227,7 +226,7 @@ class PollScheduler:
         self._hidden: set[str] = set()
         self._scarcity, self._survey_at, self._listing_at = 1.0, -math.inf, math.inf
         self._saved, self._saved_at = 0.0, -math.inf
-        self._uses_listings = self._relies = self._is_limited = self._is_answered = False
+        self._uses_listings = self._relies = self._is_answered = False
         self._is_plenty = polling.cost_of_request <= _CHEAP
 
     def __len__(self) -> int:
@@ -343,8 +342,7 @@ class PollScheduler:
             cost = self.deliveries.cost_factor * max(cost, durations.median / _DELIVERY_FACTOR)
             age = durations.next_poll(run.age(run.last_running_at), cost, longest=_FIRST_STEP)
         elif self._is_listed(run):
-            cost = _RECHECK_COST if self._is_trusted else _DOUBTED_COST
-            cost *= _LIMITED_FACTOR if self._is_limited else 1.0
+            cost = _RECHECK_COST if self._listings.is_trusted(now) else _DOUBTED_COST
             age = durations.next_poll(run.age(run.last_seen_at), cost, longest=_FIRST_STEP)
             if self._listings.lag > _PROMPT:  # then it was running that much earlier
                 seen_at = max(run.last_seen_at, run.last_listed_at - self._listings.lag)
@@ -385,19 +383,12 @@ class PollScheduler:
         """Return whether listings serve a run."""
         return self._uses_listings and run.execution_id not in self._hidden and not self._is_left_to_deliveries(run)
 
-    @property
-    def _is_trusted(self) -> bool:
-        """Whether listings have shown ends in time, and none too late."""
-        return self._listings.is_proven and not self._listings.has_missed
-
     # What to send.
 
     def plan(self, now: float, *, poll_quota: Quota = _NO_QUOTA, usage_quota: Quota = _NO_QUOTA) -> PollPlan:
         """Return what to send now; polls are in flight until `polled`, a page until it was received or failed."""
-        self._is_limited = poll_quota.available <= _LIMITED * len(self._runs)
-        fewest = _MIN_RUNS - self._listings.is_proven
-        if self._listings.is_proven and self._is_limited and poll_quota.available < usage_quota.available:
-            fewest = 1
+        is_limited = poll_quota.available < min(usage_quota.available, _LIMITED * len(self._runs))
+        fewest = 1 if is_limited and self._listings.is_proven else _MIN_RUNS - self._listings.is_proven
         may_list = self._polling.sweeps and self._polling.schedule is None and len(self._runs) >= fewest
         self._weigh(now, poll_quota, usage_quota, may_list=may_list)
         available = poll_quota.available if self._in_flight else max(1, poll_quota.available)  # one may wait in line
@@ -481,10 +472,9 @@ class PollScheduler:
     def _spare(self, now: float, available: float, quota: Quota) -> float:
         """Return how many polls there are for runs that only may have finished: few are spread over the window."""
         spare = available
-        if self._uses_listings:  # a poll for the result of each run goes first
-            share = len(self._hidden) / max(1, len(self._runs))
-            share = share if self._is_trusted else max(share, _SPECULATIVE_SHARE)
-            spare = max(available - len(self._runs), share * available if share else 0.0)
+        if self._uses_listings:  # a poll is kept for the result of each run that they serve
+            least = 0.0 if self._listings.is_trusted(now) else _SPECULATIVE_SHARE * available
+            spare = max(least, available - len(self._runs) + len(self._hidden))
         if not self._is_answered:
             spare = min(spare, max(1.0, _FEW - len(self._in_flight)))
         if len(self._runs) <= available or self._polling.schedule is not None:
@@ -509,7 +499,7 @@ class PollScheduler:
                 spans.setdefault(run.duration_key, []).append((run.age(run.counted_until), run.age(seen)))
                 run.counted_until = seen
         for key, new_spans in spans.items():
-            self._learned.observe_running(key, new_spans)
+            self._learned.learn(key).observe_running(new_spans)
 
     # What came back.
 
@@ -525,8 +515,11 @@ class PollScheduler:
             run.last_seen_at = now
             if execution_id in self._reported:
                 self._refute(run, self._reported.pop(execution_id), now)
-        if execution_id in self._reported:
-            heapq.heappush(self._ready, (run.not_before, run.started_at, execution_id))
+        self._queue(run, now)
+
+    def _queue(self, run: TrackedRun, now: float) -> None:
+        if run.execution_id in self._reported:
+            heapq.heappush(self._ready, (run.not_before, run.started_at, run.execution_id))
         else:
             self._schedule(run, now)
 
@@ -557,11 +550,8 @@ class PollScheduler:
         if is_typical:
             self._learn(run, now, duration, is_polled=is_polled)
         took = run.age(now) if duration is None else duration
-        lag, is_shown = run.age(run.last_listed_at) - took, self._reported.get(execution_id) is not None
-        self._listings.observe_lag(lag, is_shown=is_shown)
-        was_late = self._listings.was_late(lag, took)
-        if was_late or is_shown:
-            self._listings.count(now, is_hit=not was_late)
+        is_shown = self._reported.get(execution_id) is not None
+        self._listings.observe_end(now, took, run.age(run.last_listed_at) - took, is_shown=is_shown)
         self.remove(execution_id)
 
     def _learn(self, run: TrackedRun, now: float, duration: float | None, *, is_polled: bool) -> None:
@@ -573,7 +563,7 @@ class PollScheduler:
         if duration is not None and lo <= duration <= hi:
             lo = hi = duration
         if hi - lo <= max(_VAGUE, hi / 2):
-            self._learned.observe_end(run.duration_key, lo, hi, counted_until=run.age(run.counted_until))
+            self._learned.learn(run.duration_key).observe_end(lo, hi, counted_until=run.age(run.counted_until))
 
     def page_received(self, page: PageRequest, status_page: StatusPage, now: float) -> PageRequest | None:
         """Process a page; return the next page of the listing, None when it is complete."""
@@ -608,13 +598,10 @@ class PollScheduler:
 
     def requests_cancelled(self, now: float) -> None:
         """Record that the polls and the listing in flight were cancelled."""
-        self._listings.cancelled()
+        self._listings.is_in_flight = False
         in_flight, self._in_flight = self._in_flight, {}
         for run in [self._runs[name] for name in in_flight if name in self._runs]:
-            if run.execution_id in self._reported:
-                heapq.heappush(self._ready, (run.not_before, run.started_at, run.execution_id))
-            else:
-                self._schedule(run, now)
+            self._queue(run, now)
 
 
 def _due_on_schedule(run: TrackedRun, schedule: Backoff) -> float:

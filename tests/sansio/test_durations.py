@@ -398,7 +398,7 @@ def test_a_new_key_begins_around_what_is_expected() -> None:
     models.add("b", None)
     medians = [models.durations_for(key).median for key in ("a", CANCEL_KEY, "b", "c")]
     assert medians == pytest.approx([300.0, 3.0, 45.0, 45.0], rel=0.1)
-    models.observe_end("b", 5.0, 5.0)
+    models.learn("b").observe_end(5.0, 5.0)
     assert models.durations_for("c").end_count == 0
     assert sorted(models.to_dict()) == [CANCEL_KEY, "a", "b"]
 
@@ -407,15 +407,15 @@ def test_keys_are_bounded_and_the_latest_stay() -> None:
     """The key that was learned of longest ago goes first."""
     models = LearnedDurations(max_keys=2)
     for key in "abac":
-        models.observe_end(key, 5.0, 5.0)
+        models.learn(key).observe_end(5.0, 5.0)
     assert sorted(models.to_dict()) == ["a", "c"]
 
 
 def test_what_was_learned_survives_json() -> None:
     """A client that begins with it knows as much."""
     models, loaded = LearnedDurations(), LearnedDurations()
-    models.observe_end("a", 20.0, 25.0)
-    models.observe_running("b", [(0.0, 9.0)])
+    models.learn("a").observe_end(20.0, 25.0)
+    models.learn("b").observe_running([(0.0, 9.0)])
     loaded.load(json.loads(json.dumps(models.to_dict())))
     assert loaded.to_dict() == models.to_dict()
 

@@ -36,7 +36,7 @@ def test_a_listing_is_a_second_from_the_one_before() -> None:
     assert listings.next_at(0.0, FREE) <= 0.0
     listings.start(0.0, 5)
     assert listings.next_at(5.0, FREE) > 5.0
-    listings.cancelled()
+    listings.is_in_flight = False
     assert listings.next_at(0.5, FREE) == 1.0
 
 
@@ -149,20 +149,23 @@ def test_a_listing_goes_one_page_beyond_those_that_were_of_use() -> None:
 
 def test_an_end_that_was_shown_in_time_is_no_miss() -> None:
     """It may be shown five seconds late, or an eighth of what the run took."""
-    listings = Listings()
-    assert [listings.was_late(lag, 10.0) for lag in (4.9, 5.1)] == [False, True]
-    assert [listings.was_late(lag, 200.0) for lag in (24.9, 25.1)] == [False, True]
+    for duration, lag, is_late in ((10.0, 4.9, False), (10.0, 5.1, True), (200.0, 24.9, False), (200.0, 25.1, True)):
+        listings = Listings()
+        listings.count(0.0, is_hit=True)
+        listings.observe_end(0.0, duration, lag, is_shown=True)
+        assert listings.is_trusted(120.0) is not is_late
+        assert not listings.is_trusted(121.0)
 
 
 def test_the_lag_is_the_longest_seen_and_falls_where_ends_are_shown_sooner() -> None:
     """An end that a poll found first says nothing of how late the listing would have been."""
     listings = Listings()
-    listings.observe_lag(-2.0, is_shown=True)
+    listings.observe_end(0.0, 45.0, -2.0, is_shown=True)
     assert listings.lag == 0
-    listings.observe_lag(5.0, is_shown=True)
-    listings.observe_lag(1.0, is_shown=False)
+    listings.observe_end(0.0, 45.0, 5.0, is_shown=True)
+    listings.observe_end(0.0, 45.0, 1.0, is_shown=False)
     assert listings.lag == 5
-    listings.observe_lag(1.0, is_shown=True)
+    listings.observe_end(0.0, 45.0, 1.0, is_shown=True)
     assert listings.lag == 4.5
 
 
@@ -183,7 +186,7 @@ def test_three_misses_among_few_hits_end_listings() -> None:
         listed(listings, 0.0)
         for _ in range(hits):
             listings.count(0.0, is_hit=True)
-        assert (listings.is_proven, listings.has_missed) == (True, False)
+        assert listings.is_trusted(1.0)
         for _ in range(3):
             assert listings.is_usable(1.0, FREE)
             listings.count(1.0, is_hit=False)

@@ -560,7 +560,7 @@ def test_scarce_polls_are_spread_and_go_to_those_unseen_for_longest() -> None:
     """Of many that are due each gets its turn over the window, those first whose ends are most likely unseen."""
     learned = LearnedDurations()
     for age in (30.0, 40.0, 50.0) * 10:
-        learned.observe_end(KEY, age, age)
+        learned.learn(KEY).observe_end(age, age)
     scheduler = PollScheduler(Polling(sweeps=False), learned)
     for number in range(40):
         scheduler.add(run(number, submitted_at=-2.0 * number), 0.0)
@@ -994,7 +994,7 @@ def test_a_run_that_outlives_all_others_is_polled_closely() -> None:
     """Of a target whose runs took a second, one that continues is polled at steps of a fifth of its age."""
     learned = LearnedDurations()
     for _ in range(4):
-        learned.observe_end(KEY, 1.0, 1.0)
+        learned.learn(KEY).observe_end(1.0, 1.0)
     times = polls_of(watching(1, learned=learned), 12.0)
     assert all(later - sooner <= max(0.8, sooner / 5) + 1e-9 for sooner, later in pairwise(times))
     assert len(times) <= 14
@@ -1014,7 +1014,7 @@ def test_early_polls_are_for_runs_of_which_nothing_is_known() -> None:
     """Neither one that is younger than those seen, nor one whose length the caller has named, is polled early."""
     learned = LearnedDurations()
     for _ in range(4):
-        learned.observe_end(KEY, 45.0, 45.0)
+        learned.learn(KEY).observe_end(45.0, 45.0)
     assert len(polls_of(watching(1, learned=learned), 44.0)) <= 8
     scheduler = PollScheduler(Polling(), LearnedDurations())
     scheduler.add(TrackedRun("x0", duration_key=KEY, submitted_at=0.0, expected=45.0), 0.0)
@@ -1046,7 +1046,7 @@ def test_due_times_follow_what_is_learned_meanwhile() -> None:
     scheduler = watching(1, learned=learned, cost_of_request=2.0)
     scheduler.plan(0.0)
     for _ in range(50):
-        learned.observe_end(KEY, 8.0, 8.0)
+        learned.learn(KEY).observe_end(8.0, 8.0)
     assert [now for now in range(40) if scheduler.plan(float(now)).polls] == [11]
 
 

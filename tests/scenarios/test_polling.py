@@ -14,10 +14,11 @@ from typing import Any
 
 import anyio
 import attrs
+import httpx
 import pytest
 
 from knouds_async import AsyncKnouds, Polling
-from knouds_async.testing import Deliveries, Emulator, Lognormal, faults
+from knouds_async.testing import Deliveries, Emulator, EmulatorTransport, Lognormal, faults
 from knouds_async.webhooks import WebhookReceiver
 
 SLUG = "daily-picture"
@@ -274,6 +275,37 @@ async def test_late_rows_delay_few_runs_little_where_polls_are_limited(make_clie
         assert figures.mean <= mean
         assert figures.p95 <= p95
         assert figures.requests <= 7
+
+
+class StoppedRows(EmulatorTransport):
+    """Answers every listing after 100 s with the last one before."""
+
+    _last: bytes | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer a request."""
+        is_listing = request.url.path == "/api/usage"
+        if is_listing and self._last is not None and anyio.current_time() > 100:
+            return httpx.Response(200, content=self._last)
+        answer = await super().handle_async_request(request)
+        if is_listing:
+            self._last = await answer.aread()
+            return httpx.Response(answer.status_code, headers=answer.headers, content=self._last)
+        return answer
+
+
+async def test_rows_that_stop_changing_stop_no_batch() -> None:
+    """Though a poll is kept for each result, runs that listings show running for ever are polled in the end."""
+    emulator = service(limit=20)
+    transport = StoppedRows(emulator, latency=0.04)
+    async with (
+        httpx.AsyncClient(transport=transport) as http,
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http) as knouds,
+    ):
+        with anyio.fail_after(1000):
+            seen = await notice(knouds, emulator, 60, within=0)
+    assert seen.mean <= 70
+    assert max(seen.late) <= 240
 
 
 # ---- Webhooks
