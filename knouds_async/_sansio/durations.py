@@ -248,7 +248,7 @@ class LearnedDurations:
             self._keep(key, Durations(expected))
 
     def learn(self, key: str) -> Durations:
-        """Return the durations of a key, to be told of runs."""
+        """Return the durations of a key, to learn from runs."""
         return self._keep(key, self._by_key.get(key) or Durations())
 
     def _keep(self, key: str, durations: Durations) -> Durations:
