@@ -47,16 +47,8 @@ _FORM: Final = (
 )
 
 
-@attrs.frozen(eq=False, repr=False)
-class Variable:
-    """A variable of the environment that names a proxy."""
-
-    name: str
-    value: str = attrs.field(repr=False)
-
-
-def proxy_variable(environment: Mapping[str, str], scheme: str) -> Variable | None:
-    """Return the variable that names the proxy for a scheme: its own before `ALL_PROXY`, lower case before upper.
+def proxy_variable(environment: Mapping[str, str], scheme: str) -> str | None:
+    """Return which variable names the proxy for a scheme: its own before `ALL_PROXY`, lower case before upper.
 
     An empty one in lower case switches the other off. A web server's `HTTP_PROXY` is what a request's header said.
     """
@@ -66,30 +58,29 @@ def proxy_variable(environment: Mapping[str, str], scheme: str) -> Variable | No
                 continue
             if name in environment:
                 if environment[name]:
-                    return Variable(name, environment[name])
+                    return name
                 break
     return None
 
 
-def proxy_fault(variable: Variable, *, has_socks: bool) -> str | None:
+def proxy_fault(value: str, *, has_socks: bool) -> str | None:
     """Return what is wrong with a proxy; None when it can be used. `has_socks`: SOCKS can be spoken."""
-    value = variable.value
     if _UNCLEAN.search(value):
         return "it holds quotes, spaces, line ends or other characters that no URL has (it is not shown here)"
     scheme, has_scheme, _ = value.partition("://")
     if has_scheme and scheme.lower() not in _SCHEMES:
         named = f"a proxy of the kind {scheme!r}" if _SCHEME.match(scheme) else "what it names (it is not shown here)"
         return f"{named} cannot be used: it must be one of {', '.join(f'{one}://' for one in _SCHEMES)}"
-    if not _is_address(proxy_url(variable)):
+    if not _is_address(proxy_url(value)):
         return _FORM
     if scheme.lower().startswith("socks") and has_scheme and not has_socks:
         return "a SOCKS proxy needs the package socksio: pip install 'httpx[socks]'"
     return None
 
 
-def proxy_url(variable: Variable) -> str:
+def proxy_url(value: str) -> str:
     """Return the URL of a proxy; one without a scheme is meant as http."""
-    return variable.value if "://" in variable.value else f"http://{variable.value}"
+    return value if "://" in value else f"http://{value}"
 
 
 def _is_address(url: str) -> bool:
@@ -159,13 +150,13 @@ def proxy_for(url: str) -> str | None:
     skipped = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     if config.is_loopback(host) or is_bypassed(skipped, host, port):
         return None
-    variable = proxy_variable(environment, parts.scheme)
-    if variable is None:
+    name = proxy_variable(environment, parts.scheme)
+    if name is None:
         return None
-    if (why := proxy_fault(variable, has_socks=find_spec("socksio") is not None)) is not None:
-        name, variable, environment = variable.name, None, {}  # so that no frame of ours shows a password
+    if (why := proxy_fault(environment[name], has_socks=find_spec("socksio") is not None)) is not None:
+        environment = {}  # so that no frame of ours shows a password
         raise ConfigurationError(f"the proxy in ${name}: {why}; {_ADVICE}")
-    return proxy_url(variable)
+    return proxy_url(environment[name])
 
 
 def host_of_proxy(url: str) -> str | None:
