@@ -106,9 +106,8 @@ class Bucket:
         if is_refusal:
             self._refusals += 1
             stats = self.stats(now)
-            for accepts, changed in (each for queue in self._by_priority for each in queue.items()):
-                if not accepts(stats):
-                    changed.set()
+            for changed in (each for queue in self._by_priority for accepts, each in queue.items() if not accepts(stats)):
+                changed.set()
 
     def _log_wait(self, now: float) -> float:
         """Log once a window that requests wait for it, when a burst has joined; return when to call again."""

@@ -7,7 +7,6 @@ millisecond. A file that fails never stops a request: the windows are then kept 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import math
@@ -157,8 +156,7 @@ class LimiterFile:
                 f"SharedLimiter needs Python's module sqlite3, which this interpreter was built without ({error}): use "
                 "another one, or build it where SQLite's headers are (Debian: libsqlite3-dev; Fedora: sqlite-devel)"
             ) from None
-        self.now: Final = clock
-        self._sqlite3, self._path, self._wall = sqlite3, path, wall
+        self.now, self._sqlite3, self._path, self._wall = clock, sqlite3, path, wall
         self._owner, self._lock = os.getpid(), threading.Lock()
         self._abandoned: list[object] = []  # of a parent process: closing them here would break its locks
         self._unusable_until, self._locked_since = -math.inf, math.inf
@@ -233,7 +231,7 @@ class LimiterFile:
                 # lets others into an open transaction. Nor may anybody here use a new one before it is closed.
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             if not self._path.is_file():  # to open a pipe would wait for its other end
-                raise OSError(errno.EINVAL, "it is no file")
+                raise OSError("it is no file")
             connection = self._sqlite3.connect(
                 self._path, timeout=_STUCK, isolation_level=None, check_same_thread=False
             )

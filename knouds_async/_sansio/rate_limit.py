@@ -183,12 +183,11 @@ class WindowLimiter:
         """Step into the window after the edge, once that has passed; nothing is known of it but the limit."""
         if now < self.edge + GUARD or self.unlimited:
             return
-        is_alone = now >= self.shared_until and now >= self.edge + SURE
+        self.cwnd = math.inf if now >= max(self.shared_until, self.edge + SURE) else 1.0  # alone, and surely past it
         start = self.edge + int((now - GUARD - self.edge) / self.length) * self.length
         self._begin(start)
         self.edge, self.rolled_over = start + self.length, True
         self.left, self.left_sent, self.own = self.tokens, -math.inf, 0
-        self.cwnd = math.inf if is_alone else 1.0
         for sent in (self.awaited, self.silent):
             del sent[: bisect_left(sent, self.oldest)]
 
@@ -379,8 +378,8 @@ def from_text(text: object, now: float, share: float) -> WindowLimiter | None:
     plain = json.loads(state)
     plain |= {name: [time for time, count in plain[name] for _ in range(count)] for name in _SENT}
     window = WindowLimiter(**plain | {"clock": ClockBounds(*plain["clock"])}, share=share)
-    is_past = max(window.shown, window.start, window.clock.at, *window.awaited, *window.silent) <= now + 1
-    return window if is_past else None
+    latest = max(window.shown, window.start, window.clock.at, *window.awaited, *window.silent)
+    return window if latest <= now + 1 else None
 
 
 def _digest(state: str) -> str:
