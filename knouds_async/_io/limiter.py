@@ -106,7 +106,7 @@ class Bucket:
         if is_refusal:
             self._refusals += 1
             stats = self.stats(now)
-            for changed in (each for queue in self._by_priority for accepts, each in queue.items() if not accepts(stats)):
+            for changed in (it for queue in self._by_priority for accepts, it in queue.items() if not accepts(stats)):
                 changed.set()
 
     def _log_wait(self, now: float) -> float:
