@@ -1,6 +1,6 @@
 """Four machines on one ledger and one quota in PostgreSQL: killed, frozen and cut off at random, or left in peace.
 
-    python benchmarks/many_machines.py [--seeds N [N ...]] [--jobs N] [--machines N] [--burners N]
+    python benchmarks/many_machines.py [--seeds N [N ...]] [--jobs N] [--machines N] [--aimed SHARE] [--burners N]
     python benchmarks/many_machines.py --in-peace [--machines N [N ...]] [--delay S] [--quick]
 
 Each machine is a process with network, pid and time namespaces of its own where the kernel allows it, and its clock on
@@ -8,7 +8,8 @@ the wall is up to ten minutes off. Database and service are processes beside the
 
 With faults, what takes a minute or two in the library is 15 times shorter: a lease of 4 s, a claim that is good for
 2 s, usage rows that are 8 s late at most. Printed for each seed: jobs that were paid for twice, that have no outcome,
-and that are unknown. Exits with 1 when there is one of the first two. `--burners`: processes that only use the cores.
+and that are unknown. Exits with 1 when there is one of the first two. `--aimed`: the share of the faults that strike
+just after a submit has left, instead of at any time. `--burners`: processes that only use the cores.
 
 In peace nothing is shortened: 100 submits a minute, by 1, 2 and 4 machines, begun half a minute before a window ends.
 Printed: the share of the quota that was used while there were jobs, the refusals, and the seconds until the last submit
@@ -156,6 +157,7 @@ class Fleet:
     keys: list[str]
     factor: float = 1.0
     delay: float = 0.0
+    aimed: float = 0.0
 
     def order(self, keys: list[str], clock: float) -> str:
         """Return what a machine is told when it starts."""
@@ -236,19 +238,21 @@ class Machine:
 
     async def suffer(self, dice: random.Random) -> str:
         """Let something go wrong with it, and return what."""
-        if self.isolated is None or self.isolated.process.poll() is not None:
+        if self.isolated is None or self.isolated.process.poll() is not None or not self.ports:
             return "nothing"
         kind = dice.choice(("kill", "freeze", "freeze", "partition", "hold", "cut"))
+        isolated = self.isolated
+        if dice.random() < self.fleet.aimed:
+            await self.relays[0].passes(b"POST ", within=3.0)
+            await asyncio.sleep(dice.uniform(0.0, 0.3))
         match kind:
             case "kill":
-                self.isolated.signal(signal.SIGKILL)
+                isolated.signal(signal.SIGKILL)
             case "freeze":
-                isolated = self.isolated
                 isolated.signal(signal.SIGSTOP)
                 await asyncio.sleep(dice.choice((0.5, 2.0, 5.0, 9.0, 14.0)))
                 isolated.signal(signal.SIGCONT)
             case "partition":
-                isolated = self.isolated
                 isolated.set_link(up=False)
                 await asyncio.sleep(dice.choice((0.3, 1.0, 3.0, 6.0)))
                 isolated.set_link(up=True)
@@ -307,15 +311,15 @@ async def disturb(machines: list[Machine], dice: random.Random, until: float) ->
     return events
 
 
-async def with_faults(database: Server, seed: int, *, jobs: int, count: int) -> Found:
+async def with_faults(database: Server, seed: int, *, jobs: int, count: int, aimed: float) -> Found:
     """Run the machines once, with faults for half a minute, and then in peace until all have ended."""
     dice, name = random.Random(seed), f"faults{seed}"
     database.execute(f"CREATE DATABASE {name} TEMPLATE template0")
     limits: dict[str, Any] = {"tier": "pro", "limit": 45, "window_length": 3.0}
-    slow = {"median": 1.5, "answers_after": 0.6}
+    slow = {"median": 1.5, "answers_after": 0.3}
     service = Service.start(**limits, **slow, polls_limited=False, usage_limited=False, seed=seed)
     keys = [f"job-{number}" for number in range(jobs)]
-    fleet = Fleet(service, database, name, keys, FACTOR, delay=0.05)
+    fleet = Fleet(service, database, name, keys, FACTOR, delay=0.05, aimed=aimed)
     clocks = [off + dice.uniform(-5, 5) for off in OFF] * count
     machines = [Machine(fleet, keys, clock=clocks[at], booted=dice.randrange(100_000)) for at in range(count)]
     await fleet.counts()  # makes the tables
@@ -423,7 +427,7 @@ async def show_all_faults(given: argparse.Namespace) -> bool:
     with a_database() as database, burners(given.burners):
         for seed in given.seeds:
             count = (given.machines or [4])[0]
-            found = await with_faults(database, seed, jobs=given.jobs, count=count)
+            found = await with_faults(database, seed, jobs=given.jobs, count=count, aimed=given.aimed)
             show_faults(found)
             is_good = is_good and found.is_good
     return is_good
@@ -435,6 +439,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=400)
     parser.add_argument("--machines", type=int, nargs="+")
+    parser.add_argument("--aimed", type=float, default=0.0)
     parser.add_argument("--burners", type=int, default=0)
     parser.add_argument("--in-peace", action="store_true")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds to the database and the service and back")

@@ -121,11 +121,19 @@ class Relay:
         self._flows = asyncio.Event()
         self._flows.set()
         self._writers = set[asyncio.StreamWriter]()
+        self._wanted: tuple[bytes, asyncio.Event] | None = None
         self._server: asyncio.Server | None = None
 
     async def start(self, listening: socket.socket) -> None:
         """Accept connections."""
         self._server = await asyncio.start_server(self._connected, sock=listening)
+
+    async def passes(self, words: bytes, *, within: float) -> None:
+        """Wait until something with these words is passed on, or so many seconds."""
+        passed = asyncio.Event()
+        self._wanted = words, passed
+        with suppress(TimeoutError):
+            await asyncio.wait_for(passed.wait(), within)
 
     def hold(self, seconds: float) -> None:
         """Pass nothing on for a while."""
@@ -173,6 +181,8 @@ class Relay:
                     break
                 if not data:
                     break
+                if self._wanted is not None and self._wanted[0] in data:
+                    self._wanted[1].set()
                 if self._delay:
                     loop.call_later(self._delay, writer.write, data)
                 else:
