@@ -27,6 +27,7 @@ from knouds_async import (
     Completed,
     Estimate,
     ExecutionNotFoundError,
+    ExecutionState,
     KnoudsError,
     PermissionDeniedError,
     Progress,
@@ -69,6 +70,7 @@ from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.ledger import Entry
+from knouds_async._sansio.reconcile import LAG
 from knouds_async.postgres import LedgerOwner, Postgres
 
 
@@ -507,7 +509,7 @@ async def _apply_decision(path: LedgerPlace, key: str, decision: str, service: S
 
 
 async def _check_execution(execution_id: str, entry: Entry | None, service: ServiceOptions) -> None:
-    """Ask the service for an execution that somebody names; raises UsageError when it is none of the job's target."""
+    """Ask the service for an execution that somebody names; raises UsageError when it cannot be the job's."""
     async with connect(service) as knouds:
         try:
             state = await knouds.executions.get(execution_id)
@@ -517,11 +519,25 @@ async def _check_execution(execution_id: str, entry: Entry | None, service: Serv
                 "log of the program that submitted it, in a webhook delivery and in a result; the request ids of "
                 "`knouds usage` are others"
             ) from None
-    is_of = f"workflows/{state.workflow_slug}" if state.workflow_slug else None
-    if entry is not None and is_of is not None and is_of != entry.target:
-        raise UsageError(
-            f"run={one_line(execution_id)} is a run of {one_line(is_of)}, and {entry.key} of {entry.target}"
-        )
+    if entry is not None and (why := _why_not(entry, state)) is not None:
+        raise UsageError(f"run={one_line(execution_id)} {why}: nothing was changed")
+
+
+def _why_not(entry: Entry, state: ExecutionState) -> str | None:
+    """Return why an execution cannot be the run of a job: it is of another target, or began at another time."""
+    runs = (
+        [f"workflows/{state.workflow_slug}"] if state.workflow_slug else [f"models/{name}" for name in state.model_ids]
+    )
+    is_comparable = state.workflow_slug is not None or entry.target.startswith("models/")
+    if runs and is_comparable and entry.target not in runs:
+        return one_line(f"is a run of {', '.join(runs)}, and {entry.key} of {entry.target}")
+    if entry.may_have_begun is None or state.created_at is None:
+        return None
+    earliest, latest = entry.may_have_begun
+    if earliest - LAG <= state.created_at.timestamp() <= latest + LAG:
+        return None
+    began, sent = (f"{each:%Y-%m-%d %H:%M:%S} UTC" for each in (state.created_at.astimezone(UTC), _at(earliest)))
+    return f"began at {began}, and {entry.key} was submitted at {sent}"
 
 
 def _print_unknown(path: LedgerPlace, unknown: list[UnknownJob], problem: str) -> None:
@@ -553,4 +569,8 @@ def _job_record(job: UnknownJob) -> dict[str, Any]:
 
 
 def _sent_at(entry: Entry) -> datetime | None:
-    return None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
+    return None if entry.sent_at is None else _at(entry.sent_at)
+
+
+def _at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 
-from knouds_async import SQLiteLedger, Target
-from knouds_async._cli.batch import BatchOptions
+from knouds_async import ExecutionState, SQLiteLedger, Target
+from knouds_async._cli.batch import BatchOptions, _why_not
+from knouds_async.ledgers import Entry
 from knouds_async.testing import ApiKey, Fault, Response, faults
 
 SLUG = "my-thumbnail-pipeline"
@@ -576,6 +577,41 @@ def test_an_id_is_looked_up_when_it_is_told(put_up: PutUp, here: Here, knouds: H
     assert knouds(*resolve, f"run={lost.execution_id}", env=env).code == 3
     assert json.loads(knouds("batch", "--status", "jobs.jsonl.ledger", "--json", env=env).out)["unknown"] == 1
     assert knouds(*resolve, f"run={lost.execution_id}", "--base-url", service.base_url, env=service.env).code == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "state", "why"),
+    [
+        ("workflows/a", {"workflow_slug": "a"}, None),
+        ("workflows/a", {"workflow_slug": "b"}, "is a run of workflows/b, and k of workflows/a"),
+        ("models/a", {"workflow_slug": "a"}, "is a run of workflows/a, and k of models/a"),
+        ("models/a", {"model_ids": ("a", "b")}, None),
+        ("models/a", {"model_ids": ("b", "c")}, "is a run of models/b, models/c, and k of models/a"),
+        ("workflows/a", {"model_ids": ("b",)}, None),
+        ("workflows/a", {}, None),
+    ],
+)
+def test_a_run_of_another_target_is_not_the_job_s(target: str, state: dict[str, Any], why: str | None) -> None:
+    """What an execution says of itself is compared with the job, as far as it says it."""
+    found = ExecutionState(execution_id="e", status="processing", **state)
+    assert _why_not(Entry(key="k", target=target, digest="d"), found) == why
+
+
+def test_a_run_of_another_time_is_not_the_job_s(put_up: PutUp, here: Here, folder: Any) -> None:
+    """An execution that began before the submit is refused, with both times, and the job stays unknown."""
+    service = put_up()
+    service.emulator.faults.add(faults.closed(after_run=True), route=SUBMIT, nth=1)
+    folder.write_jobs(1)
+    assert here(service, *BATCH).code == 5
+    (lost,) = service.emulator.runs
+    body = {"executionId": "e1", "status": "processing", "workflowSlug": SLUG, "createdAt": "2020-01-01T00:00:00.000Z"}
+    old = Response(200, {"content-type": "application/json"}, json.dumps(body).encode())
+    service.emulator.faults.add(Fault("old", "after", lambda _: old), route="GET /api/executions/:id", nth=1)
+    resolve = ("batch", "--resolve", "jobs.jsonl.ledger", "j0")
+    refused = here(service, *resolve, "run=e1")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "run=e1 began at 2020-01-01 00:00:00 UTC, and j0 was submitted at 20" in refused.err
+    assert here(service, *resolve, f"run={lost.execution_id}").code == 0
 
 
 def test_status_searches_the_usage(put_up: PutUp, here: Here, knouds: Here, in_terminal: Here, folder: Any) -> None:
