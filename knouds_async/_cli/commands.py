@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import attrs
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, Token
 
 from knouds_async import (
     Account,
@@ -69,10 +69,20 @@ from knouds_async._sansio.durations import check_expected
 
 _MAX_RUNS = 1000
 
+
+def _read_integer(_: object, tokens: Sequence[Token]) -> int:
+    """Return an integer; raises ValueError for any other number, which would be cut to one."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        raise ValueError(f"must be an integer, not {text}")
+    return int(text)
+
+
+_INTEGER: Final = Parameter(converter=_read_integer)
 Runs = Annotated[
-    int, Parameter(help=f"How many runs, 1 to {_MAX_RUNS}. Above 200 the account is of the tier business.")
+    int, _INTEGER, Parameter(help=f"How many runs, 1 to {_MAX_RUNS}. Above 200 the account is of the tier business.")
 ]
-Seed = Annotated[int, Parameter(help="The same seed gives the same durations and failures.")]
+Seed = Annotated[int, _INTEGER, Parameter(help="The same seed gives the same durations and failures.")]
 
 
 def demo(*, runs: Runs = 200, seed: Seed = 1) -> None:
@@ -129,7 +139,7 @@ SaveBatch = Annotated[
         "file is overwritten.",
     ),
 ]
-MaxInFlight = Annotated[int | None, Parameter(help="Most runs in flight at once.")]
+MaxInFlight = Annotated[int | None, _INTEGER, Parameter(help="Most runs in flight at once.")]
 MaxCredits = Annotated[
     float | None,
     Parameter(help="Most credits that the ledger's runs may cost, earlier ones included; then exit code 4."),
@@ -370,7 +380,7 @@ def _allowed(field: SchemaField) -> str:
     return f"{' to '.join(bounds)}{step}".strip()
 
 
-RowLimit = Annotated[int | None, Parameter(help="Most rows to list, up to 500; the default is 50.")]
+RowLimit = Annotated[int | None, _INTEGER, Parameter(help="Most rows to list, up to 500; the default is 50.")]
 AllRows = Annotated[bool, Parameter(name="--all", show_default=False, help="Every row, page by page.")]
 StatusFilter = Annotated[str | None, Parameter(help="Only runs that are processing, completed or failed.")]
 WorkflowFilter = Annotated[str | None, Parameter(help="Only runs of the workflow with this slug.")]
@@ -574,14 +584,14 @@ _FAULT = (
 )
 _SET = "Another setting of knouds_async.testing.Emulator; VALUE is JSON or a string. May be given more than once."
 
-Port = Annotated[int, Parameter(help="The port; 0 takes a free one.")]
+Port = Annotated[int, _INTEGER, Parameter(help="The port; 0 takes a free one.")]
 Host = Annotated[str, Parameter(help="The address to serve on; one that other machines reach needs --allow-remote.")]
 AllowRemote = Annotated[bool, Parameter(show_default=False, help="Let --host be an address that other machines reach.")]
 Tier = Annotated[str, Parameter(help="The account's tier: free, pro, business, enterprise, or any other.")]
 Duration = Annotated[float, Parameter(help="Median duration of a run in seconds.")]
 FailureRate = Annotated[float, Parameter(help="Share of runs that fail, 0 to 1.", group=_FAULTS)]
 RateLimit = Annotated[
-    int | None, Parameter(help="Requests per minute and route, instead of the tier's.", group=_FAULTS)
+    int | None, _INTEGER, Parameter(help="Requests per minute and route, instead of the tier's.", group=_FAULTS)
 ]
 OthersShare = Annotated[
     float, Parameter(help="Share of each quota that others on the account use, 0 to 1.", group=_FAULTS)
@@ -591,6 +601,7 @@ Faults = Annotated[
 ]
 AnySeed = Annotated[
     int | None,
+    _INTEGER,
     Parameter(
         show_default=False,
         help="The same seed gives the same durations, failures and ids; by default each start has its own, so that a "
