@@ -16,20 +16,22 @@ import tracemalloc
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import httpx
 import pytest
 
 import knouds_async
-from knouds_async import AsyncKnouds, Execution, Inputs
+from knouds_async import AsyncKnouds, Execution, Inputs, Job, Outcome
 from knouds_async._io.pool import PooledTransport
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
+from knouds_async.testing import Emulator
 from knouds_async.testing.virtual_time import BACKENDS, virtual_backend
 from knouds_async.types import Target
 
+T = TypeVar("T")
 ROOT = str(Path(knouds_async.__file__).parent)
 KEY = "knouds_live_budget"
 STATE = {
@@ -261,6 +263,40 @@ async def test_an_awaited_execution_is_small(knouds: AsyncKnouds) -> None:
         tracemalloc.stop()
     each = ours - alone + handle
     assert each < 6 * 1024, f"{each / 1024:.1f} KiB"
+
+
+async def files_of(work: Callable[[], Awaitable[T]]) -> tuple[int, T]:
+    """Return how many files of the package some work enters, the emulator's aside, and its value."""
+    entered: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(ROOT):
+            entered.add(frame.f_code.co_filename.removeprefix(ROOT))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        value = await work()
+    finally:
+        sys.setprofile(before)
+    return len([name for name in entered if Path(name).parts[1] != "testing"]), value
+
+
+@pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")])
+async def test_a_call_enters_few_files(make_client: Any) -> None:
+    """A reader who follows a call opens a dozen files for a free one, and 28 for a job of a batch."""
+    knouds = make_client(Emulator(tier="enterprise", duration=1.0))
+    inputs: Inputs = {"product_name": "x"}
+
+    async def one_job() -> list[Outcome]:
+        async with knouds.workflows.map("my-thumbnail-pipeline", [Job("a", inputs)]) as outcomes:
+            return [outcome async for outcome in outcomes]
+
+    account, _ = await files_of(knouds.whoami)
+    submit, execution = await files_of(lambda: knouds.workflows.submit("my-thumbnail-pipeline", inputs))
+    wait, _ = await files_of(execution.wait)
+    batch, _ = await files_of(one_job)
+    assert (account <= 12, submit <= 20, wait <= 18, batch <= 28) == (True,) * 4, (account, submit, wait, batch)
 
 
 def test_a_row_of_use_takes_few_calls() -> None:
