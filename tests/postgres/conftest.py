@@ -44,22 +44,29 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def server(folder: Path) -> Iterator[Server]:
-    """Return a server that runs as long as the tests do."""
+def template(folder: Path) -> Server:
+    """Return a server that is never started: the data folders of all others are copies of its."""
     require("postgres", "initdb")
-    made = Server(folder / "shared" / "data")
+    made = Server(folder / "template" / "data")
     made.create()
+    return made
+
+
+@pytest.fixture(scope="session")
+def server(folder: Path, template: Server) -> Iterator[Server]:
+    """Return a server that runs as long as the tests do."""
+    made = Server(folder / "shared" / "data")
+    made.copy(template)
     made.start()
     yield made
     made.stop(signal.SIGQUIT)
 
 
 @pytest.fixture
-def own_server(folder: Path) -> Iterator[Server]:
+def own_server(folder: Path, template: Server) -> Iterator[Server]:
     """Return a server that a test may stop."""
-    require("postgres", "initdb")
     made = Server(folder / f"own{next(_NUMBERS)}" / "data")
-    made.create()
+    made.copy(template)
     made.start()
     yield made
     made.stop(signal.SIGQUIT)

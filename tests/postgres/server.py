@@ -105,6 +105,13 @@ class Server:
         with (self.folder / "pg_hba.conf").open("a") as rules:
             rules.write("\nhost replication all 127.0.0.1/32 scram-sha-256\n")
 
+    def copy(self, template: Server) -> None:
+        """Make the data folder as a copy of one that was made and never started, which is soon done."""
+        self.folder.mkdir(parents=True)
+        _own(self.folder)
+        self.folder.chmod(0o700)
+        subprocess.run(["cp", "-a", f"{template.folder}/.", str(self.folder)], check=True, **_unprivileged())  # noqa: S603, S607
+
     def copy_of(self, primary: Server) -> None:
         """Make the data folder as a standby of another server."""
         self.folder.mkdir(parents=True)
