@@ -91,7 +91,10 @@ class Bucket:
 
     def first(self) -> anyio.Event | None:
         """Return what lets the first of them ask again."""
-        return next((next(iter(queue.values())) for queue in self._by_priority if queue), None)
+        for queue in self._by_priority:
+            if queue:
+                return next(iter(queue.values()))
+        return None
 
     def notify(self) -> None:
         """Notify the first: it asks again."""

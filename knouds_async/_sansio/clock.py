@@ -73,9 +73,11 @@ class Reading:
 
     def since(self, earlier: Reading) -> float:
         """Return the seconds since an earlier reading: the most that any clock shows."""
-        pairs = ((self.loop, earlier.loop), (self.steady, earlier.steady), (self.boot, earlier.boot))
-        passed = [now - then for now, then in pairs if now is not None and then is not None]
-        return max(*passed, self.wall - earlier.wall)
+        passed = max(self.steady - earlier.steady, self.wall - earlier.wall)
+        for now, then in ((self.loop, earlier.loop), (self.boot, earlier.boot)):
+            if now is not None and then is not None:
+                passed = max(passed, now - then)
+        return passed
 
     def has_jumped_since(self, earlier: Reading) -> bool:
         """Return whether the machine slept, or its wall clock was set, since an earlier reading."""
