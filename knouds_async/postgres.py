@@ -1,8 +1,7 @@
 """What many machines share through PostgreSQL (`pip install 'knouds-async[postgres]'`)."""
 
 from knouds_async._batch.postgres import LedgerOwner, Postgres
-from knouds_async._io.database import Database
-from knouds_async._io.database_bus import DatabaseBus
+from knouds_async._io.database import Database, DatabaseBus
 from knouds_async.config import Secret, hide_url
 from knouds_async.errors import ConfigurationError
 

@@ -11,11 +11,10 @@ from tests.trees import PACKAGE, TESTS, trees
 NEED_A_SERVER = {
     "_io.database": "postgres/test_database",
     "_io.postgres": "postgres/test_database",
-    "_io.database_bus": "postgres/test_bus",
     "_io.database_limiter": "postgres/test_limiter",
     "_batch.postgres": "postgres/test_ledger",
     "_cli.ledgers": "postgres/test_cli",
-    "postgres": "postgres/test_ledger",
+    "postgres": "postgres/test_bus",
 }
 """Modules whose tests are together in the folder that starts a PostgreSQL."""
 

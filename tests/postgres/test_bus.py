@@ -13,9 +13,8 @@ import httpx
 import pytest
 
 from knouds_async import AsyncKnouds
-from knouds_async._io.database_bus import DatabaseBus
 from knouds_async.errors import ConfigurationError
-from knouds_async.postgres import Postgres
+from knouds_async.postgres import Postgres, bus_of
 from knouds_async.testing import Emulator
 from knouds_async.testing.transport import EmulatorTransport
 from knouds_async.webhooks import WebhookEvent, WebhookReceiver
@@ -113,7 +112,7 @@ async def test_a_handler_that_fails_leaves_the_delivery_to_the_next(url: str, em
         event = payload("5e0c9f10-3f41-4ce7-9b0f-2f6f8f1d2c3b")
         with pytest.raises(RuntimeError):
             await deliver(event)
-        assert await DatabaseBus(bus).claim(f"{event['executionId']} execution.completed")
+        assert await bus_of(bus).claim(f"{event['executionId']} execution.completed")
 
 
 async def test_behind_a_pooler_runs_are_polled(
@@ -132,7 +131,7 @@ async def test_messages_of_others_are_ignored(url: str, emulator: Emulator) -> N
     """Anybody with the database may say anything on the channel: what names no run wakes nobody and fails nothing."""
     heard: list[Any] = []
     async with Postgres(url) as shared:
-        stop = DatabaseBus(shared).listen(heard.append, lambda: None, lambda: None)
+        stop = bus_of(shared).listen(heard.append, lambda: None, lambda: None)
         thread = shared._thread_of(shared._url)
         await until(lambda: thread._link is not None and thread._link.is_listening)
         run = "5e0c9f10-3f41-4ce7-9b0f-2f6f8f1d2c3b"
