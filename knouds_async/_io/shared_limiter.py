@@ -267,3 +267,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
         found = path.stat()
         return found.st_dev, found.st_ino
     return None
+
+
+if hasattr(os, "register_at_fork"):  # else a child could wait for a thread of its parent's for ever
+    os.register_at_fork(before=_creating.acquire, after_in_parent=_creating.release, after_in_child=_creating.release)
