@@ -455,15 +455,14 @@ class LedgerOperations(ABC):
             self._begun_again(entry)
         return len(failed)
 
-    def release_dead_owners(self) -> None:
-        """Undo the claims of every owner that has left, or is no more."""
-        for entry in list(self._of_dead_owners()):
-            self._moved(entry, OwnerGone())
-
     def unknown(self) -> tuple[Entry, ...]:
-        """Return the jobs of which nobody knows whether they ran."""
-        self.release_dead_owners()
-        return tuple(self._where(f"{_IN_DOUBT} AND job.stage = 'unknown' AND {self._is_last} ORDER BY job.sent_at"))
+        """Return the jobs of which nobody knows whether they ran, oldest first; nothing is written."""
+        found = [*self._where(f"{_IN_DOUBT} AND job.stage = 'unknown' AND {self._is_last}"), *self._orphans()]
+        return tuple(sorted(found, key=lambda entry: entry.sent_at or 0.0))
+
+    def _orphans(self) -> list[Entry]:
+        """Return the jobs that owners were sending who are no more, as they will be once somebody asks for them."""
+        return [advance(entry, OwnerGone()) for entry in self._of_dead_owners() if entry.stage is Stage.SENDING]
 
     def summary(self, target: str) -> Summary:
         """Return all credits, and the real costs of a target."""

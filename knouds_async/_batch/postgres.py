@@ -341,13 +341,13 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
 
     async def counts(self) -> LedgerCounts:
         """Count the jobs by where they stand; it takes a while with millions."""
-        await self._transact(lambda ledger: ledger.release_dead_owners())
+        totals = (await self._transact(lambda ledger: ledger.summary(""), may_withdraw=True)).totals
+        stage = f"CASE WHEN job.stage = 'sending' AND NOT {_ALIVE} THEN 'unknown' ELSE job.stage END"
         query = (
-            "SELECT job.stage, job.status, count(*) FROM knouds_job AS job WHERE job.ledger = %s AND "  # noqa: S608
-            f"{_IS_LAST} GROUP BY job.stage, job.status"
+            f"SELECT {stage}, job.status, count(*) FROM knouds_job AS job {_OWNED} WHERE job.ledger = %s AND "  # noqa: S608
+            f"{_IS_LAST} GROUP BY 1, 2"
         )
         rows = await self.do(READ, (query, (self._name,)), may_withdraw=True)
-        totals = (await self._transact(lambda ledger: ledger.summary(""))).totals
         found = {status or stage: count for stage, status, count in rows}
         return LedgerCounts(**found, credits_spent=totals.spent, credits_reserved=totals.reserved)
 

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
@@ -383,12 +383,13 @@ class LedgerDatabase(LedgerOperations):
     # Within a transaction.
 
     def counts(self) -> LedgerCounts:
-        """Count the jobs by where they stand."""
-        self.release_dead_owners()
+        """Count the jobs by where they stand; it writes nothing."""
         rows = self._connection.execute(
             f"SELECT stage, status, COUNT(*) FROM jobs AS job WHERE {self._is_last} GROUP BY stage, status"  # noqa: S608
         )
-        found = {status or stage: count for stage, status, count in rows}
+        found = Counter[str]({status or stage: count for stage, status, count in rows})
+        orphans = len(self._orphans())
+        found.update(unknown=orphans, sending=-orphans)
         return LedgerCounts(**found, credits_spent=self._totals.spent, credits_reserved=self._totals.reserved)
 
     def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:

@@ -312,7 +312,7 @@ async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, ca
 
 @pytest.mark.usefixtures("short_moment")
 async def test_a_batch_on_a_full_disk_can_be_left(path: Path) -> None:
-    """An owner that leaves needs no room on the disk, and its claims are free for the next."""
+    """An owner that leaves needs no room on the disk, nor does a status, and its claims are free for the next."""
     resource = pytest.importorskip("resource")
     room = resource.getrlimit(resource.RLIMIT_FSIZE)
     async with SQLiteLedger(path) as ledger:
@@ -323,8 +323,11 @@ async def test_a_batch_on_a_full_disk_can_be_left(path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, room[1]))
         try:
             await ledger.leave(owner)
+            counts, unknown = await ledger.counts(), await ledger.unknown()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, room)
+        assert (counts.unknown, counts.sending, counts.submitted) == (1, 0, 1)
+        assert [(entry.key, entry.stage) for entry in unknown] == [("sending", Stage.UNKNOWN)]
         found = [await ledger.find(key) for key in ("sending", "submitted")]
     assert [entry.stage for entry in found if entry is not None] == [Stage.UNKNOWN, Stage.SUBMITTED]
     assert found[1] is not None

@@ -189,6 +189,7 @@ async def test_a_machine_that_is_gone_loses_its_claims(server: Server, database:
         assert await other.unknown() == ()
         await run_out(server, database)
         assert [entry.key for entry in await other.unknown()] == ["sending"]
+        assert (await other.look("running")).owner is None  # type: ignore[union-attr]
         picked_up = await other.record("running", 1, PickedUp(mine))
         assert picked_up.entry.owner == mine
         late = await one.record("sending", 1, Accepted(owner=theirs, execution_id="run-2"))
