@@ -189,9 +189,17 @@ class ProcessHistory(History):
         self.note(f"{life.name} ended ({life.process.returncode}) {last[:150]}; it was told {told}")
         if life.process.returncode == 1 and life.out is None:
             raise ViolationError(f"{life.name} failed with a traceback on stderr")
-        self.judge.check()
+        await self._check()
         if life.out is None:
             self.judge.check_told(life.told, self.keys, is_whole=life.is_done and "to stop" not in life.name)
+
+    async def _check(self) -> None:
+        """Check while no process is halted: one may have the file locked, and the judge waits in the event loop."""
+        while True:
+            async with self._leaping:
+                if not any(life.is_stopped for life in self._lives):
+                    return self.judge.check()
+            await anyio.sleep(0.01)
 
     async def _end_all(self) -> None:
         for life in self._lives:
@@ -209,7 +217,7 @@ class ProcessHistory(History):
         for _ in range(self.dice.randint(0, 4) if can else 0):
             await anyio.sleep(0.3 * self.dice.random() ** 2)
             await self._befall(self.dice.choice(can), self.dice.choice(self._lives))
-            self.judge.check()
+            await self._check()
 
     def _requests(self) -> int:
         return sum(service.emulator.requests.count for service in self.services)
