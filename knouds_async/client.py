@@ -19,8 +19,7 @@ from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
 from knouds_async._io.poller import Poller
 from knouds_async._io.shared_limiter import SharedLimiter
-from knouds_async._resources.usage import Usage
-from knouds_async._resources.workflows import Models, Workflows
+from knouds_async._resources import Models, Usage, Workflows
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import LearnedDurations
 from knouds_async.config import MOST_BYTES, MOST_IN_MEMORY, OnBytes, Polling, Retries, Secret, Timeouts
