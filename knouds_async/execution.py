@@ -225,13 +225,8 @@ class ExecutionFactory:
     ) -> Execution:
         """Return the handle of a run whose receipt has just come; `is_reported`: by a batch, if nobody sees its end."""
         self._recent.add(target, receipt.request_id, self._time.moment())
-        record = self._poller.record(
-            _first_state(receipt, target),
-            target,
-            submitted_at=anyio.current_time(),
-            expected=expected,
-            expects_delivery=receipt.webhook_configured,
-        )
+        state, now, expects_delivery = _first_state(receipt, target), anyio.current_time(), receipt.webhook_configured
+        record = self._poller.record(RunRecord.of(state, target, now, expected, expects_delivery=expects_delivery))
         record.is_reported = is_reported
         return Execution(record, self._poller, self._base_url)
 
@@ -260,7 +255,7 @@ class ExecutionFactory:
     ) -> Execution:
         """Return a handle of a run that was submitted before, anywhere."""
         check_expected(expected)
-        record = self._poller.record(state, target, expected=expected)
+        record = self._poller.record(RunRecord.of(state, target, expected=expected))
         record.is_reported = record.is_reported or is_reported
         return Execution(record, self._poller, self._base_url)
 

@@ -275,26 +275,16 @@ class Poller:
 
     # The records.
 
-    def record(
-        self,
-        state: ExecutionState,
-        target: Target | None,
-        *,
-        submitted_at: float | None = None,
-        expected: float | None = None,
-        expects_delivery: bool = False,
-    ) -> RunRecord:
-        """Return the record of an execution, the existing one or a new one; a delivery may have come before it."""
+    def record(self, new: RunRecord) -> RunRecord:
+        """Return the record of an execution, the existing one or this new one; a delivery may have come before it."""
         self._inbox.enter()
-        known = self._records.get(state.execution_id)
-        if known is None:
-            known = RunRecord.of(state, target, submitted_at, expected, expects_delivery=expects_delivery)
-            self._records[state.execution_id] = known
+        known = self._records.setdefault(new.execution_id, new)
+        if known is new:
             if self._scheduler.deliveries.is_expected:
-                self._recent_records.append(known)
-            if (delivered := self._recent_deliveries.get(state.execution_id)) is not None:
-                self._apply_delivery(known, delivered, is_first=expects_delivery)
-        known.target = known.target or target
+                self._recent_records.append(new)
+            if (delivered := self._recent_deliveries.get(new.execution_id)) is not None:
+                self._apply_delivery(new, delivered, is_first=new.tracked.expects_delivery is True)
+        known.target = known.target or new.target
         return known
 
     def update(self, record: RunRecord, state: ExecutionState, *, is_delivered: bool = False) -> None:
