@@ -163,7 +163,7 @@ class DeliveryRecord:
 _MIN_RUNS: Final = 3  # awaited runs for which a listing pays; one less once listings have proven right
 _PROMPT: Final = 1.0  # seconds by which listings may be late; beyond, runs are polled as well
 _LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run
-_RECHECK_COST: Final = 30.0  # of a poll of a run that listings show running, in seconds
+_RECHECK_COST: Final = 45.0  # of a poll of a run that listings show running, in seconds
 _DOUBTED_COST: Final = 10.0  # the same while listings are not trusted
 _LIMITED: Final = 5  # polls for each run: fewer are a limit
 
@@ -489,13 +489,14 @@ class PollScheduler:
     def _count_running(self) -> None:
         """Count the time of all running runs, so that the fast ones of a batch do not make the target look fast.
 
-        Of a target of which none has finished only one counts: that a hundred all run says little of when they end.
+        Of a target of which none has finished listings count only one: that a hundred run says little of when they end.
         """
         spans: dict[str, list[tuple[float, float]]] = {}
         for run in self._runs.values():
             seen = run.last_running_at
-            is_known = run.duration_key not in spans or self._learned.durations_for(run.duration_key).longest > 0
-            if seen > run.counted_until and run.submitted_at is not None and is_known:
+            is_first = run.duration_key not in spans or not self._uses_listings
+            is_evidence = is_first or self._learned.durations_for(run.duration_key).longest > 0
+            if seen > run.counted_until and run.submitted_at is not None and is_evidence:
                 spans.setdefault(run.duration_key, []).append((run.age(run.counted_until), run.age(seen)))
                 run.counted_until = seen
         for key, new_spans in spans.items():
