@@ -203,7 +203,8 @@ class WindowLimiter:
 
     def _since(self, time: float) -> int:
         """Count the requests sent since then that the server may have counted without telling so far."""
-        return _since(self.awaited, time) + _since(self.silent, time)
+        earlier = bisect_left(self.awaited, time) + bisect_left(self.silent, time)
+        return len(self.awaited) + len(self.silent) - earlier
 
     def _room(self) -> int:
         """Return what was left in this window, less those in flight that Remaining may not include.
