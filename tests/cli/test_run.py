@@ -114,12 +114,12 @@ def test_a_closed_stdin_is_an_error_in_one_line(service: Any, folder: Any, args:
 
 def test_a_run_is_waited_for_by_its_id(put_up: PutUp, here: Here) -> None:
     """`knouds wait` gives what `knouds run` would have, and its exit codes: 6 after a timeout, 1 without such a run."""
-    service = put_up(duration=1.0)
+    service = put_up(duration=2.0)
     begun = here(service, "run", SLUG, "product_name=Mug", "--timeout", "0.1")
     run = service.emulator.runs[0].execution_id
     assert begun.code == 6
     assert "not seen to finish" not in begun.err  # the library's words for it: one message says it, with commands
-    short = service.knouds("wait", run, "--timeout", "0.1", "--json")
+    short = service.knouds("wait", run, "--timeout", "0.7", "--json")
     assert (short.code, json.loads(short.out)["status"]) == (6, "processing")
     ended = service.knouds("wait", run, "--expected", "0.1")
     assert ended.code == 0
