@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knouds_async import Job, SchemaField, WorkflowSchema
@@ -348,6 +348,7 @@ def test_lines_may_end_in_cr_alone() -> None:
     assert "line 3" in fault('{"a": 1}\r\r{', JSONL)
 
 
+@settings(max_examples=40)
 @given(st.lists(INPUTS))
 def test_what_json_wrote_is_read(inputs: list[dict[str, Any]]) -> None:
     """Any inputs that JSON can say come out as they went in, with or without keys."""

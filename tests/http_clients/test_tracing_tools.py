@@ -56,6 +56,7 @@ async def test_opentelemetry_sees_every_call_once(client: str, spans: Any, servi
     assert f"{submit.context.trace_id:032x}" in service.arrived[0].headers["traceparent"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_opentelemetry_hangs_a_submit_on_its_caller_s_span(client: str, spans: Any, service: Any) -> None:
     """The span of a submit is a child of its caller's, the polls that all share are roots of their own."""
@@ -116,6 +117,7 @@ print(json.dumps(Kept.seen))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", CLIENTS)
 def test_sentry_sees_every_call_in_its_caller_s_transaction(client: str, service: Any) -> None:
     """The submit, too, which runs in a task of its own, is a span of the transaction of its caller."""

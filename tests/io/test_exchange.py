@@ -485,6 +485,7 @@ async def failure(transport: httpx.AsyncHTTPTransport, trace: SentTrace) -> http
     return caught.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("through", [stock, ours])
 @pytest.mark.parametrize(

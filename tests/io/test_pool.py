@@ -1097,6 +1097,7 @@ async def test_a_paid_call_gets_a_fresh_connection_behind_a_proxy_too(kind: str,
         assert server.opened == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("kind", SPEAK)
 @pytest.mark.parametrize("part", ["twice", "twice-in-records", "twice-when-full"])
@@ -1149,6 +1150,7 @@ async def test_a_tunnel_that_is_refused_was_certainly_not_sent(kind: str, refusa
         assert isinstance(await client.attempt(SUBMIT), Answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPEAK)
 @pytest.mark.parametrize("refusal", [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"\5\0\0\1\0\0\0\0\0\0"])
 async def test_a_proxy_that_falls_silent_was_sent_nothing(kind: str, refusal: bytes) -> None:

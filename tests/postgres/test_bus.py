@@ -115,6 +115,7 @@ async def test_a_handler_that_fails_leaves_the_delivery_to_the_next(url: str, em
         assert await bus_of(bus).claim(f"{event['executionId']} execution.completed")
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_behind_a_pooler_runs_are_polled(
     server: Server, database: str, pooler: Pooler, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:

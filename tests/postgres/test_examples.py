@@ -30,7 +30,7 @@ from tests.webhooks.sending import payload
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("KNOUDS_KILLS", "5"))
+KILLS = int(os.environ.get("KNOUDS_KILLS", "3"))
 IS_THOROUGH = "KNOUDS_KILLS" in os.environ
 """Then answers take longer, and what is still unknown after two minutes is checked."""
 PROVABLE_AFTER = 130

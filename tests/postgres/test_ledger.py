@@ -230,6 +230,7 @@ async def test_an_id_that_waits_for_the_database_is_recorded_when_it_is_back(ser
         relay.close()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_connections_that_have_run_out_are_waited_for(server: Server, database: str) -> None:
     """A process that gets none waits until another gives one back, and its operation is carried out."""
     role = f"limited_{database}"
@@ -393,6 +394,7 @@ async def test_a_failover_to_a_replica_that_is_behind(folder: Path, own_server: 
             assert late.entry.stage is Stage.SUBMITTED
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_failover_that_lost_nothing_is_settled_by_the_usage_rows(
     folder: Path, own_server: Server, knouds: AsyncKnouds, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,6 +410,7 @@ async def test_a_failover_that_lost_nothing_is_settled_by_the_usage_rows(
     emulator.assert_charged_once()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_run_that_a_failover_lost_stops_the_batch(
     folder: Path, own_server: Server, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
@@ -433,6 +436,7 @@ async def test_a_run_that_a_failover_lost_stops_the_batch(
             assert len(await run(knouds, ledger, 8)) == 8
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_processes_that_live_restore_what_a_failover_lost(
     folder: Path, own_server: Server, knouds: AsyncKnouds, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -515,6 +519,7 @@ async def test_what_was_proven_of_one_failover_settles_no_other(server: Server, 
         assert await other.again(since) is None
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_run_that_somebody_named_is_accounted_for(
     server: Server,
     database: str,
@@ -720,6 +725,7 @@ async def _once(runs: Any, url: str) -> Outcome:
     return outcome
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_database_that_is_away_for_too_long_ends_the_batch(
     knouds: AsyncKnouds, emulator: Emulator, own_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

@@ -57,6 +57,7 @@ def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_machines_share_one_quota(url: str, transactions: list[int]) -> None:
     """Four machines use up every window together, without a 429, for less than 0.6 transactions a request."""
     emulator = Emulator(tier="pro", limit=40, window_length=4.0, window_phase=0.7, duration=1.0, clock_skew=137.0)

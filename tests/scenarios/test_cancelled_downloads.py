@@ -66,6 +66,7 @@ class Moments:
             threading.Event().wait(self._dice.choice([0.0, 0.0005, 0.002]))  # so that the loop is as far as it can be
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_links", [True, False])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_cancelled_file_is_there_whole_or_not_at_all(

@@ -23,14 +23,14 @@ import pytest
 from anyio.abc import Process
 
 from knouds_async.testing import ApiKey, Emulator, serve
-from tests.postgres.conftest import database, folder, server
+from tests.postgres.conftest import database, folder, server, template
 from tests.postgres.server import Server
 from tests.scenarios.failing_process import steps
 from tests.scenarios.process_history import ROOT, is_halted
 from tests.scenarios.service import OddService, key_of
 from tests.scenarios.shared_clocks import SharedClocks
 
-__all__ = ["database", "folder", "server"]
+__all__ = ["database", "folder", "server", "template"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)]
 REAL_TIME = True
