@@ -18,6 +18,7 @@ import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+import knouds_async
 from knouds_async.testing import Emulator, serve
 
 PROGRAM = [sys.executable, "-m", "knouds_async"]
@@ -105,7 +106,7 @@ def _run_main(args: Sequence[str]) -> int:
     """Run what `python -m knouds_async` runs."""
     with pytest.MonkeyPatch.context() as patch, _signals_put_back(), pytest.raises(SystemExit) as ended:
         patch.setattr(sys, "argv", ["knouds", *hurried(args)])
-        runpy.run_module("knouds_async", run_name="__main__")
+        runpy.run_path(knouds_async.__path__[0] + "/__main__.py", run_name="__main__")
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
