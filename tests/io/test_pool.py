@@ -1072,6 +1072,7 @@ async def behind(
             yield server, proxy, client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("kind", SPEAK)
 @pytest.mark.parametrize("user", [None, "who:pass word"])

@@ -21,6 +21,7 @@ def jobs(number: int, **more: Any) -> list[Job]:
     return [Job(f"job-{each}", {"product_name": f"Product {each}", **more}) for each in range(number)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tier", "count", "phase"), [("pro", 40, 30.0), ("pro", 250, 5.0), ("pro", 250, 55.0), ("enterprise", 120, 30.0)]
 )

@@ -60,6 +60,7 @@ async def test_the_time_left_is_within_a_third_of_the_truth(
     assert off(heard, count / 6) == []
 
 
+@pytest.mark.slow
 @ON_ONE_LOOP
 @pytest.mark.parametrize(
     ("seconds", "phase", "most", "wrong"),
