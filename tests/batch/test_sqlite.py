@@ -281,6 +281,7 @@ class _Tight(SQLiteLedger):
         return owner
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_moment")
 async def test_a_full_disk_stops_the_submitting(make_client: Any, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """When the ledger cannot be written nothing more is sent, the error says so, and no run is lost or repeated."""

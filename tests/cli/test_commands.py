@@ -114,6 +114,7 @@ def test_usage_without_a_row_says_so(service: Any, here: Callable[..., Any]) -> 
     assert here(service, "usage", "--status", "complete", "--json").out == "[]\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["usage", "workflows", "schema"])
 def test_no_word_is_cut_at_a_narrow_terminal(service: Any, in_terminal: Callable[..., Any], command: str) -> None:
     """What does not fit 80 columns stands below its row: ids and names are there to be copied."""

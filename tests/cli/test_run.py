@@ -141,6 +141,7 @@ def test_a_run_that_failed_ends_the_wait_with_1(put_up: PutUp) -> None:
     assert "EXECUTION_FAILED" in ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["wait", "status"])
 def test_files_are_saved_later(media_service: Any, here: Here, tmp_path: Path, command: str) -> None:
     """A run whose files were not saved gets them by its id."""

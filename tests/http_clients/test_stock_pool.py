@@ -130,6 +130,7 @@ async def test_a_caller_leaves_at_once(module: str, service: Any) -> None:
         assert scope.cancelled_caught
 
 
+@pytest.mark.slow
 async def test_submits_wait_in_our_line(service: Any) -> None:
     """More submits than the lent client has connections all end well, for the queue is ours."""
     service.delay = 0.1

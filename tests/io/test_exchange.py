@@ -1067,6 +1067,7 @@ async def test_a_batch_does_not_wait_for_it(counting_server: CountingServer) -> 
     assert [type(outcome) for outcome in found] == [NotRun, NotRun]
 
 
+@pytest.mark.slow
 async def test_an_authority_that_is_named_is_believed(counting_server: CountingServer) -> None:
     """With the authority in an ssl_context of the caller's the handshake comes about."""
     context = ssl.create_default_context()

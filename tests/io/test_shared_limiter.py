@@ -460,6 +460,7 @@ async def test_a_torn_file_stops_no_request(tmp_path: Path, kept: int) -> None:
     await _requests_go(SharedLimiter(path, "free", clock=anyio.current_time).for_key(KEY))
 
 
+@pytest.mark.slow
 def test_the_locks_of_an_open_transaction_are_kept(tmp_path: Path) -> None:
     """Another limiter on the same file in this process lets no other process into a transaction that is on."""
     path = tmp_path / "q.db"

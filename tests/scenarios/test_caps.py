@@ -70,6 +70,7 @@ async def spend(emulator: Emulator, resource: str, target: str, cap: int, share:
             return [outcome async for outcome in outcomes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("seed", range(12))

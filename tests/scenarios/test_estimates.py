@@ -90,6 +90,7 @@ async def test_jobs_may_come_from_anywhere(make_client: MakeClient) -> None:
     assert (await knouds.workflows.map(SLUG, iter(jobs(4))).estimate()).jobs == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])  # in real time, as a ledger's thread is
 async def test_a_ledger_says_what_is_done_and_none_is_made(make_client: MakeClient, tmp_path: Path) -> None:
     """Jobs of the ledger are not paid for again, those with other inputs are invalid, and nothing is written."""

@@ -234,6 +234,7 @@ async def test_no_poll_takes_what_a_result_needs(make_client: MakeClient, number
 # ---- Listings that are late, wrong or failing
 
 
+@pytest.mark.slow
 @ON_ONE_LOOP
 @pytest.mark.parametrize("fault", [faults.service_error(503), faults.stalled()], ids=lambda fault: fault.name)
 @pytest.mark.parametrize(("number", "tier", "seeds"), [(20, "pro", 4), (100, "enterprise", 2), (300, "pro", 1)])

@@ -326,6 +326,7 @@ async def test_a_key_without_a_webhook_is_polled(make_client: Any) -> None:
     assert anyio.current_time() - began < 51
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause", [0.0, 2.0, 20.0])
 @pytest.mark.parametrize("duration", [45.0, Lognormal(45.0, 0.35)], ids=["even", "spread"])
 async def test_ends_that_another_process_was_told_come_in_time(make_client: Any, duration: Any, pause: float) -> None:
