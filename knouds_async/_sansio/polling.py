@@ -173,6 +173,7 @@ _OUTLIVED_STEP: Final = 0.1  # of its age: the longest step of a run that outliv
 _CHEAP: Final = 1.0  # a cost of a request up to which there are early ones
 _PLENTY: Final = 10  # requests that have to be left for each run, and the most runs, or there are no early ones
 
+_ON_ITS_WAY: Final = 0.5  # seconds that a delivery may arrive after a listing has shown the end
 _OVERDUE: Final = 1.0  # seconds beyond the longest of all durations, at least, after which a delivery is overdue
 _LIKELY: Final = 0.2  # ends that are expected in the time beyond
 _HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota is scarce
@@ -288,12 +289,12 @@ class PollScheduler:
             run.deadlines = [*(each for each in run.deadlines if each > now), deadline]
             self._reschedule(run, now)
 
-    def report_finished(self, execution_id: str, status: str | None = None) -> None:
+    def report_finished(self, execution_id: str, status: str | None = None, *, not_before: float = -math.inf) -> None:
         """Record that a run was reported finished: it is polled before all others, the oldest first."""
         run = self._runs.get(execution_id)
         if run is not None and execution_id not in self._reported and execution_id not in self._in_flight:
             self._reported[execution_id] = status
-            heapq.heappush(self._ready, (-math.inf, run.started_at, execution_id))
+            heapq.heappush(self._ready, (not_before, run.started_at, execution_id))
 
     def cancel_requested(self, run: TrackedRun, now: float) -> None:
         """Record that a run was asked to cancel: it will finish soon."""
@@ -582,7 +583,9 @@ class PollScheduler:
             if self._listings.is_running(status):
                 run.last_listed_at = page.started_at
             elif not self._is_left_to_deliveries(run):
-                self.report_finished(run.execution_id, status)
+                may_be_delivered = self.deliveries.is_expected and run.expects_delivery
+                not_before = now + _ON_ITS_WAY if may_be_delivered else -math.inf
+                self.report_finished(run.execution_id, status, not_before=not_before)
         awaited = len(self._by_request) - len(self._reported)
         following = self._listings.next_page(attrs.evolve(page, matched=matched), status_page, now, awaited, deepest)
         if following is None:

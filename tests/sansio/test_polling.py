@@ -1029,6 +1029,22 @@ def test_without_a_receiver_a_run_that_expects_a_delivery_is_polled_like_others(
     assert polls_of(scheduler, 10.0)[:2] == polls_of(watching(1), 10.0)[:2]
 
 
+def test_an_end_that_a_listing_shows_is_polled_once_its_delivery_has_had_time_to_come() -> None:
+    """It may be on its way for half a second; a run whose end is not delivered here is polled at once."""
+    scheduler = PollScheduler(Polling(), LearnedDurations())
+    scheduler.deliveries.is_expected = True
+    for number in range(3):
+        one = run(number)
+        one.expects_delivery = number < 2
+        scheduler.add(one, 0.0)
+    plan, now = after_listing(scheduler, dict.fromkeys(range(3), "completed"))
+    assert plan.polls == ["x2"]
+    assert now < plan.next_at <= now + 0.5
+    scheduler.finished("x0", now + 0.2, is_polled=False)
+    assert scheduler.plan(now + 0.4).polls == []
+    assert scheduler.plan(now + 0.5).polls == ["x1"]
+
+
 def test_a_second_report_of_a_run_does_not_shorten_the_pause_after_a_failure() -> None:
     """However often it was reported, it is polled once, and again after the pause."""
     scheduler, one_left = watching(1), Quota(limit=10, remaining=1, resets_in=30.0)
