@@ -235,23 +235,20 @@ class Workflows:
         has their ids, without one they are logged at WARNING.
         """
         ledger = hide_url(ledger)
-        options = JobOptions(
+        batch = self.map(
+            slug,
+            inputs,
+            ordered=True,
+            max_in_flight=max_in_flight,
             ledger=ledger,
             max_credits=max_credits,
             on_unknown=on_unknown,
             validate=validate,
             expected=expected,
-            default=default,
-            save=save,
-        )
-        batch = self._batches.map(
-            Target("workflows", slug),
-            inputs,
-            options,
-            ordered=True,
-            max_in_flight=max_in_flight,
             on_progress=on_progress,
             progress=progress,
+            default=default,
+            save=save,
         )
         return await gather(batch)
 
@@ -496,23 +493,20 @@ class Models:
     ) -> list[Outcome]:
         """Run the model `name` once for each of a small list of inputs; see `Workflows.gather`."""
         ledger = hide_url(ledger)
-        options = JobOptions(
+        batch = self.map(
+            name,
+            inputs,
+            ordered=True,
+            max_in_flight=max_in_flight,
             ledger=ledger,
             max_credits=max_credits,
             on_unknown=on_unknown,
             validate=validate,
             expected=expected,
-            default=default,
-            save=save,
-        )
-        batch = self._batches.map(
-            Target("models", name),
-            inputs,
-            options,
-            ordered=True,
-            max_in_flight=max_in_flight,
             on_progress=on_progress,
             progress=progress,
+            default=default,
+            save=save,
         )
         return await gather(batch)
 
