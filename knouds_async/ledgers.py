@@ -16,9 +16,11 @@ from knouds_async._batch.ledger import (
     decide,
     held_against,
 )
+from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import (
     OPEN,
     Accepted,
+    Ending,
     Entry,
     Event,
     IllegalStepError,
@@ -38,11 +40,13 @@ __all__ = [
     "Claimed",
     "Doubt",
     "Doubted",
+    "Ending",
     "Entry",
     "Event",
     "IllegalStepError",
     "KnownRun",
     "Ledger",
+    "Moment",
     "OverBudget",
     "OwnerGone",
     "Payer",
