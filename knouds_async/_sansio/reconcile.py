@@ -154,10 +154,6 @@ class Wanted:
         """Return whether a row is newer than the submit's can be."""
         return row.created_at is not None and row.created_at.timestamp() > self.latest + self.lag
 
-    def could_be(self, row: UsageRow) -> bool:
-        """Return whether a row could be the submit."""
-        return self.is_of_target(row) and not self.is_before(row) and not self.is_after(row)
-
     def shows_known_run(self, row: UsageRow) -> bool:
         """Return whether a row is a run of the target, known to have run at about the submit's time or before it."""
         ids = {run.request_id for run in self.known if run.is_of_account}
