@@ -71,14 +71,15 @@ class SendHooks(Protocol):
 
 
 class StaleClaimError(Exception):
-    """An intent is too old for its request to leave now."""
+    """A claim is too old for its request to leave now: it is made anew."""
 
 
-def refuse_stale(claimed: Reading) -> None:
-    """Raise when an intent is too old for its first byte to leave, by whichever clock shows most."""
+def _refuse_stale(sending: _Sending, claimed: Reading) -> None:
+    """Raise when a claim is too old for the first byte of its request to leave, by whichever clock shows most."""
     age = read_clocks(anyio.current_time()).since(claimed)
     if age > _CLAIM:
-        raise StaleClaimError(f"its intent was {age:.0f} s old when it was about to leave")
+        sending.is_stale = True
+        raise StaleClaimError(f"its claim was {age:.0f} s old, and one older than {_CLAIM:.0f} s is made anew")
 
 
 def _log(sending: _Sending, decision: Decision) -> None:
@@ -151,19 +152,20 @@ class _Sending:
 
     `span`: how it is reported. `attempts`, without those that were refused for the quota; `spent`: seconds of attempts
     and pauses; `was_sent`: an attempt may have left. Of the last attempt: `began`, `sent`, `since` and `sent_at` say
-    when, `took` how long, `decision` what follows, `failure` why that could not be reported.
+    when, `took` how long, `is_stale` whether its claim was too old, `decision` what follows, `failure` why that could
+    not be reported.
     """
 
     __slots__ = (
-        "attempts", "began", "call", "decision", "failure", "has_connection", "hooks", "sent", "sent_at", "since",
-        "span", "spent", "took", "total", "was_sent",
+        "attempts", "began", "call", "decision", "failure", "has_connection", "hooks", "is_stale", "sent", "sent_at",
+        "since", "span", "spent", "took", "total", "was_sent",
     )  # fmt: skip
 
     def __init__(self, call: Call[Any], total: float | None, hooks: SendHooks | None, span: CallSpan) -> None:
         self.call, self.total, self.hooks, self.span = call, total, hooks, span
         self.attempts = 0
         self.spent = self.began = self.took = 0.0
-        self.was_sent = self.has_connection = False
+        self.was_sent = self.has_connection = self.is_stale = False
         self.decision: Decision | None = None
         self.failure: Exception | None = None
         self.sent: Reading | None = None
@@ -246,7 +248,7 @@ class Pipeline:
     def _begin(self, sending: _Sending, now: float) -> None:
         """Date an attempt, by the service's clock where it is known."""
         sending.attempts += 1
-        sending.began, sending.decision = now, None
+        sending.began, sending.decision, sending.is_stale = now, None, False
         is_dated = sending.call.pays_for is not None or self.time.is_due(now)
         sending.sent = read_clocks(now) if is_dated else None
         sending.since = UNDATED if sending.sent is None else self.time.moment(sending.sent)
@@ -356,7 +358,7 @@ class Pipeline:
                 if isinstance(claimed, str):
                     self._limiter.release(sending.call.route, permit)
                     return claimed
-                trace = SentTrace(None if claimed is None else partial(refuse_stale, claimed))
+                trace = SentTrace(None if claimed is None else partial(_refuse_stale, sending, claimed))
             return await self._attempt(sending, permit, trace)
         finally:
             self._release_connection(sending)
@@ -410,7 +412,8 @@ class Pipeline:
     def _decide(self, sending: _Sending, outcome: Outcome) -> Decision:
         """Decide what follows an attempt, and keep what it told of the service's clock."""
         call, now = sending.call, anyio.current_time()
-        sending.took = now - sending.began
+        sending.is_stale = sending.is_stale and isinstance(outcome, NotSent)
+        sending.took = 0.0 if sending.is_stale else now - sending.began  # the process was stopped, or slept
         so_far = SoFar(
             attempts=sending.attempts,
             spent=sending.spent + sending.took,
@@ -522,9 +525,12 @@ def _raise_what_came_meanwhile(sending: _Sending, finished: Finished[Decision | 
 
 
 def _observe_attempt(sending: _Sending, outcome: Outcome, decision: Decision) -> None:
-    """Count an attempt, and log it at DEBUG; without inputs, results or headers."""
+    """Count an attempt, and log it at DEBUG, one with an old claim at INFO; without inputs, results or headers."""
     call, span = sending.call, sending.span
     span.attempted(outcome, decision)
+    if sending.is_stale:
+        extra = fields("claim_stale", route=call.route, job_key=getattr(sending.hooks, "key", None))
+        logger.info("a submit of %s was held back: %s", _paid_by(call, sending.hooks), _described(outcome), extra=extra)
     if not logger.isEnabledFor(logging.DEBUG):
         return
     again = f", again in {decision.after:.2f} s" if isinstance(decision, Again) else ""

@@ -131,6 +131,29 @@ async def test_an_old_intent_sends_nothing(
     emulator.assert_charged_once()
 
 
+async def test_a_freeze_is_not_reported_as_a_service_that_is_away(
+    emulator: Emulator, ledger: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A submit whose claim grew old before its first byte is claimed anew at once, and the log says so."""
+    caplog.set_level("INFO", "knouds_async")
+
+    async def freeze(request: httpx.Request) -> None:
+        if request.method == "POST":
+            submits.append(request)
+            await anyio.sleep(130.0 if len(submits) == 1 else 0.0)
+
+    submits, timeouts = list[httpx.Request](), Timeouts(submit=200.0)
+    async with (
+        httpx.AsyncClient(transport=EmulatorTransport(emulator), event_hooks={"request": [freeze]}) as http,
+        AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http, timeouts=timeouts) as knouds,
+    ):
+        assert kinds(await run(knouds, ledger, 1)) == {"Completed": 1}
+    assert len(submits) == 2
+    (said,) = [record for record in caplog.records if record.levelname in ("INFO", "WARNING")]
+    assert "its claim was 130 s old, and one older than 30 s is made anew" in said.getMessage()
+    emulator.assert_charged_once()
+
+
 async def test_after_a_sleep_the_service_is_asked_for_its_time(
     knouds: AsyncKnouds, emulator: Emulator, ledger: Any, machine: _Machine
 ) -> None:
