@@ -75,17 +75,20 @@ class Secret:
         raise TypeError("a Secret is not pickled: build the client anew from $KNOUDS_KEY in the other process")
 
 
-DATABASE_SCHEMES: Final = ("postgresql://", "postgres://")
+DATABASE_URL: Final = re.compile(
+    r"\s*postgres[\w+]*:.*|\s*[a-z][\w+.-]+://[^/]*@.*|.*\bpassword\s*=.*", re.IGNORECASE | re.DOTALL
+)
+"""What was meant as the URL of a database, however it is misspelled: never a path, which messages would show."""
 
 
 def is_database_url(value: object) -> bool:
-    """Return whether a value is the URL of a PostgreSQL database, rather than a path."""
-    return isinstance(value, str) and value.startswith(DATABASE_SCHEMES)
+    """Return whether a value is the URL of a PostgreSQL database."""
+    return isinstance(value, str) and value.startswith(("postgresql://", "postgres://"))
 
 
 def hide_url(value: T) -> T | Secret:
     """Return the URL of a database as a Secret, before anything can fail and show it, and what is none as it is."""
-    return Secret(value) if isinstance(value, str) and value.startswith(DATABASE_SCHEMES) else value
+    return Secret(value) if isinstance(value, str) and DATABASE_URL.fullmatch(value) else value
 
 
 def api_key(given: Secret | None) -> Secret:

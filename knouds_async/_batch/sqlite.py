@@ -36,7 +36,7 @@ from knouds_async._batch.owners import Owners, check_locks, end
 from knouds_async._io.concurrency import from_thread
 from knouds_async._sansio.ledger import Entry, Payer, Stage, Totals
 from knouds_async._sansio.reconcile import KnownRun
-from knouds_async.config import is_database_url
+from knouds_async.config import Secret, hide_url
 from knouds_async.errors import InvalidArgumentError, LedgerError
 from knouds_async.telemetry import fields
 
@@ -538,8 +538,10 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
     lock on the file `PATH-owners`, which ends with the program. Not for a network file system, whose locks do not hold.
     """
 
+    _path = Path()  # as a report shows one that could not be made
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if is_database_url(path):
+        if isinstance(hide_url(path), Secret):
             path = ""  # so that no frame of ours shows a password
             raise InvalidArgumentError(
                 "SQLiteLedger: must be the path of a file; a ledger in a database is a knouds_async.postgres.Postgres"

@@ -23,7 +23,7 @@ from knouds_async._cli import output
 from knouds_async._cli.errors import KeyMissingError, UsageError, format_error
 from knouds_async._cli.keys import StoredKey, find_key
 from knouds_async._cli.output import one_line
-from knouds_async.config import is_database_url
+from knouds_async.config import DATABASE_URL, hide_url
 
 T = TypeVar("T")
 
@@ -177,7 +177,7 @@ async def download_files(knouds: AsyncKnouds, run: RunResult, folder: Path) -> t
 
 # URLs of databases, whose passwords no frame and no error of the parser may show.
 
-_URL: Final = re.compile(r"(--[a-z-]+=)?(postgres(?:ql)?://.*)", re.DOTALL)
+_URL: Final = re.compile(rf"(--[a-z-]+=)?({DATABASE_URL.pattern})", DATABASE_URL.flags)
 _hidden: Final[dict[str, Secret]] = {}
 
 
@@ -195,4 +195,5 @@ def without_urls(tokens: Sequence[str]) -> list[str]:
 
 def url_of(text: str) -> Secret | None:
     """Return the URL that an argument is, or stands for; None for another argument."""
-    return _hidden.get(text) or (Secret(text) if is_database_url(text) else None)
+    hidden = hide_url(text)
+    return _hidden.get(text) or (hidden if isinstance(hidden, Secret) else None)

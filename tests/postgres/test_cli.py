@@ -17,7 +17,7 @@ from knouds_async.testing import Emulator, serve
 from tests.cli.conftest import Service, run_knouds
 from tests.postgres.frames import frames_that_show
 from tests.postgres.server import PASSWORD, Server
-from tests.postgres.test_ledger import claim
+from tests.postgres.test_ledger import MISSPELLED, claim
 
 pytestmark = pytest.mark.slow
 
@@ -108,14 +108,15 @@ def test_no_frame_holds_a_password(service: Service, url: str, tmp_path: Path) -
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text(json.dumps({"key": "k", "inputs": {"product_name": "1"}}) + "\n")
     malformed = f"postgresql://u:{PASSWORD}@b@h/d"
+    given = (url, malformed, MISSPELLED[1])
     lines = [
         ["batch", SLUG, str(jobs), *ledger, "--out", str(tmp_path / "out"), *more]
         for more in ([], ["--dry-run"])
-        for ledger in (["--ledger", url], [f"--ledger={url}"], ["--ledger", malformed])
+        for ledger in (["--ledger", url], [f"--ledger={url}"], ["--ledger", malformed], [f"--ledger={MISSPELLED[0]}"])
     ]
-    lines += [["batch", option, each] for option in ("--status", "--rebind") for each in (url, malformed)]
-    lines += [["batch", "--resolve", each, "k", "abandon"] for each in (url, malformed)]
-    lines += [["ledger", action, each] for action in ("migrate", "trust", "drop") for each in (url, malformed)]
+    lines += [["batch", option, each] for option in ("--status", "--rebind") for each in given]
+    lines += [["batch", "--resolve", each, "k", "abandon"] for each in given]
+    lines += [["ledger", action, each] for action in ("migrate", "trust", "drop") for each in given]
     lines += [["batch", "--status", url, "--no-such-option"], ["ledger", "migrate", url, url, url]]
     with frames_that_show(PASSWORD) as found:
         printed = [(line, ended) for line in lines if PASSWORD in (ended := service.knouds(*line)).out + ended.err]

@@ -682,6 +682,15 @@ async def test_a_call_that_fails_shows_no_password(
     assert len(emulator.runs) == 0
 
 
+async def test_what_was_meant_as_a_url_is_no_path(knouds: AsyncKnouds) -> None:
+    """Misspelled it is refused, not taken for the path of a file, which every message would show."""
+    for url in MISSPELLED:
+        for call in (partial(knouds.workflows.map, SLUG, [], ledger=url), partial(SQLiteLedger, url)):
+            with pytest.raises(ValueError, match=r"postgresql://user|knouds_async\.postgres") as caught:
+                call()
+            assert PASSWORD not in shown(caught.value)
+
+
 async def test_no_frame_of_ours_holds_a_password(knouds: AsyncKnouds, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever takes a URL hides it before it calls anything, so that no traceback with locals can show it."""
     monkeypatch.setattr(thread_module, "_PATIENCE", 0.2)
@@ -695,7 +704,16 @@ async def test_no_frame_of_ours_holds_a_password(knouds: AsyncKnouds, monkeypatc
     assert found == set()
 
 
-UNUSABLE = f"postgresql://u:{PASSWORD}@127.0.0.1:9/d", f"postgresql://u:{PASSWORD}@b@h/d"
+MISSPELLED = tuple(
+    f"{scheme}u:{PASSWORD}@h/d"
+    for scheme in (" postgresql://", "POSTGRESQL://", "postgresql+psycopg://", "postgresql:", "mysql://")
+)
+UNUSABLE = (
+    f"postgresql://u:{PASSWORD}@127.0.0.1:9/d",
+    f"postgresql://u:{PASSWORD}@b@h/d",
+    *MISSPELLED,
+    f"host=h password={PASSWORD}",
+)
 
 
 def _calls_with_a_url(knouds: AsyncKnouds, url: Any) -> Iterator[Callable[[], Any]]:
