@@ -726,11 +726,14 @@ class DatabaseThread:
             return self._failed(str(away))
         except psycopg.Error as error:
             failure, state = self._failed(_said(error)), error.sqlstate
-            if state is None or state[:2] in _TRANSIENT:
+            is_data = isinstance(error, psycopg.DataError)  # what psycopg itself finds wrong with it has no state
+            if state is None and not is_data or (state or "")[:2] in _TRANSIENT:
                 return failure
-        except LedgerError:
-            self._part()
-            raise
+        except Exception as error:
+            self._part()  # the next transaction must not begin within this one
+            if isinstance(error, LedgerError):
+                raise
+            raise LedgerError(_refusal(self._place, f"{type(error).__name__}: {_said(error)}", None)) from error
         else:
             self._failures, self._has_muttered = 0, False
             return values

@@ -248,6 +248,28 @@ async def test_one_operation_that_fails_spoils_no_other(url: str) -> None:
     assert failed == ["7"]
 
 
+async def test_what_fails_in_a_transaction_leaves_none_open(server: Server, database: str, url: str) -> None:
+    """Whatever it is, it is a LedgerError at once, frees the locks, and makes no later commit look like a lost one."""
+
+    def carry_out(transaction: Any, operations: Sequence[Any]) -> list[Any]:
+        transaction.begin("SELECT %s::text", operations[:1] if isinstance(operations[0], str) else [""])
+        lost.append(dict(transaction.lost))
+        if isinstance(operations[0], Exception):
+            raise operations[0]
+        return transaction.commit(list(operations), written=("l", {number: 1 for number in operations}))  # type: ignore[no-any-return]
+
+    lost: list[Any] = []
+    async with Database(url) as shared:
+        await shared.do(carry_out, 1)
+        for unknown in (ValueError("'odd' is not a valid Stage"), "a NUL: \0", "half a pair: \ud800"):
+            with anyio.fail_after(20), pytest.raises(LedgerError, match="odd|NUL|surrogates"):
+                await shared.do(carry_out, unknown)
+            open_ones = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in %%'"
+            await until(lambda: server.execute(open_ones, values=(database,)) == [(0,)])
+            await shared.do(carry_out, 2)
+    assert lost == [{}] * len(lost)
+
+
 async def test_a_cancelled_operation(url: str, relay: Relay, server: Server, database: str) -> None:
     """A cancellation is answered at once, whatever the database does; a write is carried out all the same."""
     carried_out: list[str] = []
