@@ -727,7 +727,7 @@ class DatabaseThread:
         except psycopg.Error as error:
             failure, state = self._failed(_said(error)), error.sqlstate
             is_data = isinstance(error, psycopg.DataError)  # what psycopg itself finds wrong with it has no state
-            if state is None and not is_data or (state or "")[:2] in _TRANSIENT:
+            if (state is None and not is_data) or (state or "")[:2] in _TRANSIENT:
                 return failure
         except Exception as error:
             self._part()  # the next transaction must not begin within this one

@@ -256,15 +256,15 @@ async def test_what_fails_in_a_transaction_leaves_none_open(server: Server, data
         lost.append(dict(transaction.lost))
         if isinstance(operations[0], Exception):
             raise operations[0]
-        return transaction.commit(list(operations), written=("l", {number: 1 for number in operations}))  # type: ignore[no-any-return]
+        return transaction.commit(list(operations), written=("l", dict.fromkeys(operations, 1)))  # type: ignore[no-any-return]
 
     lost: list[Any] = []
+    open_ones = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in %%'"
     async with Database(url) as shared:
         await shared.do(carry_out, 1)
         for unknown in (ValueError("'odd' is not a valid Stage"), "a NUL: \0", "half a pair: \ud800"):
-            with anyio.fail_after(20), pytest.raises(LedgerError, match="odd|NUL|surrogates"):
+            with anyio.fail_after(20), pytest.raises(LedgerError, match=r"odd|NUL|surrogates"):
                 await shared.do(carry_out, unknown)
-            open_ones = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in %%'"
             await until(lambda: server.execute(open_ones, values=(database,)) == [(0,)])
             await shared.do(carry_out, 2)
     assert lost == [{}] * len(lost)
