@@ -58,7 +58,8 @@ _REMEMBERED: Final = 5000  # jobs that this process has written last: some minut
 
 _TRANSIENT: Final = frozenset({"08", "0A", "25", "40", "53", "55", "57", "58"})  # classes of SQLSTATEs
 _HOPELESS: Final = re.compile(
-    "authentication failed|no password supplied|does not exist|no pg_hba.conf entry|certificate|not permitted to log in"
+    "authentication failed|no password supplied|does not exist|permission denied|no pg_hba.conf entry|certificate|"
+    "not permitted to log in"
 )
 
 # The URL.

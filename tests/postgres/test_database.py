@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -501,6 +502,17 @@ async def test_a_wrong_password_shows_in_no_error(
         await shared.find("key")
     assert PASSWORD not in shown(caught.value) + caplog.text
     await shared.aclose()
+
+
+async def test_a_role_that_may_not_connect_is_refused_at_once(server: Server, database: str) -> None:
+    """What no waiting changes is said at once, whatever PostgreSQL calls it; as a failed login and a missing one."""
+    server.execute(f"CREATE ROLE {database} LOGIN PASSWORD 'p'; REVOKE CONNECT ON DATABASE {database} FROM PUBLIC")
+    async with AsyncExitStack() as stack:
+        for user, place in ((database, database), (f"{database}x", database), (database, f"{database}x")):
+            shared = Postgres(f"postgresql://{user}:p@127.0.0.1:{server.port}/{place}")
+            stack.push_async_callback(shared.aclose)
+            with anyio.fail_after(20), pytest.raises(LedgerError, match=r"permission denied|does not exist|failed"):
+                await shared.find("key")
 
 
 # Who hears what is said.
