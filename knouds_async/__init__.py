@@ -10,10 +10,11 @@ from knouds_async._batch.batch import Batch
 from knouds_async._batch.jobs import Cancelled, Completed, Failed, Job, NotRun, NotRunReason, Outcome, Progress, Unknown
 from knouds_async._batch.ledger import Ledger, LedgerCounts
 from knouds_async._batch.sqlite import SQLiteLedger
-from knouds_async._io.limiter import Limiter, LimiterStats
+from knouds_async._io.limiter import Limiter
 from knouds_async._io.shared_limiter import SharedLimiter
 from knouds_async._sansio.estimate import Estimate
 from knouds_async._sansio.ledger import Entry as LedgerEntry
+from knouds_async._sansio.rate_limit import LimiterStats
 from knouds_async.client import AsyncKnouds
 from knouds_async.config import Polling, Retries, Secret, Timeouts
 from knouds_async.config import __version__ as __version__

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import time
 from collections import deque
@@ -19,18 +18,13 @@ from typing import Any, Final
 import attrs
 
 from knouds_async._io.database import Database
-from knouds_async._io.limiter import Bucket, Limiter, Report
+from knouds_async._io.limiter import AGAIN, STUCK, Bucket, Outage, Report
 from knouds_async._sansio.rate_limit import Permit, WindowLimiter, from_text, to_text
 from knouds_async.config import Secret
-from knouds_async.telemetry import fields
-
-logger = logging.getLogger("knouds_async")
 
 _MOST: Final = 20  # permits in one transaction: what a process that dies loses of a window
 _FRESH: Final = 1.0  # seconds for which a permit may wait for its request
 _GATHER: Final = 0.05  # seconds in which answers are gathered while others wait for what they tell
-_STUCK: Final = 3.0  # seconds without an answer after which a database counts as unusable
-_AGAIN: Final = 10.0  # seconds until an unusable one is tried again
 _FORGOTTEN: Final = 60.0  # seconds after which a better reading of the clock may have drifted
 
 _READ: Final = """
@@ -134,36 +128,26 @@ class DatabaseClock:
             self._offset, self._width, self._at = (low + high) / 2, high - low, changed.answered
 
 
-class DatabaseLimiter(Limiter):
-    """The limiter of one account in one client: its own wait queues, and windows in a database."""
-
-    def __init__(self, database: Database, key: Secret, **options: Any) -> None:
-        super().__init__(**options)
-        self._database, self._database_clock = database, DatabaseClock()
-        self._account = hashlib.blake2b(key.reveal().encode(), digest_size=16, person=b"knouds limiter").hexdigest()
-
-    def _new_bucket(self, route: str) -> Bucket:
-        name, guess = f"{self._account} {route}", self._first_guess.copy()
-        return DatabaseBucket(route, guess, self._database, self._database_clock, name)
+def bucket_maker(database: Database, key: Secret) -> Callable[[str, WindowLimiter], Bucket]:
+    """Return what makes the buckets of a key's account, from a route and a first guess."""
+    account = hashlib.blake2b(key.reveal().encode(), digest_size=16, person=b"knouds limiter").hexdigest()
+    return partial(DatabaseBucket, database, DatabaseClock(), account)
 
 
 class DatabaseBucket(Bucket):
     """A bucket whose window is in a database; `window` is as it was read last, `_permits` are granted and unused."""
 
     def __init__(
-        self, route: str, first_guess: WindowLimiter, database: Database, clock: DatabaseClock, name: str
+        self, database: Database, clock: DatabaseClock, account: str, route: str, first_guess: WindowLimiter
     ) -> None:
-        super().__init__(route, first_guess)
-        self._database, self._clock, self._name = database, clock, name
+        super().__init__(route, first_guess, clock.now)
+        self._database, self._database_clock, self._name = database, clock, f"{account} {route}"
+        self._outage = Outage(AGAIN)
         self._reports: deque[Callable[[WindowLimiter], object]] = deque()
         self._permits: deque[Permit] = deque()
         self._asked_at: float | None = None
         self._is_reporting = False
-        self._next_read = self._unusable_until = self._read_at = -math.inf
-
-    def here(self, now: float) -> float:  # noqa: ARG002
-        """Return the time by the database's clock."""
-        return self._clock.now()
+        self._next_read = self._read_at = -math.inf
 
     def try_acquire(self, now: float) -> Permit | float:
         """Return a permit that was granted, or ask for one, which takes a moment."""
@@ -173,15 +157,17 @@ class DatabaseBucket(Bucket):
             if here < permit.sent + _FRESH:
                 return Permit(now, shared=permit)
             self._reports.append(partial(WindowLimiter.release, permit=permit))
-        if here >= self._unusable_until and self._asked_at is None:
-            if here < self._next_read:
-                return now + (self._next_read - here)
-            self._ask(max(1, self.waiting()))
-        elif here >= self._unusable_until and self._asked_at is not None and here > self._asked_at + _STUCK:
-            self._give_up(f"no answer for {_STUCK:g} s")
-        if here < self._unusable_until:
-            return self._from_memory(now, here)
-        return now + _STUCK
+        if here >= self._outage.until:
+            if self._asked_at is None:
+                if here < self._next_read:
+                    return now + (self._next_read - here)
+                self._ask(max(1, self.waiting()))
+            elif here > self._asked_at + STUCK:
+                self._outage.begin(repr(self._database), f"no answer for {STUCK:g} s", here)
+        if here >= self._outage.until:
+            return now + STUCK
+        decision = self.window.try_acquire(here)
+        return Permit(now, shared=decision) if isinstance(decision, Permit) else now + min(decision - here, AGAIN)
 
     def update(self, now: float, permit: Permit, report: Report, *, is_refusal: bool) -> None:
         """Report what became of a permit: with the next wish where somebody waits, else soon; a refusal at once."""
@@ -189,7 +175,7 @@ class DatabaseBucket(Bucket):
         report(self.window, here, by)  # so that what is shown, and what is used without the database, is up to date
         self._reports.append(lambda window: report(window, here, by))
         self._next_read = min(self._next_read, self._read_at + _GATHER)
-        if here < self._unusable_until:
+        if here < self._outage.until:
             self._reports.clear()
         elif is_refusal and self._asked_at is None:
             self._ask(0)
@@ -215,16 +201,16 @@ class DatabaseBucket(Bucket):
             self.update(unused.sent, unused, lambda window, _, by: window.release(by), is_refusal=False)
 
     def _ask(self, wanted: int) -> None:
-        self._asked_at = self._clock.now()
+        self._asked_at = self._database_clock.now()
         change = WindowChange(self._name, self.window.copy(), self._reports, min(_MOST, wanted))
-        self._database.ask(change_windows, change, self._answered, patience=_STUCK)
+        self._database.ask(change_windows, change, self._answered, patience=STUCK)
 
     def _answered(self, error: BaseException | None, changed: Any) -> None:
         self._asked_at = None
         if error is not None:
-            self._give_up(str(error))
+            self._outage.begin(repr(self._database), error, self._database_clock.now())
         else:
-            self._unusable_until = -math.inf
+            self._outage.until = -math.inf
             self._read(changed)
             self._permits.extend(changed.permits)
             self._release_unused()
@@ -233,21 +219,7 @@ class DatabaseBucket(Bucket):
         self.notify()
 
     def _read(self, changed: Changed) -> None:
-        self._clock.update(changed)
+        self._database_clock.update(changed)
         self.window, self._next_read, self._read_at = changed.window, changed.until, changed.now
         for report in tuple(self._reports):
             report(self.window)
-
-    def _from_memory(self, now: float, here: float) -> Permit | float:
-        decision = self.window.try_acquire(here)
-        if isinstance(decision, Permit):
-            return Permit(now, shared=decision)
-        return now + min(decision - here, _AGAIN)
-
-    def _give_up(self, why: str) -> None:
-        """Continue without the database for a while: the quota is then shared blindly, at the cost of some 429s."""
-        here = self._clock.now()
-        if self._unusable_until == -math.inf:
-            said = "the quota in %r cannot be shared, continuing without it: %s"
-            logger.warning(said, self._database, why, extra=fields("quota_not_shared"))
-        self._unusable_until = here + _AGAIN

@@ -24,12 +24,12 @@ from knouds_async._sansio.rate_limit import LimiterStats, Permit, QuotaHeaders, 
 from knouds_async.errors import ConfigurationError, RateLimitError
 from knouds_async.telemetry import fields
 
-__all__ = ["Bucket", "Limiter", "LimiterStats"]
-
 logger = logging.getLogger("knouds_async")
 
 _WORTH_SAYING: Final = 1.0  # seconds that a window still lasts: below, it is a probe at its edge that is waited for
 _BURST: Final = 0.1  # seconds in which the requests of a burst join the queue
+STUCK: Final = 3.0  # seconds without an answer, or with a file held by another process, until a store is unusable
+AGAIN: Final = 10.0  # seconds until an unusable store is tried again
 Report: TypeAlias = Callable[[WindowLimiter, float, Permit], None]  # given the window's time, and the permit by it
 Accepts: TypeAlias = Callable[[LimiterStats], bool]  # whether one who waits accepts what a refusal asks for
 
@@ -38,17 +38,18 @@ class Bucket:
     """The permits of one route, and the requests that wait for them: by priority, the first priority first.
 
     The window is its own here, and shared in the classes that build on this one. `now` is the event loop's time.
+    `clock`: the window's time, if it is another.
     """
 
-    def __init__(self, route: str, window: WindowLimiter) -> None:
-        self.route, self.window = route, window
+    def __init__(self, route: str, window: WindowLimiter, clock: Callable[[], float] | None = None) -> None:
+        self.route, self.window, self._clock = route, window, clock
         self._refusals = 0
         self._waiting_since, self._logged_until = math.inf, -math.inf
         self._by_priority: tuple[OrderedDict[Accepts, anyio.Event], ...] = tuple(OrderedDict() for _ in Priority)
 
     def here(self, now: float) -> float:
         """Return the time by the window's clock."""
-        return now
+        return now if self._clock is None else self._clock()
 
     def try_acquire(self, now: float) -> Permit | float:
         """Return a permit if there is one, or when to ask again."""
@@ -132,6 +133,24 @@ class Bucket:
         return math.inf
 
 
+class Outage:
+    """A time in which what stores the windows is not used; the quota is then shared blindly, at the cost of some 429s.
+
+    `until`: when it ends; -inf where there is none.
+    """
+
+    def __init__(self, again: float) -> None:
+        self.until = -math.inf
+        self._again = again
+
+    def begin(self, store: object, why: object, now: float) -> None:
+        """Begin it, which is one warning, or prolong it."""
+        if self.until == -math.inf:
+            message = "the quota in %s cannot be shared, continuing without it: %s"
+            logger.warning(message, store, why, extra=fields("quota_not_shared"))
+        self.until = now + self._again
+
+
 class Limiter:
     """A token bucket for each route that follows the server's window: its tokens are what is left of this window.
 
@@ -148,6 +167,7 @@ class Limiter:
         if max_wait is not None and not (isinstance(max_wait, (int, float)) and max_wait >= 0):
             raise ConfigurationError(f"max_wait={max_wait!r}: must be a number of seconds of at least 0, or None")
         self._max_wait = math.inf if max_wait is None else max_wait
+        self._make_bucket: Callable[[str, WindowLimiter], Bucket] = Bucket
         self._buckets: dict[str, Bucket] = {}
         self._clock = ClockBounds()
         self._monotonic = -math.inf  # the clock of all threads less that of the event loop
@@ -223,11 +243,8 @@ class Limiter:
 
     def _bucket(self, route: str) -> Bucket:
         if route not in self._buckets:
-            self._buckets[route] = self._new_bucket(route)
+            self._buckets[route] = self._make_bucket(route, self._first_guess.copy())
         return self._buckets[route]
-
-    def _new_bucket(self, route: str) -> Bucket:
-        return Bucket(route, self._first_guess.copy())
 
     def _error(self, route: str, max_pause: float, *, is_late: bool) -> RateLimitError:
         stats = self.stats(route)

@@ -8,37 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from knouds_async._io.database import Database
-from knouds_async._io.limiter import Bucket, Limiter, Report
+from knouds_async._io.limiter import AGAIN, STUCK, Bucket, Limiter, Outage, Report
 from knouds_async._sansio.rate_limit import Permit, WindowLimiter, from_text, to_text
 from knouds_async.config import Secret, hide_url
 from knouds_async.errors import ConfigurationError
-from knouds_async.telemetry import fields
 
 if TYPE_CHECKING:
     import sqlite3
 
-T = TypeVar("T")
-Change: TypeAlias = Callable[[WindowLimiter], T]
-Changed: TypeAlias = tuple[WindowLimiter, T]
-
-logger = logging.getLogger("knouds_async")
+Change: TypeAlias = Callable[[WindowLimiter], Any]
+Changed: TypeAlias = tuple[WindowLimiter, list[Any]]  # the window, and what each change returned
 
 _LOCKED_RETRY: Final = 0.003  # seconds until a file that is held by another process is asked again
 _OURS: Final = 0x4B_4E_4C_4D  # SQLite's application id: this is a limiter's file
 _LEAP: Final = 5.0  # seconds by which the clocks may part before the machine counts as restarted
-_STUCK: Final = 3.0  # seconds for which another process may hold the file before it counts as unusable
-_AGAIN: Final = 10.0  # seconds until an unusable file is tried again
 _STORED: Final = "SELECT state FROM quotas WHERE name = ? AND abs(boot - ?) <= ?"
 _creating: Final = threading.Lock()
 
@@ -76,10 +69,10 @@ class SharedLimiter:
     def for_key(self, key: Secret) -> Limiter:
         """Return the limiter of a key's account."""
         if isinstance(self._place, Database):
-            from knouds_async._io.database_limiter import DatabaseLimiter  # few have one
+            from knouds_async._io.database_limiter import bucket_maker  # few have one
 
-            return DatabaseLimiter(self._place, key, **self._options)
-        return _AccountLimiter(self._file, key, **self._options)
+            return _AccountLimiter(bucket_maker(self._place, key), **self._options)
+        return _AccountLimiter(partial(_FileBucket, self._file, key), **self._options)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle as its options: what is unpickled opens the file, or connects, for itself."""
@@ -87,37 +80,30 @@ class SharedLimiter:
 
 
 class _AccountLimiter(Limiter):
-    """The limiter of one account in one client: its own wait queues, and the buckets of the file."""
+    """The limiter of one account in one client: its own wait queues, and windows that are stored elsewhere."""
 
-    def __init__(self, file: LimiterFile, key: Secret, **options: Any) -> None:
+    def __init__(self, make_bucket: Callable[[str, WindowLimiter], Bucket], **options: Any) -> None:
         super().__init__(**options)
-        self._file, self._key = file, key
-
-    def _new_bucket(self, route: str) -> Bucket:
-        return _FileBucket(route, self._first_guess.copy(), self._file, self._key)
+        self._make_bucket = make_bucket
 
 
 class _FileBucket(Bucket):
     """A bucket whose window is in the file; `window` is what was read last."""
 
-    def __init__(self, route: str, first_guess: WindowLimiter, file: LimiterFile, key: Secret) -> None:
-        super().__init__(route, first_guess)
+    def __init__(self, file: LimiterFile, key: Secret, route: str, first_guess: WindowLimiter) -> None:
+        super().__init__(route, first_guess, file.now)
         self._file, self._key = file, key
-        self._reports: list[Change[None]] = []  # what the file does not have yet: it was locked at that moment
+        self._reports: list[Change] = []  # what the file does not have yet: it was locked at that moment
         self._next_read = -math.inf  # nothing can have changed before, unless it is reported here
-
-    def here(self, now: float) -> float:  # noqa: ARG002
-        """Return the time by the clock that all share."""
-        return self._file.now()
 
     def try_acquire(self, now: float) -> Permit | float:
         """Return a permit, or when to read the file again."""
         here = self.here(now)
         if here >= self._next_read:
-            decision = self._update(here, lambda window: window.try_acquire(here))
-            if decision is None:
+            results = self._update(here, lambda window: window.try_acquire(here))
+            if results is None:
                 return now + _LOCKED_RETRY
-            if isinstance(decision, Permit):
+            if isinstance(decision := results[-1], Permit):
                 return Permit(now, shared=decision)
             self._next_read = min(decision, self.window.next_read(here))
         return now + (self._next_read - here)
@@ -127,22 +113,16 @@ class _FileBucket(Bucket):
         here, by = self.here(now), permit.shared or permit
         self._reports.append(lambda window: report(window, here, by))
         self._next_read = -math.inf
-        self._update(here, lambda window: window)
+        self._update(here)
 
-    def _update(self, here: float, change: Change[T]) -> T | None:
+    def _update(self, here: float, *changes: Change) -> list[Any] | None:
         """Report and change the window in one transaction; None while another process has the file locked."""
-
-        def report_and_change(window: WindowLimiter) -> T:
-            for report in self._reports:
-                report(window)
-            return change(window)
-
-        updated = self._file.update(self._key, self.route, self.window, here, report_and_change)
+        updated = self._file.update(self._key, self.route, self.window, here, [*self._reports, *changes])
         if updated is None:
             return None
         self._reports = []
-        self.window, result = updated
-        return result
+        self.window, results = updated
+        return results
 
 
 class LimiterFile:
@@ -159,13 +139,13 @@ class LimiterFile:
         self.now, self._sqlite3, self._path, self._wall = clock, sqlite3, path, wall
         self._owner, self._lock = os.getpid(), threading.Lock()
         self._abandoned: list[object] = []  # of a parent process: closing them here would break its locks
-        self._unusable_until, self._locked_since = -math.inf, math.inf
+        self._outage, self._locked_since = Outage(AGAIN), math.inf
         self._salt, self._inode = b"", _inode(path)
         self._connection: sqlite3.Connection | None = None
         try:
             self._open()
         except sqlite3.Error as error:
-            self._give_up(error, self.now())
+            self._outage.begin(path, error, self.now())
 
     def __del__(self) -> None:
         """Close the connection of this process; sqlite3 warns of one that is left to the garbage collector."""
@@ -173,29 +153,32 @@ class LimiterFile:
         if connection is not None and self._owner == os.getpid():
             connection.close()
 
-    def update(self, key: Secret, route: str, guess: WindowLimiter, now: float, change: Change[T]) -> Changed[T] | None:
-        """Change the window of an account and route in one transaction; return it, and what `change` returned.
+    def update(
+        self, key: Secret, route: str, guess: WindowLimiter, now: float, changes: Sequence[Change]
+    ) -> Changed | None:
+        """Change the window of an account and route in one transaction, and return it.
 
         None when the file is locked at this moment. `guess` counts where it holds none that makes sense, or fails.
         """
         if self._owner != os.getpid():  # forked; the lock may have been held by a thread that is not there any more
             self._abandoned.append(self._connection)
             self._owner, self._lock, self._connection = os.getpid(), threading.Lock(), None
+        updated: Changed | None = None
         with self._lock:
-            if now >= self._unusable_until:
+            if now >= self._outage.until:
                 try:
-                    updated = self._update(key, route, guess, now, change)
+                    updated = self._update(key, route, guess, now, changes)
                 except (self._sqlite3.Error, OSError, ConfigurationError) as error:
                     self._locked_since = min(self._locked_since, now)
-                    if "locked" in str(error) and now <= self._locked_since + _STUCK:
+                    if "locked" in str(error) and now <= self._locked_since + STUCK:
                         return None
-                    self._give_up(error, now)
+                    self._outage.begin(self._path, error, now)
                 else:
-                    self._unusable_until, self._locked_since = -math.inf, math.inf
-                    return updated
-        return guess, change(guess)
+                    self._outage.until = -math.inf
+                self._locked_since = math.inf
+        return updated or (guess, [change(guess) for change in changes])
 
-    def _update(self, key: Secret, route: str, guess: WindowLimiter, now: float, change: Change[T]) -> Changed[T]:
+    def _update(self, key: Secret, route: str, guess: WindowLimiter, now: float, changes: Sequence[Change]) -> Changed:
         connection = self._open()
         account = hashlib.blake2b(key.reveal().encode(), key=self._salt, digest_size=16).hexdigest()  # tells nothing
         name, boot = f"{account} {route}", self._wall() - now  # times of another boot mean nothing
@@ -203,20 +186,13 @@ class LimiterFile:
             connection.execute("BEGIN IMMEDIATE")
             (stored,) = connection.execute(_STORED, (name, boot, _LEAP)).fetchone() or [None]
             window = from_text(stored, now, guess.share) or guess.copy()
-            result = change(window)
+            results = [change(window) for change in changes]
             connection.execute("INSERT OR REPLACE INTO quotas VALUES (?, ?, ?)", (name, to_text(window), boot))
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        return window, result
-
-    def _give_up(self, error: Exception, now: float) -> None:
-        """Continue without the file for a while: the quota is then shared blindly, which costs some 429s at most."""
-        if self._unusable_until == -math.inf:
-            said = "the limiter's file %s cannot be used, continuing without it: %s"
-            logger.warning(said, self._path, error, extra=fields("quota_not_shared"))
-        self._unusable_until, self._locked_since = now + _AGAIN, math.inf
+        return window, results
 
     def _open(self) -> sqlite3.Connection:
         """Return the connection to the file that is at the path now; ConfigurationError if it is something else's."""
@@ -232,9 +208,7 @@ class LimiterFile:
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             if not self._path.is_file():  # to open a pipe would wait for its other end
                 raise OSError("it is no file")
-            connection = self._sqlite3.connect(
-                self._path, timeout=_STUCK, isolation_level=None, check_same_thread=False
-            )
+            connection = self._sqlite3.connect(self._path, timeout=STUCK, isolation_level=None, check_same_thread=False)
             self._salt = self._prepare(connection)
         except (OSError, self._sqlite3.Error) as error:
             if connection is not None:

@@ -274,8 +274,6 @@ class WindowLimiter:
 
     def _hold(self, now: float, sent: float, asked: float | None, *, is_used_up: bool = False) -> None:
         """Send nothing for as long as is asked; else until the edge, or for a moment, longer while refusals repeat."""
-        if is_used_up and asked is None:
-            return
         if asked is None:
             if sent > self.pause_began:  # not one of the same burst
                 self.pause, self.pause_began = min(max(FIRST_PAUSE, 2 * self.pause), MINUTE), now
@@ -309,7 +307,7 @@ class WindowLimiter:
             self.left, self.left_sent, self.own = left, sent, self.limit - left
         else:
             return  # a late response of the window before
-        if reply.refused:
+        if reply.refused and (self.left > 0 or reply.retry_after is not None):  # else it ends with its window
             self._hold(now, sent, reply.retry_after, is_used_up=self.left == 0)
         if self._others():
             self.cwnd, self.shared_until = min(self.cwnd + 1, 2.0 + self.own), now + SHARED_FOR

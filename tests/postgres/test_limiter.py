@@ -108,8 +108,8 @@ async def test_a_database_that_is_away_stops_no_request(
     server: Server, database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests are sent without it after a moment, which is one warning; once it is back it is used again."""
-    monkeypatch.setattr(database_limiter, "_STUCK", 0.5)
-    monkeypatch.setattr(database_limiter, "_AGAIN", 1.0)
+    monkeypatch.setattr(database_limiter, "STUCK", 0.5)
+    monkeypatch.setattr(database_limiter, "AGAIN", 1.0)
     relay, emulator = Relay(server.port), Emulator(tier="pro", limit=1000)
     try:
         relay.hold()
