@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import anyio
 import attrs
 
-from knouds_async._io.concurrency import HomeLoop, from_thread, is_in_task_of, running_loop, spawn
+from knouds_async._io.concurrency import HomeLoop, checkpoint, from_thread, is_in_task_of, running_loop, spawn
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
@@ -177,6 +177,14 @@ def _warn_of_runs_in_flight(in_flight: InFlight) -> None:
         )
 
 
+def _unexpected(what: str, error: Exception) -> KnoudsError:
+    """Log an error that nobody expects with its traceback; return the error that ends the waits for it."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    logger.error("%s failed unexpectedly", what, exc_info=error, extra=fields("polling_failed"))
+    return KnoudsError(f"{what} failed unexpectedly with {type(error).__name__}: {error}")
+
+
 class DeliveryInbox:
     """Passes what is delivered to `process`, in a task of the client's event loop, wherever it comes from.
 
@@ -208,7 +216,7 @@ class DeliveryInbox:
         self._waiting.append(state)
         if self._call_in_loop is not None:
             try:
-                self._call_in_loop(self._begin)
+                self._call_in_loop(self._in_task(self._process_all))
             except RuntimeError:  # the event loop has ended
                 self._waiting.clear()
 
@@ -232,15 +240,12 @@ class DeliveryInbox:
 
     def _in_task(self, function: Callable[[], None]) -> Callable[[], object]:
         async def call() -> None:
-            function()
+            try:
+                function()
+            except Exception as error:  # noqa: BLE001  (it would end a trio loop)
+                _unexpected("a delivery", error)
 
         return lambda: spawn(call, contextvars.Context())
-
-    def _begin(self) -> None:
-        spawn(self._drain, contextvars.Context())
-
-    async def _drain(self) -> None:
-        self._process_all()
 
     def _process_all(self) -> None:
         while self._waiting:
@@ -295,6 +300,8 @@ class Poller:
         self._warn_of_unknown(state)
         is_change = state.status != record.state.status
         record.state = state
+        if is_change:
+            record.notify()
         now, tracked = anyio.current_time(), record.tracked
         if state.request_id is not None:
             self._scheduler.set_request_id(tracked, state.request_id)
@@ -314,8 +321,6 @@ class Poller:
         elif is_change and state.status == Status.CANCEL_REQUESTED:
             self._scheduler.cancel_requested(tracked, now)
             self._changed.set()
-        if is_change:
-            record.notify()
 
     def _report_end(self, record: RunRecord, now: float) -> None:
         """Report that a run was seen to finish, and how late that is where the service says when it finished."""
@@ -484,8 +489,12 @@ class Poller:
 
     async def _run(self) -> None:
         try:
+            await checkpoint()  # an eager task would run before it is known as the poller's
             while self._awaited:
                 await self._while_awaited()
+        except Exception as error:  # noqa: BLE001  (the waiters would restart at once what fails at once)
+            for record in self._awaited.values():
+                record.failures, record.error = math.inf, _unexpected("polling", error)
         finally:
             self._task = None
             for record in list(self._awaited.values()):  # cancelled from outside: the waiters restart it
@@ -538,8 +547,7 @@ class Poller:
         except KnoudsError as error:
             self._poll_failed(record, error)
         except Exception as error:  # noqa: BLE001  (one poll's trouble must not end all others)
-            unexpected = KnoudsError(f"the poll failed with {type(error).__name__}: {error}")
-            self._poll_failed(record, unexpected)
+            self._poll_failed(record, _unexpected("a poll", error))
         now = anyio.current_time()
         self._scheduler.polled(record.execution_id, now, random.random(), failures=record.failures)  # noqa: S311
         self._changed.set()

@@ -10,8 +10,9 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from opentelemetry.metrics import NoOpHistogram, NoOpMeter, NoOpMeterProvider
 
-from knouds_async import AsyncKnouds, Execution, Polling, RunResult, Status, WaitTimeoutError
+from knouds_async import AsyncKnouds, Execution, KnoudsError, Limiter, Polling, RunResult, Status, WaitTimeoutError
 from knouds_async._io.poller import DeliveryInbox
 from knouds_async.testing import Emulator
 from knouds_async.types import ExecutionState
@@ -95,6 +96,74 @@ async def test_a_poller_that_is_cancelled_from_outside_is_started_again(knouds: 
     assert (await waiting).status is Status.COMPLETED
 
 
+class BrokenLimiter(Limiter):
+    """Raises when it is asked for the quota, once it `is_broken`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_broken, self.calls = False, 0
+
+    def stats(self, route: str) -> Any:
+        """Return a route's quota."""
+        self.calls += 1
+        if self.is_broken:
+            raise LookupError("the shelf is empty")
+        return super().stats(route)
+
+
+async def test_an_unexpected_error_of_the_poll_task_ends_each_wait_and_is_not_repeated(make_client: Any) -> None:
+    """Each waiter gets it, with the run that continues and can be waited for again; the task is not restarted."""
+    emulator, limiter, seen = Emulator(duration=30.0), BrokenLimiter(), list[KnoudsError]()
+    knouds = make_client(emulator, limiter=limiter)
+    executions = [await knouds.workflows.submit(SLUG, {"product_name": str(place)}) for place in range(2)]
+
+    async def wait(execution: Execution, timeout: float | None) -> None:
+        with pytest.raises(KnoudsError, match="LookupError: the shelf is empty") as caught:
+            await execution.wait(timeout=timeout)
+        seen.append(caught.value)
+
+    async with anyio.create_task_group() as tasks:
+        for place in range(6):
+            tasks.start_soon(wait, executions[place % 2], None if place % 3 else 60.0)
+        await anyio.sleep(1)
+        limiter.is_broken = True
+        before = limiter.calls
+    assert limiter.calls - before <= 5
+    assert len(set(map(id, seen))) == 6
+    for error in seen:
+        assert error.may_have_run
+        assert f"knouds.executions.attach('{error.execution_id}')" in error.__notes__[0]
+    assert {error.execution_id for error in seen} == {execution.id for execution in executions}
+    limiter.is_broken = False
+    assert [(await execution.wait()).status for execution in executions] == [Status.COMPLETED] * 2
+
+
+class BrokenMeters(NoOpMeterProvider):
+    """Makes a meter whose histograms raise."""
+
+    class _Meter(NoOpMeter):
+        def create_histogram(self, *names: Any, **options: Any) -> Any:
+            class Broken(NoOpHistogram):
+                def record(self, *_: Any, **__: Any) -> None:
+                    raise LookupError("the shelf is empty")
+
+            return Broken(names[0])
+
+    def get_meter(self, name: str, *_: Any, **__: Any) -> Any:
+        """Return a meter."""
+        return self._Meter(name)
+
+
+async def test_an_end_that_was_seen_ends_the_wait_whatever_fails_after_it(
+    make_client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a meter raises is logged with its traceback, and keeps no wait from ending."""
+    knouds = make_client(Emulator(duration=1.0), meter_provider=BrokenMeters())
+    executions = [await knouds.workflows.submit(SLUG, {"product_name": str(place)}) for place in range(2)]
+    assert [(await execution.wait(timeout=10)).status for execution in executions] == [Status.COMPLETED] * 2
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError] * 2
+
+
 async def test_only_a_poll_finishes_a_run() -> None:
     """The answer to a submit or a cancel that says `completed` has no result: the run is polled for it."""
 
@@ -155,6 +224,26 @@ async def test_it_is_processed_in_a_task_of_its_event_loop() -> None:
     assert taken == []
     await anyio.sleep(0.01)
     assert [state for state, _ in taken] == [STATE]
+
+
+async def test_a_delivery_that_cannot_be_processed_ends_no_event_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """What goes wrong in the task that processes what a thread or a bus brings is logged, and the next is processed."""
+    taken: list[ExecutionState] = []
+
+    def process(state: ExecutionState) -> None:
+        taken.append(state)
+        if len(taken) == 1:
+            raise LookupError("the shelf is empty")
+
+    inbox = DeliveryInbox(process, nothing, nothing)
+    inbox.enter()
+    for _ in range(2):
+        thread = threading.Thread(target=inbox.put, args=(STATE,))
+        thread.start()
+        thread.join()
+        await anyio.sleep(0.01)
+    assert taken == [STATE, STATE]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]
 
 
 def test_an_event_loop_that_has_ended_hears_nothing() -> None:
