@@ -259,8 +259,10 @@ def _late(entry: Entry, event: Any) -> Fields:
     """Keep the id of a run that was begun beside that of the owner who has the job now; a final entry never changes."""
     if not isinstance(event, Accepted) or entry.stage is Stage.FINAL or event.execution_id == entry.execution_id:
         return {}
-    said = f"execution {event.execution_id} was begun for it as well, by a batch that had been taken for gone"
-    return {"note": said if entry.note is None else f"{entry.note}; {said}"}
+    message = f"execution {event.execution_id} was begun for it as well, by a batch that had been taken for gone"
+    if entry.note is None:
+        return {"note": message}
+    return {} if message in entry.note else {"note": f"{entry.note}; {message}"}
 
 
 def _all(entry: Entry, event: Any) -> Fields:  # noqa: ARG001

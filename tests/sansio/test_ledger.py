@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from knouds_async import Estimate, Progress
@@ -607,6 +607,7 @@ def history(events: list[Event]) -> Entry:
     return entry
 
 
+@example([ACCEPTED, Accepted(owner="other", execution_id="run-2"), OwnerGone(), Resolved("run-3")], 1)
 @given(st.lists(st.sampled_from(EVENTS), max_size=12), st.integers(0, 12))
 def test_what_is_restored_is_never_less_than_what_is_there(events: list[Event], kept: int) -> None:
     """Of any history whose end was lost, no job may be sent that might have been; restoring twice changes nothing."""
