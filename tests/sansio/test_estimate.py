@@ -139,6 +139,7 @@ FREE = RouteQuota(math.inf)
         (Remaining(to_submit=50, in_flight=50), FREE, RouteQuota(40, left=0, resets_in=30), 2000, 30 + 60 + 60),
         (Remaining(to_submit=50, in_flight=50), FREE, FREE, 50, 12 + 12),
         (Remaining(to_submit=50, in_flight=50, since_submit=12), FREE, FREE, 50, 12),
+        (Remaining(to_submit=25, in_flight=50), FREE, FREE, 50, 6 + 12),
         (Remaining(to_submit=100, in_flight=0), FREE, FREE, 10, 9 * 12 + 12),
         (Remaining(to_submit=1, in_flight=1), FREE, FREE, 1, 12 + 12),
     ],

@@ -145,6 +145,7 @@ def test_errors_that_may_pass_are_those_of_servers_and_proxies() -> None:
         (404, PNG, 0, DownloadFault.REFUSED_STATUS, False),
         (403, PNG, 0, DownloadFault.REFUSED_STATUS, False),
         (304, PNG, 0, DownloadFault.REFUSED_STATUS, False),
+        (304, {"location": "/x"}, 0, DownloadFault.REFUSED_STATUS, False),
         (302, {}, 0, DownloadFault.REFUSED_STATUS, False),
         (299, {"location": "/x"}, 0, DownloadFault.REFUSED_STATUS, False),
         (400, {"location": "/x"}, 0, DownloadFault.REFUSED_STATUS, False),

@@ -180,7 +180,7 @@ def test_a_miss_before_any_hit_ends_listings_for_ten_minutes() -> None:
 
 
 def test_three_misses_among_few_hits_end_listings() -> None:
-    """Not two; and not three among fifteen hits."""
+    """Not two; and not three among fifteen hits, after which they are relied on, but no longer trusted."""
     for hits, is_over in ((1, True), (15, False)):
         listings = Listings()
         listed(listings, 0.0)
@@ -190,7 +190,7 @@ def test_three_misses_among_few_hits_end_listings() -> None:
         for _ in range(3):
             assert listings.is_usable(1.0, FREE)
             listings.count(1.0, is_hit=False)
-        assert listings.is_usable(1.0, FREE) is not is_over
+        assert (listings.is_usable(1.0, FREE), listings.is_trusted(1.0)) == (not is_over, False)
 
 
 def test_a_listing_in_flight_does_not_close_an_open_breaker() -> None:

@@ -668,6 +668,30 @@ def test_a_run_that_is_asked_to_end_is_polled_soon() -> None:
     assert "x2" not in scheduler.plan(60.0).polls
 
 
+def test_a_run_that_should_take_hours_is_polled_within_ten_minutes() -> None:
+    """However long the runs of its target take and whatever a request is worth, one may fail at once."""
+    learned = LearnedDurations()
+    learned.add(KEY, 7200.0)
+    scheduler, now = watching(1, learned=learned, cost_of_request=100.0), 0.0
+    while not (plan := scheduler.plan(now)).polls:
+        now = plan.next_at
+    assert 60 < now <= 600
+
+
+@pytest.mark.parametrize(("seen_at", "is_known"), [(1000.0, False), (1100.0, True), (1900.0, True)])
+def test_an_end_that_may_have_been_at_almost_any_time_teaches_nothing(seen_at: float, is_known: bool) -> None:
+    """An end that the service does not date counts if it was within the last half of the time, or half a minute."""
+    learned = LearnedDurations()
+    scheduler = watching(1, learned=learned)
+    assert scheduler.plan(seen_at).polls == ["x0"]
+    scheduler.polled("x0", seen_at)
+    scheduler.finished("x0", 2100.0)
+    assert learned.durations_for(KEY).end_count == pytest.approx(int(is_known))
+    scheduler.add(run(1), 0.0)
+    scheduler.finished("x1", 29.0)
+    assert learned.durations_for(KEY).end_count == pytest.approx(1 + is_known)
+
+
 def test_a_run_that_says_its_age_is_polled_by_it() -> None:
     """The date of an attached run, once it is known, is what its age is counted from."""
     scheduler, one = PollScheduler(Polling(), LearnedDurations()), run(0, submitted_at=None)

@@ -814,6 +814,12 @@ def test_json_in_another_encoding_holds_no_key(encoding: str) -> None:
     assert parsed(MASK.body(body))["error"] == "bad key ***"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_text_that_says_its_encoding_holds_no_key(encoding: str) -> None:
+    """What is no JSON may begin with any character, and its byte order mark names the encoding all the same."""
+    assert MASK.body(f"鍵 {KEY}".encode(encoding)).decode().removeprefix("\ufeff") == "鍵 ***"
+
+
 def spelled_anyhow(dice: random.Random, key: str) -> str:
     """Spell each character of a key in a way that JSON takes for it."""
     return "".join(dice.choice([json.dumps(char)[1:-1], f"\\u{ord(char):04x}", f"\\u{ord(char):04X}"]) for char in key)
