@@ -72,6 +72,24 @@ def from_thread() -> Callable[[Callable[[], object]], object]:
     return asyncio.get_running_loop().call_soon_threadsafe
 
 
+def call_at(when: float, work: Callable[[float], object]) -> Callable[[], object]:
+    """Call `work` with how late it is, at a time of the event loop's; what is returned prevents that."""
+    if not _in_trio():
+        import asyncio  # as above
+
+        loop = asyncio.get_running_loop()
+        return loop.call_at(when, lambda: work(loop.time() - when)).cancel
+    scope = anyio.CancelScope()
+
+    async def wait() -> None:
+        with scope:
+            await anyio.sleep_until(when)
+            work(anyio.current_time() - when)
+
+    spawn(wait, contextvars.Context())
+    return scope.cancel
+
+
 def running_loop() -> object:
     """Return what identifies the running event loop: asyncio's loop, or trio's entry token."""
     if _in_trio():

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 import anyio
 
-from knouds_async._io.concurrency import OwnTask
+from knouds_async._io.concurrency import OwnTask, call_at
 from knouds_async._sansio import responses
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer, Mask
@@ -606,8 +606,7 @@ class Apart:
         if not task.over.is_set():
             self._running[scope] = task
         try:
-            with anyio.move_on_after(limit):
-                await task.over.wait()
+            await _within(limit, task.over.wait)
         finally:
             if not task.over.is_set():
                 self._left.add(scope)
@@ -634,6 +633,30 @@ def _leave(trace: SentTrace, scope: anyio.CancelScope) -> None:
         scope.cancel()
     else:
         scope.deadline = anyio.current_time() + _LINGERING
+
+
+_LATE: Final = 0.5  # seconds by which no timer of a loop that runs is late
+_GRACE: Final = 1.0  # seconds
+
+
+async def _within(limit: float, work: Callable[[], Awaitable[T]]) -> T | None:
+    """Return what `work` returns, or None after `limit` seconds.
+
+    A process that was frozen beyond them (SIGSTOP, a paused container) finds them passed, and with them what came
+    meanwhile: that is then still read, for a second.
+    """
+    deadline = anyio.current_time() + limit
+    with anyio.CancelScope() as scope:
+
+        def expire(late: float) -> None:
+            scope.deadline = deadline if late < _LATE else deadline + late + _GRACE
+
+        prevent = call_at(deadline, expire)
+        try:
+            return await work()
+        finally:
+            prevent()
+    return None
 
 
 _UNTRUSTED: Final = (
@@ -732,6 +755,8 @@ class Exchange:
         """Perform it within `limit` seconds, else return None; a pool that no cancellation may reach is left."""
         if self._apart is not None:
             return await self._apart.run(lambda: self._perform(call, trace, limit, part), trace, limit)
+        if call.pays_for is not None:
+            return await _within(limit, lambda: self._perform(call, trace, limit, part))
         with anyio.move_on_after(limit):
             return await self._perform(call, trace, limit, part)
         return None
@@ -765,7 +790,7 @@ class Exchange:
         request = self._request(call)
         is_paid, waits = call.pays_for is not None, self._waits if call.timeouts is None else _waits(call.timeouts)
         if is_paid:  # it may take as long as it is allowed to in all
-            waits = {**waits, "read": max(waits["read"], limit)}
+            waits = {**waits, "read": None}
         if self._is_lent:  # a pool that has no connection says so before the whole time has passed
             waits = {**waits, "pool": min(waits["pool"], limit * _OF_LIMIT)}
         request.extensions = {"timeout": waits, "trace": trace, "knouds.fresh": is_paid}
@@ -829,7 +854,7 @@ class Exchange:
         return self._mask.body(bytes(read.getbuffer()[:_PART]))
 
 
-def _waits(timeouts: Timeouts) -> dict[str, float]:
+def _waits(timeouts: Timeouts) -> dict[str, Any]:
     return {name: getattr(timeouts, name) for name in ("connect", "read", "write", "pool")}
 
 

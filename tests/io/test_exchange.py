@@ -12,6 +12,8 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -41,7 +43,9 @@ from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Secret, Timeouts
 from knouds_async.types import Target
 from tests.io.scripted import (
+    HALF,
     KEY,
+    OK,
     Get,
     body_of,
     cancel_natively,
@@ -439,6 +443,66 @@ async def test_a_class_derived_from_a_proof_is_no_proof() -> None:
         pass
 
     assert (await after_events()).may_have_been_sent(ServerDisconnected("x"), transport_is_known=True)
+
+
+def answer_late(listener: socket.socket, received: threading.Event, answers: tuple[bytes, ...]) -> None:
+    """Answer one request after half a second, piece by piece."""
+    connection, _ = listener.accept()
+    with connection:
+        while not connection.recv(65536).endswith(b"}}"):
+            pass
+        received.set()
+        for piece in answers:
+            time.sleep(0.5)
+            connection.sendall(piece)
+        connection.settimeout(20.0)
+        with suppress(OSError):
+            connection.recv(1)
+
+
+@contextlib.contextmanager
+def answering_late(*answers: bytes) -> Iterator[tuple[str, threading.Event]]:
+    """Serve one request from a thread of its own; yield where, and what is set once the request is there."""
+    received = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer_late, args=(listener, received, answers))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", received
+        thread.join(20)
+
+
+async def submit_and_freeze(client: httpx.AsyncClient, url: str, received: threading.Event, seconds: float) -> Outcome:
+    """Submit within 0.3 s, and block the event loop as soon as the request has arrived."""
+    outcomes: list[Outcome] = []
+    exchange = Exchange(
+        client, base_url=url, key=Secret(KEY), timeouts=Timeouts(submit=0.3), agent="test", is_known=True
+    )
+
+    async def submit() -> None:
+        outcomes.append(await exchange.attempt(endpoints.submit(Target("workflows", "a"), {}), SentTrace()))
+
+    async with client, anyio.create_task_group() as tasks:
+        tasks.start_soon(submit)
+        await eventually(received.is_set)
+        time.sleep(seconds)  # noqa: ASYNC251  (as a process is that is stopped)
+    return outcomes[0]
+
+
+@pytest.mark.parametrize("is_pooled", [True, False])
+async def test_an_answer_that_came_while_the_process_was_frozen_is_read(*, is_pooled: bool) -> None:
+    """The time of a paid request is up when the process runs again, and its answer is there: the run is known."""
+    client = httpx.AsyncClient(transport=PooledTransport() if is_pooled else None)
+    with answering_late(OK) as (url, received):
+        assert body_of(await submit_and_freeze(client, url, received, 1.0)) == b"{}"
+
+
+@pytest.mark.slow
+async def test_what_comes_later_than_a_moment_after_a_freeze_is_not_waited_for() -> None:
+    """A second later the outcome is open, with what has come of the answer."""
+    with answering_late(HALF) as (url, received):
+        outcome = await submit_and_freeze(httpx.AsyncClient(transport=PooledTransport()), url, received, 1.0)
+    assert isinstance(outcome, Unanswered)
+    assert outcome.part == b"half"
 
 
 @contextlib.asynccontextmanager

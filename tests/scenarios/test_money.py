@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import signal
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -203,6 +205,39 @@ async def test_the_id_in_half_an_answer_is_reported_over_sockets(anyio_backend: 
         with pytest.raises(SubmissionUnknownError) as caught:
             await knouds.workflows.submit(SLUG, {"product_name": "x"})
         assert caught.value.execution_id == emulator.runs[0].execution_id
+
+
+SUBMIT = """
+import sys, anyio
+from knouds_async import AsyncKnouds, Timeouts
+
+async def main():
+    async with AsyncKnouds(sys.argv[2], base_url=sys.argv[1], timeouts=Timeouts(submit=1.5)) as knouds:
+        print((await knouds.workflows.submit("my-thumbnail-pipeline", {"product_name": "x"})).id)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be stopped here")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_process_that_was_stopped_reads_the_answer_that_came_meanwhile(anyio_backend: str) -> None:
+    """It is stopped when its submit has left, and until the time for it is up; then it prints the id of the run."""
+    emulator = Emulator(tier="enterprise", duration=0.0)
+    emulator.faults.add(faults.stalled(1.0, after_run=True), route=RUN)
+    async with (
+        serve(emulator) as url,
+        await anyio.open_process([sys.executable, "-c", SUBMIT, url, emulator.api_key]) as process,
+    ):
+        while not emulator.runs:  # noqa: ASYNC110  (another process makes it)
+            await anyio.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        await anyio.sleep(3.0)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout is not None
+        assert (await process.stdout.receive()).decode().strip() == emulator.runs[0].execution_id
+        assert await process.wait() == 0
 
 
 async def test_an_unknown_submit_is_found_in_the_usage_rows(make_client: Any) -> None:
