@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
+import anyio
 import attrs
 
 from knouds_async._batch.ledger import (
@@ -27,7 +28,7 @@ from knouds_async._batch.ledger import (
     known_run_of,
     values_of,
 )
-from knouds_async._io.database import READ, Database
+from knouds_async._io.database import CLOSE_TIMEOUT, READ, Database
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Entry, OwnerGone, Payer, Stage, Totals, remembered, restored
 from knouds_async._sansio.reconcile import Doubt, KnownRun
@@ -101,12 +102,12 @@ class LedgerTransactions:
         ledger = LedgerTransaction(transaction, self.name)
         ledger.begin(operations)
         ledger.restore()
-        gone = {(name, owner) for name, owner in transaction.gone if name == self.name}
-        for _, owner in gone:
-            ledger.leave(owner)
         values = [self._carried_out(operation, ledger) for operation in operations]
+        ended = [*transaction.ended_owners(self)]
+        for owner in ended:
+            ledger.leave(owner)
         transaction.commit(values, *ledger.unsaved(), written=(self.name, ledger.written))
-        transaction.gone.difference_update(gone)
+        transaction.ended_owners(self).difference_update(ended)
         transaction.lost.pop(self.name, None)
         return values
 
@@ -391,19 +392,30 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
         try:
             await self._transact(lambda _: None)
         except BaseException:
-            thread.let_go(owner)
+            thread.end_owner(owner)
             raise
         return owner
 
     async def leave(self, owner: str) -> None:
-        """End an owner. With the database away its claims are free once it is back, or the lease has run out."""
-        thread = self._thread_of(self._url)
+        """End an owner, and wait a moment until that is written.
+
+        LedgerError when it is not: with the database away its claims are free once it is back, which the thread sees
+        to, or once the lease has run out.
+        """
+        thread, transactions = self._thread_of(self._url), LedgerTransactions(self._name)
+        ending = Operation(lambda ledger: ledger.leave(owner))
         try:
-            await self._transact(lambda ledger: ledger.leave(owner))
-        except BaseException:
-            thread.let_go(owner, untold=self._name)
-            raise
-        thread.let_go(owner)
+            with anyio.fail_after(CLOSE_TIMEOUT):
+                await self.do(transactions, ending, may_withdraw=True, patience=CLOSE_TIMEOUT)
+        except BaseException as error:
+            thread.end_owner(owner, transactions)
+            if not isinstance(error, TimeoutError):
+                raise
+            raise LedgerError(
+                f"the database {self} has not answered for {CLOSE_TIMEOUT:g} s; the end of a batch is not written yet: "
+                "its jobs are free for others as soon as it is, or within a minute"
+            ) from None
+        thread.end_owner(owner)
 
     async def claim(self, claim: Claim) -> Claimed:
         """Write the intent to send a job; nothing may be sent while the ledger is in doubt."""

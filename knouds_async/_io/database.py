@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME: Final = 200
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds for which one who leaves waits for a database that is away, where nothing must be written."""
 
 
 Transact: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
@@ -108,7 +110,7 @@ class Database:
         with anyio.CancelScope(shield=True):
             if not self._is_closed:
                 self._is_closed = True
-                await self._thread_of(self._url).leave(self)
+                await self._thread_of(self._url).leave(self, CLOSE_TIMEOUT)
 
     async def migrate(self) -> None:
         """Make the tables, or bring older ones up to date, in one transaction; LedgerError when that is not allowed."""
@@ -148,16 +150,17 @@ class Database:
         return self._thread_of(self._url).listen(self, heard, resumed, deaf)
 
     async def do(
-        self, transact: Callable[[Any, Sequence[Any]], list[Any]], operation: Any, *, may_withdraw: bool = False
+        self, transact: Transact, operation: Any, *, may_withdraw: bool = False, patience: float | None = None
     ) -> Any:
         """Return the value of an operation that the thread carries out.
 
         Cancelled: it is carried out all the same; with `may_withdraw` it is not, unless it has begun.
+        `patience`: seconds to try a database that is away, instead of the usual.
         """
         if self._is_closed:
             raise LedgerError(f"{self!r} is closed")
         thread = self._thread_of(self._url)
-        request = thread.ask(self, transact, operation)
+        request = thread.ask(self, transact, operation, patience=patience, may_withdraw=may_withdraw)
         try:
             await thread.wait(request)
         finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import os
 import re
 import selectors
@@ -104,6 +105,8 @@ def _connection_parameters(url: Secret) -> dict[str, Any]:
 # The tables.
 
 Message: TypeAlias = Callable[..., list[list[tuple[Any, ...]]]]
+Transact: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
+"""Carry out operations in one transaction, and return the value of each, or the error that it alone met."""
 
 _VERSION: Final = 1
 _MIGRATION: Final = 0x4B_4E_4C_47  # the key of the advisory lock under which tables are made
@@ -299,10 +302,9 @@ class Transaction:
         self._seq = 0
         self.timeline = ""
 
-    @property
-    def gone(self) -> set[tuple[str, str]]:
-        """Owners of this process that ended while their ledger could not be written: its name and theirs."""
-        return self._identity.gone
+    def ended_owners(self, transact: Transact) -> set[str]:
+        """Return the owners that have ended, and whose end is still to be written by a kind of transaction."""
+        return self._identity.ended_owners.setdefault(transact, set())
 
     @property
     def place(self) -> str:
@@ -370,12 +372,16 @@ class Identity:
     def __init__(self) -> None:
         self.name: Final = os.urandom(9).hex()
         self.place: Final = f"{socket.gethostname()}:{os.getpid()}"
-        self.gone: Final[set[tuple[str, str]]] = set()  # owners that ended when the database was away, by ledger
+        self.ended_owners: Final[dict[Transact, set[str]]] = {}  # not written yet, by what writes it
         self.lost: Final[dict[str, dict[Any, Any]]] = {}
         self.doubt: Commit | None = None
         self.shown_at = 0.0
         self._seq = 0
         self._written: dict[tuple[str, Any], tuple[int, Any]] = {}  # the oldest first
+
+    def has_unwritten_ends(self) -> bool:
+        """Return whether an owner has ended that counts as alive in the database."""
+        return any(list(self.ended_owners.values())) and time.monotonic() < self.shown_at + LEASE
 
     def committed(self, seq: int) -> None:
         """Note that the transaction of this number is on record, as the last one."""
@@ -418,9 +424,6 @@ class Identity:
 
 # The thread.
 
-Transact: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
-"""Carry out operations in one transaction, and return the value of each, or the error that it alone met."""
-
 
 @attrs.define(eq=False)
 class DatabaseRequest:
@@ -432,6 +435,7 @@ class DatabaseRequest:
     done: anyio.Event = attrs.field(factory=anyio.Event)
     on_done: Callable[[BaseException | None, Any], object] | None = None
     patience: float | None = None
+    may_withdraw: bool = False
     value: Any = None
     error: BaseException | None = None
 
@@ -503,6 +507,7 @@ class DatabaseThread:
         self._owners: set[str] = set()
         self._numbers = itertools.count(1)
         self._listeners: list[Listener] = []
+        self._under_way: list[DatabaseRequest] = []
         self._thread: threading.Thread | None = None
         self._bell: tuple[socket.socket, socket.socket] | None = None
         self._link: Link | None = None
@@ -521,13 +526,15 @@ class DatabaseThread:
         on_done: Callable[[BaseException | None, Any], object] | None = None,
         *,
         patience: float | None = None,
+        may_withdraw: bool = False,
         is_lazy: bool = False,
     ) -> DatabaseRequest:
         """Return a request, whose `done` is set once it is carried out or has failed.
 
-        `patience`: seconds to try a database that is away, instead of the usual. `is_lazy`: within a second will do.
+        `patience`: seconds to try a database that is away, instead of the usual; of those that share a transaction the
+        longest counts. `may_withdraw`: it need not be carried out. `is_lazy`: within a second will do.
         """
-        request = DatabaseRequest(transact, operation, on_done=on_done, patience=patience)
+        request = DatabaseRequest(transact, operation, on_done=on_done, patience=patience, may_withdraw=may_withdraw)
         with self._lock:
             self._users.add(user)
             self._requests.append(request)
@@ -541,16 +548,21 @@ class DatabaseThread:
             if request in self._requests:
                 self._requests.remove(request)
 
-    async def leave(self, user: object) -> None:
-        """Return once all requests are carried out; the end of the last user closes the connection."""
+    async def leave(self, user: object, timeout: float) -> None:
+        """Return once all requests are carried out; the end of the last user closes the connection.
+
+        `timeout`: seconds after which it returns all the same, where none of them must be.
+        """
         request = DatabaseRequest(_flush, None)
         with self._lock:
             if user not in self._users:
                 return
             self._users.discard(user)
+            is_needed = any(not each.may_withdraw for each in (*self._under_way, *self._requests))
             self._requests.append(request)
             self._ring()
-        await self.wait(request)
+        with anyio.move_on_after(math.inf if is_needed else timeout):
+            await self.wait(request)
 
     def listen(
         self, user: object, heard: Callable[[str], object], resumed: Callable[[], object], deaf: Callable[[], object]
@@ -576,12 +588,12 @@ class DatabaseThread:
             self._owners.add(owner)
             return owner
 
-    def let_go(self, owner: str, *, untold: str | None = None) -> None:
-        """Keep the lease for an owner no longer; `untold`: the ledger in which its end is not written yet."""
+    def end_owner(self, owner: str, transact: Transact | None = None) -> None:
+        """Keep the lease for an owner no longer; with `transact`, its end is still to be written by that."""
         with self._lock:
             self._owners.discard(owner)
-            if untold is not None:
-                self._identity.gone.add((untold, owner))
+            if transact is not None:
+                self._identity.ended_owners.setdefault(transact, set()).add(owner)
 
     def abandon(self) -> None:
         """Close the copy of the connection in a forked child, and say nothing to the database: it is the parent's."""
@@ -644,6 +656,7 @@ class DatabaseThread:
                 for transact, together in groupby(requests, key=lambda request: request.transact):
                     self._answer(transact, list(together))
                 self._renew()
+                self._write_ends()
                 self._listen()
             except Exception:
                 said = "the thread of the database %s met what it does not know, and continues"
@@ -655,7 +668,8 @@ class DatabaseThread:
         """Return whether there is, or will be, something to do; if not, close the connection."""
         with self._lock:
             is_recent = time.monotonic() < self._used_at + _IDLE
-            is_held = is_recent or (bool(self._users) and bool(self._owners or self._listeners))
+            is_wanted = bool(self._owners or self._listeners) or self._identity.has_unwritten_ends()
+            is_held = is_recent or (bool(self._users) and is_wanted)
             if self._requests or (is_held and threading.main_thread().is_alive()):
                 return True
             bell, self._bell, self._thread = self._bell, None, None
@@ -682,13 +696,14 @@ class DatabaseThread:
         """Return what waits, in order, but requests of one kind come together."""
         with self._lock:
             requests = [self._requests.popleft() for _ in range(min(_AT_ONCE, len(self._requests)))]
+            self._under_way = [*requests]
         kinds = list(dict.fromkeys(request.transact for request in requests))
         return sorted(requests, key=lambda request: kinds.index(request.transact))
 
     def _answer(self, transact: Transact, requests: list[DatabaseRequest]) -> None:
         try:
             if transact is not _flush:
-                patience = min(_PATIENCE if each.patience is None else each.patience for each in requests)
+                patience = max(_PATIENCE if each.patience is None else each.patience for each in requests)
                 values = self._carried_out(transact, [request.operation for request in requests], patience)
                 for request, value in zip(requests, values, strict=True):
                     request.value, request.error = (None, value) if isinstance(value, Exception) else (value, None)
@@ -698,6 +713,8 @@ class DatabaseThread:
             for request in requests:
                 request.error = error
         self._used_at = time.monotonic()
+        with self._lock:
+            self._under_way = [each for each in self._under_way if each not in requests]
         _wake(requests)
 
     def _carried_out(self, transact: Transact, operations: list[Any], patience: float) -> list[Any]:
@@ -787,6 +804,13 @@ class DatabaseThread:
         if self._owners and time.monotonic() > self._identity.shown_at + _RENEW:
             with suppress(LedgerError):
                 self._tried(_renewal, [])
+
+    def _write_ends(self) -> None:
+        """Write which owners have ended, where that could not be done at once: without patience, too."""
+        for transact, owners in list(self._identity.ended_owners.items()):
+            if owners:
+                with suppress(LedgerError):
+                    self._tried(transact, [])
 
     def _listen(self) -> None:
         """Begin or end to listen as there are listeners, and pass on what was heard."""

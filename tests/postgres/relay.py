@@ -48,7 +48,11 @@ class Relay:
                 client, _ = self._listening.accept()
             except OSError:
                 return
-            server = socket.create_connection(("127.0.0.1", self._to))
+            try:
+                server = socket.create_connection(("127.0.0.1", self._to))
+            except OSError:  # it is stopped
+                client.close()
+                continue
             self._open += [client, server]
             threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
 

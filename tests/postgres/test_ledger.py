@@ -46,7 +46,7 @@ from knouds_async.testing.transport import EmulatorTransport
 from knouds_async.webhooks import WebhookReceiver
 from tests.postgres.frames import frames_that_show
 from tests.postgres.relay import Relay
-from tests.postgres.server import PASSWORD, Pooler, Server, shown
+from tests.postgres.server import PASSWORD, Pooler, Server, shown, until
 
 pytestmark = pytest.mark.slow
 
@@ -303,7 +303,7 @@ async def test_a_budget_holds_over_machines(url: str) -> None:
         assert claims.count(True) == 7
 
 
-async def test_an_end_that_no_ledger_could_be_told_of_is_told_later(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_end_that_could_not_be_written_is_written_later(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner that left while the database was away is gone with the next transaction of its process."""
     one, other = machines(url, 2)
     async with one, other:
@@ -313,13 +313,57 @@ async def test_an_end_that_no_ledger_could_be_told_of_is_told_later(url: str, mo
             patch.setattr(LedgerTransactions, "__call__", _away)
             with pytest.raises(LedgerError):
                 await one.leave(owner)
-        assert await other.unknown() == ()
+            assert await reading(other, "key") is Stage.SENDING
         await one.claim(claim("another", stays))
-        assert [entry.key for entry in await other.unknown()] == ["key"]
+        assert await reading(other, "key") is Stage.UNKNOWN
+
+
+async def reading(ledger: Postgres, key: str) -> Stage | None:
+    """Return where a job stands in the tables."""
+    async with ledger.reading() as find:
+        entry = await find(key)
+    return None if entry is None else entry.stage
 
 
 def _away(*_: Any) -> list[Any]:
     raise LedgerError("away")
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_to_leave_waits_for_no_database_that_is_away(
+    own_server: Server, *, is_silent: bool, emulator: Emulator
+) -> None:
+    """A batch that is cancelled while the database is stopped, or silent, ends and closes its ledger in a moment.
+
+    Once the database is back its jobs are free, though its process lives and asks for nothing.
+    """
+    relay = Relay(own_server.port)
+    url = own_server.url(port=relay.port)
+    emulator.duration = 3600.0
+    try:
+        async with Postgres(url, name="of another batch") as stays, machine(emulator) as knouds:
+            await stays.join()
+            with anyio.fail_after(25):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(partial(run, knouds, url, 2))
+                    await until(lambda: _submitted(own_server) == 2)
+                    relay.hold() if is_silent else await anyio.to_thread.run_sync(own_server.stop)
+                    tasks.cancel_scope.cancel()
+            assert len(emulator.runs) == 2
+            relay.flow() if is_silent else await anyio.to_thread.run_sync(own_server.start)
+            await until(lambda: _owned(own_server) == 0)
+    finally:
+        relay.close()
+
+
+def _submitted(server: Server) -> int:
+    if not server.execute("SELECT to_regclass('knouds_job') IS NOT NULL")[0][0]:
+        return 0
+    return int(server.execute("SELECT count(*) FROM knouds_job WHERE stage = 'submitted'")[0][0])
+
+
+def _owned(server: Server) -> int:
+    return int(server.execute("SELECT count(*) FROM knouds_job WHERE owner IS NOT NULL")[0][0])
 
 
 async def test_a_pooler_in_between(server: Server, database: str, pooler: Pooler) -> None:
