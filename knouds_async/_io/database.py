@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 
+from knouds_async._io.worker_thread import ThreadRequest
 from knouds_async._sansio.inputs import is_execution_id
 from knouds_async.config import Secret, is_database_url
 from knouds_async.errors import ConfigurationError, LedgerError
@@ -131,8 +132,14 @@ class Database:
 
         `patience`: seconds to try a database that is away. `is_lazy`: within a second will do.
         """
+        request = ThreadRequest(transact, operation, on_done, patience=patience, may_withdraw=True)
+        self._thread().ask(request, is_lazy=is_lazy)
+
+    def _thread(self) -> Any:
+        """Return the thread of this process."""
         thread = self._thread_of(self._url)
-        thread.ask(self, transact, operation, on_done, patience=patience, is_lazy=is_lazy)
+        thread.use(self)
+        return thread
 
     async def notify(self, message: str) -> None:
         """Send a message to every process that listens."""
@@ -147,7 +154,8 @@ class Database:
 
         `resumed`: called when messages may have been missed. `deaf`: called when none can ever be heard.
         """
-        return self._thread_of(self._url).listen(self, heard, resumed, deaf)
+        stop: Callable[[], None] = self._thread().listen(heard, resumed, deaf)
+        return stop
 
     async def do(
         self, transact: Transact, operation: Any, *, may_withdraw: bool = False, patience: float | None = None
@@ -159,16 +167,8 @@ class Database:
         """
         if self._is_closed:
             raise LedgerError(f"{self!r} is closed")
-        thread = self._thread_of(self._url)
-        request = thread.ask(self, transact, operation, patience=patience, may_withdraw=may_withdraw)
-        try:
-            await thread.wait(request)
-        finally:
-            if may_withdraw and not request.done.is_set():
-                thread.withdraw(request)
-        if request.error is not None:
-            raise request.error
-        return request.value
+        request = ThreadRequest(transact, operation, patience=patience, may_withdraw=may_withdraw)
+        return await self._thread().do(request)
 
 
 def _unpickled(kind: type[Database], url: str, name: str) -> Database:

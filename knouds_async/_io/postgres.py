@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import math
 import os
 import re
 import selectors
@@ -19,19 +18,17 @@ import socket
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import groupby
 from typing import Any, Final, TypeAlias, TypeVar
 
-import anyio
 import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from knouds_async._io.concurrency import from_thread
+from knouds_async._io.worker_thread import TICK, ThreadRequest, WorkerThread
 from knouds_async.config import Secret
 from knouds_async.errors import LedgerError
 from knouds_async.telemetry import fields
@@ -51,10 +48,8 @@ _SILENCE: Final = 30.0  # seconds without an answer after which a connection cou
 _LOCK: Final = 10  # seconds for a lock, before the transaction is begun anew
 _IN_TRANSACTION: Final = 5  # seconds after which the database frees the lock of a process that is frozen
 _IDLE: Final = 5.0  # seconds after which a thread that nobody needs ends
-_TICK: Final = 0.5
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _MUTTER: Final = 5.0
-_AT_ONCE: Final = 500
 _REMEMBERED: Final = 5000  # jobs that this process has written last: some minutes of a thousand a minute
 
 _TRANSIENT: Final = frozenset({"08", "0A", "25", "40", "53", "55", "57", "58"})  # classes of SQLSTATEs
@@ -207,10 +202,13 @@ def _bounded(steps: Generator[Any, Any, T], deadline: float) -> Generator[Any, A
 
 
 class Link:
-    """A connection that is ready for use."""
+    """A connection that is ready for use, and a bell that ends the wait for what others send through it."""
 
     def __init__(self, connection: _BoundedConnection, place: str) -> None:
         self.connection: Final = connection
+        self._bell: Final = socket.socketpair()
+        for end in self._bell:
+            end.settimeout(0)
         self.place: Final = place
         self.is_pooled = self.is_listening = False
         self.has_tables = False
@@ -246,6 +244,35 @@ class Link:
         """Whether the connection is open, as far as can be seen."""
         return not self.connection.closed
 
+    def wait(self, seconds: float) -> None:
+        """Wait for a message of the database, or for the bell."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._bell[0], selectors.EVENT_READ)
+            selector.register(self.connection.fileno(), selectors.EVENT_READ)
+            selector.select(seconds)
+        with suppress(BlockingIOError):
+            self._bell[0].recv(4096)
+
+    def ring(self) -> None:
+        """End a wait, from any thread."""
+        with suppress(OSError):  # it has been rung often enough, or is closed
+            self._bell[1].send(b"!")
+
+    def close(self) -> None:
+        """Close it."""
+        self.connection.close()
+        self._close_bell()
+
+    def abandon(self) -> None:
+        """Close the copy in a forked child, and send nothing to the database: the connection is the parent's."""
+        if self.is_usable:
+            os.close(self.connection.fileno())
+        self._close_bell()
+
+    def _close_bell(self) -> None:
+        for end in self._bell:
+            end.close()
+
     def rollback(self) -> None:
         """Undo the transaction, if there is one."""
         if self.connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
@@ -256,9 +283,13 @@ def _linked(url: Secret, place: str) -> Link | str:
     """Return a new connection, or why there is none; psycopg's errors would show the password among their locals."""
     try:
         connection = _BoundedConnection.connect(**_connection_parameters(url), autocommit=True, prepare_threshold=None)
+        try:
+            return Link(connection, place)
+        except OSError:
+            connection.close()
+            raise
     except (psycopg.Error, OSError) as error:
         return _said(error)
-    return Link(connection, place)
 
 
 def _said(error: Exception) -> str:
@@ -425,37 +456,6 @@ class Identity:
 # The thread.
 
 
-@attrs.define(eq=False)
-class DatabaseRequest:
-    """An operation, and the event of the one that waits for it. Those of an equal `transact` share a transaction."""
-
-    transact: Transact
-    operation: Any
-    call_in_loop: Callable[[Callable[[], object]], object] = attrs.field(factory=from_thread)
-    done: anyio.Event = attrs.field(factory=anyio.Event)
-    on_done: Callable[[BaseException | None, Any], object] | None = None
-    patience: float | None = None
-    may_withdraw: bool = False
-    value: Any = None
-    error: BaseException | None = None
-
-    def finish(self) -> None:
-        """Wake the one that waits, in its event loop."""
-        self.done.set()
-        if self.on_done is not None:
-            self.on_done(self.error, self.value)
-
-
-def _wake(requests: Sequence[DatabaseRequest]) -> None:
-    """Wake those who wait, each in its own event loop, with one call for each loop."""
-    for call_in_loop in {request.call_in_loop for request in requests}:
-        theirs = [request for request in requests if request.call_in_loop == call_in_loop]
-        try:
-            call_in_loop(lambda these=theirs: [request.finish() for request in these])  # type: ignore[misc]
-        except RuntimeError:  # their event loop has ended: nobody waits there any more
-            continue
-
-
 @attrs.frozen(eq=False)
 class Listener:
     """Who wants to hear of runs that have finished: `heard` is called in its event loop with each message.
@@ -491,88 +491,45 @@ def _renewal(transaction: Transaction, operations: Sequence[Any]) -> list[Any]: 
     return transaction.commit([])
 
 
-def _flush(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001  (it is never called)
-    """Mark the end of a user, who waits until all requests before are carried out."""
-    return []
-
-
-class DatabaseThread:
-    """The only user of a database in this process: a thread that starts when it is needed and ends when it is not."""
+class DatabaseThread(WorkerThread):
+    """The only user of a database in this process; its requests are of a kind `Transact`."""
 
     def __init__(self, url: Secret) -> None:
         self._url, self._place = url, place_of(url) or ""
-        self._lock = threading.Lock()
-        self._requests: deque[DatabaseRequest] = deque()
+        super().__init__("knouds-postgres", f"the database {self._place}", idle=_IDLE)
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._owners: set[str] = set()
         self._numbers = itertools.count(1)
         self._listeners: list[Listener] = []
-        self._under_way: list[DatabaseRequest] = []
-        self._thread: threading.Thread | None = None
-        self._bell: tuple[socket.socket, socket.socket] | None = None
         self._link: Link | None = None
         self._identity = Identity()
         self._failures = 0
-        self._failed_at = self._last_failed_at = self._used_at = 0.0
+        self._failed_at = self._last_failed_at = 0.0
         self._has_connected = self._has_muttered = self._has_warned = self._has_listened = False
 
     # Called in event loops.
 
-    def ask(
-        self,
-        user: object,
-        transact: Transact,
-        operation: Any,
-        on_done: Callable[[BaseException | None, Any], object] | None = None,
-        *,
-        patience: float | None = None,
-        may_withdraw: bool = False,
-        is_lazy: bool = False,
-    ) -> DatabaseRequest:
-        """Return a request, whose `done` is set once it is carried out or has failed.
-
-        `patience`: seconds to try a database that is away, instead of the usual; of those that share a transaction the
-        longest counts. `may_withdraw`: it need not be carried out. `is_lazy`: within a second will do.
-        """
-        request = DatabaseRequest(transact, operation, on_done=on_done, patience=patience, may_withdraw=may_withdraw)
+    def use(self, user: object) -> None:
+        """Keep the connection for a user who may come again."""
         with self._lock:
             self._users.add(user)
-            self._requests.append(request)
-            if self._thread is None or not is_lazy:
-                self._ring()
-        return request
-
-    def withdraw(self, request: DatabaseRequest) -> None:
-        """Remove a request, if it has not begun."""
-        with self._lock:
-            if request in self._requests:
-                self._requests.remove(request)
 
     async def leave(self, user: object, timeout: float) -> None:
-        """Return once all requests are carried out; the end of the last user closes the connection.
-
-        `timeout`: seconds after which it returns all the same, where none of them must be.
-        """
-        request = DatabaseRequest(_flush, None)
+        """End a user; return once all requests are carried out. The end of the last one closes the connection."""
         with self._lock:
             if user not in self._users:
                 return
             self._users.discard(user)
-            is_needed = any(not each.may_withdraw for each in (*self._under_way, *self._requests))
-            self._requests.append(request)
-            self._ring()
-        with anyio.move_on_after(math.inf if is_needed else timeout):
-            await self.wait(request)
+        await self.flush(self._disconnect_unused, timeout=timeout)
 
     def listen(
-        self, user: object, heard: Callable[[str], object], resumed: Callable[[], object], deaf: Callable[[], object]
+        self, heard: Callable[[str], object], resumed: Callable[[], object], deaf: Callable[[], object]
     ) -> Callable[[], None]:
         """Begin to pass to a listener what is said; return what ends that."""
         listener = Listener(heard, resumed, deaf)
         with self._lock:
-            self._users.add(user)
             self._listeners.append(listener)
-            self._ring()
+            self._start_or_wake()
 
         def stop() -> None:
             with self._lock:
@@ -596,126 +553,40 @@ class DatabaseThread:
                 self._identity.ended_owners.setdefault(transact, set()).add(owner)
 
     def abandon(self) -> None:
-        """Close the copy of the connection in a forked child, and say nothing to the database: it is the parent's."""
-        if self._link is not None and self._link.is_usable:
-            os.close(self._link.connection.fileno())
-        for end in self._bell or ():
-            end.close()
-
-    def _ring(self) -> None:
-        if self._thread is None:
-            self._start()
-        elif self._bell is not None:
-            with suppress(BlockingIOError):  # it has been rung often enough
-                self._bell[1].send(b"!")
-
-    def _start(self) -> None:
-        """Start the thread, unless the system has none to give now: the requests wait for the next attempt."""
-        bell = socket.socketpair()
-        for end in bell:
-            end.settimeout(0)
-        self._used_at = time.monotonic()
-        thread = threading.Thread(target=self._serve, name="knouds-postgres")
-        self._bell = bell
-        try:
-            thread.start()
-        except RuntimeError:
-            self._bell = None
-            for end in bell:
-                end.close()
-            return
-        self._thread = thread
-
-    async def wait(self, request: DatabaseRequest) -> None:
-        """Wait until a request is done; LedgerError where the system has had no thread to give for a while."""
-        until = anyio.current_time() + _PATIENCE
-        while not self._is_served():
-            if anyio.current_time() > until:
-                self.withdraw(request)
-                raise LedgerError(
-                    f"the database {self._place} cannot be used: the system has given no thread for {_PATIENCE:.0f} s. "
-                    "Nothing more is submitted; what is on record stays, and the same batch continues from there"
-                )
-            with anyio.move_on_after(_TICK):
-                await request.done.wait()
-        await request.done.wait()
-
-    def _is_served(self) -> bool:
-        with self._lock:
-            if self._thread is None and self._requests:
-                self._start()
-            return self._thread is not None or not self._requests
+        """Close the copy of the connection in a forked child."""
+        if self._link is not None:
+            self._link.abandon()
 
     # Called in the thread.
 
-    def _serve(self) -> None:
-        while self._is_needed():
-            try:
-                self._wait()
-                requests = self._taken()
-                for transact, together in groupby(requests, key=lambda request: request.transact):
-                    self._answer(transact, list(together))
-                self._renew()
-                self._write_ends()
-                self._listen()
-            except Exception:
-                said = "the thread of the database %s met what it does not know, and continues"
-                logger.exception(said, self._place, extra=fields("database_fault"))
-                self._part()
-                threading.Event().wait(_TICK)
+    def _is_held(self) -> bool:
+        is_wanted = bool(self._owners or self._listeners) or self._identity.has_unwritten_ends()
+        return super()._is_held() or (bool(self._users) and is_wanted)
 
-    def _is_needed(self) -> bool:
-        """Return whether there is, or will be, something to do; if not, close the connection."""
-        with self._lock:
-            is_recent = time.monotonic() < self._used_at + _IDLE
-            is_wanted = bool(self._owners or self._listeners) or self._identity.has_unwritten_ends()
-            is_held = is_recent or (bool(self._users) and is_wanted)
-            if self._requests or (is_held and threading.main_thread().is_alive()):
-                return True
-            bell, self._bell, self._thread = self._bell, None, None
-            link, self._link = self._link, None
-        for end in bell or ():
-            end.close()
-        if link is not None:
-            link.connection.close()
-        return False
+    def _wake(self) -> None:
+        super()._wake()
+        if self._link is not None and self._link.is_listening:
+            self._link.ring()
 
-    def _wait(self) -> None:
-        """Wait for a request, for a message of the database, or for a moment."""
-        if self._requests or self._bell is None:
-            return
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._bell[0], selectors.EVENT_READ)
-            if self._link is not None and self._link.is_usable and self._link.is_listening:
-                selector.register(self._link.connection.fileno(), selectors.EVENT_READ)
-            selector.select(_TICK)
-        with suppress(BlockingIOError):
-            self._bell[0].recv(4096)
+    def _sleep(self) -> None:
+        link = self._link
+        if link is None or not (link.is_usable and link.is_listening):
+            super()._sleep()
+        elif not self._requests:
+            link.wait(TICK)
 
-    def _taken(self) -> list[DatabaseRequest]:
-        """Return what waits, in order, but requests of one kind come together."""
-        with self._lock:
-            requests = [self._requests.popleft() for _ in range(min(_AT_ONCE, len(self._requests)))]
-            self._under_way = [*requests]
-        kinds = list(dict.fromkeys(request.transact for request in requests))
-        return sorted(requests, key=lambda request: kinds.index(request.transact))
+    def _tend(self) -> None:
+        self._renew()
+        self._write_ends()
+        self._listen()
 
-    def _answer(self, transact: Transact, requests: list[DatabaseRequest]) -> None:
-        try:
-            if transact is not _flush:
-                patience = max(_PATIENCE if each.patience is None else each.patience for each in requests)
-                values = self._carried_out(transact, [request.operation for request in requests], patience)
-                for request, value in zip(requests, values, strict=True):
-                    request.value, request.error = (None, value) if isinstance(value, Exception) else (value, None)
-            elif not self._users:
-                self._part()
-        except BaseException as error:  # noqa: BLE001  (it is raised in each that waits)
-            for request in requests:
-                request.error = error
-        self._used_at = time.monotonic()
-        with self._lock:
-            self._under_way = [each for each in self._under_way if each not in requests]
-        _wake(requests)
+    def _disconnect_unused(self) -> None:
+        if not self._users:
+            self._disconnect()
+
+    def _carry_out(self, kind: Transact, group: Sequence[ThreadRequest]) -> list[Any]:
+        patience = max(_PATIENCE if each.patience is None else each.patience for each in group)
+        return self._carried_out(kind, [request.operation for request in group], patience)
 
     def _carried_out(self, transact: Transact, operations: list[Any], patience: float) -> list[Any]:
         """Return the values of operations, once the database can be used; LedgerError when it is away for long."""
@@ -748,7 +619,7 @@ class DatabaseThread:
             if (state is None and not is_data) or (state or "")[:2] in _TRANSIENT:
                 return failure
         except Exception as error:
-            self._part()  # the next transaction must not begin within this one
+            self._disconnect()  # the next transaction must not begin within this one
             if isinstance(error, LedgerError):
                 raise
             raise LedgerError(_refusal(self._place, f"{type(error).__name__}: {_said(error)}", None)) from error
@@ -768,14 +639,14 @@ class DatabaseThread:
         if not self._failures:
             self._failed_at = time.monotonic()
         self._failures += 1
-        self._part()
+        self._disconnect()
         self._last_failed_at = time.monotonic()
         return failure
 
-    def _part(self) -> None:
-        if self._link is not None:
-            self._link.connection.close()
-            self._link = None
+    def _disconnect(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def _connected(self, *, needs_tables: bool) -> Link:
         """Return the connection, or make it; _Away when that cannot be done now, LedgerError when never."""
@@ -789,7 +660,7 @@ class DatabaseThread:
         return link
 
     def _reconnected(self) -> Link:
-        self._part()
+        self._disconnect()
         link = _linked(self._url, self._place)
         if isinstance(link, str):
             if not self._has_connected and _HOPELESS.search(link):

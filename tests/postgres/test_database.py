@@ -182,7 +182,7 @@ async def test_a_system_that_has_no_thread_to_give_is_waited_for(url: str, monke
     assert await shared.find("key") is None
     await shared.aclose()
     refused += [True] * 10
-    monkeypatch.setattr(thread_module, "_PATIENCE", 0.6)
+    monkeypatch.setattr("knouds_async._io.worker_thread._START_TIMEOUT", 0.6)
     other = Postgres(f"{url}?connect_timeout=9")
     with pytest.raises(LedgerError, match="no thread"):
         await other.find("key")
