@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
@@ -33,7 +33,7 @@ from knouds_async._batch.ledger import (
     values_of,
 )
 from knouds_async._batch.owners import Owners, check_locks, end
-from knouds_async._io.concurrency import from_thread
+from knouds_async._io.worker_thread import ThreadRequest, WorkerThread
 from knouds_async._sansio.ledger import Entry, Payer, Stage, Totals
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.config import Secret, hide_url
@@ -511,20 +511,33 @@ def _unusable(path: Path, why: Exception) -> LedgerError:
     )
 
 
-_AT_ONCE: Final = 500
-_IDLE: Final = 0.5  # seconds after which a thread with nothing to do ends
-_LONGEST_WAIT: Final = 30.0  # seconds to wait for a thread, of which the system has only so many
+_IDLE: Final = 0.5  # seconds after which a thread with nothing to do ends; the file stays open
 
 
-@attrs.define(eq=False, repr=False)
-class _Request:
-    """An operation, and who waits for its end."""
+class LedgerThread(WorkerThread):
+    """The thread of this process that uses a ledger's file, which it opens for the first operation."""
 
-    operation: Operation
-    call_in_loop: Callable[[Callable[[], object]], object]
-    done: anyio.Event
-    value: Any = None
-    error: BaseException | None = None
+    def __init__(self, path: Path) -> None:
+        super().__init__("knouds-ledger", f"the ledger {str(path)!r}", idle=_IDLE)
+        self._path = path
+        self._database: LedgerDatabase | None = None
+
+    def _carry_out(self, kind: Any, group: Sequence[ThreadRequest]) -> list[Any]:  # noqa: ARG002  (all are of one)
+        if self._database is None:
+            self._database = LedgerDatabase(self._path, _PATIENCE)
+        return self._database.transact([request.operation for request in group])
+
+    def close_database(self) -> None:
+        """Close the file; to be called in the thread."""
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+    def abandon(self) -> None:
+        """Leave the file to the parent process; SQLite forbids to close the copy of its connection in a child."""
+        if self._database is not None:
+            self._database.spare.release()
+            _of_parents.append(self._database)
 
 
 class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
@@ -549,23 +562,13 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
         self._path = Path(path)
         self._is_closed = False
         _load()
-        self._begin()
+        self._thread = LedgerThread(self._path)
         _ledgers.add(self)
 
-    def _begin(self) -> None:
-        """Begin without a thread and a connection."""
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._requests: deque[_Request] = deque()
-        self._thread: threading.Thread | None = None
-        self._database: LedgerDatabase | None = None
-
     def begin_in_child(self) -> None:
-        """Begin anew in a forked child: no thread of the parent's is there, and its connection must not be used."""
-        if self._database is not None:
-            _abandoned.append(self._database)
-            self._database.spare.release()
-        self._begin()
+        """Begin anew in a forked child: no thread of the parent's is there."""
+        self._thread.abandon()
+        self._thread = LedgerThread(self._path)
 
     @property
     def path(self) -> Path:
@@ -592,7 +595,7 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
         with anyio.CancelScope(shield=True):
             if not self._is_closed:
                 self._is_closed = True
-                await self._ask(_Request(LedgerDatabase.close, from_thread(), anyio.Event()))
+                await self._thread.flush(self._thread.close_database)
 
     # What somebody may want to know and decide.
 
@@ -625,11 +628,9 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
     async def leave(self, owner: str) -> None:
         """End an owner. Nothing is written, since the disk may be full: `look` and `claim` undo its claims."""
         try:
-            await self._do(lambda _: None)  # after all that was asked for it
+            await self._thread.flush()  # so that all that was asked for it comes before
         finally:
             end(owner)
-
-    # The thread.
 
     def _names(self) -> tuple[str, str]:
         return f"the ledger {str(self._path)!r}", shlex.quote(str(self._path))
@@ -641,87 +642,8 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
         """Run an operation in the thread. Cancelled: it is carried out all the same."""
         if self._is_closed:
             raise LedgerError(f"the ledger {str(self._path)!r} is closed")
-        value: T = await self._ask(_Request(operation, from_thread(), anyio.Event()))
+        value: T = await self._thread.do(ThreadRequest(None, operation))
         return value
-
-    async def _ask(self, request: _Request) -> Any:
-        with self._lock:
-            self._requests.append(request)
-            self._changed.notify()
-        began = anyio.current_time()
-        while not (request.done.is_set() or self._is_served()):
-            if anyio.current_time() - began > _LONGEST_WAIT:
-                raise self._refused(request)
-            await anyio.sleep(_POLL)
-        await request.done.wait()
-        if request.error is not None:
-            raise request.error
-        return request.value
-
-    def _is_served(self) -> bool:
-        """Start the thread where none runs; False while the system gives no thread."""
-        with self._lock:
-            if self._thread is None and self._requests:
-                thread = threading.Thread(target=self._serve, name="knouds-ledger")
-                try:
-                    thread.start()
-                except RuntimeError:
-                    return False
-                self._thread = thread
-            return True
-
-    def _refused(self, request: _Request) -> LedgerError:
-        with self._lock, suppress(ValueError):
-            self._requests.remove(request)
-        return LedgerError(
-            f"the ledger {str(self._path)!r} cannot be used: the system has given no thread for {_LONGEST_WAIT:.0f} s. "
-            "Nothing more is submitted; what is on record stays, and the same batch on the same ledger continues from "
-            "there"
-        )
-
-    def _serve(self) -> None:
-        while requests := self._next():
-            try:
-                self._carry_out(requests)
-            except BaseException as error:  # noqa: BLE001  (raised where each was asked for)
-                for request in requests:
-                    request.error = error
-            _tell(requests)
-
-    def _next(self) -> list[_Request]:
-        """Wait for requests and take all that are there; nothing when none came for a while."""
-        with self._lock:
-            if not self._requests:
-                self._changed.wait(0.0 if self._is_closed else _IDLE)
-            if not self._requests:
-                self._thread = None  # the next request starts another
-            return [self._requests.popleft() for _ in range(min(_AT_ONCE, len(self._requests)))]
-
-    def _carry_out(self, requests: list[_Request]) -> None:
-        is_last = requests[-1].operation is LedgerDatabase.close
-        if self._database is None and not (is_last and len(requests) == 1):
-            self._database = LedgerDatabase(self._path, _PATIENCE)
-        if is_last:
-            *requests, _ = requests
-        try:
-            if self._database is not None and requests:
-                values = self._database.transact([request.operation for request in requests])
-                for request, value in zip(requests, values, strict=True):
-                    request.value, request.error = (None, value) if isinstance(value, Exception) else (value, None)
-        finally:
-            if is_last and self._database is not None:
-                self._database.close()
-                self._database = None
-
-
-def _tell(requests: list[_Request]) -> None:
-    """Wake those who wait, each in its own event loop, with one call per loop."""
-    for call_in_loop in {request.call_in_loop for request in requests}:
-        theirs = [request.done for request in requests if request.call_in_loop == call_in_loop]
-        try:
-            call_in_loop(lambda events=theirs: [event.set() for event in events])  # type: ignore[misc]
-        except RuntimeError:  # their event loop has ended: nobody waits there any more
-            continue
 
 
 def _load() -> None:
@@ -735,7 +657,7 @@ def _load() -> None:
 
 _ledgers: Final = weakref.WeakSet[SQLiteLedger]()
 _pausing: Final[list[LedgerDatabase]] = []
-_abandoned: Final[list[LedgerDatabase]] = []  # of a parent process: SQLite forbids to close them in the child
+_of_parents: Final[list[LedgerDatabase]] = []
 
 
 def _pause() -> None:

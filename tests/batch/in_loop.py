@@ -21,6 +21,8 @@ def close_databases() -> None:
 class InLoopLedger(SQLiteLedger):
     """The same ledger without its thread."""
 
+    _database: LedgerDatabase | None = None
+
     async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
         if self._database is None:
             self._database = LedgerDatabase(self._path, 1.0)

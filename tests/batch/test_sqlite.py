@@ -613,7 +613,7 @@ def _sending(owner: str) -> Any:
 async def test_its_thread_ends_when_there_is_nothing_to_do(path: Path) -> None:
     """A ledger that is not used holds no thread, and takes another when it is."""
     async with SQLiteLedger(path) as ledger:
-        thread = ledger._thread
+        thread = ledger._thread._thread
         assert thread is not None
         await anyio.to_thread.run_sync(thread.join)
         owner = await ledger.join()
@@ -631,7 +631,7 @@ async def test_a_thread_that_the_system_does_not_give_is_waited_for(
 
 async def test_a_thread_that_never_comes_is_an_error_of_the_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is waited for only so long, and what was asked for is not written later."""
-    monkeypatch.setattr("knouds_async._batch.sqlite._LONGEST_WAIT", 0.0)
+    monkeypatch.setattr("knouds_async._io.worker_thread._START_TIMEOUT", 0.0)
     ledger = SQLiteLedger(path)
     with monkeypatch.context() as patch:
         _give_threads(patch, after=1000)
