@@ -251,6 +251,21 @@ async def test_a_locked_file_is_waited_for(path: Path) -> None:
         assert isinstance(written[0], Written)
 
 
+async def test_to_leave_waits_for_no_lock(path: Path) -> None:
+    """A batch ends, and its ledger is closed, while another process has the file locked: nothing is to be written."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        await ledger.claim(claim("a", owner))
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with anyio.fail_after(10):
+            await ledger.leave(owner)
+            await ledger.aclose()
+        other.close()
+    async with SQLiteLedger(path) as ledger:
+        assert [entry.key for entry in await ledger.unknown()] == ["a"]
+
+
 async def test_a_reader_does_not_undo_a_commit(path: Path) -> None:
     """A commit that has to wait for somebody who reads is made when they have read."""
     async with SQLiteLedger(path) as ledger:
