@@ -48,7 +48,10 @@ class ThreadRequest:
     value: Any = None
     error: BaseException | None = None
     call_in_loop: Callable[[Callable[[], object]], object] = attrs.field(factory=from_thread)
-    done: anyio.Event = attrs.field(factory=anyio.Event)
+    done: anyio.Event = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.done = anyio.Event()  # no default of the class: anyio loads what is behind that name at its first use
 
     def finish(self) -> None:
         """Wake the one that waits, in its event loop."""
