@@ -28,7 +28,7 @@ from knouds_async._batch.ledger import (
     known_run_of,
     values_of,
 )
-from knouds_async._io.database import CLOSE_TIMEOUT, READ, Database
+from knouds_async._io.database import CLOSE_TIMEOUT, READ, Database, Read
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Entry, OwnerGone, Payer, Stage, Totals, remembered, restored
 from knouds_async._sansio.reconcile import Doubt, KnownRun
@@ -70,6 +70,16 @@ _TOTALLED: Final = """
     UPDATE knouds_ledger SET spent = %s, reserved = %s, unpriced = %s, timeline = %s, account = %s, base_url = %s
         WHERE name = %s;
 """
+
+
+class ReadDoubts(Read):
+    """Reads of ledgers whether they may lack runs, and records nothing of it."""
+
+    def __call__(self, transaction: Any, operations: Sequence[Any]) -> list[Any]:
+        """Return of each ledger whether it is of another database than this, or was recorded to be in doubt."""
+        query = f"SELECT name, timeline <> {transaction.read_timeline} FROM knouds_ledger WHERE name = ANY(%s::text[])"  # noqa: S608
+        is_in_doubt = dict(super().__call__(transaction, [(query, (list(operations),))])[0])
+        return [is_in_doubt.get(name, False) for name in operations]
 
 
 @attrs.frozen
@@ -342,15 +352,30 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
 
     async def counts(self) -> LedgerCounts:
         """Count the jobs by where they stand; it takes a while with millions."""
-        totals = (await self._transact(lambda ledger: ledger.summary(""), may_withdraw=True)).totals
+        totals = await self._read("SELECT spent, reserved FROM knouds_ledger WHERE name = %s", self._name)
         stage = f"CASE WHEN job.stage = 'sending' AND NOT {_ALIVE} THEN 'unknown' ELSE job.stage END"
         query = (
             f"SELECT {stage}, job.status, count(*) FROM knouds_job AS job {_OWNED} WHERE job.ledger = %s AND "  # noqa: S608
             f"{_IS_LAST} GROUP BY 1, 2"
         )
-        rows = await self.do(READ, (query, (self._name,)), may_withdraw=True)
-        found = {status or stage: count for stage, status, count in rows}
-        return LedgerCounts(**found, credits_spent=totals.spent, credits_reserved=totals.reserved)
+        found = {status or stage: count for stage, status, count in await self._read(query, self._name)}
+        spent, reserved = totals[0] if totals else (0.0, 0.0)
+        return LedgerCounts(**found, credits_spent=spent, credits_reserved=reserved)
+
+    async def doubt(self) -> str | None:
+        """Return why the ledger may lack runs, in which case batches submit nothing; None while it lacks none.
+
+        It is so after a failover or with a restored backup, until a batch has settled it, or `trust` was called.
+        """
+        is_in_doubt = await self.do(ReadDoubts(), self._name, may_withdraw=True)
+        return self._may_lack_runs if is_in_doubt else None
+
+    @property
+    def _may_lack_runs(self) -> str:
+        return (
+            f"the ledger {self._name!r} in {self} may lack runs: it is on another database than it was (a replica was "
+            "promoted, or a backup restored), or the database has lost what was committed"
+        )
 
     async def owners(self) -> tuple[LedgerOwner, ...]:
         """Return the batches that are sending or waiting for jobs of this ledger; a lease below 0 has run out."""
@@ -360,8 +385,11 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
             "WHERE job.ledger = %s AND job.owner IS NOT NULL AND job.stage IN ('sending', 'submitted') "
             "GROUP BY job.owner, owner.place, owner.until ORDER BY 1"
         )
-        rows = await self.do(READ, (query, (self._name,)), may_withdraw=True)
-        return tuple(LedgerOwner(place, jobs, lease) for place, jobs, lease in rows)
+        return tuple(LedgerOwner(place, jobs, lease) for place, jobs, lease in await self._read(query, self._name))
+
+    async def _read(self, query: str, *values: Any) -> list[Any]:
+        rows: list[Any] = await self.do(READ, (query, values), may_withdraw=True)
+        return rows
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Callable[[str], Awaitable[Entry | None]]]:
@@ -371,7 +399,7 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
     async def _recorded(self, key: str) -> Entry | None:
         query = "SELECT attempt, target, digest, stage FROM knouds_job WHERE ledger = %s AND key = %s"
         query += " ORDER BY attempt DESC LIMIT 1"
-        for attempt, target, digest, stage in await self.do(READ, (query, (self._name, key)), may_withdraw=True):
+        for attempt, target, digest, stage in await self._read(query, self._name, key):
             return Entry(key=key, attempt=attempt, target=target, digest=digest, stage=Stage(stage))
         return None
 
@@ -425,11 +453,6 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
         return self._doubted(claimed) if isinstance(claimed, Doubt) else claimed
 
     def _doubted(self, doubt: Doubt) -> Doubted:
-        said = (
-            f"the ledger {self._name!r} in {self} may lack runs: it is on another database than it was (a replica was "
-            "promoted, or a backup restored), or the database has lost what was committed"
-        )
-
         async def again(now: Moment) -> Doubted | None:
             found = await self._transact(lambda ledger: ledger.doubt_at(doubt, now), may_withdraw=True)
             return None if found is None else self._doubted(found)
@@ -438,7 +461,7 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
             found = await self._transact(lambda ledger: ledger.trust(doubt))
             return None if found is None else self._doubted(found)
 
-        return Doubted(said, doubt, partial(self._runs, doubt.since or 0.0), again, trust)
+        return Doubted(self._may_lack_runs, doubt, partial(self._runs, doubt.since or 0.0), again, trust)
 
     async def _runs(self, since: float, account: str) -> tuple[tuple[str | None, KnownRun], ...]:
         """Return an account's runs on record in this database, of whichever ledger, from some time before `since`."""
@@ -449,7 +472,7 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
             AND execution_id IS NOT NULL AND sent_at >= %s ORDER BY sent_at DESC LIMIT {_MOST_UNNAMED})
         """
         before = since - _SPAN
-        rows = await self.do(READ, (query, (account, before) * 3), may_withdraw=True)
+        rows = await self._read(query, *(account, before) * 3)
         return tuple((run, known_run_of(request_id, *bounds)) for run, request_id, *bounds in rows)
 
     def _names(self) -> tuple[str, str]:

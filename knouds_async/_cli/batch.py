@@ -65,7 +65,7 @@ from knouds_async._cli.errors import (
     format_error,
 )
 from knouds_async._cli.input_files import CountedJobs, InvalidLineError, JobSource, JobStream, text_inputs
-from knouds_async._cli.ledgers import LedgerPlace, existing, is_there, open_ledger, owners
+from knouds_async._cli.ledgers import LedgerPlace, doubt, existing, is_there, open_ledger, owners
 from knouds_async._cli.output import one_line, plural
 from knouds_async._cli.run import TERMINATION_SIGNALS
 from knouds_async._sansio import endpoints
@@ -426,12 +426,13 @@ _ROWS_BEFORE: Final = 600.0  # seconds before a submit, from which on rows of ot
 
 def print_ledger(path: LedgerPlace, service: ServiceOptions, *, as_json: bool) -> int:
     """Print what a ledger holds; the exit code is 5 while a run is unknown."""
-    counts, unknown, problem, batches = asyncio.run(_read_ledger(path, service))
+    why_in_doubt, batches, counts, unknown, problem = asyncio.run(_read_ledger(path, service))
     searches = [job.search for job in unknown if job.search is not None]
     rows = {row.id for search in searches for row in search.candidates}
     if as_json:
         record = {"ledger": str(path), **attrs.asdict(counts), "unclaimed_rows": len(rows) if searches else None}
-        record |= {"owners": [attrs.asdict(each) for each in batches]} if isinstance(path, Postgres) else {}
+        if isinstance(path, Postgres):
+            record |= {"owners": [attrs.asdict(each) for each in batches], "doubt": why_in_doubt}
         output.print_json(record | {"unknown_jobs": [_job_record(job) for job in unknown]})
     else:
         names = [field.name for field in attrs.fields(LedgerCounts)]
@@ -440,26 +441,27 @@ def print_ledger(path: LedgerPlace, service: ServiceOptions, *, as_json: bool) -
         for each in batches:
             lease = f"lease of {each.lease:.0f} s" if each.lease > 0 else "its lease has run out"
             output.print_pairs(("batch", f"{each.place}: {plural(each.jobs, 'job')}, {lease}"))
+        _print_doubt(path, why_in_doubt)
         _print_unknown(path, unknown, problem)
     return ExitCode.MAY_HAVE_RUN if unknown else ExitCode.OK
 
 
 async def _read_ledger(
     path: LedgerPlace, service: ServiceOptions
-) -> tuple[LedgerCounts, list[UnknownJob], str, tuple[LedgerOwner, ...]]:
-    """Return the counts, the unknown jobs, why the usage was not searched ("" when it was), and the batches."""
+) -> tuple[str | None, tuple[LedgerOwner, ...], LedgerCounts, list[UnknownJob], str]:
+    """Return its doubt, the batches, the counts, the unknown jobs, and why the usage was not searched, or ""."""
     async with existing("--status", path) as ledger:
-        batches = await owners(ledger)
+        found_first = await doubt(ledger), await owners(ledger)
         counts, jobs = await ledger.counts(), [UnknownJob(entry) for entry in await ledger.unknown()]
         to_find = [job for job in jobs if job.entry.sent_at is not None and job.entry.execution_id is None]
         if not to_find:
-            return counts, jobs, "", batches
+            return *found_first, counts, jobs, ""
         try:
             async with asyncio.timeout(_SEARCH_TIMEOUT), connect(service) as knouds:
                 found = {job.entry.key: await _search(knouds, ledger, job.entry) for job in to_find[:_MOST_SEARCHED]}
         except (KnoudsError, KeyMissingError, TimeoutError) as error:
-            return counts, jobs, format_error(error) or f"no answer within {_SEARCH_TIMEOUT:g} s", batches
-    return counts, [UnknownJob(job.entry, found.get(job.entry.key)) for job in jobs], "", batches
+            return *found_first, counts, jobs, format_error(error) or f"no answer within {_SEARCH_TIMEOUT:g} s"
+    return *found_first, counts, [UnknownJob(job.entry, found.get(job.entry.key)) for job in jobs], ""
 
 
 async def _search(knouds: AsyncKnouds, ledger: SQLiteLedger | Postgres, entry: Entry) -> SubmissionSearch:
@@ -538,6 +540,15 @@ def _why_not(entry: Entry, state: ExecutionState) -> str | None:
         return None
     began, sent = (f"{each:%Y-%m-%d %H:%M:%S} UTC" for each in (state.created_at.astimezone(UTC), _at(earliest)))
     return f"began at {began}, and {entry.key} was submitted at {sent}"
+
+
+def _print_doubt(path: LedgerPlace, why: str | None) -> None:
+    """Print why a ledger may lack runs, and what can be done about it."""
+    if why is not None:
+        output.print_info(
+            f"In doubt: {why}. Nothing is submitted until a batch finds every usage row since then on record, or you "
+            f"allow it: look whose runs `knouds usage` shows, then `knouds ledger trust {shlex.quote(str(path))}`."
+        )
 
 
 def _print_unknown(path: LedgerPlace, unknown: list[UnknownJob], problem: str) -> None:

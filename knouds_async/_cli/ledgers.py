@@ -77,3 +77,8 @@ async def _prepare(place: Postgres, action: str) -> None:
 async def owners(ledger: SQLiteLedger | Postgres) -> tuple[LedgerOwner, ...]:
     """Return which processes have jobs of a ledger; a file does not say."""
     return await ledger.owners() if isinstance(ledger, Postgres) else ()
+
+
+async def doubt(ledger: SQLiteLedger | Postgres) -> str | None:
+    """Return why a ledger may lack runs, so that nothing is submitted; a file never does."""
+    return await ledger.doubt() if isinstance(ledger, Postgres) else None

@@ -309,7 +309,9 @@ def _refusal(place: str, failure: str, state: str | None) -> str:
 
 # One transaction of a process with an identity.
 
-_OPENING: Final = """
+_TIMELINE: Final = """(SELECT system_identifier::text FROM pg_control_system()) || '/'
+            || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"""
+_OPENING: Final = f"""
     BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
     SELECT set_config('idle_in_transaction_session_timeout', %s, true), set_config('lock_timeout', %s, true),
         set_config('statement_timeout', '0', true),
@@ -318,13 +320,14 @@ _OPENING: Final = """
     INSERT INTO knouds_owner AS mine (name, until, seq, place)
         VALUES (%s, clock_timestamp() + make_interval(secs => %s), 1, %s)
         ON CONFLICT (name) DO UPDATE SET until = excluded.until, seq = mine.seq + 1
-        RETURNING seq, (SELECT system_identifier::text FROM pg_control_system()) || '/'
-            || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8);
-"""  # a role or a database may have other settings by default; those of a transaction hold behind a pooler, too
+        RETURNING seq, {_TIMELINE};
+"""  # noqa: S608  # a role or a database may have other settings by default; those of a transaction hold behind a pooler, too
 
 
 class Transaction:
     """One transaction in which this process shows that it is alive."""
+
+    read_timeline: Final = _TIMELINE
 
     def __init__(self, link: Link, identity: Identity, operations: Sequence[Any]) -> None:
         self.message: Final[Message] = link.message

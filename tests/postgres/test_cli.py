@@ -76,6 +76,22 @@ def test_status_names_batches_and_leases_and_resolve_decides(
     assert service.knouds("batch", "--rebind", url).code == 0
 
 
+def test_status_shows_a_ledger_in_doubt(service: Service, server: Server, database: str, url: str) -> None:
+    """After a failover or a restored backup it says why nothing is submitted and what to do; it records nothing."""
+    assert json.loads(service.knouds("batch", "--status", url, "--json").out)["doubt"] is None
+    for timeline in ("another", json.dumps({"id": "noticed by a batch", "timeline": "1/00000001"})):
+        server.execute("DELETE FROM knouds_ledger", database=database)
+        insert = "INSERT INTO knouds_ledger (name, timeline) VALUES ('default', %s)"
+        server.execute(insert, database=database, values=(timeline,))
+        status = service.knouds("batch", "--status", url)
+        assert "In doubt: the ledger 'default' in" in status.err
+        assert f"`knouds ledger trust postgresql://127.0.0.1:{server.port}/{database}`" in status.err
+        found = json.loads(service.knouds("batch", "--status", url, "--json").out)
+        assert "may lack runs: it is on another database" in found["doubt"]
+    assert run_knouds("ledger", "trust", url).code == 0
+    assert "In doubt" not in service.knouds("batch", "--status", url).err
+
+
 def test_migrate_and_trust(server: Server, database: str, url: str) -> None:
     """`knouds ledger` makes the tables, trusts a ledger after a failover, and refuses what is no database."""
     ended = run_knouds("ledger", "migrate", url)

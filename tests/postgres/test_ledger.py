@@ -522,13 +522,21 @@ def forget_processes() -> None:
 async def test_a_backup_that_was_restored(server: Server, database: str, url: str) -> None:
     """A ledger on another timeline than its own sends nothing before a person says so."""
     async with Postgres(url) as ledger:
+        assert await ledger.doubt() is None
         owner = await ledger.join()
+        assert await ledger.doubt() is None
         server.execute("UPDATE knouds_ledger SET timeline = '1/00000001'", database=database)
+        before = _all_rows(server, database)
+        assert "another database" in (await ledger.doubt() or "")
+        assert (await ledger.counts()).new == 0
+        assert _all_rows(server, database) == before
         doubted = await ledger.claim(claim("key", owner))
         assert isinstance(doubted, Doubted)
         assert "another database" in doubted.said
         assert await ledger.unknown() == ()
+        assert await ledger.doubt() == doubted.said
         await ledger.trust()
+        assert await ledger.doubt() is None
         assert isinstance(await ledger.claim(claim("key", owner)), Written)
 
 
