@@ -37,7 +37,7 @@ from knouds_async._batch.progress import describe_waits
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._io.concurrency import checkpoint, read_clocks
 from knouds_async._io.limiter import Limiter
-from knouds_async._io.pipeline import WITHHELD, Decision, Pipeline, Withheld, search_usage
+from knouds_async._io.pipeline import WITHHELD, Pipeline, Withheld, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
 from knouds_async._sansio.durations import check_expected
@@ -66,7 +66,7 @@ from knouds_async._sansio.ledger import (
 )
 from knouds_async._sansio.rate_limit import LimiterStats
 from knouds_async._sansio.reconcile import Doubt, KnownRun, Wanted, unaccounted
-from knouds_async._sansio.retry import Done, Fail, Requeue
+from knouds_async._sansio.retry import Decision, Done, Fail, Requeue
 from knouds_async.config import TIERS, Retries, Secret, Timeouts, is_number
 from knouds_async.errors import KnoudsError
 from knouds_async.execution import UNSEEN, Execution, ExecutionFactory, with_timeout

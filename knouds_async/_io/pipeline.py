@@ -33,7 +33,19 @@ from knouds_async._sansio.endpoints import Call, TimeoutKind
 from knouds_async._sansio.rate_limit import Permit
 from knouds_async._sansio.reconcile import LostSubmit, RecentRuns, Search, Wanted
 from knouds_async._sansio.responses import Answer
-from knouds_async._sansio.retry import Again, Done, Fail, Garbled, Given, NotSent, Outcome, Requeue, SoFar, Unanswered
+from knouds_async._sansio.retry import (
+    Again,
+    Decision,
+    Done,
+    Fail,
+    Garbled,
+    Given,
+    NotSent,
+    Outcome,
+    Requeue,
+    SoFar,
+    Unanswered,
+)
 from knouds_async.config import Retries
 from knouds_async.errors import (
     APIError,
@@ -49,7 +61,6 @@ logger = logging.getLogger("knouds_async")
 
 _CLAIM: Final = 30.0  # seconds from an intent on record to its first byte; then it is another owner's business as well
 
-Decision: TypeAlias = Done[Any] | Again | Requeue | Fail
 Withheld: TypeAlias = Literal["withheld"]
 WITHHELD: Final = "withheld"
 

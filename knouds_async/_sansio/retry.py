@@ -275,6 +275,9 @@ class Fail(Record):
     error: KnoudsError
 
 
+Decision: TypeAlias = Done[Any] | Again | Requeue | Fail
+
+
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class SoFar:
     """Where a call stands: attempts made, seconds spent on them and their pauses, when the last one left.
@@ -292,144 +295,136 @@ class SoFar:
     was_sent: bool = False
 
 
-def decide(
-    call: Call[T], outcome: Outcome, so_far: SoFar, retries: Retries, *, roll: float
-) -> Done[T] | Again | Requeue | Fail:
+def decide(call: Call[Any], outcome: Outcome, so_far: SoFar, retries: Retries, *, roll: float) -> Decision:
     """Decide what follows an attempt; `roll` is uniform in [0, 1)."""
-    match outcome:
-        case NotSent(seen, str() as hint):
-            said = f"Nothing was run; {hint}" if call.pays_for is not None else f"{hint[:1].upper()}{hint[1:]}"
-            lasting = ConnectionFailedError(f"{call.request}: not sent: {seen}. {said}")
+    return _Attempt(call, so_far, retries, roll).ended(outcome)
+
+
+@attrs.frozen(eq=False, repr=False)
+class _Attempt:
+    """An attempt at a call, where that stands, and how often and how long it may be tried."""
+
+    call: Call[Any]
+    so_far: SoFar
+    retries: Retries
+    roll: float
+
+    def ended(self, outcome: Outcome) -> Decision:
+        match outcome:
+            case NotSent():
+                return self._not_sent(outcome)
+            case Unanswered(seen, part):
+                return self._unanswered(seen, part)
+            case Garbled(status, seen_headers, seen, is_cut, part):
+                if not 200 <= status < 300:  # the status alone says what happened
+                    return self._refused(Answer(status, seen_headers, b""), part, is_cut=True)
+                if is_cut:
+                    return self._unanswered(seen, part)
+                return self._unreadable(status, f"the answer was {status}; {seen}", part)
+        if not 200 <= outcome.status < 300:
+            return self._refused(outcome, outcome.body)
+        return self._answered(outcome)
+
+    def _not_sent(self, outcome: NotSent) -> Again | Fail:
+        call, seen, is_paid = self.call, outcome.seen, self.call.pays_for is not None
+        if (hint := outcome.hint) is not None:
+            advice = f"Nothing was run; {hint}" if is_paid else f"{hint[:1].upper()}{hint[1:]}"
+            lasting = ConnectionFailedError(f"{call.request}: not sent: {seen}. {advice}")
             lasting.is_lasting = True
             return Fail(lasting)
-        case NotSent(seen):
-            money = "Nothing was run; check" if call.pays_for is not None else "Check"
-            advice = f"{money} the network and the base URL, then try again"
-            error: KnoudsError = ConnectionFailedError(f"{call.request}: not sent: {seen}. {advice}")
-            if so_far.was_sent and call.pays_for is None:  # what was sent before of a paid run was refused with 429
-                error = NoAnswerError(f"{call.request}: sent, but no answer came, and then no connection: {seen}")
-            return _again(so_far, retries, roll) or Fail(error)
-        case Unanswered(seen, part):
-            return _unanswered(call, seen, so_far, retries, roll, part=part)
-        case Garbled(status, seen_headers, seen, is_cut, part):
-            if not 200 <= status < 300:  # the status alone says what happened
-                answer = Answer(status, seen_headers, b"")
-                return _refused(call, answer, so_far, retries, roll, part=part, is_cut=True)
-            if is_cut:
-                return _unanswered(call, seen, so_far, retries, roll, part=part)
-            return _unreadable(call, status, f"the answer was {status}; {seen}", so_far, retries, roll, part=part)
-        case _:
-            return _answered(call, outcome, so_far, retries, roll)
+        advice = f"{'Nothing was run; check' if is_paid else 'Check'} the network and the base URL, then try again"
+        error: KnoudsError = ConnectionFailedError(f"{call.request}: not sent: {seen}. {advice}")
+        if self.so_far.was_sent and not is_paid:  # what was sent before of a paid run was refused with 429
+            error = NoAnswerError(f"{call.request}: sent, but no answer came, and then no connection: {seen}")
+        return self._again() or Fail(error)
 
+    def _answered(self, answer: Answer) -> Done[Any] | Again | Fail:
+        try:
+            return Done(self.call.parse(answer))
+        except UnreadableError as odd:
+            what = "answers something else" if isinstance(odd, OtherAnswerError) else "has a body that cannot be read"
+            seen = f"the answer {answer.status} {what}: {odd}"
+            if self.call.pays_for is not None:  # another answer's id is not this run's
+                part = b"" if isinstance(odd, OtherAnswerError) else answer.body
+                return self._unknown(seen, part, stranger=answer)
+            return self._unreadable(answer.status, seen, b"")
+        except Exception as error:  # noqa: BLE001  (a fault of a reader, ours or a library's; the run is paid all the same)
+            seen = f"the answer {answer.status} could not be read: {type(error).__name__}: {error!s:.200}"
+            return self._unreadable(answer.status, seen, answer.body)
 
-def _answered(
-    call: Call[T], answer: Answer, so_far: SoFar, retries: Retries, roll: float
-) -> Done[T] | Again | Requeue | Fail:
-    if not 200 <= answer.status < 300:
-        return _refused(call, answer, so_far, retries, roll, part=answer.body)
-    try:
-        return Done(call.parse(answer))
-    except UnreadableError as odd:
-        what = "answers something else" if isinstance(odd, OtherAnswerError) else "has a body that cannot be read"
-        seen = f"the answer {answer.status} {what}: {odd}"
-        if call.pays_for is not None:  # another answer's id is not this run's
-            part = b"" if isinstance(odd, OtherAnswerError) else answer.body
-            return Fail(_unknown(call, seen, so_far, part, stranger=answer))
-        return _unreadable(call, answer.status, seen, so_far, retries, roll, part=b"")
-    except Exception as error:  # noqa: BLE001  (a fault of a reader, ours or a library's; the run is paid all the same)
-        seen = f"the answer {answer.status} could not be read: {type(error).__name__}: {error!s:.200}"
-        return _unreadable(call, answer.status, seen, so_far, retries, roll, part=answer.body)
+    def _unanswered(self, seen: str, part: bytes) -> Again | Fail:
+        advice = "Look whether the service acted on it before you repeat it"
+        error = NoAnswerError(f"{self.call.request}: sent, but no answer came: {seen}. {advice}")
+        return self._open(seen, part, error)
 
+    def _unreadable(self, status: int, seen: str, part: bytes) -> Again | Fail:
+        error = InvalidResponseError(f"{self.call.request}: {seen}", status=status, route=self.call.route)
+        return self._open(seen, part, error)
 
-def _unanswered(
-    call: Call[Any], seen: str, so_far: SoFar, retries: Retries, roll: float, *, part: bytes
-) -> Again | Fail:
-    if call.pays_for is not None:
-        return Fail(_unknown(call, seen, so_far, part))
-    error = NoAnswerError(
-        f"{call.request}: sent, but no answer came: {seen}. Look whether the service acted on it before you repeat it"
-    )
-    return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
+    def _open(self, seen: str, part: bytes, error: KnoudsError) -> Again | Fail:
+        """Leave it open what a paid request did; repeat another that may be repeated, or end it with `error`."""
+        if self.call.pays_for is not None:
+            return self._unknown(seen, part)
+        return (self._again() if self.call.repeatable else None) or Fail(error)
 
+    def _refused(self, answer: Answer, part: bytes, *, is_cut: bool = False) -> Decision:
+        call = self.call
+        if answer.status == 429 and (call.pays_for is None or responses.is_own_refusal(answer, is_cut=is_cut)):
+            return self._limited(answer)
+        if call.pays_for is not None:
+            return self._refused_run(answer, part)
+        is_own = responses.service_error(answer) is not None
+        if is_own and answer.status == 404 and call.method == "DELETE" and self.so_far.was_sent:
+            return Done(None)
+        error = api_error(answer, call)
+        if call.repeatable and (answer.status >= 500 or not is_own):
+            asked = responses.retry_after(answer, self.so_far.server_time) or 0.0
+            return self._again(at_least=asked) or Fail(error)
+        return Fail(error)
 
-def _unreadable(
-    call: Call[Any], status: int, seen: str, so_far: SoFar, retries: Retries, roll: float, *, part: bytes
-) -> Again | Fail:
-    if call.pays_for is not None:
-        return Fail(_unknown(call, seen, so_far, part))
-    error = InvalidResponseError(f"{call.request}: {seen}", status=status, route=call.route)
-    return (_again(so_far, retries, roll) if call.repeatable else None) or Fail(error)
+    def _refused_run(self, answer: Answer, part: bytes) -> Fail:
+        """End a paid request that was not taken: only the service's own documented words prove that."""
+        own = responses.service_error(answer)
+        error = api_error(answer, self.call, may_have_run=answer.status >= 500)
+        is_run = isinstance(error, ExecutionFailedError)
+        is_open = is_run and self.call.timeout_kind is TimeoutKind.SUBMIT
+        is_service = own is not None and (answer.status >= 500 or answer.status in _PROVEN or is_run)
+        words = f" and not the service's own: {describe_body(answer)}" if own is None else f": {own['error']:.200}"
+        stranger = None if is_service else answer
+        unknown = self._unknown(f"the answer was {answer.status}{words}", part, stranger=stranger)
+        return Fail(error) if is_service and not is_open and unknown.error.execution_id is None else unknown
 
+    def _limited(self, answer: Answer) -> Requeue | Fail:
+        """Requeue, unless the service asks for a wait that nobody would want to sit out silently."""
+        asked = responses.retry_after(answer, self.so_far.server_time)
+        if asked is None or asked <= self.retries.longest:
+            return Requeue()
+        return Fail(api_error(answer, self.call, server_time=self.so_far.server_time))
 
-def _refused(
-    call: Call[Any],
-    answer: Answer,
-    so_far: SoFar,
-    retries: Retries,
-    roll: float,
-    *,
-    part: bytes,
-    is_cut: bool = False,
-) -> Done[Any] | Again | Requeue | Fail:
-    if answer.status == 429 and (call.pays_for is None or responses.is_own_refusal(answer, is_cut=is_cut)):
-        return _limited(call, answer, so_far, retries)
-    if call.pays_for is not None:
-        return Fail(_refused_run(call, answer, so_far, part))
-    is_own = responses.service_error(answer) is not None
-    if is_own and answer.status == 404 and call.method == "DELETE" and so_far.was_sent:
-        return Done(None)
-    error = api_error(answer, call)
-    if call.repeatable and (answer.status >= 500 or not is_own):
-        asked = responses.retry_after(answer, so_far.server_time) or 0.0
-        return _again(so_far, retries, roll, at_least=asked) or Fail(error)
-    return Fail(error)
+    def _again(self, *, at_least: float = 0.0) -> Again | None:
+        """Return the next attempt, unless attempts, patience or budget are used up.
 
+        Full jitter: uniform between nothing and an exponential bound, so that many clients do not return together
+        (M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
+        """
+        attempts, retries = self.so_far.attempts, self.retries
+        doublings = min(attempts - 1, 10)  # beyond the longest pause; the power must not overflow
+        pause = max(at_least, self.roll * min(LONGEST_PAUSE, FIRST_PAUSE * 2**doublings))
+        is_over = attempts >= retries.attempts or pause > retries.longest
+        return None if is_over or self.so_far.spent + pause > retries.budget else Again(pause)
 
-def _refused_run(call: Call[Any], answer: Answer, so_far: SoFar, part: bytes) -> KnoudsError:
-    """Return the error of a paid request that was not taken: only the service's own documented words prove that."""
-    own = responses.service_error(answer)
-    error = api_error(answer, call, may_have_run=answer.status >= 500)
-    is_run = isinstance(error, ExecutionFailedError)
-    is_open = is_run and call.timeout_kind is TimeoutKind.SUBMIT
-    is_service = own is not None and (answer.status >= 500 or answer.status in _PROVEN or is_run)
-    words = f" and not the service's own: {describe_body(answer)}" if own is None else f": {own['error']:.200}"
-    stranger = None if is_service else answer
-    unknown = _unknown(call, f"the answer was {answer.status}{words}", so_far, part, stranger=stranger)
-    return error if is_service and not is_open and unknown.execution_id is None else unknown
-
-
-def _limited(call: Call[Any], answer: Answer, so_far: SoFar, retries: Retries) -> Requeue | Fail:
-    """Requeue, unless the service asks for a wait that nobody would want to sit out silently."""
-    asked = responses.retry_after(answer, so_far.server_time)
-    if asked is None or asked <= retries.longest:
-        return Requeue()
-    return Fail(api_error(answer, call, server_time=so_far.server_time))
-
-
-def _again(so_far: SoFar, retries: Retries, roll: float, *, at_least: float = 0.0) -> Again | None:
-    """Return the next attempt, unless attempts, patience or budget are used up.
-
-    Full jitter: uniform between nothing and an exponential bound, so that many clients do not return together
-    (M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
-    """
-    doublings = min(so_far.attempts - 1, 10)  # beyond the longest pause; the power must not overflow
-    pause = max(at_least, roll * min(LONGEST_PAUSE, FIRST_PAUSE * 2**doublings))
-    is_over = so_far.attempts >= retries.attempts or pause > retries.longest
-    return None if is_over or so_far.spent + pause > retries.budget else Again(pause)
-
-
-def _unknown(
-    call: Call[Any], seen: str, so_far: SoFar, part: bytes = b"", *, stranger: Answer | None = None
-) -> SubmissionUnknownError:
-    """Make the error of an open outcome; `stranger`: the answer that is not known to be the service's own."""
-    return unknown(
-        call,
-        seen,
-        so_far,
-        execution_id=responses.salvage_execution_id(part) if call.timeout_kind is TimeoutKind.SUBMIT else None,
-        status=None if stranger is None else stranger.status,
-        intermediary=None if stranger is None else describe_sender(stranger),
-    )
+    def _unknown(self, seen: str, part: bytes, *, stranger: Answer | None = None) -> Fail:
+        """End a paid request with an open outcome; `stranger`: the answer that is not known to be the service's own."""
+        is_submit = self.call.timeout_kind is TimeoutKind.SUBMIT
+        error = unknown(
+            self.call,
+            seen,
+            self.so_far,
+            execution_id=responses.salvage_execution_id(part) if is_submit else None,
+            status=None if stranger is None else stranger.status,
+            intermediary=None if stranger is None else describe_sender(stranger),
+        )
+        return Fail(error)
 
 
 def unknown(
@@ -470,9 +465,7 @@ class Given:
         self._most = most
         self._whose: OrderedDict[str, str] = OrderedDict()
 
-    def checked(
-        self, call: Call[T], decision: Done[T] | Again | Requeue | Fail, so_far: SoFar, whose: str | None
-    ) -> Done[T] | Again | Requeue | Fail:
+    def checked(self, call: Call[Any], decision: Decision, so_far: SoFar, whose: str | None) -> Decision:
         """Return the decision, or an open outcome where the id in it is another job's.
 
         `whose`: the job's name; None outside of batches, where nothing tells one submit from another.
@@ -489,7 +482,7 @@ class Given:
         return Fail(unknown(call, f"the answer names {said}", so_far, intermediary=f"an answer that names {said}"))
 
 
-def _id_in(decision: Done[Any] | Again | Requeue | Fail) -> str | None:
+def _id_in(decision: Decision) -> str | None:
     match decision:
         case Done(Submitted(execution_id=found)) | Fail(SubmissionUnknownError(execution_id=str() as found)):
             return found
