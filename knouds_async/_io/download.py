@@ -73,25 +73,23 @@ class Downloads:
         _check(media, max_bytes)
         self._check_open()
         given = _text(path_or_dir)
-        try:
+        with _file_errors(media):
             folder, name = await in_thread(lambda: _place(given))
-        except (OSError, ValueError) as error:
-            raise unwritable(media, error) from None
 
         def named(extension: str | None) -> Path:
             return folder / (name or files.default_name(media, extension))
 
         is_known = name is not None or media.url_extension is not None
         if is_known and not overwrite and await in_thread(lambda: os.path.lexists(named(None))):
-            raise exists(media, named(None))
+            raise _exists(media, named(None))
         async with self._pieces(media, max_bytes, on_progress) as (pieces, pending):
             target = TargetFile(folder)
             try:
-                with _file_errors(pending):
+                with _file_errors(media):
                     await in_thread(target.open)
                 await _write_all(pieces, pending, target)
                 path = named(pending.start.extension if pending.start else None)
-                with _file_errors(pending, path):
+                with _file_errors(media, path):
                     await in_thread(lambda: target.finish(path, overwrite=overwrite))
                 return path
             finally:
@@ -309,7 +307,9 @@ class Pieces:
                 _request(own, url, pending), stream=True, auth=None, follow_redirects=False
             )
         except http_errors("InvalidURL"):  # httpx reads where a redirect leads also when it does not follow
-            raise _error(pending, DownloadFault.REFUSED_ADDRESS, "a redirect leads to what is not a URL") from None
+            raise _error(
+                pending.media, DownloadFault.REFUSED_ADDRESS, "a redirect leads to what is not a URL"
+            ) from None
         self._chunks = _held(response) if response.is_stream_consumed else response.aiter_raw()
         return files.evaluate(
             response.status_code,
@@ -343,12 +343,12 @@ class Pieces:
         """Wait before the next attempt, or raise when there is none."""
         pending = self._pending
         if not seen.is_temporary:
-            raise _error(pending, seen.fault, seen.why)
+            raise _error(pending.media, seen.fault, seen.why)
         self._failures = 0 if pending.received - self._before >= _PROGRESS else self._failures + 1
         if self._failures >= _MOST_FAILURES:
-            raise _error(pending, seen.fault, f"{seen.why}; {self._failures} attempts in a row brought nothing")
+            raise _error(pending.media, seen.fault, f"{seen.why}; {self._failures} attempts in a row brought nothing")
         if self._attempts >= _MOST_ATTEMPTS:
-            raise _error(pending, DownloadFault.DROPPED, seen.why)
+            raise _error(pending.media, DownloadFault.DROPPED, seen.why)
         await anyio.sleep(min(8.0, 0.1 * 2**self._failures))
 
     async def aclose(self) -> None:
@@ -374,7 +374,7 @@ async def _held(response: httpx.Response) -> AsyncGenerator[bytes]:
 async def _write_all(pieces: Pieces, pending: PendingFile, target: TargetFile) -> None:
     """Write a file to its end."""
     while (piece := await pieces.next()) is not None:
-        with _file_errors(pending):
+        with _file_errors(pending.media):
             await in_thread(target.restart if isinstance(piece, Restart) else partial(target.write, piece))
         if not isinstance(piece, Restart) and pending.on_progress is not None:
             pending.on_progress(pending.received, pending.start.total if pending.start else None)
@@ -402,7 +402,7 @@ class PieceIterator(AsyncIterator[bytes]):
             raise StopAsyncIteration
         if isinstance(piece, Restart):
             why = "the connection broke, and the host does not continue this file where it was"
-            raise _error(self._pending, DownloadFault.DROPPED, why)
+            raise _error(self._pending.media, DownloadFault.DROPPED, why)
         self._has_given = True
         return piece
 
@@ -416,10 +416,10 @@ def _checked_url(
         url = read(address)
         refusal = hosts.refusal(url.scheme, url.host, url.port, has_user=bool(url.userinfo))
     except unreadable:
-        raise _error(pending, DownloadFault.REFUSED_ADDRESS, "its address is not a URL") from None
+        raise _error(pending.media, DownloadFault.REFUSED_ADDRESS, "its address is not a URL") from None
     if refusal is not None:
         what = f"a redirect leads to {url.host or 'nowhere'}, and that address" if is_redirect else "its address"
-        raise _error(pending, DownloadFault.REFUSED_ADDRESS, f"{what} was refused: {refusal}")
+        raise _error(pending.media, DownloadFault.REFUSED_ADDRESS, f"{what} was refused: {refusal}")
     return url
 
 
@@ -450,38 +450,26 @@ async def _next_piece(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool, Reject
 
 
 @contextlib.contextmanager
-def _file_errors(pending: PendingFile, path: Path | None = None) -> Generator[None]:
+def _file_errors(media: Media, path: Path | None = None) -> Generator[None]:
     """Raise what the file system says as a DownloadError; `path`: where it is moved to."""
     try:
         yield
-    except FileExistsError as error:
-        refused = _error(pending, DownloadFault.EXISTS, f"{error.filename2 or error.filename} is there already")
-        refused.path = path
-        raise refused from None
-    except OSError as error:
-        raise _error(pending, DownloadFault.NOT_WRITTEN, f"it cannot be written here: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        if path is not None and isinstance(error, FileExistsError):
+            raise _exists(media, path) from None
+        why = getattr(error, "strerror", None) or str(error)
+        raise _error(media, DownloadFault.NOT_WRITTEN, f"it cannot be written here: {why}") from None
 
 
-def exists(media: Media, path: Path) -> DownloadError:
-    """Return the error for a file that is there already."""
-    said = f"{path} is there already; pass overwrite=True to replace it"
-    refused = DownloadError(f"a file was not downloaded: {said}", reason=DownloadFault.EXISTS, host=_host(media))
-    refused.path = path
-    return refused
+def _exists(media: Media, path: Path) -> DownloadError:
+    error = _error(media, DownloadFault.EXISTS, f"{path} is there already; pass overwrite=True to replace it")
+    error.path = path
+    return error
 
 
-def unwritable(media: Media, error: OSError | ValueError) -> DownloadError:
-    """Return the error for a place where nothing can be written."""
-    why = getattr(error, "strerror", None) or str(error)
-    said = f"a file was not downloaded: it cannot be written here: {why}"
-    return DownloadError(said, reason=DownloadFault.NOT_WRITTEN, host=_host(media))
-
-
-def _error(pending: PendingFile, fault: DownloadFault, why: str) -> DownloadError:
-    host = _host(pending.media)
-    return DownloadError(
-        f"{pending.media.kind} from {host or 'nowhere'} not downloaded: {why}", reason=fault, host=host
-    )
+def _error(media: Media, fault: DownloadFault, why: str) -> DownloadError:
+    host = _host(media)
+    return DownloadError(f"{media.kind} from {host or 'nowhere'} not downloaded: {why}", reason=fault, host=host)
 
 
 def _host(media: Media) -> str | None:
@@ -501,19 +489,16 @@ class TargetFile:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / f".knouds-{secrets.token_hex(8)}.part"
-        self._file: io.FileIO | None = None
+        self._file: io.BufferedWriter | None = None
 
     def open(self) -> None:
         """Open an exclusive temporary in the folder; OSError when that cannot be done."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        self._file = io.FileIO(os.open(self._path, flags, 0o666), "wb")
+        self._file = self._path.open("xb")
 
     def write(self, chunk: bytes) -> None:
         """Append bytes."""
         assert self._file is not None  # noqa: S101  (here and below: it was opened)
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[self._file.write(rest) or 0 :]
+        self._file.write(chunk)
 
     def restart(self) -> None:
         """Start again with an empty file."""
@@ -524,6 +509,7 @@ class TargetFile:
     def finish(self, path: Path, *, overwrite: bool) -> None:
         """Move the file to its place, durably; FileExistsError when there is one and it is not to be overwritten."""
         assert self._file is not None  # noqa: S101
+        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         if overwrite:
