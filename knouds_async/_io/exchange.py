@@ -80,12 +80,6 @@ def sends_plainly(client: object) -> bool:
     return is_own and not vars(client).keys() & set(_STEPS)
 
 
-def _builds_plainly(client: httpx.AsyncClient) -> bool:
-    """Return whether a client builds requests in httpx's own way, and adds nothing but headers to them."""
-    build = getattr(client.build_request, "__func__", None)
-    return build is httpx_of(client).AsyncClient.build_request and not client.cookies
-
-
 def has_foreign_auth(client: object) -> bool:
     """Return whether a client has an auth that is not httpx's: it may send copies of a request, one after the other."""
     auth = getattr(client, "auth", None)
@@ -695,8 +689,6 @@ class Exchange:
         self._waits = _waits(timeouts)
         self._apart = Apart() if is_lent and has_stock_pool(http) else None
         self._key, self._mask = key, Mask(key)
-        self._lent_headers: list[tuple[bytes, bytes]] | None = None
-        self._merged: dict[bool, list[tuple[bytes, bytes]]] = {}  # by whether there is no body
         self._auth = _key_auth(own.Auth)
         self._body, self._closed = _own_body(own.ByteStream), own.ByteStream(b"")
         self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
@@ -802,37 +794,23 @@ class Exchange:
         return await self._http.send(request, stream=True, auth=auth, follow_redirects=False)
 
     def _request(self, call: Call[Any]) -> httpx.Request:
-        """Build a request without what httpx would work out anew for each."""
-        if self._is_lent and not _builds_plainly(self._http):
-            return self._built_by_client(call)
-        lines = self._lent_lines(call) if self._is_lent else [self._host, *self._lines(call)]
-        if call.body is not None or call.method in ("POST", "PUT"):
+        """Build a request: the caller's client by itself, for ours without what httpx would work out anew for each."""
+        request: httpx.Request
+        url, lines = self._url(call.path), self._headers
+        if call.body is not None:
+            lines = [*lines, (b"Content-Type", b"application/json")]
+        if self._is_lent:
+            request = self._http.build_request(call.method, url, content=call.body, headers=lines)
+            request.url = url  # the client may have default parameters
+            if call.body is not None:
+                request.stream = self._body(call.body)
+            return request
+        if call.method in ("POST", "PUT"):
             lines = [*lines, (b"Content-Length", b"%d" % len(call.body or b""))]
         stream = self._body(call.body or b"")
-        request: httpx.Request = self._httpx.Request(call.method, self._url(call.path), headers=lines, stream=stream)
+        request = self._httpx.Request(call.method, url, headers=[self._host, *lines], stream=stream)
         request.read()  # so that hooks and tools find its body
         return request
-
-    def _lent_lines(self, call: Call[Any]) -> list[tuple[bytes, bytes]]:
-        """Return the headers with what the caller's client adds, which it works out anew only when its own change."""
-        if (own := self._http.headers.raw) != self._lent_headers:
-            self._lent_headers, self._merged = own, {}
-        key = call.body is None
-        if key not in self._merged:
-            lines = self._built_by_client(call).headers.raw
-            self._merged[key] = [line for line in lines if line[0].lower() != b"content-length"]
-        return self._merged[key]
-
-    def _built_by_client(self, call: Call[Any]) -> httpx.Request:
-        url = self._url(call.path)
-        request = self._http.build_request(call.method, url, content=call.body, headers=self._lines(call))
-        request.url = url  # the client may have default parameters
-        if call.body is not None:
-            request.stream = self._body(call.body)
-        return request
-
-    def _lines(self, call: Call[Any]) -> list[tuple[bytes, bytes]]:
-        return self._headers if call.body is None else [*self._headers, (b"Content-Type", b"application/json")]
 
     def _classify(self, error: Exception | None, trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         """Judge from the trace, not from the error's class, whether the request may have left."""
