@@ -158,30 +158,30 @@ class Send(Protocol):
         ...
 
 
+_EPOCH: Final = datetime.fromtimestamp(0.0, UTC)
+
+
+@attrs.define(eq=False, repr=False)
 class _Sending:
-    """One call on its way: what was asked for, and what came of it so far.
+    """One call on its way: what was asked for, how it is reported, and what came of it so far."""
 
-    `span`: how it is reported. `attempts`, without those that were refused for the quota; `spent`: seconds of attempts
-    and pauses; `was_sent`: an attempt may have left. Of the last attempt: `began`, `sent`, `since` and `sent_at` say
-    when, `took` how long, `is_stale` whether its claim was too old, `decision` what follows, `failure` why that could
-    not be reported.
-    """
-
-    __slots__ = (
-        "attempts", "began", "call", "decision", "failure", "has_connection", "hooks", "is_stale", "sent", "sent_at",
-        "since", "span", "spent", "took", "total", "was_sent",
-    )  # fmt: skip
-
-    def __init__(self, call: Call[Any], total: float | None, hooks: SendHooks | None, span: CallSpan) -> None:
-        self.call, self.total, self.hooks, self.span = call, total, hooks, span
-        self.attempts = 0
-        self.spent = self.began = self.took = 0.0
-        self.was_sent = self.has_connection = self.is_stale = False
-        self.decision: Decision | None = None
-        self.failure: Exception | None = None
-        self.sent: Reading | None = None
-        self.since = UNDATED
-        self.sent_at = datetime.fromtimestamp(0.0, UTC)
+    call: Call[Any]
+    total: float | None
+    hooks: SendHooks | None
+    span: CallSpan
+    attempts: int = 0  # without those that were refused for the quota
+    spent: float = 0.0  # seconds of attempts and pauses
+    was_sent: bool = False  # an attempt may have left
+    has_connection: bool = False
+    # Of the last attempt:
+    began: float = 0.0
+    took: float = 0.0  # seconds
+    sent: Reading | None = None
+    since: Moment = UNDATED
+    sent_at: datetime = _EPOCH
+    is_stale: bool = False  # its claim was too old
+    decision: Decision | None = None
+    failure: Exception | None = None  # why the decision could not be reported
 
 
 class Pipeline:

@@ -405,7 +405,7 @@ class Stream(httpcore.AsyncNetworkStream):
     """A connected stream: `tcp` is what is at the bottom of it, `tls` what is on top, if anything."""
 
     def __init__(self, tcp: _Tcp, tls: TLSStream | None = None) -> None:
-        self._tcp = tcp
+        self.tcp = tcp
         self._stream = tcp.stream if tls is None else tls
 
     @classmethod
@@ -424,11 +424,11 @@ class Stream(httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what there is, b"" at the end; httpcore.ReadTimeout after `timeout` seconds of silence."""
         left = math.inf if timeout is None else timeout
-        while self._tcp.may_be_undelivered and left > _DELIVERED:
+        while self.tcp.may_be_undelivered and left > _DELIVERED:
             if (read := await self._read(max_bytes, _DELIVERED)) is not None:
                 return read
             left -= _DELIVERED
-            self._tcp.release_delivered()
+            self.tcp.release_delivered()
         if (read := await self._read(max_bytes, left)) is None:
             raise httpcore.ReadTimeout
         return read
@@ -470,19 +470,19 @@ class Stream(httpcore.AsyncNetworkStream):
                     server_side=False,
                 )
         except TimeoutError as error:
-            self._tcp.close()
+            self.tcp.close()
             raise httpcore.ConnectTimeout(*error.args) from error
         except (anyio.EndOfStream, *_BROKEN) as error:
-            self._tcp.close()
+            self.tcp.close()
             raise httpcore.ConnectError(str(error)) from error
-        return Stream(self._tcp, tls)
+        return Stream(self.tcp, tls)
 
     def get_extra_info(self, info: str) -> Any:
         """Return what httpcore asks for, by its names."""
         if info == "is_readable":
-            return _is_readable(self._tcp.socket)
+            return _is_readable(self.tcp.socket)
         if info == "socket":
-            return self._tcp.socket
+            return self.tcp.socket
         return self._stream.extra(_EXTRAS[info], None) if info in _EXTRAS else None  # noqa: S610  (not Django's)
 
     def has_unread(self) -> bool:
@@ -494,20 +494,9 @@ class Stream(httpcore.AsyncNetworkStream):
             stream = stream.transport_stream
         return bool(getattr(getattr(stream, "_protocol", None), "read_queue", None))  # anyio does not show it
 
-    def guard(self, *, on: bool) -> None:
-        """Make the system give up what is not delivered in 30 s, and forget it when the socket closes; or neither.
-
-        For a paid request: delivered later, it would begin a run that was called unknown long before.
-        """
-        self._tcp.guard(on=on)
-
     async def aclose(self) -> None:
         """Free the socket; never waits."""
-        self._tcp.close()
-
-    def close(self) -> None:
-        """Free the socket now."""
-        self._tcp.close()
+        self.tcp.close()
 
 
 class _Tcp:
@@ -526,6 +515,10 @@ class _Tcp:
                 self._set(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def guard(self, *, on: bool) -> None:
+        """Make the system give up what is not delivered in 30 s, and forget it when the socket closes; or neither.
+
+        For a paid request: delivered later, it would begin a run that was called unknown long before.
+        """
         if on is not self._is_guarded:
             self._is_guarded = self.may_be_undelivered = on
             self._set(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, on, 0))
@@ -598,23 +591,24 @@ class _Dialler(httpcore.AsyncNetworkBackend):
     socket open until it is garbage collected.
     """
 
-    stream: Stream | None = None
+    tcp: _Tcp | None = None
     is_guarded = False
 
     async def connect_tcp(  # httpcore gives nothing else
         self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any
     ) -> httpcore.AsyncNetworkStream:
-        """Connect, and keep hold of the stream."""
+        """Connect, and keep hold of the socket."""
         sys.audit("knouds_async.connect", host, port)  # uvloop's look-ups raise no event of their own
-        self.stream = await Stream.connect(host, port, timeout)
-        self.stream.guard(on=self.is_guarded)
-        return self.stream
+        stream = await Stream.connect(host, port, timeout)
+        self.tcp = stream.tcp
+        self.tcp.guard(on=self.is_guarded)
+        return stream
 
     def guard(self, *, on: bool) -> None:
-        """Guard the stream, also one that is still to be opened: see `Stream.guard`."""
+        """Guard the socket, also one that is still to be opened."""
         self.is_guarded = on
-        if self.stream is not None:
-            self.stream.guard(on=on)
+        if self.tcp is not None:
+            self.tcp.guard(on=on)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -686,8 +680,8 @@ class Connection:
 
     def close(self) -> None:
         """Free the socket now; what a paid request left in it that was not answered is thrown away."""
-        if self._dialler.stream is not None:
-            self._dialler.stream.close()
+        if self._dialler.tcp is not None:
+            self._dialler.tcp.close()
 
 
 def _http(
@@ -713,8 +707,8 @@ class PooledTransport(httpx.AsyncHTTPTransport):
     """httpx's own transport over pooled HTTP/1.1 connections of ours (design 4.1).
 
     While at most `limit` connections are in use, no more than that are open; a queue is for the caller to have. Idle
-    ones are kept for `keepalive_expiry` seconds. A request whose `extensions["knouds.fresh"]` is true only reuses a
-    connection idle for at most `fresh_within` seconds: were it sent on a stale one, its outcome would be unknown.
+    ones are kept for a minute. A request whose `extensions["knouds.fresh"]` is true only reuses a connection that was
+    idle for at most two seconds: were it sent on a stale one, its outcome would be unknown.
     Cancellation at any point closes the connection.
 
     Where the process has no descriptor for another connection, a request waits for one of those in use; for a minute
@@ -723,16 +717,10 @@ class PooledTransport(httpx.AsyncHTTPTransport):
     """
 
     def __init__(
-        self,
-        *,
-        ssl_context: ssl.SSLContext | None = None,
-        proxy: Proxy | None = None,
-        limit: int = 100,
-        keepalive_expiry: float = 60.0,
-        fresh_within: float = 2.0,
+        self, *, ssl_context: ssl.SSLContext | None = None, proxy: Proxy | None = None, limit: int = 100
     ) -> None:
         # httpx's own __init__ would make a pool; this is the one private name of httpx that is used here.
-        self._pool: _ConnectionPool = _ConnectionPool(ssl_context, proxy, limit, keepalive_expiry, fresh_within)
+        self._pool: _ConnectionPool = _ConnectionPool(ssl_context, proxy, limit)
 
 
 _SHORT: Final = 60.0  # seconds for which a shortage is remembered
@@ -743,25 +731,19 @@ _RETRY: Final = 1.0  # seconds after which it is looked whether others have free
 class _ConnectionPool(httpcore.AsyncConnectionPool):
     """Connections in use, which are counted, and idle ones, the one used last at the end."""
 
-    def __init__(
-        self,
-        ssl_context: ssl.SSLContext | None,
-        proxy: Proxy | None,
-        limit: int,
-        keepalive_expiry: float,
-        fresh_within: float,
-    ) -> None:
+    expiry = 60.0  # seconds for which an idle connection is kept
+    fresh_within = 2.0  # seconds for which an idle connection is used for a paid request
+
+    def __init__(self, ssl_context: ssl.SSLContext | None, proxy: Proxy | None, limit: int) -> None:
         super().__init__()
         self.idle: Final[list[Connection]] = []
         self.in_use = 0
         self.is_closed = False
-        self.fresh_within = fresh_within
         self._context = ssl_context
         self._proxied_by = proxy
         self._limit = limit
         self._most, self._short_since = math.inf, read_clocks()  # what the process has descriptors for
         self._freed: anyio.Event | None = None
-        self._expiry = keepalive_expiry
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send the request and return its response, which holds its connection until it is closed or breaks."""
@@ -821,9 +803,9 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
 
     def _take(self, origin: httpcore.Origin, now: Reading, *, is_fresh: bool) -> Connection:
         """Return a connection to use: the one used last, if it is still good, or a new one."""
-        while self.idle and _idle(self.idle[0], now) > self._expiry:
+        while self.idle and _idle(self.idle[0], now) > self.expiry:
             self.idle.pop(0).close()
-        longest = self.fresh_within if is_fresh else self._expiry
+        longest = self.fresh_within if is_fresh else self.expiry
         for at in range(len(self.idle) - 1, -1, -1):
             if self.idle[at].origin == origin:
                 if _idle(self.idle[at], now) > longest:

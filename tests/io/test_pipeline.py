@@ -31,10 +31,10 @@ from knouds_async import (
     Timeouts,
 )
 from knouds_async._io.exchange import Exchange
-from knouds_async._io.pipeline import Decision, Pipeline
+from knouds_async._io.pipeline import Pipeline
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.endpoints import Call
-from knouds_async._sansio.retry import Done, Fail, Requeue
+from knouds_async._sansio.retry import Decision, Done, Fail, Requeue
 from knouds_async.config import Secret
 from knouds_async.telemetry import Telemetry
 from knouds_async.testing import Emulator, EmulatorTransport, Fault, Response, faults

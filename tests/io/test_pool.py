@@ -456,7 +456,7 @@ async def test_faults_of_tls_are_httpcores_errors() -> None:
     async with serving("https") as server, connected(server.url) as client:
         await client.get("a")
         stream = _stream(client)
-        raw = stream._tcp
+        raw = stream.tcp
         with contextlib.suppress(OSError):
             raw.socket.shutdown(socket.SHUT_RDWR)
         with pytest.raises((httpcore.WriteError, httpcore.ReadError)):
@@ -496,7 +496,7 @@ async def test_asyncios_queue_is_where_it_is_read() -> None:
         while stream.has_unread():
             await stream.read(10, 5.0)
         assert not stream.get_extra_info("is_readable")
-        stream.close()
+        await stream.aclose()
 
 
 async def test_a_read_ends_with_its_time() -> None:
@@ -661,7 +661,8 @@ async def test_a_connection_the_server_will_close_is_not_kept() -> None:
 
 async def test_expired_connections_are_closed_by_a_request_to_anywhere() -> None:
     """Idle connections to an origin that is no longer used do not stay open for ever."""
-    transport = PooledTransport(keepalive_expiry=0.02)
+    transport = PooledTransport()
+    transport._pool.expiry = 0.02
     async with answering() as left, answering() as other, httpx.AsyncClient(transport=transport) as http:
         await expect_ok(http, left.url)
         assert left.open == 1
@@ -673,7 +674,9 @@ async def test_expired_connections_are_closed_by_a_request_to_anywhere() -> None
 
 async def test_an_expired_connection_is_not_used() -> None:
     """After the keep-alive time a request opens a new connection."""
-    async with answering() as server, httpx.AsyncClient(transport=PooledTransport(keepalive_expiry=0.02)) as http:
+    transport = PooledTransport()
+    transport._pool.expiry = 0.02
+    async with answering() as server, httpx.AsyncClient(transport=transport) as http:
         await expect_ok(http, server.url)
         await anyio.sleep(0.05)
         await expect_ok(http, server.url)
@@ -682,7 +685,8 @@ async def test_an_expired_connection_is_not_used() -> None:
 
 async def test_a_fresh_request_uses_only_a_fresh_connection() -> None:
     """A paid submit opens a new connection rather than trust one that has been idle for a while; others reuse it."""
-    transport = PooledTransport(fresh_within=0.02)
+    transport = PooledTransport()
+    transport._pool.fresh_within = 0.02
     fresh = {"knouds.fresh": True}
     async with answering() as server, httpx.AsyncClient(transport=transport) as http:
         await http.post(f"{server.url}/1", extensions=fresh)
@@ -695,7 +699,9 @@ async def test_a_fresh_request_uses_only_a_fresh_connection() -> None:
 
 async def test_a_fresh_request_uses_the_connection_that_was_just_used() -> None:
     """A burst of paid submits does not open a connection for each."""
-    async with answering() as server, httpx.AsyncClient(transport=PooledTransport(fresh_within=20.0)) as http:
+    transport = PooledTransport()
+    transport._pool.fresh_within = 20.0
+    async with answering() as server, httpx.AsyncClient(transport=transport) as http:
         for _ in range(3):
             await http.post(server.url, extensions={"knouds.fresh": True})
         assert server.opened == 1

@@ -19,6 +19,7 @@ from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import (
     Again,
+    Decision,
     Done,
     Fail,
     Garbled,
@@ -77,7 +78,7 @@ def after(
     roll: float = 0.5,
     server_time: float | None = None,
     was_sent: bool = False,
-) -> Done[Any] | Again | Requeue | Fail:
+) -> Decision:
     """Decide what follows an attempt of a call."""
     where = SoFar(attempts=attempts, spent=spent, sent_at=SENT_AT, server_time=server_time, was_sent=was_sent)
     return decide(ALL[name], outcome, where, retries or Retries(), roll=roll)

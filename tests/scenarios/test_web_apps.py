@@ -88,7 +88,8 @@ def load(name: str) -> ModuleType:
 async def served(name: str, emulator: Emulator, listener: socket.socket) -> AsyncIterator[Running]:
     """Serve an example by its framework's own server, with the environment as it is."""
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    visitors = PooledTransport(limit=600, keepalive_expiry=1.0)  # httpx's own pool would be the slowest of all here
+    visitors = PooledTransport(limit=600)  # httpx's own pool would be the slowest of all here
+    visitors._pool.expiry = 1.0
     module = load(name)
     async with AsyncExitStack() as stack:
         visitor = httpx.AsyncClient(base_url=url, timeout=40, transport=visitors)
