@@ -106,7 +106,7 @@ class AsyncKnouds:
             BatchClient(self._pipeline, factory, self._limiter, url, timeouts, retries, self._downloads.save)
         )
         self.workflows: Final = Workflows(send, factory, batches)
-        self.models: Final = Models(factory, batches)
+        self.models: Final = Models(send, factory, batches)
 
     def __repr__(self) -> str:
         """Show the service, never the key; also while it is being built, for tracebacks with locals ask then too."""

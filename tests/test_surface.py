@@ -81,7 +81,7 @@ def test_all_is_complete() -> None:
 
 def test_the_surface_is_not_empty() -> None:
     """The checks below see the classes that users meet."""
-    for name in ("client.AsyncKnouds.aclose", "execution.Execution.wait", "_resources.Workflows.submit"):
+    for name in ("client.AsyncKnouds.aclose", "execution.Execution.wait", "_resources.Targets.submit"):
         assert f"knouds_async.{name}" in CALLABLES
     assert "knouds_async.types.RunResult.images" in CALLABLES
     assert len(CALLABLES) > 100

@@ -449,12 +449,6 @@ class BatchFactory:
             return await worker.submit_job(prepared)
 
 
-async def gather(batch: Batch) -> list[Outcome]:
-    """Run a small batch to its end and return its outcomes."""
-    async with batch as outcomes:
-        return [outcome async for outcome in outcomes]
-
-
 @asynccontextmanager
 async def _open(worker: Worker) -> AsyncIterator[None]:
     """Register as an owner inside; what was submitted there is free at the end."""
