@@ -41,7 +41,7 @@ myst_heading_anchors = 3
 default_role = "code"
 nitpicky = True
 
-NOT_CALLED = {"Execution", "Updates", "Batch", "Workflows", "Models", "Executions", "Usage", "UsageRows"}
+NOT_CALLED = {"Execution", "Updates", "Batch", "Targets", "Workflows", "Models", "Executions", "Usage", "UsageRows"}
 """Classes whose instances users get from a client, and never create."""
 
 autodoc_default_options = {"members": True, "undoc-members": True}
