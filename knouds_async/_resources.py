@@ -305,7 +305,7 @@ class Workflows(Targets):
             nodes=nodes,
             edges=edges,
             viewport=viewport,
-            publicPlayground=public_playground,
+            public_playground=public_playground,
         )
         return await self._send(endpoints.create_workflow(body))
 
@@ -337,7 +337,7 @@ class Workflows(Targets):
             nodes=nodes,
             edges=edges,
             viewport=viewport,
-            publicPlayground=public_playground,
+            public_playground=public_playground,
         )
         if not kept and not changed:
             raise InvalidArgumentError("nothing to update: give a Workflow, or the fields that change")
@@ -356,37 +356,30 @@ class Workflows(Targets):
 
 def _as_body(workflow: Workflow) -> dict[str, Any]:
     """Return a workflow as it is written back: the fields of the record over all that came with it."""
-    known = _fields(
-        slug=workflow.slug,
-        name=workflow.name,
-        description=workflow.description,
-        tags=workflow.tags,
-        nodes=workflow.nodes,
-        edges=workflow.edges,
-        viewport=workflow.viewport,
-        publicPlayground=workflow.public_playground,
-    )
+    known = _fields(**{name: getattr(workflow, name) for name in _KINDS})
     return {**workflow.raw, **known} if isinstance(workflow.raw, Mapping) else known
 
 
 def _fields(**fields: Any) -> dict[str, Any]:
-    """Return the fields that were given, by the service's names; raise InvalidArgumentError for a wrong type."""
-    for field, (kinds, what) in _KINDS.items():
-        value = fields.get(field)
-        is_string = isinstance(value, (str, bytes)) and str not in kinds  # a string is a sequence too
-        if value is not None and (is_string or not isinstance(value, kinds)):
-            raise InvalidArgumentError(f"{field}={value!r:.80}: must be {what}")
-    return {name: value for name, value in fields.items() if value is not None}
+    """Return the fields that are not None, by the service's names; raise InvalidArgumentError for a wrong type."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    for name, value in given.items():
+        kind, what = _KINDS[name]
+        is_string = isinstance(value, (str, bytes)) and kind is not str  # a string is a sequence too
+        if is_string or not isinstance(value, kind):
+            raise InvalidArgumentError(f"{name}={value!r:.80}: must be {what}")
+    return {"publicPlayground" if name == "public_playground" else name: value for name, value in given.items()}
 
 
-_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
-    "name": ((str,), "a string"),
-    "description": ((str,), "a string"),
-    "tags": ((Sequence,), "a list of strings"),
-    "nodes": ((Sequence,), "a list of mappings"),
-    "edges": ((Sequence,), "a list of mappings"),
-    "viewport": ((Mapping,), "a mapping"),
-    "publicPlayground": ((bool,), "True or False"),
+_KINDS: Final[Mapping[str, tuple[type, str]]] = {
+    "slug": (str, "a string"),
+    "name": (str, "a string"),
+    "description": (str, "a string"),
+    "tags": (Sequence, "a list of strings"),
+    "nodes": (Sequence, "a list of mappings"),
+    "edges": (Sequence, "a list of mappings"),
+    "viewport": (Mapping, "a mapping"),
+    "public_playground": (bool, "True or False"),
 }
 
 

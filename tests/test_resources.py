@@ -162,7 +162,7 @@ async def test_inputs_of_people_are_sent_as_what_they_are(knouds: AsyncKnouds, e
         (lambda w: w.create("x", nodes={"id": "1"}), "nodes={'id': '1'}"),
         (lambda w: w.create("x", edges=b"[]"), "edges=b'\\[\\]'"),
         (lambda w: w.create("x", viewport=[0, 0, 1]), "viewport="),
-        (lambda w: w.create("x", public_playground="yes"), "publicPlayground='yes'"),
+        (lambda w: w.create("x", public_playground="yes"), "public_playground='yes'"),
         (lambda w: w.update("x", {"name": "y"}), "workflow={'name': 'y'}"),
         (lambda w: w.update("x", description=5), "description=5"),
         (lambda w: w.update("x"), "nothing to update"),
