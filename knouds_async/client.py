@@ -100,7 +100,7 @@ class AsyncKnouds:
 
         time, recent = self._pipeline.time, self._pipeline.recent
         factory = ExecutionFactory(send, self._poller, url, time, recent)
-        self.executions: Final = Executions(send, factory, url)
+        self.executions: Final = Executions(send, factory, self._poller, url)
         self.usage: Final = Usage(send, time, recent)
         batches = BatchFactory(
             BatchClient(self._pipeline, factory, self._limiter, url, timeouts, retries, self._downloads.save)

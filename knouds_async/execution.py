@@ -237,14 +237,6 @@ class ExecutionFactory:
         call, total = with_timeout(endpoints.run(target, inputs, default), timeout)
         return await self._send(call, total=total)
 
-    def expect_deliveries(self, bus: object = None) -> None:
-        """Expect ends to be delivered."""
-        self._poller.expect_deliveries(bus)
-
-    def delivered(self, state: ExecutionState) -> None:
-        """Process a verified delivery."""
-        self._poller.delivered(state)
-
     def attach(
         self,
         state: ExecutionState,
@@ -263,11 +255,6 @@ class ExecutionFactory:
     def polls_in_flight(self) -> int:
         """How many polls are in flight."""
         return self._poller.polls_in_flight
-
-    @property
-    def in_flight(self) -> tuple[Execution, ...]:
-        """The runs that somebody waited for and that were not seen to finish."""
-        return tuple(Execution(record, self._poller, self._base_url) for record in self._poller.in_flight.values())
 
 
 def with_timeout(call: Call[T], timeout: float | Timeouts | None) -> tuple[Call[T], float | None]:
@@ -296,15 +283,16 @@ def _first_state(receipt: Submitted, target: Target) -> ExecutionState:
 class Executions:
     """Submitted runs, by their id (contract 5)."""
 
-    def __init__(self, send: Send, factory: ExecutionFactory, base_url: str) -> None:
+    def __init__(self, send: Send, factory: ExecutionFactory, poller: Poller, base_url: str) -> None:
         self._send = send
         self._factory = factory
+        self._poller = poller
         self._base_url = base_url
 
     @property
     def in_flight(self) -> tuple[Execution, ...]:
         """Handles of the runs that somebody waited for, in this client, and that were not seen to finish yet."""
-        return self._factory.in_flight
+        return tuple(Execution(record, self._poller, self._base_url) for record in self._poller.in_flight.values())
 
     async def get(self, execution_id: str) -> ExecutionState:
         """Poll an execution once and return its state. An unknown id raises NotFoundError."""
@@ -323,7 +311,7 @@ class Executions:
         A `WebhookReceiver` with a client calls it by itself, with its bus: what that brings is heard while runs are
         waited for.
         """
-        self._factory.expect_deliveries(bus)
+        self._poller.expect_deliveries(bus)
 
     def delivered(self, state: ExecutionState) -> None:
         """Process a state that came another way than by a poll: from a verified webhook, or over a bus from one.
@@ -332,7 +320,7 @@ class Executions:
         What comes before anybody waits, even before the submit's answer is read, is remembered: the latest thousand.
         A final state never changes again. It may be called from any thread, and from any callback of an event loop.
         """
-        self._factory.delivered(state)
+        self._poller.delivered(state)
 
     def attach(
         self, execution: str | Execution, target: Target | str | None = None, *, expected: float | None = None
