@@ -159,30 +159,29 @@ def verify(
     they are rotated; all are tried. `now`: unix seconds, by default this machine's clock. `tolerance`: seconds by
     which the signing time may differ. Raises WebhookVerificationError, with a `reason`, and nothing else.
     """
-    timestamp = time.time() if now is None else now
-    event, fault = _verified(body, signature, signing_keys(secrets), timestamp, tolerance)
+    event = _verified(body, signature, signing_keys(secrets), time.time() if now is None else now, tolerance)
     secrets = ()  # so that this frame does not show them in a traceback with locals
-    if event is None:
-        raise WebhookVerificationError(_MESSAGES[fault], reason=fault)
+    if isinstance(event, WebhookFault):
+        raise WebhookVerificationError(_MESSAGES[event], reason=event)
     return event
 
 
 def _verified(
-    body: Any, signature: object, keys: tuple[bytes, ...], now: object, tolerance: object
-) -> tuple[WebhookEvent | None, WebhookFault]:
-    """Check first, parse then: nothing of a body is read before its signature was found right."""
-    fault: WebhookFault | None = WebhookFault.MISCONFIGURED
+    body: object, signature: object, keys: tuple[bytes, ...], now: float, tolerance: float
+) -> WebhookEvent | WebhookFault:
+    """Return the event, or what is wrong; nothing of a body is read before its signature was found right."""
     if not isinstance(body, (bytes, bytearray, memoryview)):
-        return None, WebhookFault.BODY_MALFORMED
+        return WebhookFault.BODY_MALFORMED
+    if not (keys and _is_finite(now) and _is_finite(tolerance)):
+        return WebhookFault.MISCONFIGURED
     raw = bytes(body)
-    if keys and _is_finite(now) and _is_finite(tolerance):
-        fault = signatures.check_delivery(raw, signature, keys, now=now, tolerance=tolerance)  # type: ignore[arg-type]
+    fault = signatures.check_delivery(raw, signature, keys, now=now, tolerance=tolerance)
     if fault is not None:
-        return None, fault
+        return fault
     try:
-        return read_event(raw), WebhookFault.BODY_MALFORMED
+        return read_event(raw)
     except UnreadableError:
-        return None, WebhookFault.BODY_MALFORMED
+        return WebhookFault.BODY_MALFORMED
 
 
 def signing_keys(secrets: object) -> tuple[bytes, ...]:
@@ -211,12 +210,11 @@ def sign(body: bytes, secret: str | Secret, *, now: float) -> str:
     return signatures.signature_header(bytes(body), keys[0], str(int(now)))
 
 
-# ---- The ASGI app
+# ---- What ASGI servers send
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Take = Callable[[AsyncIterable[bytes], bytes | None], Awaitable[int]]
 
 _SIGNATURE: Final = b"x-knouds-signature"
 
@@ -244,33 +242,6 @@ class _RequestBody:
         self._is_read = not message.get("more_body", False)
         chunk: bytes = message.get("body", b"")
         return chunk
-
-
-class ASGIReceiver:
-    """An ASGI app of one receiver. A method would do, if servers did not recognise apps by their `__call__`."""
-
-    def __init__(self, take: Take) -> None:
-        self._take = take
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one scope: a delivery by `take`, any other request with 405, a lifespan by its own messages."""
-        if scope["type"] == "lifespan":
-            await _answer_lifespan(receive, send)
-        elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
-        else:
-            await send({"type": f"{scope['type']}.close"})
-
-    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        values = [value for name, value in scope["headers"] if name == _SIGNATURE]
-        try:
-            status = (
-                await self._take(_RequestBody(receive), b",".join(values) or None) if scope["method"] == "POST" else 405
-            )
-        except _SenderDisconnected:
-            return
-        await send({"type": "http.response.start", "status": int(status), "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
 
 
 async def _answer_lifespan(receive: Receive, send: Send) -> None:
@@ -327,7 +298,7 @@ class WebhookReceiver:
         keys, secrets = signing_keys(secrets), ()
         if not keys:
             raise ConfigurationError("webhook secrets are strings of 16 characters or more (they are not shown here)")
-        if not 0 <= tolerance < float("inf"):
+        if not (_is_finite(tolerance) and tolerance >= 0):
             raise ConfigurationError(f"tolerance={tolerance!r}: must be a finite number of seconds of at least 0")
         self._verify: Final = _verifier(keys, tolerance)
         self._bus: Final = None if shared is None else bus_of(shared)
@@ -373,11 +344,11 @@ class WebhookReceiver:
                     return _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _MESSAGES[WebhookFault.BODY_TOO_LARGE])
         if reading.cancelled_caught:
             return _refuse(HTTPStatus.BAD_REQUEST, f"its body was not complete after {_READ_TIMEOUT:g} s")
-        try:
-            event = self._verify(bytes(body), signature)
-        except WebhookVerificationError as error:
-            why = str(error) if body or not signature else "its body is empty. Check that no middleware has consumed it"
-            return _refuse(_ANSWERS.get(error.reason, HTTPStatus.BAD_REQUEST), why)
+        event = self._verify(bytes(body), signature)
+        if isinstance(event, WebhookFault):
+            is_empty = signature and not body
+            why = "its body is empty. Check that no middleware has consumed it" if is_empty else _MESSAGES[event]
+            return _refuse(_ANSWERS.get(event, HTTPStatus.BAD_REQUEST), why)
         await self._accept(event, span)
         return HTTPStatus.OK
 
@@ -441,13 +412,33 @@ class WebhookReceiver:
         return True
 
     @property
-    def asgi(self) -> ASGIReceiver:
-        """The receiver as an ASGI app that takes deliveries on any path, to be passed to a server.
+    def asgi(self) -> WebhookReceiver:
+        """The receiver itself, which is an ASGI app: it takes deliveries on any path of the server that it is given to.
 
-        In a Starlette or FastAPI app use `knouds_async.webhooks.fastapi.router` instead: a mount redirects deliveries
-        to a URL without a slash at its end, and a redirect is no answer that the service takes.
+        In a Starlette or FastAPI app use `knouds_async.webhooks.fastapi.router` instead. Starlette's `mount` answers
+        307 for a URL without the slash at its end, and the service takes a redirect for a refusal.
         """
-        return ASGIReceiver(self.take)
+        return self
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one ASGI scope: a delivery by `take`, any other request with 405, a lifespan by its own messages."""
+        if scope["type"] == "lifespan":
+            await _answer_lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": f"{scope['type']}.close"})
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        signature = b",".join(value for name, value in scope["headers"] if name == _SIGNATURE) or None
+        status: int = HTTPStatus.METHOD_NOT_ALLOWED
+        try:
+            if scope["method"] == "POST":
+                status = await self.take(_RequestBody(receive), signature)
+        except _SenderDisconnected:
+            return
+        await send({"type": "http.response.start", "status": int(status), "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _refuse(status: HTTPStatus, why: str) -> HTTPStatus:
@@ -456,7 +447,8 @@ def _refuse(status: HTTPStatus, why: str) -> HTTPStatus:
     return status
 
 
-def _verifier(keys: tuple[bytes, ...], tolerance: float) -> Callable[[bytes, str | bytes | None], WebhookEvent]:
+def _verifier(
+    keys: tuple[bytes, ...], tolerance: float
+) -> Callable[[bytes, str | bytes | None], WebhookEvent | WebhookFault]:
     """Return the function that verifies, so that no attribute holds a secret."""
-    secrets = tuple(key.decode() for key in keys)
-    return lambda body, signature: verify(body, signature, secrets, tolerance=tolerance)
+    return lambda body, signature: _verified(body, signature, keys, time.time(), tolerance)
