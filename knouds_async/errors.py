@@ -48,6 +48,53 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+__all__ = [
+    "APIError",
+    "APIKeyAccessDeniedError",
+    "AsyncNotSupportedError",
+    "AuthenticationError",
+    "BadRequestError",
+    "BudgetExceededError",
+    "CapabilityAboveCeilingError",
+    "CapabilityDeniedError",
+    "ClientClosedError",
+    "ConfigurationError",
+    "ConflictError",
+    "ConnectionFailedError",
+    "DownloadError",
+    "DownloadFault",
+    "ExecutionCancelledError",
+    "ExecutionFailedError",
+    "ExecutionNotFoundError",
+    "GrantExhaustedError",
+    "InsufficientCreditsError",
+    "InvalidArgumentError",
+    "InvalidBodyError",
+    "InvalidCapabilityError",
+    "InvalidInputsError",
+    "InvalidResponseError",
+    "InvalidScopeError",
+    "InvalidSlugError",
+    "KnoudsError",
+    "LedgerError",
+    "LegacyKeyRetiredError",
+    "ModelNotFoundError",
+    "ModelTierRequiredError",
+    "NoAnswerError",
+    "NotFoundError",
+    "PaymentRequiredError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "ScopeDeniedError",
+    "ServiceError",
+    "SubmissionUnknownError",
+    "UnexpectedRedirectError",
+    "WaitTimeoutError",
+    "WebhookFault",
+    "WebhookVerificationError",
+    "WrongEventLoopError",
+]
+
 
 def _revive(kind: type[KnoudsError], args: tuple[Any, ...], fields: dict[str, Any]) -> KnoudsError:
     """Rebuild a pickled error without running its `__init__`, whose arguments are keywords."""

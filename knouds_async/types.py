@@ -15,6 +15,30 @@ import attrs
 
 from knouds_async.errors import InvalidArgumentError
 
+__all__ = [
+    "EXTENSIONS",
+    "JSON",
+    "Account",
+    "ExecutionState",
+    "Failure",
+    "Health",
+    "Inputs",
+    "Media",
+    "MediaKind",
+    "Pricing",
+    "RunResult",
+    "SchemaField",
+    "Status",
+    "SubmissionSearch",
+    "Submitted",
+    "Target",
+    "UsagePage",
+    "UsageRow",
+    "Workflow",
+    "WorkflowSchema",
+    "WorkflowSummary",
+]
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import date, time
