@@ -39,7 +39,7 @@ from knouds_async._batch.jobs import (
 from knouds_async._batch.ledger import MemoryLedger
 from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar, Reporter, TerminalBar, bar_for
 from knouds_async._batch.worker import BatchClient, JobOptions, Worker
-from knouds_async._io.concurrency import checkpoint, spawn, uninterrupted, wait_until_set
+from knouds_async._io.concurrency import spawn, uninterrupted, wait_until_set
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.estimate import Estimate
 from knouds_async.config import is_integer
@@ -131,7 +131,6 @@ _CUT: Final = (
     "the batch was cancelled, but not by leaving its block: by what its jobs come from, by on_progress, by its ledger, "
     "or by the end of the event loop. Not every job was read, and not every run was waited for"
 )
-_A_FEW: Final = 10  # jobs to be read before other tasks have their turn
 
 logger = logging.getLogger("knouds_async")
 
@@ -164,11 +163,10 @@ class Batch:
         self._bar = bar_for(display) if is_drawn else None
         self._max_in_flight = max_in_flight
         self._most_ahead = max_in_flight + max(max_in_flight, _LEAST_AHEAD)  # jobs that are read and not taken yet
-        self._reader = Reader(worker.options.default)
+        self._reader = Reader(jobs, worker.options.default)
         self._outcomes = OutcomeQueue(is_ordered=is_ordered)
         self._active = 0  # jobs that have a task
         self._room: anyio.Event | None = None
-        self._reading: anyio.CancelScope | None = None  # of the wait for another job
         self._began: float | None = None
         worker.on_change = self._changed
 
@@ -211,17 +209,17 @@ class Batch:
         """
         if self._began is not None:
             raise RuntimeError("a batch is estimated before it is entered")
-        ledger = self._worker.ledger
+        ledger, options = self._worker.ledger, self._worker.options
         reading = getattr(ledger, "reading", None)
         async with nullcontext(ledger.look) if reading is None else reading() as find:
-            return await self._worker.estimate(self._jobs, find, self._max_in_flight)
+            return await self._worker.estimate(Reader(self._jobs, options.default), find, self._max_in_flight)
 
     async def __aenter__(self) -> Batch:
         """Open the ledger, fetch the schema, and begin. Raises LedgerError, or what the service refuses."""
         if self._began is not None:
             raise RuntimeError("a batch is entered once: call map again for another")
         self._began = anyio.current_time()
-        self._scope, self._ended = anyio.CancelScope(), anyio.Event()
+        self._scope, self._reading, self._ended = anyio.CancelScope(), anyio.CancelScope(), anyio.Event()
         try:
             await self._worker.open()
         except BaseException:
@@ -317,32 +315,20 @@ class Batch:
 
     async def _read(self, tasks: TaskGroup) -> None:
         """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""
-        source = aiter(self._jobs) if isinstance(self._jobs, AsyncIterable) else iter(self._jobs)
-        while await self._has_room():
-            try:
-                prepared = self._reader.read(await self._next(source))
-            except StopAsyncIteration:
-                return
-            except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
-                self._outcomes.fail(error)
-                return
-            self._active += 1
-            tasks.start_soon(self._work_on, prepared)
-
-    async def _next(self, source: AsyncIterator[Job | Inputs] | Iterator[Job | Inputs]) -> Job | Inputs:
-        """Return the next job, or raise StopAsyncIteration, also when the batch is stopped meanwhile."""
-        if isinstance(source, AsyncIterator):
-            with anyio.CancelScope() as self._reading:
-                return await anext(source)
-        else:
-            for item in source:
-                return item
-        raise StopAsyncIteration
+        with self._reading:
+            while await self._has_room():
+                try:
+                    prepared = await anext(self._reader)
+                except StopAsyncIteration:
+                    return
+                except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+                    self._outcomes.fail(error)
+                    return
+                self._active += 1
+                tasks.start_soon(self._work_on, prepared)
 
     async def _has_room(self) -> bool:
         """Wait until another job may be read; False when none is to be read any more."""
-        if self._reader.count % _A_FEW == 0:
-            await checkpoint()
         while not self._worker.is_stopped:
             is_full = self._active - self._worker.waiting >= self._max_in_flight
             if not is_full and self._reader.count - self._outcomes.taken < self._most_ahead:
@@ -382,7 +368,7 @@ class Batch:
             self._room = None
 
     def _changed(self) -> None:
-        if self._worker.is_stopped and self._reading is not None:
+        if self._worker.is_stopped and self._began is not None:
             self._reading.cancel()
         self._look_for_room()
         self._report()
@@ -435,14 +421,14 @@ class BatchFactory:
     async def once(self, target: Target, job: Job | Inputs, options: JobOptions) -> Outcome:
         """Return the outcome of one job; see `Workflows.once`."""
         endpoints.submit(target, {})  # checks the name
-        prepared = Reader(options.default).read(job)
+        prepared = Reader(default=options.default).read(job)
         worker = Worker(self._client, target, attrs.evolve(options, max_age=_SCHEMA_AGE))
         async with _open(worker):
             return await worker.run_job(prepared)
 
     async def submit(self, target: Target, inputs: Inputs, key: str, options: JobOptions) -> Execution:
         """Return the handle of the run of a key; see `Workflows.submit`."""
-        prepared = Reader(options.default).read(Job(key, inputs))
+        prepared = Reader(default=options.default).read(Job(key, inputs))
         with_timeout(endpoints.submit(target, {}), options.timeout)  # checks both
         worker = Worker(self._client, target, attrs.evolve(options, validate=False))
         async with _open(worker):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
+from knouds_async._io.concurrency import checkpoint
 from knouds_async._sansio import keys, responses
 from knouds_async._sansio.inputs import Default, is_record, plain_inputs, safe_repr
 from knouds_async._sansio.ledger import Ending, Entry, Stage, amount
@@ -71,17 +72,37 @@ class PreparedJob:
     is_repeated: bool = False
 
 
-class Reader:
-    """Makes jobs of what a caller's iterable gives, and notices keys that came before.
+_A_FEW: Final = 10  # jobs to be read before other tasks have their turn
 
-    `default`: converts inputs that are not JSON.
+
+class Reader:
+    """Makes jobs of what a caller's iterable gives, one by one, and notices keys that came before.
+
+    `default`: converts inputs that are not JSON. `count`: how many were read.
     """
 
-    def __init__(self, default: Default | None = None) -> None:
-        self._default = default
+    def __init__(self, jobs: Jobs = (), default: Default | None = None) -> None:
+        self._jobs, self._default = jobs, default
+        self._source: Iterator[Job | Inputs] | AsyncIterator[Job | Inputs] | None = None
         self._keys = keys.Keys()
         self._seen = keys.Seen()
         self.count = 0
+
+    def __aiter__(self) -> Reader:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> PreparedJob:
+        """Read the next job; raises what the source raises."""
+        if self.count % _A_FEW == 0:
+            await checkpoint()
+        if self._source is None:
+            self._source = aiter(self._jobs) if isinstance(self._jobs, AsyncIterable) else iter(self._jobs)
+        if isinstance(self._source, AsyncIterator):
+            return self.read(await anext(self._source))
+        for item in self._source:
+            return self.read(item)
+        raise StopAsyncIteration
 
     def read(self, item: Job | Inputs) -> PreparedJob:
         """Read the next item; one that is neither a job nor inputs is an InvalidArgumentError."""

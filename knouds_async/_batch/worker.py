@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -18,7 +19,6 @@ from knouds_async import errors
 from knouds_async._batch.jobs import (
     Completed,
     Failed,
-    Jobs,
     NotRun,
     NotRunReason,
     Outcome,
@@ -35,7 +35,7 @@ from knouds_async._batch.jobs import (
 from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, MemoryLedger, Taken, Written
 from knouds_async._batch.progress import describe_waits
 from knouds_async._batch.sqlite import SQLiteLedger
-from knouds_async._io.concurrency import checkpoint, read_clocks
+from knouds_async._io.concurrency import read_clocks
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import WITHHELD, Pipeline, Withheld, search_usage
 from knouds_async._sansio import endpoints
@@ -66,7 +66,7 @@ from knouds_async._sansio.ledger import (
 )
 from knouds_async._sansio.rate_limit import LimiterStats
 from knouds_async._sansio.reconcile import Doubt, KnownRun, Wanted, unaccounted
-from knouds_async._sansio.retry import Decision, Done, Fail, Requeue
+from knouds_async._sansio.retry import Again, Decision, Done, Fail, Requeue
 from knouds_async.config import TIERS, Retries, Secret, Timeouts, is_number
 from knouds_async.errors import KnoudsError
 from knouds_async.execution import UNSEEN, Execution, ExecutionFactory, with_timeout
@@ -147,18 +147,19 @@ class BatchClient:
         async with self._checking:
             if self._checked is None or self._checked[0] != doubted.doubt or self._checked[1] < asked_at:
                 began = anyio.current_time()
-                self._checked = (doubted.doubt, began, await self._check(doubted, account))
+                runs = [] if account is None else await doubted.runs(account)
+                self._checked = (doubted.doubt, began, await self.search(doubted.doubt.wanted(), runs))
             return self._checked[2]
 
-    async def _check(self, doubted: Doubted, account: str | None) -> SubmissionSearch:
+    async def search(self, wanted: Wanted, runs: Sequence[tuple[str | None, KnownRun]]) -> SubmissionSearch:
+        """Return what usage rows prove of a submit; `runs`: those that are known, with their execution ids."""
         try:
-            known = [] if account is None else [await self._named(*each) for each in await doubted.runs(account)]
-            return await search_usage(self.pipeline.send, doubted.doubt.wanted(known), self.pipeline.time)
-        except (errors.ClientClosedError, errors.LedgerError):
+            known = [await self._named(*each) for each in runs]
+            return await search_usage(self.pipeline.send, attrs.evolve(wanted, known=known), self.pipeline.time)
+        except errors.ClientClosedError:
             raise
         except KnoudsError as error:
-            reason = f"the usage could not be read: {error}"
-            return SubmissionSearch(candidates=(), is_conclusive=False, reasons=(reason,))
+            return _inconclusive(f"the usage could not be read: {error}")
 
     async def _named(self, execution_id: str | None, run: KnownRun) -> KnownRun:
         """Return a run with its request id, which only the service knows where somebody has named the run."""
@@ -229,29 +230,27 @@ class Worker:
         self.owner = ""
         self.payer: Payer | None = None
         self._schema: WorkflowSchema | None = None
-        # What is spent and reserved.
+        # The budget.
         self.totals, self.prices = Totals(), Prices()
-        self.in_flight = 0  # runs of this batch that are being sent or waited for
-        self.queued = 0  # jobs that were let through under the cap and are not on record yet
+        self._reserved = set[PreparedJob]()  # let through under the cap, and not on record yet
+        self._in_flight = set[PreparedJob]()  # their runs are being sent or waited for
         self._reserving = anyio.Lock()
-        self._changed: anyio.Event | None = None
-        # How the submitting stands.
+        self._released: anyio.Event | None = None
+        # Submitting.
         self.submitted = 0
         self.waiting = 0  # jobs that only wait: for another batch, or for a search
         self.stopped_by: tuple[NotRunReason, KnoudsError] | None = None
         self.is_stopped = False  # somebody asked for it: no further job is to be read either
         self.in_line = set[anyio.CancelScope]()  # of what `stop` may end: no paid request is in flight in them
-        self._route = endpoints.submit(target, {}).route
-        self._first, self._asking, self._searching = anyio.Lock(), anyio.Lock(), anyio.Lock()
         self.doubted: Doubted | None = None  # the ledger may lack runs: nothing is sent before that is settled
-        self._settling = anyio.Lock()
-        self._has_answered = False
+        self.last_sent = 0.0
+        self._route = endpoints.submit(target, {}).route
+        self._probing, self._is_probed = anyio.Lock(fast_acquire=True), False
+        self._settling, self._searching = anyio.Lock(), anyio.Lock()
         self._away_since: float | None = None  # since when the service cannot be reached
         self._foreign_answers = 0  # in a row
-        self._held_until = -math.inf
-        # How long runs take.
+        self._paused_until = -math.inf
         self._lengths = RunLengths()
-        self.last_sent = 0.0
 
     # Opening, closing, stopping.
 
@@ -285,108 +284,13 @@ class Worker:
         except errors.PermissionDeniedError as error:
             if not error.from_service:  # what stands in between would answer the runs as well
                 raise
-            said = "the schema of %s cannot be read, so inputs are not checked before they are sent: %s"
+            message = "the schema of %s cannot be read, so inputs are not checked before they are sent: %s"
             extra = fields("schema_unreadable", target=str(self.target), http_status=error.status)
-            logger.warning(said, self.target, error, extra=extra)
+            logger.warning(message, self.target, error, extra=extra)
             return
         self._schema = schema if self.options.validate else None
         if (estimate := schema.estimated_credit_cost) is not None:
             self.prices = attrs.evolve(self.prices, estimate=max(0.0, float(estimate)))
-
-    async def estimate(self, jobs: Jobs, find: Find, max_in_flight: int) -> Estimate:
-        """Return what the jobs would cost and how long they would take; see `Batch.estimate`."""
-        send, is_workflow = self._client.pipeline.send, self.target.kind == "workflows"
-        if is_workflow:
-            await self._fetch_schema()
-        counted = await self._count_jobs(jobs, find)
-        name = self.target.name
-        rows = endpoints.list_usage(
-            workflow_slug=name if is_workflow else None,
-            model_id=None if is_workflow else name,
-            limit=endpoints.LARGEST_PAGE,
-        )
-        page, account = await send(rows), await send(endpoints.whoami())
-        free = (rows.route, endpoints.whoami().route)
-        known = [quota for route in (self._route, *free) if (quota := self._quota(route)).limit is not None]
-        tier = math.inf if account.role == "admin" else TIERS.get(account.tier or "")
-        quota = known[0] if known else RouteQuota(tier)
-        if quota != self._quota(self._route):
-            quota = attrs.evolve(quota, left=None)  # of another route
-        price, most = self.prices.estimate, max_in_flight
-        return estimate(
-            counted, price=price, rows=page.rows, quota=quota, max_in_flight=most, expected=self.options.expected
-        )
-
-    async def _count_jobs(self, jobs: Jobs, find: Find) -> Estimate:
-        """Read all jobs, and count those that would not be run."""
-        reader, counted = Reader(self.options.default), Estimate(jobs=0)
-        if isinstance(jobs, AsyncIterable):
-            async for item in jobs:
-                counted = await self._count_job(counted, reader.read(item), find)
-        else:
-            for item in jobs:
-                await checkpoint()
-                counted = await self._count_job(counted, reader.read(item), find)
-        return counted
-
-    async def _count_job(self, counted: Estimate, prepared: PreparedJob, find: Find) -> Estimate:
-        entry = await find(prepared.job.key)
-        counted = attrs.evolve(counted, jobs=counted.jobs + 1)
-        if (fault := self._fault(prepared, entry)) is not None:
-            named = (*counted.faults, f"{prepared.job.key}: {fault}")[:_FAULTS_NAMED]
-            return attrs.evolve(counted, invalid=counted.invalid + 1, faults=named)
-        is_done = entry is not None and entry.stage is not Stage.NEW
-        return attrs.evolve(counted, already_done=counted.already_done + is_done)
-
-    def _fault(self, prepared: PreparedJob, entry: Entry | None) -> str | None:
-        """Return why a job would not be run, None when it would, or has been."""
-        if prepared.is_repeated:
-            return "its key came before in this batch"
-        if prepared.error is not None:
-            return str(prepared.error)
-        if (conflict := _conflict(prepared, entry, self.target)) is not None:
-            return str(conflict.error)
-        if entry is not None and entry.stage is not Stage.NEW:
-            return None
-        return "; ".join(input_errors(self._schema, prepared.inputs) if self._schema is not None else ()) or None
-
-    def _quota(self, route: str) -> RouteQuota:
-        stats = self._client.limiter.stats(route)
-        return RouteQuota(stats.limit, stats.left, stats.resets_in)
-
-    @property
-    def waiting_for_quota(self) -> int:
-        """Jobs of this batch that wait for the rate limit."""
-        return min(len(self.in_line), self._client.limiter.stats(self._route).waiting)
-
-    def quota_waits(self, now: datetime) -> Iterator[str]:
-        """Yield what the batch waits for at this moment beside the runs themselves, for people."""
-        return describe_waits(self._client.limiter.stats, self._route, self.in_flight, now)
-
-    def seconds_left(self, unfinished: int, max_in_flight: int) -> float | None:
-        """Return the seconds until so many jobs have finished, None when unknown."""
-        if self._lengths.mean() is None and self.options.expected is not None:
-            self._lengths.add(self.options.expected)
-        submits, polls = self._client.limiter.stats(self._route), self._client.limiter.stats(_POLL_ROUTE)
-        begun = self.in_flight + max(0, len(self.in_line) - submits.waiting)  # with those that have a permit already
-        remaining = Remaining(
-            to_submit=0 if self.stopped_by is not None else max(0, unfinished - begun),
-            in_flight=begun,
-            since_submit=anyio.current_time() - self.last_sent if begun == self.in_flight > 0 else 0.0,
-            held_for=submits.held_for,
-            polls=self._client.executions.polls_in_flight,
-        )
-        return seconds_left(
-            remaining,
-            submits=self._own_quota(submits),
-            polls=self._own_quota(polls),
-            lengths=self._lengths,
-            max_in_flight=max_in_flight,
-        )
-
-    def _own_quota(self, stats: LimiterStats) -> RouteQuota:
-        limit = math.inf if stats.limit is None else stats.limit * self._client.limiter.share
-        return RouteQuota(limit, stats.left, stats.resets_in)
 
     async def close(self) -> None:
         """Release every claim. What cannot be written is released by the end of the process."""
@@ -416,12 +320,14 @@ class Worker:
             self.stop(reason, error)
 
     @contextmanager
-    def _leaving_line(self) -> Iterator[None]:
-        """Cancel what is done inside when the batch is stopped."""
+    def _cancelled_by_stop(self) -> Iterator[anyio.CancelScope]:
+        """Cancel what is done inside when the batch is stopped, or has been."""
         with anyio.CancelScope() as scope:
             self.in_line.add(scope)
+            if self.stopped_by is not None:
+                scope.cancel()
             try:
-                yield
+                yield scope
             finally:
                 self.in_line.discard(scope)
 
@@ -431,17 +337,43 @@ class Worker:
         """Return how a job ended. Cancelled: its run continues, and is on record if there is a ledger."""
         job = prepared.job
         if prepared.is_repeated:
-            again = errors.InvalidArgumentError(f"the key {job.key!r} came before in this batch")
-            return NotRun(job=job, reason=NotRunReason.DUPLICATE, error=again)
+            repeated = errors.InvalidArgumentError(f"the key {job.key!r} came before in this batch")
+            return NotRun(job=job, reason=NotRunReason.DUPLICATE, error=repeated)
         if prepared.error is not None:
             return NotRun(job=job, reason=NotRunReason.INVALID, error=prepared.error)
         found: Outcome | Entry | None = await self.ledger.look(job.key)
         while found is None or isinstance(found, Entry):
-            if found is None or found.stage is Stage.NEW:
-                found = _conflict(prepared, found, self.target) or await self._run(prepared)
-            else:
-                found = _conflict(prepared, found, self.target) or await self._resume(prepared, found)
+            try:
+                found = _conflict(prepared, found, self.target) or await self._continue(prepared, found)
+            finally:
+                self._in_flight.discard(prepared)
+                self.notify()
         return found
+
+    async def _continue(self, prepared: PreparedJob, entry: Entry | None) -> Outcome | Entry | None:
+        """Do what comes next for a job that stands so; return its outcome, or where it stands now."""
+        match entry:
+            case None | Entry(stage=Stage.NEW):
+                return await self._run(prepared)
+            case Entry(stage=Stage.SUBMITTED, owner=None):
+                return await self._pick_up(prepared, entry)
+            case Entry(stage=Stage.SUBMITTED | Stage.SENDING):
+                return await self._leave_to_its_owner(prepared)
+            case Entry(stage=Stage.UNKNOWN):
+                return await self._search(prepared, entry)
+            case _:
+                return outcome_of_entry(prepared.job, entry)
+
+    async def _run(self, prepared: PreparedJob) -> Outcome | Entry | None:
+        """Run a job that never ran: check its inputs, reserve credits, submit it, wait for its run."""
+        if self._schema is not None and (faults := input_errors(self._schema, prepared.inputs)):
+            refused = invalid_inputs(self.target, faults)
+            return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=refused)
+        if (stopped_by := await self._reserve(prepared)) is not None:
+            reason, error = stopped_by
+            return NotRun(job=prepared.job, reason=reason, error=error)
+        submit = Submit(self, prepared)
+        return await self._follow(submit, await self._send(submit))
 
     async def submit_job(self, prepared: PreparedJob) -> Execution:
         """Return the handle of a job's run: the one that its key has, or a new one; see `Workflows.submit`."""
@@ -449,7 +381,7 @@ class Worker:
             raise prepared.error
         while True:
             entry = await self.ledger.look(prepared.job.key)
-            if (conflict := _conflict(prepared, entry, self.target)) is not None and conflict.error is not None:
+            if (conflict := _conflict(prepared, entry, self.target)) is not None:
                 raise conflict.error
             if entry is None or entry.stage is Stage.NEW:
                 if (execution := await self._submit(prepared)) is not None:
@@ -457,19 +389,15 @@ class Worker:
             elif entry.stage is Stage.SENDING:
                 await anyio.sleep(_BETWEEN_LOOKS)
             elif entry.execution_id is not None:
-                unseen = ExecutionState(execution_id=checked_execution_id(entry.execution_id), status=UNSEEN)
-                return self._client.executions.attach(state_of_entry(entry) or unseen, self.target)
+                return self._client.executions.attach(state_of_entry(entry) or _unseen(entry), self.target)
             elif entry.stage is not Stage.UNKNOWN or isinstance(await self._search(prepared, entry), Unknown):
                 raise _error_of(outcome_of_entry(prepared.job, entry))
 
     async def _submit(self, prepared: PreparedJob) -> Execution | None:
         """Submit a job that never ran; None: it was withheld, or another has it by now."""
         submit = Submit(self, prepared, needs_id=True)
-        try:
-            answer = await self._send(submit)
-        finally:
-            await submit.finish()
-        if isinstance(answer, KnoudsError) and not (submit.entry is not None and submit.entry.execution_id is not None):
+        answer = await self._send(submit)
+        if isinstance(answer, KnoudsError):
             raise answer
         if not isinstance(answer, Submitted) or submit.entry is None or submit.entry.stage is Stage.UNKNOWN:
             return None
@@ -484,59 +412,42 @@ class Worker:
                 return attrs.evolve(outcome, files=await self._client.save(outcome.run, self.options.save))
         except Exception as error:  # noqa: BLE001  (the run is paid for, and completed: nothing else may lose it)
             run = f" (execution {outcome.execution_id})" if outcome.execution_id else ""
-            said = "the files of job %r%s were not all saved, and its result has their addresses: %s"
+            message = "the files of job %r%s were not all saved, and its result has their addresses: %s"
             extra = fields("files_not_saved", job_key=outcome.job.key, execution_id=outcome.execution_id)
-            logger.warning(said, outcome.job.key, run, error, extra=extra)
+            logger.warning(message, outcome.job.key, run, error, extra=extra)
             return attrs.evolve(outcome, save_error=error.with_traceback(None))
 
-    async def _run(self, prepared: PreparedJob) -> Outcome | Entry:
-        """Run a job that never ran; give its entry when it is another batch's by now."""
-        wrong = input_errors(self._schema, prepared.inputs) if self._schema is not None else ()
-        if wrong:
-            refused = invalid_inputs(self.target, wrong)
-            return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=refused)
-        while await self._reserve():
-            submit = Submit(self, prepared)
-            try:
-                answer = await self._send(submit)
-                await submit.put_on_record()
-                found = await self._follow(submit, answer)
-            finally:
-                await submit.finish()
-            if found is not None:
-                return found
-        assert self.stopped_by is not None  # noqa: S101  (nothing else ends the reserving)
-        reason, error = self.stopped_by
-        return NotRun(job=prepared.job, reason=reason, error=error)
+    # Its submit.
 
     async def _send(self, submit: Submit) -> Answer | None:
-        """Submit, the first job alone: should the target refuse it, no turn of the others is wasted.
+        """Submit a job, the first one alone: should the target refuse it, no turn of the others is wasted.
 
-        None: it was withheld, or it left the line; nothing of it is in flight.
+        None: it was withheld, or it left the line; nothing of it is in flight. Of half a receipt the id is enough.
         """
+        answer: Answer | None = None
         try:
-            await self._ask_for_time()
-            await self._settle_doubt()
-            if self.stopped_by is not None:
-                return None
-            with submit.scope:
-                self.in_line.add(submit.scope)
-                try:
-                    if not self._has_answered:
-                        async with self._first:
-                            if not self._has_answered:
-                                return await self._send_once(submit)
-                    return await self._send_once(submit)
-                finally:
-                    self.in_line.discard(submit.scope)
+            with self._cancelled_by_stop() as submit.scope:
+                await self._prepare()
+                answer = await self._send_in_turn(submit)
         except (errors.LedgerError, errors.ClientClosedError, errors.WrongEventLoopError):
             raise
+        except errors.SubmissionUnknownError as error:
+            execution_id = error.execution_id
+            return error.with_traceback(None) if execution_id is None else Submitted(execution_id=execution_id)
         except KnoudsError as error:
             return error.with_traceback(None)
-        return None
+        finally:
+            await submit.settle()
+        return answer
+
+    async def _send_in_turn(self, submit: Submit) -> Submitted | RunResult | None:
+        async with self._probing:
+            if not self._is_probed:
+                return await self._send_once(submit)
+        return await self._send_once(submit)
 
     async def _send_once(self, submit: Submit) -> Submitted | RunResult | None:
-        self._say_pause()
+        self._log_pause()
         is_one_go = not submit.needs_id and self.target in self._client.one_go
         submit.lasts = self._client.timeouts.run if is_one_go else 0.0
         make: Callable[..., endpoints.Call[Any]] = endpoints.run if is_one_go else endpoints.submit
@@ -547,28 +458,23 @@ class Worker:
     async def _follow(self, submit: Submit, answer: Answer | None) -> Outcome | Entry | None:
         """Follow a job to its end after its submit was answered; None: it began no run, and is to be sent again."""
         job, entry = submit.prepared.job, submit.entry
-        self._has_answered = self._has_answered or not isinstance(answer, (type(None), errors.ConnectionFailedError))
+        self._is_probed = self._is_probed or not isinstance(answer, (type(None), errors.ConnectionFailedError))
         match answer:
-            case None:
-                return submit.taken
             case Submitted() if entry is not None:
                 return await self._begun(submit.prepared, entry, answer)
-            case errors.SubmissionUnknownError(execution_id=str() as found) if entry is not None:
-                return await self._begun(submit.prepared, entry, Submitted(execution_id=found))
             case RunResult() if entry is not None:
                 self._count(answer.ms)
                 return entry if entry.ending is None else outcome_of_entry(job, entry, from_ledger=False)
             case errors.ExecutionFailedError():
                 self._count()
                 return Failed(job=job, error=answer)
-            case KnoudsError() if entry is not None and entry.stage is not _stage_after(answer):
-                return entry  # another batch has it by now
-            case KnoudsError() if answer.may_have_run:
-                self._met_unknown(submit.prepared)
+            case KnoudsError(may_have_run=True) if entry is None or entry.stage is Stage.UNKNOWN:
+                self._on_unknown(submit.prepared)
                 return Unknown(job=job, error=answer, sent_at=getattr(answer, "sent_at", submit.sent_at))
-            case KnoudsError():
+            case KnoudsError(may_have_run=False) if entry is None or entry.stage is Stage.NEW:
                 return await self._refused(submit, answer)
-        raise AssertionError("what was answered has an entry")
+            case _:  # it was withheld, or another batch has it by now
+                return entry
 
     async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome | Entry:
         """Follow a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way.
@@ -576,7 +482,7 @@ class Worker:
         Or that another batch has the job: one whose ledger took this one for gone. Then the run is paid for nothing.
         """
         if entry.stage is Stage.UNKNOWN and entry.owner == self.owner:
-            self._met_unknown(prepared)
+            self._on_unknown(prepared)
             error = intercepted(self.target, entry.note or "an answer of another run")
             self._stop_with_warning(NotRunReason.INTERCEPTED, error)
             return outcome_of_entry(prepared.job, entry)
@@ -625,7 +531,41 @@ class Worker:
         await self.record(entry, Ended(ending_of(state, is_kept=self._is_durable)))
         return outcome_of_state(prepared.job, state)
 
+    def _on_unknown(self, prepared: PreparedJob) -> None:
+        """Stop at a job of which nobody knows whether it ran, if that was asked for."""
+        if self.options.on_unknown == "stop":
+            error = KnoudsError(
+                f"whether the job {prepared.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing "
+                "more was submitted"
+            )
+            self.stop(NotRunReason.STOPPED, error)
+
+    def _count(self, ms: float | None = None) -> None:
+        self.submitted += 1
+        if ms is not None:
+            self._lengths.add(ms / 1000)
+        self.on_change()
+
     # What stands in the way of a submit.
+
+    def on_attempt(self, decision: Decision) -> None:
+        """Learn from an attempt, before the ledger does: what answers in the service's place ends the submitting.
+
+        A gateway that finds the service away (5xx, 408, 499) is borne a few times; a page in between is not: each
+        such answer leaves a job unknown.
+        """
+        match decision:
+            case Fail(errors.SubmissionUnknownError(intermediary=str() as who, status=status)):
+                self._foreign_answers += 1
+                is_passing = status is not None and (status >= 500 or status in (408, 499))
+                if not is_passing or self._foreign_answers >= _GATEWAY_FAULTS:
+                    self._stop_with_warning(NotRunReason.INTERCEPTED, intercepted(self.target, who))
+            case Done() | Requeue() | Fail(errors.APIError()):
+                self._foreign_answers = 0
+        if isinstance(decision, Requeue):
+            self._log_pause()
+        if isinstance(decision, (Done, Requeue)):
+            self._away_since = None
 
     async def _refused(self, submit: Submit, error: KnoudsError) -> NotRun | None:
         """Decide what follows from a submit that certainly began no run; None: it is sent again."""
@@ -640,9 +580,9 @@ class Worker:
             case errors.ConnectionFailedError() if not error.is_lasting and away_for <= UNREACHABLE:
                 if self._away_since is None:
                     self._away_since = anyio.current_time()
-                    said = "a batch waits for up to %.0f s until the service can be reached: %s"
+                    message = "a batch waits for up to %.0f s until the service can be reached: %s"
                     extra = fields("service_unreachable", target=str(self.target))
-                    logger.warning(said, UNREACHABLE, error, extra=extra)
+                    logger.warning(message, UNREACHABLE, error, extra=extra)
                 await self._pause(min(_LONGEST_PAUSE, max(1.0, away_for)))
             case _:
                 reason, is_for_all = _reason(error)
@@ -652,33 +592,29 @@ class Worker:
         return None
 
     async def _pause(self, seconds: float) -> None:
-        if self.stopped_by is None:
-            with self._leaving_line():
-                await anyio.sleep(seconds)
+        with self._cancelled_by_stop():
+            await anyio.sleep(seconds)
 
     def moment(self) -> Moment:
         """Return this moment, dated by the service's clock as certainly as it can be."""
         return self._client.pipeline.time.moment()
 
     @property
-    def needs_time(self) -> bool:
+    def is_undated(self) -> bool:
         """Whether to ask the service for its time before anything is sent: only what is dated can be proven."""
         return self.payer is not None and self._client.pipeline.time.is_worth_asking()
 
-    async def _ask_for_time(self) -> None:
-        if self.needs_time:
-            with self._leaving_line():
-                async with self._asking:
-                    if self.needs_time:
-                        await self._client.pipeline.ask_for_time()
+    async def _prepare(self) -> None:
+        """Learn the service's time, and settle whether the ledger lacks runs; LedgerError where that stays open."""
+        if self.is_undated or self.doubted is not None:
+            async with self._settling:
+                await self._ask_for_time()
+                while self.doubted is not None:
+                    self.doubted = await self._settled(self.doubted)
 
-    async def _settle_doubt(self) -> None:
-        """Wait until it is proven that the ledger lacks no run, or somebody says so; LedgerError where it is not."""
-        if self.doubted is not None:
-            with self._leaving_line():
-                async with self._settling:
-                    while self.doubted is not None:
-                        self.doubted = await self._settled(self.doubted)
+    async def _ask_for_time(self) -> None:
+        if self.is_undated:
+            await self._client.pipeline.ask_for_time()
 
     async def _settled(self, doubted: Doubted) -> Doubted | None:
         """Check once, and wait for as long as another check may find more; None: nothing is in doubt any more."""
@@ -688,115 +624,79 @@ class Worker:
         search = await self._client.check(found, None if self.payer is None else self.payer.account)
         if search.is_certainly_none:
             return await found.trust()
-        said, pause = f"{found.said}: {unaccounted(search)}", found.doubt.next_check(self.moment())
+        message, pause = f"{found.said}: {unaccounted(search)}", found.doubt.next_check(self.moment())
         if pause is None:
             raise errors.LedgerError(
-                f"{said}. Nothing was submitted: look whose runs these are, then allow it with `await ledger.trust()` "
-                "or `knouds ledger trust URL`"
+                f"{message}. Nothing was submitted: look whose runs these are, then allow it with `await "
+                "ledger.trust()` or `knouds ledger trust URL`"
             )
         if found.doubt.id not in self._client.warned:
             self._client.warned.add(found.doubt.id)
             extra = fields("ledger_in_doubt", target=str(self.target), count=len(search.candidates), wait=pause)
-            logger.warning("nothing is submitted until usage rows prove that no run is missing: %s", said, extra=extra)
+            logger.warning(
+                "nothing is submitted until usage rows prove that no run is missing: %s", message, extra=extra
+            )
         await anyio.sleep(pause)
         return found
 
-    @property
-    def held_for(self) -> float:
-        """The seconds for which the service asked that nothing be submitted, beyond the rest of a used-up window."""
-        stats = self._client.limiter.stats(self._route)
-        return stats.held_for if stats.is_pause else 0.0
-
-    def _say_pause(self) -> None:
+    def _log_pause(self) -> None:
         """Log once what is waited for when the service has asked for a pause."""
         if not _SHORT_PAUSE <= (held_for := self.held_for) <= self._client.retries.longest:
             return
         until = (now := self.moment().wall) + held_for
-        if until < max(now, self._held_until) + _SHORT_PAUSE:
+        if until < max(now, self._paused_until) + _SHORT_PAUSE:
             return
-        self._held_until = until
-        said = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
+        self._paused_until = until
+        message = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
         until_utc = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S} UTC"
         extra = fields("service_paused", target=str(self.target), route=self._route, wait=held_for)
-        logger.warning(said, self.target, held_for, until_utc, extra=extra)
-        self.on_change()
-
-    def saw(self, decision: Decision) -> None:
-        """Note an attempt, before the ledger does: what answers in the service's place ends the submitting at once.
-
-        A gateway that finds the service away (5xx, 408, 499) is borne a few times; a page in between is not: each
-        such answer leaves a job unknown.
-        """
-        match decision:
-            case Fail(errors.SubmissionUnknownError(intermediary=str() as who, status=status)):
-                self._foreign_answers += 1
-                is_passing = status is not None and (status >= 500 or status in (408, 499))
-                if not is_passing or self._foreign_answers >= _GATEWAY_FAULTS:
-                    self._stop_with_warning(NotRunReason.INTERCEPTED, intercepted(self.target, who))
-            case Done() | Requeue() | Fail(errors.APIError()):
-                self._foreign_answers = 0
-        if isinstance(decision, Requeue):
-            self._say_pause()
-        if isinstance(decision, (Done, Requeue)):
-            self._away_since = None
-
-    def _met_unknown(self, prepared: PreparedJob) -> None:
-        """Note a job of which nobody knows whether it ran: stop, if that was asked for."""
-        if self.options.on_unknown == "stop":
-            error = KnoudsError(
-                f"whether the job {prepared.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing "
-                "more was submitted"
-            )
-            self.stop(NotRunReason.STOPPED, error)
-
-    def _count(self, ms: float | None = None) -> None:
-        self.submitted += 1
-        if ms is not None:
-            self._lengths.add(ms / 1000)
+        logger.warning(message, self.target, held_for, until_utc, extra=extra)
         self.on_change()
 
     # The budget.
 
-    async def _reserve(self) -> bool:
-        """Wait until one more run fits under the cap, and reserve credits for it; False when the batch has stopped.
+    async def _reserve(self, prepared: PreparedJob) -> tuple[NotRunReason, KnoudsError] | None:
+        """Wait until one more run fits under the cap, and reserve credits for it; return why the batch has stopped.
 
         First come, first served. It stops the batch when no further run can fit.
         """
-        if self.options.max_credits is None:
-            return self.stopped_by is None
-        is_fresh = False
+        cap, is_fresh = self.options.max_credits, False
+        if cap is None:
+            return self.stopped_by
         async with self._reserving:
             while self.stopped_by is None:
-                price = self.prices.price
-                fit = fit_under_cap(self.totals, price, self.options.max_credits, queued=self.queued)
-                if fit is Fit.NOW and not (
-                    price is not None and self._exceeds_experience(price, self.options.max_credits)
-                ):
-                    self.queued += 1
-                    return True
-                is_idle = not (self.in_flight or self.queued)
+                fit = self._fit(cap)
+                is_idle = not (self._in_flight or self._reserved)
+                if fit is Fit.NOW:
+                    self._reserved.add(prepared)
+                    return None
                 if fit is Fit.NEVER or (is_idle and is_fresh):
-                    self.stop(NotRunReason.BUDGET, self._spent(price, self.options.max_credits))
+                    self.stop(NotRunReason.BUDGET, self._spent(cap))
                 elif is_idle:  # others may have spent less than they reserved, and what was written came back late
                     self.totals, is_fresh = (await self.ledger.summary(str(self.target))).totals, True
                 else:
                     is_fresh = False
-                    self._changed = self._changed or anyio.Event()
-                    await self._changed.wait()
-        return False
+                    self._released = self._released or anyio.Event()
+                    await self._released.wait()
+        return self.stopped_by
 
-    def _exceeds_experience(self, price: float, cap: float) -> bool:
-        in_flight = self.in_flight + self.queued
-        ended = self.prices.ended
-        return exceeds_experience(self.totals, price, cap, queued=self.queued, in_flight=in_flight, ended=ended)
+    def _fit(self, cap: float) -> Fit:
+        price, queued, in_flight = self.prices.price, len(self._reserved), len(self._in_flight)
+        fit = fit_under_cap(self.totals, price, cap, queued=queued)
+        if fit is Fit.NOW and price is not None:
+            ended, begun = self.prices.ended, in_flight + queued
+            if exceeds_experience(self.totals, price, cap, queued=queued, in_flight=begun, ended=ended):
+                return Fit.LATER
+        return fit
 
     def notify(self) -> None:
         """Wake who waits for credits."""
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        if self._released is not None:
+            self._released.set()
+            self._released = None
 
-    def _spent(self, price: float | None, cap: float) -> errors.BudgetExceededError:
+    def _spent(self, cap: float) -> errors.BudgetExceededError:
+        price = self.prices.price
         cost = "at a price that is not known" if price is None else f"of {price:.12g} credits"
         unpriced = f", and what {self.totals.unpriced} of the runs cost is not known" if self.totals.unpriced else ""
         return errors.BudgetExceededError(
@@ -808,7 +708,8 @@ class Worker:
     # The ledger.
 
     async def claim(self, submit: Submit, sent_at: float) -> Claimed:
-        """Write the intent to send a job."""
+        """Write the intent to send a job: from here on it is in flight."""
+        prepared = submit.prepared
         sending = Sending(
             owner=self.owner,
             sent_at=sent_at,
@@ -817,7 +718,6 @@ class Worker:
             lasts=submit.lasts,
             account=None if self.payer is None else self.payer.account,
         )
-        prepared = submit.prepared
         claim = Claim(
             key=prepared.job.key,
             target=str(self.target),
@@ -830,7 +730,15 @@ class Worker:
             self.doubted = claimed
         elif not isinstance(claimed, Taken):
             self.totals, self.prices = claimed.totals, self.prices.seen(claimed.highest_cost)
+        if isinstance(claimed, Written):
+            self._in_flight.add(prepared)
+            self.unreserve(prepared)
         return claimed
+
+    def unreserve(self, prepared: PreparedJob) -> None:
+        """Free the credits of a job that is on record by now, or left the line."""
+        self._reserved.discard(prepared)
+        self.notify()
 
     async def record(self, entry: Entry, event: Event) -> Entry | None:
         """Write what has become of an entry, and learn its cost; None when another batch, or a person, was faster.
@@ -854,31 +762,15 @@ class Worker:
 
     # A job that is on record.
 
-    async def _resume(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
-        match entry.stage:
-            case Stage.SUBMITTED if entry.owner is None:
-                return await self._pick_up(prepared, entry)
-            case Stage.SUBMITTED | Stage.SENDING:
-                return await self._leave_to_its_owner(prepared)
-            case Stage.UNKNOWN:
-                return await self._search(prepared, entry)
-            case _:
-                return outcome_of_entry(prepared.job, entry)
-
     async def _pick_up(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
+        """Wait for a run that nobody waits for."""
         picked = await self.record(entry, PickedUp(self.owner))
         if picked is None or picked.execution_id is None:
             return await self.ledger.look(prepared.job.key)
-        unseen = ExecutionState(execution_id=checked_execution_id(picked.execution_id), status=UNSEEN)
-        self.in_flight += 1
-        try:
-            execution = self._client.executions.attach(
-                unseen, self.target, expected=self.options.expected, is_reported=True
-            )
-            return await self._wait(prepared, picked, execution)
-        finally:
-            self.in_flight -= 1
-            self.notify()
+        self._in_flight.add(prepared)
+        expected = self.options.expected
+        execution = self._client.executions.attach(_unseen(picked), self.target, expected=expected, is_reported=True)
+        return await self._wait(prepared, picked, execution)
 
     async def _leave_to_its_owner(self, prepared: PreparedJob) -> Entry | None:
         """Wait until another batch is done with the job, or no more."""
@@ -904,70 +796,168 @@ class Worker:
 
     async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
         """Search for proof that an unknown submit began no run; it never picks one of several that could be it."""
-        with suppress(errors.ConnectionFailedError):
-            await self._ask_for_time()
-        if entry.until is None or not entry.until.is_known:  # its owner was found gone by somebody who knew no time
-            bounded = await self.record(entry, Bounded(entry.sent_at, self.moment()))
-            if bounded is None:  # somebody has decided about it meanwhile, or another batch has sent it
-                return await self.ledger.look(prepared.job.key)
-            entry = bounded
-        bounds, reason = entry.may_have_begun, _not_provable(entry, self.payer)
-        reasons = [reason] if reason is not None else []
-        if bounds is not None and not reasons:
-            with self._counted_as_waiting():
-                async with self._searching:  # each may read many pages of rows
-                    wanted = Wanted(target=self.target, earliest=bounds[0], latest=bounds[1])
-                    found = await self._rows(wanted, entry.account or "")
-            if isinstance(found, SubmissionSearch) and found.is_certainly_none:
-                new = await self.record(entry, NoneFound(entry.sent_at))
-                return new or await self.ledger.look(prepared.job.key)
-            reasons = _why(found) if isinstance(found, SubmissionSearch) else [found]
-        self._met_unknown(prepared)
-        return outcome_of_entry(prepared.job, entry, open_because=reasons)
+        with self._counted_as_waiting():
+            async with self._searching:  # each may read many pages of rows
+                with suppress(errors.ConnectionFailedError):
+                    await self._ask_for_time()
+                if entry.until is None or not entry.until.is_known:  # its owner was found gone when no time was known
+                    bounded = await self.record(entry, Bounded(entry.sent_at, self.moment()))
+                    if bounded is None:  # somebody has decided about it meanwhile, or another batch has sent it
+                        return await self.ledger.look(prepared.job.key)
+                    entry = bounded
+                found = await self._evidence(entry)
+        if found.is_certainly_none:
+            new = await self.record(entry, NoneFound(entry.sent_at))
+            return new or await self.ledger.look(prepared.job.key)
+        self._on_unknown(prepared)
+        return outcome_of_entry(prepared.job, entry, open_because=_why(found))
 
-    async def _rows(self, wanted: Wanted, account: str) -> SubmissionSearch | str:
-        """Search the usage rows, or say why that would prove nothing."""
-        pipeline = self._client.pipeline
+    async def _evidence(self, entry: Entry) -> SubmissionSearch:
+        """Return what usage rows prove of an unknown submit."""
+        bounds, account = entry.may_have_begun, entry.account
+        if bounds is None:
+            return _inconclusive("when it can have begun a run is not known by the service's clock")
+        if account is None or self.payer is None or account != self.payer.account:
+            return _inconclusive("it is not known to be a submit of this account")
+        wanted = Wanted(target=self.target, earliest=bounds[0], latest=bounds[1])
         if (too_early := wanted.not_yet(self.moment())) is not None:
-            return too_early
+            return _inconclusive(too_early)
         known = await self.ledger.known_runs(str(self.target), account, wanted.earliest - _SPAN)
-        try:
-            return await search_usage(pipeline.send, attrs.evolve(wanted, known=known), pipeline.time)
-        except errors.ClientClosedError:
-            raise
-        except KnoudsError as error:
-            return f"the usage could not be read: {error}"
+        return await self._client.search(wanted, [(None, run) for run in known])
+
+    # How it stands, and how long it takes.
+
+    @property
+    def in_flight(self) -> int:
+        """Runs of this batch that are being sent or waited for."""
+        return len(self._in_flight)
+
+    @property
+    def held_for(self) -> float:
+        """The seconds for which the service asked that nothing be submitted, beyond the rest of a used-up window."""
+        stats = self._client.limiter.stats(self._route)
+        return stats.held_for if stats.is_pause else 0.0
+
+    @property
+    def waiting_for_quota(self) -> int:
+        """Jobs of this batch that wait for the rate limit."""
+        return min(len(self.in_line), self._client.limiter.stats(self._route).waiting)
+
+    def quota_waits(self, now: datetime) -> Iterator[str]:
+        """Yield what the batch waits for at this moment beside the runs themselves, for people."""
+        return describe_waits(self._client.limiter.stats, self._route, self.in_flight, now)
+
+    def seconds_left(self, unfinished: int, max_in_flight: int) -> float | None:
+        """Return the seconds until so many jobs have finished, None when unknown."""
+        if self._lengths.mean() is None and self.options.expected is not None:
+            self._lengths.add(self.options.expected)
+        submits, polls = self._client.limiter.stats(self._route), self._client.limiter.stats(_POLL_ROUTE)
+        begun = self.in_flight + max(0, len(self.in_line) - submits.waiting)  # with those that have a permit already
+        remaining = Remaining(
+            to_submit=0 if self.stopped_by is not None else max(0, unfinished - begun),
+            in_flight=begun,
+            since_submit=anyio.current_time() - self.last_sent if begun == self.in_flight > 0 else 0.0,
+            held_for=submits.held_for,
+            polls=self._client.executions.polls_in_flight,
+        )
+        return seconds_left(
+            remaining,
+            submits=self._own_quota(submits),
+            polls=self._own_quota(polls),
+            lengths=self._lengths,
+            max_in_flight=max_in_flight,
+        )
+
+    def _own_quota(self, stats: LimiterStats) -> RouteQuota:
+        limit = math.inf if stats.limit is None else stats.limit * self._client.limiter.share
+        return RouteQuota(limit, stats.left, stats.resets_in)
+
+    async def estimate(self, jobs: Reader, find: Find, max_in_flight: int) -> Estimate:
+        """Return what the jobs would cost and how long they would take; see `Batch.estimate`."""
+        send, is_workflow = self._client.pipeline.send, self.target.kind == "workflows"
+        if is_workflow:
+            await self._fetch_schema()
+        counted = await self._count_jobs(jobs, find)
+        name = self.target.name
+        rows = endpoints.list_usage(
+            workflow_slug=name if is_workflow else None,
+            model_id=None if is_workflow else name,
+            limit=endpoints.LARGEST_PAGE,
+        )
+        page, account = await send(rows), await send(endpoints.whoami())
+        free = (rows.route, endpoints.whoami().route)
+        known = [quota for route in (self._route, *free) if (quota := self._quota(route)).limit is not None]
+        tier = math.inf if account.role == "admin" else TIERS.get(account.tier or "")
+        quota = known[0] if known else RouteQuota(tier)
+        if quota != self._quota(self._route):
+            quota = attrs.evolve(quota, left=None)  # of another route
+        price, most = self.prices.estimate, max_in_flight
+        return estimate(
+            counted, price=price, rows=page.rows, quota=quota, max_in_flight=most, expected=self.options.expected
+        )
+
+    async def _count_jobs(self, jobs: Reader, find: Find) -> Estimate:
+        """Read all jobs, and count those that would not be run."""
+        invalid, done, faults = 0, 0, list[str]()
+        async for prepared in jobs:
+            entry = await find(prepared.job.key)
+            if (fault := self._fault(prepared, entry)) is None:
+                done += entry is not None and entry.stage is not Stage.NEW
+                continue
+            invalid += 1
+            if len(faults) < _FAULTS_NAMED:
+                faults.append(f"{prepared.job.key}: {fault}")
+        return Estimate(jobs=jobs.count, invalid=invalid, already_done=done, faults=tuple(faults))
+
+    def _fault(self, prepared: PreparedJob, entry: Entry | None) -> str | None:
+        """Return why a job would not be run, None when it would, or has been."""
+        if prepared.is_repeated:
+            return "its key came before in this batch"
+        if prepared.error is not None:
+            return str(prepared.error)
+        if (conflict := _conflict(prepared, entry, self.target)) is not None:
+            return str(conflict.error)
+        if entry is not None and entry.stage is not Stage.NEW:
+            return None
+        return "; ".join(input_errors(self._schema, prepared.inputs) if self._schema is not None else ()) or None
+
+    def _quota(self, route: str) -> RouteQuota:
+        stats = self._client.limiter.stats(route)
+        return RouteQuota(stats.limit, stats.left, stats.resets_in)
+
+
+class Phase(Enum):
+    """Where a submit is on its way; what a cut leaves behind follows from it."""
+
+    IN_LINE = "in line"
+    """It waits for its turn: no request of it is in flight."""
+    CLAIMING = "claiming"
+    """Its claim may be on record; nothing left after it."""
+    IN_FLIGHT = "in flight"
+    """Its request may have left, and is not answered."""
+    SETTLED = "settled"
+    """What became of it is written, or was to be: what is not on record is unknown to the next batch."""
 
 
 class Submit:
     """The submit of one job, as hooks of its request: they record what it does before anybody else hears of it.
 
-    `entry`: the job as it is on record, once the intent is; `taken`: as another owner has it. `scope`: of the wait for
-    a turn, in the worker's `in_line` while no request is in flight. `lasts`: seconds within which a synchronous run may
+    `entry`: the job as it is on record, once the intent is, or as another owner has it. `scope`: of the wait for a
+    turn, in the worker's `in_line` while no request is in flight. `lasts`: seconds within which a synchronous run may
     still end.
     """
 
     def __init__(self, worker: Worker, prepared: PreparedJob, *, needs_id: bool = False) -> None:
         self._worker = worker
+        self._phase = Phase.IN_LINE
         self.prepared = prepared
+        self.key: Final = prepared.job.key  # for its span
+        self.name: Final = f"job {self.key!r:.100}"  # whose request it is
         self.needs_id = needs_id
-        self.scope = anyio.CancelScope()
+        self.scope: anyio.CancelScope
         self.entry: Entry | None = None
-        self.taken: Entry | None = None
         self.sent_at: datetime | None = None
         self.lasts = 0.0
-        self._is_queued = worker.options.max_credits is not None
-        self._is_counted = self._is_claiming = self._is_in_flight = self._is_over = False
-
-    @property
-    def key(self) -> str:
-        """The key of the job, for its span."""
-        return self.prepared.job.key
-
-    @property
-    def name(self) -> str:
-        """Whose request it is."""
-        return f"job {self.prepared.job.key!r:.100}"
 
     async def before_send(self, sent_at: datetime) -> Reading | Withheld:
         """Write the intent and return when that was.
@@ -976,44 +966,37 @@ class Submit:
         owner has the job, or the credits do not suffice.
         """
         worker = self._worker
-        is_stopped = worker.stopped_by is not None and self.entry is None
-        if is_stopped or worker.needs_time or worker.doubted is not None:
+        is_stopped = worker.stopped_by is not None
+        if is_stopped or worker.is_undated or worker.doubted is not None:
             return WITHHELD
-        self.sent_at, self._is_claiming, began = sent_at, True, read_clocks()
+        self.sent_at, self._phase, began = sent_at, Phase.CLAIMING, read_clocks()
         claimed = await worker.claim(self, sent_at.timestamp())
-        self._is_claiming = False
+        self._phase = Phase.IN_LINE
+        if isinstance(claimed, Taken):
+            self.entry, self._phase = claimed.entry, Phase.SETTLED
         if not isinstance(claimed, Written):
-            self.taken = claimed.entry if isinstance(claimed, Taken) else None
             return WITHHELD
         self.entry = claimed.entry
-        self._leave_queue()
-        if not self._is_counted:
-            self._is_counted = True
-            worker.in_flight += 1
         if worker.stopped_by is not None:  # meanwhile; from here to the first byte nothing checks again
             return WITHHELD
         worker.in_line.discard(self.scope)
-        self._is_in_flight = True
+        self._phase = Phase.IN_FLIGHT
         worker.last_sent = anyio.current_time()
         return attrs.evolve(claimed.committed or began, loop=worker.last_sent)
 
     async def after_attempt(self, decision: Decision) -> None:
         """Write what became of an attempt; one that is to be made again is still being sent, unless all has stopped."""
+        worker = self._worker
         try:
-            self._worker.saw(decision)
+            worker.on_attempt(decision)
         finally:  # a log handler of the caller's that fails must not cost an id
-            await self._settle(decision)
-
-    async def _settle(self, decision: Decision) -> None:
-        if isinstance(decision, (Done, Fail)):
-            if self.entry is not None:
-                await self._write(self._event(decision))
-            return
-        self._is_in_flight = False
-        if self._worker.stopped_by is not None:
-            self.scope.cancel()
-        else:
-            self._worker.in_line.add(self.scope)
+            if isinstance(decision, (Again, Requeue)):
+                self._phase = Phase.IN_LINE
+                worker.in_line.add(self.scope)
+                if worker.stopped_by is not None:
+                    self.scope.cancel()
+            elif self.entry is not None:
+                await self._write(self.entry, self._event(decision))
 
     def _event(self, decision: Done[Any] | Fail) -> Event:
         owner, now = self._worker.owner, self._worker.moment
@@ -1032,46 +1015,23 @@ class Submit:
             case Fail(error):
                 return Lost(owner, str(getattr(error, "seen", None) or error), now())
 
-    async def put_on_record(self) -> None:
+    async def settle(self) -> None:
         """Write what became of a submit that left the line or was cut, whatever happens to the caller."""
-        self._leave_queue()
-        if self._is_over or (self.entry is None and not self._is_claiming):
+        worker, phase = self._worker, self._phase
+        worker.unreserve(self.prepared)
+        if phase is Phase.SETTLED:
             return
         with anyio.CancelScope(shield=True):
-            worker = self._worker
-            if self.entry is None:  # the claim may be on record; nothing left after it
-                found = await worker.ledger.look(self.prepared.job.key)
+            if phase is Phase.CLAIMING and self.entry is None:
+                found = await worker.ledger.look(self.key)
                 self.entry = found if found is not None and found.owner == worker.owner else None
-                self._is_claiming = False
             if self.entry is not None:
                 cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
-                await self._write(cut if self._is_in_flight else NoRun(worker.owner))
+                await self._write(self.entry, cut if phase is Phase.IN_FLIGHT else NoRun(worker.owner))
 
-    async def finish(self) -> None:
-        """Put it on record, and count its run no more."""
-        try:
-            await self.put_on_record()
-        finally:
-            if self._is_counted:
-                self._is_counted = False
-                self._worker.in_flight -= 1
-                self._worker.notify()
-
-    async def _write(self, event: Event) -> None:
-        assert self.entry is not None  # noqa: S101
-        self._is_over = True  # also when it cannot be written: what is not on record is unknown to the next batch
-        self.entry = await self._worker.record(self.entry, event) or self.entry
-
-    def _leave_queue(self) -> None:
-        if self._is_queued:
-            self._is_queued = False
-            self._worker.queued -= 1
-            self._worker.notify()
-
-
-def _stage_after(error: KnoudsError) -> Stage:
-    """Return where a job stands after its submit failed, as long as it is this batch's."""
-    return Stage.UNKNOWN if error.may_have_run else Stage.NEW
+    async def _write(self, entry: Entry, event: Event) -> None:
+        self._phase = Phase.SETTLED
+        self.entry = await self._worker.record(entry, event) or entry
 
 
 def intercepted(target: Target, who: str) -> errors.ConnectionFailedError:
@@ -1114,18 +1074,18 @@ def _error_of(outcome: Outcome) -> KnoudsError:
     return errors.InvalidArgumentError(f"job {outcome.job.key!r} was run without an id: there is no handle of it")
 
 
+def _unseen(entry: Entry) -> ExecutionState:
+    """Return the state of a run before its first poll."""
+    return ExecutionState(execution_id=checked_execution_id(entry.execution_id or ""), status=UNSEEN)
+
+
+def _inconclusive(reason: str) -> SubmissionSearch:
+    return SubmissionSearch(candidates=(), is_conclusive=False, reasons=(reason,))
+
+
 def _why(search: SubmissionSearch) -> list[str]:
     rows = [f"usage row {row.id} ({row.status}, request {row.request_id}) could be it" for row in search.candidates[:3]]
     return [*rows, *search.reasons]
-
-
-def _not_provable(entry: Entry, payer: Payer | None) -> str | None:
-    """Return why no usage rows can prove that a submit began no run."""
-    if entry.may_have_begun is None:
-        return "when it can have begun a run is not known by the service's clock"
-    if entry.account is None or payer is None or entry.account != payer.account:
-        return "it is not known to be a submit of this account"
-    return None
 
 
 def _conflict(prepared: PreparedJob, entry: Entry | None, target: Target) -> NotRun | None:

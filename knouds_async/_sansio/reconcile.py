@@ -193,12 +193,12 @@ class Doubt(Record):
         """Return it as a ledger has it on record."""
         return json.dumps(attrs.asdict(self))
 
-    def wanted(self, known: Sequence[KnownRun]) -> Wanted:
+    def wanted(self) -> Wanted:
         """Return what may be missing as the submit that is looked for: one of any target, all that time."""
         if self.since is None or self.until is None:
             undated = "by the service's clock it is not known which runs the ledger has, or since when it has not"
             return Wanted(target=None, earliest=0.0, latest=0.0, undated=undated)
-        return Wanted(target=None, earliest=self.since, latest=self.until, known=known, lag=LAG)
+        return Wanted(target=None, earliest=self.since, latest=self.until)
 
     def next_check(self, now: Moment) -> float | None:
         """Return the seconds after which a check may find more; None where only a person can help.

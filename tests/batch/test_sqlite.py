@@ -389,7 +389,7 @@ async def test_what_comes_after_the_first_error_may_have_run_all_the_same(make_c
     await knouds.workflows.submit(SLUG, {"product_name": "it is known then that it answers"})
     with pytest.raises(LedgerError) as caught:
         async with ledger, knouds.workflows.map(SLUG, jobs(2), ledger=ledger) as outcomes:
-            outcomes._worker._has_answered = True  # so that both leave at once
+            outcomes._worker._is_probed = True  # so that both leave at once
             async for _ in outcomes:
                 pass
     assert caught.value.may_have_run

@@ -387,7 +387,7 @@ def test_a_doubt_reads_as_it_was_written() -> None:
 
 def test_a_ledger_lacks_no_run_where_every_row_is_accounted_for() -> None:
     """Rows of all targets count, from shortly before the last run that is surely there, once none can come any more."""
-    wanted = DOUBT.wanted(RUNS)
+    wanted = attrs.evolve(DOUBT.wanted(), known=RUNS)
     assert found(wanted, [THERE], now=at(721)).is_certainly_none
     assert not found(wanted, [THERE], now=at(719)).is_conclusive
     for lost in (
@@ -405,7 +405,7 @@ def test_a_ledger_lacks_no_run_where_every_row_is_accounted_for() -> None:
 def test_a_doubt_without_dates_is_never_settled_by_rows() -> None:
     """Where nobody knows which runs are there, or since when none is sent, only a person can say so."""
     for doubt in (attrs.evolve(DOUBT, since=None), attrs.evolve(DOUBT, until=None)):
-        assert not found(doubt.wanted(RUNS), [THERE]).is_conclusive
+        assert not found(attrs.evolve(doubt.wanted(), known=RUNS), [THERE]).is_conclusive
         assert doubt.next_check(at(0)) is None
     assert DOUBT.next_check(Moment(wall=AT)) is None
 
@@ -419,7 +419,7 @@ def test_a_doubt_is_checked_when_all_rows_would_be_there_and_for_a_while_after()
 
 def test_rows_that_nobody_accounts_for_are_named() -> None:
     """By id, date, target and request; of many the first ones, and how many more there are."""
-    wanted = DOUBT.wanted(RUNS)
+    wanted = attrs.evolve(DOUBT.wanted(), known=RUNS)
     rows = [row(7, 2, request_id="x"), row(8, 1, workflow_slug=None, model_ids=("suno-v5",)), THERE]
     assert unaccounted(found(wanted, rows)) == (
         "no job on record accounts for usage row 7 of 2026-05-08 12:00:02 UTC (workflows/mine, request x), usage row 8 "
@@ -428,7 +428,8 @@ def test_rows_that_nobody_accounts_for_are_named() -> None:
     many = unaccounted(found(wanted, [*(row(number, 5) for number in range(100, 125)), THERE]))
     assert (many.count("usage row"), many.endswith("and 5 more")) == (20, True)
     assert unaccounted(found(wanted, [THERE], now=at(0))).startswith("usage rows may be 120 s late")
-    late = attrs.evolve(DOUBT, until=AT).wanted((*KNOWN, *(KnownRun(request_id=f"{n}", begun_by=AT) for n in range(9))))
+    recent = (*KNOWN, *(KnownRun(request_id=f"{n}", begun_by=AT) for n in range(9)))
+    late = attrs.evolve(attrs.evolve(DOUBT, until=AT).wanted(), known=recent)
     said = unaccounted(found(late, [row(n, 0, request_id=f"{n}") for n in range(9)], now=at(1)))
     assert (said.count("too recent"), said.endswith("and 7 more")) == (2, True)
     assert "of nothing named" in unaccounted(found(wanted, [row(9, 5, workflow_slug=None), THERE]))
