@@ -97,11 +97,13 @@ class WorkerThread(ABC):
         return request.value
 
     async def flush(self, then: Callable[[], None] = lambda: None, *, timeout: float = math.inf) -> None:
-        """Return once all that was asked for is carried out, and `then` was called in the thread.
+        """Return once all that was asked for is carried out, and `then` was called, in the thread if that runs.
 
         `timeout`: after which it returns all the same, if all of that may be withdrawn.
         """
         with self._lock:
+            if self._thread is None and not self._requests:  # and none can start meanwhile
+                return then()
             must_be_done = any(not each.may_withdraw for each in (*self._under_way, *self._requests))
         with anyio.move_on_after(math.inf if must_be_done else timeout):
             await self.do(ThreadRequest(_FLUSH, then))
