@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +33,7 @@ class Owners:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.users = 0
-        self._own = set[str]()
+        self._own: dict[str, Callable[[], bool]] = {}
 
     @classmethod
     def open(cls, ledger: Path) -> Owners:
@@ -55,23 +56,28 @@ class Owners:
                 del _opened[_identity(os.fstat(self.descriptor))]
                 os.close(self.descriptor)
 
-    def join(self) -> str:
-        """Return the name of a new owner, which lives until it or this program ends."""
+    def join(self, has_ended: Callable[[], bool] = lambda: False) -> str:
+        """Return the name of a new owner, which lives until it or this program ends.
+
+        `has_ended`: tells whether the owner's event loop has, so that nobody is there to end it.
+        """
         while not _try_lock(self.descriptor, _place(owner := os.urandom(6).hex())):
             pass
-        self._own.add(owner)
+        self._own[owner] = has_ended
         return owner
 
     def end(self, owner: str) -> None:
         """End an owner of this process; of any other nothing happens."""
         if owner in self._own:
-            self._own.discard(owner)
+            del self._own[owner]
             _unlock(self.descriptor, _place(owner))
 
     def is_alive(self, owner: str) -> bool:
         """Return whether an owner may still work; to be called within a transaction: a test holds the lock a moment."""
-        if owner in self._own:  # its own lock does not keep a process out
-            return True
+        if (has_ended := self._own.get(owner)) is not None:  # its own lock does not keep a process out
+            if has_ended():
+                self.end(owner)
+            return owner in self._own
         if _NAME.fullmatch(owner) is None:  # of an earlier form of ledgers
             return False
         try:

@@ -416,7 +416,7 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
     async def join(self) -> str:
         """Return the name of a new owner."""
         thread = self._thread_of(self._url)
-        owner = thread.new_owner()
+        owner = thread.new_owner(LedgerTransactions(self._name))
         try:
             await self._transact(lambda _: None)
         except BaseException:

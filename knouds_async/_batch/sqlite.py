@@ -33,6 +33,7 @@ from knouds_async._batch.ledger import (
     values_of,
 )
 from knouds_async._batch.owners import Owners, check_locks, end
+from knouds_async._io.concurrency import end_of_loop
 from knouds_async._io.worker_thread import ThreadRequest, WorkerThread
 from knouds_async._sansio.ledger import Entry, Payer, Stage, Totals
 from knouds_async._sansio.reconcile import KnownRun
@@ -357,10 +358,10 @@ class LedgerDatabase(LedgerOperations):
         is_full = code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE  # the latter: of a quota
         return min(_MOMENT, self._patience) if is_full else 0.0
 
-    def join(self) -> str:
-        """Return the name of a new owner, which lives until it is ended or this is closed."""
+    def join(self, has_ended: Callable[[], bool] = lambda: False) -> str:
+        """Return the name of a new owner, which lives until it is ended, its event loop has, or this is closed."""
         try:
-            self._own.add(owner := self._owners.join())
+            self._own.add(owner := self._owners.join(has_ended))
         except OSError as error:
             raise _unopened(self._path, error) from None
         return owner
@@ -623,7 +624,8 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
 
     async def join(self) -> str:
         """Return the name of a new owner."""
-        return await self._do(LedgerDatabase.join)
+        has_ended = end_of_loop()
+        return await self._do(lambda database: database.join(has_ended))
 
     async def leave(self, owner: str) -> None:
         """End an owner. Nothing is written, since the disk may be full: `look` and `claim` undo its claims."""

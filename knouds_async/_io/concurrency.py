@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -99,6 +100,31 @@ def running_loop() -> object:
     import asyncio  # as above
 
     return asyncio.get_running_loop()
+
+
+def end_of_loop() -> Callable[[], bool]:
+    """Return what tells, from any thread, whether the running event loop has ended: what ran in it never continues."""
+    if _in_trio():
+        import trio
+
+        token = trio.lowlevel.current_trio_token()
+
+        def has_ended() -> bool:
+            try:
+                token.run_sync_soon(_nothing, idempotent=True)
+            except trio.RunFinishedError:
+                return True
+            return False
+
+        return has_ended
+    import asyncio  # as above
+
+    running = weakref.ref(asyncio.get_running_loop())
+    return lambda: (loop := running()) is None or loop.is_closed()
+
+
+def _nothing() -> None:
+    pass
 
 
 def is_in_task_of(loop: object | None) -> bool:

@@ -27,7 +27,7 @@ import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from knouds_async._io.concurrency import from_thread
+from knouds_async._io.concurrency import end_of_loop, from_thread
 from knouds_async._io.worker_thread import TICK, ThreadRequest, WorkerThread
 from knouds_async.config import Secret
 from knouds_async.errors import LedgerError
@@ -501,13 +501,13 @@ class DatabaseThread(WorkerThread):
         self._url, self._place = url, place_of(url) or ""
         super().__init__("knouds-postgres", f"the database {self._place}", idle=_IDLE)
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
-        self._owners: set[str] = set()
+        self._owners: dict[str, tuple[Transact, Callable[[], bool]]] = {}  # what writes their end; has their loop ended
         self._numbers = itertools.count(1)
         self._listeners: list[Listener] = []
         self._link: Link | None = None
         self._identity = Identity()
         self._failures = 0
-        self._failed_at = self._last_failed_at = 0.0
+        self._failed_at = self._last_failed_at = self._checked_at = 0.0
         self._has_connected = self._has_muttered = self._has_warned = self._has_listened = False
 
     # Called in event loops.
@@ -541,17 +541,20 @@ class DatabaseThread(WorkerThread):
 
         return stop
 
-    def new_owner(self) -> str:
-        """Return the name of a new owner, for whom the lease of this process is kept."""
+    def new_owner(self, transact: Transact) -> str:
+        """Return the name of a new owner, for whom the lease of this process is kept while its event loop is there.
+
+        `transact`: what writes its end.
+        """
         with self._lock:
             owner = f"{self._identity.name}/{next(self._numbers)}"
-            self._owners.add(owner)
+            self._owners[owner] = transact, end_of_loop()
             return owner
 
     def end_owner(self, owner: str, transact: Transact | None = None) -> None:
         """Keep the lease for an owner no longer; with `transact`, its end is still to be written by that."""
         with self._lock:
-            self._owners.discard(owner)
+            self._owners.pop(owner, None)
             if transact is not None:
                 self._identity.ended_owners.setdefault(transact, set()).add(owner)
 
@@ -675,9 +678,20 @@ class DatabaseThread(WorkerThread):
 
     def _renew(self) -> None:
         """Keep the lease, without patience: it is tried again in a moment, long before it runs out."""
+        if time.monotonic() > self._checked_at + _RENEW:
+            self._end_orphans()
         if self._owners and time.monotonic() > self._identity.shown_at + _RENEW:
             with suppress(LedgerError):
                 self._tried(_renewal, [])
+
+    def _end_orphans(self) -> None:
+        """End owners whose event loop has ended without it: others would wait for them while this process lives."""
+        self._checked_at = time.monotonic()
+        with self._lock:
+            owners = list(self._owners.items())
+        for owner, (transact, has_ended) in owners:
+            if has_ended():
+                self.end_owner(owner, transact)
 
     def _write_ends(self) -> None:
         """Write which owners have ended, where that could not be done at once: without patience, too."""

@@ -48,6 +48,17 @@ def test_an_owner_lives_as_long_as_its_program(path: Path) -> None:
     owners.close()
 
 
+def test_an_owner_whose_event_loop_has_ended_is_gone(path: Path) -> None:
+    """Nobody is left to end it, though its program lives, and who waits for it there need not wait for ever."""
+    owners, ended = Owners.open(path), [False]
+    mine, other = owners.join(lambda: ended[0]), owners.join()
+    assert owners.is_alive(mine)
+    ended[0] = True
+    assert not owners.is_alive(mine)
+    assert owners.is_alive(other)
+    owners.close()
+
+
 def test_a_program_that_executes_itself_anew_is_another(path: Path) -> None:
     """What takes the place of a program in its process, as reloaders do, finds the owners of the former gone."""
     code = """

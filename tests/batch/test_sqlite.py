@@ -225,6 +225,24 @@ async def test_where_no_file_can_be_made_it_says_so(where: str, tmp_path: Path) 
     assert "name a ledger, or a path where a new one can be made" in str(caught.value)
 
 
+async def test_a_batch_whose_event_loop_was_closed_is_gone(path: Path) -> None:
+    """What it was sending is unknown for the next batch of the same program, which would wait for it for ever."""
+    abandoned = SQLiteLedger(path)
+
+    def abandon() -> None:
+        loop = asyncio.new_event_loop()
+        owner = loop.run_until_complete(abandoned.join())
+        loop.run_until_complete(abandoned.claim(claim("a", owner)))
+        loop.close()
+
+    await anyio.to_thread.run_sync(abandon)
+    async with SQLiteLedger(path) as ledger:
+        found = await ledger.look("a")
+        assert found is not None
+        assert found.stage is Stage.UNKNOWN
+    await abandoned.aclose()
+
+
 async def test_a_locked_file_is_waited_for(path: Path) -> None:
     """While another process has it locked nothing is lost and the event loop is not blocked; then all is written."""
     code = (

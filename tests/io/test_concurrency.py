@@ -5,15 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections.abc import Callable
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from knouds_async._io.concurrency import FIFOLimiter, from_thread, in_thread, uninterrupted
+from knouds_async._io.concurrency import FIFOLimiter, end_of_loop, from_thread, in_thread, uninterrupted
 from knouds_async.testing import VirtualTimeLoop
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_end_of_a_loop_is_noticed(backend: str) -> None:
+    """Other threads can tell that an event loop has ended; one that stands still has not."""
+
+    async def main() -> None:
+        found.append(end_of_loop())
+        assert not found[0]()
+
+    found: list[Callable[[], bool]] = []
+    anyio.run(main, backend=backend)
+    assert found[0]()
+    loop = asyncio.new_event_loop()
+    found.append(loop.run_until_complete(_end_of_this()))
+    assert not found[1]()
+    loop.close()
+    assert found[1]()
+
+
+async def _end_of_this() -> Callable[[], bool]:
+    return end_of_loop()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)

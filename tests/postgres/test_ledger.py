@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import random
 import time
@@ -207,6 +208,30 @@ async def test_a_lease_that_ran_out_unnoticed_goes_on(server: Server, database: 
         found = await other.look("key")
         assert found is not None
         assert (found.stage, found.owner) == (Stage.SUBMITTED, owner)
+
+
+async def test_a_batch_whose_event_loop_was_closed_is_gone(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process lives and keeps the lease for others: machines that wait for its jobs would do so for ever."""
+    monkeypatch.setattr(thread_module, "_RENEW", 0.2)
+    one, other = machines(url, 2)
+
+    def abandon() -> None:
+        loop = asyncio.new_event_loop()
+        owner = loop.run_until_complete(one.join())
+        loop.run_until_complete(one.claim(claim("key", owner)))
+        loop.close()
+
+    async with one, other:
+        await anyio.to_thread.run_sync(abandon)
+        owner = await one.join()
+        with anyio.fail_after(20):
+            while (found := await other.look("key")) is None or found.stage is Stage.SENDING:
+                await one.claim(claim("another", owner))
+                await anyio.sleep(0.1)
+        assert found.stage is Stage.UNKNOWN
+        still = await other.look("another")
+        assert still is not None
+        assert (still.stage, still.owner) == (Stage.SENDING, owner)
 
 
 async def test_an_id_that_waits_for_the_database_is_recorded_when_it_is_back(server: Server, database: str) -> None:
