@@ -81,7 +81,8 @@ class Targets:
         `default`: called, like that of `json.dumps`, with a value of the inputs that has no plain form in JSON; returns
         what is sent in its place. Files and bytes have none: an image field takes an https URL.
         """
-        ledger, target = hide_url(ledger), Target(self._kind, slug)
+        ledger = hide_url(ledger)
+        target = Target(self._kind, slug)
         if validate:
             await self._check(target, inputs, default)
         if key is not None and ledger is not None:
