@@ -403,6 +403,9 @@ HELD_BY = {
         f"{POSTGRES}database::test_a_process_that_is_frozen_in_a_transaction_holds_up_nobody"
     ),
     "an event loop is blocked": f"{POSTGRES}database::test_a_lease_is_renewed_while_the_event_loop_is_blocked",
+    "an event loop was closed in the middle of a batch, and its process lives": (
+        f"{POSTGRES}ledger::test_a_batch_whose_event_loop_was_closed_is_gone"
+    ),
     "clocks of machines differ": (
         f"{POSTGRES}ledger::test_clocks_of_machines_do_not_count",
         f"{POSTGRES}limiter::test_machines_share_one_quota",

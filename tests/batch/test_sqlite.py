@@ -751,8 +751,11 @@ async def write(name, count):
     owner = await ledger.join()
     for number in range(count):
         await ledger.claim(claim(f"{name}-{number}", owner))
+    if name == "parent":
+        done.wait()
     return (await ledger.counts()).sending
 
+done = threading.Event()
 writer = threading.Thread(target=lambda: asyncio.run(write("parent", 100)))
 writer.start()
 children = []
@@ -761,9 +764,11 @@ for name in range(6):
         asyncio.run(write(name, 3))
         os._exit(0)
     children.append(child)
-writer.join()
 assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
-counts = asyncio.run(ledger.counts())
+while (counts := asyncio.run(ledger.counts())).sending < 100:  # its parent writes on
+    pass
+done.set()
+writer.join()
 print(counts.sending, counts.unknown)
 """
 
