@@ -63,8 +63,8 @@ PASSWORD = "s3cr/et#word"
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start from an environment that says nothing of it."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir"):
+    """Start from an environment that names no proxy."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
@@ -195,6 +195,7 @@ def test_certificates_that_are_not_there_are_an_error(
 ) -> None:
     """A missing file or folder of certificates, and one that holds none, is named with its variable."""
     wrong = tmp_path / "no-such.pem"
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.setenv(name, str(wrong))
     with pytest.raises(ConfigurationError, match=f"{name} names .*no-such.pem"):
         AsyncKnouds(KEY)
