@@ -289,6 +289,8 @@ def test_a_time_that_either_clock_may_have_told_is_looked_for_by_both() -> None:
     ahead = Moment(wall=AT + 100, earliest=AT + 3700, latest=AT + 3700, known="heard")
     wanted = Wanted.at(AT, MINE, ahead)
     assert (wanted.earliest, wanted.latest) == (AT, AT + 3600)
+    behind = Wanted.at(AT, MINE, attrs.evolve(ahead, wall=AT + 3700, earliest=AT + 100, latest=AT + 100))
+    assert (behind.earliest, behind.latest) == (AT - 3600, AT)
     early = Wanted.at(AT, MINE, attrs.evolve(ahead, earliest=AT + 100, latest=AT + 100, wall=AT - 3500))
     assert (early.earliest, early.latest) == (AT, AT)
     halves = (attrs.evolve(ahead, earliest=None), attrs.evolve(ahead, latest=None))

@@ -476,6 +476,9 @@ def test_a_request_that_found_no_connection_says_what_to_do(name: str) -> None:
     text = str(error_after(name, NotSent("ConnectError"), attempts=4))
     assert text.endswith("heck the network and the base URL, then try again")
     assert ("Nothing was run" in text) is (name in PAID)
+    lasting = str(error_after(name, NotSent("TLS: not trusted", "trust it")))
+    assert lasting.lower().endswith("trust it")
+    assert ("Nothing was run" in lasting) is (name in PAID)
 
 
 @pytest.mark.parametrize("name", ALL)
