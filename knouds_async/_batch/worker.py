@@ -41,7 +41,7 @@ from knouds_async._io.pipeline import WITHHELD, Pipeline, Withheld, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
 from knouds_async._sansio.durations import check_expected
-from knouds_async._sansio.estimate import Estimate, Remaining, RouteQuota, RunLengths, estimate, seconds_left
+from knouds_async._sansio.estimate import Estimate, Remaining, RunLengths, estimate, seconds_left
 from knouds_async._sansio.inputs import Default, checked_execution_id, input_errors, invalid_inputs
 from knouds_async._sansio.ledger import (
     Accepted,
@@ -64,6 +64,7 @@ from knouds_async._sansio.ledger import (
     exceeds_experience,
     fit_under_cap,
 )
+from knouds_async._sansio.listings import Quota
 from knouds_async._sansio.rate_limit import LimiterStats
 from knouds_async._sansio.reconcile import Doubt, KnownRun, Wanted, unaccounted
 from knouds_async._sansio.retry import Again, Decision, Done, Fail, Requeue
@@ -868,9 +869,9 @@ class Worker:
             max_in_flight=max_in_flight,
         )
 
-    def _own_quota(self, stats: LimiterStats) -> RouteQuota:
+    def _own_quota(self, stats: LimiterStats) -> Quota:
         limit = math.inf if stats.limit is None else stats.limit * self._client.limiter.share
-        return RouteQuota(limit, stats.left, stats.resets_in)
+        return Quota(limit, stats.left, stats.resets_in)
 
     async def estimate(self, jobs: Reader, find: Find, max_in_flight: int) -> Estimate:
         """Return what the jobs would cost and how long they would take; see `Batch.estimate`."""
@@ -888,7 +889,7 @@ class Worker:
         free = (rows.route, endpoints.whoami().route)
         known = [quota for route in (self._route, *free) if (quota := self._quota(route)).limit is not None]
         tier = math.inf if account.role == "admin" else TIERS.get(account.tier or "")
-        quota = known[0] if known else RouteQuota(tier)
+        quota = known[0] if known else Quota(tier)
         if quota != self._quota(self._route):
             quota = attrs.evolve(quota, left=None)  # of another route
         price, most = self.prices.estimate, max_in_flight
@@ -921,9 +922,9 @@ class Worker:
             return None
         return "; ".join(input_errors(self._schema, prepared.inputs) if self._schema is not None else ()) or None
 
-    def _quota(self, route: str) -> RouteQuota:
+    def _quota(self, route: str) -> Quota:
         stats = self._client.limiter.stats(route)
-        return RouteQuota(stats.limit, stats.left, stats.resets_in)
+        return Quota(stats.limit, stats.left, stats.resets_in)
 
 
 class Phase(Enum):

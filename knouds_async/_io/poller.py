@@ -530,8 +530,8 @@ class Poller:
     def _quota(self, route: str, *, queued: int = 0) -> Quota:
         """Return what a route has left for requests that are neither queued nor waiting at the rate limit yet."""
         stats = self._limiter.stats(route)
-        remaining = None if stats.left is None else stats.left - stats.waiting - queued
-        return Quota(limit=stats.limit, remaining=remaining, resets_in=stats.resets_in)
+        left = None if stats.left is None else stats.left - stats.waiting - queued
+        return Quota(stats.limit, left, stats.resets_in)
 
     async def _work(self) -> None:
         try:

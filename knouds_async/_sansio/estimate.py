@@ -14,6 +14,7 @@ from typing import Final, Literal
 import attrs
 
 from knouds_async._sansio.ledger import amount
+from knouds_async._sansio.listings import Quota
 from knouds_async.types import Record, UsageRow
 
 WINDOW: Final = 60.0  # seconds
@@ -48,24 +49,12 @@ class Estimate(Record):
         return self.jobs - self.invalid - self.already_done
 
 
-@attrs.frozen(eq=False, repr=False)
-class RouteQuota(Record):
-    """A route's quota: requests a window, how many are left of this one, seconds until its end; None: not known.
-
-    An unlimited route has the limit `math.inf`.
-    """
-
-    limit: float | None = None
-    left: float | None = None
-    resets_in: float | None = None
-
-
 def estimate(
     counted: Estimate,
     *,
     price: float | None,
     rows: Sequence[UsageRow],
-    quota: RouteQuota,
+    quota: Quota,
     max_in_flight: int,
     expected: float | None = None,
 ) -> Estimate:
@@ -79,9 +68,10 @@ def estimate(
     counted = _priced(counted, price, rows)
     if quota.limit is None and counted.to_run:
         return counted
-    submits, rounds = submitting(counted.to_run, quota), math.ceil(counted.to_run / max_in_flight)
-    seconds = max(submits.seconds + length, rounds * length) if counted.to_run else 0.0
-    return attrs.evolve(counted, windows=submits.windows, seconds=round(seconds, 1))
+    windows, seconds = submitting(counted.to_run, quota)
+    rounds = math.ceil(counted.to_run / max_in_flight)
+    seconds = max(seconds + length, rounds * length) if counted.to_run else 0.0
+    return attrs.evolve(counted, windows=windows, seconds=round(seconds, 1))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -97,23 +87,15 @@ def _priced(counted: Estimate, price: float | None, rows: Sequence[UsageRow]) ->
     return attrs.evolve(counted, credits=round(_mean(costs) * counted.to_run, 6), credits_source="usage")
 
 
-@attrs.frozen(eq=False, repr=False)
-class Submitting(Record):
-    """In how many windows submits are made, and the seconds until the last of them."""
-
-    windows: int = 0
-    seconds: float = 0.0
-
-
-def submitting(jobs: int, quota: RouteQuota) -> Submitting:
-    """Return how long the submits of so many jobs take; of a limit that is not known, no time."""
+def submitting(jobs: int, quota: Quota) -> tuple[int, float]:
+    """Return in how many windows so many jobs are submitted, and the seconds until the last; 0 of an unknown limit."""
     limit = math.inf if quota.limit is None else max(1.0, quota.limit)
     now = limit if quota.left is None or math.isinf(limit) else min(limit, max(0.0, quota.left))
     if jobs <= now:
-        return Submitting(min(jobs, 1), 0.0)
+        return min(jobs, 1), 0.0
     more = math.ceil((jobs - now) / limit)
     until_reset = WINDOW / 2 if quota.resets_in is None else max(0.0, quota.resets_in)  # half: it may be any
-    return Submitting(more + (now >= 1), until_reset + (more - 1) * WINDOW)
+    return more + (now >= 1), until_reset + (more - 1) * WINDOW
 
 
 @attrs.define(eq=False, repr=False)
@@ -158,7 +140,7 @@ class Remaining(Record):
 
 
 def seconds_left(
-    remaining: Remaining, *, submits: RouteQuota, polls: RouteQuota, lengths: RunLengths, max_in_flight: int
+    remaining: Remaining, *, submits: Quota, polls: Quota, lengths: RunLengths, max_in_flight: int
 ) -> float | None:
     """Return the seconds until the end of the last run is seen; None before it is known how long runs take.
 
@@ -172,13 +154,13 @@ def seconds_left(
         return 0.0
     if mean is None:
         return None
-    seen = submitting(max(0, unfinished - remaining.polls), polls).seconds
+    _, seen = submitting(max(0, unfinished - remaining.polls), polls)
     if not remaining.to_submit:
         ended = lengths.longest_of(remaining.in_flight, remaining.since_submit) - remaining.since_submit
         return max(seen, ended)
     limit = math.inf if submits.limit is None else max(1.0, submits.limit)
     burst = int(min(remaining.to_submit, max_in_flight, limit))
-    submitted = max(submitting(remaining.to_submit, submits).seconds, remaining.held_for)
+    submitted = max(submitting(remaining.to_submit, submits)[1], remaining.held_for)
     return max(seen, submitted + lengths.longest_of(burst), _last_turn(remaining, mean, max_in_flight) + mean)
 
 

@@ -13,25 +13,28 @@ from typing import Final, TypeAlias
 import attrs
 
 from knouds_async._sansio.responses import Answer, UnreadableError, parsed
-from knouds_async.types import Status
+from knouds_async.types import Record, Status
 
 # ---- What is left of a quota
 
 _RECHECK: Final = 1.0  # seconds until a quota without a reset is checked again
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Quota:
-    """The quota of a route: its limit, what remains of this window, seconds to the next; None: unknown, or no limit."""
+@attrs.frozen(eq=False, repr=False)
+class Quota(Record):
+    """The quota of a route: requests a window, how many are left of this one, seconds until its end; None: not known.
 
-    limit: int | None = None
-    remaining: int | None = None
+    An unlimited route has the limit `math.inf`, or None.
+    """
+
+    limit: float | None = None
+    left: float | None = None
     resets_in: float | None = None
 
     @property
     def available(self) -> float:
         """Requests that may be sent now."""
-        return math.inf if self.remaining is None else max(0, self.remaining)
+        return math.inf if self.left is None else max(0, self.left)
 
     @property
     def per_second(self) -> float:

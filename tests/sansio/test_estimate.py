@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from knouds_async._sansio.estimate import (
     Estimate,
     Remaining,
-    RouteQuota,
     RunLengths,
-    Submitting,
     estimate,
     seconds_left,
     submitting,
 )
+from knouds_async._sansio.listings import Quota
 from knouds_async.types import UsageRow
 
 ROWS = [
@@ -29,18 +28,18 @@ ROWS = [
 @pytest.mark.parametrize(
     ("jobs", "quota", "taken"),
     [
-        (0, RouteQuota(100), Submitting(0, 0)),
-        (100, RouteQuota(100), Submitting(1, 0)),
-        (101, RouteQuota(100), Submitting(2, 30)),
-        (300, RouteQuota(100, resets_in=20), Submitting(3, 80)),
-        (300, RouteQuota(100, left=40, resets_in=20), Submitting(4, 140)),
-        (300, RouteQuota(100, left=0, resets_in=20), Submitting(3, 140)),
-        (5, RouteQuota(1000, left=2, resets_in=0), Submitting(2, 0)),
-        (10**6, RouteQuota(math.inf), Submitting(1, 0)),
-        (10**6, RouteQuota(None), Submitting(1, 0)),
+        (0, Quota(100), (0, 0)),
+        (100, Quota(100), (1, 0)),
+        (101, Quota(100), (2, 30)),
+        (300, Quota(100, resets_in=20), (3, 80)),
+        (300, Quota(100, left=40, resets_in=20), (4, 140)),
+        (300, Quota(100, left=0, resets_in=20), (3, 140)),
+        (5, Quota(1000, left=2, resets_in=0), (2, 0)),
+        (10**6, Quota(math.inf), (1, 0)),
+        (10**6, Quota(None), (1, 0)),
     ],
 )
-def test_submits_take_as_many_windows_as_their_limit_needs(jobs: int, quota: RouteQuota, taken: Submitting) -> None:
+def test_submits_take_as_many_windows_as_their_limit_needs(jobs: int, quota: Quota, taken: tuple[int, float]) -> None:
     """What is left of this window goes at once, and each further window begins a minute after the last."""
     assert submitting(jobs, quota) == taken
 
@@ -55,13 +54,13 @@ def test_windows_hold_all_jobs_and_none_is_needless(
     jobs: int, limit: float, left: float | None, resets_in: float | None
 ) -> None:
     """So many windows have room for all jobs, one fewer has not, and time does not run backwards."""
-    taken = submitting(jobs, RouteQuota(limit, left, resets_in))
+    windows, seconds = submitting(jobs, Quota(limit, left, resets_in))
     limit = max(1.0, limit)
     now = limit if left is None or math.isinf(limit) else min(limit, max(0.0, left))
-    room = now + limit * (taken.windows - (now >= 1)) if jobs > now else now
+    room = now + limit * (windows - (now >= 1)) if jobs > now else now
     assert room >= jobs
-    assert taken.seconds >= 0
-    assert taken.windows <= 1 or room - limit < jobs
+    assert seconds >= 0
+    assert windows <= 1 or room - limit < jobs
 
 
 @pytest.mark.parametrize(
@@ -80,23 +79,23 @@ def test_credits_are_by_the_schema_else_by_the_mean_of_the_rows(
 ) -> None:
     """Only jobs that would be run cost anything, and rows of runs that are in flight say nothing."""
     counted = Estimate(jobs=10, invalid=1, already_done=3)
-    found = estimate(counted, price=price, rows=rows, quota=RouteQuota(100), max_in_flight=2000)
+    found = estimate(counted, price=price, rows=rows, quota=Quota(100), max_in_flight=2000)
     assert (found.jobs, found.to_run, found.credits, found.credits_source) == (10, 6, credits, source)
 
 
 @pytest.mark.parametrize(
     ("quota", "most", "expected", "windows", "seconds"),
     [
-        (RouteQuota(100), 2000, None, 1, 20),
-        (RouteQuota(2, resets_in=10), 2000, None, 3, 90),
-        (RouteQuota(100), 2, None, 1, 60),
-        (RouteQuota(100), 2000, 5.0, 1, 5),
-        (RouteQuota(100), 2000, 1 / 7, 1, 0.1),
-        (RouteQuota(None), 2000, None, None, None),
+        (Quota(100), 2000, None, 1, 20),
+        (Quota(2, resets_in=10), 2000, None, 3, 90),
+        (Quota(100), 2, None, 1, 60),
+        (Quota(100), 2000, 5.0, 1, 5),
+        (Quota(100), 2000, 1 / 7, 1, 0.1),
+        (Quota(None), 2000, None, None, None),
     ],
 )
 def test_the_time_is_that_of_the_slowest(
-    quota: RouteQuota, most: int, expected: float | None, windows: int | None, seconds: float | None
+    quota: Quota, most: int, expected: float | None, windows: int | None, seconds: float | None
 ) -> None:
     """Runs last as long as the account's do, wait for windows, and for those in flight; without a limit it is open."""
     found = estimate(Estimate(jobs=6), price=1, rows=ROWS, quota=quota, max_in_flight=most, expected=expected)
@@ -105,7 +104,7 @@ def test_the_time_is_that_of_the_slowest(
 
 def test_nothing_to_run_takes_nothing() -> None:
     """A batch that is done costs no credits, no window and no time, whatever the limit."""
-    for quota in (RouteQuota(None), RouteQuota(100)):
+    for quota in (Quota(None), Quota(100)):
         found = estimate(Estimate(jobs=2, already_done=2), price=3, rows=ROWS, quota=quota, max_in_flight=1)
         assert (found.credits, found.windows, found.seconds) == (0, 0, 0)
 
@@ -118,25 +117,25 @@ def lengths_of(*seconds: float) -> RunLengths:
     return lengths
 
 
-FREE = RouteQuota(math.inf)
+FREE = Quota(math.inf)
 
 
 @pytest.mark.parametrize(
     ("remaining", "submits", "polls", "most", "left"),
     [
-        (Remaining(to_submit=0, in_flight=0), RouteQuota(100), FREE, 2000, 0),
-        (Remaining(to_submit=0, in_flight=9, since_submit=4), RouteQuota(100), FREE, 2000, 8),
-        (Remaining(to_submit=0, in_flight=9, since_submit=40), RouteQuota(100), FREE, 2000, 0),
-        (Remaining(to_submit=0, in_flight=9), RouteQuota(100), RouteQuota(100, left=8, resets_in=46), 2000, 46),
-        (Remaining(to_submit=0, in_flight=9), RouteQuota(100), RouteQuota(100, left=9, resets_in=46), 2000, 12),
-        (Remaining(to_submit=0, in_flight=9, polls=1), FREE, RouteQuota(100, left=8, resets_in=46), 2000, 12),
-        (Remaining(to_submit=0, in_flight=1, polls=3), FREE, RouteQuota(100, left=0, resets_in=46), 2000, 12),
-        (Remaining(to_submit=200, in_flight=0), RouteQuota(100, left=0, resets_in=46), FREE, 2000, 46 + 60 + 12),
-        (Remaining(to_submit=200, in_flight=100), RouteQuota(100, left=0, resets_in=8), FREE, 2000, 8 + 60 + 12),
-        (Remaining(to_submit=50, in_flight=0, held_for=300), RouteQuota(100, left=80), FREE, 2000, 300 + 12),
+        (Remaining(to_submit=0, in_flight=0), Quota(100), FREE, 2000, 0),
+        (Remaining(to_submit=0, in_flight=9, since_submit=4), Quota(100), FREE, 2000, 8),
+        (Remaining(to_submit=0, in_flight=9, since_submit=40), Quota(100), FREE, 2000, 0),
+        (Remaining(to_submit=0, in_flight=9), Quota(100), Quota(100, left=8, resets_in=46), 2000, 46),
+        (Remaining(to_submit=0, in_flight=9), Quota(100), Quota(100, left=9, resets_in=46), 2000, 12),
+        (Remaining(to_submit=0, in_flight=9, polls=1), FREE, Quota(100, left=8, resets_in=46), 2000, 12),
+        (Remaining(to_submit=0, in_flight=1, polls=3), FREE, Quota(100, left=0, resets_in=46), 2000, 12),
+        (Remaining(to_submit=200, in_flight=0), Quota(100, left=0, resets_in=46), FREE, 2000, 46 + 60 + 12),
+        (Remaining(to_submit=200, in_flight=100), Quota(100, left=0, resets_in=8), FREE, 2000, 8 + 60 + 12),
+        (Remaining(to_submit=50, in_flight=0, held_for=300), Quota(100, left=80), FREE, 2000, 300 + 12),
         (Remaining(to_submit=50, in_flight=50), FREE, FREE, 2000, 12),
-        (Remaining(to_submit=50, in_flight=50), RouteQuota(None), FREE, 2000, 12),
-        (Remaining(to_submit=50, in_flight=50), FREE, RouteQuota(40, left=0, resets_in=30), 2000, 30 + 60 + 60),
+        (Remaining(to_submit=50, in_flight=50), Quota(None), FREE, 2000, 12),
+        (Remaining(to_submit=50, in_flight=50), FREE, Quota(40, left=0, resets_in=30), 2000, 30 + 60 + 60),
         (Remaining(to_submit=50, in_flight=50), FREE, FREE, 50, 12 + 12),
         (Remaining(to_submit=50, in_flight=50, since_submit=12), FREE, FREE, 50, 12),
         (Remaining(to_submit=25, in_flight=50), FREE, FREE, 50, 6 + 12),
@@ -145,7 +144,7 @@ FREE = RouteQuota(math.inf)
     ],
 )
 def test_the_time_left_is_that_of_windows_turns_and_runs(
-    remaining: Remaining, submits: RouteQuota, polls: RouteQuota, most: int, left: float
+    remaining: Remaining, submits: Quota, polls: Quota, most: int, left: float
 ) -> None:
     """The last submit waits for its window, a pause, or other runs; its run takes as long as the others, and a poll."""
     found = seconds_left(remaining, submits=submits, polls=polls, lengths=lengths_of(12, 12), max_in_flight=most)
@@ -163,7 +162,7 @@ def test_of_many_runs_the_longest_counts() -> None:
 
 def test_the_runs_of_a_window_are_as_long_as_the_longest_of_them() -> None:
     """As many runs as the limit lets go at once count together, and not all that are still to be submitted."""
-    todo, quota = Remaining(to_submit=100, in_flight=0), RouteQuota(9, resets_in=0)
+    todo, quota = Remaining(to_submit=100, in_flight=0), Quota(9, resets_in=0)
     left = seconds_left(todo, submits=quota, polls=FREE, lengths=lengths_of(*range(1, 101)), max_in_flight=2000)
     assert left == 600 + 90
 
@@ -187,7 +186,7 @@ def test_no_course_of_events_breaks_the_time_left(times: list[float], to_submit:
     """However runs go, it is finite and not negative, and memory stays bounded."""
     lengths = lengths_of(*times)
     remaining = Remaining(to_submit=to_submit, in_flight=in_flight, since_submit=times[0])
-    quota = RouteQuota(100, 3, 30)
+    quota = Quota(100, 3, 30)
     left = seconds_left(remaining, submits=quota, polls=quota, lengths=lengths, max_in_flight=50)
     assert left is not None
     assert 0 <= left < math.inf

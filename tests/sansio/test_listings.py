@@ -44,11 +44,11 @@ def test_a_listing_waits_for_its_quota() -> None:
     """Few requests are made to last until the window ends; with none left, or too few, listings are not relied on."""
     listings = Listings()
     listed(listings, 0.0)
-    few, fewer = Quota(limit=100, remaining=10, resets_in=50.0), Quota(limit=100, remaining=2, resets_in=50.0)
+    few, fewer = Quota(limit=100, left=10, resets_in=50.0), Quota(limit=100, left=2, resets_in=50.0)
     assert (listings.next_at(0.0, few), listings.is_usable(0.0, few)) == (5.0, True)
     assert (listings.next_at(0.0, fewer), listings.is_usable(0.0, fewer)) == (25.0, False)
-    assert listings.next_at(0.0, Quota(limit=100, remaining=0, resets_in=50.0)) == pytest.approx(50.06)
-    assert listings.next_at(0.0, Quota(limit=100, remaining=0)) == 1.0
+    assert listings.next_at(0.0, Quota(limit=100, left=0, resets_in=50.0)) == pytest.approx(50.06)
+    assert listings.next_at(0.0, Quota(limit=100, left=0)) == 1.0
 
 
 def test_after_a_failure_listings_are_tried_and_not_relied_on() -> None:
@@ -247,10 +247,10 @@ def test_what_is_no_page_is_unreadable(body: bytes) -> None:
 
 def test_a_quota_says_what_is_left_and_when_there_is_more() -> None:
     """Without a limit there is no end of requests; without a reset it is asked again in a second."""
-    assert (Quota().available, Quota(limit=1, remaining=-2).available) == (math.inf, 0)
-    assert Quota(limit=1, remaining=0, resets_in=9.0).next_at(1.0) == pytest.approx(10.06)
-    assert Quota(limit=1, remaining=0).next_at(1.0) == 2.0
-    assert Quota(limit=100, remaining=30, resets_in=15.0).per_second == 2.0
+    assert (Quota().available, Quota(limit=1, left=-2).available) == (math.inf, 0)
+    assert Quota(limit=1, left=0, resets_in=9.0).next_at(1.0) == pytest.approx(10.06)
+    assert Quota(limit=1, left=0).next_at(1.0) == 2.0
+    assert Quota(limit=100, left=30, resets_in=15.0).per_second == 2.0
 
 
 def test_a_listing_that_failed_is_no_longer_in_flight() -> None:

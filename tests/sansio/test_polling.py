@@ -407,7 +407,7 @@ def test_fewer_runs_are_listed_once_listings_have_proven_right() -> None:
         scheduler.polled(f"x{number}", now)
         assert number or next_page(scheduler, now + 1).matched == 0
         scheduler.requests_cancelled(now + 5)
-    few, many = Quota(limit=10, remaining=2, resets_in=30.0), Quota(limit=100, remaining=90, resets_in=30.0)
+    few, many = Quota(limit=10, left=2, resets_in=30.0), Quota(limit=100, left=90, resets_in=30.0)
     pages = [bool(scheduler.plan(20.0 + at, poll_quota=few, usage_quota=many).page) for at in range(60)]
     assert any(pages)
 
@@ -521,7 +521,7 @@ def test_a_known_end_whose_poll_failed_goes_first_again() -> None:
     plan, now = after_listing(scheduler, running(5) | {3: "failed"})
     assert plan.polls == ["x3"]
     scheduler.polled("x3", now, failures=1)
-    few = Quota(limit=100, remaining=1, resets_in=30.0)
+    few = Quota(limit=100, left=1, resets_in=30.0)
     assert scheduler.plan(now + 10, poll_quota=few).polls == ["x3"]
 
 
@@ -533,18 +533,18 @@ def test_known_ends_wait_for_requests_and_go_oldest_first() -> None:
     page = next_page(scheduler, 5.0)
     now = page.started_at
     scheduler.page_received(page, status_page(dict.fromkeys(reversed(range(6)), "completed")), now)
-    assert scheduler.plan(now, poll_quota=Quota(limit=100, remaining=2, resets_in=20.0)).polls == ["x0", "x1"]
-    plan = scheduler.plan(now + 5, poll_quota=Quota(limit=100, remaining=0, resets_in=15.0))
+    assert scheduler.plan(now, poll_quota=Quota(limit=100, left=2, resets_in=20.0)).polls == ["x0", "x1"]
+    plan = scheduler.plan(now + 5, poll_quota=Quota(limit=100, left=0, resets_in=15.0))
     assert (plan.polls, plan.page) == ([], None)
     assert plan.next_at <= now + 20.06
-    full = Quota(limit=100, remaining=100, resets_in=60.0)
+    full = Quota(limit=100, left=100, resets_in=60.0)
     assert scheduler.plan(now + 20.1, poll_quota=full).polls == ["x2", "x3", "x4", "x5"]
 
 
 def test_one_poll_may_always_wait_in_line() -> None:
     """With nothing left and nothing in flight one poll is made, which waits for its turn."""
     scheduler = watching(1)
-    assert scheduler.plan(60.0, poll_quota=Quota(limit=100, remaining=0, resets_in=30.0)).polls == ["x0"]
+    assert scheduler.plan(60.0, poll_quota=Quota(limit=100, left=0, resets_in=30.0)).polls == ["x0"]
 
 
 def test_few_polls_go_ahead_while_the_quota_is_not_known() -> None:
@@ -566,7 +566,7 @@ def test_scarce_polls_are_spread_and_go_to_those_unseen_for_longest() -> None:
         scheduler.add(run(number, submitted_at=-2.0 * number), 0.0)
     polls: list[str] = []
     for step in range(40):
-        left = Quota(limit=20, remaining=20 - len(polls), resets_in=60.0 - step / 2)
+        left = Quota(limit=20, left=20 - len(polls), resets_in=60.0 - step / 2)
         plan = scheduler.plan(40.0 + step / 2, poll_quota=left)
         polls += plan.polls
         assert len(plan.polls) <= 2
@@ -583,7 +583,7 @@ def test_polls_that_a_window_left_are_not_spent_at_once_in_the_next() -> None:
     scheduler.polled("x50", 0.0)  # the quota is known from now on
     polls = []
     for step in range(160):
-        left = Quota(limit=20, remaining=20, resets_in=60.0 - (step / 2 - 9.0) % 60.0)
+        left = Quota(limit=20, left=20, resets_in=60.0 - (step / 2 - 9.0) % 60.0)
         polls.append(len(scheduler.plan(step / 2, poll_quota=left).polls))
     assert sum(polls) > 9
     assert max(polls) <= 4
@@ -594,11 +594,11 @@ def test_plain_polls_that_are_due_go_in_turn() -> None:
     scheduler = PollScheduler(Polling.every(2.0), LearnedDurations())
     for number in range(5):
         scheduler.add(run(number, submitted_at=number / 10), 0.5)
-    few = Quota(limit=100, remaining=2, resets_in=7.0)
+    few = Quota(limit=100, left=2, resets_in=7.0)
     plan = scheduler.plan(3.0, poll_quota=few)
     assert plan.polls == ["x0", "x1"]
     assert plan.next_at == pytest.approx(10.06)
-    assert scheduler.plan(10.1, poll_quota=Quota(limit=100, remaining=9, resets_in=60.0)).polls == [
+    assert scheduler.plan(10.1, poll_quota=Quota(limit=100, left=9, resets_in=60.0)).polls == [
         "x2",
         "x3",
         "x4",
@@ -624,7 +624,7 @@ def test_scarce_requests_cost_more() -> None:
     """The same runs are polled more rarely when there are few requests for them."""
 
     def first_poll(limit: int) -> float:
-        scheduler, quota = watching(30, sweeps=False), Quota(limit=limit, remaining=limit, resets_in=60.0)
+        scheduler, quota = watching(30, sweeps=False), Quota(limit=limit, left=limit, resets_in=60.0)
         scheduler.plan(0.0, poll_quota=quota)
         return next(now / 4 for now in range(400) if scheduler.plan(now / 4, poll_quota=quota).polls)
 
@@ -830,7 +830,7 @@ def test_all_ends_are_found_under_any_quota(number: int, limit: int, seed: int) 
             break
         if now // 60 != window:
             window, spent = int(now // 60), 0
-        quota = Quota(limit=limit, remaining=limit - spent, resets_in=60 - now % 60)
+        quota = Quota(limit=limit, left=limit - spent, resets_in=60 - now % 60)
         plan = scheduler.plan(now, poll_quota=quota)
         spent += len(plan.polls)
         assert spent <= limit + 1
@@ -1026,7 +1026,7 @@ def test_a_run_that_outlives_all_others_is_polled_closely() -> None:
 
 def test_early_polls_need_a_quota_that_is_nearly_unused() -> None:
     """With few requests left, or many runs, or where a caller values requests, a new target is not polled early."""
-    few = Quota(limit=100, remaining=9, resets_in=30.0)
+    few = Quota(limit=100, left=9, resets_in=30.0)
     assert min(polls_of(watching(1), 20.0, poll_quota=few)) > 6
     assert min(polls_of(watching(1, cost_of_request=1.5), 30.0)) > 6
     many = watching(11, sweeps=False)
@@ -1071,7 +1071,7 @@ def test_an_end_that_a_listing_shows_is_polled_once_its_delivery_has_had_time_to
 
 def test_a_second_report_of_a_run_does_not_shorten_the_pause_after_a_failure() -> None:
     """However often it was reported, it is polled once, and again after the pause."""
-    scheduler, one_left = watching(1), Quota(limit=10, remaining=1, resets_in=30.0)
+    scheduler, one_left = watching(1), Quota(limit=10, left=1, resets_in=30.0)
     for _ in range(2):
         scheduler.report_finished("x0", "completed")
     assert scheduler.plan(1.0, poll_quota=one_left).polls == ["x0"]
@@ -1136,8 +1136,8 @@ def trusting(number: int) -> tuple[PollScheduler, float]:
 def listed_until(scheduler: PollScheduler, now: float, left: int) -> tuple[int, list[str]]:
     """Run for 400 s with so many polls left and listings that show all runs running; return pages and polls."""
     quotas = {
-        "poll_quota": Quota(limit=99, remaining=left, resets_in=60.0),
-        "usage_quota": Quota(limit=99, remaining=90),
+        "poll_quota": Quota(limit=99, left=left, resets_in=60.0),
+        "usage_quota": Quota(limit=99, left=90),
     }
     pages, polls = 0, list[str]()
     for step in range(1, 4000):
