@@ -103,7 +103,8 @@ class WorkerThread(ABC):
         """
         with self._lock:
             if self._thread is None and not self._requests:  # and none can start meanwhile
-                return then()
+                then()
+                return
             must_be_done = any(not each.may_withdraw for each in (*self._under_way, *self._requests))
         with anyio.move_on_after(math.inf if must_be_done else timeout):
             await self.do(ThreadRequest(_FLUSH, then))
