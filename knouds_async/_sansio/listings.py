@@ -101,7 +101,6 @@ _MAX_GAP: Final = 15.0  # seconds to the next; when it takes longer, there are p
 _FIRST_BACKOFF: Final = 2.0
 _MAX_BACKOFF: Final = 300.0
 _MAX_LAG: Final = 5.0  # seconds by which it may show an end late
-_TRUSTED_FOR: Final = 120.0  # seconds after a hit
 _LAG_KEPT: Final = 0.9  # of a lag, for each end that was shown sooner
 _MIN_MISSES: Final = 3  # misses that open the breaker
 _MAX_MISS_RATE: Final = 0.2  # of hits and misses
@@ -124,17 +123,12 @@ class Listings:
         self._pages, self._deepest_row = 1, MAX_ROWS  # that were of use in the last one
         self._running = {Status.PROCESSING.value, Status.CANCEL_REQUESTED.value}
         self._hits = self._misses = 0.0
-        self._hit_at = -math.inf
         self.lag = 0.0  # seconds by which ends are shown late
 
     @property
     def is_proven(self) -> bool:
         """Whether a listing has shown an end in time."""
         return self._hits > 0
-
-    def is_trusted(self, now: float) -> bool:
-        """Return whether listings have shown ends in time lately, and none too late."""
-        return self._hits > 0 and self._misses < 0.5 and now <= self._hit_at + _TRUSTED_FOR
 
     def is_usable(self, now: float, quota: Quota) -> bool:
         """Return whether to rely on listings: the last one arrived, and the next one can be had soon."""
@@ -211,7 +205,6 @@ class Listings:
     def count(self, now: float, *, is_hit: bool) -> None:
         """Count a hit or a miss: three misses among few hits, or one before any, end listings for ten minutes."""
         self._hits, self._misses = self._hits + is_hit, self._misses + (not is_hit)
-        self._hit_at = now if is_hit else self._hit_at
         if self._hits + self._misses > _WINDOW:
             self._hits, self._misses = self._hits / 2, self._misses / 2
         is_often = self._misses >= _MIN_MISSES and self._misses > _MAX_MISS_RATE * (self._hits + self._misses)

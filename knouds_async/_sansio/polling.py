@@ -164,7 +164,6 @@ _MIN_RUNS: Final = 3  # awaited runs for which a listing pays; one less once lis
 _PROMPT: Final = 1.0  # seconds by which listings may be late; beyond, runs are polled as well
 _LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run
 _RECHECK_COST: Final = 36.0  # of a poll of a run that listings show running, in seconds
-_DOUBTED_COST: Final = 10.0  # the same while listings are not trusted
 _LIMITED: Final = 5  # polls for each run: fewer are a limit
 
 _NEW_ENDS: Final = 3  # ends from which a target is known
@@ -177,7 +176,7 @@ _ON_ITS_WAY: Final = 0.5  # seconds that a delivery may arrive after a listing h
 _OVERDUE: Final = 1.0  # seconds beyond the longest of all durations, at least, after which a delivery is overdue
 _LIKELY: Final = 0.2  # ends that are expected in the time beyond
 _HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota is scarce
-_SPECULATIVE_SHARE: Final = 0.1  # of scarce polls: for runs that listings show, unless they are trusted
+_SPECULATIVE_SHARE: Final = 0.03  # of scarce polls: for runs that listings show, at least
 _TARGET_USE: Final = 1.2  # the part of the remaining quota to plan for: few windows are as busy throughout as now
 
 _LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
@@ -191,7 +190,6 @@ _FAILURE_PAUSE: Final = 2.0  # seconds after a failed poll, for each failure in 
 _MAX_FAILURE_PAUSE: Final = 10.0
 _POLL_WITHIN: Final = 2.0  # seconds within which a poll should come back
 _FEW: Final = 10  # polls in flight before the first answer shows the quota
-_ROUNDING: Final = 1e-6
 _NO_QUOTA: Final = Quota()
 
 
@@ -343,8 +341,7 @@ class PollScheduler:
             cost = self.deliveries.cost_factor * max(cost, durations.median / _DELIVERY_FACTOR)
             age = durations.next_poll(run.age(run.last_running_at), cost, longest=_FIRST_STEP)
         elif self._is_listed(run):
-            cost = _RECHECK_COST if self._listings.is_trusted(now) else _DOUBTED_COST
-            age = durations.next_poll(run.age(run.last_seen_at), cost, longest=_FIRST_STEP)
+            age = durations.next_poll(run.age(run.last_seen_at), _RECHECK_COST, longest=_FIRST_STEP)
             if self._listings.lag > _PROMPT:  # then it was running that much earlier
                 seen_at = max(run.last_seen_at, run.last_listed_at - self._listings.lag)
                 age = min(age, self._next_poll(durations, run.age(seen_at)))
@@ -462,7 +459,7 @@ class PollScheduler:
     def _take_due(self, now: float, spare: float) -> list[str]:
         """Return runs to poll that only may have finished, in the order in which they became due."""
         taken: list[str] = []
-        while self._next_at() <= now < math.inf and len(taken) + 1 <= spare + _ROUNDING:
+        while self._next_at() <= now < math.inf and len(taken) + 1 <= spare:
             name = heapq.heappop(self._heap)[1]
             if self._schedule(self._runs[name], now) <= now:
                 taken.append(name)
@@ -474,15 +471,13 @@ class PollScheduler:
         """Return how many polls there are for runs that only may have finished: few are spread over the window."""
         spare = available
         if self._uses_listings:  # a poll is kept for the result of each run that they serve
-            least = 0.0 if self._listings.is_trusted(now) else _SPECULATIVE_SHARE * available
-            spare = max(least, available - len(self._runs) + len(self._hidden))
+            spare = max(_SPECULATIVE_SHARE * available, available - len(self._runs) + len(self._hidden))
         if not self._is_answered:
             spare = min(spare, max(1.0, _FEW - len(self._in_flight)))
         if len(self._runs) <= available or self._polling.schedule is not None:
             self._saved, self._saved_at = 0.0, now
             return spare
-        resets_in = max(60.0 if quota.resets_in is None else quota.resets_in, 1.0)
-        a_second = spare / resets_in
+        a_second = spare / max(60.0 if quota.resets_in is None else quota.resets_in, 1.0)
         saved = max(0.0, self._saved) + a_second * min(now - self._saved_at, _BLOCKED)
         self._saved, self._saved_at = min(1.0 + a_second, saved), now  # more would be spent in a burst, of the next too
         return self._saved

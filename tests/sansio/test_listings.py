@@ -151,10 +151,9 @@ def test_an_end_that_was_shown_in_time_is_no_miss() -> None:
     """It may be shown five seconds late, or an eighth of what the run took."""
     for duration, lag, is_late in ((10.0, 4.9, False), (10.0, 5.1, True), (200.0, 24.9, False), (200.0, 25.1, True)):
         listings = Listings()
-        listings.count(0.0, is_hit=True)
+        listed(listings, 0.0)
         listings.observe_end(0.0, duration, lag, is_shown=True)
-        assert listings.is_trusted(120.0) is not is_late
-        assert not listings.is_trusted(121.0)
+        assert listings.is_usable(1.0, FREE) is not is_late
 
 
 def test_the_lag_is_the_longest_seen_and_falls_where_ends_are_shown_sooner() -> None:
@@ -180,17 +179,16 @@ def test_a_miss_before_any_hit_ends_listings_for_ten_minutes() -> None:
 
 
 def test_three_misses_among_few_hits_end_listings() -> None:
-    """Not two; and not three among fifteen hits, after which they are relied on, but no longer trusted."""
+    """Not two; and not three among fifteen hits."""
     for hits, is_over in ((1, True), (15, False)):
         listings = Listings()
         listed(listings, 0.0)
         for _ in range(hits):
             listings.count(0.0, is_hit=True)
-        assert listings.is_trusted(1.0)
         for _ in range(3):
             assert listings.is_usable(1.0, FREE)
             listings.count(1.0, is_hit=False)
-        assert (listings.is_usable(1.0, FREE), listings.is_trusted(1.0)) == (not is_over, False)
+        assert listings.is_usable(1.0, FREE) is not is_over
 
 
 def test_a_listing_in_flight_does_not_close_an_open_breaker() -> None:
