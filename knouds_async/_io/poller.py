@@ -577,10 +577,7 @@ class Poller:
                 page = self._scheduler.page_received(page, status_page, anyio.current_time())
                 self._changed.set()
         except Exception as error:  # noqa: BLE001  (without listings there are polls)
-            is_permanent = (
-                isinstance(error, KnoudsError) and classify_poll_error(error, age=None) is PollFailure.PERMANENT
-            )
             extra = fields("listing_failed", route=_USAGE_ROUTE, http_status=getattr(error, "status", None))
             logger.debug("a usage listing failed: %s", error, extra=extra)
-            self._scheduler.page_failed(anyio.current_time(), is_permanent=is_permanent)
+            self._scheduler.page_failed(anyio.current_time())
         self._changed.set()

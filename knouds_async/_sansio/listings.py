@@ -57,11 +57,10 @@ MAX_ROWS: Final = 500
 
 @attrs.frozen(repr=False)
 class StatusPage:
-    """A page: the usable rows, how many rows it had, how many match in all (None: not given)."""
+    """A page: the usable rows, and how many rows it had."""
 
     row_statuses: tuple[RowStatus, ...]
     row_count: int
-    total: int | None = None
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -87,8 +86,7 @@ def read_status_page(answer: Answer) -> StatusPage:
             request, status = row.get("requestId"), row.get("status")
             if isinstance(request, str) and isinstance(status, str):
                 row_statuses.append((request, status))
-    total = body.get("total")
-    return StatusPage(tuple(row_statuses), len(rows), total if isinstance(total, int) else None)
+    return StatusPage(tuple(row_statuses), len(rows))
 
 
 # ---- Listings
@@ -160,11 +158,9 @@ class Listings:
         It continues while some of the `runs` are missing and there are more rows, one page beyond those of use.
         """
         self._sent_at = max(now, self._sent_at)
-        offset = page.offset + status_page.row_count
-        has_more = status_page.row_count >= page.limit or offset < (status_page.total or 0)
         is_useful = deepest > 0 or page.number <= self._pages
-        if page.matched < runs and status_page.row_count and has_more and is_useful:
-            return attrs.evolve(page, offset=offset, limit=MAX_ROWS, number=page.number + 1)
+        if page.matched < runs and status_page.row_count >= page.limit and is_useful:
+            return attrs.evolve(page, offset=page.offset + page.limit, limit=MAX_ROWS, number=page.number + 1)
         self.is_in_flight = False
         if now >= self._not_before:
             self._failures = 0
@@ -172,10 +168,10 @@ class Listings:
         self._deepest_row = page.offset + deepest if deepest else MAX_ROWS
         return None
 
-    def failed(self, now: float, *, is_permanent: bool = False) -> None:
+    def failed(self, now: float) -> None:
         """Record a listing that failed: the next one is tried later, each time."""
         self.is_in_flight = False
-        pause = _OPEN_FOR if is_permanent else min(_MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._failures, 20))
+        pause = min(_MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(self._failures, 20))
         self._not_before, self._failures = now + pause, self._failures + 1
 
     # How far they are relied on.

@@ -43,7 +43,7 @@ class TrackedRun:
 
     `expects_delivery`: whether its end should be delivered to a webhook, None when unknown. `last_seen_at`: when a
     poll last found it running; `last_listed_at`: when a listing did; `last_row_at`: when one had a row of it.
-    `counted_until`: up to when its time was counted towards its durations. `ignore_until`: listings are ignored before.
+    `counted_until`: up to when its time was counted towards its durations.
     """
 
     execution_id: str
@@ -61,7 +61,6 @@ class TrackedRun:
     last_row_at: float = -math.inf
     counted_until: float = -math.inf
     not_before: float = -math.inf
-    ignore_until: float = -math.inf
     wake_at: float = math.inf
     deadlines: list[float] = attrs.field(factory=list)
 
@@ -217,7 +216,7 @@ class PollScheduler:
         self._learned = learned
         self._listings = Listings()
         self._runs: dict[str, TrackedRun] = {}
-        self._by_request: dict[str, TrackedRun | None] = {}  # None: more than one run has it
+        self._by_request: dict[str, TrackedRun] = {}
         self._heap: list[tuple[float, str]] = []
         self._ready: list[tuple[float, float, str]] = []
         self._reported: dict[str, str | None] = {}
@@ -260,17 +259,19 @@ class PollScheduler:
         run = self._runs.pop(execution_id, None)
         if run is not None:
             self._reported.pop(execution_id, None)
+            self._unlist(run)
             self._hidden.discard(execution_id)
-            if run.request_id is not None and self._by_request.get(run.request_id) is run:
-                del self._by_request[run.request_id]
 
     def _index(self, run: TrackedRun) -> None:
-        """Index a run by its request id; one that has none, or shares it, is shown by no listing."""
-        other = None if run.request_id is None else self._by_request.setdefault(run.request_id, run)
-        if other is not run:
-            self._hidden |= {run.execution_id} | ({other.execution_id} if other else set())
-            if run.request_id is not None:
-                self._by_request[run.request_id] = None
+        """Index a run by its request id; one that has none, or that of another, is shown by no listing."""
+        if run.request_id is None or self._by_request.setdefault(run.request_id, run) is not run:
+            self._hidden.add(run.execution_id)
+
+    def _unlist(self, run: TrackedRun) -> None:
+        """Leave a run to polls, whatever listings show."""
+        if run.request_id is not None and self._by_request.get(run.request_id) is run:
+            del self._by_request[run.request_id]
+        self._hidden.add(run.execution_id)
 
     def set_request_id(self, run: TrackedRun, request_id: str) -> None:
         """Set the request id by which listings show a run, unless it is known already."""
@@ -525,8 +526,7 @@ class PollScheduler:
         if status is None:
             run.expects_delivery = False
         elif self._listings.refuted(now, status):
-            run.ignore_until = now + max(10.0, run.age(now) / 4)
-            self._hidden.add(run.execution_id)
+            self._unlist(run)
 
     def finished(
         self,
@@ -572,8 +572,6 @@ class PollScheduler:
             deepest = row
             matched += run.last_row_at != page.started_at and run.execution_id not in self._reported
             run.last_row_at = page.started_at
-            if run.ignore_until > now:
-                continue
             self._hidden.discard(run.execution_id)
             if self._listings.is_running(status):
                 run.last_listed_at = page.started_at
@@ -591,9 +589,9 @@ class PollScheduler:
                     self._reschedule(run, now)
         return following
 
-    def page_failed(self, now: float, *, is_permanent: bool) -> None:
-        """Record a page that failed: there are no listings for a while, or for long when none can do better."""
-        self._listings.failed(now, is_permanent=is_permanent)
+    def page_failed(self, now: float) -> None:
+        """Record a page that failed: there are no listings for a while."""
+        self._listings.failed(now)
 
     def requests_cancelled(self, now: float) -> None:
         """Record that the polls and the listing in flight were cancelled."""
