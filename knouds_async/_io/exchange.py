@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 import anyio
+import attrs
 
 from knouds_async._io.concurrency import OwnTask, call_at
 from knouds_async._sansio import responses
@@ -177,30 +178,26 @@ class CallerLeft(Exception):  # noqa: N818  (it ends a task that nobody waits fo
     """Nobody waits for the answer any more."""
 
 
+@attrs.define(eq=False, repr=False)
 class SentTrace:
     """Watches one attempt at a request: put it in the request's `extensions["trace"]`, one for each attempt.
 
     `before_first_byte`: called when the request is about to leave, and when its body is. Where it raises, nothing
     leaves, then or later.
-    `is_withheld`: whether the request is still to be handed to a transport.
+    `is_withheld`: whether the request is still to be handed to a transport; `has_begun_sending`: it was seen to leave.
     """
 
-    __slots__ = (
-        "_before_first_byte", "_has_begun_sending", "_has_given_body", "_is_connecting", "_last_event", "_refusal",
-        "is_withheld",
-    )  # fmt: skip
-
-    def __init__(self, before_first_byte: Callable[[], None] | None = None) -> None:
-        self.is_withheld = False
-        self._before_first_byte = before_first_byte
-        self._last_event = ""
-        self._is_connecting = False  # a proxy is asked to CONNECT, by a request of its own
-        self._has_begun_sending = self._has_given_body = False
-        self._refusal: BaseException | None = None
+    _before_first_byte: Callable[[], None] | None = attrs.field(default=None, alias="before_first_byte")
+    is_withheld: bool = attrs.field(default=False, init=False)
+    has_begun_sending: bool = attrs.field(default=False, init=False)
+    _has_given_body: bool = attrs.field(default=False, init=False)
+    _is_connecting: bool = attrs.field(default=False, init=False)  # a proxy is asked to CONNECT, by its own request
+    _last_event: str = attrs.field(default="", init=False)
+    _refusal: BaseException | None = attrs.field(default=None, init=False)
 
     async def __call__(self, event: str, details: object) -> None:
         """Note an event; never waits. Raises what `before_first_byte` raises."""
-        if self._has_begun_sending:
+        if self.has_begun_sending:
             return
         if not event.startswith(_SENDING):
             self._last_event = event
@@ -214,7 +211,7 @@ class SentTrace:
         """Count the request as sent, for good, unless it must not be: httpcore tells the end of that one too."""
         if self._refusal is None:
             self.check()
-            self._has_begun_sending = True
+            self.has_begun_sending = True
         elif event.endswith(".started") and not event.endswith("response_closed.started"):
             raise self._refusal
 
@@ -234,16 +231,11 @@ class SentTrace:
         A process can be frozen after the head, or in the middle of a large body. What has left, or may have, stays so
         when this raises.
         """
-        if not (self._has_begun_sending or self._has_given_body):
+        if not (self.has_begun_sending or self._has_given_body):
             self.check()
         elif self._before_first_byte is not None:
             self._before_first_byte()
         self._has_given_body = True
-
-    @property
-    def has_begun_sending(self) -> bool:
-        """Whether it was seen to leave."""
-        return self._has_begun_sending
 
     def withdraw(self) -> None:
         """Keep the request from leaving, if it has not yet: CallerLeft is raised where it would."""
@@ -256,7 +248,7 @@ class SentTrace:
         `ConnectTimeout` for nothing but a connection that could not be made. That counts when no event was seen,
         as with mocks, which replace the code that would have fired them.
         """
-        if self._has_begun_sending:
+        if self.has_begun_sending:
             return True
         if (
             self.is_withheld
@@ -838,6 +830,5 @@ def _waits(timeouts: Timeouts) -> dict[str, Any]:
 
 def _is_untrusted(error: BaseException | None) -> bool:
     """Return whether a certificate was not believed; the libraries between wrap the error that says so."""
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
-        error = error.__cause__ or error.__context__
-    return error is not None
+    causes = () if error is None else (error, *_below(error, _DEEPEST))
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes)

@@ -393,11 +393,6 @@ _UNDELIVERED: Final = 30_000
 _DELIVERED: Final = 5.0  # seconds of silence after which it is checked whether all was acknowledged
 _USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 _LINGER: Final = "hh" if sys.platform == "win32" else "ii"
-_EXTRAS: Final = {
-    "ssl_object": TLSAttribute.ssl_object,
-    "client_addr": anyio.abc.SocketAttribute.local_address,
-    "server_addr": anyio.abc.SocketAttribute.remote_address,
-}
 _BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError, OSError)
 
 
@@ -483,7 +478,7 @@ class Stream(httpcore.AsyncNetworkStream):
             return _is_readable(self.tcp.socket)
         if info == "socket":
             return self.tcp.socket
-        return self._stream.extra(_EXTRAS[info], None) if info in _EXTRAS else None  # noqa: S610  (not Django's)
+        return self._stream.extra(TLSAttribute.ssl_object, None) if info == "ssl_object" else None  # noqa: S610  (not Django's)
 
     def has_unread(self) -> bool:
         """Whether bytes came that nobody has read, though they left the socket: in a TLS record or asyncio's queue."""

@@ -21,7 +21,7 @@ import attrs
 
 from knouds_async import types
 from knouds_async._sansio.inputs import is_execution_id, safe_repr
-from knouds_async._sansio.rate_limit import QuotaHeaders
+from knouds_async._sansio.rate_limit import LONGEST_WINDOW, QuotaHeaders
 from knouds_async.config import Secret, is_integer, is_number
 from knouds_async.types import Record, Status
 
@@ -465,7 +465,6 @@ REFUSED: Final = 429
 
 _FOREVER: Final = 1e9  # seconds; a body's number may be of any length
 _END_OF_DATES: Final = 2.0**36  # the year 4147: what a clock that is ahead of this says is no time
-_LONGEST_WINDOW: Final = 86_400.0  # seconds; a Reset further away is ignored
 _SHORTEST_PAUSE: Final = 1.0  # seconds after a refusal, however short a pause it asks for
 _WHOLE: Final = re.compile(r"[0-9]{1,15}\Z")
 
@@ -507,8 +506,8 @@ def retry_after(answer: Answer, server_time: float | None) -> float | None:
     if is_number(asked) and asked >= 0:
         return float(min(asked, _FOREVER))
     reset = _whole(answer, "x-ratelimit-reset") if answer.status == REFUSED else None
-    is_ahead = reset is not None and since is not None and 0 < reset - since <= _LONGEST_WINDOW
-    return reset - since if is_ahead and reset is not None and since is not None else None
+    ahead = -1.0 if reset is None or since is None else reset - since
+    return ahead if 0 < ahead <= LONGEST_WINDOW else None
 
 
 def is_own_refusal(answer: Answer, *, is_cut: bool = False) -> bool:
