@@ -176,6 +176,13 @@ def environment() -> Mapping[str, str]:
     return os.environ
 
 
+def proxies() -> dict[str, str]:
+    """Return the proxies of the environment by scheme, or `all`; lower case counts first."""
+    from urllib.request import getproxies_environment
+
+    return getproxies_environment()
+
+
 def option(name: str, value: T | None, kind: type[T]) -> T:
     """Return an option, or the default of its kind where it is None; another kind is refused by the option's name."""
     if value is None:

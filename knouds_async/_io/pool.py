@@ -16,7 +16,7 @@ import socket
 import ssl
 import struct
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -45,22 +45,6 @@ _FORM: Final = (
     "it must be http://host:port (it is not shown here); what a user name or a password holds beside letters and "
     "digits is to be percent-encoded"
 )
-
-
-def proxy_variable(environment: Mapping[str, str], scheme: str) -> str | None:
-    """Return which variable names the proxy for a scheme: its own before `ALL_PROXY`, lower case before upper.
-
-    An empty one in lower case switches the other off. A web server's `HTTP_PROXY` is what a request's header said.
-    """
-    for kind in (scheme, "all"):
-        for name in (f"{kind}_proxy", f"{kind}_proxy".upper()):
-            if name == "HTTP_PROXY" and "REQUEST_METHOD" in environment:
-                continue
-            if name in environment:
-                if environment[name]:
-                    return name
-                break
-    return None
 
 
 def proxy_fault(value: str, *, has_socks: bool) -> str | None:
@@ -150,13 +134,16 @@ def proxy_for(url: str) -> str | None:
     skipped = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     if config.is_loopback(host) or is_bypassed(skipped, host, port):
         return None
-    name = proxy_variable(environment, parts.scheme)
-    if name is None:
+    proxies = config.proxies()
+    kind = next((kind for kind in (parts.scheme, "all") if kind in proxies), None)
+    if kind is None:
         return None
-    if (why := proxy_fault(environment[name], has_socks=find_spec("socksio") is not None)) is not None:
-        environment = {}  # so that no frame of ours shows a password
-        raise ConfigurationError(f"the proxy in ${name}: {why}; {_ADVICE}")
-    return proxy_url(environment[name])
+    if (why := proxy_fault(proxies[kind], has_socks=find_spec("socksio") is not None)) is not None:
+        named = (name for name in environment if name.lower() == f"{kind}_proxy" and environment[name] == proxies[kind])
+        message = f"the proxy in ${next(named)}: {why}; {_ADVICE}"
+        environment = proxies = {}  # so that no frame of ours shows a password
+        raise ConfigurationError(message)
+    return proxy_url(proxies[kind])
 
 
 def host_of_proxy(url: str) -> str | None:
@@ -882,7 +869,11 @@ class _HeldBody:
         if self._is_over:
             return
         if self._is_read:
-            await self._finish()
+            self._is_over = True
+            try:
+                await self._stream.aclose()
+            finally:
+                self._pool.give_back(self._connection)
             return
         self._discard()
         # httpcore reads in generators, which trio wants ended; on the closed socket they end by themselves.
@@ -890,14 +881,6 @@ class _HeldBody:
         with contextlib.suppress(*_ENDED):
             async for _ in self._chunks:
                 pass
-
-    async def _finish(self) -> None:
-        self._is_over = True
-        try:
-            if (close := getattr(self._stream, "aclose", None)) is not None:
-                await close()
-        finally:
-            self._pool.give_back(self._connection)
 
     def _discard(self) -> None:
         if not self._is_over:
