@@ -382,7 +382,8 @@ def _allowed(field: SchemaField) -> str:
 
 RowLimit = Annotated[int | None, _INTEGER, Parameter(help="Most rows to list, up to 500; the default is 50.")]
 AllRows = Annotated[bool, Parameter(name="--all", show_default=False, help="Every row, page by page.")]
-StatusFilter = Annotated[str | None, Parameter(help="Only runs that are processing, completed or failed.")]
+_USAGE_STATUSES: Final = "processing, completed or failed"  # those that contract 10 lists; the service may add others
+StatusFilter = Annotated[str | None, Parameter(help=f"Only runs that are {_USAGE_STATUSES}.")]
 WorkflowFilter = Annotated[str | None, Parameter(help="Only runs of the workflow with this slug.")]
 ModelFilter = Annotated[str | None, Parameter(help="Only runs that used the model with this id.")]
 Since = Annotated[
@@ -429,13 +430,14 @@ def usage(
         return list(page.rows), page.total
 
     rows, total = query(service, fetch)
+    if not rows:
+        is_known = status is None or status in re.findall(r"\w+", _USAGE_STATUSES)
+        output.print_info("no such runs" if is_known else f"no such runs: --status {status} is not {_USAGE_STATUSES}")
     if by is not None:
         _print_sums(sum_usage(rows, by), as_json=as_json)
     elif as_json:
         output.print_json(rows)
-    elif not rows:
-        output.print_info("no such runs")
-    else:
+    elif rows:
         heads = ("started (UTC)", "what", "status", "credits", "seconds", "error", "request id")
         output.print_table(heads, [_usage_cells(row) for row in rows], details=("request id", "error", "what"))
         if total is not None and total > len(rows):
@@ -514,7 +516,6 @@ def _print_sums(sums: Sequence[UsageSum], *, as_json: bool) -> None:
         output.print_json(sums)
         return
     if not sums:
-        output.print_info("no such runs")
         return
     heads = ("key", "runs", "completed", "failed", "credits")
     cells = [(each.key or "-", each.runs, each.completed, each.failed, each.credits) for each in sums]

@@ -109,9 +109,20 @@ def test_usage(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
 
 def test_usage_without_a_row_says_so(service: Any, here: Callable[..., Any]) -> None:
     """A filter without matches prints nothing on stdout and a message on stderr; as JSON it is an empty list."""
-    ended = here(service, "usage", "--status", "complete")
+    ended = here(service, "usage", "--status", "failed")
     assert (ended.code, ended.out, ended.err) == (0, "", "no such runs\n")
-    assert here(service, "usage", "--status", "complete", "--json").out == "[]\n"
+    assert here(service, "usage", "--status", "failed", "--json").out == "[]\n"
+    assert here(service, "usage", "--status", "failed", "--by", "day").err == "no such runs\n"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--by", "target"]])
+def test_a_status_that_is_not_documented_is_asked_for_and_named(
+    service: Any, here: Callable[..., Any], form: list[str]
+) -> None:
+    """The service may add a status, so it decides; where it knows no run of it, the message lists those it has."""
+    ended = here(service, "usage", "--status", "complete", *form)
+    assert ended.code == 0
+    assert ended.err == "no such runs: --status complete is not processing, completed or failed\n"
 
 
 @pytest.mark.slow
