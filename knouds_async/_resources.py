@@ -463,7 +463,7 @@ class Usage:
         if isinstance(exclude, str) or not all(isinstance(each, str) for each in exclude):
             raise InvalidArgumentError(f"exclude={exclude!r:.80}: must be a collection of request ids")
         if not self._time.moment().is_known:
-            await self.list(limit=1)  # tells it
+            await self.list(limit=1)  # its answer has the service's time
         lost = self._recent.lost(known, sent)
         wanted = self._wanted(error, known, sent, lost)
         own = self._recent.of(known, is_of_account=lost is not None)
@@ -528,8 +528,8 @@ def _target(target: object) -> Target:
         target = target.target
     known = Target.parse(target) if isinstance(target, str) else target
     if not isinstance(known, Target):
-        said = f"target={target!r:.80}: must be a SubmissionUnknownError, a Target or its text (workflows/<slug>)"
-        raise InvalidArgumentError(said)
+        message = f"target={target!r:.80}: must be a SubmissionUnknownError, a Target or a string (workflows/<slug>)"
+        raise InvalidArgumentError(message)
     checked_slug(known.name)
     return known
 

@@ -40,18 +40,24 @@ _CLOSING: Final = 5.0  # seconds that closing waits for submits under way
 class AsyncKnouds:
     """An asyncio and trio client of the Knouds API.
 
-    `api_key`: else `$KNOUDS_KEY`. `tier`: first guess of the rate limit (`"pro"`, `"business"`, `"enterprise"`,
-    `"free"`, or an old scope), None to learn it. `base_url`: else `$KNOUDS_BASE_URL`, else https://knouds.ai.
-    `limiter`: share one among clients of one account (`SharedLimiter`: among processes). `http_client`: your own
-    `httpx.AsyncClient` or `httpx2.AsyncClient`; it is used as it is and never closed here. `max_connections`:
-    connections at once, of a client of our own or of one that does not show its limit.
+    Use it in `async with`, or call `aclose()`, or neither. It belongs to the event loop of its first request. An option
+    that cannot be used raises ConfigurationError, before any request.
+
+    `api_key`: else `$KNOUDS_KEY`.
+    `tier`: first guess of the rate limit (`"pro"`, `"business"`, `"enterprise"`, `"free"`, or an old scope), None to
+    learn it.
+    `base_url`: else `$KNOUDS_BASE_URL`, else https://knouds.ai; plain http only to this machine, or with
+    `allow_insecure_http`.
+    `polling`, `retries`, `timeouts`: see their classes.
+    `limiter`: share one among clients of one account (`SharedLimiter`: among processes).
+    `http_client`: your own `httpx.AsyncClient` or `httpx2.AsyncClient`; it is used as it is and never closed here.
+    `ssl_context`: how certificates are verified. `max_connections`: connections at once; those of a lent client are
+    limited by its own limit, where it shows one.
     `media_hosts`: where files of results may be downloaded from, by default the vendor's bucket (`*.example.com` is
-    any host below). `durations`: what another client had learned (its `durations`), so that this one starts warm.
+    any host below).
+    `durations`: what another client has learned (its `durations`), so that this one need not learn it anew.
     `telemetry`: spans and metrics through OpenTelemetry, where its API is installed and the application has an SDK
     (`docs/observability.md`); `tracer_provider`, `meter_provider`: else the global ones, also when they are set later.
-    Raises ConfigurationError, before any request.
-
-    Use it in `async with`, or call `aclose()`, or neither. It belongs to the event loop of its first request.
     """
 
     def __init__(
@@ -109,7 +115,7 @@ class AsyncKnouds:
         self.models: Final = Models(send, factory, batches)
 
     def __repr__(self) -> str:
-        """Show the service, never the key; also while it is being built, for tracebacks with locals ask then too."""
+        """Return the service's URL, never the key; also while it is being built, for tracebacks that show locals."""
         return f"<AsyncKnouds {getattr(self, '_base_url', 'unfinished')}>"
 
     def __reduce__(self) -> NoReturn:
@@ -121,17 +127,17 @@ class AsyncKnouds:
 
     @property
     def durations(self) -> dict[str, object]:
-        """How long runs were seen to last, by target, as plain JSON: `AsyncKnouds(durations=...)` takes it up again."""
+        """How long runs have taken, by target, as plain JSON: `AsyncKnouds(durations=...)` starts from it."""
         return self._durations.to_dict()
 
     @property
     def limiter(self) -> Limiter:
-        """The limiter: its `stats(route)` tell how a quota stands."""
+        """The limiter: its `stats(route)` has the present state of a quota."""
         return self._limiter
 
     @property
     def telemetry(self) -> Telemetry:
-        """What reports this client's spans and metrics; for those who process its deliveries."""
+        """What reports this client's spans and metrics; a `WebhookReceiver` reports its own there too."""
         return self._pipeline.telemetry
 
     async def whoami(self) -> Account:
@@ -224,7 +230,7 @@ class AsyncKnouds:
 
 
 def _check(tier: str | None, limiter: object, max_connections: int) -> None:
-    """Raise ConfigurationError for an argument that is none."""
+    """Raise ConfigurationError for an argument that cannot be used."""
     if not (config.is_integer(max_connections) and max_connections >= 1):
         raise ConfigurationError(f"max_connections={max_connections!r}: must be an integer of at least 1")
     config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter

@@ -59,7 +59,7 @@ class Secret:
 
     @classmethod
     def of(cls, text: str | Secret | None) -> Secret | None:
-        """Wrap what a caller gave, whatever it is: nothing is raised while it stands in the open."""
+        """Return the value as a Secret, unchecked: no frame of a traceback holds it when it is refused later."""
         return text if text is None or isinstance(text, Secret) else cls(text)
 
     def reveal(self) -> str:
@@ -87,7 +87,7 @@ def is_database_url(value: object) -> bool:
 
 
 def hide_url(value: T) -> T | Secret:
-    """Return the URL of a database as a Secret, before anything can fail and show it, and what is none as it is."""
+    """Return a database's URL as a Secret, so that no traceback shows it, and any other value as it is."""
     return Secret(value) if isinstance(value, str) and DATABASE_URL.fullmatch(value) else value
 
 
@@ -138,8 +138,8 @@ def base_url(given: str | Secret | None, *, allow_insecure_http: bool = False) -
     return url.rstrip("/")
 
 
-def one_spelling(url: str) -> str:
-    """Return a base URL as every other spelling of the same one comes out, so that two of them can be compared."""
+def canonical_url(url: str) -> str:
+    """Return a base URL in its canonical form, so that two of them can be compared."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     host = f"[{ipaddress.ip_address(host)}]" if ":" in host else host

@@ -176,7 +176,7 @@ class APIError(KnoudsError):
 
     advice: str = ""
     from_service: bool = True
-    named: ClassVar[tuple[str, ...]] = ()  # words of the body that belong into the message
+    named: ClassVar[tuple[str, ...]] = ()  # fields of the body that the message repeats
 
     def __init__(
         self,
@@ -193,10 +193,12 @@ class APIError(KnoudsError):
     ) -> None:
         self.body = body
         self.advice = self.advice if advice is None else advice
-        asked = " ".join(str(part) for part in (request or route, "answered", status, code) if part) if status else code
-        words = ", ".join(f"{key}: {word:.100}" for key in self.named if (word := self._word(key)) is not None)
-        said = ": ".join(part for part in (asked, message.rstrip(". ")) if part) + (f" ({words})" if words else "")
-        super().__init__(". ".join(part for part in (said, _MAY_HAVE_RUN if may_have_run else self.advice) if part))
+        answer = (
+            " ".join(str(part) for part in (request or route, "answered", status, code) if part) if status else code
+        )
+        named = ", ".join(f"{key}: {value:.100}" for key in self.named if (value := self._field(key)) is not None)
+        text = ": ".join(part for part in (answer, message.rstrip(". ")) if part) + (f" ({named})" if named else "")
+        super().__init__(". ".join(part for part in (text, _MAY_HAVE_RUN if may_have_run else self.advice) if part))
         self.status = status
         self.code = code
         self.message = message
@@ -205,8 +207,8 @@ class APIError(KnoudsError):
         self.may_have_run = may_have_run
         self.from_service = from_service
 
-    def _word(self, key: str) -> str | None:
-        """Return a word of the body, if it is there and a word."""
+    def _field(self, key: str) -> str | None:
+        """Return a field of the body, if it is a string."""
         value = self.body.get(key) if isinstance(self.body, dict) else None
         return value if isinstance(value, str) else None
 
@@ -292,7 +294,7 @@ class CapabilityDeniedError(PermissionDeniedError):
     @property
     def required(self) -> str | None:
         """The capability that is missing."""
-        return self._word("required")
+        return self._field("required")
 
 
 class CapabilityAboveCeilingError(PermissionDeniedError):
@@ -303,7 +305,7 @@ class CapabilityAboveCeilingError(PermissionDeniedError):
     @property
     def attempted(self) -> str | None:
         """The capability that was attempted."""
-        return self._word("attempted")
+        return self._field("attempted")
 
 
 class ScopeDeniedError(PermissionDeniedError):
@@ -315,12 +317,12 @@ class ScopeDeniedError(PermissionDeniedError):
     @property
     def required(self) -> str | None:
         """The scope that is needed."""
-        return self._word("required")
+        return self._field("required")
 
     @property
     def actual(self) -> str | None:
         """The scope of the key."""
-        return self._word("actual")
+        return self._field("actual")
 
 
 class ModelTierRequiredError(PermissionDeniedError):

@@ -20,7 +20,7 @@ from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.inputs import Default, checked_execution_id
 from knouds_async._sansio.reconcile import RecentRuns
-from knouds_async.config import Timeouts, one_spelling
+from knouds_async.config import Timeouts, canonical_url
 from knouds_async.errors import (
     ClientClosedError,
     ExecutionCancelledError,
@@ -337,7 +337,7 @@ class Executions:
         if not isinstance(execution, Execution):
             unseen = ExecutionState(execution_id=checked_execution_id(execution), status=UNSEEN)
             return self._factory.attach(unseen, known, expected=expected)
-        if one_spelling(execution.base_url) != one_spelling(self._base_url):
+        if canonical_url(execution.base_url) != canonical_url(self._base_url):
             raise InvalidArgumentError(
                 f"execution {execution.id} runs on {execution.base_url}, and this client is for {self._base_url}"
             )

@@ -1,7 +1,7 @@
 """Spans and metrics through OpenTelemetry's API: the only module that imports it, and does nothing where it is missing.
 
 Their names, attributes, units and buckets are documented in `docs/observability.md` and stable. No span, link or metric
-has inputs, results, URLs of files, the key or a text of the service's in it: these may repeat inputs.
+holds inputs, results, URLs of files, the key, or text of the service's, which may repeat inputs.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ class Telemetry:
         name = _span_name(call, serves)
         if self._api is None or name is None:
             return CallSpan(self._api, None, call)
-        return CallSpan(
-            self._api, Span(self._api, name, "CLIENT", _about_call(self._common, call, job_key), serves), call
-        )
+        span = Span(self._api, name, "CLIENT", _about_call(self._common, call, job_key), serves)
+        return CallSpan(self._api, span, call)
 
     def wait(self, execution_id: str, target: Target | None) -> Span:
         """Return the span of one wait for a run."""
@@ -124,7 +123,7 @@ class Telemetry:
             self._api.instruments.jobs.add(1, {"knouds.status": outcome})
 
     def observe(self, quotas: Quotas) -> None:
-        """Show the quotas of a limiter, by a bound method of it, as long as the limiter lives."""
+        """Report the quotas that a bound method of a limiter returns, as long as the limiter lives."""
         if self._api is not None:
             self._api.instruments.observe(quotas)
 
@@ -163,10 +162,9 @@ class Span:
         if self._span is not None:
             self._span.set_attributes(attributes)
 
-    def set_state(self, state: ExecutionState, target: Target | None = None) -> None:
+    def set_state(self, state: ExecutionState) -> None:
         """Set what is known of a run: its ids, its status and what it cost."""
-        if self._span is not None:
-            self._span.set_attributes({**_about_value(state), **_about(target)})
+        self.set(_about_value(state))
 
     def fail(self, error_type: str) -> None:
         """Mark the operation as failed where no exception leaves it; `error_type`: an HTTP status."""
@@ -253,17 +251,16 @@ class CallSpan:
             return
         if self.waited:
             self._api.instruments.waits.record(self.waited, {"knouds.route": self._call.route})
-        outcome = self._count_submit(error) if self._call.pays_for is not None else None
+        outcome = None if self._call.pays_for is None else self._count_submit(self._api.instruments, error)
         if self._span is not None:
             self._span.set(self._result(outcome))
             self._span.__exit__(kind, error, traceback)
 
-    def _count_submit(self, error: BaseException | None) -> str:
-        assert self._api is not None  # noqa: S101  (checked by the caller)
+    def _count_submit(self, instruments: _Instruments, error: BaseException | None) -> str:
         outcome, about = self._outcome(error), _about(self._call.pays_for)
-        self._api.instruments.submits.add(1, {**about, "knouds.submit.outcome": outcome})
+        instruments.submits.add(1, {**about, "knouds.submit.outcome": outcome})
         if isinstance(self.value, RunResult) and self.value.cost:
-            self._api.instruments.credits.add(self.value.cost, about)
+            instruments.credits.add(self.value.cost, about)
         return outcome
 
     def _outcome(self, error: BaseException | None) -> str:
@@ -288,7 +285,7 @@ class CallSpan:
         return {**error, **known, "knouds.submit.outcome": outcome, "knouds.may_have_run": outcome != "not_run"}
 
 
-# ---- What is said of what
+# ---- Names and attributes
 
 
 def _span_name(call: Call[Any], serves: Sequence[SpanLink] | None) -> str | None:
@@ -334,7 +331,7 @@ def _about_value(value: object) -> dict[str, str | float]:
         known |= {"knouds.request.id": value.request_id, "knouds.status": _status(value.status)}
     if isinstance(value, ExecutionState):
         known["knouds.credits"] = value.cost
-    return {name: told for name, told in known.items() if told is not None}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _status(status: Status | str) -> str:
@@ -342,13 +339,9 @@ def _status(status: Status | str) -> str:
     return str(status) if isinstance(status, Status) else "other"
 
 
-def _about_error(error: Exception) -> dict[str, str | bool]:
-    about: dict[str, str | bool] = {"error.type": type(error).__name__}
-    if not isinstance(error, KnoudsError):
-        return about
-    if error.execution_id is not None:
-        about["knouds.execution.id"] = error.execution_id
-    return about
+def _about_error(error: Exception) -> dict[str, str]:
+    run = error.execution_id if isinstance(error, KnoudsError) else None
+    return {"error.type": type(error).__name__, **_about(None, run)}
 
 
 # ---- OpenTelemetry

@@ -77,17 +77,17 @@ else:  # as libraries that read annotations at run time understand them
 
 
 class Record:
-    """The base of frozen records, which show their fields and are equal by them: one for all is imported sooner."""
+    """The base of frozen records: their repr, equality and hash, which attrs would generate more slowly at import."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """Show the fields by name, but those that are not to be seen."""
+        """Return the fields by name, without those that are hidden."""
         shown = (f"{each.name}={getattr(self, each.name)!r}" for each in self._fields() if each.repr)
         return f"{type(self).__qualname__}({', '.join(shown)})"
 
     def __eq__(self, other: object) -> bool:
-        """Compare the fields that count; another kind of record is another."""
+        """Compare the fields that count; records of different classes are never equal."""
         return self._compared() == other._compared() if type(other) is type(self) else NotImplemented
 
     def __hash__(self) -> int:

@@ -237,7 +237,7 @@ SPELLINGS = (
 
 def test_one_service_has_one_spelling() -> None:
     """Case of scheme and host, the usual port, slashes at the end do not make another service; the rest does."""
-    seen = [{config.one_spelling(config.base_url(url)) for url in same} for same in SPELLINGS]
+    seen = [{config.canonical_url(config.base_url(url)) for url in same} for same in SPELLINGS]
     assert seen == [{same[0]} for same in SPELLINGS]
 
 

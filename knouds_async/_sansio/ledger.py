@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 import attrs
 
 from knouds_async._sansio.clock import Moment
-from knouds_async.config import one_spelling
+from knouds_async.config import canonical_url
 from knouds_async.types import Record
 
 
@@ -60,7 +60,7 @@ class Payer(Record):
     """Whose runs they are: the account's id, None when the service did not tell it, and the service's base URL."""
 
     user: str | None
-    base_url: str = attrs.field(converter=one_spelling)
+    base_url: str = attrs.field(converter=canonical_url)
 
     def __str__(self) -> str:
         """Name both."""

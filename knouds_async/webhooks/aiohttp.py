@@ -27,7 +27,7 @@ def routes(receiver: WebhookReceiver, path: str = "/webhooks/knouds") -> list[we
 
 
 def handler(receiver: WebhookReceiver) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """Return the handler of a POST route that takes deliveries; prefer `routes`, which no slash defeats."""
+    """Return the handler of a POST route that takes deliveries; prefer `routes`, which also accept a final slash."""
 
     async def webhook(request: web.Request) -> web.Response:
         signature = ",".join(request.headers.getall(SIGNATURE_HEADER, ())) or None

@@ -407,8 +407,8 @@ class WebhookReceiver:
         if end is None or (event.state is not None and event.state.status == end):
             return False
         extra = fields("delivery_late", execution_id=event.execution_id, status=end)
-        said = "%s of execution %s came after its end as %s: ignored"
-        logger.info(said, event.event, event.execution_id, end, extra=extra)
+        message = "%s of execution %s came after its end as %s: ignored"
+        logger.info(message, event.event, event.execution_id, end, extra=extra)
         return True
 
     @property
