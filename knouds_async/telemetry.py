@@ -167,25 +167,40 @@ class Span:
         self.set(_about_value(state))
 
     def fail(self, error_type: str) -> None:
-        """Mark the operation as failed where no exception leaves it; `error_type`: an HTTP status."""
+        """Mark the operation as failed, without a description; `error_type`: an HTTP status or a class of errors."""
         if self._span is not None and self._api is not None:
             self._span.set_attribute("error.type", error_type)
-            self._api.set_error(self._span)
+            self._span.set_status(self._api.trace.StatusCode.ERROR)
 
     def __enter__(self) -> Span:
         """Start it below the current span, or, where it has links, as a root."""
         if self._api is not None and self._api.has_tracer():
-            self._span, self._token = self._api.start(self._name, self._kind, self._attributes, self._links)
+            self._span = self._start(self._api)
+            self._token = self._api.context.attach(self._api.trace.set_span_in_context(self._span))
         return self
+
+    def _start(self, api: _OpenTelemetry) -> trace.Span:
+        links = [api.trace.Link(context) for context in (self._links or ())[:_MAX_LINKS] if context is not None]
+        return api.tracer.start_span(
+            self._name,
+            None if self._links is None else api.context.Context(),
+            api.trace.SpanKind[self._kind],
+            attributes=self._attributes,
+            links=links,
+            record_exception=False,
+            set_status_on_exception=False,
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End it. A cancellation is no error."""
         if self._span is not None and self._api is not None:
+            self._api.context.detach(self._token)
             if isinstance(error, Exception):
-                self._span.set_attributes(_about_error(error))
-            self._api.stop(self._span, self._token, is_error=isinstance(error, Exception))
+                self.set(_about_error(error))
+                self.fail(type(error).__name__)
+            self._span.end()
 
 
 class CallSpan:
@@ -408,9 +423,9 @@ class _OpenTelemetry:
     def __init__(self, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
         from opentelemetry import context, metrics, trace
 
-        self._context, self._trace = context, trace
+        self.context, self.trace = context, trace
         self._has_own = tracer_provider is not None
-        self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider)
+        self.tracer = trace.get_tracer(SCOPE, __version__, tracer_provider)
         is_global = meter_provider is None or meter_provider is metrics.get_meter_provider()
         owner = metrics if is_global else meter_provider
         if owner not in _INSTRUMENTS:
@@ -430,36 +445,9 @@ class _OpenTelemetry:
 
     def has_tracer(self) -> bool:
         """Return whether anybody wants spans: without an SDK, none are made."""
-        return self._has_own or not isinstance(self._trace.get_tracer_provider(), self._trace.ProxyTracerProvider)
+        return self._has_own or not isinstance(self.trace.get_tracer_provider(), self.trace.ProxyTracerProvider)
 
     def current(self) -> SpanLink:
         """Return the context of the current span, None where there is none."""
-        span = self._trace.get_current_span().get_span_context() if self.has_tracer() else None
+        span = self.trace.get_current_span().get_span_context() if self.has_tracer() else None
         return span if span is not None and span.is_valid else None
-
-    def start(
-        self, name: str, kind: str, attributes: Attributes, links: Sequence[SpanLink] | None
-    ) -> tuple[trace.Span, Any]:
-        """Start a span and make it current; with links, empty ones too, it is a root."""
-        linked = [self._trace.Link(context) for context in (links or ())[:_MAX_LINKS] if context is not None]
-        span = self._tracer.start_span(
-            name,
-            None if links is None else self._context.Context(),
-            self._trace.SpanKind[kind],
-            attributes=attributes,
-            links=linked,
-            record_exception=False,
-            set_status_on_exception=False,
-        )
-        return span, self._context.attach(self._trace.set_span_in_context(span))
-
-    def stop(self, span: trace.Span, token: Any, *, is_error: bool) -> None:
-        """End a span, which is current no more."""
-        self._context.detach(token)
-        if is_error:
-            self.set_error(span)
-        span.end()
-
-    def set_error(self, span: trace.Span) -> None:
-        """Mark a span as failed, without a description."""
-        span.set_status(self._trace.StatusCode.ERROR)
