@@ -1,6 +1,6 @@
 """A FastAPI app that submits runs, reports and streams their status, and waits for their results.
 
-Reads the key from $KNOUDS_KEY. Run it with `uvicorn fastapi_app:app --app-dir examples`.
+Reads the key from $KNOUDS_KEY. Run it with `uvicorn fastapi_app:app --app-dir examples --port 8080`.
 With $KNOUDS_WEBHOOK_SECRET it receives deliveries at /webhooks/knouds, and seldom needs to poll.
 
 Anyone who has an id can see the run. Before you make this public, store to whom each id belongs and check it.
