@@ -307,6 +307,7 @@ class LedgerDatabase(LedgerOperations):
         _databases.add(self)
         sqlite3 = _sqlite()
         try:
+            _may_begin.wait(_FORK)
             with self.in_use:
                 self._connection = opened(path, patience)
             try:

@@ -29,7 +29,7 @@ from knouds_async import (
     SQLiteLedger,
 )
 from knouds_async._batch.ledger import Claim, Taken, Written
-from knouds_async._batch.sqlite import LedgerDatabase, opened
+from knouds_async._batch.sqlite import LedgerDatabase, _continue, _pause, opened
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
 from knouds_async._sansio.reconcile import KnownRun
@@ -781,6 +781,21 @@ def test_a_ledger_works_in_a_forked_child(path: Path) -> None:
         [sys.executable, "-c", _FORKS, str(path)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.returncode) == ("100 18\n", 0), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_no_file_is_opened_while_the_process_forks(path: Path) -> None:
+    """A child would take the locks of a file that was being opened for held, and wait for them in vain."""
+    opening = threading.Thread(target=lambda: LedgerDatabase(path, 5.0).close())
+    _pause()
+    try:
+        opening.start()
+        opening.join(0.3)
+        assert not path.exists()
+    finally:
+        _continue()
+    opening.join()
+    assert path.exists()
 
 
 def test_an_interpreter_without_sqlite_says_what_to_do_when_a_ledger_is_used(path: Path) -> None:
