@@ -6,9 +6,8 @@ Source: contract 6 (a route's requests are counted in fixed windows), 8 (`estima
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Literal
 
 import attrs
@@ -74,7 +73,7 @@ def estimate(
     return attrs.evolve(counted, windows=windows, seconds=round(seconds, 1))
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Collection[float]) -> float:
     return math.fsum(values) / len(values)
 
 
@@ -102,27 +101,20 @@ def submitting(jobs: int, quota: Quota) -> tuple[int, float]:
 class RunLengths:
     """How many seconds the latest runs of a batch took, from the answer of the submit until their end was noticed."""
 
-    _latest: deque[float] = attrs.field(factory=deque)
-    _sorted: list[float] = attrs.field(factory=list)
+    _latest: deque[float] = attrs.field(factory=lambda: deque(maxlen=_MOST_LENGTHS))
 
     def add(self, seconds: float) -> None:
         """Add a run that has finished."""
-        if len(self._latest) == _MOST_LENGTHS:
-            del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
         self._latest.append(seconds)
-        insort(self._sorted, seconds)
 
     def mean(self) -> float | None:
         """Return the mean, None before a run has finished."""
-        return sum(self._sorted) / len(self._sorted) if self._sorted else None
+        return _mean(self._latest) if self._latest else None
 
     def longest_of(self, count: int, beyond: float = 0.0) -> float:
         """Return how long the longest of so many runs takes that are running for `beyond` seconds already."""
-        first = bisect_right(self._sorted, beyond)
-        longer = len(self._sorted) - first
-        if not longer:
-            return beyond
-        return self._sorted[first + math.ceil(count / (count + 1) * longer) - 1]
+        longer = sorted(seconds for seconds in self._latest if seconds > beyond)
+        return longer[math.ceil(count / (count + 1) * len(longer)) - 1] if longer else beyond
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
