@@ -28,7 +28,7 @@ from knouds_async._io.pipeline import Send
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import LearnedDurations, duration_key
 from knouds_async._sansio.listings import PageRequest, Quota
-from knouds_async._sansio.polling import PollFailure, PollScheduler, TrackedRun, classify_poll_error
+from knouds_async._sansio.polling import PollScheduler, TrackedRun, failures_of
 from knouds_async._sansio.webhooks import RecentDeliveries, is_complete, is_end
 from knouds_async.config import Polling
 from knouds_async.errors import ClientClosedError, ConflictError, KnoudsError, NotFoundError
@@ -408,7 +408,7 @@ class Poller:
         """Wait until the execution has finished or its status differs from `seen`; return the new state.
 
         `deadline`: when this wait will be cancelled, by the clock of the loop. Raises the failure that ends the wait
-        (`classify_poll_error`), with the id in it. Cancelled: only this wait ends.
+        (`failures_of`), with the id in it. Cancelled: only this wait ends.
         """
         if not self.in_flight:
             await _warn_at_loop_end(self.in_flight)
@@ -560,12 +560,9 @@ class Poller:
         age = None if submitted_at is None else anyio.current_time() - submitted_at
         extra = fields("poll_failed", execution_id=record.execution_id, http_status=getattr(error, "status", None))
         logger.debug("a poll of execution %s failed: %s", record.execution_id, error, extra=extra)
-        failure = classify_poll_error(error, age=age)
-        if failure is PollFailure.IGNORABLE:
-            record.failures, record.error = 0, None
-            return
-        record.failures += 1 if failure is PollFailure.TRANSIENT else math.inf
-        record.error = error.with_traceback(None)
+        failures = failures_of(error, age=age)
+        record.failures = record.failures + failures if failures else 0
+        record.error = error.with_traceback(None) if failures else None
         record.notify()
 
     async def _fetch_statuses(self, page: PageRequest | None) -> None:

@@ -94,7 +94,6 @@ def read_status_page(answer: Answer) -> StatusPage:
 _MIN_GAP: Final = 1.0  # seconds between two listings at least, and for each page beyond the fourth
 _PAGES_A_SECOND: Final = 4
 _ANSWER_WITHIN: Final = 2.0  # seconds for a page; a later one is as good as none
-_IN_FLIGHT: Final = 0.25  # seconds after which to ask again while one is in flight
 _MAX_GAP: Final = 15.0  # seconds to the next; when it takes longer, there are polls
 _FIRST_BACKOFF: Final = 2.0
 _MAX_BACKOFF: Final = 300.0
@@ -139,7 +138,7 @@ class Listings:
         if quota.available <= 0:
             return quota.next_at(now)
         gap = max(_MIN_GAP, self._pages / _PAGES_A_SECOND, self._pages / quota.per_second)
-        return max(self._started_at + gap, self._not_before, now + _IN_FLIGHT if self.is_in_flight else -math.inf)
+        return max(self._started_at + gap, self._not_before, now + _MIN_GAP if self.is_in_flight else -math.inf)
 
     def retry_at(self) -> float:
         """Return when to try whether listings work again; inf while they do."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from enum import Enum
 from typing import Final
 
 import attrs
@@ -87,25 +86,18 @@ _TRANSIENT: Final = (ConnectionFailedError, NoAnswerError, InvalidResponseError,
 _PROXY_TIMEOUTS: Final = (408, 499)  # a proxy timed out: that says nothing of the run
 
 
-class PollFailure(Enum):
-    """What a failed poll means for those who wait."""
+def failures_of(error: KnoudsError, *, age: float | None) -> float:
+    """Return how many failures a failed poll counts for, of the `Polling.max_failures` in a row that end a wait.
 
-    IGNORABLE = "ignorable"
-    """As good as a poll that found the run running."""
-    TRANSIENT = "transient"
-    """Of the way there, not of the run: `Polling.max_failures` in a row end a wait that has no deadline."""
-    PERMANENT = "permanent"
-    """No later poll can do better: every wait ends."""
-
-
-def classify_poll_error(error: KnoudsError, *, age: float | None) -> PollFailure:
-    """Return what a failed poll means; `age`: seconds since the submit, None when unknown."""
+    0 when it is as good as one that found the run running, 1 when it says nothing of the run, inf when no later poll
+    can do better. `age`: seconds since the submit, None when unknown.
+    """
     if isinstance(error, APIError) and not error.from_service:
-        return PollFailure.TRANSIENT  # somebody in between, who knows nothing of the run
+        return 1  # somebody in between, who knows nothing of the run
     if isinstance(error, NotFoundError):
-        return PollFailure.IGNORABLE if age is not None and age <= NOT_FOUND_GRACE else PollFailure.PERMANENT
+        return 0 if age is not None and age <= NOT_FOUND_GRACE else math.inf
     is_proxy_timeout = isinstance(error, APIError) and error.status in _PROXY_TIMEOUTS
-    return PollFailure.TRANSIENT if is_proxy_timeout or isinstance(error, _TRANSIENT) else PollFailure.PERMANENT
+    return 1 if is_proxy_timeout or isinstance(error, _TRANSIENT) else math.inf
 
 
 # ---- Whether to rely on webhooks
@@ -176,7 +168,7 @@ _OVERDUE: Final = 1.0  # seconds beyond the longest of all durations, at least, 
 _LIKELY: Final = 0.2  # ends that are expected in the time beyond
 _HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota is scarce
 _SPECULATIVE_SHARE: Final = 0.03  # of scarce polls: for runs that listings show, at least
-_TARGET_USE: Final = 1.2  # the part of the remaining quota to plan for: few windows are as busy throughout as now
+_TARGET_USE: Final = 1.6  # the part of the remaining quota to plan for: few windows are as busy throughout as now
 
 _LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
 _FIRST_STEP: Final = 600.0
@@ -396,7 +388,7 @@ class PollScheduler:
         reported_at = self._ready[0][0] if self._ready else math.inf
         page, next_at = None, min(self._next_at(), reported_at)
         if next_at <= now:
-            next_at = poll_quota.next_at(now) if available < len(polls) + 1 else now + _BLOCKED
+            next_at = now + _BLOCKED
         if may_list:
             listing_at = self._listing_at if self._uses_listings else self._listings.retry_at()
             listing_at = max(listing_at, self._listings.next_at(now, usage_quota))
