@@ -207,7 +207,7 @@ class DeliveryInbox:
     def put(self, state: ExecutionState) -> None:
         """Process a delivery: at once in a task of the client's event loop, else there in a moment.
 
-        Before the client has been used in one, it waits until then; one that has ended hears nothing any more.
+        Before the client has been used in one, it waits until then; after the end of the loop it is dropped.
         """
         self.enter()
         if self._home is not None and is_in_task_of(self._home):
@@ -226,7 +226,7 @@ class DeliveryInbox:
             self._home, self._call_in_loop = running_loop(), from_thread()
             self._process_all()
 
-    def hear(self, bus: Any) -> None:
+    def set_bus(self, bus: Any) -> None:
         """Listen for ends on a bus, as long as somebody waits."""
         self._bus = bus
 
@@ -340,8 +340,8 @@ class Poller:
         if is_new and len(self._unknown_statuses) < 100:
             self._unknown_statuses.add(state.status)
             extra = fields("unknown_status", execution_id=state.execution_id, status=state.status)
-            said = "execution %s has the unknown status %r: still waiting"
-            logger.warning(said, state.execution_id, state.status, extra=extra)
+            message = "execution %s has the unknown status %r: still waiting"
+            logger.warning(message, state.execution_id, state.status, extra=extra)
 
     def _date(self, tracked: TrackedRun, state: ExecutionState, now: float) -> None:
         """Set the age of an attached run by its date."""
@@ -357,7 +357,7 @@ class Poller:
         """Expect deliveries to be handed to `delivered`, or to be heard over a bus: while they come, few polls do."""
         self._scheduler.deliveries.is_expected = True
         self._scheduler.deliveries.has_bus = bus is not None
-        self._inbox.hear(bus)
+        self._inbox.set_bus(bus)
 
     def delivered(self, state: ExecutionState) -> None:
         """Process a verified delivery, which may come from any thread: an end finishes the waits, or is polled once."""

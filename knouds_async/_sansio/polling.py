@@ -144,7 +144,7 @@ class DeliveryRecord:
 # ---- The scheduler
 
 _MIN_RUNS: Final = 3  # awaited runs for which a listing pays; one less once listings have proven right
-_PROMPT: Final = 1.0  # seconds by which listings may be late; beyond, runs are polled as well
+_MAX_UNSEEN_LAG: Final = 1.0  # seconds by which listings may be late; beyond, runs are polled as well
 _LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run
 _RECHECK_COST: Final = 36.0  # of a poll of a run that listings show running, in seconds
 _LIMITED: Final = 5  # polls for each run: fewer are a limit
@@ -152,27 +152,27 @@ _LIMITED: Final = 5  # polls for each run: fewer are a limit
 _NEW_ENDS: Final = 3  # ends from which a target is known
 _EARLY_AGES: Final = (1.5, 6.0, 12.0)  # at which a run of a new target is polled at the latest
 _OUTLIVED_STEP: Final = 0.1  # of its age: the longest step of a run that outlived all that were seen
-_CHEAP: Final = 1.0  # a cost of a request up to which there are early ones
-_PLENTY: Final = 10  # requests that have to be left for each run, and the most runs, or there are no early ones
+_MAX_EARLY_COST: Final = 1.0  # a cost of a request up to which there are early ones
+_PLENTIFUL: Final = 10  # requests that have to be left for each run, and the most runs, or there are no early ones
 
-_ON_ITS_WAY: Final = 0.5  # seconds that a delivery may arrive after a listing has shown the end
+_DELIVERY_GRACE: Final = 0.5  # seconds that a delivery may arrive after a listing has shown the end
 _OVERDUE: Final = 1.0  # seconds beyond the longest of all durations, at least, after which a delivery is overdue
-_LIKELY: Final = 0.2  # ends that are expected in the time beyond
+_OVERDUE_ENDS: Final = 0.2  # ends that are expected in the time beyond
 _HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota is scarce
 _SPECULATIVE_SHARE: Final = 0.03  # of scarce polls: for runs that listings show, at least
 _TARGET_USE: Final = 1.6  # the part of the remaining quota to plan for: few windows are as busy throughout as now
 
-_LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
+_DEADLINE_LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
 _FIRST_STEP: Final = 600.0
 _LONGEST_STEP: Final = 60.0
 _RECONSIDER: Final = 10.0  # seconds after which a due time is worked out anew
-_BLOCKED: Final = 1.0  # seconds after which a run that found no quota asks again
-_SURVEY_PER_RUN: Final = 0.002  # seconds between two surveys of all runs, for each of them; one second at least
-_VAGUE: Final = 30.0  # seconds within which an end has to be known to teach anything
+_QUOTA_RECHECK: Final = 1.0  # seconds after which a run that found no quota asks again
+_FORECAST_PER_RUN: Final = 0.002  # seconds between two forecasts, for each run; one second at least
+_MAX_UNCERTAINTY: Final = 30.0  # seconds within which an end has to be known to teach anything
 _FAILURE_PAUSE: Final = 2.0  # seconds after a failed poll, for each failure in a row
 _MAX_FAILURE_PAUSE: Final = 10.0
 _POLL_WITHIN: Final = 2.0  # seconds within which a poll should come back
-_FEW: Final = 10  # polls in flight before the first answer shows the quota
+_MAX_BEFORE_ANSWER: Final = 10  # polls in flight before the first answer shows the quota
 _NO_QUOTA: Final = Quota()
 
 
@@ -191,7 +191,7 @@ class PollScheduler:
     A run is in `_heap`, by when to consider a poll of its own; in `_ready` by when to poll it, if it was reported
     finished; or in `_in_flight`, since that was sent, also after it was removed. `_reported`: the status of the row
     that reported each, None for a webhook. `_hidden`: those that listings do not show. `_relies`: whether deliveries
-    were relied on when all runs were last surveyed.
+    were relied on at the last forecast. `_tokens`: where polls are few, those for runs that only may have finished.
     """
 
     def __init__(self, polling: Polling, learned: LearnedDurations) -> None:
@@ -206,10 +206,10 @@ class PollScheduler:
         self._reported: dict[str, str | None] = {}
         self._in_flight: dict[str, float] = {}
         self._hidden: set[str] = set()
-        self._scarcity, self._survey_at, self._listing_at = 1.0, -math.inf, math.inf
-        self._saved, self._saved_at = 0.0, -math.inf
+        self._scarcity, self._forecast_at, self._listing_at = 1.0, -math.inf, math.inf
+        self._tokens, self._tokens_at = 0.0, -math.inf
         self._uses_listings = self._relies = self._is_answered = False
-        self._is_plenty = polling.cost_of_request <= _CHEAP
+        self._is_plenty = True
 
     def __len__(self) -> int:
         """Return the number of runs being polled."""
@@ -327,7 +327,7 @@ class PollScheduler:
             age = durations.next_poll(run.age(run.last_running_at), cost, longest=_FIRST_STEP)
         elif self._is_listed(run):
             age = durations.next_poll(run.age(run.last_seen_at), _RECHECK_COST, longest=_FIRST_STEP)
-            if self._listings.lag > _PROMPT:  # then it was running that much earlier
+            if self._listings.lag > _MAX_UNSEEN_LAG:  # then it was running that much earlier
                 seen_at = max(run.last_seen_at, run.last_listed_at - self._listings.lag)
                 age = min(age, self._next_poll(durations, run.age(seen_at)))
         else:
@@ -360,7 +360,7 @@ class PollScheduler:
         if not run.expects_delivery or not durations.longest or run.age(run.last_running_at) > durations.longest:
             return False
         beyond = age - durations.longest
-        return beyond > _OVERDUE and durations.hazard(age) * beyond > _LIKELY
+        return beyond > _OVERDUE and durations.hazard(age) * beyond > _OVERDUE_ENDS
 
     def _is_listed(self, run: TrackedRun) -> bool:
         """Return whether listings serve a run."""
@@ -373,14 +373,14 @@ class PollScheduler:
         is_limited = poll_quota.available < min(usage_quota.available, _LIMITED * len(self._runs))
         fewest = 1 if is_limited and self._listings.is_proven else _MIN_RUNS - self._listings.is_proven
         may_list = self._polling.sweeps and self._polling.schedule is None and len(self._runs) >= fewest
-        self._weigh(now, poll_quota, usage_quota, may_list=may_list)
+        self._update_costs(now, poll_quota, usage_quota, may_list=may_list)
         available = poll_quota.available if self._in_flight else max(1, poll_quota.available)  # one may wait in line
         polls = self._take_reported(now, available)
-        polls += self._take_due(now, self._spare(now, available - len(polls), poll_quota))
+        polls += self._take_due(now, self._speculative_polls(now, available - len(polls), poll_quota))
         reported_at = self._ready[0][0] if self._ready else math.inf
         page, next_at = None, min(self._next_at(), reported_at)
         if next_at <= now:
-            next_at = now + _BLOCKED
+            next_at = now + _QUOTA_RECHECK
         if may_list:
             listing_at = self._listing_at if self._uses_listings else self._listings.retry_at()
             listing_at = max(listing_at, self._listings.next_at(now, usage_quota))
@@ -388,37 +388,37 @@ class PollScheduler:
                 page, self._listing_at = self._listings.start(now, len(self._by_request)), math.inf
             next_at = min(next_at, listing_at if listing_at > now else math.inf)
         if may_list or (self._relies and not self.deliveries.has_bus):
-            next_at = min(next_at, max(self._survey_at, now + _BLOCKED))
+            next_at = min(next_at, max(self._forecast_at, now + _QUOTA_RECHECK))
         return PollPlan(polls, page, next_at)
 
-    def _weigh(self, now: float, poll_quota: Quota, usage_quota: Quota, *, may_list: bool) -> None:
+    def _update_costs(self, now: float, poll_quota: Quota, usage_quota: Quota, *, may_list: bool) -> None:
         """Work out what requests are worth: whether listings are used, and how scarce polls are."""
         used_listings, relied = self._uses_listings, self._relies
         self._uses_listings = may_list and self._listings.is_usable(now, usage_quota)
         singles = max(1, len(self._hidden)) if self._uses_listings else len(self._runs)
-        is_unused = min(poll_quota.available, usage_quota.available) >= _PLENTY * singles
-        self._is_plenty = is_unused and singles <= _PLENTY and self._polling.cost_of_request <= _CHEAP
-        if used_listings != self._uses_listings or now >= self._survey_at:
-            self._survey(now, poll_quota)
+        is_unused = min(poll_quota.available, usage_quota.available) >= _PLENTIFUL * singles
+        self._is_plenty = is_unused and singles <= _PLENTIFUL and self._polling.cost_of_request <= _MAX_EARLY_COST
+        if used_listings != self._uses_listings or now >= self._forecast_at:
+            self._update_forecast(now, poll_quota)
         if used_listings != self._uses_listings or relied != self._relies:
             for run in self._runs.values():
                 self._reschedule(run, now)
 
-    def _survey(self, now: float, quota: Quota) -> None:
+    def _update_forecast(self, now: float, quota: Quota) -> None:
         """Work out from all runs when a listing is due, and the factor of the cost of a poll.
 
         A listing is due when the ends of all runs that it serves are expected to have gone unnoticed, together, for
         what a request costs. At a cost of c the polls of a run that are worth sending are sqrt(hazard / 2c) a second:
         the cost is the one at which they just use up what is left of the quota.
         """
-        self._survey_at = now + max(1.0, _SURVEY_PER_RUN * len(self._runs))
+        self._forecast_at = now + max(1.0, _FORECAST_PER_RUN * len(self._runs))
         self.deliveries.overdue = sum(self._is_overdue(run, now) for run in self._runs.values())
         self._relies = self.deliveries.is_reliable
         polls = ends = delay = weight = 0.0  # delay: twice what has gone unnoticed; ends: by how much it grows
         for run in self._runs.values():
             hazard = self._learned.durations_for(run.duration_key).hazard(run.age(now))
             is_listed = self._is_listed(run)
-            if not is_listed or self._listings.lag > _PROMPT:
+            if not is_listed or self._listings.lag > _MAX_UNSEEN_LAG:
                 polls += math.sqrt(hazard / 2)
             if is_listed and run.execution_id not in self._reported:
                 since = max(0.0, now - max(run.last_running_at, run.started_at))
@@ -449,23 +449,24 @@ class PollScheduler:
             if self._schedule(self._runs[name], now) <= now:
                 taken.append(name)
                 self._in_flight[name] = now
-        self._saved -= len(taken)
+        self._tokens -= len(taken)
         return taken
 
-    def _spare(self, now: float, available: float, quota: Quota) -> float:
+    def _speculative_polls(self, now: float, available: float, quota: Quota) -> float:
         """Return how many polls there are for runs that only may have finished: few are spread over the window."""
         spare = available
         if self._uses_listings:  # a poll is kept for the result of each run that they serve
             spare = max(_SPECULATIVE_SHARE * available, available - len(self._runs) + len(self._hidden))
         if not self._is_answered:
-            spare = min(spare, max(1.0, _FEW - len(self._in_flight)))
+            spare = min(spare, max(1.0, _MAX_BEFORE_ANSWER - len(self._in_flight)))
         if len(self._runs) <= available or self._polling.schedule is not None:
-            self._saved, self._saved_at = 0.0, now
+            self._tokens, self._tokens_at = 0.0, now
             return spare
         a_second = spare / max(60.0 if quota.resets_in is None else quota.resets_in, 1.0)
-        saved = max(0.0, self._saved) + a_second * min(now - self._saved_at, _BLOCKED)
-        self._saved, self._saved_at = min(1.0 + a_second, saved), now  # more would be spent in a burst, of the next too
-        return self._saved
+        tokens = max(0.0, self._tokens) + a_second * min(now - self._tokens_at, _QUOTA_RECHECK)
+        # more would be spent in a burst, of the next window's too
+        self._tokens, self._tokens_at = min(1.0 + a_second, tokens), now
+        return self._tokens
 
     def _count_running(self) -> None:
         """Count the time of all running runs, so that the fast ones of a batch do not make the target look fast.
@@ -543,7 +544,7 @@ class PollScheduler:
         lo = min(run.age(run.last_running_at), hi) if is_polled else hi  # deliveries come at once
         if duration is not None and lo <= duration <= hi:
             lo = hi = duration
-        if hi - lo <= max(_VAGUE, hi / 2):
+        if hi - lo <= max(_MAX_UNCERTAINTY, hi / 2):
             self._learned.learn(run.duration_key).observe_end(lo, hi, counted_until=run.age(run.counted_until))
 
     def page_received(self, page: PageRequest, status_page: StatusPage, now: float) -> PageRequest | None:
@@ -561,12 +562,12 @@ class PollScheduler:
                 run.last_listed_at = page.started_at
             elif not self._is_left_to_deliveries(run):
                 may_be_delivered = self.deliveries.is_expected and run.expects_delivery
-                not_before = now + _ON_ITS_WAY if may_be_delivered else -math.inf
+                not_before = now + _DELIVERY_GRACE if may_be_delivered else -math.inf
                 self.report_finished(run.execution_id, status, not_before=not_before)
         awaited = len(self._by_request) - len(self._reported)
         following = self._listings.next_page(attrs.evolve(page, matched=matched), status_page, now, awaited, deepest)
         if following is None:
-            self._survey_at = now
+            self._forecast_at = now
             for run in self._runs.values():
                 if run.last_row_at < page.started_at and run.started_at + _LISTED_WITHIN <= page.started_at:
                     self._hidden.add(run.execution_id)
@@ -597,5 +598,5 @@ def _due_on_schedule(run: TrackedRun, schedule: Backoff) -> float:
 def _due_for_deadline(run: TrackedRun, now: float, at: float) -> float:
     """Return when the poll planned for `at` is due: before a deadline, if that cuts its step by a quarter at most."""
     seen = max(run.last_running_at, run.started_at)
-    last_polls = (deadline - _LEAD for deadline in run.deadlines if deadline > now)
+    last_polls = (deadline - _DEADLINE_LEAD for deadline in run.deadlines if deadline > now)
     return min((poll for poll in last_polls if (3 * at + seen) / 4 <= poll < at), default=at)

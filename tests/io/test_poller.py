@@ -266,7 +266,7 @@ async def test_a_bus_is_listened_to_while_runs_are_waited_for(place: int) -> Non
     notes: list[Callable[[], None]] = [nothing, nothing]
     notes[place - 1] = lambda: called.append(anyio.current_time())
     inbox = DeliveryInbox(nothing, *notes)
-    inbox.hear(bus)
+    inbox.set_bus(bus)
     assert bus.listening == 0
     for _ in range(2):
         inbox.awaited(is_any=True)
