@@ -116,6 +116,7 @@ async def test_an_unexpected_error_of_the_poll_task_ends_each_wait_and_is_not_re
     emulator, limiter, seen = Emulator(duration=30.0), BrokenLimiter(), list[KnoudsError]()
     knouds = make_client(emulator, limiter=limiter)
     executions = [await knouds.workflows.submit(SLUG, {"product_name": str(place)}) for place in range(2)]
+    before = 0
 
     async def wait(execution: Execution, timeout: float | None) -> None:
         with pytest.raises(KnoudsError, match="LookupError: the shelf is empty") as caught:
