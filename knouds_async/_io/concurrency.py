@@ -332,8 +332,8 @@ class FIFOLimiter:
 
 
 _BOOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
-_OFTEN: Final = 15.0  # seconds after which answers are heard again; those of paid requests always are
-_ASKED: Final = 60.0  # seconds after which a service that told no time may be asked for it again
+_OFTEN: Final = 15.0  # seconds after which an answer dates the clock again; one to a paid request always does
+_ASKED: Final = 60.0  # seconds after which a service whose answer had no time may be asked again
 
 
 def read_clocks(loop: float | None = None) -> Reading:
@@ -343,14 +343,14 @@ def read_clocks(loop: float | None = None) -> Reading:
 
 
 class ServiceTime:
-    """The service's clock as one client heard it, for what has to be proven by dates."""
+    """The service's clock as one client knows it, for what has to be proven by dates."""
 
     def __init__(self) -> None:
         self._clock = ServiceClock()
         self._asked: Reading | None = None
         self._is_wanted = False
 
-    def hear(self, date: float | None, sent: Reading) -> None:
+    def update(self, date: float | None, sent: Reading) -> None:
         """Note the `Date` (epoch seconds) of an answer of the service's own; None where it has none to go by."""
         self._is_wanted = False
         if date is not None:
@@ -361,9 +361,9 @@ class ServiceTime:
         return self._clock.moment(at or read_clocks(anyio.current_time()))
 
     def is_due(self, loop: float) -> bool:
-        """Return whether the service's clock should be heard again at a time of the event loop's, by any answer."""
-        heard = self._clock.heard_at
-        return self._is_wanted or heard is None or heard.loop is None or loop - heard.loop > _OFTEN
+        """Return whether any answer should date the service's clock again, at a time of the event loop's."""
+        since = self._clock.updated_at
+        return self._is_wanted or since is None or since.loop is None or loop - since.loop > _OFTEN
 
     def is_worth_asking(self) -> bool:
         """Return whether the service's clock is not known, and a request could tell it."""
@@ -373,6 +373,6 @@ class ServiceTime:
         self._is_wanted = True
         return asked is None or now.since(asked) > _ASKED or now.has_jumped_since(asked)
 
-    def asked(self) -> None:
+    def mark_asked(self) -> None:
         """Note that the service was asked for its time."""
         self._asked = read_clocks(anyio.current_time())

@@ -170,7 +170,7 @@ class DatabaseBucket(Bucket):
         return Permit(now, shared=decision) if isinstance(decision, Permit) else now + min(decision - here, AGAIN)
 
     def update(self, now: float, permit: Permit, report: Report, *, is_refusal: bool) -> None:
-        """Report what became of a permit: with the next wish where somebody waits, else soon; a refusal at once."""
+        """Report what became of a permit: with the next transaction if requests wait, else soon; a refusal at once."""
         here, by = self.here(now), permit.shared or permit
         report(self.window, here, by)  # so that what is shown, and what is used without the database, is up to date
         self._reports.append(lambda window: report(window, here, by))
@@ -195,7 +195,7 @@ class DatabaseBucket(Bucket):
         self._release_unused()
 
     def _release_unused(self) -> None:
-        """Release permits that nobody takes: those who asked were cancelled meanwhile."""
+        """Release permits that no waiter takes: those they were for were cancelled meanwhile."""
         while self._permits and not self.waiting():
             unused = self._permits.popleft()
             self.update(unused.sent, unused, lambda window, _, by: window.release(by), is_refusal=False)

@@ -381,7 +381,7 @@ async def _write_all(pieces: Pieces, pending: PendingFile, target: TargetFile) -
 
 
 class PieceIterator(AsyncIterator[bytes]):
-    """The pieces of one file for somebody who takes none back."""
+    """The pieces of one file for a caller who cannot begin again."""
 
     def __init__(self, pieces: Pieces, pending: PendingFile) -> None:
         self._pieces, self._pending = pieces, pending

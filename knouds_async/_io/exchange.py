@@ -175,7 +175,7 @@ _FAILED_BEFORE_SENDING: Final = (
 
 
 class CallerLeft(Exception):  # noqa: N818  (it ends a task that nobody waits for)
-    """Nobody waits for the answer any more."""
+    """The caller has left: nobody waits for the answer."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -208,7 +208,7 @@ class SentTrace:
             self._begin(event)
 
     def _begin(self, event: str) -> None:
-        """Count the request as sent, for good, unless it must not be: httpcore tells the end of that one too."""
+        """Count the request as sent, for good, unless it must not be: httpcore reports the end of that one too."""
         if self._refusal is None:
             self.check()
             self.has_begun_sending = True
@@ -338,8 +338,8 @@ async def read_body(
         return _already_read(response, most)
     chunks = response.aiter_raw()
     try:
-        told = response.headers.get("content-encoding", "") if encoding is None else encoding
-        body = _Body(told, io.BytesIO() if into is None else into, most)
+        coding = response.headers.get("content-encoding", "") if encoding is None else encoding
+        body = _Body(coding, io.BytesIO() if into is None else into, most)
         async for chunk in chunks:
             body.feed(chunk)
         return body.finish()
@@ -388,7 +388,7 @@ def withheld(request: httpx.Request, client: object, trace: SentTrace) -> None:
 
 @functools.cache
 def _marking(kind: Any, names: tuple[str, ...]) -> Any:
-    """Make a subclass of a request class that tells the trace in its extensions when it is asked for one of these."""
+    """Make a subclass of a request class that notes in the trace of its extensions when one of these is read."""
     marking = {name: _asked_for(name, getattr(kind, name, None)) for name in names}
     return type(kind.__name__, (kind,), {**marking, "__module__": kind.__module__})
 
@@ -503,10 +503,10 @@ _DEEPEST: Final = 20
 
 def causes_of(error: BaseException) -> str:
     """Return the different reasons of an error that its own text leaves out, at most three; "" where there are none."""
-    said, found = str(error).lower(), list[str]()
-    for cause in _below(error, _DEEPEST):
-        words = _words(cause)
-        if words and words.lower() not in said and words not in found:
+    text, found = str(error).lower(), list[str]()
+    for cause in _causes(error, _DEEPEST):
+        words = _description(cause)
+        if words and words.lower() not in text and words not in found:
             found.append(words)
     return "; ".join(found[:_MOST_CAUSES])
 
@@ -516,7 +516,7 @@ _SHORTAGES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 def is_shortage(error: BaseException) -> bool:
     """Return whether an error came from what the process has run out of, file descriptors above all."""
-    causes = (error, *_below(error, _DEEPEST))
+    causes = (error, *_causes(error, _DEEPEST))
     if any(isinstance(cause, OSError) and cause.errno in _SHORTAGES for cause in causes):
         return True
     return any(isinstance(cause, socket.gaierror) for cause in causes) and not _has_descriptors()
@@ -532,7 +532,7 @@ def _has_descriptors() -> bool:
     return True
 
 
-def _below(error: BaseException, depth: int) -> Iterator[BaseException]:
+def _causes(error: BaseException, depth: int) -> Iterator[BaseException]:
     """Return what an error came from, the members of a group one by one, the nearest first."""
     if depth == 0:
         return
@@ -540,10 +540,10 @@ def _below(error: BaseException, depth: int) -> Iterator[BaseException]:
     cause = error.__cause__ or error.__context__  # HTTP libraries raise `from None`, and the reason lies below
     for each in (*below, *([cause] if cause is not None else [])):
         yield each
-        yield from _below(each, depth - 1)
+        yield from _causes(each, depth - 1)
 
 
-def _words(cause: BaseException) -> str:
+def _description(cause: BaseException) -> str:
     match cause:
         case ssl.SSLCertVerificationError():
             reason = getattr(cause, "verify_message", "")  # aiohttp's own has none, and one with a reason below it
@@ -564,7 +564,7 @@ _LINGERING: Final = 120.0
 """Seconds that a request whose caller has left may still wait and connect; the client's own time-outs end it sooner."""
 
 
-class Apart:
+class DetachedExchanges:
     """Runs exchanges in tasks of their own."""
 
     def __init__(self) -> None:
@@ -600,7 +600,7 @@ class Apart:
         return task.result() if task.over.is_set() else None
 
     def release(self, give_back: Callable[[], None]) -> None:
-        """Return a caller's place in the line: at once, or when an exchange that was left has let go of the pool."""
+        """Return a caller's place in the queue: at once, or when an exchange that was left has left the pool."""
         if len(self._left) > len(self._owed):
             self._owed.append(give_back)
         else:
@@ -656,7 +656,7 @@ class Exchange:
     """Sends calls to one base URL with one key.
 
     `is_lent`: the client is the caller's, and what it adds is kept. `is_known`: whether the errors of its
-    transport tell what was sent. `proxy`: its host, if there is one. `connections`: how many attempts are made at once.
+    transport show what was sent. `proxy`: its host, if there is one. `connections`: how many attempts are made at once.
     """
 
     def __init__(
@@ -679,7 +679,7 @@ class Exchange:
         self._is_known = is_known
         self._timeouts = timeouts
         self._waits = _waits(timeouts)
-        self._apart = Apart() if is_lent and has_stock_pool(http) else None
+        self._detached = DetachedExchanges() if is_lent and has_stock_pool(http) else None
         self._key, self._mask = key, Mask(key)
         self._auth = _key_auth(own.Auth)
         self._body, self._closed = _own_body(own.ByteStream), own.ByteStream(b"")
@@ -696,7 +696,7 @@ class Exchange:
     async def attempt(self, call: Call[Any], trace: SentTrace, *, total: float | None = None) -> Outcome:
         """Send a call once and give what came of it, within `total` seconds or the call's own timeout.
 
-        Cancelled: the connection is closed; `trace` tells whether the request may have left.
+        Cancelled: the connection is closed; `trace` knows whether the request may have left.
         """
         limit = self.limit(call, total)
         if getattr(self._http, "is_closed", False):
@@ -729,16 +729,16 @@ class Exchange:
         return max(pool, limit) if call.pays_for is not None else pool
 
     def release(self, give_back: Callable[[], None]) -> None:
-        """Return a place in the line for connections, as soon as no exchange that was left uses it."""
-        if self._apart is None:
+        """Return a place in the queue for connections, as soon as no exchange that was left uses it."""
+        if self._detached is None:
             give_back()
         else:
-            self._apart.release(give_back)
+            self._detached.release(give_back)
 
     async def _bounded(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome | None:
         """Perform it within `limit` seconds, else return None; a pool that no cancellation may reach is left."""
-        if self._apart is not None:
-            return await self._apart.run(lambda: self._perform(call, trace, limit, part), trace, limit)
+        if self._detached is not None:
+            return await self._detached.run(lambda: self._perform(call, trace, limit, part), trace, limit)
         if call.pays_for is not None:
             return await _within(limit, lambda: self._perform(call, trace, limit, part))
         with anyio.move_on_after(limit):
@@ -755,7 +755,7 @@ class Exchange:
         except UnreadableBody as odd:
             return Garbled(status, seen, f"the body of the answer {odd}", is_cut=False, part=self._part(part))
         except http_errors("TransportError") as error:
-            why = f"the answer was cut short ({self._words(error)})"
+            why = f"the answer was cut short ({self._described(error)})"
             return Garbled(status, seen, why, is_cut=True, part=self._part(part))
         finally:
             with contextlib.suppress(Exception):  # what was read is worth more than a tidy end
@@ -806,13 +806,13 @@ class Exchange:
 
     def _classify(self, error: Exception | None, trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:
         """Judge from the trace, not from the error's class, whether the request may have left."""
-        seen = self._words(error) if error is not None else f"no complete answer within {limit:g} s"
+        seen = self._described(error) if error is not None else f"no complete answer within {limit:g} s"
         may_have_left = trace.may_have_been_sent(error, transport_is_known=self._is_known)
         if may_have_left and not connector_failed(self._http if self._is_lent else None, error):
             return Unanswered(seen, self._part(part))
         return NotSent(f"{seen} ({self._address})", _UNTRUSTED if _is_untrusted(error) else None)
 
-    def _words(self, error: Exception) -> str:
+    def _described(self, error: Exception) -> str:
         """Name an error in words that cannot hold the key."""
         text = self._mask.text(str(error)).rstrip(". ")  # the sentence continues
         if why := self._mask.text(causes_of(error)):
@@ -830,5 +830,5 @@ def _waits(timeouts: Timeouts) -> dict[str, Any]:
 
 def _is_untrusted(error: BaseException | None) -> bool:
     """Return whether a certificate was not believed; the libraries between wrap the error that says so."""
-    causes = () if error is None else (error, *_below(error, _DEEPEST))
+    causes = () if error is None else (error, *_causes(error, _DEEPEST))
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes)

@@ -39,9 +39,9 @@ from knouds_async._sansio.retry import (
     Done,
     Fail,
     Garbled,
-    Given,
     NotSent,
     Outcome,
+    ReceivedIds,
     Requeue,
     SoFar,
     Unanswered,
@@ -66,7 +66,7 @@ WITHHELD: Final = "withheld"
 
 
 class SendHooks(Protocol):
-    """Who writes down what a paid request does; what it raises, `send` raises. `name`, if any: whose it is."""
+    """Records what a paid request does; what it raises, `send` raises. `name`, if any, names the job."""
 
     async def before_send(self, sent_at: datetime) -> Reading | Withheld | None:
         """Record an attempt before its first byte leaves; what this raises keeps it from leaving.
@@ -94,7 +94,7 @@ def _refuse_stale(sending: _Sending, claimed: Reading) -> None:
 
 
 def _log(sending: _Sending, decision: Decision) -> None:
-    """Log at WARNING what became of a submit that its caller may not hear of: the id must not be lost."""
+    """Log at WARNING what became of a submit that its caller may not learn of: the id must not be lost."""
     call, hooks = sending.call, sending.hooks
     if isinstance(decision, Done) and isinstance(decision.value, (Submitted, RunResult)):
         found = decision.value.execution_id
@@ -140,7 +140,7 @@ def _advice(execution_id: str, hooks: SendHooks | None) -> str:
     if (key := getattr(hooks, "key", None)) is None:
         return advice
     command = f"knouds batch --resolve LEDGER {shlex.quote(key)} run={execution_id}"
-    return f"{advice}; if the ledger says that the job is unknown, `{command}` tells it the run"
+    return f"{advice}; if the ledger says that the job is unknown, `{command}` enters the run"
 
 
 T = TypeVar("T")
@@ -200,7 +200,7 @@ class Pipeline:
         self._paid_out = 0  # submits under way that nothing may cut
         self._all_in: anyio.Event | None = None
         self._in_line: set[anyio.CancelScope] = set()
-        self._given = Given()
+        self._received_ids = ReceivedIds()
 
     @overload
     async def send(
@@ -421,7 +421,7 @@ class Pipeline:
             self._limiter.mark_unanswered(call.route, permit)
 
     def _decide(self, sending: _Sending, outcome: Outcome) -> Decision:
-        """Decide what follows an attempt, and keep what it told of the service's clock."""
+        """Decide what follows an attempt, and keep what it showed of the service's clock."""
         call, now = sending.call, anyio.current_time()
         sending.is_stale = sending.is_stale and isinstance(outcome, NotSent)
         sending.took = 0.0 if sending.is_stale else now - sending.began  # the process was stopped, or slept
@@ -435,9 +435,9 @@ class Pipeline:
             was_sent=sending.was_sent,
         )
         decision = retry.decide(call, outcome, so_far, self._retries, roll=random.random())  # noqa: S311
-        decision = self._given.checked(call, decision, so_far, getattr(sending.hooks, "name", None))
+        decision = self._received_ids.checked(call, decision, so_far, getattr(sending.hooks, "name", None))
         if sending.sent is not None:
-            self._hear(outcome, decision, sending.sent)
+            self._note_time(outcome, decision, sending.sent)
             self._remember(sending, decision, sending.sent)
         with suppress(Exception):  # a log handler or a meter of the caller's that fails must not cost an id
             _observe_attempt(sending, outcome, decision)
@@ -446,10 +446,10 @@ class Pipeline:
         sending.decision = decision
         return decision
 
-    def _hear(self, outcome: Outcome, decision: object, sent: Reading) -> None:
+    def _note_time(self, outcome: Outcome, decision: object, sent: Reading) -> None:
         """Note the service's time, from an answer that is its own."""
         if isinstance(outcome, Answer) and (isinstance(decision, Done) or responses.service_error(outcome) is not None):
-            self.time.hear(responses.fresh_date(outcome), sent)
+            self.time.update(responses.fresh_date(outcome), sent)
 
     def _until(self, sending: _Sending) -> Moment:
         """Return a moment after which an attempt begins no run any more: a synchronous one may still be on its way."""
@@ -462,7 +462,7 @@ class Pipeline:
         return attrs.evolve(until, latest=max(until.latest, since.latest + self._exchange.limit(call, sending.total)))
 
     def _remember(self, sending: _Sending, decision: object, sent: Reading) -> None:
-        """Remember what was lost, so that it can be dated also by what is heard later."""
+        """Remember what was lost, so that it can be dated also by what is learned later."""
         if isinstance(decision, Fail) and isinstance(error := decision.error, SubmissionUnknownError):
             is_run = sending.call.timeout_kind is TimeoutKind.RUN
             lasts = self._exchange.limit(sending.call, sending.total) if is_run else 0.0
@@ -474,12 +474,12 @@ class Pipeline:
     async def ask_for_time(self) -> None:
         """Read the service's clock by a free request, if need be; ConnectionFailedError when nobody answers.
 
-        An answer that tells no time, or an error of the service, is let pass.
+        An answer without a time, and an error of the service, are ignored.
         """
         if self.time.is_worth_asking():
             with suppress(APIError, NoAnswerError, InvalidResponseError):
                 await self.send(endpoints.whoami())
-            self.time.asked()
+            self.time.mark_asked()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -524,7 +524,7 @@ async def _report(sending: _Sending, decision: Decision) -> Decision:
 def _raise_what_came_meanwhile(sending: _Sending, finished: Finished[Decision | Withheld]) -> None:
     """Raise the cancellation that came during an attempt, or else what its report failed with.
 
-    Without hooks, the log has what a cancelled caller does not hear; with them, only what they could not write.
+    Without hooks, the log has what a cancelled caller does not learn; with them, only what they could not write.
     """
     decision, cancellation, failure = finished.value, finished.cancellation, sending.failure
     if sending.call.pays_for is not None and not isinstance(decision, str):

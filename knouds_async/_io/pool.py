@@ -83,17 +83,17 @@ def is_bypassed(no_proxy: str, host: str, port: int | None) -> bool:
     below it; an address, IPv6 in brackets or not; a range of addresses, `10.0.0.0/8`. A port binds an entry to it.
     """
     entries: Iterable[str] = no_proxy.replace(",", " ").split()
-    return any(_names(entry.lower(), host.lower().rstrip("."), port) for entry in entries)
+    return any(_matches(entry.lower(), host.lower().rstrip("."), port) for entry in entries)
 
 
-def _names(entry: str, host: str, port: int | None) -> bool:
+def _matches(entry: str, host: str, port: int | None) -> bool:
     if entry == "*":
         return True
     name, bound = _split(entry)
     if bound and bound != str(port):
         return False
     if (address := _address(host)) is not None:
-        return _holds(name, address)
+        return _contains(name, address)
     below = name.removeprefix("*").lstrip(".")
     if not below:
         return False
@@ -109,7 +109,7 @@ def _split(entry: str) -> tuple[str, str]:
     return (entry, "") if ":" in bound else (name, bound)  # a bare IPv6 address has no port
 
 
-def _holds(name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def _contains(name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     try:
         return address in ipaddress.ip_network(name, strict=False)
     except ValueError:
@@ -328,40 +328,40 @@ async def _greet(stream: httpcore.AsyncNetworkStream, host: str, port: int, auth
     """Ask a SOCKS proxy to connect on."""
     socks = _socksio()
     method = socks.SOCKS5AuthMethod.NO_AUTH_REQUIRED if auth is None else socks.SOCKS5AuthMethod.USERNAME_PASSWORD
-    talk = socks.SOCKS5Connection()
-    if (await _ask(stream, talk, socks.SOCKS5AuthMethodsRequest([method]))).method != method:
+    protocol = socks.SOCKS5Connection()
+    if (await _ask(stream, protocol, socks.SOCKS5AuthMethodsRequest([method]))).method != method:
         wanted = "without" if auth is None else "with"
-        raise httpcore.ProxyError(f"it lets nobody in {wanted} user name and password")
-    if auth is not None and not (await _ask(stream, talk, socks.SOCKS5UsernamePasswordRequest(*auth))).success:
+        raise httpcore.ProxyError(f"it refuses clients {wanted} user name and password")
+    if auth is not None and not (await _ask(stream, protocol, socks.SOCKS5UsernamePasswordRequest(*auth))).success:
         raise httpcore.ProxyError("it does not know the user name and password")
     to = socks.SOCKS5CommandRequest.from_address(socks.SOCKS5Command.CONNECT, (host, port))
-    answer = await _ask(stream, talk, to)
+    answer = await _ask(stream, protocol, to)
     if answer.reply_code != socks.SOCKS5ReplyCode.SUCCEEDED:
         raise httpcore.ProxyError(f"{answer.reply_code.name.lower().replace('_', ' ')}")
 
 
-async def _ask(stream: httpcore.AsyncNetworkStream, talk: Any, request: object) -> Any:
+async def _ask(stream: httpcore.AsyncNetworkStream, protocol: Any, request: object) -> Any:
     """Send one message and read the answer, however many pieces it comes in."""
-    talk.send(request)
-    await stream.write(talk.data_to_send())
-    is_command, heard = type(request).__name__ == "SOCKS5CommandRequest", b""
-    while len(heard) < _length(heard, is_command=is_command) and (piece := await stream.read(4096)):
-        heard += piece
-    if not heard:
+    protocol.send(request)
+    await stream.write(protocol.data_to_send())
+    is_command, received = type(request).__name__ == "SOCKS5CommandRequest", b""
+    while len(received) < _length(received, is_command=is_command) and (piece := await stream.read(4096)):
+        received += piece
+    if not received:
         raise httpcore.ProxyError("it hung up")
     try:
-        return talk.receive_data(heard)
+        return protocol.receive_data(received)
     except Exception as error:
         raise httpcore.ProxyError(f"it does not speak SOCKS 5 ({error})") from error
 
 
-def _length(heard: bytes, *, is_command: bool) -> int:
+def _length(received: bytes, *, is_command: bool) -> int:
     """Return how long the answer will be at least: two bytes, or an address and a port behind four."""
     if not is_command:
         return 2
-    if len(heard) < 5:
+    if len(received) < 5:
         return 5
-    return 6 + {1: 4, 3: 1 + heard[4], 4: 16}.get(heard[3], 0)
+    return 6 + {1: 4, 3: 1 + received[4], 4: 16}.get(received[3], 0)
 
 
 def _socksio() -> Any:
@@ -433,7 +433,7 @@ class Stream(httpcore.AsyncNetworkStream):
         try:
             with anyio.CancelScope(deadline=anyio.current_time() + (math.inf if timeout is None else timeout)) as scope:
                 await self._stream.send(buffer)
-        except (anyio.EndOfStream, *_BROKEN) as error:  # the end: of TLS, told while we were sending
+        except (anyio.EndOfStream, *_BROKEN) as error:  # the end: of TLS, seen while sending
             raise httpcore.WriteError(str(error)) from error
         if scope.cancelled_caught:
             raise httpcore.WriteTimeout
@@ -468,7 +468,7 @@ class Stream(httpcore.AsyncNetworkStream):
         return self._stream.extra(TLSAttribute.ssl_object, None) if info == "ssl_object" else None  # noqa: S610  (not Django's)
 
     def has_unread(self) -> bool:
-        """Whether bytes came that nobody has read, though they left the socket: in a TLS record or asyncio's queue."""
+        """Whether bytes were received and not read, beyond those in the socket: in a TLS record or asyncio's queue."""
         stream: Any = self._stream
         while isinstance(stream, TLSStream):
             if _holds_record(stream.extra(TLSAttribute.ssl_object)):  # noqa: S610  (as above)
@@ -556,7 +556,7 @@ def _is_readable(sock: Any) -> bool:
 
 
 def _undelivered(sock: Any) -> int:
-    """Return the number of bytes that the other end has not acknowledged; as if there were some where nobody knows."""
+    """Return the number of bytes that the other end has not acknowledged; 1 where that cannot be known."""
     try:
         import fcntl
         import termios
@@ -753,7 +753,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         except BaseException:
             self.discard(connection)
             raise
-        response.stream = _HeldBody(response.stream, connection, self)
+        response.stream = _PooledStream(response.stream, connection, self)
         return response
 
     def _makes_room(self) -> bool:
@@ -768,7 +768,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
 
     async def _room(self) -> None:
         """Wait while there are descriptors for no more connections than are in use."""
-        await anyio.lowlevel.checkpoint()  # asyncio lets go of its sockets one turn later
+        await anyio.lowlevel.checkpoint()  # asyncio frees its sockets one turn later
         while self.in_use >= self._most:
             if read_clocks().since(self._short_since) > _SHORT:
                 self._most = math.inf
@@ -830,7 +830,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         self.is_closed = True
         while self.idle:
             self.idle.pop().close()
-        await anyio.lowlevel.checkpoint()  # asyncio lets go of its sockets one turn later
+        await anyio.lowlevel.checkpoint()  # asyncio frees its sockets one turn later
 
 
 def _idle(connection: Connection, now: Reading) -> float:
@@ -838,7 +838,7 @@ def _idle(connection: Connection, now: Reading) -> float:
     return now.since(connection.idle_since) if connection.idle_since is not None else 0.0
 
 
-class _HeldBody:
+class _PooledStream:
     """A response's body, which holds its connection until it is closed or breaks."""
 
     def __init__(self, stream: Any, connection: Connection, pool: _ConnectionPool) -> None:

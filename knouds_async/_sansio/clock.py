@@ -118,10 +118,10 @@ UNDATED: Final = Moment(wall=0.0)
 
 @attrs.frozen(eq=False, repr=False)
 class ServiceClock:
-    """What was heard of the service's clock, for proofs: nothing from caches, nothing old, nothing after a jump."""
+    """What is known of the service's clock, for proofs: nothing from caches, nothing old, nothing after a jump."""
 
     bounds: ClockBounds = ClockBounds()
-    heard_at: Reading | None = None
+    updated_at: Reading | None = None
 
     def update(self, date: float, sent: Reading, answered: Reading) -> ServiceClock:
         """Update from the `Date` (epoch seconds) of an answer of the service's own; after a jump it is worthless.
@@ -140,10 +140,10 @@ class ServiceClock:
         return ServiceClock(ClockBounds(both_lo, both_hi, answered.loop), answered)
 
     def moment(self, now: Reading) -> Moment:
-        """Return what is known of the moment `now`, which may lie before the clock was heard."""
+        """Return what is known of the moment `now`, which may lie before the clock was known."""
         known = self._bounds(now)
         if known is None or now.loop is None:
-            return Moment(wall=now.wall) if self.heard_at is None else Moment(wall=now.wall, known=self._lost(now))
+            return Moment(wall=now.wall) if self.updated_at is None else Moment(wall=now.wall, known=self._lost(now))
         return Moment(
             wall=now.wall,
             earliest=now.loop + known.lo - JUMP,
@@ -152,8 +152,8 @@ class ServiceClock:
         )
 
     def _bounds(self, now: Reading) -> ClockBounds | None:
-        """Return the bounds with the drift since they were heard; None when they date nothing any more."""
-        at = self.heard_at
+        """Return the bounds with the drift since they were learned; None when they date nothing any more."""
+        at = self.updated_at
         if at is None or at.loop is None or now.loop is None or now.has_jumped_since(at):
             return None
         apart = max(now.since(at), at.since(now))
@@ -163,7 +163,7 @@ class ServiceClock:
         return ClockBounds(self.bounds.lo - drift, self.bounds.hi + drift, now.loop)
 
     def _lost(self, now: Reading) -> str:
-        at = self.heard_at
+        at = self.updated_at
         has_jumped = at is not None and now.has_jumped_since(at)
         why = "this machine slept or its clock was set" if has_jumped else "it was too long ago"
         return f"the service's clock was heard, but {why}"

@@ -64,7 +64,7 @@ def checked_execution_id(text: object) -> str:
 def safe_repr(value: object, most: int = 80) -> str:
     """Return the first `most` characters of a value's repr, for a message; what has none is named by its type.
 
-    A key that somebody put in the place of a name is not shown.
+    A key in the place of a name is not shown.
     """
     try:
         return f"{_KEY.sub(f'{KEY_BEGINNING}***', repr(value)):.{most}}"
@@ -195,8 +195,8 @@ def _converted(value: Any, path: str, default: Default | None) -> Any:
             return default(value)
     except (TypeError, ValueError) as error:
         raise _invalid_inputs(f"{path} is {safe_repr(value)}, and converting it failed: {error}") from error
-    said = f"{path} is {safe_repr(value)} of type {type(value).__name__}, which is not JSON"
-    raise _invalid_inputs(f"{said}; {_advice(value)}")
+    message = f"{path} is {safe_repr(value)} of type {type(value).__name__}, which is not JSON"
+    raise _invalid_inputs(f"{message}; {_advice(value)}")
 
 
 def _fields_of(record: Any) -> Mapping[str, Any]:
@@ -270,8 +270,8 @@ def _advice(value: object) -> str:
 
 def invalid_inputs(target: Target, faults: Iterable[str]) -> InvalidInputsError:
     """Return the error of inputs that do not fit a schema."""
-    said = f"{target}: {'; '.join(faults)}"
-    return InvalidInputsError(said, code="INVALID_INPUTS", advice="Nothing was sent")
+    message = f"{target}: {'; '.join(faults)}"
+    return InvalidInputsError(message, code="INVALID_INPUTS", advice="Nothing was sent")
 
 
 def input_errors(schema: WorkflowSchema, inputs: Mapping[str, Any]) -> tuple[str, ...]:

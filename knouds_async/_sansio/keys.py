@@ -14,7 +14,7 @@ _FIRST_SIZE: Final = 1024
 
 
 def digest(plain: Mapping[str, Any]) -> str:
-    """Return what tells inputs apart, as `plain_inputs` returned them, whatever order their names have."""
+    """Return a digest of inputs as `plain_inputs` returned them, independent of the order of their names."""
     return hashlib.sha256(encode(plain, "inputs", sort_keys=True)).hexdigest()
 
 

@@ -30,7 +30,7 @@ FIRST_LIMIT: Final = 10  # requests in flight while the limit is not known: the 
 FIRST_PAUSE: Final = 1.0  # seconds after a refusal that says nothing; twice as long after each that follows
 ROUNDING: Final = 1.0  # seconds by which Reset may differ within a window, and by which it may be off
 SKEW_STEP: Final = 0.5  # seconds to wait more when an edge is late although Reset is taken as rounded down
-SHARED_FOR: Final = 300.0  # seconds for which care lasts after somebody else was seen using the quota
+SHARED_FOR: Final = 300.0  # seconds for which care lasts after others were seen using the quota
 RETURN_TRIP: Final = 0.5  # seconds that the fastest of a few answers takes at most on its way back
 GROWTH: Final = 15  # requests more that slow start allows for each that was unanswered for longer than SETTLE
 CAUTION: Final = 0.5  # part of the presumed own share that is in flight at once where others use the quota too
@@ -99,7 +99,7 @@ class WindowLimiter:
     edge: float = math.inf  # it ends, by what is known
     rolled_over: bool = False  # the edge of the window named has passed: the times are a guess at the one that is on
     left: int = attrs.field(default=attrs.Factory(lambda self: self.tokens, takes_self=True))  # lowest Remaining, ...
-    left_sent: float = -math.inf  # ... which a request sent then was told
+    left_sent: float = -math.inf  # ... which the answer to a request sent then carried
     own: int = 0  # our requests counted in it
     # slow start: how many may be in flight that were sent only just now
     cwnd: float = attrs.field(default=attrs.Factory(lambda self: math.inf if self.unlimited else 1.0, takes_self=True))

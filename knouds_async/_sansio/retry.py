@@ -109,16 +109,16 @@ def api_error(
     """Return the error of an answer outside 2xx; `server_time`: the service's clock in epoch seconds, for waits."""
     is_own = responses.service_error(answer) is not None
     body = _json_object(answer)
-    said = next((body[key] for key in ("error", "message") if isinstance(body.get(key), str)), None)
+    message = next((body[key] for key in ("error", "message") if isinstance(body.get(key), str)), None)
     code = body["code"] if isinstance(body.get("code"), str) else None
     if (
         is_own
-        and said is not None
+        and message is not None
         and code == "EXECUTION_FAILED"
         and call.pays_for is not None
         and answer.status != 429
     ):
-        return errors.ExecutionFailedError(said, code=code)
+        return errors.ExecutionFailedError(message, code=code)
     kind = class_of(answer.status, code)
     extra: dict[str, Any] = {}
     advice = _advice(kind, answer.status, call, is_own=is_own)
@@ -128,7 +128,7 @@ def api_error(
         if asked is not None:
             advice = re.sub("([Ww]ait),", rf"\1 {asked:.0f} s,", advice, count=1)
     return kind(
-        describe_body(answer) if said is None else said,
+        describe_body(answer) if message is None else message,
         status=answer.status,
         code=code,
         body=body or None,
@@ -142,7 +142,7 @@ def api_error(
 
 
 def _advice(kind: type[APIError], status: int, call: Call[Any], *, is_own: bool) -> str:
-    """Return the advice of a class; that nothing was run is said of paid calls refused with a 4xx, and of no other."""
+    """Return the advice of a class; only that of a paid call refused with a 4xx says that nothing was run."""
     if not is_own and 400 <= status < 500 and status != 429:
         return _STRANGER
     if call.pays_for is None and issubclass(kind, errors.InvalidInputsError):
@@ -395,7 +395,7 @@ class _Attempt:
         return Fail(error) if is_service and not is_open and unknown.error.execution_id is None else unknown
 
     def _limited(self, answer: Answer) -> Requeue | Fail:
-        """Requeue, unless the service asks for a wait that nobody would want to sit out silently."""
+        """Requeue, unless the service asks for a wait too long to happen silently."""
         asked = responses.retry_after(answer, self.so_far.server_time)
         if asked is None or asked <= self.retries.longest:
             return Requeue()
@@ -458,28 +458,28 @@ MOST: Final = 10_000
 """Ids that are remembered; an answer that strays comes soon, or not at all."""
 
 
-class Given:
-    """Remembers the latest ids and whose they are."""
+class ReceivedIds:
+    """Remembers the latest ids, and which job each was given to."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
-        self._whose: OrderedDict[str, str] = OrderedDict()
+        self._jobs: OrderedDict[str, str] = OrderedDict()
 
-    def checked(self, call: Call[Any], decision: Decision, so_far: SoFar, whose: str | None) -> Decision:
+    def checked(self, call: Call[Any], decision: Decision, so_far: SoFar, job: str | None) -> Decision:
         """Return the decision, or an open outcome where the id in it is another job's.
 
-        `whose`: the job's name; None outside of batches, where nothing tells one submit from another.
+        `job`: the job's name; None outside of batches, where nothing distinguishes submits.
         """
         found = _id_in(decision)
-        if found is None or whose is None:
+        if found is None or job is None:
             return decision
-        if (owner := self._whose.get(found)) is None:
-            self._whose[found] = whose
-            if len(self._whose) > self._most:
-                self._whose.popitem(last=False)
+        if (owner := self._jobs.get(found)) is None:
+            self._jobs[found] = job
+            if len(self._jobs) > self._most:
+                self._jobs.popitem(last=False)
             return decision
-        said = f"execution {found!r}, which is the run of {owner}"
-        return Fail(unknown(call, f"the answer names {said}", so_far, intermediary=f"an answer that names {said}"))
+        which = f"execution {found!r}, which is the run of {owner}"
+        return Fail(unknown(call, f"the answer names {which}", so_far, intermediary=f"an answer that names {which}"))
 
 
 def _id_in(decision: Decision) -> str | None:

@@ -23,9 +23,9 @@ from knouds_async._sansio.retry import (
     Done,
     Fail,
     Garbled,
-    Given,
     NotSent,
     Outcome,
+    ReceivedIds,
     Requeue,
     SoFar,
     Unanswered,
@@ -982,7 +982,7 @@ def unknown(found: str | None) -> Fail:
 @pytest.mark.parametrize("second", [Done(Submitted(execution_id="run-1")), unknown("run-1")])
 def test_an_id_is_given_once(first: Any, second: Any) -> None:
     """Whole receipts and parts of them alike: the second is unknown, has no id, and names the first."""
-    given = Given()
+    given = ReceivedIds()
     assert given.checked(SUBMIT_A, first, SO_FAR, "job 'a'") is first
     decided = given.checked(SUBMIT_A, second, SO_FAR, "job 'b'")
     assert isinstance(decided, Fail)
@@ -998,24 +998,24 @@ def test_an_id_is_given_once(first: Any, second: Any) -> None:
 )
 def test_what_has_no_id_passes(decision: Any) -> None:
     """Nothing else is checked, however often it comes."""
-    given = Given()
+    given = ReceivedIds()
     for _ in range(3):
         assert given.checked(SUBMIT_A, decision, SO_FAR, None) is decision
 
 
 def test_memory_is_bounded() -> None:
     """Only the latest ids are remembered."""
-    given = Given(most=3)
+    given = ReceivedIds(most=3)
     for number in range(10):
         receipt = Done(Submitted(execution_id=f"run-{number}"))
         assert given.checked(SUBMIT_A, receipt, SO_FAR, f"job {number}") is receipt
-    assert len(given._whose) == 3
+    assert len(given._jobs) == 3
     assert isinstance(given.checked(SUBMIT_A, Done(Submitted(execution_id="run-9")), SO_FAR, "job x"), Fail)
 
 
 def test_submits_outside_of_batches_pass() -> None:
     """A service in tests that gives every submit the same receipt is accepted."""
-    given, receipt = Given(), Done(Submitted(execution_id="run-1"))
+    given, receipt = ReceivedIds(), Done(Submitted(execution_id="run-1"))
     for _ in range(3):
         assert given.checked(SUBMIT_A, receipt, SO_FAR, None) is receipt
 
