@@ -33,19 +33,7 @@ from knouds_async._sansio.endpoints import Call, TimeoutKind
 from knouds_async._sansio.rate_limit import Permit
 from knouds_async._sansio.reconcile import LostSubmit, RecentRuns, Search, Wanted
 from knouds_async._sansio.responses import Answer
-from knouds_async._sansio.retry import (
-    Again,
-    Decision,
-    Done,
-    Fail,
-    Garbled,
-    NotSent,
-    Outcome,
-    ReceivedIds,
-    Requeue,
-    SoFar,
-    Unanswered,
-)
+from knouds_async._sansio.retry import Again, Decision, Done, Fail, Garbled, NotSent, Outcome, Requeue, Unanswered
 from knouds_async.config import Retries
 from knouds_async.errors import (
     APIError,
@@ -200,7 +188,7 @@ class Pipeline:
         self._paid_out = 0  # submits under way that nothing may cut
         self._all_in: anyio.Event | None = None
         self._in_line: set[anyio.CancelScope] = set()
-        self._received_ids = ReceivedIds()
+        self._received_ids = retry.ReceivedIds()
 
     @overload
     async def send(
@@ -425,7 +413,7 @@ class Pipeline:
         call, now = sending.call, anyio.current_time()
         sending.is_stale = sending.is_stale and isinstance(outcome, NotSent)
         sending.took = 0.0 if sending.is_stale else now - sending.began  # the process was stopped, or slept
-        so_far = SoFar(
+        so_far = retry.SoFar(
             attempts=sending.attempts,
             spent=sending.spent + sending.took,
             sent_at=sending.sent_at,
