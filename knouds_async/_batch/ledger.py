@@ -308,6 +308,7 @@ COLUMNS: Final = (
     "key", "attempt", "target", "digest", "stage", "owner", "reserved", "sent_at", "execution_id", "request_id", "note",
     "lasts", "account", "since", "until", "status", "cost", "reply", "code", "message",
 )  # fmt: skip
+_A_FEW: Final = 50  # runs before the time that is asked for: their rows may be among those of it
 _OF_ENDING: Final = tuple(attrs.fields_dict(Ending))
 _IN_DOUBT: Final = (
     "job.stage NOT IN ('new', 'final') "  # as an index has it
@@ -354,18 +355,15 @@ class LedgerOperations(ABC):
     A subclass says how.
     """
 
+    _columns: ClassVar[str]  # what `_entry` reads of a row `job`
     _is_last: ClassVar[str]  # the condition that a row `job` is the last attempt of its key
     _mark: ClassVar[str]  # where a value belongs in a condition
     _named: str  # the ledger, in messages
     _totals: Totals
 
     @abstractmethod
-    def _load(self, key: str, attempt: int | None = None) -> Entry | None:
-        """Return an attempt of a job, the last one by default."""
-
-    @abstractmethod
-    def _where(self, condition: str, *values: Any) -> Iterator[Entry]:
-        """Return the entries whose rows `job` meet a condition."""
+    def _select(self, columns: str, condition: str, *values: Any) -> Sequence[tuple[Any, ...]]:
+        """Return columns of the rows `job` that meet a condition."""
 
     @abstractmethod
     def _save(self, entry: Entry) -> None: ...
@@ -376,10 +374,6 @@ class LedgerOperations(ABC):
 
     @abstractmethod
     def _of_dead_owners(self) -> Iterator[Entry]: ...
-
-    @abstractmethod
-    def _jobs_of(self, execution_id: str) -> Sequence[tuple[str, int]]:
-        """Return the keys and attempts that have a run."""
 
     @abstractmethod
     def _price(self, target: str) -> tuple[int, float | None]:
@@ -395,9 +389,29 @@ class LedgerOperations(ABC):
     @abstractmethod
     def _set_payer(self, payer: Payer | None) -> None: ...
 
-    @abstractmethod
+    def _entry(self, row: Sequence[Any]) -> Entry:
+        return entry_of(row)
+
+    def _where(self, condition: str, *values: Any) -> Iterator[Entry]:
+        """Return the entries whose rows `job` meet a condition."""
+        return map(self._entry, self._select(self._columns, condition, *values))
+
+    def _load(self, key: str, attempt: int | None = None) -> Entry | None:
+        """Return an attempt of a job, the last one by default."""
+        if attempt is None:
+            return next(self._where(f"job.key = {self._mark} ORDER BY job.attempt DESC LIMIT 1", key), None)
+        return next(self._where(f"job.key = {self._mark} AND job.attempt = {self._mark}", key, attempt), None)
+
+    def _jobs_of(self, execution_id: str) -> list[tuple[Any, ...]]:
+        """Return the keys and attempts that have a run."""
+        return list(self._select("job.key, job.attempt", f"job.execution_id = {self._mark}", execution_id))
+
     def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
         """Return an account's runs that are known to have begun since then, and the last few before."""
+        theirs = f"job.target = {self._mark} AND job.account = {self._mark} AND job.request_id IS NOT NULL AND "
+        times = f"job.sent_at >= {self._mark}", f"job.sent_at < {self._mark} ORDER BY job.sent_at DESC LIMIT {_A_FEW}"
+        columns, values = "job.request_id, job.since, job.until", (target, account, since)
+        return tuple(known_run_of(*row) for time in times for row in self._select(columns, theirs + time, *values))
 
     def look(self, key: str) -> Entry | None:
         """Return the last attempt of a job, after the end of its owner has been noted."""

@@ -132,6 +132,7 @@ class LedgerTransactions:
 class LedgerTransaction(LedgerOperations):
     """One transaction on a ledger: the entries that were loaded, and those that have changed."""
 
+    _columns = f"{_SELECTED}, {_ALIVE}"
     _is_last = _IS_LAST
     _mark = "%s"
 
@@ -145,7 +146,7 @@ class LedgerTransaction(LedgerOperations):
         self._entries: dict[str, Entry | None] = {}  # the last attempt of each key
         self._living: dict[str, bool] = {}  # whether each owner of an entry is
         self._prices: dict[str, tuple[int, float | None]] = {}
-        self._runs: dict[str, list[tuple[str, int]]] = {}
+        self._runs: dict[str, list[tuple[Any, ...]]] = {}
         self._unsaved: dict[tuple[str, int], Entry] = {}
         self.written: dict[tuple[str, int], Entry] = {}
         self._priced: set[str] = set()
@@ -216,17 +217,6 @@ class LedgerTransaction(LedgerOperations):
     def _set_payer(self, payer: Payer | None) -> None:
         self._payer = payer
 
-    def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
-        """Return an account's runs that are known to have begun since then, and the last few before."""
-        rows = self._query(
-            "SELECT request_id, since, until FROM knouds_job WHERE ledger = %s AND target = %s AND account = %s "
-            "AND request_id IS NOT NULL AND sent_at >= %s UNION ALL (SELECT request_id, since, until FROM knouds_job "
-            "WHERE ledger = %s AND target = %s AND account = %s AND request_id IS NOT NULL AND sent_at < %s "
-            "ORDER BY sent_at DESC LIMIT 50)",
-            *(self._name, target, account, since) * 2,
-        )
-        return tuple(known_run_of(*row) for row in rows)
-
     # What is loaded, and what is saved.
 
     def begin(self, operations: Sequence[Operation]) -> None:
@@ -273,9 +263,9 @@ class LedgerTransaction(LedgerOperations):
         self._unsaved, self._priced, self._row = {}, set(), row
         return "".join(statements), values
 
-    def _where(self, condition: str, *values: Any) -> Iterator[Entry]:
-        query = f"SELECT {_SELECTED}, {_ALIVE} FROM knouds_job AS job {_OWNED} WHERE job.ledger = %s AND "  # noqa: S608
-        return map(self._entry, self._query(query + condition, self._name, *values))
+    def _select(self, columns: str, condition: str, *values: Any) -> list[tuple[Any, ...]]:
+        query = f"SELECT {columns} FROM knouds_job AS job {_OWNED} WHERE job.ledger = %s AND {condition}"  # noqa: S608
+        return self._query(query, self._name, *values)
 
     def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """Return rows as they are after what was changed here."""
@@ -285,11 +275,9 @@ class LedgerTransaction(LedgerOperations):
 
     def _load(self, key: str, attempt: int | None = None) -> Entry | None:
         if key not in self._entries:
-            self._entries[key] = next(self._where("job.key = %s ORDER BY job.attempt DESC LIMIT 1", key), None)
+            self._entries[key] = super()._load(key)
         last = self._entries[key]
-        if attempt is None or last is None or last.attempt == attempt:
-            return last
-        return next(self._where("job.key = %s AND job.attempt = %s", key, attempt), None)
+        return last if attempt is None or last is None or last.attempt == attempt else super()._load(key, attempt)
 
     def _save(self, entry: Entry) -> None:
         self._unsaved[entry.key, entry.attempt] = entry
@@ -313,13 +301,12 @@ class LedgerTransaction(LedgerOperations):
         self._prices[target] = (runs, highest)
         self._priced.add(target)
 
-    def _jobs_of(self, execution_id: str) -> Sequence[tuple[str, int]]:
+    def _jobs_of(self, execution_id: str) -> list[tuple[Any, ...]]:
         if execution_id not in self._runs:
-            query = "SELECT key, attempt FROM knouds_job WHERE ledger = %s AND execution_id = %s"
-            self._runs[execution_id] = [(row[0], row[1]) for row in self._query(query, self._name, execution_id)]
+            self._runs[execution_id] = super()._jobs_of(execution_id)
         return self._runs[execution_id]
 
-    def _entry(self, row: tuple[Any, ...]) -> Entry:
+    def _entry(self, row: Sequence[Any]) -> Entry:
         entry = entry_of(row)
         if entry.owner is not None:
             self._living[entry.owner] = row[-1]

@@ -28,15 +28,12 @@ from knouds_async._batch.ledger import (
     LedgerCounts,
     LedgerOperations,
     TransactionalLedger,
-    entry_of,
-    known_run_of,
     values_of,
 )
 from knouds_async._batch.owners import Owners, check_locks, end
 from knouds_async._io.concurrency import end_of_loop
 from knouds_async._io.worker_thread import ThreadRequest, WorkerThread
 from knouds_async._sansio.ledger import Entry, Payer, Stage, Totals
-from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.config import Secret, hide_url
 from knouds_async.errors import InvalidArgumentError, LedgerError
 from knouds_async.telemetry import fields
@@ -274,10 +271,7 @@ class _SpareDescriptors:
             os.close(self._held.pop())
 
 
-_COLUMNS: Final = ", ".join(COLUMNS)
-_SAVE: Final = f"INSERT OR REPLACE INTO jobs ({_COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
-
-_A_FEW: Final = 50
+_SAVE: Final = f"INSERT OR REPLACE INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
 
 Operation = Callable[["LedgerDatabase"], Any]
 
@@ -293,6 +287,7 @@ class LedgerDatabase(LedgerOperations):
     The file is opened, or made; LedgerError for one that is no ledger. `patience`: seconds to wait for a lock.
     """
 
+    _columns = ", ".join(COLUMNS)
     _is_last = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = job.key AND later.attempt > job.attempt)"
     _mark = "?"
 
@@ -386,45 +381,25 @@ class LedgerDatabase(LedgerOperations):
 
     def counts(self) -> LedgerCounts:
         """Count the jobs by where they stand; it writes nothing."""
-        rows = self._connection.execute(
-            f"SELECT stage, status, COUNT(*) FROM jobs AS job WHERE {self._is_last} GROUP BY stage, status"  # noqa: S608
-        )
+        rows = self._select("job.stage, job.status, COUNT(*)", f"{self._is_last} GROUP BY job.stage, job.status")
         found = Counter[str]({status or stage: count for stage, status, count in rows})
         orphans = len(self._orphans())
         found.update(unknown=orphans, sending=-orphans)
         return LedgerCounts(**found, credits_spent=self._totals.spent, credits_reserved=self._totals.reserved)
 
-    def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
-        """Return an account's runs that are known to have begun since then, and the last few before."""
-        query = "SELECT request_id, since, until FROM jobs WHERE target = ? AND account = ? AND request_id IS NOT NULL"
-        values = (target, account, since)
-        rows = self._connection.execute(f"{query} AND sent_at >= ?", values).fetchall()
-        few = self._connection.execute(f"{query} AND sent_at < ? ORDER BY sent_at DESC LIMIT {_A_FEW}", values)
-        return tuple(known_run_of(*row) for row in (*rows, *few))
-
     def _of_dead_owners(self) -> Iterator[Entry]:
-        for (owner,) in self._connection.execute("SELECT DISTINCT owner FROM jobs WHERE owner IS NOT NULL").fetchall():
+        for (owner,) in self._select("DISTINCT job.owner", "job.owner IS NOT NULL"):
             if not self._is_alive(owner):
-                yield from list(self._where("job.owner = ?", owner))
+                yield from self._where("job.owner = ?", owner)
 
     def _is_alive(self, owner: str) -> bool:
         return self._owners.is_alive(owner)
 
-    def _load(self, key: str, attempt: int | None = None) -> Entry | None:
-        if attempt is None:
-            return next(self._where("job.key = ? ORDER BY job.attempt DESC LIMIT 1", key), None)
-        return next(self._where("job.key = ? AND job.attempt = ?", key, attempt), None)
-
-    def _where(self, condition: str, *values: Any) -> Iterator[Entry]:
-        query = f"SELECT {_COLUMNS} FROM jobs AS job WHERE {condition}"  # noqa: S608
-        return map(entry_of, self._connection.execute(query, values))
+    def _select(self, columns: str, condition: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._connection.execute(f"SELECT {columns} FROM jobs AS job WHERE {condition}", values).fetchall()  # noqa: S608
 
     def _save(self, entry: Entry) -> None:
         self._connection.execute(_SAVE, tuple(values_of(entry).values()))
-
-    def _jobs_of(self, execution_id: str) -> Sequence[tuple[str, int]]:
-        query = "SELECT key, attempt FROM jobs WHERE execution_id = ?"
-        return self._connection.execute(query, (execution_id,)).fetchall()
 
     def _price(self, target: str) -> tuple[int, float | None]:
         query = "SELECT runs, highest FROM prices WHERE target = ?"
