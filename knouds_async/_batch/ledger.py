@@ -87,12 +87,12 @@ class OverBudget(Record):
 class Doubted:
     """The ledger may lack runs: no job may be sent on its word before that is settled. Nothing was written.
 
-    `said`: which ledger, and why. `runs`: gives the runs of an account that it has, with their execution ids where they
-    are known, and "" for a request id that is not. `again`: gives what is in doubt at a moment, None when nothing is
-    any more. `trust`: allows to send, unless something else is in doubt by now; it gives what is.
+    `message`: which ledger, and why. `runs`: returns the runs of an account that it has, with their execution ids where
+    they are known, and "" for a request id that is not. `again`: returns what is in doubt at a moment, None when
+    nothing is any more. `trust`: allows to send, unless something else is in doubt by now, which it returns.
     """
 
-    said: str
+    message: str
     doubt: Doubt
     runs: Callable[[str], Awaitable[Sequence[tuple[str | None, KnownRun]]]]
     again: Callable[[Moment], Awaitable[Doubted | None]]
@@ -357,13 +357,12 @@ class LedgerOperations(ABC):
 
     _columns: ClassVar[str]  # what `_entry` reads of a row `job`
     _is_last: ClassVar[str]  # the condition that a row `job` is the last attempt of its key
-    _mark: ClassVar[str]  # where a value belongs in a condition
     _named: str  # the ledger, in messages
     _totals: Totals
 
     @abstractmethod
     def _select(self, columns: str, condition: str, *values: Any) -> Sequence[tuple[Any, ...]]:
-        """Return columns of the rows `job` that meet a condition."""
+        """Return columns of the rows `job` that meet a condition, in which each `?` stands for a value."""
 
     @abstractmethod
     def _save(self, entry: Entry) -> None: ...
@@ -399,17 +398,17 @@ class LedgerOperations(ABC):
     def _load(self, key: str, attempt: int | None = None) -> Entry | None:
         """Return an attempt of a job, the last one by default."""
         if attempt is None:
-            return next(self._where(f"job.key = {self._mark} ORDER BY job.attempt DESC LIMIT 1", key), None)
-        return next(self._where(f"job.key = {self._mark} AND job.attempt = {self._mark}", key, attempt), None)
+            return next(self._where("job.key = ? ORDER BY job.attempt DESC LIMIT 1", key), None)
+        return next(self._where("job.key = ? AND job.attempt = ?", key, attempt), None)
 
     def _jobs_of(self, execution_id: str) -> list[tuple[Any, ...]]:
         """Return the keys and attempts that have a run."""
-        return list(self._select("job.key, job.attempt", f"job.execution_id = {self._mark}", execution_id))
+        return list(self._select("job.key, job.attempt", "job.execution_id = ?", execution_id))
 
     def known_runs(self, target: str, account: str, since: float) -> tuple[KnownRun, ...]:
         """Return an account's runs that are known to have begun since then, and the last few before."""
-        theirs = f"job.target = {self._mark} AND job.account = {self._mark} AND job.request_id IS NOT NULL AND "
-        times = f"job.sent_at >= {self._mark}", f"job.sent_at < {self._mark} ORDER BY job.sent_at DESC LIMIT {_A_FEW}"
+        theirs = "job.target = ? AND job.account = ? AND job.request_id IS NOT NULL AND "
+        times = "job.sent_at >= ?", f"job.sent_at < ? ORDER BY job.sent_at DESC LIMIT {_A_FEW}"
         columns, values = "job.request_id, job.since, job.until", (target, account, since)
         return tuple(known_run_of(*row) for time in times for row in self._select(columns, theirs + time, *values))
 
@@ -441,7 +440,7 @@ class LedgerOperations(ABC):
         after = self._moved(entry, event)
         cost = after.ending.cost if after.ending is not None else None
         if cost and cost > (highest or 0.0):
-            for each in list(self._where(f"{_IN_DOUBT} AND job.target = {self._mark}", entry.target)):
+            for each in list(self._where(f"{_IN_DOUBT} AND job.target = ?", entry.target)):
                 self._changed(each, repriced(each, cost))
         return Written(after, self._totals, self._price(entry.target)[1])
 
@@ -453,13 +452,13 @@ class LedgerOperations(ABC):
         if isinstance(event, Resolved):
             for other, _ in self._jobs_of(event.execution_id):
                 if other != key:
-                    said = f"execution {event.execution_id!r} is the run of job {other!r}, not of {key!r}"
-                    raise InvalidArgumentError(f"{said}: nothing was changed")
+                    reason = f"execution {event.execution_id!r} is the run of job {other!r}, not of {key!r}"
+                    raise InvalidArgumentError(f"{reason}: nothing was changed")
         try:
             decided = self._moved(entry, event)
         except IllegalStepError:
-            said = f"job {key!r} is {entry.stage}: only one that is unknown is decided about, so nothing was changed"
-            raise InvalidArgumentError(said) from None
+            message = f"job {key!r} is {entry.stage}: only one that is unknown is decided about, so nothing was changed"
+            raise InvalidArgumentError(message) from None
         return self._begun_again(decided) if isinstance(event, ResendApproved) else decided
 
     def retry_failed(self) -> int:

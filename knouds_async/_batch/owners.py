@@ -22,7 +22,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-_TAKEN: Final = (PermissionError, BlockingIOError)
+_LOCKED: Final = (PermissionError, BlockingIOError)
 _NAME: Final = re.compile(r"[0-9a-f]{12}")
 _registry = threading.Lock()
 
@@ -122,11 +122,11 @@ def _try_lock(descriptor: int, place: int) -> bool:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-    except _TAKEN:
+    except _LOCKED:
         return False
     except OSError as error:
-        said = f"its file system has no locks ({error.strerror}): a ledger needs a local disk"
-        raise OSError(error.errno, said) from None
+        message = f"its file system has no locks ({error.strerror}): a ledger needs a local disk"
+        raise OSError(error.errno, message) from None
     return True
 
 

@@ -134,7 +134,6 @@ class LedgerTransaction(LedgerOperations):
 
     _columns = f"{_SELECTED}, {_ALIVE}"
     _is_last = _IS_LAST
-    _mark = "%s"
 
     def __init__(self, transaction: Any, name: str) -> None:
         self._transaction, self._name = transaction, name
@@ -200,7 +199,7 @@ class LedgerTransaction(LedgerOperations):
 
     def leave(self, owner: str) -> None:
         """End an owner."""
-        for entry in list(self._where("job.owner = %s", owner)):
+        for entry in list(self._where("job.owner = ?", owner)):
             self._moved(entry, OwnerGone())
 
     # As of LedgerOperations.
@@ -264,8 +263,8 @@ class LedgerTransaction(LedgerOperations):
         return "".join(statements), values
 
     def _select(self, columns: str, condition: str, *values: Any) -> list[tuple[Any, ...]]:
-        query = f"SELECT {columns} FROM knouds_job AS job {_OWNED} WHERE job.ledger = %s AND {condition}"  # noqa: S608
-        return self._query(query, self._name, *values)
+        query = f"SELECT {columns} FROM knouds_job AS job {_OWNED} WHERE job.ledger = ? AND {condition}"  # noqa: S608
+        return self._query(query.replace("?", "%s"), self._name, *values)
 
     def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """Return rows as they are after what was changed here."""

@@ -46,14 +46,14 @@ T = TypeVar("T")
 
 logger = logging.getLogger("knouds_async")
 
-_MARK: Final = 0x4B_4E_4C_47  # SQLite's application id: this is a ledger of ours
-_FORM: Final = 4
-_POLL: Final = 0.5
+_APPLICATION_ID: Final = 0x4B_4E_4C_47  # SQLite's application id: this is a ledger of ours
+_VERSION: Final = 4
+_BUSY_TIMEOUT: Final = 0.5
 _PATIENCE: Final = 300.0
-_AGAIN: Final = 0.1
-_MUTTER: Final = 10.0  # seconds of waiting for a lock until it is worth a word
+_RETRY_INTERVAL: Final = 0.1
+_WARN_AFTER: Final = 10.0  # seconds of waiting for a lock
 
-_CHECKED: Final = 2**22  # bytes; a larger file is found to be damaged only where it is read, which every claim does
+_MOST_CHECKED: Final = 2**22  # bytes; a larger file is found to be damaged where it is read, which every claim does
 _making = threading.Lock()
 """While a file is made, none is opened: POSIX drops all locks of a process when it closes any descriptor of a file."""
 
@@ -75,12 +75,12 @@ _TABLES: Final = (
     "CREATE TABLE credits (spent REAL NOT NULL, reserved REAL NOT NULL, unpriced INTEGER NOT NULL)",
     "INSERT INTO credits VALUES (0, 0, 0)",
     "CREATE TABLE payer (user TEXT, base_url TEXT NOT NULL)",
-    f"PRAGMA application_id = {_MARK}",
-    f"PRAGMA user_version = {_FORM}",
+    f"PRAGMA application_id = {_APPLICATION_ID}",
+    f"PRAGMA user_version = {_VERSION}",
 )
 
 
-_UPGRADES: Final = {  # from each earlier form to the next
+_UPGRADES: Final = {  # from each earlier version to the next
     1: (
         "ALTER TABLE jobs ADD COLUMN since TEXT",
         "ALTER TABLE jobs ADD COLUMN until TEXT",
@@ -127,11 +127,11 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
         if _is_new(connection):
             for statement in _TABLES:
                 connection.execute(statement)
-        elif path.stat().st_size <= _CHECKED and (said := _number(connection, "PRAGMA quick_check(1)")) != "ok":
-            raise sqlite3.DatabaseError(f"it is damaged ({said})")
+        elif path.stat().st_size <= _MOST_CHECKED and (found := _number(connection, "PRAGMA quick_check(1)")) != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged ({found})")
         else:
-            for form in range(_number(connection, "PRAGMA user_version"), _FORM):
-                for statement in (*_UPGRADES[form], f"PRAGMA user_version = {form + 1}"):
+            for version in range(_number(connection, "PRAGMA user_version"), _VERSION):
+                for statement in (*_UPGRADES[version], f"PRAGMA user_version = {version + 1}"):
                     connection.execute(statement)
         patiently(partial(connection.execute, "COMMIT"), patience)
         connection.execute("PRAGMA journal_mode = TRUNCATE")  # SQLite's WAL has a race with several connections
@@ -147,7 +147,7 @@ def patiently(execute: Callable[[], object], patience: float) -> None:
     """Execute a statement, waiting `patience` seconds while another process has the file locked."""
     import sqlite3
 
-    began, has_muttered = time.monotonic(), False
+    began, has_warned = time.monotonic(), False
     while True:
         try:
             execute()
@@ -155,10 +155,10 @@ def patiently(execute: Callable[[], object], patience: float) -> None:
             waited = time.monotonic() - began
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > patience:
                 raise
-            if waited > _MUTTER and not has_muttered:
-                has_muttered = True
-                said = "a ledger is locked by another process: still waiting for it"
-                logger.warning(said, extra=fields("ledger_locked"))
+            if waited > _WARN_AFTER and not has_warned:
+                has_warned = True
+                message = "a ledger is locked by another process: still waiting for it"
+                logger.warning(message, extra=fields("ledger_locked"))
         else:
             return
 
@@ -167,7 +167,7 @@ def _connected(path: Path, mode: str) -> sqlite3.Connection:
     import sqlite3
 
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_POLL)
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT)
 
 
 def _refuse_others(path: Path, patience: float) -> None:
@@ -227,20 +227,20 @@ async def _when_unlocked(read: Callable[[], T]) -> T:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or anyio.current_time() > until:
                 raise
-        await anyio.sleep(_AGAIN)
+        await anyio.sleep(_RETRY_INTERVAL)
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
     """Return whether a file is empty still; sqlite3.DatabaseError when it is no ledger."""
     import sqlite3
 
-    mark, form = _number(connection, "PRAGMA application_id"), _number(connection, "PRAGMA user_version")
-    if mark == form == 0 and _number(connection, "SELECT COUNT(*) FROM sqlite_master") == 0:
+    application, version = _number(connection, "PRAGMA application_id"), _number(connection, "PRAGMA user_version")
+    if application == version == 0 and _number(connection, "SELECT COUNT(*) FROM sqlite_master") == 0:
         return True
-    if mark != _MARK:
+    if application != _APPLICATION_ID:
         raise sqlite3.DatabaseError("it is an SQLite file of something else")
-    if form not in (*_UPGRADES, _FORM):
-        raise sqlite3.DatabaseError(f"another version of knouds_async wrote it (its form is {form}, not {_FORM})")
+    if version not in (*_UPGRADES, _VERSION):
+        raise sqlite3.DatabaseError(f"another version of knouds_async wrote it ({version}, not {_VERSION})")
     return False
 
 
@@ -249,7 +249,7 @@ def _number(connection: sqlite3.Connection, query: str) -> Any:
 
 
 _SPARE: Final = 4  # a journal and its folder, with some to spare
-_MOMENT: Final = 30.0
+_FULL_DISK_PATIENCE: Final = 30.0
 
 
 class _SpareDescriptors:
@@ -271,11 +271,11 @@ class _SpareDescriptors:
             os.close(self._held.pop())
 
 
-_SAVE: Final = f"INSERT OR REPLACE INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
+_UPSERT: Final = f"INSERT OR REPLACE INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
 
 Operation = Callable[["LedgerDatabase"], Any]
 
-_FORK: Final = 5.0  # seconds that a fork waits for a transaction
+_FORK_TIMEOUT: Final = 5.0  # seconds that a fork waits for a transaction
 _databases: Final = weakref.WeakSet["LedgerDatabase"]()
 _may_begin = threading.Event()
 _may_begin.set()
@@ -289,7 +289,6 @@ class LedgerDatabase(LedgerOperations):
 
     _columns = ", ".join(COLUMNS)
     _is_last = "NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.key = job.key AND later.attempt > job.attempt)"
-    _mark = "?"
 
     def __init__(self, path: Path, patience: float) -> None:
         self._path = path
@@ -302,7 +301,7 @@ class LedgerDatabase(LedgerOperations):
         _databases.add(self)
         sqlite3 = _sqlite()
         try:
-            _may_begin.wait(_FORK)
+            _may_begin.wait(_FORK_TIMEOUT)
             with self.in_use:
                 self._connection = opened(path, patience)
             try:
@@ -322,7 +321,7 @@ class LedgerDatabase(LedgerOperations):
         """
         import sqlite3
 
-        began, said = time.monotonic(), ""
+        began, reason = time.monotonic(), ""
         while True:
             try:
                 with self._transaction():
@@ -333,10 +332,10 @@ class LedgerDatabase(LedgerOperations):
                     self._is_failing = True
                     raise _unusable(self._path, error) from None
                 self.spare.release()
-                if said != (said := _why(error)):
+                if reason != (reason := _reason(error)):
                     left, extra = longest - waited, fields("ledger_waits")
-                    logger.warning("the ledger %r waits for up to %.0f s: %s", str(self._path), left, said, extra=extra)
-                time.sleep(_AGAIN)
+                    logger.warning("%s waits for up to %.0f s: %s", self._named, left, reason, extra=extra)
+                time.sleep(_RETRY_INTERVAL)
             else:
                 self._is_failing = False
                 self.spare.take()
@@ -352,7 +351,7 @@ class LedgerDatabase(LedgerOperations):
         if code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM):
             return self._patience
         is_full = code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE  # the latter: of a quota
-        return min(_MOMENT, self._patience) if is_full else 0.0
+        return min(_FULL_DISK_PATIENCE, self._patience) if is_full else 0.0
 
     def join(self, has_ended: Callable[[], bool] = lambda: False) -> str:
         """Return the name of a new owner, which lives until it is ended, its event loop has, or this is closed."""
@@ -399,7 +398,7 @@ class LedgerDatabase(LedgerOperations):
         return self._connection.execute(f"SELECT {columns} FROM jobs AS job WHERE {condition}", values).fetchall()  # noqa: S608
 
     def _save(self, entry: Entry) -> None:
-        self._connection.execute(_SAVE, tuple(values_of(entry).values()))
+        self._connection.execute(_UPSERT, tuple(values_of(entry).values()))
 
     def _price(self, target: str) -> tuple[int, float | None]:
         query = "SELECT runs, highest FROM prices WHERE target = ?"
@@ -441,7 +440,7 @@ class LedgerDatabase(LedgerOperations):
 
     def _begin(self) -> None:
         """Begin a transaction if the file is not locked: no fork can come in between from here on."""
-        _may_begin.wait(_FORK)
+        _may_begin.wait(_FORK_TIMEOUT)
         self.in_use.acquire()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -451,7 +450,7 @@ class LedgerDatabase(LedgerOperations):
 
 
 def _unopened(path: Path, why: Exception) -> LedgerError:
-    words = (getattr(why, "strerror", None) or _why(why)).rstrip(". ")  # the path is named already
+    words = (getattr(why, "strerror", None) or _reason(why)).rstrip(". ")  # the path is named already
     error = LedgerError(
         f"the ledger {str(path)!r} cannot be used: {words}. It was left as it is, and nothing was submitted; name a "
         "ledger, or a path where a new one can be made: a new one knows of no earlier run"
@@ -460,7 +459,7 @@ def _unopened(path: Path, why: Exception) -> LedgerError:
     return error
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Return why a file cannot be read or written; SQLite's own words leave out what matters of some reasons."""
     import sqlite3
 
@@ -483,7 +482,7 @@ def _unusable(path: Path, why: Exception) -> LedgerError:
             "put it back before you run the batch again: a new one knows of no earlier run, and all would be paid twice"
         )
     return LedgerError(
-        f"the ledger {str(path)!r} cannot be used: {_why(why)}. Nothing more is submitted; what is on record stays, "
+        f"the ledger {str(path)!r} cannot be used: {_reason(why)}. Nothing more is submitted; what is on record stays, "
         "and the same batch on the same ledger continues from there"
     )
 
@@ -641,7 +640,7 @@ _of_parents: Final[list[LedgerDatabase]] = []
 def _pause() -> None:
     """Wait for transactions before the process forks, and begin none: the child would take its locks for held."""
     _may_begin.clear()
-    _pausing[:] = [database for database in list(_databases) if database.in_use.acquire(timeout=_FORK)]
+    _pausing[:] = [database for database in list(_databases) if database.in_use.acquire(timeout=_FORK_TIMEOUT)]
 
 
 def _continue() -> None:

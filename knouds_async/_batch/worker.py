@@ -625,7 +625,7 @@ class Worker:
         search = await self._client.check(found, None if self.payer is None else self.payer.account)
         if search.is_certainly_none:
             return await found.trust()
-        message, pause = f"{found.said}: {unaccounted(search)}", found.doubt.next_check(self.moment())
+        message, pause = f"{found.message}: {unaccounted(search)}", found.doubt.next_check(self.moment())
         if pause is None:
             raise errors.LedgerError(
                 f"{message}. Nothing was submitted: look whose runs these are, then allow it with `await "

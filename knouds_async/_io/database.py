@@ -148,13 +148,13 @@ class Database:
         await self.do(postgres.notify, message)
 
     def listen(
-        self, heard: Callable[[str], object], resumed: Callable[[], object], deaf: Callable[[], object]
+        self, on_message: Callable[[str], object], on_gap: Callable[[], object], on_unavailable: Callable[[], object]
     ) -> Callable[[], None]:
-        """Call `heard` in this event loop with each message, until what is returned is called.
+        """Call `on_message` in this event loop with each message, until what is returned is called.
 
-        `resumed`: called when messages may have been missed. `deaf`: called when none can ever be heard.
+        `on_gap`: called when messages may have been missed. `on_unavailable`: called when none can ever be heard.
         """
-        stop: Callable[[], None] = self._thread().listen(heard, resumed, deaf)
+        stop: Callable[[], None] = self._thread().listen(on_message, on_gap, on_unavailable)
         return stop
 
     async def do(
@@ -215,27 +215,27 @@ class DatabaseBus:
 
     def listen(
         self,
-        heard: Callable[[ExecutionState], object],
-        resumed: Callable[[], object],
-        deaf: Callable[[], object],
+        on_message: Callable[[ExecutionState], object],
+        on_gap: Callable[[], object],
+        on_unavailable: Callable[[], object],
     ) -> Callable[[], None]:
-        """Call `heard` in this event loop with what was sent, until what is returned is called.
+        """Call `on_message` in this event loop with what was sent, until what is returned is called.
 
-        `resumed`: called when some may have been missed. `deaf`: called when nothing can be heard at all.
+        `on_gap`: called when some may have been missed. `on_unavailable`: called when nothing can be heard at all.
         """
 
         def read(message: str) -> None:
             if (state := _state(message)) is not None:
-                heard(state)
+                on_message(state)
 
-        return self._database.listen(read, resumed, deaf)
+        return self._database.listen(read, on_gap, on_unavailable)
 
 
 def _state(message: str) -> ExecutionState | None:
     """Return what a message says of a run; None for one that is not ours, for anybody may send to a channel."""
     try:
-        said = json.loads(message)
-        execution_id, status = said["executionId"], said["status"]
+        fields = json.loads(message)
+        execution_id, status = fields["executionId"], fields["status"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     if not (is_execution_id(execution_id) and isinstance(status, str)):

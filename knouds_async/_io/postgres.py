@@ -49,7 +49,7 @@ _LOCK: Final = 10  # seconds for a lock, before the transaction is begun anew
 _IN_TRANSACTION: Final = 5  # seconds after which the database frees the lock of a process that is frozen
 _IDLE: Final = 5.0  # seconds after which a thread that nobody needs ends
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
-_MUTTER: Final = 5.0
+_WARN_AFTER: Final = 5.0  # seconds without the database
 _REMEMBERED: Final = 5000  # jobs that this process has written last: some minutes of a thousand a minute
 
 _TRANSIENT: Final = frozenset({"08", "0A", "25", "40", "53", "55", "57", "58"})  # classes of SQLSTATEs
@@ -169,7 +169,7 @@ def _check_version(found: list[tuple[Any, ...]], place: str) -> None:
 # One connection.
 
 
-class _Away(Exception):  # noqa: N818  (it never leaves this file)
+class _Unavailable(Exception):  # noqa: N818  (it never leaves this file)
     """The database cannot be used now, and may be soon."""
 
 
@@ -201,13 +201,13 @@ def _bounded(steps: Generator[Any, Any, T], deadline: float) -> Generator[Any, A
         return value
 
 
-class Link:
+class Session:
     """A connection that is ready for use, and a bell that ends the wait for what others send through it."""
 
     def __init__(self, connection: _BoundedConnection, place: str) -> None:
         self.connection: Final = connection
-        self._bell: Final = socket.socketpair()
-        for end in self._bell:
+        self._wake_up: Final = socket.socketpair()
+        for end in self._wake_up:
             end.settimeout(0)
         self.place: Final = place
         self.is_pooled = self.is_listening = False
@@ -225,14 +225,14 @@ class Link:
                     return found
 
     def check(self) -> None:
-        """Check where the connection leads; _Away for a standby, LedgerError for what cannot hold a ledger."""
+        """Check where the connection leads; _Unavailable for a standby, LedgerError for what cannot hold a ledger."""
         ((process, is_standby, encoding, version),) = self.message(
             "SELECT pg_backend_pid(), pg_is_in_recovery(), current_setting('server_encoding'), "
             "current_setting('server_version_num')::int"
         )[0]
         self.is_pooled = process != self.connection.info.backend_pid
         if is_standby:
-            raise _Away("it is a standby that was not promoted yet")
+            raise _Unavailable("it is a standby that was not promoted yet")
         if encoding != "UTF8" or version < 120000:
             raise LedgerError(
                 f"{self.place} cannot hold what knouds shares: PostgreSQL 12 or later with the encoding UTF8 is "
@@ -247,30 +247,30 @@ class Link:
     def wait(self, seconds: float) -> None:
         """Wait for a message of the database, or for the bell."""
         with selectors.DefaultSelector() as selector:
-            selector.register(self._bell[0], selectors.EVENT_READ)
+            selector.register(self._wake_up[0], selectors.EVENT_READ)
             selector.register(self.connection.fileno(), selectors.EVENT_READ)
             selector.select(seconds)
         with suppress(BlockingIOError):
-            self._bell[0].recv(4096)
+            self._wake_up[0].recv(4096)
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """End a wait, from any thread."""
         with suppress(OSError):  # it has been rung often enough, or is closed
-            self._bell[1].send(b"!")
+            self._wake_up[1].send(b"!")
 
     def close(self) -> None:
         """Close it."""
         self.connection.close()
-        self._close_bell()
+        self._close_wake_up()
 
     def abandon(self) -> None:
         """Close the copy in a forked child, and send nothing to the database: the connection is the parent's."""
         if self.is_usable:
             os.close(self.connection.fileno())
-        self._close_bell()
+        self._close_wake_up()
 
-    def _close_bell(self) -> None:
-        for end in self._bell:
+    def _close_wake_up(self) -> None:
+        for end in self._wake_up:
             end.close()
 
     def rollback(self) -> None:
@@ -279,20 +279,20 @@ class Link:
             self.message("ROLLBACK")
 
 
-def _linked(url: Secret, place: str) -> Link | str:
+def _connect(url: Secret, place: str) -> Session | str:
     """Return a new connection, or why there is none; psycopg's errors would show the password among their locals."""
     try:
         connection = _BoundedConnection.connect(**_connection_parameters(url), autocommit=True, prepare_threshold=None)
         try:
-            return Link(connection, place)
+            return Session(connection, place)
         except OSError:
             connection.close()
             raise
     except (psycopg.Error, OSError) as error:
-        return _said(error)
+        return _first_line(error)
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Return the first line of a database's error: the others may quote what was written."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(". ")
@@ -329,9 +329,9 @@ class Transaction:
 
     read_timeline: Final = _TIMELINE
 
-    def __init__(self, link: Link, identity: Identity, operations: Sequence[Any]) -> None:
-        self.message: Final[Message] = link.message
-        self.link: Final = link
+    def __init__(self, session: Session, identity: Identity, operations: Sequence[Any]) -> None:
+        self.message: Final[Message] = session.message
+        self.session: Final = session
         self._identity, self._operations = identity, operations
         self._seq = 0
         self.timeline = ""
@@ -343,7 +343,7 @@ class Transaction:
     @property
     def place(self) -> str:
         """The database, as it may be shown."""
-        return self.link.place
+        return self.session.place
 
     @property
     def process(self) -> str:
@@ -357,11 +357,11 @@ class Transaction:
 
     def has_tables(self) -> bool:
         """Return whether the tables are there; LedgerError for those of another version."""
-        link = self.link
-        if not link.has_tables and self.message("SELECT to_regclass('knouds_schema') IS NOT NULL")[0][0][0]:
-            _check_version(self.message("SELECT version FROM knouds_schema")[0], link.place)
-            link.has_tables = True
-        return link.has_tables
+        session = self.session
+        if not session.has_tables and self.message("SELECT to_regclass('knouds_schema') IS NOT NULL")[0][0][0]:
+            _check_version(self.message("SELECT version FROM knouds_schema")[0], session.place)
+            session.has_tables = True
+        return session.has_tables
 
     def begin(self, statements: str = "", values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
         """Begin, and return the rows of statements that come with the same message."""
@@ -369,7 +369,7 @@ class Transaction:
         owner = (f"{_IN_TRANSACTION}s", f"{_LOCK}s", identity.name, LEASE, identity.place)
         _, ((self._seq, self.timeline),), *found = self.message(_OPENING + statements, (*owner, *values))
         if (committed := identity.settle(self._seq, self._operations)) is not None:
-            self.link.rollback()
+            self.session.rollback()
             raise _Committed(committed)
         return found
 
@@ -461,14 +461,14 @@ class Identity:
 
 @attrs.frozen(eq=False)
 class Listener:
-    """Who wants to hear of runs that have finished: `heard` is called in its event loop with each message.
+    """Callbacks of one who listens, in its event loop: `on_message` is called with each message.
 
-    `resumed`: called there when messages may have been missed. `deaf`: called there when none can ever be heard.
+    `on_gap`: called when messages may have been missed. `on_unavailable`: called when none can ever be heard.
     """
 
-    heard: Callable[[str], object]
-    resumed: Callable[[], object]
-    deaf: Callable[[], object]
+    on_message: Callable[[str], object]
+    on_gap: Callable[[], object]
+    on_unavailable: Callable[[], object]
     call_in_loop: Callable[[Callable[[], object]], object] = attrs.field(factory=from_thread)
 
     def call(self, function: Callable[[], object]) -> None:
@@ -484,7 +484,7 @@ _CHANNEL: Final = "knouds_finished"
 
 def notify(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:
     """Send to every process that listens what the operations are: strings."""
-    transaction.message("SELECT pg_notify(%s, said) FROM unnest(%s::text[]) AS said", (_CHANNEL, list(operations)))
+    transaction.message("SELECT pg_notify(%s, text) FROM unnest(%s::text[]) AS text", (_CHANNEL, list(operations)))
     return [None for _ in operations]
 
 
@@ -504,11 +504,11 @@ class DatabaseThread(WorkerThread):
         self._owners: dict[str, tuple[Transact, Callable[[], bool]]] = {}  # what writes their end; has their loop ended
         self._numbers = itertools.count(1)
         self._listeners: list[Listener] = []
-        self._link: Link | None = None
+        self._session: Session | None = None
         self._identity = Identity()
         self._failures = 0
         self._failed_at = self._last_failed_at = self._checked_at = 0.0
-        self._has_connected = self._has_muttered = self._has_warned = self._has_listened = False
+        self._has_connected = self._has_warned_of_absence = self._has_warned_of_pooler = self._has_listened = False
 
     # Called in event loops.
 
@@ -526,10 +526,10 @@ class DatabaseThread(WorkerThread):
         await self.flush(self._disconnect_unused, timeout=timeout)
 
     def listen(
-        self, heard: Callable[[str], object], resumed: Callable[[], object], deaf: Callable[[], object]
+        self, on_message: Callable[[str], object], on_gap: Callable[[], object], on_unavailable: Callable[[], object]
     ) -> Callable[[], None]:
-        """Begin to pass to a listener what is said; return what ends that."""
-        listener = Listener(heard, resumed, deaf)
+        """Begin to pass to a listener each message; return what ends that."""
+        listener = Listener(on_message, on_gap, on_unavailable)
         with self._lock:
             self._listeners.append(listener)
             self._start_or_wake()
@@ -560,8 +560,8 @@ class DatabaseThread(WorkerThread):
 
     def abandon(self) -> None:
         """Close the copy of the connection in a forked child."""
-        if self._link is not None:
-            self._link.abandon()
+        if self._session is not None:
+            self._session.abandon()
 
     # Called in the thread.
 
@@ -571,15 +571,15 @@ class DatabaseThread(WorkerThread):
 
     def _wake(self) -> None:
         super()._wake()
-        if self._link is not None and self._link.is_listening:
-            self._link.ring()
+        if self._session is not None and self._session.is_listening:
+            self._session.wake()
 
     def _sleep(self) -> None:
-        link = self._link
-        if link is None or not (link.is_usable and link.is_listening):
+        session = self._session
+        if session is None or not (session.is_usable and session.is_listening):
             super()._sleep()
         elif not self._requests:
-            link.wait(TICK)
+            session.wait(TICK)
 
     def _tend(self) -> None:
         self._renew()
@@ -603,10 +603,10 @@ class DatabaseThread(WorkerThread):
                     f"the database {self._place} cannot be used: {values}. It was tried for {waited:.0f} s. Nothing "
                     "more is submitted; what is on record stays, and the same batch continues from there"
                 )
-            if not self._has_muttered and (waited > _MUTTER or not self._has_connected):
-                self._has_muttered = True
-                said = "the database %s is away, and is tried again: %s"
-                logger.warning(said, self._place, values, extra=fields("database_away"))
+            if not self._has_warned_of_absence and (waited > _WARN_AFTER or not self._has_connected):
+                self._has_warned_of_absence = True
+                message = "the database %s is away, and is tried again: %s"
+                logger.warning(message, self._place, values, extra=fields("database_away"))
             threading.Event().wait(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
         return values
 
@@ -615,12 +615,12 @@ class DatabaseThread(WorkerThread):
         if time.monotonic() > self._last_failed_at + _PAUSE:
             self._failures = 0
         try:
-            link = self._connected(needs_tables=getattr(transact, "needs_tables", transact is not migrate))
-            values = self._values(transact, Transaction(link, self._identity, operations), operations)
-        except _Away as away:
-            return self._failed(str(away))
+            session = self._connected(needs_tables=getattr(transact, "needs_tables", transact is not migrate))
+            values = self._values(transact, Transaction(session, self._identity, operations), operations)
+        except _Unavailable as unavailable:
+            return self._failed(str(unavailable))
         except psycopg.Error as error:
-            failure, state = self._failed(_said(error)), error.sqlstate
+            failure, state = self._failed(_first_line(error)), error.sqlstate
             is_data = isinstance(error, psycopg.DataError)  # what psycopg itself finds wrong with it has no state
             if (state is None and not is_data) or (state or "")[:2] in _TRANSIENT:
                 return failure
@@ -628,9 +628,9 @@ class DatabaseThread(WorkerThread):
             self._disconnect()  # the next transaction must not begin within this one
             if isinstance(error, LedgerError):
                 raise
-            raise LedgerError(_refusal(self._place, f"{type(error).__name__}: {_said(error)}", None)) from error
+            raise LedgerError(_refusal(self._place, f"{type(error).__name__}: {_first_line(error)}", None)) from error
         else:
-            self._failures, self._has_muttered = 0, False
+            self._failures, self._has_warned_of_absence = 0, False
             return values
         raise LedgerError(_refusal(self._place, failure, state))
 
@@ -650,31 +650,31 @@ class DatabaseThread(WorkerThread):
         return failure
 
     def _disconnect(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
-    def _connected(self, *, needs_tables: bool) -> Link:
-        """Return the connection, or make it; _Away when that cannot be done now, LedgerError when never."""
-        link = self._link
-        if link is None or not link.is_usable:
-            link = self._reconnected()
-        if needs_tables and not link.has_tables:
-            prepare_tables(link.message, self._place)
-            link.has_tables = True
+    def _connected(self, *, needs_tables: bool) -> Session:
+        """Return the connection, or make it; _Unavailable when that cannot be done now, LedgerError when never."""
+        session = self._session
+        if session is None or not session.is_usable:
+            session = self._reconnected()
+        if needs_tables and not session.has_tables:
+            prepare_tables(session.message, self._place)
+            session.has_tables = True
         self._has_connected = True
-        return link
+        return session
 
-    def _reconnected(self) -> Link:
+    def _reconnected(self) -> Session:
         self._disconnect()
-        link = _linked(self._url, self._place)
-        if isinstance(link, str):
-            if not self._has_connected and _HOPELESS.search(link):
-                raise LedgerError(_refusal(self._place, link, None))
-            raise _Away(link)
-        self._link = link
-        link.check()
-        return link
+        session = _connect(self._url, self._place)
+        if isinstance(session, str):
+            if not self._has_connected and _HOPELESS.search(session):
+                raise LedgerError(_refusal(self._place, session, None))
+            raise _Unavailable(session)
+        self._session = session
+        session.check()
+        return session
 
     def _renew(self) -> None:
         """Keep the lease, without patience: it is tried again in a moment, long before it runs out."""
@@ -704,35 +704,35 @@ class DatabaseThread(WorkerThread):
         """Begin or end to listen as there are listeners, and pass on what was heard."""
         with self._lock:
             listeners = list(self._listeners)
-        if not listeners and (self._link is None or not self._link.is_listening):
+        if not listeners and (self._session is None or not self._session.is_listening):
             return
         with suppress(LedgerError):
             heard = self._tried(self._listened if listeners else _unlisten, listeners)
             for message in heard if isinstance(heard, list) else ():
                 for listener in listeners:
-                    listener.call(partial(listener.heard, message))
+                    listener.call(partial(listener.on_message, message))
 
     def _listened(self, transaction: Transaction, listeners: Sequence[Any]) -> list[Any]:
-        link = transaction.link
-        if link.is_pooled:
-            self._turn_deaf()
+        session = transaction.session
+        if session.is_pooled:
+            self._end_listening()
             return []
-        if not link.is_listening:
-            link.message(f"LISTEN {_CHANNEL}")
-            link.is_listening = True
+        if not session.is_listening:
+            session.message(f"LISTEN {_CHANNEL}")
+            session.is_listening = True
             for listener in listeners if self._has_listened else ():
-                listener.call(listener.resumed)
+                listener.call(listener.on_gap)
             self._has_listened = True
-        return [message.payload for message in link.connection.notifies(timeout=0)]
+        return [message.payload for message in session.connection.notifies(timeout=0)]
 
-    def _turn_deaf(self) -> None:
+    def _end_listening(self) -> None:
         """End what listens, for nothing can be heard: a pooler between gives each transaction another connection."""
         with self._lock:
             listeners, self._listeners = self._listeners, []
         for listener in listeners:
-            listener.call(listener.deaf)
-        if not self._has_warned:
-            self._has_warned = True
+            listener.call(listener.on_unavailable)
+        if not self._has_warned_of_pooler:
+            self._has_warned_of_pooler = True
             logger.warning(
                 "a pooler stands before the database %s, and what other processes say cannot be heard through it: "
                 "finished runs are noticed by polling. Name the database itself, not the pooler, to hear them at once",
@@ -743,7 +743,7 @@ class DatabaseThread(WorkerThread):
 
 def _unlisten(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001
     transaction.message("UNLISTEN *")
-    transaction.link.is_listening = False
+    transaction.session.is_listening = False
     return []
 
 

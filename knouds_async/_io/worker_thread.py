@@ -153,8 +153,8 @@ class WorkerThread(ABC):
                     self._answer(group)
                 self._tend()
             except Exception:
-                said = "the thread of %s met an error that nobody expected, and continues"
-                logger.exception(said, self._subject, extra=fields("database_fault"))
+                message = "the thread of %s met an error that nobody expected, and continues"
+                logger.exception(message, self._subject, extra=fields("database_fault"))
                 self._disconnect()
                 threading.Event().wait(TICK)
 

@@ -66,7 +66,7 @@ def _foreign(path: Path) -> None:
     connection.close()
 
 
-def _other_form(path: Path) -> None:
+def _other_version(path: Path) -> None:
     LedgerDatabase(path, 1.0).close()
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
@@ -96,7 +96,7 @@ def _cut_short(path: Path) -> None:
         (_words, "not a database"),
         (_noise, "not a database"),
         (_foreign, "something else"),
-        (_other_form, "another version"),
+        (_other_version, "another version"),
         (_damaged, "damaged|malformed"),
         (_cut_short, "damaged|malformed"),
     ],
@@ -302,7 +302,7 @@ async def test_a_reader_does_not_undo_a_commit(path: Path) -> None:
 @pytest.fixture
 def short_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less long for a disk that is full."""
-    monkeypatch.setattr("knouds_async._batch.sqlite._MOMENT", 0.3)
+    monkeypatch.setattr("knouds_async._batch.sqlite._FULL_DISK_PATIENCE", 0.3)
 
 
 class _Tight(SQLiteLedger):
@@ -512,7 +512,7 @@ async def _release_soon(writer: sqlite3.Connection) -> None:
     writer.execute("ROLLBACK")
 
 
-@pytest.mark.parametrize("make", [_words, _foreign, _other_form])
+@pytest.mark.parametrize("make", [_words, _foreign, _other_version])
 async def test_to_read_what_is_no_ledger_is_refused(make: Any, path: Path) -> None:
     """The error names the file, as when it is opened."""
     make(path)

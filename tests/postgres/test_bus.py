@@ -52,13 +52,13 @@ async def test_a_delivery_that_reaches_another_pod_ends_the_wait(
         execution = await knouds.workflows.submit(SLUG, {"product_name": "Lamp"})
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(execution.wait)
-            await until(lambda: threads[0]._link is not None and threads[0]._link.is_listening)
+            await until(lambda: threads[0]._session is not None and threads[0]._session.is_listening)
             emulator.finish(execution.id)
             with anyio.fail_after(20):
                 assert await deliver(payload(execution.id)) == 200
                 await execution
         assert emulator.runs[0].polls == 1
-        await until(lambda: threads[0]._link is not None and not threads[0]._link.is_listening)
+        await until(lambda: threads[0]._session is not None and not threads[0]._session.is_listening)
     assert server.execute("SELECT count(*) FROM knouds_seen", database=database) == [(1,)]
 
 
@@ -70,7 +70,7 @@ async def test_after_a_lost_connection_every_run_is_polled_once(server: Server, 
         execution = await knouds.workflows.submit(SLUG, {"product_name": "Lamp"})
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(execution.wait)
-            await until(lambda: thread._link is not None and thread._link.is_listening)
+            await until(lambda: thread._session is not None and thread._session.is_listening)
             emulator.finish(execution.id)
             end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'knouds'"
             await anyio.to_thread.run_sync(server.execute, end)
@@ -134,7 +134,7 @@ async def test_messages_of_others_are_ignored(url: str, emulator: Emulator) -> N
     async with Postgres(url) as shared:
         stop = bus_of(shared).listen(heard.append, lambda: None, lambda: None)
         thread = shared._thread_of(shared._url)
-        await until(lambda: thread._link is not None and thread._link.is_listening)
+        await until(lambda: thread._session is not None and thread._session.is_listening)
         run = "5e0c9f10-3f41-4ce7-9b0f-2f6f8f1d2c3b"
         for said in ("", "[]", "{}", "{", json.dumps({"executionId": 7, "status": "completed"}), "[" * 5000):
             await shared.notify(said)

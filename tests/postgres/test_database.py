@@ -539,7 +539,7 @@ async def test_what_is_said_is_heard_by_all_who_listen(server: Server, database:
     async with Database(url) as one, Database(f"{url}?connect_timeout=9") as other:
         thread = one._thread_of(one._url)
         stop = hearing.listen(one)
-        await until(lambda: thread._link is not None and thread._link.is_listening)
+        await until(lambda: thread._session is not None and thread._session.is_listening)
         await other.notify("first")
         await until(lambda: hearing.heard == ["first"])
         query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
@@ -548,7 +548,7 @@ async def test_what_is_said_is_heard_by_all_who_listen(server: Server, database:
         await other.notify("second")
         await until(lambda: hearing.heard == ["first", "second"])
         stop()
-        await until(lambda: thread._link is not None and not thread._link.is_listening)
+        await until(lambda: thread._session is not None and not thread._session.is_listening)
         await other.notify("third")
         await one.do(begin_and_commit, None)
     assert (hearing.heard, hearing.resumed, hearing.deaf) == (["first", "second"], 1, 0)

@@ -557,9 +557,9 @@ async def test_a_backup_that_was_restored(server: Server, database: str, url: st
         assert _all_rows(server, database) == before
         doubted = await ledger.claim(claim("key", owner))
         assert isinstance(doubted, Doubted)
-        assert "another database" in doubted.said
+        assert "another database" in doubted.message
         assert await ledger.unknown() == ()
-        assert await ledger.doubt() == doubted.said
+        assert await ledger.doubt() == doubted.message
         await ledger.trust()
         assert await ledger.doubt() is None
         assert isinstance(await ledger.claim(claim("key", owner)), Written)
