@@ -54,7 +54,7 @@ def pytest_collection(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let each process begin with a test that waits for leases of a minute: all would wait for one that has two."""
+    """Begin in each process with a test that waits for leases of a minute: all would wait for one that has two."""
     longest = [item for item in items if item.path.match("postgres/test_examples.py")]
     count, total = getattr(config, "workerinput", {}).get("workercount", 1), len(items)
     items[:] = [item for item in items if item not in longest]
