@@ -187,6 +187,7 @@ REST = {**PNG, "content-range": "bytes 50-99/100"}
         (Start(0, 100, '"v0"', ".png"), REST, None),
         (Start(0, 100, "then", ".png"), {**REST, "last-modified": "now"}, None),
         (Start(0, 101, '"v1"', ".png"), REST, None),
+        (Start(0, 100, '"v1"', ".png"), {**REST, "content-range": "odd"}, None),
     ],
 )
 def test_the_rest_is_of_what_was_begun(started: Start, headers: dict[str, str], expected: Start | None) -> None:

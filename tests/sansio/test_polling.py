@@ -670,6 +670,26 @@ def test_a_run_that_is_asked_to_end_is_polled_soon() -> None:
     assert "x2" not in scheduler.plan(60.0).polls
 
 
+def polls_of_one_beside(number: int) -> int:
+    """Return how often a run that no listing shows is polled in a minute of 100 polls, beside so many that they do."""
+    scheduler, now, polls, left = watching(number), 0.0, 0, 100
+    scheduler.add(run(number, request=None), 0.0)
+    while now < 58:
+        plan = scheduler.plan(now, poll_quota=Quota(limit=100, left=left, resets_in=60 - now))
+        for name in plan.polls:
+            scheduler.polled(name, now)
+        if plan.page is not None:
+            scheduler.page_received(plan.page, status_page(running(number)), now)
+        polls, left = polls + (f"x{number}" in plan.polls), left - len(plan.polls)
+        now = max(now + 0.05, min(plan.next_at, now + 1))
+    return polls
+
+
+def test_runs_that_listings_serve_make_polls_of_others_no_scarcer() -> None:
+    """A run that no listing shows is polled as often beside four hundred that they do as beside one hundred."""
+    assert polls_of_one_beside(400) >= polls_of_one_beside(100) >= 5
+
+
 def test_a_run_that_should_take_hours_is_polled_within_ten_minutes() -> None:
     """However long the runs of its target take and whatever a request is worth, one may fail at once."""
     learned = LearnedDurations()
