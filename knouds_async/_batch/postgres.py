@@ -113,12 +113,12 @@ class LedgerTransactions:
         ledger.begin(operations)
         ledger.restore()
         values = [self._carried_out(operation, ledger) for operation in operations]
-        ended = [*transaction.ended_owners(self)]
-        for owner in ended:
+        ended_owners = transaction.identity.ended_owners
+        for owner in (ended := tuple(ended_owners.get(self, ()))):
             ledger.leave(owner)
         transaction.commit(values, *ledger.unsaved(), written=(self.name, ledger.written))
-        transaction.ended_owners(self).difference_update(ended)
-        transaction.lost.pop(self.name, None)
+        ended_owners.get(self, set()).difference_update(ended)
+        transaction.identity.lost.pop(self.name, None)
         return values
 
     @staticmethod
@@ -137,7 +137,7 @@ class LedgerTransaction(LedgerOperations):
 
     def __init__(self, transaction: Any, name: str) -> None:
         self._transaction, self._name = transaction, name
-        self._named = f"the ledger {name!r} in {transaction.place}"
+        self._named = f"the ledger {name!r} in {transaction.session.place}"
         self._totals = Totals()
         self._timeline = ""
         self._payer: Payer | None = None
@@ -159,7 +159,7 @@ class LedgerTransaction(LedgerOperations):
 
     def restore(self) -> None:
         """Note that runs may be missing, if they may, and write anew what this process had committed of the lost."""
-        lost, known = self._transaction.lost.get(self._name), Doubt.read(self._timeline)
+        lost, known = self._transaction.identity.lost.get(self._name), Doubt.read(self._timeline)
         timeline = self._transaction.timeline
         noticed = self._timeline if known is None else known.timeline
         if lost is None and timeline == noticed:
@@ -169,7 +169,7 @@ class LedgerTransaction(LedgerOperations):
         for (key, attempt), entry in (lost or {}).items():
             last = self._load(key)
             found = last if last is None or last.attempt <= attempt else self._load(key, attempt)
-            after = restored(found, entry, self._transaction.process)
+            after = restored(found, entry, self._transaction.identity.name)
             if after is not None:
                 self._changed(found or Entry(key=key, target=after.target, digest=after.digest, attempt=attempt), after)
 

@@ -141,7 +141,7 @@ SCHEMA: Final = """
 
 def migrate(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:
     """Make the tables where there are none; LedgerError for those of another version, which stay as they are."""
-    prepare_tables(transaction.message, transaction.place)
+    prepare_tables(transaction.message, transaction.session.place)
     return [None for _ in operations]
 
 
@@ -332,28 +332,10 @@ class Transaction:
     def __init__(self, session: Session, identity: Identity, operations: Sequence[Any]) -> None:
         self.message: Final[Message] = session.message
         self.session: Final = session
-        self._identity, self._operations = identity, operations
+        self.identity: Final = identity
+        self._operations = operations
         self._seq = 0
         self.timeline = ""
-
-    def ended_owners(self, transact: Transact) -> set[str]:
-        """Return the owners that have ended, and whose end is still to be written by a kind of transaction."""
-        return self._identity.ended_owners.setdefault(transact, set())
-
-    @property
-    def place(self) -> str:
-        """The database, as it may be shown."""
-        return self.session.place
-
-    @property
-    def process(self) -> str:
-        """The name of this process, with which those of its owners begin."""
-        return self._identity.name
-
-    @property
-    def lost(self) -> dict[str, dict[Any, Any]]:
-        """What this process had committed of each ledger before the database lost it, by its keys."""
-        return self._identity.lost
 
     def has_tables(self) -> bool:
         """Return whether the tables are there; LedgerError for those of another version."""
@@ -365,7 +347,7 @@ class Transaction:
 
     def begin(self, statements: str = "", values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
         """Begin, and return the rows of statements that come with the same message."""
-        identity = self._identity
+        identity = self.identity
         owner = (f"{_IN_TRANSACTION}s", f"{_LOCK}s", identity.name, LEASE, identity.place)
         _, ((self._seq, self.timeline),), *found = self.message(_OPENING + statements, (*owner, *values))
         if (committed := identity.settle(self._seq, self._operations)) is not None:
@@ -385,9 +367,9 @@ class Transaction:
 
         `written`: a ledger, and by its keys what is written of it, to be kept in case the database loses it.
         """
-        self._identity.doubt = Commit(self._operations, values, written)
+        self.identity.doubt = Commit(self._operations, values, written)
         self.message(f"{statements}; COMMIT", parameters)
-        self._identity.committed(self._seq)
+        self.identity.committed(self._seq)
         return values
 
 
@@ -401,13 +383,13 @@ class Commit:
 
 
 class Identity:
-    """What this process is in the database: the name of its lease, and how many transactions it has committed."""
+    """What this process is in the database: `name` is that of its lease, with which those of its owners begin."""
 
     def __init__(self) -> None:
         self.name: Final = os.urandom(9).hex()
         self.place: Final = f"{socket.gethostname()}:{os.getpid()}"
-        self.ended_owners: Final[dict[Transact, set[str]]] = {}  # not written yet, by what writes it
-        self.lost: Final[dict[str, dict[Any, Any]]] = {}
+        self.ended_owners: Final[dict[Transact, set[str]]] = {}  # whose end is not written yet, by what writes it
+        self.lost: Final[dict[str, dict[Any, Any]]] = {}  # what the database has lost of each ledger, by its keys
         self.doubt: Commit | None = None
         self.shown_at = 0.0
         self._seq = 0

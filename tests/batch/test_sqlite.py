@@ -120,6 +120,20 @@ async def test_what_is_no_ledger_is_refused_and_left_as_it_is(make: Any, said: s
     assert {each.name async for each in anyio.Path(path.parent).iterdir()} == files
 
 
+def test_what_others_have_in_a_log_stays_there(path: Path) -> None:
+    """The file of another program whose last writes are in its write-ahead log is refused without a checkpoint."""
+    theirs = sqlite3.connect(path.with_name("theirs.db"), isolation_level=None)
+    theirs.execute("PRAGMA journal_mode = WAL")
+    theirs.execute("CREATE TABLE songs (name TEXT)")
+    for end in ("", "-wal"):
+        Path(f"{path}{end}").write_bytes(path.with_name(f"theirs.db{end}").read_bytes())
+    before = [Path(f"{path}{end}").read_bytes() for end in ("", "-wal")]
+    with pytest.raises(sqlite3.DatabaseError, match="something else"):
+        opened(path, 1.0)
+    assert [Path(f"{path}{end}").read_bytes() for end in ("", "-wal")] == before
+    theirs.close()
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 @pytest.mark.parametrize(("make", "said"), [(os.mkfifo, "a pipe"), (Path.mkdir, "a folder")])
 async def test_what_is_no_file_is_refused_and_not_waited_for(make: Any, said: str, path: Path, knouds: Any) -> None:

@@ -254,7 +254,7 @@ async def test_what_fails_in_a_transaction_leaves_none_open(server: Server, data
 
     def carry_out(transaction: Any, operations: Sequence[Any]) -> list[Any]:
         transaction.begin("SELECT %s::text", operations[:1] if isinstance(operations[0], str) else [""])
-        lost.append(dict(transaction.lost))
+        lost.append(dict(transaction.identity.lost))
         if isinstance(operations[0], Exception):
             raise operations[0]
         return transaction.commit(list(operations), written=("l", dict.fromkeys(operations, 1)))  # type: ignore[no-any-return]
