@@ -246,7 +246,7 @@ class Worker:
         self.doubted: Doubted | None = None  # the ledger may lack runs: nothing is sent before that is settled
         self.last_sent = 0.0
         self._route = endpoints.submit(target, {}).route
-        self._probing, self._is_probed = anyio.Lock(fast_acquire=True), False
+        self._probing, self._is_probed = anyio.Lock(), False
         self._settling, self._searching = anyio.Lock(), anyio.Lock()
         self._away_since: float | None = None  # since when the service cannot be reached
         self._foreign_answers = 0  # in a row
@@ -442,9 +442,10 @@ class Worker:
         return answer
 
     async def _send_in_turn(self, submit: Submit) -> Submitted | RunResult | None:
-        async with self._probing:
-            if not self._is_probed:
-                return await self._send_once(submit)
+        if not self._is_probed:
+            async with self._probing:
+                if not self._is_probed:
+                    return await self._send_once(submit)
         return await self._send_once(submit)
 
     async def _send_once(self, submit: Submit) -> Submitted | RunResult | None:
