@@ -39,7 +39,7 @@ from knouds_async._batch.jobs import (
 from knouds_async._batch.ledger import MemoryLedger
 from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar, Reporter, TerminalBar, bar_for
 from knouds_async._batch.worker import BatchClient, JobOptions, Worker
-from knouds_async._io.concurrency import spawn, uninterrupted, wait_until_set
+from knouds_async._io.concurrency import Wakeup, spawn, uninterrupted, wait_until_set
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.estimate import Estimate
 from knouds_async.config import is_integer
@@ -72,7 +72,7 @@ class OutcomeQueue:
         self._ready: deque[Outcome] = deque()
         self._early: dict[int, Outcome] = {}  # outcomes that are there before those of jobs ahead of them
         self._next = 0
-        self._changed: anyio.Event | None = None
+        self._changed = Wakeup()
         self._failure: BaseException | None = None
         self._is_over = False
         self.counts = dict.fromkeys([*_KINDS.values(), "abandoned", "from_ledger"], 0)
@@ -90,8 +90,7 @@ class OutcomeQueue:
                 self._next += 1
         else:
             self._ready.append(outcome)
-        if self._ready:
-            self._notify()
+        self._changed.notify()
 
     def fail(self, error: BaseException) -> None:
         """Note what ends the batch; the first error counts, and says of all if money may have been spent."""
@@ -103,14 +102,13 @@ class OutcomeQueue:
     def end(self) -> None:
         """Note that no further outcome comes."""
         self._is_over = True
-        self._notify()
+        self._changed.notify()
 
     async def take(self) -> Outcome:
         """Wait for the next outcome; at the end raise what ended the batch, or StopAsyncIteration."""
         while not self._ready:
             if self._is_over:
                 raise StopAsyncIteration if self._failure is None else self._failure
-            self._changed = self._changed or anyio.Event()
             await self._changed.wait()
         self.taken += 1
         return self._ready.popleft()
@@ -119,11 +117,6 @@ class OutcomeQueue:
         """Return all that nobody has taken."""
         yield from self._ready
         yield from self._early.values()
-
-    def _notify(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
 
 
 _LEAST_AHEAD: Final = 100
@@ -166,7 +159,7 @@ class Batch:
         self._reader = Reader(jobs, worker.options.default)
         self._outcomes = OutcomeQueue(is_ordered=is_ordered)
         self._active = 0  # jobs that have a task
-        self._room: anyio.Event | None = None
+        self._room = Wakeup()
         self._began: float | None = None
         worker.on_change = self._changed
 
@@ -257,7 +250,7 @@ class Batch:
         if self._began is None:
             raise RuntimeError("a batch is entered before it is iterated: async with knouds.workflows.map(...) as ...")
         outcome = await self._outcomes.take()
-        self._look_for_room()
+        self._room.notify()
         return outcome
 
     # Its own task.
@@ -333,7 +326,6 @@ class Batch:
             is_full = self._active - self._worker.waiting >= self._max_in_flight
             if not is_full and self._reader.count - self._outcomes.taken < self._most_ahead:
                 return True
-            self._room = self._room or anyio.Event()
             await self._room.wait()
         return False
 
@@ -355,22 +347,17 @@ class Batch:
             raise
         finally:
             self._active -= 1
-            self._look_for_room()
+            self._room.notify()
 
     def _fail(self, error: BaseException) -> None:
         """End the batch with an error: the waits end, submits under way are finished."""
         self._outcomes.fail(error)
         self._scope.cancel()
 
-    def _look_for_room(self) -> None:
-        if self._room is not None:
-            self._room.set()
-            self._room = None
-
     def _changed(self) -> None:
         if self._worker.is_stopped and self._began is not None:
             self._reading.cancel()
-        self._look_for_room()
+        self._room.notify()
         self._report()
 
     def _report(self) -> None:

@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import attrs
 
 from knouds_async._batch.jobs import OnProgress, Progress
+from knouds_async._io.concurrency import Wakeup
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.rate_limit import LimiterStats
 from knouds_async.config import is_live
@@ -44,7 +44,7 @@ class Reporter:
         self._is_async = any(map(inspect.iscoroutinefunction, called))
         self._awaited: Awaitable[object] | None = None
         self._is_due = self._is_over = False
-        self._changed: anyio.Event | None = None
+        self._changed = Wakeup()
 
     def report(self) -> None:
         """Report a change: at once, or when what was called before is done."""
@@ -52,12 +52,12 @@ class Reporter:
             self._is_due = True
         elif inspect.isawaitable(answer := self._on_progress(self._progress())):
             self._is_async, self._awaited = True, answer
-        self._notify()
+        self._changed.notify()
 
     def end(self) -> None:
         """End `run` once all is reported."""
         self._is_over = True
-        self._notify()
+        self._changed.notify()
 
     async def run(self) -> None:
         """Await what `on_progress` returns, until all is reported; raises what it raises."""
@@ -78,13 +78,8 @@ class Reporter:
         while not (self._is_due or self._awaited is not None):
             if self._is_over:
                 return False
-            self._changed = anyio.Event()
             await self._changed.wait()
         return True
-
-    def _notify(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
 
 
 # ---- Lines

@@ -35,7 +35,7 @@ from knouds_async._batch.jobs import (
 from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, MemoryLedger, Taken, Written
 from knouds_async._batch.progress import describe_waits
 from knouds_async._batch.sqlite import SQLiteLedger
-from knouds_async._io.concurrency import read_clocks
+from knouds_async._io.concurrency import Wakeup, read_clocks
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import WITHHELD, Pipeline, Withheld, search_usage
 from knouds_async._sansio import endpoints
@@ -61,7 +61,6 @@ from knouds_async._sansio.ledger import (
     Sending,
     Stage,
     Totals,
-    exceeds_experience,
     fit_under_cap,
 )
 from knouds_async._sansio.listings import Quota
@@ -236,7 +235,7 @@ class Worker:
         self._reserved = set[PreparedJob]()  # let through under the cap, and not on record yet
         self._in_flight = set[PreparedJob]()  # their runs are being sent or waited for
         self._reserving = anyio.Lock()
-        self._released: anyio.Event | None = None
+        self._released = Wakeup()
         # Submitting.
         self.submitted = 0
         self.waiting = 0  # jobs that only wait: for another batch, or for a search
@@ -311,7 +310,7 @@ class Worker:
         self.is_stopped = self.is_stopped or reason is NotRunReason.STOPPED
         for scope in tuple(self.in_line):
             scope.cancel()
-        self.notify()
+        self._released.notify()
         self.on_change()
 
     def _stop_with_warning(self, reason: NotRunReason, error: KnoudsError) -> None:
@@ -348,7 +347,7 @@ class Worker:
                 found = _conflict(prepared, found, self.target) or await self._continue(prepared, found)
             finally:
                 self._in_flight.discard(prepared)
-                self.notify()
+                self._released.notify()
         return found
 
     async def _continue(self, prepared: PreparedJob, entry: Entry | None) -> Outcome | Entry | None:
@@ -667,35 +666,20 @@ class Worker:
             return self.stopped_by
         async with self._reserving:
             while self.stopped_by is None:
-                fit = self._fit(cap)
-                is_idle = not (self._in_flight or self._reserved)
+                queued, ended = len(self._reserved), self.prices.ended
+                begun = len(self._in_flight) + queued
+                fit = fit_under_cap(self.totals, self.prices.price, cap, queued=queued, in_flight=begun, ended=ended)
                 if fit is Fit.NOW:
                     self._reserved.add(prepared)
                     return None
-                if fit is Fit.NEVER or (is_idle and is_fresh):
+                if fit is Fit.NEVER or (begun == 0 and is_fresh):
                     self.stop(NotRunReason.BUDGET, self._spent(cap))
-                elif is_idle:  # others may have spent less than they reserved, and what was written came back late
+                elif begun == 0:  # others may have spent less than they reserved, and what was written came back late
                     self.totals, is_fresh = (await self.ledger.summary(str(self.target))).totals, True
                 else:
                     is_fresh = False
-                    self._released = self._released or anyio.Event()
                     await self._released.wait()
         return self.stopped_by
-
-    def _fit(self, cap: float) -> Fit:
-        price, queued, in_flight = self.prices.price, len(self._reserved), len(self._in_flight)
-        fit = fit_under_cap(self.totals, price, cap, queued=queued)
-        if fit is Fit.NOW and price is not None:
-            ended, begun = self.prices.ended, in_flight + queued
-            if exceeds_experience(self.totals, price, cap, queued=queued, in_flight=begun, ended=ended):
-                return Fit.LATER
-        return fit
-
-    def notify(self) -> None:
-        """Wake who waits for credits."""
-        if self._released is not None:
-            self._released.set()
-            self._released = None
 
     def _spent(self, cap: float) -> errors.BudgetExceededError:
         price = self.prices.price
@@ -740,7 +724,7 @@ class Worker:
     def unreserve(self, prepared: PreparedJob) -> None:
         """Free the credits of a job that is on record by now, or left the line."""
         self._reserved.discard(prepared)
-        self.notify()
+        self._released.notify()
 
     async def record(self, entry: Entry, event: Event) -> Entry | None:
         """Write what has become of an entry, and learn its cost; None when another batch, or a person, was faster.
@@ -759,7 +743,7 @@ class Worker:
         if written.entry.ending is not None and entry.ending is None:
             self.prices = self.prices.paid(written.entry.ending.cost)
         self.prices = self.prices.seen(written.highest_cost)
-        self.notify()
+        self._released.notify()
         return written.entry
 
     # A job that is on record.

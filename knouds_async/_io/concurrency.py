@@ -289,6 +289,24 @@ def is_cancelled() -> bool:
     return anyio.current_effective_deadline() == -math.inf
 
 
+class Wakeup:
+    """Lets tasks wait until something changes; each change wakes all of them."""
+
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+
+    async def wait(self) -> None:
+        """Wait for the next change."""
+        self._event = self._event or anyio.Event()
+        await self._event.wait()
+
+    def notify(self) -> None:
+        """Wake all who wait."""
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+
 class FIFOLimiter:
     """A bounded number of slots, handed out first come, first served.
 

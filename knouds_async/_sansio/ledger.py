@@ -228,16 +228,8 @@ Fields: TypeAlias = dict[str, Any]
 # When an event may follow.
 
 
-def _always(entry: Entry, event: Any) -> bool:  # noqa: ARG001
-    return True
-
-
 def _from_its_owner(entry: Entry, event: Any) -> bool:
-    return bool(event.owner == entry.owner)
-
-
-def _of_its_owner(entry: Entry, event: Any) -> bool:
-    return event.owner is None or _from_its_owner(entry, event)
+    return event.owner in (None, entry.owner)
 
 
 def _unowned(entry: Entry, event: Any) -> bool:  # noqa: ARG001
@@ -263,10 +255,6 @@ def _late(entry: Entry, event: Any) -> Fields:
     if entry.note is None:
         return {"note": message}
     return {} if message in entry.note else {"note": f"{entry.note}; {message}"}
-
-
-def _all(entry: Entry, event: Any) -> Fields:  # noqa: ARG001
-    return _AS_NEW
 
 
 def _intent(entry: Entry, event: Sending) -> Fields:  # noqa: ARG001
@@ -317,10 +305,7 @@ def _owner(entry: Entry, event: PickedUp) -> Fields:  # noqa: ARG001
     return {"owner": event.owner}
 
 
-def _no_owner(entry: Entry, event: Any) -> Fields:  # noqa: ARG001
-    return {"owner": None}
-
-
+_NO_OWNER: Final[Fields] = {"owner": None}
 _AS_NEW: Final[Fields] = {
     name: field.default
     for name, field in attrs.fields_dict(Entry).items()
@@ -330,35 +315,35 @@ _AS_NEW: Final[Fields] = {
 NEW, SENDING, SUBMITTED, FINAL = Stage.NEW, Stage.SENDING, Stage.SUBMITTED, Stage.FINAL
 UNKNOWN, RESEND_APPROVED, ABANDONED = Stage.UNKNOWN, Stage.RESEND_APPROVED, Stage.ABANDONED
 
-Transition: TypeAlias = tuple[Callable[[Entry, Any], bool], Stage, Callable[[Entry, Any], Fields]]
+Transition: TypeAlias = tuple[Callable[[Entry, Any], bool] | None, Stage, Callable[[Entry, Any], Fields] | Fields]
 
 TRANSITIONS: Final[Mapping[tuple[Stage, type[Event]], Transition]] = {
-    (NEW, Sending): (_always, SENDING, _intent),  # on record before the first byte leaves
-    (NEW, Accepted): (_always, SUBMITTED, _late_receipt),  # so it had begun a run after all
-    (NEW, Ended): (_always, FINAL, _ending),
+    (NEW, Sending): (None, SENDING, _intent),  # on record before the first byte leaves
+    (NEW, Accepted): (None, SUBMITTED, _late_receipt),  # so it had begun a run after all
+    (NEW, Ended): (None, FINAL, _ending),
     (SENDING, Sending): (_from_its_owner, SENDING, _intent),  # another attempt: the last was refused
     (SENDING, Accepted): (_from_its_owner, SUBMITTED, _receipt),
-    (SENDING, NoRun): (_from_its_owner, NEW, _all),
+    (SENDING, NoRun): (_from_its_owner, NEW, _AS_NEW),
     (SENDING, Lost): (_from_its_owner, UNKNOWN, _loss),
-    (SENDING, OwnerGone): (_of_its_owner, UNKNOWN, _loss),
-    (SENDING, Ended): (_always, FINAL, _ending),  # a synchronous run
-    (SUBMITTED, OwnerGone): (_of_its_owner, SUBMITTED, _no_owner),
+    (SENDING, OwnerGone): (_from_its_owner, UNKNOWN, _loss),
+    (SENDING, Ended): (None, FINAL, _ending),  # a synchronous run
+    (SUBMITTED, OwnerGone): (_from_its_owner, SUBMITTED, _NO_OWNER),
     (SUBMITTED, PickedUp): (_unowned, SUBMITTED, _owner),
-    (SUBMITTED, Ended): (_always, FINAL, _ending),
+    (SUBMITTED, Ended): (None, FINAL, _ending),
     (SUBMITTED, Resolved): (_was_resolved, SUBMITTED, _named_id),
-    (SUBMITTED, Abandoned): (_always, ABANDONED, _no_owner),
+    (SUBMITTED, Abandoned): (None, ABANDONED, _NO_OWNER),
     (UNKNOWN, Accepted): (_from_its_owner, SUBMITTED, _receipt),  # the owner was alive after all
-    (UNKNOWN, NoRun): (_from_its_owner, NEW, _all),
-    (UNKNOWN, Ended): (_always, FINAL, _ending),
+    (UNKNOWN, NoRun): (_from_its_owner, NEW, _AS_NEW),
+    (UNKNOWN, Ended): (None, FINAL, _ending),
     (UNKNOWN, Bounded): (_of_that_submit, UNKNOWN, _bound),
-    (UNKNOWN, NoneFound): (_of_that_submit, NEW, _all),
-    (UNKNOWN, Resolved): (_always, SUBMITTED, _named_id),
-    (UNKNOWN, ResendApproved): (_always, RESEND_APPROVED, _no_owner),  # the next attempt begins as new
-    (UNKNOWN, Abandoned): (_always, ABANDONED, _no_owner),
-    (RESEND_APPROVED, Accepted): (_always, RESEND_APPROVED, _id),  # the decision stands, and the id is kept
-    (ABANDONED, Accepted): (_always, ABANDONED, _id),
+    (UNKNOWN, NoneFound): (_of_that_submit, NEW, _AS_NEW),
+    (UNKNOWN, Resolved): (None, SUBMITTED, _named_id),
+    (UNKNOWN, ResendApproved): (None, RESEND_APPROVED, _NO_OWNER),  # the next attempt begins as new
+    (UNKNOWN, Abandoned): (None, ABANDONED, _NO_OWNER),
+    (RESEND_APPROVED, Accepted): (None, RESEND_APPROVED, _id),  # the decision stands, and the id is kept
+    (ABANDONED, Accepted): (None, ABANDONED, _id),
 }
-"""What may follow from what: when, the next stage, and what else changes."""
+"""What may follow from what: on which condition, if any, the next stage, and what else changes."""
 
 LATE: Final = (Accepted, NoRun, Lost, Ended, OwnerGone)
 """News that may come when the job is somebody else's by now, or over: a ledger may have taken its owner for gone."""
@@ -367,15 +352,15 @@ LATE: Final = (Accepted, NoRun, Lost, Ended, OwnerGone)
 def advance(entry: Entry, event: Event) -> Entry:
     """Return the entry after an event; IllegalStepError when it cannot follow."""
     _, stage, fields = _transition(entry, event)
-    return attrs.evolve(entry, stage=stage, **fields(entry, event))
+    return attrs.evolve(entry, stage=stage, **(fields(entry, event) if callable(fields) else fields))
 
 
 def _transition(entry: Entry, event: Event) -> Transition:
     found = TRANSITIONS.get((entry.stage, type(event)))
-    if found is not None and found[0](entry, event):
+    if found is not None and (found[0] is None or found[0](entry, event)):
         return found
     if isinstance(event, LATE):
-        return _always, entry.stage, _late
+        return None, entry.stage, _late
     said = f"is {entry.stage} and cannot take {type(event).__name__}"
     raise IllegalStepError(f"job {entry.key!r} (attempt {entry.attempt}) {said}")
 
@@ -478,11 +463,14 @@ class Fit(Enum):
     """What is spent leaves no room."""
 
 
-def fit_under_cap(totals: Totals, price: float | None, cap: float, *, queued: int = 0) -> Fit:
+def fit_under_cap(
+    totals: Totals, price: float | None, cap: float, *, queued: int = 0, in_flight: int = 0, ended: int = 0
+) -> Fit:
     """Return whether a run of this price fits under a cap.
 
-    `queued`: runs that were let through and are not in the totals yet. To wait for LATER with no run in flight
-    would be for ever.
+    `queued`: runs that were let through and are not in the totals yet. `in_flight`: with them. `ended`: runs whose
+    costs are known: no more are let through than these vouch for, unless they fit at many times their price.
+    To wait for LATER with no run in flight would be for ever.
     """
     if price is None:
         if totals.unpriced or queued:
@@ -490,16 +478,11 @@ def fit_under_cap(totals: Totals, price: float | None, cap: float, *, queued: in
         if totals.spent + totals.reserved < cap:
             return Fit.NOW
         return Fit.LATER if totals.spent < cap else Fit.NEVER
-    most = cap * (1 + _ROUNDING)
-    if totals.spent + totals.in_flight(price, queued) <= most:
-        return Fit.NOW
-    return Fit.LATER if totals.spent + price <= most else Fit.NEVER
-
-
-def exceeds_experience(totals: Totals, price: float, cap: float, *, queued: int, in_flight: int, ended: int) -> bool:
-    """Return whether one more run is more than the `ended` runs, whose costs are known, vouch for."""
-    is_cheap = price > 0 and totals.spent + _DEARER * totals.in_flight(price, queued) <= cap
-    return in_flight > ended and not is_cheap
+    most, reserved = cap * (1 + _ROUNDING), totals.in_flight(price, queued)
+    if totals.spent + reserved > most:
+        return Fit.LATER if totals.spent + price <= most else Fit.NEVER
+    is_cheap = price > 0 and totals.spent + _DEARER * reserved <= cap
+    return Fit.NOW if in_flight <= ended or is_cheap else Fit.LATER
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)

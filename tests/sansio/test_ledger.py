@@ -36,7 +36,6 @@ from knouds_async._sansio.ledger import (
     Totals,
     advance,
     amount,
-    exceeds_experience,
     fit_under_cap,
     remembered,
     repriced,
@@ -456,8 +455,9 @@ def test_what_was_let_through_counts() -> None:
 def test_few_ends_let_few_runs_go(cap: int, ended: int, in_flight: int, bold: bool) -> None:
     """No more runs are in flight than have ended, and one, unless they fit at ten times their price."""
     totals = Totals(reserved=12.0 * in_flight)
-    assert exceeds_experience(totals, 12, cap, queued=0, in_flight=in_flight, ended=ended) is bold
-    assert exceeds_experience(totals, 0, cap, queued=0, in_flight=in_flight, ended=ended) is (in_flight > ended)
+    assert fit_under_cap(totals, 12, cap, in_flight=in_flight, ended=ended) is (Fit.LATER if bold else Fit.NOW)
+    free = fit_under_cap(totals, 0, cap, in_flight=in_flight, ended=ended)
+    assert free is (Fit.LATER if in_flight > ended else Fit.NOW)
 
 
 @given(
@@ -499,10 +499,8 @@ class Spending:
     def send(self, cost: int) -> None:
         """Start a run that will cost so much, if it may."""
         price = self.prices.price
-        if fit_under_cap(self.totals, price, self.cap) is not Fit.NOW:
-            return
-        out, ended = len(self.in_flight), self.prices.ended
-        if price is not None and exceeds_experience(self.totals, price, self.cap, queued=0, in_flight=out, ended=ended):
+        in_flight, ended = len(self.in_flight), self.prices.ended
+        if fit_under_cap(self.totals, price, self.cap, in_flight=in_flight, ended=ended) is not Fit.NOW:
             return
         sent = advance(NEW, sending(price))
         self.totals = self.totals.moved(NEW, sent)
