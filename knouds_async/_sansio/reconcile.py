@@ -198,7 +198,7 @@ class Doubt(Record):
         if self.since is None or self.until is None:
             undated = "by the service's clock it is not known which runs the ledger has, or since when it has not"
             return Wanted(target=None, earliest=0.0, latest=0.0, undated=undated)
-        return Wanted(target=None, earliest=self.since, latest=self.until)
+        return Wanted(target=None, earliest=self.since, latest=self.until, lag=LAG)
 
     def next_check(self, now: Moment) -> float | None:
         """Return the seconds after which a check may find more; None where only a person can help.
