@@ -140,6 +140,14 @@ class DeliveryRecord:
         """Whether deliveries came lately."""
         return self.is_reliable and any(self._was_delivered.values())
 
+    @property
+    def cost_factor(self) -> float:
+        """How many times its cost a request has to be worth while relied on: the rarer a miss seems, the more."""
+        if self.has_bus:
+            return _DELIVERY_FACTOR
+        seen, delivered = len(self._was_delivered) + self.overdue, sum(self._was_delivered.values())
+        return min(_DELIVERY_FACTOR, (1 + seen) / (1 + seen - delivered))
+
 
 # ---- The scheduler
 
@@ -323,7 +331,7 @@ class PollScheduler:
             return max(run.not_before, _due_on_schedule(run, self._polling.schedule))
         durations, cost = self._learned.durations_for(run.duration_key), self._polling.cost_of_request
         if self._is_left_to_deliveries(run):
-            cost = max(_DELIVERY_FACTOR * cost, durations.median)
+            cost = self.deliveries.cost_factor * max(cost, durations.median / _DELIVERY_FACTOR)
             age = durations.next_poll(run.age(run.last_running_at), cost, longest=_FIRST_STEP)
         elif self._is_listed(run):
             age = durations.next_poll(run.age(run.last_seen_at), _RECHECK_COST, longest=_FIRST_STEP)

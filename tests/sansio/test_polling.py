@@ -956,33 +956,35 @@ def deliveries(ends: str, *, has_bus: bool) -> DeliveryRecord:
 def test_reliance_on_a_bus_follows_the_latest_ends(ends: str, is_reliable: bool, has_any: bool) -> None:
     """Reliance is given in advance, lost when most of three or more ends were not delivered, and won back."""
     record = deliveries(ends, has_bus=True)
-    assert (record.is_reliable, record.has_any) == (is_reliable, has_any)
+    assert (record.is_reliable, record.has_any, record.cost_factor) == (is_reliable, has_any, 16.0)
     record.is_expected = False
     assert not record.is_reliable
 
 
 @pytest.mark.parametrize(
-    ("ends", "overdue", "is_reliable"),
+    ("ends", "overdue", "is_reliable", "factor"),
     [
-        ("", 0, False),
-        ("-", 0, False),
-        ("++", 0, False),
-        ("+++", 0, True),
-        ("+++", 1, False),
-        ("+++-", 0, False),
-        ("+" * 9, 0, True),
-        ("+" * 9, 1, True),
-        ("+" * 9 + "-", 1, False),
-        ("+" * 50, 0, True),
-        ("-" * 50 + "+" * 44, 0, False),
-        ("-" * 50 + "+" * 45, 0, True),
+        ("", 0, False, 1.0),
+        ("-", 0, False, 1.0),
+        ("++", 0, False, 3.0),
+        ("+++", 0, True, 4.0),
+        ("+++", 1, False, 2.5),
+        ("+++-", 0, False, 2.5),
+        ("+" * 9, 0, True, 10.0),
+        ("+" * 9, 1, True, 5.5),
+        ("+" * 9 + "-", 1, False, 4.0),
+        ("+" * 15, 0, True, 16.0),
+        ("+" * 50, 0, True, 16.0),
+        ("-" * 50 + "+" * 44, 0, False, 51 / 7),
+        ("-" * 50 + "+" * 45, 0, True, 8.5),
     ],
 )
-def test_reliance_without_a_bus_is_earned(ends: str, overdue: int, is_reliable: bool) -> None:
-    """It begins once three ends were delivered, and ends where more than a tenth is missing."""
+def test_reliance_without_a_bus_is_earned(ends: str, overdue: int, is_reliable: bool, factor: float) -> None:
+    """It begins once three ends were delivered, grows with them, and ends where more than a tenth is missing."""
     record = deliveries(ends, has_bus=False)
     record.overdue = overdue
     assert (record.is_reliable, record.has_any) == (is_reliable, is_reliable)
+    assert record.cost_factor == pytest.approx(factor)
 
 
 def test_a_delivery_that_comes_after_a_poll_is_no_miss() -> None:
@@ -990,7 +992,7 @@ def test_a_delivery_that_comes_after_a_poll_is_no_miss() -> None:
     record = deliveries("-++", has_bus=False)
     assert not record.is_reliable
     record.add("x0", was_delivered=True)
-    assert record.is_reliable
+    assert (record.is_reliable, record.cost_factor) == (True, 4.0)
 
 
 def test_a_run_whose_end_should_be_delivered_is_polled_once_it_is_overdue() -> None:
