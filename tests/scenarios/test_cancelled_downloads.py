@@ -39,7 +39,7 @@ class Moments:
         self.task: asyncio.Task[object] | None = None
         for name in ("open", "fsync", "link", "close"):
             self._watch(os, name)
-        for name in ("replace", "unlink"):
+        for name in ("open", "replace", "unlink"):
             self._watch(Path, name)
 
     def choose(self) -> None:
