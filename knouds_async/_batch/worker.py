@@ -397,7 +397,8 @@ class Worker:
         """Submit a job that never ran; None: it was withheld, or another has it by now."""
         submit = Submit(self, prepared, needs_id=True)
         answer = await self._send(submit)
-        if isinstance(answer, KnoudsError):
+        has_run = submit.entry is not None and submit.entry.execution_id is not None  # another's, who took the job over
+        if isinstance(answer, KnoudsError) and not has_run:
             raise answer
         if not isinstance(answer, Submitted) or submit.entry is None or submit.entry.stage is Stage.UNKNOWN:
             return None
