@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import takewhile
 from typing import Any, Final
 
@@ -221,4 +222,13 @@ def _wake_waiters(requests: Sequence[ThreadRequest]) -> None:
     for call_in_loop in {request.call_in_loop for request in requests}:
         theirs = [request for request in requests if request.call_in_loop == call_in_loop]
         with suppress(RuntimeError):  # their event loop has ended: nobody waits there any more
-            call_in_loop(lambda these=theirs: [request.finish() for request in these])  # type: ignore[misc]
+            call_in_loop(partial(_finish, theirs))
+
+
+def _finish(requests: Sequence[ThreadRequest]) -> None:
+    """Wake those who wait in one event loop: what one of them raises keeps no other waiting, and ends no loop."""
+    for request in requests:
+        try:
+            request.finish()
+        except Exception:
+            logger.exception("what waits for an operation of a database failed", extra=fields("database_fault"))

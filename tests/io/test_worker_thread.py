@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -73,6 +74,18 @@ async def test_what_waits_is_carried_out_together_by_kinds_and_in_order() -> Non
     assert sorted(order) == ["1", "2", "3", "4", "first", "last"]
 
 
+@asynccontextmanager
+async def hanging() -> AsyncIterator[Adder]:
+    """Return a thread that is busy with one operation until the end of the block."""
+    adder = Adder()
+    adder.may_proceed.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(adder.do, ThreadRequest("a", 1, may_withdraw=True))
+        await begun(adder)
+        yield adder
+        adder.may_proceed.set()
+
+
 async def test_one_that_fails_spoils_no_other() -> None:
     """An error that an operation met alone is raised where it was asked for."""
     adder, values = Adder(), list[Any]()
@@ -91,11 +104,7 @@ async def test_one_that_fails_spoils_no_other() -> None:
 
 async def test_what_nobody_waits_for_is_withdrawn_where_it_may_be() -> None:
     """A cancellation is answered at once; what must be done is done all the same, and waited for by who flushes."""
-    adder = Adder()
-    adder.may_proceed.clear()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(adder.do, ThreadRequest("a", 1, may_withdraw=True))
-        await begun(adder)
+    async with hanging() as adder:
         for operation, may_withdraw in ((2, False), (3, True)):
             with anyio.move_on_after(0.05) as scope:
                 await adder.do(ThreadRequest("a", operation, may_withdraw=may_withdraw))
@@ -103,21 +112,32 @@ async def test_what_nobody_waits_for_is_withdrawn_where_it_may_be() -> None:
         with anyio.move_on_after(0.3) as scope:
             await adder.flush(timeout=0.0)
         assert scope.cancelled_caught
-        adder.may_proceed.set()
     await adder.flush()
     assert adder.groups == [["a", 1], ["a", 2]]
 
 
 async def test_nobody_is_waited_for_whose_operations_need_not_be_done() -> None:
     """Who flushes with a timeout leaves an operation that hangs, if that may be withdrawn."""
-    adder = Adder()
-    adder.may_proceed.clear()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(adder.do, ThreadRequest("a", 1, may_withdraw=True))
-        await begun(adder)
+    async with hanging() as adder:
         with anyio.fail_after(15):
             await adder.flush(timeout=0.05)
-        adder.may_proceed.set()
+        assert adder.groups == [["a", 1]]
+
+
+async def test_what_waits_for_one_operation_and_fails_keeps_no_other_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    """What `on_done` raises is logged; the others of its group are woken, and the event loop continues."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("odd")
+
+    with anyio.fail_after(15):
+        async with hanging() as adder, anyio.create_task_group() as tasks:
+            adder.ask(ThreadRequest("a", 2, fail))
+            tasks.start_soon(adder.do, ThreadRequest("a", 3))
+            await anyio.sleep(0.01)
+            adder.may_proceed.set()
+    assert adder.groups == [["a", 1], ["a", 2, 3]]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
 async def test_it_ends_when_it_is_not_used_and_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
