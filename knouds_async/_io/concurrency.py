@@ -9,8 +9,8 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Generic, TypeVar
 
 import anyio
@@ -287,6 +287,21 @@ async def checkpoint() -> None:
 def is_cancelled() -> bool:
     """Return whether the caller's scope is cancelled, so that its next await will raise."""
     return anyio.current_effective_deadline() == -math.inf
+
+
+@contextmanager
+def native_cancellation() -> Iterator[None]:
+    """Keep a cancellation by asyncio itself (`Task.cancel`, Ctrl-C) from being taken for one of anyio's.
+
+    Where a task group of anyio's ends in the step in which its task is cancelled, the error bears that group's mark:
+    the next task group of the caller's would swallow it.
+    """
+    try:
+        yield
+    except anyio.get_cancelled_exc_class() as cancelled:
+        if not is_cancelled():
+            cancelled.args, cancelled.__context__ = (), None
+        raise
 
 
 class Wakeup:
