@@ -224,6 +224,7 @@ async def test_a_batch_whose_event_loop_was_closed_is_gone(url: str, monkeypatch
     async with one, other:
         await anyio.to_thread.run_sync(abandon)
         owner = await one.join()
+        await one.claim(claim("another", owner))
         with anyio.fail_after(20):
             while (found := await other.look("key")) is None or found.stage is Stage.SENDING:
                 await one.claim(claim("another", owner))
