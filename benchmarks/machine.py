@@ -45,16 +45,16 @@ class Clock:
 def hurry(factor: float) -> None:
     """Shorten what takes a minute or two in the library: a lease, the age of a claim, the lateness of usage rows."""
     from knouds_async._batch import worker
-    from knouds_async._io import pipeline, pool, postgres
+    from knouds_async._io import pipeline, pool, transactions
     from knouds_async._sansio import reconcile
 
     constants: list[tuple[Any, str]] = [
-        (postgres, "LEASE"),
-        (postgres, "_RENEW"),
+        (transactions, "LEASE"),
+        (transactions, "_RENEW"),
         (pipeline, "_CLAIM"),
         (worker, "_LONGEST_PAUSE"),
         (pool, "_UNDELIVERED"),
-        (postgres, "_IN_TRANSACTION"),
+        (transactions, "_IN_TRANSACTION"),
     ]
     for module, name in constants:
         value = getattr(module, name)

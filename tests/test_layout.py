@@ -12,6 +12,7 @@ NEED_A_SERVER = {
     "_io.database": "postgres/test_database",
     "_io.postgres": "postgres/test_database",
     "_io.database_limiter": "postgres/test_limiter",
+    "_io.transactions": "postgres/test_database",
     "_batch.postgres": "postgres/test_ledger",
     "_cli.ledgers": "postgres/test_cli",
     "postgres": "postgres/test_bus",

@@ -29,6 +29,7 @@ from knouds_async._batch.ledger import (
     values_of,
 )
 from knouds_async._io.database import CLOSE_TIMEOUT, READ, Database, Read
+from knouds_async._io.transactions import TIMELINE, Transaction
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Entry, OwnerGone, Payer, Stage, Totals, remembered, restored
 from knouds_async._sansio.reconcile import Doubt, KnownRun
@@ -75,9 +76,9 @@ _TOTALLED: Final = """
 class ReadDoubts(Read):
     """Reads of ledgers whether they may lack runs, and records nothing of it."""
 
-    def __call__(self, transaction: Any, operations: Sequence[Any]) -> list[Any]:
+    def __call__(self, transaction: Transaction, operations: Sequence[Any]) -> list[Any]:
         """Return of each ledger whether it is of another database than this, or was recorded to be in doubt."""
-        query = f"SELECT name, timeline <> {transaction.read_timeline} FROM knouds_ledger WHERE name = ANY(%s::text[])"  # noqa: S608
+        query = f"SELECT name, timeline <> {TIMELINE} FROM knouds_ledger WHERE name = ANY(%s::text[])"  # noqa: S608
         is_in_doubt = dict(super().__call__(transaction, [(query, (list(operations),))])[0])
         return [is_in_doubt.get(name, False) for name in operations]
 
@@ -107,19 +108,15 @@ class LedgerTransactions:
 
     name: str
 
-    def __call__(self, transaction: Any, operations: Sequence[Operation]) -> list[Any]:
+    def __call__(self, transaction: Transaction, operations: Sequence[Operation]) -> list[Any]:
         """Return the value of each operation, or the error that it alone met."""
         ledger = LedgerTransaction(transaction, self.name)
         ledger.begin(operations)
         ledger.restore()
         values = [self._carried_out(operation, ledger) for operation in operations]
-        ended_owners = transaction.identity.ended_owners
-        for owner in (ended := tuple(ended_owners.get(self, ()))):
+        for owner in transaction.ended_owners:
             ledger.leave(owner)
-        transaction.commit(values, *ledger.unsaved(), written=(self.name, ledger.written))
-        ended_owners.get(self, set()).difference_update(ended)
-        transaction.identity.lost.pop(self.name, None)
-        return values
+        return transaction.commit(values, *ledger.unsaved(), written=ledger.written)
 
     @staticmethod
     def _carried_out(operation: Operation, ledger: LedgerTransaction) -> Any:
@@ -135,9 +132,9 @@ class LedgerTransaction(LedgerOperations):
     _columns = f"{_SELECTED}, {_ALIVE}"
     _is_last = _IS_LAST
 
-    def __init__(self, transaction: Any, name: str) -> None:
+    def __init__(self, transaction: Transaction, name: str) -> None:
         self._transaction, self._name = transaction, name
-        self._named = f"the ledger {name!r} in {transaction.session.place}"
+        self._named = f"the ledger {name!r} in {transaction.row.database}"
         self._totals = Totals()
         self._timeline = ""
         self._payer: Payer | None = None
@@ -159,7 +156,7 @@ class LedgerTransaction(LedgerOperations):
 
     def restore(self) -> None:
         """Note that runs may be missing, if they may, and write anew what this process had committed of the lost."""
-        lost, known = self._transaction.identity.lost.get(self._name), Doubt.read(self._timeline)
+        lost, known = self._transaction.lost, Doubt.read(self._timeline)
         timeline = self._transaction.timeline
         noticed = self._timeline if known is None else known.timeline
         if lost is None and timeline == noticed:
@@ -169,7 +166,7 @@ class LedgerTransaction(LedgerOperations):
         for (key, attempt), entry in (lost or {}).items():
             last = self._load(key)
             found = last if last is None or last.attempt <= attempt else self._load(key, attempt)
-            after = restored(found, entry, self._transaction.identity.name)
+            after = restored(found, entry, self._transaction.row.name)
             if after is not None:
                 self._changed(found or Entry(key=key, target=after.target, digest=after.digest, attempt=attempt), after)
 
@@ -238,10 +235,7 @@ class LedgerTransaction(LedgerOperations):
     def _created(self) -> list[tuple[Any, ...]]:
         """Make the row of a new ledger, and lock it; who was faster made it of the same timeline."""
         made = "INSERT INTO knouds_ledger (name, timeline) VALUES (%s, %s) ON CONFLICT DO NOTHING;"
-        rows: list[tuple[Any, ...]] = self._transaction.message(
-            made + _LEDGER, (self._name, self._transaction.timeline, self._name)
-        )[0]
-        return rows
+        return self._transaction.message(made + _LEDGER, (self._name, self._transaction.timeline, self._name))[0]
 
     def unsaved(self) -> tuple[str, list[Any]]:
         """Return the statements that save what has changed, and their parameters."""
@@ -269,8 +263,7 @@ class LedgerTransaction(LedgerOperations):
     def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """Return rows as they are after what was changed here."""
         statements, parameters = self.unsaved()
-        rows: list[tuple[Any, ...]] = self._transaction.message(statements + query, (*parameters, *values))[-1]
-        return rows
+        return self._transaction.message(statements + query, (*parameters, *values))[-1]
 
     def _load(self, key: str, attempt: int | None = None) -> Entry | None:
         if key not in self._entries:
@@ -401,12 +394,12 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
 
     async def join(self) -> str:
         """Return the name of a new owner."""
-        thread = self._thread_of(self._url)
-        owner = thread.new_owner(LedgerTransactions(self._name))
+        row = self._thread_of(self._url).row
+        owner = row.new_owner(LedgerTransactions(self._name))
         try:
             await self._transact(lambda _: None)
         except BaseException:
-            thread.end_owner(owner)
+            row.end_owner(owner, is_written=True)
             raise
         return owner
 
@@ -416,20 +409,18 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
         LedgerError when it is not: with the database away its claims are free once it is back, which the thread sees
         to, or once the lease has run out.
         """
-        thread, transactions = self._thread_of(self._url), LedgerTransactions(self._name)
-        ending = Operation(lambda ledger: ledger.leave(owner))
+        is_written, ending = False, Operation(lambda ledger: ledger.leave(owner))
         try:
             with anyio.fail_after(CLOSE_TIMEOUT):
-                await self.do(transactions, ending, may_withdraw=True, patience=CLOSE_TIMEOUT)
-        except BaseException as error:
-            thread.end_owner(owner, transactions)
-            if not isinstance(error, TimeoutError):
-                raise
+                await self.do(LedgerTransactions(self._name), ending, may_withdraw=True, patience=CLOSE_TIMEOUT)
+            is_written = True
+        except TimeoutError:
             raise LedgerError(
                 f"the database {self} has not answered for {CLOSE_TIMEOUT:g} s; the end of a batch is not written yet: "
                 "its jobs are free for others as soon as it is, or within a minute"
             ) from None
-        thread.end_owner(owner)
+        finally:
+            self._thread_of(self._url).row.end_owner(owner, is_written=is_written)
 
     async def claim(self, claim: Claim) -> Claimed:
         """Write the intent to send a job; nothing may be sent while the ledger is in doubt."""

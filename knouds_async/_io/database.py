@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from knouds_async._io.transactions import Transact, Transaction, notify
 from knouds_async._io.worker_thread import ThreadRequest
 from knouds_async._sansio.inputs import is_execution_id
 from knouds_async.config import Secret, is_database_url
@@ -28,16 +29,12 @@ CLOSE_TIMEOUT: Final = 2.0
 """Seconds for which one who leaves waits for a database that is away, where nothing must be written."""
 
 
-Transact: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
-"""Carry out operations in one transaction, and return the value of each, or the error that it alone met."""
-
-
 class Read:
     """Reads rows in transactions of one statement, which change nothing; there are none where there are no tables."""
 
     needs_tables = False
 
-    def __call__(self, transaction: Any, operations: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+    def __call__(self, transaction: Transaction, operations: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """Return the rows of each query, which comes with its parameters."""
         if not transaction.has_tables():
             return [[] for _ in operations]
@@ -115,9 +112,7 @@ class Database:
 
     async def migrate(self) -> None:
         """Make the tables, or bring older ones up to date, in one transaction; LedgerError when that is not allowed."""
-        from knouds_async._io import postgres
-
-        await self.do(postgres.migrate, None)
+        await self.do(_nothing, None)
 
     def ask(
         self,
@@ -143,9 +138,7 @@ class Database:
 
     async def notify(self, message: str) -> None:
         """Send a message to every process that listens."""
-        from knouds_async._io import postgres
-
-        await self.do(postgres.notify, message)
+        await self.do(notify, message)
 
     def listen(
         self, on_message: Callable[[str], object], on_gap: Callable[[], object], on_unavailable: Callable[[], object]
@@ -176,7 +169,7 @@ def _unpickled(kind: type[Database], url: str, name: str) -> Database:
     return kind(secret, name=name)
 
 
-def _nothing(link: Any, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001  (to be connected is all)
+def _nothing(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001  (tables are all)
     return [None for _ in operations]
 
 
@@ -243,21 +236,21 @@ def _state(message: str) -> ExecutionState | None:
     return ExecutionState(execution_id=execution_id, status=status)
 
 
-def _claim(transaction: Any, keys: Sequence[str]) -> list[Any]:
+def _claim(transaction: Transaction, keys: Sequence[str]) -> list[Any]:
     """Store keys; a commit that was in doubt is found out, else a delivery that was taken here would count as seen."""
     (rows,) = transaction.begin(_TAKEN, (sorted(set(keys)),))
     new, values = {row[0] for row in rows}, []
     for key in keys:
         values.append(key in new)
         new.discard(key)
-    return transaction.commit(values)  # type: ignore[no-any-return]
+    return transaction.commit(values)
 
 
-def _release(transaction: Any, keys: Sequence[str]) -> list[Any]:
+def _release(transaction: Transaction, keys: Sequence[str]) -> list[Any]:
     transaction.message("DELETE FROM knouds_seen WHERE key = ANY(%s::text[])", (list(keys),))
     return [None for _ in keys]
 
 
-def _prune(transaction: Any, operations: Sequence[None]) -> list[Any]:
+def _prune(transaction: Transaction, operations: Sequence[None]) -> list[Any]:
     transaction.message("DELETE FROM knouds_seen WHERE at < clock_timestamp() - %s::interval", (_REMEMBERED,))
     return [None for _ in operations]

@@ -19,6 +19,7 @@ import attrs
 
 from knouds_async._io.database import Database
 from knouds_async._io.limiter import AGAIN, STUCK, Bucket, Outage, Report
+from knouds_async._io.transactions import Transaction
 from knouds_async._sansio.rate_limit import Permit, WindowLimiter, from_text, to_text
 from knouds_async.config import Secret
 
@@ -91,13 +92,13 @@ class WindowChange:
         return permits, -math.inf
 
 
-def change_windows(transaction: Any, changes: Sequence[WindowChange]) -> list[Any]:
+def change_windows(transaction: Transaction, changes: Sequence[WindowChange]) -> list[Any]:
     """Carry out changes in one transaction; a window that is not there, or makes no sense, is begun with a guess."""
     names, sent = sorted({change.name for change in changes}), time.monotonic()
     _, rows, ((now,),) = transaction.message(_READ + _LOCKED, (names,))
     if len(rows) < len(names):
         rows, ((now,),) = transaction.message(_MADE + _LOCKED, (names, names))
-    answered, stored, values = time.monotonic(), dict(rows), []
+    answered, stored, values = time.monotonic(), dict[str, str](rows), []
     for change in changes:
         window = from_text(stored[change.name], now, change.guess.share) or change.guess.copy()
         permits, until = change.apply(window, now)

@@ -1,15 +1,11 @@
 """The thread that talks to PostgreSQL: one for each process and URL, with one connection, in psycopg 3.
 
-What waits is carried out together, in one transaction of two messages for each ledger. Each transaction raises the
-number `seq` of this process in the database, so that after a lost connection the next one finds out whether a commit
-took place, and whether a failover has lost some: this process writes those of its own once more. The same row is the
-lease of the process, by the database's clock.
+What waits is carried out together, in one transaction of two messages for each ledger.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import os
 import re
@@ -21,13 +17,14 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from knouds_async._io.concurrency import end_of_loop, from_thread
+from knouds_async._io.concurrency import from_thread
+from knouds_async._io.transactions import CHANNEL, Committed, ProcessRow, Transact, Transaction
 from knouds_async._io.worker_thread import TICK, ThreadRequest, WorkerThread
 from knouds_async.config import Secret
 from knouds_async.errors import LedgerError
@@ -37,20 +34,13 @@ T = TypeVar("T")
 
 logger = logging.getLogger("knouds_async")
 
-LEASE: Final = 60.0
-"""Seconds, by the database's clock, for which a process that says nothing counts as alive."""
-
-_RENEW: Final = 20.0
 _PATIENCE: Final = 60.0  # seconds from the first failure for which a database that is away is tried again
 _FEWEST_TRIES: Final = 8  # a process that was frozen has not tried for long, whatever the clock says
 _PAUSE: Final = 10.0  # seconds without a try, after which the patience begins anew
 _SILENCE: Final = 30.0  # seconds without an answer after which a connection counts as lost
-_LOCK: Final = 10  # seconds for a lock, before the transaction is begun anew
-_IN_TRANSACTION: Final = 5  # seconds after which the database frees the lock of a process that is frozen
 _IDLE: Final = 5.0  # seconds after which a thread that nobody needs ends
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _WARN_AFTER: Final = 5.0  # seconds without the database
-_REMEMBERED: Final = 5000  # jobs that this process has written last: some minutes of a thousand a minute
 
 _TRANSIENT: Final = frozenset({"08", "0A", "25", "40", "53", "55", "57", "58"})  # classes of SQLSTATEs
 _HOPELESS: Final = re.compile(
@@ -97,88 +87,11 @@ def _connection_parameters(url: Secret) -> dict[str, Any]:
     return parameters
 
 
-# The tables.
-
-Message: TypeAlias = Callable[..., list[list[tuple[Any, ...]]]]
-Transact: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
-"""Carry out operations in one transaction, and return the value of each, or the error that it alone met."""
-
-_VERSION: Final = 1
-_MIGRATION: Final = 0x4B_4E_4C_47  # the key of the advisory lock under which tables are made
-
-SCHEMA: Final = """
-    CREATE TABLE knouds_schema (version integer NOT NULL);
-    INSERT INTO knouds_schema VALUES (1);
-    CREATE TABLE knouds_owner (
-        name text PRIMARY KEY, until timestamptz NOT NULL, seq bigint NOT NULL, place text NOT NULL
-    ) WITH (fillfactor = 50);
-    CREATE TABLE knouds_ledger (
-        name text PRIMARY KEY,
-        spent double precision NOT NULL DEFAULT 0, reserved double precision NOT NULL DEFAULT 0,
-        unpriced bigint NOT NULL DEFAULT 0, timeline text NOT NULL, account text, base_url text
-    ) WITH (fillfactor = 50);
-    CREATE TABLE knouds_price (
-        ledger text, target text, runs bigint NOT NULL, highest double precision, PRIMARY KEY (ledger, target)
-    ) WITH (fillfactor = 50);
-    CREATE TABLE knouds_job (
-        ledger text, key text, attempt integer, target text NOT NULL, digest text NOT NULL, stage text NOT NULL,
-        owner text, reserved double precision, sent_at double precision, execution_id text, request_id text, note text,
-        status text, cost double precision, reply text, code text, message text,
-        since text, until text, lasts double precision NOT NULL DEFAULT 0, account text,
-        PRIMARY KEY (ledger, key, attempt)
-    ) WITH (fillfactor = 70);
-    CREATE INDEX knouds_job_in_doubt ON knouds_job (ledger, target) WHERE stage NOT IN ('new', 'final');
-    CREATE INDEX knouds_job_by_owner ON knouds_job (ledger, owner) WHERE owner IS NOT NULL;
-    CREATE INDEX knouds_job_by_run ON knouds_job (ledger, execution_id) WHERE execution_id IS NOT NULL;
-    CREATE INDEX knouds_job_by_time ON knouds_job (ledger, target, sent_at) WHERE request_id IS NOT NULL;
-    CREATE INDEX knouds_job_failed ON knouds_job (ledger) WHERE status IN ('failed', 'cancelled');
-    CREATE TABLE knouds_seen (key text PRIMARY KEY, at timestamptz NOT NULL);
-    CREATE INDEX knouds_seen_by_time ON knouds_seen (at);
-    CREATE UNLOGGED TABLE knouds_window (name text PRIMARY KEY, state text NOT NULL, at double precision NOT NULL)
-        WITH (fillfactor = 50);
-"""
-
-
-def migrate(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:
-    """Make the tables where there are none; LedgerError for those of another version, which stay as they are."""
-    prepare_tables(transaction.message, transaction.session.place)
-    return [None for _ in operations]
-
-
-def prepare_tables(message: Message, place: str) -> None:
-    """Make the tables where there are none, in one transaction that no other process runs at the same time."""
-    *_, ((exists,),) = message(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT set_config('statement_timeout', '0', true); "
-        f"SELECT pg_advisory_xact_lock({_MIGRATION}); SELECT to_regclass('knouds_schema') IS NOT NULL"
-    )
-    if not exists:
-        message(f"{SCHEMA}; COMMIT")
-    else:
-        _check_version(message("SELECT version FROM knouds_schema; COMMIT")[0], place)
-
-
-def _check_version(found: list[tuple[Any, ...]], place: str) -> None:
-    if found != [(_VERSION,)]:
-        version = ", ".join(str(row[0]) for row in found) or "none"
-        raise LedgerError(
-            f"the tables of knouds in {place} are of a version that is not known here ({version}, not {_VERSION}), and "
-            "were left as they are. Use the version of knouds_async that wrote them, or another database"
-        )
-
-
 # One connection.
 
 
 class _Unavailable(Exception):  # noqa: N818  (it never leaves this file)
     """The database cannot be used now, and may be soon."""
-
-
-class _Committed(Exception):  # noqa: N818
-    """The commit that was in doubt took place after all."""
-
-    def __init__(self, values: list[Any]) -> None:
-        super().__init__()
-        self.values = values
 
 
 class _BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -211,7 +124,6 @@ class Session:
             end.settimeout(0)
         self.place: Final = place
         self.is_pooled = self.is_listening = False
-        self.has_tables = False
 
     def message(self, statements: str, values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
         """Send statements in one message, and return the rows of those that have some."""
@@ -307,137 +219,6 @@ def _refusal(place: str, failure: str, state: str | None) -> str:
     return f"the database {place} cannot be used: {failure}. {advice}; nothing was submitted"
 
 
-# One transaction of a process with an identity.
-
-_TIMELINE: Final = """(SELECT system_identifier::text FROM pg_control_system()) || '/'
-            || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"""
-_OPENING: Final = f"""
-    BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
-    SELECT set_config('idle_in_transaction_session_timeout', %s, true), set_config('lock_timeout', %s, true),
-        set_config('statement_timeout', '0', true),
-        CASE WHEN current_setting('synchronous_commit') IN ('on', 'remote_apply') THEN NULL
-        ELSE set_config('synchronous_commit', 'on', true) END;
-    INSERT INTO knouds_owner AS mine (name, until, seq, place)
-        VALUES (%s, clock_timestamp() + make_interval(secs => %s), 1, %s)
-        ON CONFLICT (name) DO UPDATE SET until = excluded.until, seq = mine.seq + 1
-        RETURNING seq, {_TIMELINE};
-"""  # noqa: S608  # a role or a database may have other settings by default; those of a transaction hold behind a pooler, too
-
-
-class Transaction:
-    """One transaction in which this process shows that it is alive."""
-
-    read_timeline: Final = _TIMELINE
-
-    def __init__(self, session: Session, identity: Identity, operations: Sequence[Any]) -> None:
-        self.message: Final[Message] = session.message
-        self.session: Final = session
-        self.identity: Final = identity
-        self._operations = operations
-        self._seq = 0
-        self.timeline = ""
-
-    def has_tables(self) -> bool:
-        """Return whether the tables are there; LedgerError for those of another version."""
-        session = self.session
-        if not session.has_tables and self.message("SELECT to_regclass('knouds_schema') IS NOT NULL")[0][0][0]:
-            _check_version(self.message("SELECT version FROM knouds_schema")[0], session.place)
-            session.has_tables = True
-        return session.has_tables
-
-    def begin(self, statements: str = "", values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
-        """Begin, and return the rows of statements that come with the same message."""
-        identity = self.identity
-        owner = (f"{_IN_TRANSACTION}s", f"{_LOCK}s", identity.name, LEASE, identity.place)
-        _, ((self._seq, self.timeline),), *found = self.message(_OPENING + statements, (*owner, *values))
-        if (committed := identity.settle(self._seq, self._operations)) is not None:
-            self.session.rollback()
-            raise _Committed(committed)
-        return found
-
-    def commit(
-        self,
-        values: list[Any],
-        statements: str = "",
-        parameters: Sequence[Any] = (),
-        *,
-        written: tuple[str, dict[Any, Any]] | None = None,
-    ) -> list[Any]:
-        """Write and commit in one message, and return the `values` that hold from then on.
-
-        `written`: a ledger, and by its keys what is written of it, to be kept in case the database loses it.
-        """
-        self.identity.doubt = Commit(self._operations, values, written)
-        self.message(f"{statements}; COMMIT", parameters)
-        self.identity.committed(self._seq)
-        return values
-
-
-@attrs.frozen(eq=False)
-class Commit:
-    """A commit of which there is no answer yet: its operations, their values, and what it has written."""
-
-    operations: Sequence[Any]
-    values: list[Any]
-    written: tuple[str, dict[Any, Any]] | None
-
-
-class Identity:
-    """What this process is in the database: `name` is that of its lease, with which those of its owners begin."""
-
-    def __init__(self) -> None:
-        self.name: Final = os.urandom(9).hex()
-        self.place: Final = f"{socket.gethostname()}:{os.getpid()}"
-        self.ended_owners: Final[dict[Transact, set[str]]] = {}  # whose end is not written yet, by what writes it
-        self.lost: Final[dict[str, dict[Any, Any]]] = {}  # what the database has lost of each ledger, by its keys
-        self.doubt: Commit | None = None
-        self.shown_at = 0.0
-        self._seq = 0
-        self._written: dict[tuple[str, Any], tuple[int, Any]] = {}  # the oldest first
-
-    def has_unwritten_ends(self) -> bool:
-        """Return whether an owner has ended that counts as alive in the database."""
-        return any(list(self.ended_owners.values())) and time.monotonic() < self.shown_at + LEASE
-
-    def committed(self, seq: int) -> None:
-        """Note that the transaction of this number is on record, as the last one."""
-        self._remember(seq)
-        self._seq, self.shown_at = seq, time.monotonic()
-
-    def _remember(self, seq: int) -> None:
-        """Keep what a commit has written, until so much was written after it that no replica can be so far behind."""
-        doubt, self.doubt = self.doubt, None
-        ledger, written = doubt.written if doubt is not None and doubt.written is not None else ("", {})
-        for key, value in written.items():
-            self._written.pop((ledger, key), None)
-            self._written[ledger, key] = (seq, value)
-        while len(self._written) > _REMEMBERED:
-            del self._written[next(iter(self._written))]
-
-    def settle(self, seq: int, operations: Sequence[Any]) -> list[Any] | None:
-        """Find out from the number of a new transaction what became of the last, which may have been in doubt.
-
-        Returns the values of a commit of these operations that took place after all. What the database has lost is
-        in `lost` from then on.
-        """
-        doubt = self.doubt
-        if seq == self._seq + 2 and doubt is not None:
-            self.committed(seq - 1)
-            return doubt.values if doubt.operations is operations else None
-        self.doubt = None
-        if seq != self._seq + 1:
-            self._lose(seq - 1 if seq <= self._seq else 0)
-            self._seq = seq - 1
-        return None
-
-    def _lose(self, seq: int) -> None:
-        """Note that of the commits of this process those up to this number are there."""
-        for (ledger, key), (number, value) in list(self._written.items()):
-            if number > seq:
-                self.lost.setdefault(ledger, {})[key] = value
-                del self._written[ledger, key]
-
-
 # The thread.
 
 
@@ -461,21 +242,6 @@ class Listener:
             return
 
 
-_CHANNEL: Final = "knouds_finished"
-
-
-def notify(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:
-    """Send to every process that listens what the operations are: strings."""
-    transaction.message("SELECT pg_notify(%s, text) FROM unnest(%s::text[]) AS text", (_CHANNEL, list(operations)))
-    return [None for _ in operations]
-
-
-def _renewal(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001
-    """Renew the lease of this process."""
-    transaction.begin()
-    return transaction.commit([])
-
-
 class DatabaseThread(WorkerThread):
     """The only user of a database in this process; its requests are of a kind `Transact`."""
 
@@ -483,13 +249,11 @@ class DatabaseThread(WorkerThread):
         self._url, self._place = url, place_of(url) or ""
         super().__init__("knouds-postgres", f"the database {self._place}", idle=_IDLE)
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
-        self._owners: dict[str, tuple[Transact, Callable[[], bool]]] = {}  # what writes their end; has their loop ended
-        self._numbers = itertools.count(1)
         self._listeners: list[Listener] = []
         self._session: Session | None = None
-        self._identity = Identity()
+        self.row: Final = ProcessRow(self._place)
         self._failures = 0
-        self._failed_at = self._last_failed_at = self._checked_at = 0.0
+        self._failed_at = self._last_failed_at = 0.0
         self._has_connected = self._has_warned_of_absence = self._has_warned_of_pooler = self._has_listened = False
 
     # Called in event loops.
@@ -523,23 +287,6 @@ class DatabaseThread(WorkerThread):
 
         return stop
 
-    def new_owner(self, transact: Transact) -> str:
-        """Return the name of a new owner, for whom the lease of this process is kept while its event loop is there.
-
-        `transact`: what writes its end.
-        """
-        with self._lock:
-            owner = f"{self._identity.name}/{next(self._numbers)}"
-            self._owners[owner] = transact, end_of_loop()
-            return owner
-
-    def end_owner(self, owner: str, transact: Transact | None = None) -> None:
-        """Keep the lease for an owner no longer; with `transact`, its end is still to be written by that."""
-        with self._lock:
-            self._owners.pop(owner, None)
-            if transact is not None:
-                self._identity.ended_owners.setdefault(transact, set()).add(owner)
-
     def abandon(self) -> None:
         """Close the copy of the connection in a forked child."""
         if self._session is not None:
@@ -548,7 +295,7 @@ class DatabaseThread(WorkerThread):
     # Called in the thread.
 
     def _is_held(self) -> bool:
-        is_wanted = bool(self._owners or self._listeners) or self._identity.has_unwritten_ends()
+        is_wanted = bool(self._listeners) or self.row.is_wanted()
         return super()._is_held() or (bool(self._users) and is_wanted)
 
     def _wake(self) -> None:
@@ -564,8 +311,10 @@ class DatabaseThread(WorkerThread):
             session.wait(TICK)
 
     def _tend(self) -> None:
-        self._renew()
-        self._write_ends()
+        """Renew the lease and write ends, without patience: it is tried again in a moment, long before it runs out."""
+        for transact in self.row.due():
+            with suppress(LedgerError):
+                self._tried(transact, [])
         self._listen()
 
     def _disconnect_unused(self) -> None:
@@ -597,8 +346,10 @@ class DatabaseThread(WorkerThread):
         if time.monotonic() > self._last_failed_at + _PAUSE:
             self._failures = 0
         try:
-            session = self._connected(needs_tables=getattr(transact, "needs_tables", transact is not migrate))
-            values = self._values(transact, Transaction(session, self._identity, operations), operations)
+            transaction = Transaction(self._connected().message, self.row, transact, operations)
+            if getattr(transact, "needs_tables", True) and not self.row.has_tables:
+                transaction.prepare_tables()
+            values = self._values(transaction)
         except _Unavailable as unavailable:
             return self._failed(str(unavailable))
         except psycopg.Error as error:
@@ -616,11 +367,12 @@ class DatabaseThread(WorkerThread):
             return values
         raise LedgerError(_refusal(self._place, failure, state))
 
-    @staticmethod
-    def _values(transact: Transact, transaction: Transaction, operations: list[Any]) -> list[Any]:
+    def _values(self, transaction: Transaction) -> list[Any]:
         try:
-            return transact(transaction, operations)
-        except _Committed as committed:
+            return transaction.transact(transaction, transaction.operations)
+        except Committed as committed:
+            if self._session is not None:
+                self._session.rollback()
             return committed.values
 
     def _failed(self, failure: str) -> str:
@@ -636,51 +388,19 @@ class DatabaseThread(WorkerThread):
         if session is not None:
             session.close()
 
-    def _connected(self, *, needs_tables: bool) -> Session:
+    def _connected(self) -> Session:
         """Return the connection, or make it; _Unavailable when that cannot be done now, LedgerError when never."""
-        session = self._session
-        if session is None or not session.is_usable:
-            session = self._reconnected()
-        if needs_tables and not session.has_tables:
-            prepare_tables(session.message, self._place)
-            session.has_tables = True
+        if self._session is None or not self._session.is_usable:
+            self._disconnect()
+            session = _connect(self._url, self._place)
+            if isinstance(session, str):
+                if not self._has_connected and _HOPELESS.search(session):
+                    raise LedgerError(_refusal(self._place, session, None))
+                raise _Unavailable(session)
+            self._session, self.row.has_tables = session, False
+            session.check()
         self._has_connected = True
-        return session
-
-    def _reconnected(self) -> Session:
-        self._disconnect()
-        session = _connect(self._url, self._place)
-        if isinstance(session, str):
-            if not self._has_connected and _HOPELESS.search(session):
-                raise LedgerError(_refusal(self._place, session, None))
-            raise _Unavailable(session)
-        self._session = session
-        session.check()
-        return session
-
-    def _renew(self) -> None:
-        """Keep the lease, without patience: it is tried again in a moment, long before it runs out."""
-        if time.monotonic() > self._checked_at + _RENEW:
-            self._end_orphans()
-        if self._owners and time.monotonic() > self._identity.shown_at + _RENEW:
-            with suppress(LedgerError):
-                self._tried(_renewal, [])
-
-    def _end_orphans(self) -> None:
-        """End owners whose event loop has ended without it: others would wait for them while this process lives."""
-        self._checked_at = time.monotonic()
-        with self._lock:
-            owners = list(self._owners.items())
-        for owner, (transact, has_ended) in owners:
-            if has_ended():
-                self.end_owner(owner, transact)
-
-    def _write_ends(self) -> None:
-        """Write which owners have ended, where that could not be done at once: without patience, too."""
-        for transact, owners in list(self._identity.ended_owners.items()):
-            if owners:
-                with suppress(LedgerError):
-                    self._tried(transact, [])
+        return self._session
 
     def _listen(self) -> None:
         """Begin or end to listen as there are listeners, and pass on what was heard."""
@@ -689,23 +409,28 @@ class DatabaseThread(WorkerThread):
         if not listeners and (self._session is None or not self._session.is_listening):
             return
         with suppress(LedgerError):
-            heard = self._tried(self._listened if listeners else _unlisten, listeners)
+            heard = self._tried(self._listened if listeners else self._unlisten, listeners)
             for message in heard if isinstance(heard, list) else ():
                 for listener in listeners:
                     listener.call(partial(listener.on_message, message))
 
-    def _listened(self, transaction: Transaction, listeners: Sequence[Any]) -> list[Any]:
-        session = transaction.session
+    def _listened(self, _: Transaction, listeners: Sequence[Any]) -> list[Any]:
+        session = self._connected()
         if session.is_pooled:
             self._end_listening()
             return []
         if not session.is_listening:
-            session.message(f"LISTEN {_CHANNEL}")
+            session.message(f"LISTEN {CHANNEL}")
             session.is_listening = True
             for listener in listeners if self._has_listened else ():
                 listener.call(listener.on_gap)
             self._has_listened = True
         return [message.payload for message in session.connection.notifies(timeout=0)]
+
+    def _unlisten(self, transaction: Transaction, _: Sequence[Any]) -> list[Any]:
+        transaction.message("UNLISTEN *")
+        self._connected().is_listening = False
+        return []
 
     def _end_listening(self) -> None:
         """End what listens, for nothing can be heard: a pooler between gives each transaction another connection."""
@@ -721,12 +446,6 @@ class DatabaseThread(WorkerThread):
                 self._place,
                 extra=fields("database_pooled"),
             )
-
-
-def _unlisten(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001
-    transaction.message("UNLISTEN *")
-    transaction.session.is_listening = False
-    return []
 
 
 # The threads of this process.

@@ -18,6 +18,7 @@ import anyio
 import pytest
 
 from knouds_async._io import postgres as thread_module
+from knouds_async._io import transactions
 from knouds_async._io.database import Database
 from knouds_async.errors import ConfigurationError, LedgerError
 from knouds_async.postgres import Postgres
@@ -199,7 +200,7 @@ async def test_the_thread_survives_what_it_does_not_know(
         if len(calls) == 1:
             raise KeyError("nobody thought of it")
 
-    monkeypatch.setattr(thread_module.DatabaseThread, "_renew", broken)
+    monkeypatch.setattr(thread_module.DatabaseThread, "_tend", broken)
     async with Postgres(url) as shared:
         assert await shared.find("key") is None
         await until(lambda: len(calls) > 1)
@@ -254,10 +255,10 @@ async def test_what_fails_in_a_transaction_leaves_none_open(server: Server, data
 
     def carry_out(transaction: Any, operations: Sequence[Any]) -> list[Any]:
         transaction.begin("SELECT %s::text", operations[:1] if isinstance(operations[0], str) else [""])
-        lost.append(dict(transaction.identity.lost))
+        lost.append(transaction.lost)
         if isinstance(operations[0], Exception):
             raise operations[0]
-        return transaction.commit(list(operations), written=("l", dict.fromkeys(operations, 1)))  # type: ignore[no-any-return]
+        return transaction.commit(list(operations), written=dict.fromkeys(operations, 1))  # type: ignore[no-any-return]
 
     lost: list[Any] = []
     open_ones = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in %%'"
@@ -268,7 +269,7 @@ async def test_what_fails_in_a_transaction_leaves_none_open(server: Server, data
                 await shared.do(carry_out, unknown)
             await until(lambda: server.execute(open_ones, values=(database,)) == [(0,)])
             await shared.do(carry_out, 2)
-    assert lost == [{}] * len(lost)
+    assert lost == [None] * len(lost)
 
 
 async def test_a_cancelled_operation(url: str, relay: Relay, server: Server, database: str) -> None:
@@ -372,7 +373,7 @@ async def test_a_process_that_is_frozen_in_a_transaction_holds_up_nobody(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database frees its lock after a while; once it continues, its transaction is begun anew."""
-    monkeypatch.setattr(thread_module, "_IN_TRANSACTION", 1)
+    monkeypatch.setattr(transactions, "_IN_TRANSACTION", 1)
     frozen, tries = threading.Event(), []
 
     def freeze(transaction: Any, operations: Sequence[Any]) -> list[Any]:
@@ -573,8 +574,8 @@ async def test_a_lease_is_renewed_while_the_event_loop_is_blocked(
     server: Server, database: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process is alive as long as its thread says so, whatever its event loop does."""
-    monkeypatch.setattr(thread_module, "LEASE", 2.0)
-    monkeypatch.setattr(thread_module, "_RENEW", 0.2)
+    monkeypatch.setattr(transactions, "LEASE", 2.0)
+    monkeypatch.setattr(transactions, "_RENEW", 0.2)
     alive = "SELECT until > clock_timestamp() FROM knouds_owner"
     async with Postgres(url) as shared:
         owner = await shared.join()

@@ -30,6 +30,7 @@ from knouds_async import (
 )
 from knouds_async._batch.postgres import LedgerTransactions
 from knouds_async._io import postgres as thread_module
+from knouds_async._io import transactions
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import (
     Ended,
@@ -212,7 +213,7 @@ async def test_a_lease_that_ran_out_unnoticed_goes_on(server: Server, database: 
 
 async def test_a_batch_whose_event_loop_was_closed_is_gone(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process lives and keeps the lease for others: machines that wait for its jobs would do so for ever."""
-    monkeypatch.setattr(thread_module, "_RENEW", 0.2)
+    monkeypatch.setattr(transactions, "_RENEW", 0.2)
     one, other = machines(url, 2)
 
     def abandon() -> None:
