@@ -408,6 +408,10 @@ HELD_BY = {
         f"{SCENARIOS}failpoints::test_killed_at_each_step",
     ),
     "a process is frozen and continues": f"{SCENARIOS}failpoints::test_stopped_at_each_step",
+    "a process says nothing for a week": (
+        f"{POSTGRES}ledger::test_rows_of_processes_that_are_gone_for_long_are_removed",
+        f"{POSTGRES}ledger::test_a_process_whose_row_was_removed_is_not_in_doubt",
+    ),
     "a process is frozen inside a transaction": (
         f"{POSTGRES}database::test_a_process_that_is_frozen_in_a_transaction_holds_up_nobody"
     ),

@@ -7,14 +7,13 @@ a commit took place, and whether a failover has lost some: this process writes t
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
-from knouds_async._io.concurrency import end_of_loop
+from knouds_async._io.concurrency import end_of_loop, read_clocks
 from knouds_async.errors import LedgerError
 
 LEASE: Final = 60.0
@@ -23,6 +22,8 @@ LEASE: Final = 60.0
 _RENEW: Final = 20.0
 _LOCK: Final = 10  # seconds for a lock, before the transaction is begun anew
 _IN_TRANSACTION: Final = 5  # seconds after which the database frees the lock of a process that is frozen
+_KEPT: Final = "7 days"  # for which the row of a process that is gone is kept, and longer while jobs are its own
+_LONG_SILENCE: Final = 86400.0  # seconds without a commit, after which others may have removed the row of this process
 _REMEMBERED: Final = 5000  # jobs that this process has written last: some minutes of a thousand a minute
 
 TIMELINE: Final = """(SELECT system_identifier::text FROM pg_control_system()) || '/'
@@ -38,6 +39,14 @@ _OPENING: Final = f"""
         ON CONFLICT (name) DO UPDATE SET until = excluded.until, seq = mine.seq + 1
         RETURNING seq, {TIMELINE};
 """  # noqa: S608  # a role or a database may have other settings by default; those of a transaction hold behind a pooler, too
+
+_REMOVED: Final = """
+    DELETE FROM knouds_owner WHERE name IN (
+        SELECT name FROM knouds_owner WHERE until < clock_timestamp() - %s::interval AND NOT EXISTS (
+            SELECT FROM knouds_job AS job WHERE job.owner IS NOT NULL AND split_part(job.owner, '/', 1) = name
+        ) FOR UPDATE SKIP LOCKED
+    )
+"""
 
 Transact: TypeAlias = Callable[["Transaction", Sequence[Any]], list[Any]]
 """Carry out operations in one transaction, and return the value of each, or the error that it alone met."""
@@ -146,6 +155,12 @@ def renew(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:
     return transaction.commit(list(operations))
 
 
+def _remove_old(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001
+    """Remove the rows of processes that are gone for long, and of whose owners no job is; one that is in use stays."""
+    transaction.message(_REMOVED, (_KEPT,))
+    return []
+
+
 class ProcessRow:
     """The row of this process in a database: what others see of it, and what became of what it has committed.
 
@@ -159,7 +174,8 @@ class ProcessRow:
         self.place: Final = f"{socket.gethostname()}:{os.getpid()}"
         self.has_tables = False
         self.in_doubt: Transaction | None = None
-        self._seq, self._committed_at, self._checked_at = 0, -math.inf, 0.0
+        self._seq, self._committed_at, self._checked_at = 0, read_clocks(), 0.0
+        self._has_removed_old = False
         self._written: dict[tuple[Transact, Any], tuple[int, Any]] = {}  # the oldest first
         self._lost: dict[Transact, dict[Any, Any]] = {}
         self._numbers = itertools.count(1)
@@ -185,7 +201,7 @@ class ProcessRow:
 
     def is_wanted(self) -> bool:
         """Return whether an owner is alive, or has ended and counts as alive in the database."""
-        return bool(self._owners) or (bool(self._ended) and time.monotonic() < self._committed_at + LEASE)
+        return bool(self._owners) or (bool(self._ended) and time.monotonic() < self._committed_at.steady + LEASE)
 
     # Called in the thread.
 
@@ -195,9 +211,13 @@ class ProcessRow:
         if now > self._checked_at + _RENEW:
             self._checked_at = now
             self._end_orphans()
-        if not self._ended and self._owners and now > self._committed_at + _RENEW:
-            return {renew}
-        return set(self._ended.values())
+        due = set(self._ended.values())
+        if not due and self._owners and now > self._committed_at.steady + _RENEW:
+            due.add(renew)
+        if self._seq and not self._has_removed_old:  # each that adds a row does so once, so that they stay few
+            self._has_removed_old = True
+            due.add(_remove_old)
+        return due
 
     def _end_orphans(self) -> None:
         """End owners whose event loop has ended without it: others would wait for them while this process lives."""
@@ -217,7 +237,10 @@ class ProcessRow:
             if doubt.operations is transaction.operations:
                 raise Committed(doubt.values)
         elif seq != self._seq + 1:
-            self._lose(seq - 1 if seq <= self._seq else 0)
+            if seq == 1 and read_clocks().since(self._committed_at) > _LONG_SILENCE:
+                self._written.clear()  # others have removed the row: so long ago no replica was
+            else:
+                self._lose(seq - 1 if seq <= self._seq else 0)
             self._seq = seq - 1
         transaction.lost = self._lost.get(transaction.transact)
         transaction.ended_owners = tuple(each for each, by in list(self._ended.items()) if by == transaction.transact)
@@ -235,7 +258,7 @@ class ProcessRow:
         That is kept until so much was written after it that no replica can be so far behind.
         """
         self.in_doubt = None
-        self._seq, self._committed_at = transaction.seq, time.monotonic()
+        self._seq, self._committed_at = transaction.seq, read_clocks()
         self._lost.pop(transaction.transact, None)
         for owner in transaction.ended_owners:
             self._ended.pop(owner, None)

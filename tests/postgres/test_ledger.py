@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import anyio
 import attrs
 import httpx
+import psycopg
 import pytest
 
 from knouds_async import (
@@ -234,6 +235,45 @@ async def test_a_batch_whose_event_loop_was_closed_is_gone(url: str, monkeypatch
         still = await other.look("another")
         assert still is not None
         assert (still.stage, still.owner) == (Stage.SENDING, owner)
+
+
+async def test_rows_of_processes_that_are_gone_for_long_are_removed(server: Server, database: str, url: str) -> None:
+    """Each process that comes removes them, but none that is back, has a job, or was there within the last days."""
+    names = "SELECT name FROM knouds_owner WHERE length(name) < 9 ORDER BY 1"
+    gone, comes = machines(url, 2)
+    async with gone:
+        await gone.claim(claim("key", await gone.join()))
+        server.execute(GONE_FOR_LONG, database=database)
+        with psycopg.connect(server.url(database)) as back:
+            back.execute("UPDATE knouds_owner SET until = now() WHERE name = 'back'")
+            async with comes:
+                assert await comes.find("another") is None
+                await until(lambda: len(server.execute(names, database=database)) == 3)
+    assert server.execute(names, database=database) == [("back",), ("recent",), ("working",)]
+
+
+GONE_FOR_LONG = """
+    UPDATE knouds_owner SET name = 'working', until = now() - interval '9 days';
+    UPDATE knouds_job SET owner = 'working/1';
+    INSERT INTO knouds_owner (name, seq, place, until) SELECT name, 9, '?', now() - make_interval(days => days)
+        FROM (VALUES ('old', 8), ('older', 80), ('recent', 6), ('back', 8)) AS process (name, days)
+"""
+
+
+async def test_a_process_whose_row_was_removed_is_not_in_doubt(
+    server: Server, database: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had nothing to do for days, and its row is made anew; where a row goes sooner, a failover has lost commits."""
+    async with Postgres(url) as ledger:
+        owner = await ledger.join()
+        await ledger.claim(claim("key", owner))
+        with monkeypatch.context() as patch:
+            patch.setattr(transactions, "_LONG_SILENCE", 0.0)
+            server.execute("DELETE FROM knouds_owner", database=database)
+            assert isinstance(await ledger.claim(claim("another", owner)), Written)
+        assert await ledger.doubt() is None
+        server.execute("DELETE FROM knouds_owner", database=database)
+        assert isinstance(await ledger.claim(claim("next", owner)), Doubted)
 
 
 async def test_an_id_that_waits_for_the_database_is_recorded_when_it_is_back(server: Server, database: str) -> None:
