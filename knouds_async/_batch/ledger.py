@@ -560,7 +560,8 @@ class TransactionalLedger(ABC, Generic[Operations]):
     async def abandon(self, key: str) -> Entry:
         """Decide to leave an unknown job at that, or one whose run cannot be found any more.
 
-        It is not sent again, and counts with what was reserved for it. InvalidArgumentError if it is neither.
+        It is not sent again, and counts with what was reserved for it, unless a batch still sees its run end.
+        InvalidArgumentError if it is neither.
         """
         return await self._decide(key, Abandoned())
 

@@ -466,7 +466,10 @@ class Worker:
                 return await self._begun(submit.prepared, entry, answer)
             case RunResult() if entry is not None:
                 self._count(answer.ms)
-                return entry if entry.ending is None else outcome_of_entry(job, entry, from_ledger=False)
+                if entry.ending != ending_of_result(answer):  # another batch has the job, or its run has ended first
+                    self._log_second_run(submit.prepared, answer)
+                    return entry
+                return outcome_of_entry(job, entry, from_ledger=False)
             case errors.ExecutionFailedError():
                 self._count()
                 return Failed(job=job, error=answer)
@@ -475,8 +478,9 @@ class Worker:
                 return Unknown(job=job, error=answer, sent_at=getattr(answer, "sent_at", submit.sent_at))
             case KnoudsError(may_have_run=False) if entry is None or entry.stage is Stage.NEW:
                 return await self._refused(submit, answer)
-            case _:  # it was withheld, or another batch has it by now
-                return entry
+            case KnoudsError(may_have_run=True):
+                self._log_unknown(submit.prepared, answer)
+        return entry  # it was withheld, or somebody else has it by now
 
     async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome | Entry:
         """Follow a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way.
@@ -499,22 +503,33 @@ class Worker:
             self._lengths.add(anyio.current_time() - began)
         return outcome
 
-    def _log_second_run(self, prepared: PreparedJob, receipt: Submitted) -> None:
+    def _log_second_run(self, prepared: PreparedJob, run: Submitted | RunResult) -> None:
+        """Log a run that was paid for beside the one that its job has on record."""
+        if isinstance(run, Submitted):
+            advice = f"knouds.executions.attach({run.execution_id!r}) picks it up"
+        else:
+            cost = "what it cost is not known" if run.cost is None else f"it cost {run.cost:.12g} credits"
+            advice = f"{cost}, and its result is not kept"
         logger.error(
-            "execution %s of %s was begun for job %r, which another batch has by now: it is charged as well, and "
-            "knouds.executions.attach(%r) picks it up",
-            receipt.execution_id,
+            "%s of %s was begun for job %r, which another batch has by now: it is charged as well, and %s",
+            f"execution {run.execution_id}" if run.execution_id else "a synchronous run",
             self.target,
             prepared.job.key,
-            receipt.execution_id,
+            advice,
             extra=fields(
                 "paid_twice",
                 target=str(self.target),
-                execution_id=receipt.execution_id,
-                request_id=receipt.request_id,
+                execution_id=run.execution_id,
+                request_id=getattr(run, "request_id", None),
                 job_key=prepared.job.key,
             ),
         )
+
+    def _log_unknown(self, prepared: PreparedJob, error: KnoudsError) -> None:
+        """Log a submit that may have begun a run beside the one that its job has on record."""
+        message = "job %r, which another batch has by now, or somebody has decided about, may have run as well: %s"
+        extra = fields("submit_unknown", target=str(self.target), job_key=prepared.job.key)
+        logger.warning(message, prepared.job.key, error, extra=extra)
 
     async def _wait(self, prepared: PreparedJob, entry: Entry, execution: Execution) -> Outcome:
         """Wait for a run to finish and record its end; polls that fail are repeated for as long as that may help."""

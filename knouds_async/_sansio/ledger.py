@@ -341,7 +341,9 @@ TRANSITIONS: Final[Mapping[tuple[Stage, type[Event]], Transition]] = {
     (UNKNOWN, ResendApproved): (None, RESEND_APPROVED, _NO_OWNER),  # the next attempt begins as new
     (UNKNOWN, Abandoned): (None, ABANDONED, _NO_OWNER),
     (RESEND_APPROVED, Accepted): (None, RESEND_APPROVED, _id),  # the decision stands, and the id is kept
+    (RESEND_APPROVED, Ended): (None, FINAL, _ending),  # so it did run, and what it cost is known
     (ABANDONED, Accepted): (None, ABANDONED, _id),
+    (ABANDONED, Ended): (None, FINAL, _ending),
 }
 """What may follow from what: on which condition, if any, the next stage, and what else changes."""
 

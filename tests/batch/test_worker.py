@@ -401,6 +401,73 @@ async def test_what_fails_for_a_job_of_another_batch_is_left_to_that_one(
     assert kinds(found) == {"Completed": 1, "Failed": 1}
 
 
+@pytest.mark.parametrize("decision", ["abandon", "approve_resend"])
+@pytest.mark.parametrize("slug", [SLUG, "fast-sketch"])
+async def test_a_run_that_ends_after_a_decision_about_it_is_on_record(
+    slug: str, decision: str, make_client: Any, emulator: Emulator, ledger: Any
+) -> None:
+    """Its batch was taken for gone, and somebody decided about its job: its result is an outcome, its cost is spent."""
+    found: list[Outcome] = []
+
+    async def consume() -> None:
+        wanted = [Job("job-0", {"product_name": "x"} if slug == SLUG else {"prompt": "x"})]
+        async with make_client(emulator).workflows.map(slug, wanted, ledger=ledger) as outcomes:
+            found.extend([outcome async for outcome in outcomes])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        await anyio.sleep(20)
+        entry = await ledger.find("job-0")
+        gone = attrs.evolve(entry, stage=Stage.UNKNOWN, note="its process ended before the answer")
+        ledger._database.transact([lambda database: database._save(gone)])
+        await getattr(ledger, decision)("job-0")
+    assert kinds(found) == {"Completed": 1}
+    counts = await ledger.counts()
+    assert (counts.credits_spent, counts.credits_reserved) == (12, 0)
+    assert (counts.completed, counts.new) == ((1, 0) if decision == "abandon" else (0, 1))
+    assert len(emulator.runs) == 1
+
+
+async def test_a_synchronous_run_beside_that_of_another_batch_is_known(
+    make_client: Any, emulator: Emulator, ledger: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When its job has ended otherwise meanwhile, that is the outcome, and its cost is logged as an error."""
+    found: list[Outcome] = []
+
+    async def consume() -> None:
+        wanted = [Job("job-0", {"prompt": "x"})]
+        async with make_client(emulator).workflows.map("fast-sketch", wanted, ledger=ledger) as outcomes:
+            found.extend([outcome async for outcome in outcomes])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        await anyio.sleep(20)
+        await ledger.record("job-0", 1, Ended(Ending(status="failed", code="X", message="said so")))
+    assert kinds(found) == {"Failed": 1}
+    (logged,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "'job-0'" in logged
+    assert "it cost 12 credits" in logged
+
+
+async def test_a_submit_that_is_lost_beside_that_of_another_batch_is_known(
+    make_client: Any, emulator: Emulator, ledger: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have begun a run, which no ledger has: the log says so."""
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
+
+    async def consume() -> None:
+        await run(make_client(emulator, latency=1.0), ledger, 1)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        while (entry := await ledger.find("job-0")) is None:  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+        await ledger.record(entry.key, 1, Ended(Ending(status="failed", code="X", message="said so")))
+    (logged,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "'job-0'" in logged
+    assert "may have run as well" in logged
+
+
 async def _digest_of_first() -> str:
     from knouds_async._sansio.keys import digest
 
