@@ -241,6 +241,7 @@ class Worker:
         self.waiting = 0  # jobs that only wait: for another batch, or for a search
         self.stopped_by: tuple[NotRunReason, KnoudsError] | None = None
         self.is_stopped = False  # somebody asked for it: no further job is to be read either
+        self._stopping = Wakeup()
         self.in_line = set[anyio.CancelScope]()  # of what `stop` may end: no paid request is in flight in them
         self.doubted: Doubted | None = None  # the ledger may lack runs: nothing is sent before that is settled
         self.last_sent = 0.0
@@ -311,6 +312,7 @@ class Worker:
         for scope in tuple(self.in_line):
             scope.cancel()
         self._released.notify()
+        self._stopping.notify()
         self.on_change()
 
     def _stop_with_warning(self, reason: NotRunReason, error: KnoudsError) -> None:
@@ -358,7 +360,7 @@ class Worker:
             case Entry(stage=Stage.SUBMITTED, owner=None):
                 return await self._pick_up(prepared, entry)
             case Entry(stage=Stage.SUBMITTED | Stage.SENDING):
-                return await self._leave_to_its_owner(prepared)
+                return await self._leave_to_its_owner(prepared, entry)
             case Entry(stage=Stage.UNKNOWN):
                 return await self._search(prepared, entry)
             case _:
@@ -542,9 +544,8 @@ class Worker:
         except KnoudsError as error:
             if self._is_durable:  # another batch that waits for this job, or the next one, may try
                 await self.record(entry, OwnerGone(owner=self.owner))
-            sent_at = None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
             failure = error.with_traceback(None)
-            return Unknown(job=prepared.job, error=failure, sent_at=sent_at, execution_id=execution.id)
+            return Unknown(job=prepared.job, error=failure, sent_at=_sent_at(entry), execution_id=execution.id)
         await self.record(entry, Ended(ending_of(state, is_kept=self._is_durable)))
         return outcome_of_state(prepared.job, state)
 
@@ -774,17 +775,21 @@ class Worker:
         execution = self._client.executions.attach(_unseen(picked), self.target, expected=expected, is_reported=True)
         return await self._wait(prepared, picked, execution)
 
-    async def _leave_to_its_owner(self, prepared: PreparedJob) -> Entry | None:
-        """Wait until another batch is done with the job, or no more."""
-        pause = 1.0
+    async def _leave_to_its_owner(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
+        """Wait until another batch is done with the job, or no more; not once somebody has asked this one to stop."""
+        pause, found = 1.0, entry
         with self._counted_as_waiting():
-            while True:
-                await anyio.sleep(pause)
-                entry = await self.ledger.look(prepared.job.key)
-                is_theirs = entry is not None and entry.stage in (Stage.SENDING, Stage.SUBMITTED)
-                if entry is None or not is_theirs or entry.owner is None:
-                    return entry
-                pause = min(15.0, pause * 1.5)
+            while not self.is_stopped:
+                with anyio.move_on_after(pause):
+                    await self._stopping.wait()
+                looked = await self.ledger.look(prepared.job.key)
+                is_theirs = looked is not None and looked.stage in (Stage.SENDING, Stage.SUBMITTED)
+                if looked is None or not is_theirs or looked.owner is None:
+                    return looked
+                pause, found = min(15.0, pause * 1.5), looked
+        error = KnoudsError(f"another batch has the job {prepared.job.key!r}, and this one was stopped before its end")
+        error.may_have_run = True
+        return Unknown(job=prepared.job, error=error, sent_at=_sent_at(found), execution_id=found.execution_id)
 
     @contextmanager
     def _counted_as_waiting(self) -> Iterator[None]:
@@ -1074,6 +1079,10 @@ def _error_of(outcome: Outcome) -> KnoudsError:
     if isinstance(error, KnoudsError):
         return error
     return errors.InvalidArgumentError(f"job {outcome.job.key!r} was run without an id: there is no handle of it")
+
+
+def _sent_at(entry: Entry) -> datetime | None:
+    return None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
 
 
 def _unseen(entry: Entry) -> ExecutionState:

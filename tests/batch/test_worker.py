@@ -37,7 +37,7 @@ from knouds_async import (
 )
 from knouds_async._batch.ledger import Claim
 from knouds_async._sansio.clock import Moment
-from knouds_async._sansio.ledger import Ended, Ending, Sending, Stage
+from knouds_async._sansio.ledger import Accepted, Ended, Ending, Sending, Stage
 from knouds_async.ledgers import Claimed, Doubt, Doubted, KnownRun
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
@@ -332,6 +332,34 @@ async def test_a_job_of_another_batch_is_left_to_it(knouds: Any, emulator: Emula
         await ledger.record("job-0", 1, Ended(Ending(status="failed", code="X", message="said so")))
     assert kinds(found) == {"Completed": 2, "Failed": 1}
     assert len(emulator.runs) == 2
+
+
+@pytest.mark.parametrize("is_submitted", [False, True])
+async def test_a_batch_that_is_stopped_does_not_wait_for_jobs_of_others(
+    is_submitted: bool, make_client: Any, emulator: Emulator, ledger: Any
+) -> None:
+    """Whether another batch is sending one or waits for its run: it is unknown here, with its id, and stays that one's.
+
+    Runs of its own are still waited for.
+    """
+    other, digest = await ledger.join(), await _digest_of_first()
+    sending = Sending(owner=other, sent_at=1.0, reserve=12)
+    await ledger.claim(Claim(key="job-0", target=f"workflows/{SLUG}", digest=digest, sending=sending))
+    if is_submitted:
+        await ledger.record("job-0", 1, Accepted(owner=other, execution_id="theirs"))
+    theirs = await ledger.find("job-0")
+    async with make_client(emulator).workflows.map(SLUG, jobs(3), ledger=ledger) as outcomes:
+        await anyio.sleep(30)
+        outcomes.stop()
+        with anyio.fail_after(60):
+            found = {outcome.job.key: outcome async for outcome in outcomes}
+    assert kinds(list(found.values())) == {"Completed": 2, "Unknown": 1}
+    unknown = found["job-0"]
+    assert isinstance(unknown, Unknown)
+    assert unknown.execution_id == ("theirs" if is_submitted else None)
+    assert unknown.error.may_have_run
+    assert "another batch has the job 'job-0'" in str(unknown.error)
+    assert await ledger.find("job-0") == theirs
 
 
 async def test_a_job_whose_owner_has_gone_is_taken_over(knouds: Any, emulator: Emulator, ledger: Any) -> None:
