@@ -466,9 +466,13 @@ class Usage:
             await self.list(limit=1)  # its answer has the service's time
         lost = self._recent.lost(known, sent)
         wanted = self._wanted(error, known, sent, lost)
-        own = self._recent.of(known, is_of_account=lost is not None)
-        runs = (*own, *(KnownRun(request_id=each, begun_by=0.0) for each in exclude))
-        return await search_usage(self._send, attrs.evolve(wanted, known=runs, lag=lag), self._time)
+        others = [KnownRun(request_id=each, begun_by=0.0) for each in exclude]
+
+        async def runs() -> list[KnownRun]:
+            return [*self._recent.of(known, is_of_account=lost is not None), *others]
+
+        wanted = attrs.evolve(wanted, known=await runs(), lag=lag)
+        return await search_usage(self._send, wanted, self._time, runs)
 
     def _wanted(
         self, error: SubmissionUnknownError | None, target: Target, sent_at: datetime, lost: LostSubmit | None

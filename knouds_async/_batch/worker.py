@@ -143,19 +143,22 @@ class BatchClient:
 
     async def check(self, doubted: Doubted, account: str | None) -> SubmissionSearch:
         """Return what usage rows prove of runs that a ledger may lack; those who wait for it share an answer."""
+
+        async def runs() -> list[KnownRun]:
+            return [] if account is None else [await self._named(*each) for each in await doubted.runs(account)]
+
         asked_at = anyio.current_time()
         async with self._checking:
             if self._checked is None or self._checked[0] != doubted.doubt or self._checked[1] < asked_at:
                 began = anyio.current_time()
-                runs = [] if account is None else await doubted.runs(account)
                 self._checked = (doubted.doubt, began, await self.search(doubted.doubt.wanted(), runs))
             return self._checked[2]
 
-    async def search(self, wanted: Wanted, runs: Sequence[tuple[str | None, KnownRun]]) -> SubmissionSearch:
-        """Return what usage rows prove of a submit; `runs`: those that are known, with their execution ids."""
+    async def search(self, wanted: Wanted, known: Callable[[], Awaitable[Sequence[KnownRun]]]) -> SubmissionSearch:
+        """Return what usage rows prove of a submit; `known`: returns the runs that are known."""
         try:
-            known = [await self._named(*each) for each in runs]
-            return await search_usage(self.pipeline.send, attrs.evolve(wanted, known=known), self.pipeline.time)
+            wanted = attrs.evolve(wanted, known=await known())
+            return await search_usage(self.pipeline.send, wanted, self.pipeline.time, known)
         except errors.ClientClosedError:
             raise
         except KnoudsError as error:
@@ -234,6 +237,7 @@ class Worker:
         self.totals, self.prices = Totals(), Prices()
         self._reserved = set[PreparedJob]()  # let through under the cap, and not on record yet
         self._in_flight = set[PreparedJob]()  # their runs are being sent or waited for
+        self._unanswered = set[PreparedJob]()  # their submits are in flight, or what became of them is being written
         self._reserving = anyio.Lock()
         self._released = Wakeup()
         # Submitting.
@@ -440,7 +444,10 @@ class Worker:
         except KnoudsError as error:
             return error.with_traceback(None)
         finally:
-            await submit.settle()
+            try:
+                await submit.settle()
+            finally:
+                self.answered(submit.prepared)
         return answer
 
     async def _send_in_turn(self, submit: Submit) -> Submitted | RunResult | None:
@@ -735,12 +742,18 @@ class Worker:
             self.totals, self.prices = claimed.totals, self.prices.seen(claimed.highest_cost)
         if isinstance(claimed, Written):
             self._in_flight.add(prepared)
+            self._unanswered.add(prepared)
             self.unreserve(prepared)
         return claimed
 
     def unreserve(self, prepared: PreparedJob) -> None:
         """Free the credits of a job that is on record by now, or left the line."""
         self._reserved.discard(prepared)
+        self._released.notify()
+
+    def answered(self, prepared: PreparedJob) -> None:
+        """Note that no request of a job is in flight any more, and that its ledger knows what became of it."""
+        self._unanswered.discard(prepared)
         self._released.notify()
 
     async def record(self, entry: Entry, event: Event) -> Entry | None:
@@ -829,8 +842,18 @@ class Worker:
         wanted = Wanted(target=self.target, earliest=bounds[0], latest=bounds[1])
         if (too_early := wanted.not_yet(self.moment())) is not None:
             return _inconclusive(too_early)
-        known = await self.ledger.known_runs(str(self.target), account, wanted.earliest - _SPAN)
-        return await self._client.search(wanted, [(None, run) for run in known])
+
+        async def known() -> Sequence[KnownRun]:
+            await self._answers()
+            return await self.ledger.known_runs(str(self.target), account, wanted.earliest - _SPAN)
+
+        return await self._client.search(wanted, known)
+
+    async def _answers(self) -> None:
+        """Wait until the submits that are in flight are answered: rows may show their runs before they are known."""
+        unanswered = set(self._unanswered)
+        while unanswered & self._unanswered:
+            await self._released.wait()
 
     # How it stands, and how long it takes.
 
@@ -1000,6 +1023,7 @@ class Submit:
             if isinstance(decision, (Again, Requeue)):
                 self._phase = Phase.IN_LINE
                 worker.in_line.add(self.scope)
+                worker.answered(self.prepared)
                 if worker.stopped_by is not None:
                     self.scope.cancel()
             elif self.entry is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import shlex
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -31,7 +31,7 @@ from knouds_async._sansio import endpoints, responses, retry
 from knouds_async._sansio.clock import UNDATED, Moment, Reading
 from knouds_async._sansio.endpoints import Call, TimeoutKind
 from knouds_async._sansio.rate_limit import Permit
-from knouds_async._sansio.reconcile import LostSubmit, RecentRuns, Search, Wanted
+from knouds_async._sansio.reconcile import KnownRun, LostSubmit, RecentRuns, Search, Wanted
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Again, Decision, Done, Fail, Garbled, NotSent, Outcome, Requeue, Unanswered
 from knouds_async.config import Retries
@@ -490,13 +490,18 @@ class Pipeline:
             await self._all_in.wait()
 
 
-async def search_usage(send: Send, wanted: Wanted, time: ServiceTime) -> SubmissionSearch:
-    """Walk through the usage rows of a target for a submit, and return what they prove."""
+async def search_usage(
+    send: Send, wanted: Wanted, time: ServiceTime, known: Callable[[], Awaitable[Sequence[KnownRun]]]
+) -> SubmissionSearch:
+    """Walk through the usage rows of a target for a submit, and return what they prove.
+
+    `known`: returns the runs that are known once the rows are read, which may show some that were not known before.
+    """
     search, now = Search(wanted=wanted), time.moment()
     while search.next_offset is not None:
         page, written = await send(endpoints.search_usage(target=wanted.target, offset=search.next_offset))
         search = search.take(page, written)
-    return search.result(now)
+    return search.knowing(await known()).result(now)
 
 
 async def _report(sending: _Sending, decision: Decision) -> Decision:

@@ -286,6 +286,16 @@ class Search:
             pages_past=self.pages_past + is_past,
         )
 
+    def knowing(self, known: Sequence[KnownRun]) -> Search:
+        """Return the walk with the runs that are known by now, among which are those of its newest rows."""
+        wanted = attrs.evolve(self.wanted, known=known)
+        return attrs.evolve(
+            self,
+            wanted=wanted,
+            misdated=self.misdated or next(filter(wanted.is_misdated, self.rows), None),
+            has_known_run=self.has_known_run or any(map(wanted.shows_known_run, self.rows)),
+        )
+
     def _brings_more(self, page: UsagePage) -> bool:
         return bool(page.rows) and not _is_same(page.rows[-1], self.last)
 

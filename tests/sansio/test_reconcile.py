@@ -223,6 +223,19 @@ def test_rows_that_a_cache_has_kept_are_as_old_as_they_say() -> None:
     assert not late.result(at(59)).is_certainly_none
 
 
+def test_runs_that_become_known_while_rows_are_read_account_for_theirs() -> None:
+    """A row that nobody accounts for is one of theirs, they are a control, and they show that a clock is another."""
+    newer = row(9, 300, request_id="newer")
+    search, _ = walk(WANTED, [newer, CONTROL])
+    assert not search.result(at(3600)).is_conclusive
+    later = KnownRun(request_id="newer", begun_by=AT + 300)
+    assert search.knowing([*KNOWN, later]).result(at(3600)).is_certainly_none
+    misdated = search.knowing([*KNOWN, attrs.evolve(later, begun_after=AT + 3000)]).result(at(3600))
+    assert "another clock" in misdated.reasons[0]
+    alone, _ = walk(attrs.evolve(WANTED, known=()), [row(8, request_id="beside")])
+    assert alone.knowing([KnownRun(request_id="beside", begun_by=AT)]).result(at(3600)).is_certainly_none
+
+
 def test_rows_of_another_clock_prove_nothing() -> None:
     """The row of a known run that is older than the run shows that the submit's row is dated wrongly as well."""
     for begun, is_proof in ((-300 + 61, False), (-300 + 60, True), (None, True)):

@@ -12,7 +12,7 @@ import attrs
 import httpx
 import pytest
 
-from knouds_async import AsyncKnouds, Job, LedgerError, Outcome, Timeouts, Unknown
+from knouds_async import AsyncKnouds, Job, LedgerError, Outcome, SubmissionUnknownError, Timeouts, Unknown
 from knouds_async._sansio.ledger import Accepted, Ended, Ending, Entry, NoneFound, Sending, Stage
 from knouds_async.ledgers import Claim, Claimed
 from knouds_async.testing import ApiKey, Emulator, faults
@@ -382,3 +382,37 @@ async def test_a_synchronous_run_has_the_time_that_it_may_take(make_client: Any,
     assert entry.lasts == 600.0
     assert entry.may_have_begun is not None
     assert entry.may_have_begun[1] - entry.may_have_begun[0] >= 600.0
+
+
+@pytest.mark.parametrize(("latency", "stalled"), [(0.04, 0.0), (1.0, 0.0), (5.0, 0.0), (0.04, 20.0)])
+async def test_a_search_beside_submits_is_settled_in_the_same_batch(
+    latency: float, stalled: float, make_client: Any, ledger: Any
+) -> None:
+    """Its rows show runs that were not known when it began, and some whose answers are on their way: all are known."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    knouds = make_client(emulator, latency=latency)
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=(2, 3, 4))
+    assert kinds(await run(knouds, ledger, 60, max_in_flight=20)) == {"Completed": 57, "Unknown": 3}
+    await anyio.sleep(400)
+    emulator.faults.add(faults.stalled(stalled, after_run=True), route=ROUTE)
+    found = await run(knouds, ledger, 200, max_in_flight=20)
+    assert [why(outcome) for outcome in found if isinstance(outcome, Unknown)] == []
+    assert len(emulator.runs) == 200
+
+
+async def test_a_search_for_a_submission_beside_others_knows_those(make_client: Any, emulator: Emulator) -> None:
+    """What this client submits while the rows are read accounts for the rows of it that they show."""
+    knouds = make_client(emulator, latency=2.0)
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=31)
+    for number in range(30):
+        await knouds.workflows.submit(SLUG, {"product_name": f"{number}"})
+    with pytest.raises(SubmissionUnknownError) as caught:
+        await knouds.workflows.submit(SLUG, {"product_name": "lost"})
+    await anyio.sleep(400)
+    async with anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(knouds.workflows.submit, SLUG, {"product_name": f"{number}"})
+        await anyio.sleep(1)
+        search = await knouds.usage.find_submission(caught.value)
+    assert search.reasons == ()
+    assert search.is_certainly_none
