@@ -414,5 +414,5 @@ async def test_a_search_for_a_submission_beside_others_knows_those(make_client: 
             tasks.start_soon(knouds.workflows.submit, SLUG, {"product_name": f"{number}"})
         await anyio.sleep(1)
         search = await knouds.usage.find_submission(caught.value)
-    assert search.reasons == ()
-    assert search.is_certainly_none
+        assert search.reasons == ()
+        assert search.is_certainly_none
