@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -20,9 +19,8 @@ from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import Default, checked_slug, input_errors, invalid_inputs, plain_inputs
 from knouds_async._sansio.reconcile import LAG, KnownRun, LostSubmit, RecentRuns, Wanted
 from knouds_async.config import Timeouts, hide_url, is_number
-from knouds_async.errors import InvalidArgumentError, PermissionDeniedError, SubmissionUnknownError
+from knouds_async.errors import InvalidArgumentError, SubmissionUnknownError
 from knouds_async.execution import Execution, ExecutionFactory
-from knouds_async.telemetry import fields
 from knouds_async.types import (
     Inputs,
     RunResult,
@@ -36,7 +34,6 @@ from knouds_async.types import (
 )
 
 JSONObject = Mapping[str, Any]
-logger = logging.getLogger("knouds_async")
 
 
 class Targets:
@@ -114,20 +111,10 @@ class Targets:
         return await self._factory.run(target, inputs, timeout=timeout, default=default)
 
     async def _check(self, target: Target, inputs: Inputs, default: Default | None) -> None:
-        """Raise InvalidInputsError for inputs that do not fit the schema, where there is one that the key may read."""
+        """Raise InvalidInputsError for inputs that do not fit the schema, where there is one that can be read."""
         plain = plain_inputs(inputs, default)
-        if target.kind == "models":
-            return
-        try:
-            schema = await self._send(endpoints.workflow_schema(target.name))
-        except PermissionDeniedError as error:
-            if not error.from_service:  # what stands in between would answer the run as well
-                raise
-            message = "the schema of %s cannot be read, so inputs are not checked: %s"
-            extra = fields("schema_unreadable", target=str(target), http_status=error.status)
-            logger.warning(message, target, error, extra=extra)
-            return
-        if wrong := input_errors(schema, plain):
+        schema = await self._factory.schema(target)
+        if schema is not None and (wrong := input_errors(schema, plain)):
             raise invalid_inputs(target, wrong)
 
     async def once(

@@ -5,6 +5,7 @@ Waiting is never the run: whatever happens to a wait, the run continues and is c
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator
 from typing import Any, Final, TypeVar
@@ -27,10 +28,13 @@ from knouds_async.errors import (
     ExecutionFailedError,
     InvalidArgumentError,
     KnoudsError,
+    PermissionDeniedError,
     WaitTimeoutError,
 )
-from knouds_async.telemetry import Span, Telemetry
-from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target
+from knouds_async.telemetry import Span, Telemetry, fields
+from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target, WorkflowSchema
+
+logger = logging.getLogger("knouds_async")
 
 T = TypeVar("T")
 
@@ -205,6 +209,27 @@ class ExecutionFactory:
         self._recent = recent
         self._poller = poller
         self._base_url = base_url
+        self._schemas: dict[Target, tuple[float, WorkflowSchema]] = {}
+
+    async def schema(self, target: Target, *, max_age: float = 0.0) -> WorkflowSchema | None:
+        """Return the schema of a workflow, which may have been fetched `max_age` seconds ago.
+
+        None for a model, and where the key may run the workflow but not read its schema, which is logged.
+        """
+        at, schema = self._schemas.get(target, (-math.inf, None))
+        if target.kind == "models" or (schema is not None and anyio.current_time() <= at + max_age):
+            return schema
+        try:
+            schema = await self._send(endpoints.workflow_schema(target.name))
+        except PermissionDeniedError as error:
+            if not error.from_service:  # what stands in between would answer the run as well
+                raise
+            message = "the schema of %s cannot be read, so inputs are not checked before they are sent: %s"
+            extra = fields("schema_unreadable", target=str(target), http_status=error.status)
+            logger.warning(message, target, error, extra=extra)
+            return None
+        self._schemas[target] = (anyio.current_time(), schema)
+        return schema
 
     async def submit(
         self,

@@ -116,18 +116,9 @@ class BatchClient:
     _payer: Payer | None = None
     _checking: anyio.Lock = attrs.field(init=False)
     _checked: tuple[Doubt, float, SubmissionSearch] | None = None
-    _schemas: dict[Target, tuple[float, WorkflowSchema]] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._checking = anyio.Lock()
-
-    async def schema(self, target: Target, *, max_age: float) -> WorkflowSchema:
-        """Return the schema of a workflow, which may have been fetched `max_age` seconds ago."""
-        at, schema = self._schemas.get(target, (-math.inf, None))
-        if schema is None or anyio.current_time() > at + max_age:
-            schema = await self.pipeline.send(endpoints.workflow_schema(target.name))
-            self._schemas[target] = (anyio.current_time(), schema)
-        return schema
 
     async def payer(self) -> Payer:
         """Return whose key this is, and of which service; asked once. A service that does not say leaves it open."""
@@ -265,9 +256,7 @@ class Worker:
         For a new ledger all that the service may refuse comes first, so that no file is made for nothing.
         """
         self.last_sent = anyio.current_time()
-        needs_schema = self.target.kind == "workflows" and (
-            self.options.validate or self.options.max_credits is not None
-        )
+        needs_schema = self.options.validate or self.options.max_credits is not None
         is_new = isinstance(self.ledger, SQLiteLedger) and not self.ledger.path.exists()
         if self._is_durable:
             self.payer = await self._client.payer()
@@ -283,18 +272,9 @@ class Worker:
             await self._fetch_schema()
 
     async def _fetch_schema(self) -> None:
-        """Fetch the schema once; a key that may run the workflow but not read it goes without."""
-        try:
-            schema = await self._client.schema(self.target, max_age=self.options.max_age)
-        except errors.PermissionDeniedError as error:
-            if not error.from_service:  # what stands in between would answer the runs as well
-                raise
-            message = "the schema of %s cannot be read, so inputs are not checked before they are sent: %s"
-            extra = fields("schema_unreadable", target=str(self.target), http_status=error.status)
-            logger.warning(message, self.target, error, extra=extra)
-            return
+        schema = await self._client.executions.schema(self.target, max_age=self.options.max_age)
         self._schema = schema if self.options.validate else None
-        if (estimate := schema.estimated_credit_cost) is not None:
+        if schema is not None and (estimate := schema.estimated_credit_cost) is not None:
             self.prices = attrs.evolve(self.prices, estimate=max(0.0, float(estimate)))
 
     async def close(self) -> None:
@@ -905,8 +885,7 @@ class Worker:
     async def estimate(self, jobs: Reader, find: Find, max_in_flight: int) -> Estimate:
         """Return what the jobs would cost and how long they would take; see `Batch.estimate`."""
         send, is_workflow = self._client.pipeline.send, self.target.kind == "workflows"
-        if is_workflow:
-            await self._fetch_schema()
+        await self._fetch_schema()
         counted = await self._count_jobs(jobs, find)
         name = self.target.name
         rows = endpoints.list_usage(
