@@ -350,7 +350,7 @@ class PollScheduler:
 
     def _longest_step(self, durations: Durations, seen: float) -> float:
         """Return the longest step after a run was seen running at an age: none is known that took so long, or some."""
-        longest = min(_LONGEST_STEP, max(10.0, seen / 4)) if seen > 0 else _FIRST_STEP
+        longest = _longest_step(seen)
         if not self._is_plenty or seen < durations.longest or durations.expected is not None:
             return longest
         if durations.end_count >= _NEW_ENDS:
@@ -423,17 +423,20 @@ class PollScheduler:
         self.deliveries.overdue = sum(self._is_overdue(run, now) for run in self._runs.values())
         self._relies = self.deliveries.is_reliable
         polls = ends = delay = weight = 0.0  # delay: twice what has gone unnoticed; ends: by how much it grows
+        latest = math.inf  # that no run goes unseen for longer than its longest step
         for run in self._runs.values():
             hazard = self._learned.durations_for(run.duration_key).hazard(run.age(now))
             is_listed = self._is_listed(run)
             if not is_listed or self._listings.lag > _MAX_UNSEEN_LAG:
                 polls += math.sqrt(hazard / 2)
             if is_listed and run.execution_id not in self._reported:
-                since = max(0.0, now - max(run.last_running_at, run.started_at))
+                seen_at = max(run.last_running_at, run.started_at)
+                latest = min(latest, seen_at + _longest_step(run.age(seen_at)))
+                since = max(0.0, now - seen_at)
                 weight, ends, delay = weight + hazard, ends + hazard * since, delay + hazard * since * since
         missing = 2 * self._polling.cost_of_request - delay
         step = (math.sqrt(ends * ends + weight * missing) - ends) / weight if weight and missing > 0 else 0.0
-        self._listing_at = now + step if weight else math.inf
+        self._listing_at = min(now + step, latest) if weight else math.inf
         per_second = _TARGET_USE * quota.per_second
         cost = min(_HIGHEST_COST, (polls / per_second) ** 2) if per_second > 0 else _HIGHEST_COST
         self._scarcity = max(1.0, cost / self._polling.cost_of_request) if quota.limit is not None else 1.0
@@ -592,6 +595,11 @@ class PollScheduler:
         in_flight, self._in_flight = self._in_flight, {}
         for run in [self._runs[name] for name in in_flight if name in self._runs]:
             self._queue(run, now)
+
+
+def _longest_step(seen: float) -> float:
+    """Return the longest step after a run was seen running at an age, whatever was learned."""
+    return min(_LONGEST_STEP, max(10.0, seen / 4)) if seen > 0 else _FIRST_STEP
 
 
 def _due_on_schedule(run: TrackedRun, schedule: Backoff) -> float:

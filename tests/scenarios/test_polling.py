@@ -154,6 +154,16 @@ async def test_a_long_run_is_polled_ever_more_rarely(make_client: MakeClient, du
     assert max(later - earlier for earlier, later in pairwise(polls)) <= 61
 
 
+@pytest.mark.parametrize("number", [3, 10])
+async def test_listings_let_no_long_run_go_unseen_for_longer_than_polls(make_client: MakeClient, number: int) -> None:
+    """Runs of many minutes of a new target that listings serve are noticed within the minute that a lone one is."""
+    emulator = service(Lognormal(1500.0, 0.4), tier="enterprise", seed=6)
+    seen = await notice(make_client(emulator), emulator, number)
+    assert max(seen.late) <= 61
+    assert seen.requests <= 50
+    assert emulator.requests.by_route[LISTING] > number
+
+
 # ---- Batches
 
 
