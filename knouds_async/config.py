@@ -76,7 +76,8 @@ class Secret:
 
 
 DATABASE_URL: Final = re.compile(
-    r"\s*postgres[\w+]*:.*|\s*[a-z][\w+.-]+://[^/]*@.*|.*\bpassword\s*=.*", re.IGNORECASE | re.DOTALL
+    r"\s*postgres[\w+]*:.*|\s*([a-z][\w+.-]+:?)?//.*@.*|\s*[\w.+-]+:[^/\\@\s]+@[\w.-]+(:\d+)?/.*|.*\bpassword\s*=.*",
+    re.IGNORECASE | re.DOTALL,
 )
 """What was meant as the URL of a database, however it is misspelled: never a path, which messages would show."""
 

@@ -51,6 +51,7 @@ _HOPELESS: Final = re.compile(
 # The URL.
 
 _PLACE: Final = re.compile(r"postgresql://[\w.,:%/-]+(:[\d,]+)?/[^@/]*\Z")  # else a password was not percent-encoded
+_PORTS: Final = re.compile(r"[0-9]{0,5}(,[0-9]{0,5})*\Z")  # else it is a password, of a URL without a host
 
 
 def place_of(url: Secret) -> str | None:
@@ -67,7 +68,8 @@ def _parameters(url: Secret) -> dict[str, str] | None:
         return None
     host, port, name = given.get("host") or given.get("hostaddr") or "localhost", given.get("port"), given.get("dbname")
     place = f"postgresql://{host}{f':{port}' if port else ''}/{name or ''}"
-    return {**given, "shown": place} if _PLACE.match(place) else None
+    is_place = _PLACE.match(place) and _PORTS.match(port or "")
+    return {**given, "shown": place} if is_place else None
 
 
 def _connection_parameters(url: Secret) -> dict[str, Any]:

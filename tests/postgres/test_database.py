@@ -479,7 +479,7 @@ def test_both_schemes_are_taken() -> None:
     assert repr(Postgres("postgres://h/d")) == repr(Postgres("postgresql://h/d"))
 
 
-SECRETS = f"{PASSWORD}@b@h/d", f"{PASSWORD}/b@h/d"
+SECRETS = f"{PASSWORD}@b@h/d", f"{PASSWORD}/b@h/d", f"{PASSWORD}/d", "123456789/d"
 
 
 @pytest.mark.parametrize(

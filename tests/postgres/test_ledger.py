@@ -825,11 +825,23 @@ async def test_no_frame_of_ours_holds_a_password(knouds: AsyncKnouds, monkeypatc
 
 MISSPELLED = tuple(
     f"{scheme}u:{PASSWORD}@h/d"
-    for scheme in (" postgresql://", "POSTGRESQL://", "postgresql+psycopg://", "postgresql:", "mysql://")
+    for scheme in (
+        " postgresql://",
+        "POSTGRESQL://",
+        "postgresql+psycopg://",
+        "postgresql:",
+        "postgresql//",
+        "mysql://",
+        "mysql://a/",
+        "mysql//",
+        "//",
+        "",
+    )
 )
 UNUSABLE = (
     f"postgresql://u:{PASSWORD}@127.0.0.1:9/d",
     f"postgresql://u:{PASSWORD}@b@h/d",
+    f"postgresql://u:{PASSWORD}/d",
     *MISSPELLED,
     f"host=h password={PASSWORD}",
 )
