@@ -13,7 +13,7 @@ import anyio
 
 from knouds_async import config
 from knouds_async._batch.batch import BatchFactory
-from knouds_async._batch.worker import BatchClient
+from knouds_async._batch.client import BatchClient
 from knouds_async._io.exchange import checked_client
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import attrs
 
+from knouds_async._batch.client import BatchClient
 from knouds_async._batch.jobs import (
     Cancelled,
     Completed,
@@ -38,7 +39,7 @@ from knouds_async._batch.jobs import (
 )
 from knouds_async._batch.ledger import MemoryLedger
 from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar, Reporter, TerminalBar, bar_for
-from knouds_async._batch.worker import BatchClient, JobOptions, Worker
+from knouds_async._batch.worker import JobOptions, Worker
 from knouds_async._io.concurrency import Wakeup, spawn, uninterrupted, wait_until_set
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.estimate import Estimate

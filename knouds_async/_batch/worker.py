@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import Enum
-from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 import attrs
 
 from knouds_async import errors
+from knouds_async._batch.client import BatchClient
 from knouds_async._batch.jobs import (
     Completed,
     Failed,
@@ -36,8 +36,7 @@ from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, MemoryLe
 from knouds_async._batch.progress import describe_waits
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._io.concurrency import Wakeup, read_clocks
-from knouds_async._io.limiter import Limiter
-from knouds_async._io.pipeline import WITHHELD, Pipeline, Withheld, search_usage
+from knouds_async._io.pipeline import WITHHELD, Withheld
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
 from knouds_async._sansio.durations import check_expected
@@ -65,11 +64,11 @@ from knouds_async._sansio.ledger import (
 )
 from knouds_async._sansio.listings import Quota
 from knouds_async._sansio.rate_limit import LimiterStats
-from knouds_async._sansio.reconcile import Doubt, KnownRun, Wanted, unaccounted
+from knouds_async._sansio.reconcile import KnownRun, Wanted, inconclusive, unaccounted
 from knouds_async._sansio.retry import Again, Decision, Done, Fail, Requeue
-from knouds_async.config import TIERS, Retries, Secret, Timeouts, is_number
+from knouds_async.config import TIERS, Secret, Timeouts, is_number
 from knouds_async.errors import KnoudsError
-from knouds_async.execution import UNSEEN, Execution, ExecutionFactory, with_timeout
+from knouds_async.execution import UNSEEN, Execution, with_timeout
 from knouds_async.telemetry import fields
 from knouds_async.types import ExecutionState, RunResult, SubmissionSearch, Submitted, Target, WorkflowSchema
 
@@ -94,73 +93,6 @@ _TARGET_WIDE: Final = (
     errors.InvalidSlugError,
 )
 """Refusals that every further job would meet as well."""
-
-
-@attrs.define(eq=False, repr=False)
-class BatchClient:
-    """The parts of a client that its batches use.
-
-    `save`: fetches the files of a run that are not in a folder yet. `one_go`: the targets whose provider cannot be
-    polled, as far as this client has learned. `warned`: the ids of doubts about a ledger that are logged.
-    """
-
-    pipeline: Pipeline
-    executions: ExecutionFactory
-    limiter: Limiter
-    base_url: str
-    timeouts: Timeouts
-    retries: Retries
-    save: Callable[[RunResult, str | os.PathLike[str]], Awaitable[tuple[Path, ...]]]
-    one_go: set[Target] = attrs.field(factory=set)
-    warned: set[str] = attrs.field(factory=set)
-    _payer: Payer | None = None
-    _checking: anyio.Lock = attrs.field(init=False)
-    _checked: tuple[Doubt, float, SubmissionSearch] | None = None
-
-    def __attrs_post_init__(self) -> None:
-        self._checking = anyio.Lock()
-
-    async def payer(self) -> Payer:
-        """Return whose key this is, and of which service; asked once. A service that does not say leaves it open."""
-        if self._payer is None:
-            try:
-                user = (await self.pipeline.send(endpoints.whoami())).id
-            except (errors.NotFoundError, errors.PermissionDeniedError) as error:
-                if error.status == 403 and not error.from_service:  # what stands in between would answer the runs too
-                    raise
-                user = None
-            self._payer = Payer(user=user, base_url=self.base_url)
-        return self._payer
-
-    async def check(self, doubted: Doubted, account: str | None) -> SubmissionSearch:
-        """Return what usage rows prove of runs that a ledger may lack; those who wait for it share an answer."""
-
-        async def runs() -> list[KnownRun]:
-            return [] if account is None else [await self._named(*each) for each in await doubted.runs(account)]
-
-        asked_at = anyio.current_time()
-        async with self._checking:
-            if self._checked is None or self._checked[0] != doubted.doubt or self._checked[1] < asked_at:
-                began = anyio.current_time()
-                self._checked = (doubted.doubt, began, await self.search(doubted.doubt.wanted(), runs))
-            return self._checked[2]
-
-    async def search(self, wanted: Wanted, known: Callable[[], Awaitable[Sequence[KnownRun]]]) -> SubmissionSearch:
-        """Return what usage rows prove of a submit; `known`: returns the runs that are known."""
-        try:
-            wanted = attrs.evolve(wanted, known=await known())
-            return await search_usage(self.pipeline.send, wanted, self.pipeline.time, known)
-        except errors.ClientClosedError:
-            raise
-        except KnoudsError as error:
-            return _inconclusive(f"the usage could not be read: {error}")
-
-    async def _named(self, execution_id: str | None, run: KnownRun) -> KnownRun:
-        """Return a run with its request id, which only the service knows where somebody has named the run."""
-        if execution_id is None or run.request_id:
-            return run
-        state = await self.pipeline.send(endpoints.get_execution(execution_id))
-        return attrs.evolve(run, request_id=state.request_id or "")
 
 
 LedgerLike: TypeAlias = Ledger | str | os.PathLike[str] | Secret
@@ -816,12 +748,12 @@ class Worker:
         """Return what usage rows prove of an unknown submit."""
         bounds, account = entry.may_have_begun, entry.account
         if bounds is None:
-            return _inconclusive("when it can have begun a run is not known by the service's clock")
+            return inconclusive("when it can have begun a run is not known by the service's clock")
         if account is None or self.payer is None or account != self.payer.account:
-            return _inconclusive("it is not known to be a submit of this account")
+            return inconclusive("it is not known to be a submit of this account")
         wanted = Wanted(target=self.target, earliest=bounds[0], latest=bounds[1])
         if (too_early := wanted.not_yet(self.moment())) is not None:
-            return _inconclusive(too_early)
+            return inconclusive(too_early)
 
         async def known() -> Sequence[KnownRun]:
             await self._answers()
@@ -1091,10 +1023,6 @@ def _sent_at(entry: Entry) -> datetime | None:
 def _unseen(entry: Entry) -> ExecutionState:
     """Return the state of a run before its first poll."""
     return ExecutionState(execution_id=checked_execution_id(entry.execution_id or ""), status=UNSEEN)
-
-
-def _inconclusive(reason: str) -> SubmissionSearch:
-    return SubmissionSearch(candidates=(), is_conclusive=False, reasons=(reason,))
 
 
 def _why(search: SubmissionSearch) -> list[str]:

@@ -167,6 +167,11 @@ class Wanted:
         return bool(starts) and date is not None and all(each is not None and date < each - self.lag for each in starts)
 
 
+def inconclusive(reason: str) -> SubmissionSearch:
+    """Return a search that proves nothing, and why."""
+    return SubmissionSearch(candidates=(), is_conclusive=False, reasons=(reason,))
+
+
 _BETWEEN_CHECKS: Final = 15.0
 
 
