@@ -7,8 +7,9 @@ async with AsyncKnouds() as knouds:  # key from $KNOUDS_KEY
 """
 
 from knouds_async._batch.batch import Batch
-from knouds_async._batch.jobs import Cancelled, Completed, Failed, Job, NotRun, NotRunReason, Outcome, Progress, Unknown
+from knouds_async._batch.jobs import Cancelled, Completed, Failed, Job, NotRun, NotRunReason, Outcome, Unknown
 from knouds_async._batch.ledger import Ledger, LedgerCounts
+from knouds_async._batch.progress import Progress
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.shared_limiter import SharedLimiter

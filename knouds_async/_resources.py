@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Final, Literal, overload
 import attrs
 
 from knouds_async._batch.batch import Batch, BatchFactory
-from knouds_async._batch.jobs import Job, Jobs, OnProgress, Outcome
+from knouds_async._batch.jobs import Job, Jobs, Outcome
+from knouds_async._batch.progress import OnProgress
 from knouds_async._batch.worker import JobOptions, LedgerLike, OnUnknown
 from knouds_async._io.concurrency import ServiceTime
 from knouds_async._io.pipeline import Send, search_usage

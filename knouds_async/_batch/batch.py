@@ -30,15 +30,26 @@ from knouds_async._batch.jobs import (
     Jobs,
     NotRun,
     NotRunReason,
-    OnProgress,
     Outcome,
     PreparedJob,
-    Progress,
     Reader,
     Unknown,
 )
 from knouds_async._batch.ledger import MemoryLedger
-from knouds_async._batch.progress import REFRESH_INTERVAL, Display, NotebookBar, Reporter, TerminalBar, bar_for
+from knouds_async._batch.progress import (
+    REFRESH_INTERVAL,
+    Display,
+    NotebookBar,
+    OnProgress,
+    Progress,
+    Reporter,
+    TerminalBar,
+    bar_for,
+    estimate_jobs,
+    quota_waits,
+    time_left,
+    waiting_for_quota,
+)
 from knouds_async._batch.worker import JobOptions, Worker
 from knouds_async._io.concurrency import Wakeup, spawn, uninterrupted, wait_until_set
 from knouds_async._sansio import endpoints
@@ -153,7 +164,7 @@ class Batch:
     ) -> None:
         self._worker, self._jobs = worker, jobs
         self._reporter = None if on_progress is None else Reporter(on_progress, lambda: self.progress)
-        display = Display(lambda: self.progress, lambda: worker.quota_waits(datetime.now().astimezone()))
+        display = Display(lambda: self.progress, lambda: quota_waits(worker, datetime.now().astimezone()))
         self._bar = bar_for(display) if is_drawn else None
         self._max_in_flight = max_in_flight
         self._most_ahead = max_in_flight + max(max_in_flight, _LEAST_AHEAD)  # jobs that are read and not taken yet
@@ -179,14 +190,14 @@ class Batch:
             credits_reserved=worker.totals.reserved,
             max_credits=worker.options.max_credits,
             held_for=worker.held_for,
-            waiting_for_quota=worker.waiting_for_quota,
+            waiting_for_quota=waiting_for_quota(worker),
             seconds_left=self._seconds_left(total) if total is not None and self._began is not None else None,
             **self._outcomes.counts,
         )
 
     def _seconds_left(self, total: int) -> float | None:
         finished = sum(self._outcomes.counts.values()) - self._outcomes.counts["from_ledger"]
-        return self._worker.seconds_left(total - finished, self._max_in_flight)
+        return time_left(self._worker, total - finished, self._max_in_flight)
 
     def stop(self) -> None:
         """Submit nothing more and read no further job; idempotent.
@@ -206,7 +217,7 @@ class Batch:
         ledger, options = self._worker.ledger, self._worker.options
         reading = getattr(ledger, "reading", None)
         async with nullcontext(ledger.look) if reading is None else reading() as find:
-            return await self._worker.estimate(Reader(self._jobs, options.default), find, self._max_in_flight)
+            return await estimate_jobs(self._worker, Reader(self._jobs, options.default), find, self._max_in_flight)
 
     async def __aenter__(self) -> Batch:
         """Open the ledger, fetch the schema, and begin. Raises LedgerError, or what the service refuses."""

@@ -1,9 +1,9 @@
-"""What goes into a batch and what comes out: jobs, outcomes, as they stand in a ledger, and how it stands meanwhile."""
+"""What goes into a batch and what comes out: jobs and outcomes, these also as they stand in a ledger."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +14,7 @@ import attrs
 from knouds_async._io.concurrency import checkpoint
 from knouds_async._sansio import keys, responses
 from knouds_async._sansio.inputs import Default, is_record, plain_inputs, safe_repr
-from knouds_async._sansio.ledger import Ending, Entry, Stage, amount
+from knouds_async._sansio.ledger import Ending, Entry, Stage
 from knouds_async._sansio.responses import Answer, UnreadableError, json_object
 from knouds_async.errors import (
     ExecutionCancelledError,
@@ -230,52 +230,6 @@ class Unknown(Record):
 
 Outcome: TypeAlias = Completed | Failed | Cancelled | NotRun | Unknown
 """How a job ended; `match` over the five."""
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Progress(Record):
-    """How a batch stands at a moment.
-
-    `elapsed`: seconds since the batch was entered. `total`: how many jobs there are, None when `jobs` has no length.
-    `read`: jobs taken from `jobs` so far. `submitted`: runs that this batch has started, so `submitted / elapsed` is
-    its rate. `in_flight`: runs that are running now, those of an earlier batch included.
-    `completed`, `failed`, `cancelled`, `not_run`, `unknown`, `abandoned`: outcomes so far, those out of the ledger
-    included; an `Unknown` that somebody decided to leave at that counts as abandoned alone. `from_ledger`: how many of
-    them an earlier batch had finished. `outcomes`: all of them.
-    `credits_spent`: what ended runs have cost, over the life of the ledger if there is one; where the service did not
-    say the cost, the estimate counts. `credits_reserved`: for what is in flight or unknown. `max_credits`: the cap.
-    `held_for`: seconds for which nothing is submitted because the service asked for a pause.
-    `waiting_for_quota`: jobs that wait for the rate limit. `seconds_left`: until all jobs have finished, by the windows
-    that their submits need and by how long runs took so far; None while that is not known.
-    """
-
-    elapsed: float = 0.0
-    total: int | None = None
-    read: int = 0
-    submitted: int = 0
-    in_flight: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    not_run: int = 0
-    unknown: int = 0
-    abandoned: int = 0
-    from_ledger: int = 0
-    credits_spent: float = attrs.field(default=0, converter=amount)
-    credits_reserved: float = attrs.field(default=0, converter=amount)
-    max_credits: float | None = attrs.field(default=None, converter=attrs.converters.optional(amount))
-    held_for: float = 0.0
-    waiting_for_quota: int = 0
-    seconds_left: float | None = None
-
-    @property
-    def outcomes(self) -> int:
-        """The jobs that have an outcome."""
-        return self.completed + self.failed + self.cancelled + self.not_run + self.unknown + self.abandoned
-
-
-OnProgress: TypeAlias = Callable[[Progress], object] | Callable[[Progress], Awaitable[object]]
-"""Called whenever something has changed; an async one is awaited, and then called with the newest progress."""
 
 
 # ---- How runs end, on their way into a ledger and out of it

@@ -1,22 +1,30 @@
-"""How a batch tells people its progress: `on_progress`, the lines that describe it, and the bar that shows them."""
+"""How a batch stands, what it costs and how long it takes; and how people see that: `on_progress`, lines, a bar."""
 
 from __future__ import annotations
 
 import inspect
+import math
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import anyio
 import attrs
 
-from knouds_async._batch.jobs import OnProgress, Progress
+from knouds_async._batch.jobs import PreparedJob, Reader
+from knouds_async._batch.worker import Worker, conflict_of
 from knouds_async._io.concurrency import Wakeup
 from knouds_async._sansio import endpoints
+from knouds_async._sansio.estimate import Estimate, Remaining, estimate, seconds_left
+from knouds_async._sansio.inputs import input_errors
+from knouds_async._sansio.ledger import Entry, Stage, amount
+from knouds_async._sansio.listings import Quota
 from knouds_async._sansio.rate_limit import LimiterStats
-from knouds_async.config import is_live
+from knouds_async.config import TIERS, is_live
 from knouds_async.errors import ConfigurationError
+from knouds_async.types import Account, Record
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,6 +35,155 @@ _WINDOW: Final = 60.0  # seconds before which a pace says nothing: runs are subm
 _LEAST_OF_A_LISTING: Final = 3  # runs from which on usage listings take the place of polls
 _POLLS: Final = endpoints.get_execution("x").route
 _LISTINGS: Final = endpoints.list_usage_statuses(limit=1, offset=0).route
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Progress(Record):
+    """How a batch stands at a moment.
+
+    `elapsed`: seconds since the batch was entered. `total`: how many jobs there are, None when `jobs` has no length.
+    `read`: jobs taken from `jobs` so far. `submitted`: runs that this batch has started, so `submitted / elapsed` is
+    its rate. `in_flight`: runs that are running now, those of an earlier batch included.
+    `completed`, `failed`, `cancelled`, `not_run`, `unknown`, `abandoned`: outcomes so far, those out of the ledger
+    included; an `Unknown` that somebody decided to leave at that counts as abandoned alone. `from_ledger`: how many of
+    them an earlier batch had finished. `outcomes`: all of them.
+    `credits_spent`: what ended runs have cost, over the life of the ledger if there is one; where the service did not
+    say the cost, the estimate counts. `credits_reserved`: for what is in flight or unknown. `max_credits`: the cap.
+    `held_for`: seconds for which nothing is submitted because the service asked for a pause.
+    `waiting_for_quota`: jobs that wait for the rate limit. `seconds_left`: until all jobs have finished, by the windows
+    that their submits need and by how long runs took so far; None while that is not known.
+    """
+
+    elapsed: float = 0.0
+    total: int | None = None
+    read: int = 0
+    submitted: int = 0
+    in_flight: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    not_run: int = 0
+    unknown: int = 0
+    abandoned: int = 0
+    from_ledger: int = 0
+    credits_spent: float = attrs.field(default=0, converter=amount)
+    credits_reserved: float = attrs.field(default=0, converter=amount)
+    max_credits: float | None = attrs.field(default=None, converter=attrs.converters.optional(amount))
+    held_for: float = 0.0
+    waiting_for_quota: int = 0
+    seconds_left: float | None = None
+
+    @property
+    def outcomes(self) -> int:
+        """The jobs that have an outcome."""
+        return self.completed + self.failed + self.cancelled + self.not_run + self.unknown + self.abandoned
+
+
+OnProgress: TypeAlias = Callable[[Progress], object] | Callable[[Progress], Awaitable[object]]
+"""Called whenever something has changed; an async one is awaited, and then called with the newest progress."""
+
+
+# ---- What a batch waits for, what it costs, and how long it takes
+
+Find: TypeAlias = Callable[[str], Awaitable[Entry | None]]
+
+_FAULTS_NAMED: Final = 10
+
+
+def waiting_for_quota(worker: Worker) -> int:
+    """Return how many jobs of a batch wait for the rate limit."""
+    return min(len(worker.in_line), worker.client.limiter.stats(worker.route).waiting)
+
+
+def quota_waits(worker: Worker, now: datetime) -> Iterator[str]:
+    """Yield what a batch waits for at this moment beside the runs themselves, for people."""
+    return describe_waits(worker.client.limiter.stats, worker.route, worker.in_flight, now)
+
+
+def time_left(worker: Worker, unfinished: int, max_in_flight: int) -> float | None:
+    """Return the seconds until so many jobs have finished, None when unknown."""
+    if worker.lengths.mean() is None and worker.options.expected is not None:
+        worker.lengths.add(worker.options.expected)
+    limiter = worker.client.limiter
+    submits, polls = limiter.stats(worker.route), limiter.stats(_POLLS)
+    begun = worker.in_flight + max(0, len(worker.in_line) - submits.waiting)  # with those that have a permit already
+    remaining = Remaining(
+        to_submit=0 if worker.stopped_by is not None else max(0, unfinished - begun),
+        in_flight=begun,
+        since_submit=anyio.current_time() - worker.last_sent if begun == worker.in_flight > 0 else 0.0,
+        held_for=submits.held_for,
+        polls=worker.client.executions.polls_in_flight,
+    )
+    return seconds_left(
+        remaining,
+        submits=_quota(submits, limiter.share),
+        polls=_quota(polls, limiter.share),
+        lengths=worker.lengths,
+        max_in_flight=max_in_flight,
+    )
+
+
+def _quota(stats: LimiterStats, share: float = 1.0) -> Quota:
+    return Quota(None if stats.limit is None else stats.limit * share, stats.left, stats.resets_in)
+
+
+async def estimate_jobs(worker: Worker, jobs: Reader, find: Find, max_in_flight: int) -> Estimate:
+    """Return what jobs would cost and how long they would take; see `Batch.estimate`."""
+    client, target = worker.client, worker.target
+    await worker.fetch_schema()
+    counted = await _count_jobs(worker, jobs, find)
+    is_workflow = target.kind == "workflows"
+    rows = endpoints.list_usage(
+        workflow_slug=target.name if is_workflow else None,
+        model_id=None if is_workflow else target.name,
+        limit=endpoints.LARGEST_PAGE,
+    )
+    page, account = await client.pipeline.send(rows), await client.pipeline.send(endpoints.whoami())
+    return estimate(
+        counted,
+        price=worker.prices.estimate,
+        rows=page.rows,
+        quota=_known_quota(client.limiter.stats, (worker.route, rows.route, endpoints.whoami().route), account),
+        max_in_flight=max_in_flight,
+        expected=worker.options.expected,
+    )
+
+
+def _known_quota(stats: Callable[[str], LimiterStats], routes: Sequence[str], account: Account) -> Quota:
+    """Return the quota of the first route, or what those of others or the tier say of it."""
+    own, *others = (_quota(stats(route)) for route in routes)
+    if own.limit is not None:
+        return own
+    tier = Quota(math.inf if account.role == "admin" else TIERS.get(account.tier or ""))
+    known = next((quota for quota in others if quota.limit is not None), tier)
+    return attrs.evolve(known, left=None)
+
+
+async def _count_jobs(worker: Worker, jobs: Reader, find: Find) -> Estimate:
+    """Read all jobs, and count those that would not be run."""
+    invalid, done, faults = 0, 0, list[str]()
+    async for prepared in jobs:
+        entry = await find(prepared.job.key)
+        if (fault := _fault(worker, prepared, entry)) is None:
+            done += entry is not None and entry.stage is not Stage.NEW
+            continue
+        invalid += 1
+        if len(faults) < _FAULTS_NAMED:
+            faults.append(f"{prepared.job.key}: {fault}")
+    return Estimate(jobs=jobs.count, invalid=invalid, already_done=done, faults=tuple(faults))
+
+
+def _fault(worker: Worker, prepared: PreparedJob, entry: Entry | None) -> str | None:
+    """Return why a job would not be run, None when it would, or has been."""
+    if prepared.is_repeated:
+        return "its key came before in this batch"
+    if prepared.error is not None:
+        return str(prepared.error)
+    if (conflict := conflict_of(prepared, entry, worker.target)) is not None:
+        return str(conflict.error)
+    if entry is not None and entry.stage is not Stage.NEW:
+        return None
+    return "; ".join(input_errors(worker.schema, prepared.inputs) if worker.schema is not None else ()) or None
 
 
 # ---- on_progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import Enum
@@ -23,7 +23,6 @@ from knouds_async._batch.jobs import (
     NotRunReason,
     Outcome,
     PreparedJob,
-    Reader,
     Unknown,
     ending_of,
     ending_of_failure,
@@ -33,14 +32,13 @@ from knouds_async._batch.jobs import (
     state_of_entry,
 )
 from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, MemoryLedger, Taken, Written
-from knouds_async._batch.progress import describe_waits
 from knouds_async._batch.sqlite import SQLiteLedger
 from knouds_async._io.concurrency import Wakeup, read_clocks
 from knouds_async._io.pipeline import WITHHELD, Withheld
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
 from knouds_async._sansio.durations import check_expected
-from knouds_async._sansio.estimate import Estimate, Remaining, RunLengths, estimate, seconds_left
+from knouds_async._sansio.estimate import RunLengths
 from knouds_async._sansio.inputs import Default, checked_execution_id, input_errors, invalid_inputs
 from knouds_async._sansio.ledger import (
     Accepted,
@@ -62,11 +60,9 @@ from knouds_async._sansio.ledger import (
     Totals,
     fit_under_cap,
 )
-from knouds_async._sansio.listings import Quota
-from knouds_async._sansio.rate_limit import LimiterStats
 from knouds_async._sansio.reconcile import KnownRun, Wanted, inconclusive, unaccounted
 from knouds_async._sansio.retry import Again, Decision, Done, Fail, Requeue
-from knouds_async.config import TIERS, Secret, Timeouts, is_number
+from knouds_async.config import Secret, Timeouts, is_number
 from knouds_async.errors import KnoudsError
 from knouds_async.execution import UNSEEN, Execution, with_timeout
 from knouds_async.telemetry import fields
@@ -76,7 +72,6 @@ logger = logging.getLogger("knouds_async")
 
 OnUnknown = Literal["park", "stop"]
 Answer: TypeAlias = Submitted | RunResult | KnoudsError
-Find: TypeAlias = Callable[[str], Awaitable[Entry | None]]
 
 _BETWEEN_LOOKS: Final = 0.1
 UNREACHABLE: Final = 600.0  # seconds without a connection after which there is no hope
@@ -84,8 +79,6 @@ _LONGEST_PAUSE: Final = 60.0
 _SHORT_PAUSE: Final = 5.0  # seconds: not worth a word
 _GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
 _SPAN: Final = 1200.0  # seconds before a submit: runs of that time may account for rows that are near it
-_FAULTS_NAMED: Final = 10  # of an estimate
-_POLL_ROUTE: Final = endpoints.get_execution("x").route
 _TARGET_WIDE: Final = (
     errors.AuthenticationError,
     errors.PermissionDeniedError,
@@ -147,7 +140,7 @@ class Worker:
     """Runs the jobs of one batch, each by `run_job`."""
 
     def __init__(self, client: BatchClient, target: Target, options: JobOptions) -> None:
-        self._client, self.target, self.options = client, target, options
+        self.client, self.target, self.options = client, target, options
         self.ledger = _ledger_of(given := options.ledger)
         self._is_durable = given is not None
         self._owns_ledger = isinstance(given, (str, os.PathLike))  # a database's connection is its thread's to close
@@ -155,7 +148,7 @@ class Worker:
         self.on_change: Callable[[], None] = lambda: None
         self.owner = ""
         self.payer: Payer | None = None
-        self._schema: WorkflowSchema | None = None
+        self.schema: WorkflowSchema | None = None
         # The budget.
         self.totals, self.prices = Totals(), Prices()
         self._reserved = set[PreparedJob]()  # let through under the cap, and not on record yet
@@ -172,13 +165,13 @@ class Worker:
         self.in_line = set[anyio.CancelScope]()  # of what `stop` may end: no paid request is in flight in them
         self.doubted: Doubted | None = None  # the ledger may lack runs: nothing is sent before that is settled
         self.last_sent = 0.0
-        self._route = endpoints.submit(target, {}).route
+        self.route = endpoints.submit(target, {}).route
         self._probing, self._is_probed = anyio.Lock(), False
         self._settling, self._searching = anyio.Lock(), anyio.Lock()
         self._away_since: float | None = None  # since when the service cannot be reached
         self._foreign_answers = 0  # in a row
         self._paused_until = -math.inf
-        self._lengths = RunLengths()
+        self.lengths = RunLengths()
 
     # Opening, closing, stopping.
 
@@ -191,9 +184,9 @@ class Worker:
         needs_schema = self.options.validate or self.options.max_credits is not None
         is_new = isinstance(self.ledger, SQLiteLedger) and not self.ledger.path.exists()
         if self._is_durable:
-            self.payer = await self._client.payer()
+            self.payer = await self.client.payer()
         if needs_schema and is_new:
-            await self._fetch_schema()
+            await self.fetch_schema()
         if self.payer is not None:
             await self.ledger.bind(self.payer)
         self.owner = await self.ledger.join()
@@ -201,11 +194,12 @@ class Worker:
         self.totals = summary.totals
         self.prices = attrs.evolve(self.prices, ended=summary.runs, highest_cost=summary.highest_cost)
         if needs_schema and not is_new:
-            await self._fetch_schema()
+            await self.fetch_schema()
 
-    async def _fetch_schema(self) -> None:
-        schema = await self._client.executions.schema(self.target, max_age=self.options.max_age)
-        self._schema = schema if self.options.validate else None
+    async def fetch_schema(self) -> None:
+        """Fetch what inputs are checked against, and the price of a run."""
+        schema = await self.client.executions.schema(self.target, max_age=self.options.max_age)
+        self.schema = schema if self.options.validate else None
         if schema is not None and (estimate := schema.estimated_credit_cost) is not None:
             self.prices = attrs.evolve(self.prices, estimate=max(0.0, float(estimate)))
 
@@ -262,7 +256,7 @@ class Worker:
         found: Outcome | Entry | None = await self.ledger.look(job.key)
         while found is None or isinstance(found, Entry):
             try:
-                found = _conflict(prepared, found, self.target) or await self._continue(prepared, found)
+                found = conflict_of(prepared, found, self.target) or await self._continue(prepared, found)
             finally:
                 self._in_flight.discard(prepared)
                 self._released.notify()
@@ -284,7 +278,7 @@ class Worker:
 
     async def _run(self, prepared: PreparedJob) -> Outcome | Entry | None:
         """Run a job that never ran: check its inputs, reserve credits, submit it, wait for its run."""
-        if self._schema is not None and (faults := input_errors(self._schema, prepared.inputs)):
+        if self.schema is not None and (faults := input_errors(self.schema, prepared.inputs)):
             refused = invalid_inputs(self.target, faults)
             return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=refused)
         if (stopped_by := await self._reserve(prepared)) is not None:
@@ -299,7 +293,7 @@ class Worker:
             raise prepared.error
         while True:
             entry = await self.ledger.look(prepared.job.key)
-            if (conflict := _conflict(prepared, entry, self.target)) is not None:
+            if (conflict := conflict_of(prepared, entry, self.target)) is not None:
                 raise conflict.error
             if entry is None or entry.stage is Stage.NEW:
                 if (execution := await self._submit(prepared)) is not None:
@@ -307,7 +301,7 @@ class Worker:
             elif entry.stage is Stage.SENDING:
                 await anyio.sleep(_BETWEEN_LOOKS)
             elif entry.execution_id is not None:
-                return self._client.executions.attach(state_of_entry(entry) or _unseen(entry), self.target)
+                return self.client.executions.attach(state_of_entry(entry) or _unseen(entry), self.target)
             elif entry.stage is not Stage.UNKNOWN or isinstance(await self._search(prepared, entry), Unknown):
                 raise _error_of(outcome_of_entry(prepared.job, entry))
 
@@ -320,7 +314,7 @@ class Worker:
             raise answer
         if not isinstance(answer, Submitted) or submit.entry is None or submit.entry.stage is Stage.UNKNOWN:
             return None
-        return self._client.executions.from_receipt(answer, self.target, self.options.expected)
+        return self.client.executions.from_receipt(answer, self.target, self.options.expected)
 
     async def save(self, outcome: Completed) -> Completed:
         """Return an outcome with its files, which are in the folder then, or with what was in the way: no end of it."""
@@ -328,7 +322,7 @@ class Worker:
             return outcome
         try:
             with self._counted_as_waiting():
-                return attrs.evolve(outcome, files=await self._client.save(outcome.run, self.options.save))
+                return attrs.evolve(outcome, files=await self.client.save(outcome.run, self.options.save))
         except Exception as error:  # noqa: BLE001  (the run is paid for, and completed: nothing else may lose it)
             run = f" (execution {outcome.execution_id})" if outcome.execution_id else ""
             message = "the files of job %r%s were not all saved, and its result has their addresses: %s"
@@ -371,11 +365,11 @@ class Worker:
 
     async def _send_once(self, submit: Submit) -> Submitted | RunResult | None:
         self._log_pause()
-        is_one_go = not submit.needs_id and self.target in self._client.one_go
-        submit.lasts = self._client.timeouts.run if is_one_go else 0.0
+        is_one_go = not submit.needs_id and self.target in self.client.one_go
+        submit.lasts = self.client.timeouts.run if is_one_go else 0.0
         make: Callable[..., endpoints.Call[Any]] = endpoints.run if is_one_go else endpoints.submit
         call, total = with_timeout(make(self.target, submit.prepared.inputs), self.options.timeout)
-        answer: Submitted | RunResult | None = await self._client.pipeline.send(call, total=total, hooks=submit)
+        answer: Submitted | RunResult | None = await self.client.pipeline.send(call, total=total, hooks=submit)
         return answer
 
     async def _follow(self, submit: Submit, answer: Answer | None) -> Outcome | Entry | None:
@@ -417,11 +411,11 @@ class Worker:
         if entry.execution_id != receipt.execution_id:
             self._log_second_run(prepared, receipt)
             return entry
-        execution = self._client.executions.from_receipt(receipt, self.target, self.options.expected, is_reported=True)
+        execution = self.client.executions.from_receipt(receipt, self.target, self.options.expected, is_reported=True)
         began = anyio.current_time()
         outcome = await self._wait(prepared, entry, execution)
         if not isinstance(outcome, Unknown):
-            self._lengths.add(anyio.current_time() - began)
+            self.lengths.add(anyio.current_time() - began)
         return outcome
 
     def _log_second_run(self, prepared: PreparedJob, run: Submitted | RunResult) -> None:
@@ -480,7 +474,7 @@ class Worker:
     def _count(self, ms: float | None = None) -> None:
         self.submitted += 1
         if ms is not None:
-            self._lengths.add(ms / 1000)
+            self.lengths.add(ms / 1000)
         self.on_change()
 
     # What stands in the way of a submit.
@@ -509,7 +503,7 @@ class Worker:
         away_for = 0.0 if self._away_since is None else anyio.current_time() - self._away_since
         match error:
             case errors.AsyncNotSupportedError() if not submit.lasts:  # it was not sent to run in one go
-                self._client.one_go.add(self.target)
+                self.client.one_go.add(self.target)
             case errors.RateLimitError() if error.is_pause:
                 self._stop_with_warning(NotRunReason.RATE_LIMITED, error)
             case errors.RateLimitError():
@@ -534,12 +528,12 @@ class Worker:
 
     def moment(self) -> Moment:
         """Return this moment, dated by the service's clock as certainly as it can be."""
-        return self._client.pipeline.time.moment()
+        return self.client.pipeline.time.moment()
 
     @property
     def is_undated(self) -> bool:
         """Whether to ask the service for its time before anything is sent: only what is dated can be proven."""
-        return self.payer is not None and self._client.pipeline.time.is_worth_asking()
+        return self.payer is not None and self.client.pipeline.time.is_worth_asking()
 
     async def _prepare(self) -> None:
         """Learn the service's time, and settle whether the ledger lacks runs; LedgerError where that stays open."""
@@ -551,14 +545,14 @@ class Worker:
 
     async def _ask_for_time(self) -> None:
         if self.is_undated:
-            await self._client.pipeline.ask_for_time()
+            await self.client.pipeline.ask_for_time()
 
     async def _settled(self, doubted: Doubted) -> Doubted | None:
         """Check once, and wait for as long as another check may find more; None: nothing is in doubt any more."""
         found = await doubted.again(self.moment())
         if found is None:
             return None
-        search = await self._client.check(found, None if self.payer is None else self.payer.account)
+        search = await self.client.check(found, None if self.payer is None else self.payer.account)
         if search.is_certainly_none:
             return await found.trust()
         message, pause = f"{found.message}: {unaccounted(search)}", found.doubt.next_check(self.moment())
@@ -567,8 +561,8 @@ class Worker:
                 f"{message}. Nothing was submitted: look whose runs these are, then allow it with `await "
                 "ledger.trust()` or `knouds ledger trust URL`"
             )
-        if found.doubt.id not in self._client.warned:
-            self._client.warned.add(found.doubt.id)
+        if found.doubt.id not in self.client.warned:
+            self.client.warned.add(found.doubt.id)
             extra = fields("ledger_in_doubt", target=str(self.target), count=len(search.candidates), wait=pause)
             logger.warning(
                 "nothing is submitted until usage rows prove that no run is missing: %s", message, extra=extra
@@ -578,7 +572,7 @@ class Worker:
 
     def _log_pause(self) -> None:
         """Log once what is waited for when the service has asked for a pause."""
-        if not _SHORT_PAUSE <= (held_for := self.held_for) <= self._client.retries.longest:
+        if not _SHORT_PAUSE <= (held_for := self.held_for) <= self.client.retries.longest:
             return
         until = (now := self.moment().wall) + held_for
         if until < max(now, self._paused_until) + _SHORT_PAUSE:
@@ -586,7 +580,7 @@ class Worker:
         self._paused_until = until
         message = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
         until_utc = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S} UTC"
-        extra = fields("service_paused", target=str(self.target), route=self._route, wait=held_for)
+        extra = fields("service_paused", target=str(self.target), route=self.route, wait=held_for)
         logger.warning(message, self.target, held_for, until_utc, extra=extra)
         self.on_change()
 
@@ -697,7 +691,7 @@ class Worker:
             return await self.ledger.look(prepared.job.key)
         self._in_flight.add(prepared)
         expected = self.options.expected
-        execution = self._client.executions.attach(_unseen(picked), self.target, expected=expected, is_reported=True)
+        execution = self.client.executions.attach(_unseen(picked), self.target, expected=expected, is_reported=True)
         return await self._wait(prepared, picked, execution)
 
     async def _leave_to_its_owner(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
@@ -759,15 +753,13 @@ class Worker:
             await self._answers()
             return await self.ledger.known_runs(str(self.target), account, wanted.earliest - _SPAN)
 
-        return await self._client.search(wanted, known)
+        return await self.client.search(wanted, known)
 
     async def _answers(self) -> None:
         """Wait until the submits that are in flight are answered: rows may show their runs before they are known."""
         unanswered = set(self._unanswered)
         while unanswered & self._unanswered:
             await self._released.wait()
-
-    # How it stands, and how long it takes.
 
     @property
     def in_flight(self) -> int:
@@ -777,94 +769,8 @@ class Worker:
     @property
     def held_for(self) -> float:
         """The seconds for which the service asked that nothing be submitted, beyond the rest of a used-up window."""
-        stats = self._client.limiter.stats(self._route)
+        stats = self.client.limiter.stats(self.route)
         return stats.held_for if stats.is_pause else 0.0
-
-    @property
-    def waiting_for_quota(self) -> int:
-        """Jobs of this batch that wait for the rate limit."""
-        return min(len(self.in_line), self._client.limiter.stats(self._route).waiting)
-
-    def quota_waits(self, now: datetime) -> Iterator[str]:
-        """Yield what the batch waits for at this moment beside the runs themselves, for people."""
-        return describe_waits(self._client.limiter.stats, self._route, self.in_flight, now)
-
-    def seconds_left(self, unfinished: int, max_in_flight: int) -> float | None:
-        """Return the seconds until so many jobs have finished, None when unknown."""
-        if self._lengths.mean() is None and self.options.expected is not None:
-            self._lengths.add(self.options.expected)
-        submits, polls = self._client.limiter.stats(self._route), self._client.limiter.stats(_POLL_ROUTE)
-        begun = self.in_flight + max(0, len(self.in_line) - submits.waiting)  # with those that have a permit already
-        remaining = Remaining(
-            to_submit=0 if self.stopped_by is not None else max(0, unfinished - begun),
-            in_flight=begun,
-            since_submit=anyio.current_time() - self.last_sent if begun == self.in_flight > 0 else 0.0,
-            held_for=submits.held_for,
-            polls=self._client.executions.polls_in_flight,
-        )
-        return seconds_left(
-            remaining,
-            submits=self._own_quota(submits),
-            polls=self._own_quota(polls),
-            lengths=self._lengths,
-            max_in_flight=max_in_flight,
-        )
-
-    def _own_quota(self, stats: LimiterStats) -> Quota:
-        limit = math.inf if stats.limit is None else stats.limit * self._client.limiter.share
-        return Quota(limit, stats.left, stats.resets_in)
-
-    async def estimate(self, jobs: Reader, find: Find, max_in_flight: int) -> Estimate:
-        """Return what the jobs would cost and how long they would take; see `Batch.estimate`."""
-        send, is_workflow = self._client.pipeline.send, self.target.kind == "workflows"
-        await self._fetch_schema()
-        counted = await self._count_jobs(jobs, find)
-        name = self.target.name
-        rows = endpoints.list_usage(
-            workflow_slug=name if is_workflow else None,
-            model_id=None if is_workflow else name,
-            limit=endpoints.LARGEST_PAGE,
-        )
-        page, account = await send(rows), await send(endpoints.whoami())
-        free = (rows.route, endpoints.whoami().route)
-        known = [quota for route in (self._route, *free) if (quota := self._quota(route)).limit is not None]
-        tier = math.inf if account.role == "admin" else TIERS.get(account.tier or "")
-        quota = known[0] if known else Quota(tier)
-        if quota != self._quota(self._route):
-            quota = attrs.evolve(quota, left=None)  # of another route
-        price, most = self.prices.estimate, max_in_flight
-        return estimate(
-            counted, price=price, rows=page.rows, quota=quota, max_in_flight=most, expected=self.options.expected
-        )
-
-    async def _count_jobs(self, jobs: Reader, find: Find) -> Estimate:
-        """Read all jobs, and count those that would not be run."""
-        invalid, done, faults = 0, 0, list[str]()
-        async for prepared in jobs:
-            entry = await find(prepared.job.key)
-            if (fault := self._fault(prepared, entry)) is None:
-                done += entry is not None and entry.stage is not Stage.NEW
-                continue
-            invalid += 1
-            if len(faults) < _FAULTS_NAMED:
-                faults.append(f"{prepared.job.key}: {fault}")
-        return Estimate(jobs=jobs.count, invalid=invalid, already_done=done, faults=tuple(faults))
-
-    def _fault(self, prepared: PreparedJob, entry: Entry | None) -> str | None:
-        """Return why a job would not be run, None when it would, or has been."""
-        if prepared.is_repeated:
-            return "its key came before in this batch"
-        if prepared.error is not None:
-            return str(prepared.error)
-        if (conflict := _conflict(prepared, entry, self.target)) is not None:
-            return str(conflict.error)
-        if entry is not None and entry.stage is not Stage.NEW:
-            return None
-        return "; ".join(input_errors(self._schema, prepared.inputs) if self._schema is not None else ()) or None
-
-    def _quota(self, route: str) -> Quota:
-        stats = self._client.limiter.stats(route)
-        return Quota(stats.limit, stats.left, stats.resets_in)
 
 
 class Phase(Enum):
@@ -1030,7 +936,7 @@ def _why(search: SubmissionSearch) -> list[str]:
     return [*rows, *search.reasons]
 
 
-def _conflict(prepared: PreparedJob, entry: Entry | None, target: Target) -> NotRun | None:
+def conflict_of(prepared: PreparedJob, entry: Entry | None, target: Target) -> NotRun | None:
     if entry is None or (entry.digest, entry.target) == (prepared.digest, str(target)):
         return None
     what = "other inputs" if entry.digest != prepared.digest else f"the target {entry.target}"
