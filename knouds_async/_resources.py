@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Final, Literal, overload
 
 import attrs
 
-from knouds_async._batch.batch import Batch, BatchFactory
+from knouds_async._batch.batch import Batch, run_once, submit_once
+from knouds_async._batch.client import BatchClient
 from knouds_async._batch.jobs import Job, Jobs, Outcome
 from knouds_async._batch.progress import OnProgress
-from knouds_async._batch.worker import JobOptions, LedgerLike, OnUnknown
+from knouds_async._batch.worker import JobOptions, LedgerLike, OnUnknown, Worker
 from knouds_async._io.concurrency import ServiceTime
 from knouds_async._io.pipeline import Send, search_usage
 from knouds_async._sansio import endpoints
@@ -42,10 +43,10 @@ class Targets:
 
     _kind: ClassVar[Literal["workflows", "models"]]
 
-    def __init__(self, send: Send, factory: ExecutionFactory, batches: BatchFactory) -> None:
+    def __init__(self, send: Send, factory: ExecutionFactory, client: BatchClient) -> None:
         self._send = send
         self._factory = factory
-        self._batches = batches
+        self._client = client
 
     async def submit(
         self,
@@ -85,7 +86,7 @@ class Targets:
             await self._check(target, inputs, default)
         if key is not None and ledger is not None:
             options = JobOptions(ledger=ledger, expected=expected, timeout=timeout, default=default)
-            return await self._batches.submit(target, inputs, key, options)
+            return await submit_once(self._client, target, inputs, key, options)
         if key is not None or ledger is not None:
             missing = "ledger" if ledger is None else "key"
             raise InvalidArgumentError(f"{missing}=None: a submit takes a key and a ledger, or neither")
@@ -140,7 +141,7 @@ class Targets:
         options = JobOptions(
             ledger=ledger, max_credits=max_credits, validate=validate, expected=expected, default=default
         )
-        return await self._batches.once(Target(self._kind, slug), job, options)
+        return await run_once(self._client, Target(self._kind, slug), job, options)
 
     def map(
         self,
@@ -198,10 +199,9 @@ class Targets:
             default=default,
             save=save,
         )
-        return self._batches.map(
-            Target(self._kind, slug),
+        return Batch(
+            Worker(self._client, Target(self._kind, slug), options),
             jobs,
-            options,
             ordered=ordered,
             max_in_flight=max_in_flight,
             on_progress=on_progress,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import anyio
 
 from knouds_async import config
-from knouds_async._batch.batch import BatchFactory
 from knouds_async._batch.client import BatchClient
 from knouds_async._io.exchange import checked_client
 from knouds_async._io.limiter import Limiter
@@ -108,11 +107,9 @@ class AsyncKnouds:
         factory = ExecutionFactory(send, self._poller, url, time, recent)
         self.executions: Final = Executions(send, factory, self._poller, url)
         self.usage: Final = Usage(send, time, recent)
-        batches = BatchFactory(
-            BatchClient(self._pipeline, factory, self._limiter, url, timeouts, retries, self._downloads.save)
-        )
-        self.workflows: Final = Workflows(send, factory, batches)
-        self.models: Final = Models(send, factory, batches)
+        parts = BatchClient(self._pipeline, factory, self._limiter, url, timeouts, retries, self._downloads.save)
+        self.workflows: Final = Workflows(send, factory, parts)
+        self.models: Final = Models(send, factory, parts)
 
     def __repr__(self) -> str:
         """Return the service's URL, never the key; also while it is being built, for tracebacks that show locals."""

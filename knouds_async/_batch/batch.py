@@ -1,4 +1,4 @@
-"""Batch: jobs in, outcomes out, while an async with block is open; its own task, and what makes it."""
+"""Batch: jobs in, outcomes out, while an async with block is open; its own task. And a single job without a batch."""
 
 from __future__ import annotations
 
@@ -52,11 +52,10 @@ from knouds_async._batch.progress import (
 )
 from knouds_async._batch.worker import JobOptions, Worker
 from knouds_async._io.concurrency import Wakeup, spawn, uninterrupted, wait_until_set
-from knouds_async._sansio import endpoints
 from knouds_async._sansio.estimate import Estimate
 from knouds_async.config import is_integer
 from knouds_async.errors import InvalidArgumentError, KnoudsError
-from knouds_async.execution import Execution, with_timeout
+from knouds_async.execution import Execution
 from knouds_async.telemetry import fields
 from knouds_async.types import Inputs, Target
 
@@ -131,6 +130,7 @@ class OutcomeQueue:
         yield from self._early.values()
 
 
+_MOST_IN_FLIGHT: Final = 2000  # unless a caller says otherwise: 1000 a minute that take two minutes each
 _LEAST_AHEAD: Final = 100
 _CUT: Final = (
     "the batch was cancelled, but not by leaving its block: by what its jobs come from, by on_progress, by its ledger, "
@@ -157,19 +157,20 @@ class Batch:
         worker: Worker,
         jobs: Jobs,
         *,
-        is_ordered: bool,
-        max_in_flight: int,
+        ordered: bool,
+        max_in_flight: int | None,
         on_progress: OnProgress | None,
-        is_drawn: bool = False,
+        progress: bool,
     ) -> None:
+        _check(jobs, max_in_flight, on_progress, progress)
         self._worker, self._jobs = worker, jobs
         self._reporter = None if on_progress is None else Reporter(on_progress, lambda: self.progress)
         display = Display(lambda: self.progress, lambda: quota_waits(worker, datetime.now().astimezone()))
-        self._bar = bar_for(display) if is_drawn else None
-        self._max_in_flight = max_in_flight
-        self._most_ahead = max_in_flight + max(max_in_flight, _LEAST_AHEAD)  # jobs that are read and not taken yet
+        self._bar = bar_for(display) if progress else None
+        self._max_in_flight = _MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
+        self._most_ahead = self._max_in_flight + max(self._max_in_flight, _LEAST_AHEAD)  # read, and not taken yet
         self._reader = Reader(jobs, worker.options.default)
-        self._outcomes = OutcomeQueue(is_ordered=is_ordered)
+        self._outcomes = OutcomeQueue(is_ordered=ordered)
         self._active = 0  # jobs that have a task
         self._room = Wakeup()
         self._began: float | None = None
@@ -225,12 +226,7 @@ class Batch:
             raise RuntimeError("a batch is entered once: call map again for another")
         self._began = anyio.current_time()
         self._scope, self._reading, self._ended = anyio.CancelScope(), anyio.CancelScope(), anyio.Event()
-        try:
-            await self._worker.open()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._worker.close()
-            raise
+        await self._worker.open()
         # In the context of the caller's: the source of the jobs is the caller's too.
         self._task = spawn(self._run, contextvars.copy_context(), ended=self._ended.set)
         return self
@@ -388,72 +384,28 @@ def _id_of(outcome: Outcome) -> str | None:
 
 
 _SCHEMA_AGE: Final = 60.0  # seconds for which the jobs that come one by one share a schema
-MOST_IN_FLIGHT: Final = 2000
-"""How many jobs are under way at once unless a caller says otherwise: 1000 a minute that take two minutes each."""
 
 
-class BatchFactory:
-    """Makes batches of one client."""
-
-    def __init__(self, client: BatchClient) -> None:
-        self._client = client
-
-    def map(
-        self,
-        target: Target,
-        jobs: Jobs,
-        options: JobOptions,
-        *,
-        ordered: bool = False,
-        max_in_flight: int | None = None,
-        on_progress: OnProgress | None = None,
-        progress: bool = False,
-    ) -> Batch:
-        """Make a batch; see `Workflows.map`."""
-        endpoints.submit(target, {}, options.default)  # checks the name, and `default`
-        _check(jobs, max_in_flight)
-        _check_progress(on_progress, progress)
-        worker = Worker(self._client, target, options)
-        most = MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
-        return Batch(worker, jobs, is_ordered=ordered, max_in_flight=most, on_progress=on_progress, is_drawn=progress)
-
-    async def once(self, target: Target, job: Job | Inputs, options: JobOptions) -> Outcome:
-        """Return the outcome of one job; see `Workflows.once`."""
-        endpoints.submit(target, {})  # checks the name
-        prepared = Reader(default=options.default).read(job)
-        worker = Worker(self._client, target, attrs.evolve(options, max_age=_SCHEMA_AGE))
-        async with _open(worker):
-            return await worker.run_job(prepared)
-
-    async def submit(self, target: Target, inputs: Inputs, key: str, options: JobOptions) -> Execution:
-        """Return the handle of the run of a key; see `Workflows.submit`."""
-        prepared = Reader(default=options.default).read(Job(key, inputs))
-        with_timeout(endpoints.submit(target, {}), options.timeout)  # checks both
-        worker = Worker(self._client, target, attrs.evolve(options, validate=False))
-        async with _open(worker):
-            return await worker.submit_job(prepared)
+async def run_once(client: BatchClient, target: Target, job: Job | Inputs, options: JobOptions) -> Outcome:
+    """Return the outcome of one job; see `Workflows.once`."""
+    prepared = Reader(default=options.default).read(job)
+    async with Worker(client, target, attrs.evolve(options, max_age=_SCHEMA_AGE)) as worker:
+        return await worker.run_job(prepared)
 
 
-@asynccontextmanager
-async def _open(worker: Worker) -> AsyncIterator[None]:
-    """Register as an owner inside; what was submitted there is free at the end."""
-    try:
-        await worker.open()
-        yield
-    finally:
-        finished = await uninterrupted(worker.close)
-        if finished.cancellation is not None:
-            raise finished.cancellation
+async def submit_once(client: BatchClient, target: Target, inputs: Inputs, key: str, options: JobOptions) -> Execution:
+    """Return the handle of the run of a key; see `Workflows.submit`."""
+    prepared = Reader(default=options.default).read(Job(key, inputs))
+    async with Worker(client, target, attrs.evolve(options, validate=False)) as worker:
+        return await worker.submit_job(prepared)
 
 
-def _check(jobs: object, max_in_flight: object) -> None:
+def _check(jobs: object, max_in_flight: object, on_progress: object, progress: object) -> None:
+    """Raise InvalidArgumentError for an argument that cannot be."""
     if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(jobs, (Iterable, AsyncIterable)):
         raise InvalidArgumentError(f"jobs={jobs!r:.80}: must be an iterable or an async iterable of jobs")
     if max_in_flight is not None and not (is_integer(max_in_flight) and max_in_flight >= 1):
         raise InvalidArgumentError(f"max_in_flight={max_in_flight!r:.80}: must be an integer above 0, or None")
-
-
-def _check_progress(on_progress: object, progress: object) -> None:
     if on_progress is not None and not callable(on_progress):
         raise InvalidArgumentError(f"on_progress={on_progress!r:.80}: must be a function, async or not, or None")
     if not isinstance(progress, bool):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import Enum
+from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias
 
 import anyio
@@ -33,7 +34,7 @@ from knouds_async._batch.jobs import (
 )
 from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, MemoryLedger, Taken, Written
 from knouds_async._batch.sqlite import SQLiteLedger
-from knouds_async._io.concurrency import Wakeup, read_clocks
+from knouds_async._io.concurrency import Wakeup, read_clocks, uninterrupted
 from knouds_async._io.pipeline import WITHHELD, Withheld
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
@@ -140,7 +141,8 @@ class Worker:
     """Runs the jobs of one batch, each by `run_job`."""
 
     def __init__(self, client: BatchClient, target: Target, options: JobOptions) -> None:
-        self.client, self.target, self.options = client, target, options
+        call, _ = with_timeout(endpoints.submit(target, {}, options.default), options.timeout)  # checks all three
+        self.client, self.target, self.options, self.route = client, target, options, call.route
         self.ledger = _ledger_of(given := options.ledger)
         self._is_durable = given is not None
         self._owns_ledger = isinstance(given, (str, os.PathLike))  # a database's connection is its thread's to close
@@ -165,7 +167,6 @@ class Worker:
         self.in_line = set[anyio.CancelScope]()  # of what `stop` may end: no paid request is in flight in them
         self.doubted: Doubted | None = None  # the ledger may lack runs: nothing is sent before that is settled
         self.last_sent = 0.0
-        self.route = endpoints.submit(target, {}).route
         self._probing, self._is_probed = anyio.Lock(), False
         self._settling, self._searching = anyio.Lock(), anyio.Lock()
         self._away_since: float | None = None  # since when the service cannot be reached
@@ -175,26 +176,46 @@ class Worker:
 
     # Opening, closing, stopping.
 
+    async def __aenter__(self) -> Worker:
+        """Open it."""
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it, whatever happens to the caller."""
+        finished = await uninterrupted(self.close)
+        if finished.cancellation is not None:
+            raise finished.cancellation
+
     async def open(self) -> None:
-        """Learn what the inputs are to be, become an owner, and learn what was spent before.
+        """Learn what the inputs are to be, become an owner, and learn what was spent before; or close.
 
         For a new ledger all that the service may refuse comes first, so that no file is made for nothing.
         """
         self.last_sent = anyio.current_time()
         needs_schema = self.options.validate or self.options.max_credits is not None
         is_new = isinstance(self.ledger, SQLiteLedger) and not self.ledger.path.exists()
-        if self._is_durable:
-            self.payer = await self.client.payer()
-        if needs_schema and is_new:
-            await self.fetch_schema()
+        try:
+            if self._is_durable:
+                self.payer = await self.client.payer()
+            if needs_schema and is_new:
+                await self.fetch_schema()
+            await self._join()
+            if needs_schema and not is_new:
+                await self.fetch_schema()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, None)
+            raise
+
+    async def _join(self) -> None:
         if self.payer is not None:
             await self.ledger.bind(self.payer)
         self.owner = await self.ledger.join()
         summary = await self.ledger.summary(str(self.target))
         self.totals = summary.totals
         self.prices = attrs.evolve(self.prices, ended=summary.runs, highest_cost=summary.highest_cost)
-        if needs_schema and not is_new:
-            await self.fetch_schema()
 
     async def fetch_schema(self) -> None:
         """Fetch what inputs are checked against, and the price of a run."""
