@@ -13,7 +13,7 @@ import attrs
 
 from knouds_async._io.concurrency import checkpoint
 from knouds_async._sansio import keys, responses
-from knouds_async._sansio.inputs import Default, is_record, plain_inputs, safe_repr
+from knouds_async._sansio.inputs import Default, input_errors, invalid_inputs, is_record, plain_inputs, safe_repr
 from knouds_async._sansio.ledger import Ending, Entry, Stage
 from knouds_async._sansio.responses import Answer, UnreadableError, json_object
 from knouds_async.errors import (
@@ -25,7 +25,7 @@ from knouds_async.errors import (
     SubmissionUnknownError,
 )
 from knouds_async.execution import result_of
-from knouds_async.types import ExecutionState, Inputs, Record, RunResult, Status
+from knouds_async.types import ExecutionState, Inputs, Record, RunResult, Status, Target, WorkflowSchema
 
 LONGEST_KEY: Final = 200
 
@@ -230,6 +230,27 @@ class Unknown(Record):
 
 Outcome: TypeAlias = Completed | Failed | Cancelled | NotRun | Unknown
 """How a job ended; `match` over the five."""
+
+
+def refusal(
+    prepared: PreparedJob, entry: Entry | None, target: Target, schema: WorkflowSchema | None = None
+) -> NotRun | None:
+    """Return why a job is not run at all; `entry`: what the ledger has of its key."""
+    error: KnoudsError
+    if prepared.is_repeated:
+        error = InvalidArgumentError(f"its key came before in this batch: {prepared.job.key!r}")
+        return NotRun(job=prepared.job, reason=NotRunReason.DUPLICATE, error=error)
+    if prepared.error is not None:
+        return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=prepared.error)
+    if entry is not None and (entry.digest, entry.target) != (prepared.digest, str(target)):
+        what = "other inputs" if entry.digest != prepared.digest else f"the target {entry.target}"
+        known = f"the ledger knows the key {prepared.job.key!r} with {what}"
+        error = InvalidArgumentError(f"{known}: give the job another key, or use another ledger")
+        return NotRun(job=prepared.job, reason=NotRunReason.CONFLICT, error=error)
+    is_new = entry is None or entry.stage is Stage.NEW
+    if is_new and schema is not None and (faults := input_errors(schema, prepared.inputs)):
+        return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=invalid_inputs(target, faults))
+    return None
 
 
 # ---- How runs end, on their way into a ledger and out of it

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import anyio
 import attrs
 
-from knouds_async._batch.jobs import PreparedJob, Reader
-from knouds_async._batch.worker import Worker, conflict_of
+from knouds_async._batch.jobs import Reader, refusal
+from knouds_async._batch.worker import Worker
 from knouds_async._io.concurrency import Wakeup
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.estimate import Estimate, Remaining, estimate, seconds_left
-from knouds_async._sansio.inputs import input_errors
 from knouds_async._sansio.ledger import Entry, Stage, amount
 from knouds_async._sansio.listings import Quota
 from knouds_async._sansio.rate_limit import LimiterStats
@@ -164,26 +163,14 @@ async def _count_jobs(worker: Worker, jobs: Reader, find: Find) -> Estimate:
     invalid, done, faults = 0, 0, list[str]()
     async for prepared in jobs:
         entry = await find(prepared.job.key)
-        if (fault := _fault(worker, prepared, entry)) is None:
+        if (refused := refusal(prepared, entry, worker.target, worker.schema)) is None:
             done += entry is not None and entry.stage is not Stage.NEW
             continue
         invalid += 1
         if len(faults) < _FAULTS_NAMED:
+            fault = str(getattr(refused.error, "message", refused.error)).removeprefix(f"{worker.target}: ")
             faults.append(f"{prepared.job.key}: {fault}")
     return Estimate(jobs=jobs.count, invalid=invalid, already_done=done, faults=tuple(faults))
-
-
-def _fault(worker: Worker, prepared: PreparedJob, entry: Entry | None) -> str | None:
-    """Return why a job would not be run, None when it would, or has been."""
-    if prepared.is_repeated:
-        return "its key came before in this batch"
-    if prepared.error is not None:
-        return str(prepared.error)
-    if (conflict := conflict_of(prepared, entry, worker.target)) is not None:
-        return str(conflict.error)
-    if entry is not None and entry.stage is not Stage.NEW:
-        return None
-    return "; ".join(input_errors(worker.schema, prepared.inputs) if worker.schema is not None else ()) or None
 
 
 # ---- on_progress

@@ -30,6 +30,7 @@ from knouds_async._batch.jobs import (
     ending_of_result,
     outcome_of_entry,
     outcome_of_state,
+    refusal,
     state_of_entry,
 )
 from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, MemoryLedger, Taken, Written
@@ -40,7 +41,7 @@ from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
 from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.estimate import RunLengths
-from knouds_async._sansio.inputs import Default, checked_execution_id, input_errors, invalid_inputs
+from knouds_async._sansio.inputs import Default, checked_execution_id
 from knouds_async._sansio.ledger import (
     Accepted,
     Bounded,
@@ -80,6 +81,7 @@ _LONGEST_PAUSE: Final = 60.0
 _SHORT_PAUSE: Final = 5.0  # seconds: not worth a word
 _GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
 _SPAN: Final = 1200.0  # seconds before a submit: runs of that time may account for rows that are near it
+_UNANSWERED: Final = (Stage.UNKNOWN, Stage.RESEND_APPROVED)  # nobody else has the job
 _TARGET_WIDE: Final = (
     errors.AuthenticationError,
     errors.PermissionDeniedError,
@@ -268,63 +270,60 @@ class Worker:
 
     async def run_job(self, prepared: PreparedJob) -> Outcome:
         """Return how a job ended. Cancelled: its run continues, and is on record if there is a ledger."""
-        job = prepared.job
-        if prepared.is_repeated:
-            repeated = errors.InvalidArgumentError(f"the key {job.key!r} came before in this batch")
-            return NotRun(job=job, reason=NotRunReason.DUPLICATE, error=repeated)
-        if prepared.error is not None:
-            return NotRun(job=job, reason=NotRunReason.INVALID, error=prepared.error)
-        found: Outcome | Entry | None = await self.ledger.look(job.key)
-        while found is None or isinstance(found, Entry):
-            try:
-                found = conflict_of(prepared, found, self.target) or await self._continue(prepared, found)
-            finally:
-                self._in_flight.discard(prepared)
-                self._released.notify()
-        return found
+        outcome: Outcome | None = None
+        while outcome is None:
+            entry = await self.ledger.look(prepared.job.key)
+            outcome = refusal(prepared, entry, self.target, self.schema) or await self._continue(prepared, entry)
+        return outcome
 
-    async def _continue(self, prepared: PreparedJob, entry: Entry | None) -> Outcome | Entry | None:
-        """Do what comes next for a job that stands so; return its outcome, or where it stands now."""
-        match entry:
-            case None | Entry(stage=Stage.NEW):
-                return await self._run(prepared)
-            case Entry(stage=Stage.SUBMITTED, owner=None):
-                return await self._pick_up(prepared, entry)
-            case Entry(stage=Stage.SUBMITTED | Stage.SENDING):
-                return await self._leave_to_its_owner(prepared, entry)
-            case Entry(stage=Stage.UNKNOWN):
-                return await self._search(prepared, entry)
-            case _:
-                return outcome_of_entry(prepared.job, entry)
+    async def _continue(self, prepared: PreparedJob, entry: Entry | None) -> Outcome | None:
+        """Do what comes next for a job that stands so; None: it stands otherwise by now."""
+        try:
+            match entry:
+                case None | Entry(stage=Stage.NEW):
+                    return await self._run(prepared)
+                case Entry(stage=Stage.SUBMITTED, owner=None):
+                    return await self._pick_up(prepared, entry)
+                case Entry(stage=Stage.SUBMITTED | Stage.SENDING):
+                    return await self._leave_to_its_owner(prepared, entry)
+                case Entry(stage=Stage.UNKNOWN):
+                    return await self._search(prepared, entry)
+                case _:
+                    return outcome_of_entry(prepared.job, entry)
+        finally:
+            self._in_flight.discard(prepared)
+            self._released.notify()
 
-    async def _run(self, prepared: PreparedJob) -> Outcome | Entry | None:
-        """Run a job that never ran: check its inputs, reserve credits, submit it, wait for its run."""
-        if self.schema is not None and (faults := input_errors(self.schema, prepared.inputs)):
-            refused = invalid_inputs(self.target, faults)
-            return NotRun(job=prepared.job, reason=NotRunReason.INVALID, error=refused)
-        if (stopped_by := await self._reserve(prepared)) is not None:
-            reason, error = stopped_by
-            return NotRun(job=prepared.job, reason=reason, error=error)
-        submit = Submit(self, prepared)
-        return await self._follow(submit, await self._send(submit))
+    async def _run(self, prepared: PreparedJob) -> Outcome | None:
+        """Run a job that never ran: reserve credits, submit it, wait for its run."""
+        submit, outcome = Submit(self, prepared), None
+        if await self._reserve(prepared) and (answer := await self._send(submit)) is not None:
+            outcome = await self._follow(submit, answer)
+        is_new = submit.entry is None or submit.entry.stage is Stage.NEW
+        if outcome is None and is_new and self.stopped_by is not None:
+            reason, error = self.stopped_by
+            outcome = NotRun(job=prepared.job, reason=reason, error=error)
+        return outcome
 
     async def submit_job(self, prepared: PreparedJob) -> Execution:
         """Return the handle of a job's run: the one that its key has, or a new one; see `Workflows.submit`."""
-        if prepared.error is not None:
-            raise prepared.error
         while True:
             entry = await self.ledger.look(prepared.job.key)
-            if (conflict := conflict_of(prepared, entry, self.target)) is not None:
-                raise conflict.error
-            if entry is None or entry.stage is Stage.NEW:
-                if (execution := await self._submit(prepared)) is not None:
-                    return execution
-            elif entry.stage is Stage.SENDING:
-                await anyio.sleep(_BETWEEN_LOOKS)
-            elif entry.execution_id is not None:
-                return self.client.executions.attach(state_of_entry(entry) or _unseen(entry), self.target)
-            elif entry.stage is not Stage.UNKNOWN or isinstance(await self._search(prepared, entry), Unknown):
-                raise _error_of(outcome_of_entry(prepared.job, entry))
+            if (refused := refusal(prepared, entry, self.target)) is not None:
+                raise refused.error
+            match entry:
+                case None | Entry(stage=Stage.NEW):
+                    if (execution := await self._submit(prepared)) is not None:
+                        return execution
+                case Entry(stage=Stage.SENDING):
+                    await anyio.sleep(_BETWEEN_LOOKS)
+                case Entry(execution_id=str()):
+                    return self.client.executions.attach(state_of_entry(entry) or _unseen(entry), self.target)
+                case Entry(stage=Stage.UNKNOWN):
+                    if (unknown := await self._search(prepared, entry)) is not None:
+                        raise _error_of(unknown)
+                case _:
+                    raise _error_of(outcome_of_entry(prepared.job, entry))
 
     async def _submit(self, prepared: PreparedJob) -> Execution | None:
         """Submit a job that never ran; None: it was withheld, or another has it by now."""
@@ -393,32 +392,31 @@ class Worker:
         answer: Submitted | RunResult | None = await self.client.pipeline.send(call, total=total, hooks=submit)
         return answer
 
-    async def _follow(self, submit: Submit, answer: Answer | None) -> Outcome | Entry | None:
-        """Follow a job to its end after its submit was answered; None: it began no run, and is to be sent again."""
-        job, entry = submit.prepared.job, submit.entry
-        self._is_probed = self._is_probed or not isinstance(answer, (type(None), errors.ConnectionFailedError))
+    async def _follow(self, submit: Submit, answer: Answer) -> Outcome | None:
+        """Follow a job to its end once its submit is answered; None: it began no run, or somebody else has the job."""
+        prepared, entry = submit.prepared, submit.entry
+        self._is_probed = self._is_probed or not isinstance(answer, errors.ConnectionFailedError)
         match answer:
             case Submitted() if entry is not None:
-                return await self._begun(submit.prepared, entry, answer)
+                return await self._begun(prepared, entry, answer)
             case RunResult() if entry is not None:
                 self._count(answer.ms)
-                if entry.ending != ending_of_result(answer):  # another batch has the job, or its run has ended first
-                    self._log_second_run(submit.prepared, answer)
-                    return entry
-                return outcome_of_entry(job, entry, from_ledger=False)
+                if entry.ending == ending_of_result(answer):
+                    return outcome_of_entry(prepared.job, entry, from_ledger=False)
+                self._log_second_run(prepared, answer)
             case errors.ExecutionFailedError():
                 self._count()
-                return Failed(job=job, error=answer)
-            case KnoudsError(may_have_run=True) if entry is None or entry.stage is Stage.UNKNOWN:
-                self._on_unknown(submit.prepared)
-                return Unknown(job=job, error=answer, sent_at=getattr(answer, "sent_at", submit.sent_at))
-            case KnoudsError(may_have_run=False) if entry is None or entry.stage is Stage.NEW:
-                return await self._refused(submit, answer)
+                return Failed(job=prepared.job, error=answer)
+            case KnoudsError(may_have_run=True) if entry is None or entry.stage in _UNANSWERED:
+                self._on_unknown(prepared)
+                return Unknown(job=prepared.job, error=answer, sent_at=getattr(answer, "sent_at", submit.sent_at))
             case KnoudsError(may_have_run=True):
-                self._log_unknown(submit.prepared, answer)
-        return entry  # it was withheld, or somebody else has it by now
+                self._log_unknown(prepared, answer)
+            case KnoudsError() if entry is None or entry.stage is Stage.NEW:
+                return await self._refused(submit, answer)
+        return None
 
-    async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome | Entry:
+    async def _begun(self, prepared: PreparedJob, entry: Entry, receipt: Submitted) -> Outcome | None:
         """Follow a run to its end, unless the ledger says that it is another job's: answers are mixed up on their way.
 
         Or that another batch has the job: one whose ledger took this one for gone. Then the run is paid for nothing.
@@ -431,7 +429,7 @@ class Worker:
         self._count()
         if entry.execution_id != receipt.execution_id:
             self._log_second_run(prepared, receipt)
-            return entry
+            return None
         execution = self.client.executions.from_receipt(receipt, self.target, self.options.expected, is_reported=True)
         began = anyio.current_time()
         outcome = await self._wait(prepared, entry, execution)
@@ -607,14 +605,14 @@ class Worker:
 
     # The budget.
 
-    async def _reserve(self, prepared: PreparedJob) -> tuple[NotRunReason, KnoudsError] | None:
-        """Wait until one more run fits under the cap, and reserve credits for it; return why the batch has stopped.
+    async def _reserve(self, prepared: PreparedJob) -> bool:
+        """Wait until one more run fits under the cap, and reserve credits for it; False: the batch has stopped.
 
         First come, first served. It stops the batch when no further run can fit.
         """
         cap, is_fresh = self.options.max_credits, False
         if cap is None:
-            return self.stopped_by
+            return self.stopped_by is None
         async with self._reserving:
             while self.stopped_by is None:
                 queued, ended = len(self._reserved), self.prices.ended
@@ -622,7 +620,7 @@ class Worker:
                 fit = fit_under_cap(self.totals, self.prices.price, cap, queued=queued, in_flight=begun, ended=ended)
                 if fit is Fit.NOW:
                     self._reserved.add(prepared)
-                    return None
+                    return True
                 if fit is Fit.NEVER or (begun == 0 and is_fresh):
                     self.stop(NotRunReason.BUDGET, self._spent(cap))
                 elif begun == 0:  # others may have spent less than they reserved, and what was written came back late
@@ -630,7 +628,7 @@ class Worker:
                 else:
                     is_fresh = False
                     await self._released.wait()
-        return self.stopped_by
+        return False
 
     def _spent(self, cap: float) -> errors.BudgetExceededError:
         price = self.prices.price
@@ -705,31 +703,29 @@ class Worker:
 
     # A job that is on record.
 
-    async def _pick_up(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
-        """Wait for a run that nobody waits for."""
-        picked = await self.record(entry, PickedUp(self.owner))
-        if picked is None or picked.execution_id is None:
-            return await self.ledger.look(prepared.job.key)
+    async def _pick_up(self, prepared: PreparedJob, entry: Entry) -> Outcome | None:
+        """Wait for a run that nobody waits for; None: somebody else does by now."""
+        if (picked := await self.record(entry, PickedUp(self.owner))) is None:
+            return None
         self._in_flight.add(prepared)
         expected = self.options.expected
         execution = self.client.executions.attach(_unseen(picked), self.target, expected=expected, is_reported=True)
         return await self._wait(prepared, picked, execution)
 
-    async def _leave_to_its_owner(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
+    async def _leave_to_its_owner(self, prepared: PreparedJob, entry: Entry) -> Unknown | None:
         """Wait until another batch is done with the job, or no more; not once somebody has asked this one to stop."""
-        pause, found = 1.0, entry
+        pause = 1.0
         with self._counted_as_waiting():
             while not self.is_stopped:
                 with anyio.move_on_after(pause):
                     await self._stopping.wait()
-                looked = await self.ledger.look(prepared.job.key)
-                is_theirs = looked is not None and looked.stage in (Stage.SENDING, Stage.SUBMITTED)
-                if looked is None or not is_theirs or looked.owner is None:
-                    return looked
-                pause, found = min(15.0, pause * 1.5), looked
+                found = await self.ledger.look(prepared.job.key)
+                if found is None or found.stage not in (Stage.SENDING, Stage.SUBMITTED) or found.owner is None:
+                    return None
+                pause, entry = min(15.0, pause * 1.5), found
         error = KnoudsError(f"another batch has the job {prepared.job.key!r}, and this one was stopped before its end")
         error.may_have_run = True
-        return Unknown(job=prepared.job, error=error, sent_at=_sent_at(found), execution_id=found.execution_id)
+        return Unknown(job=prepared.job, error=error, sent_at=_sent_at(entry), execution_id=entry.execution_id)
 
     @contextmanager
     def _counted_as_waiting(self) -> Iterator[None]:
@@ -741,21 +737,24 @@ class Worker:
         finally:
             self.waiting -= 1
 
-    async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | Entry | None:
-        """Search for proof that an unknown submit began no run; it never picks one of several that could be it."""
+    async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | None:
+        """Search for proof that an unknown submit began no run; it never picks one of several that could be it.
+
+        None: it began none, or somebody has decided about it meanwhile.
+        """
         with self._counted_as_waiting():
             async with self._searching:  # each may read many pages of rows
                 with suppress(errors.ConnectionFailedError):
                     await self._ask_for_time()
                 if entry.until is None or not entry.until.is_known:  # its owner was found gone when no time was known
                     bounded = await self.record(entry, Bounded(entry.sent_at, self.moment()))
-                    if bounded is None:  # somebody has decided about it meanwhile, or another batch has sent it
-                        return await self.ledger.look(prepared.job.key)
+                    if bounded is None:
+                        return None
                     entry = bounded
                 found = await self._evidence(entry)
         if found.is_certainly_none:
-            new = await self.record(entry, NoneFound(entry.sent_at))
-            return new or await self.ledger.look(prepared.job.key)
+            await self.record(entry, NoneFound(entry.sent_at))
+            return None
         self._on_unknown(prepared)
         return outcome_of_entry(prepared.job, entry, open_because=_why(found))
 
@@ -955,13 +954,3 @@ def _unseen(entry: Entry) -> ExecutionState:
 def _why(search: SubmissionSearch) -> list[str]:
     rows = [f"usage row {row.id} ({row.status}, request {row.request_id}) could be it" for row in search.candidates[:3]]
     return [*rows, *search.reasons]
-
-
-def conflict_of(prepared: PreparedJob, entry: Entry | None, target: Target) -> NotRun | None:
-    if entry is None or (entry.digest, entry.target) == (prepared.digest, str(target)):
-        return None
-    what = "other inputs" if entry.digest != prepared.digest else f"the target {entry.target}"
-    error = errors.InvalidArgumentError(
-        f"the ledger knows the key {prepared.job.key!r} with {what}: give the job another key, or use another ledger"
-    )
-    return NotRun(job=prepared.job, reason=NotRunReason.CONFLICT, error=error)
