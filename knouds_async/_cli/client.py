@@ -178,16 +178,19 @@ async def download_files(knouds: AsyncKnouds, run: RunResult, folder: Path) -> t
 # URLs of databases, whose passwords no frame and no error of the parser may show.
 
 _URL: Final = re.compile(rf"(--[a-z-]+=)?({DATABASE_URL.pattern})", DATABASE_URL.flags)
+_PLAIN_URL: Final = re.compile(r"(-[\w-]+=)?(\s*postgres[\w+]*:?//.*)", DATABASE_URL.flags)
 _hidden: Final[dict[str, Secret]] = {}
 
 
 def without_urls(tokens: Sequence[str]) -> list[str]:
-    """Return the arguments of a command with a name for each URL; `url_of` has what it stands for."""
+    """Return the arguments of a command with a name for each URL; `url_of` has what it stands for.
+
+    Where a command takes none, only what is no misspelled one is hidden, for messages show what is out of place.
+    """
     shown = list(tokens)
-    if shown[:1] not in (["batch"], ["ledger"]):
-        return shown
+    pattern = _URL if shown[:1] in (["batch"], ["ledger"]) else _PLAIN_URL
     for number, token in enumerate(tokens):
-        if (found := _URL.fullmatch(token)) is not None:
+        if (found := pattern.fullmatch(token)) is not None:
             name = f"postgresql://(not shown, {number})"
             _hidden[name], shown[number] = Secret(found[2]), (found[1] or "") + name
     return shown

@@ -134,6 +134,7 @@ def test_no_frame_holds_a_password(service: Service, url: str, tmp_path: Path) -
     lines += [["batch", "--resolve", each, "k", "abandon"] for each in given]
     lines += [["ledger", action, each] for action in ("migrate", "trust", "drop") for each in given]
     lines += [["batch", "--status", url, "--no-such-option"], ["ledger", "migrate", url, url, url]]
+    lines += [[url], ["run", url], ["status", url], ["wait", url], ["--status", url], [f"--ledger={url}", "batch"]]
     with frames_that_show(PASSWORD) as found:
         printed = [(line, ended) for line in lines if PASSWORD in (ended := service.knouds(*line)).out + ended.err]
     assert (found, printed) == (set(), [])
