@@ -154,7 +154,7 @@ class DeliveryRecord:
 _MIN_RUNS: Final = 3  # awaited runs for which a listing pays; one less once listings have proven right
 _MAX_UNSEEN_LAG: Final = 1.0  # seconds by which listings may be late; beyond, runs are polled as well
 _LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run
-_RECHECK_COST: Final = 100.0  # of a poll of a run that listings show running, in seconds
+_RECHECK_COST: Final = 36.0  # of a poll of a run that listings show running, in seconds
 _LIMITED: Final = 5  # polls for each run: fewer are a limit
 
 _NEW_ENDS: Final = 3  # ends from which a target is known
