@@ -185,7 +185,7 @@ _hidden: Final[dict[str, Secret]] = {}
 def without_urls(tokens: Sequence[str]) -> list[str]:
     """Return the arguments of a command with a name for each URL; `url_of` has what it stands for.
 
-    Where a command takes none, only what is no misspelled one is hidden, for messages show what is out of place.
+    Where a command takes none, only what is no misspelled one is hidden, for messages quote a stray argument.
     """
     shown = list(tokens)
     pattern = _URL if shown[:1] in (["batch"], ["ledger"]) else _PLAIN_URL

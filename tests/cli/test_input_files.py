@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from knouds_async import Job, SchemaField, WorkflowSchema
@@ -367,7 +367,8 @@ def test_no_bytes_are_more_than_a_faulty_line(data: bytes, is_csv: bool) -> None
 
 @given(st.lists(st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"]), min_size=1), min_size=1))
 def test_what_a_spreadsheet_wrote_is_read(cells: list[str]) -> None:
-    """Any text that the csv module wrote comes out as it went in."""
+    """Any text that the csv module wrote comes out as it went in, but for a row of blanks, which is no job."""
+    assume(any(cell.strip() for cell in cells))
     names = [f"n{number}" for number, _ in enumerate(cells)]
     file = io.StringIO()
     csv.writer(file).writerows([names, cells])
