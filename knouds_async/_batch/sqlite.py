@@ -633,25 +633,29 @@ def _load() -> None:
 
 
 _ledgers: Final = weakref.WeakSet[SQLiteLedger]()
-_pausing: Final[list[LedgerDatabase]] = []
+_forking = threading.RLock()
+_pausing: Final[list[list[LedgerDatabase]]] = []  # of each fork under way: a signal may begin another within it
 _of_parents: Final[list[LedgerDatabase]] = []
 
 
 def _pause() -> None:
     """Wait for transactions before the process forks, and begin none: the child would take its locks for held."""
+    _forking.acquire()  # another thread that forks meanwhile begins once this one is done
     _may_begin.clear()
-    _pausing[:] = [database for database in list(_databases) if database.in_use.acquire(timeout=_FORK_TIMEOUT)]
+    _pausing.append([database for database in list(_databases) if database.in_use.acquire(timeout=_FORK_TIMEOUT)])
 
 
 def _continue() -> None:
-    while _pausing:
-        _pausing.pop().in_use.release()
-    _may_begin.set()
+    for database in _pausing.pop():
+        database.in_use.release()
+    if not _pausing:
+        _may_begin.set()
+    _forking.release()
 
 
 def _begin_in_child() -> None:
-    global _making, _may_begin
-    _making, _may_begin = threading.Lock(), threading.Event()
+    global _forking, _making, _may_begin
+    _forking, _making, _may_begin = threading.RLock(), threading.Lock(), threading.Event()
     _may_begin.set()
     _pausing.clear()
     for ledger in list(_ledgers):

@@ -812,6 +812,33 @@ def test_no_file_is_opened_while_the_process_forks(path: Path) -> None:
     assert path.exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_threads_that_fork_at_once_pause_one_after_the_other(path: Path) -> None:
+    """What waits for a fork does not continue because another thread's has ended."""
+    has_paused, may_continue = threading.Event(), threading.Event()
+
+    def fork() -> None:
+        _pause()
+        has_paused.set()
+        may_continue.wait(20)
+        _continue()
+
+    forking = threading.Thread(target=fork)
+    opening = threading.Thread(target=lambda: LedgerDatabase(path, 5.0).close())
+    _pause()
+    forking.start()
+    forking.join(0.2)
+    _continue()
+    assert has_paused.wait(20)
+    opening.start()
+    opening.join(0.3)
+    is_made_meanwhile = path.exists()
+    may_continue.set()
+    for thread in (forking, opening):
+        thread.join()
+    assert (is_made_meanwhile, path.exists()) == (False, True)
+
+
 def test_an_interpreter_without_sqlite_says_what_to_do_when_a_ledger_is_used(path: Path) -> None:
     """The package is imported without it, and a ledger in a file names what is missing."""
     code = """
