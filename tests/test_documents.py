@@ -403,6 +403,9 @@ HELD_BY = {
         "batch/test_worker::test_an_unknown_that_may_have_begun_one_stays",
         "batch/test_worker::test_an_unknown_that_surely_began_no_run_is_sent",
     ),
+    "a process ends while the database is silent": (
+        f"{POSTGRES}database::test_a_process_that_ends_waits_for_no_database_that_is_silent"
+    ),
     "a process is killed": (
         f"{POSTGRES}ledger::test_a_machine_that_is_gone_loses_its_claims",
         f"{SCENARIOS}failpoints::test_killed_at_each_step",

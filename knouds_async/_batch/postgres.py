@@ -28,8 +28,9 @@ from knouds_async._batch.ledger import (
     known_run_of,
     values_of,
 )
-from knouds_async._io.database import CLOSE_TIMEOUT, READ, Database, Read
+from knouds_async._io.database import READ, Database, Read
 from knouds_async._io.transactions import TIMELINE, Transaction
+from knouds_async._io.worker_thread import CLOSE_TIMEOUT
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Entry, OwnerGone, Payer, Stage, Totals, remembered, restored
 from knouds_async._sansio.reconcile import Doubt, KnownRun

@@ -32,7 +32,7 @@ from knouds_async._batch.ledger import (
 )
 from knouds_async._batch.owners import Owners, check_locks, end
 from knouds_async._io.concurrency import end_of_loop
-from knouds_async._io.worker_thread import ThreadRequest, WorkerThread
+from knouds_async._io.worker_thread import CLOSE_TIMEOUT, ThreadRequest, WorkerThread, may_give_up
 from knouds_async._sansio.ledger import Entry, Payer, Stage, Totals
 from knouds_async.config import Secret, hide_url
 from knouds_async.errors import InvalidArgumentError, LedgerError
@@ -153,7 +153,7 @@ def patiently(execute: Callable[[], object], patience: float) -> None:
             execute()
         except sqlite3.OperationalError as error:
             waited = time.monotonic() - began
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > patience:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > patience or may_give_up():
                 raise
             if waited > _WARN_AFTER and not has_warned:
                 has_warned = True
@@ -328,7 +328,7 @@ class LedgerDatabase(LedgerOperations):
                     values = [self._carried_out(operation) for operation in operations]
             except (sqlite3.Error, MemoryError) as error:
                 waited = time.monotonic() - began
-                if waited >= (longest := self._longest_wait(error)):
+                if waited >= (longest := self._longest_wait(error)) or may_give_up():
                     self._is_failing = True
                     raise _unusable(self._path, error) from None
                 self.spare.release()
@@ -557,7 +557,7 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
 
     async def __aenter__(self) -> SQLiteLedger:
         """Open the file; LedgerError when it cannot be used."""
-        await self._do(lambda _: None)
+        await self._do(lambda _: None, may_withdraw=True)
         return self
 
     async def __aexit__(
@@ -567,17 +567,20 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the file, once what was asked for is written; idempotent."""
+        """Close the file, once what was asked for is written; idempotent.
+
+        While another process has it locked, what only reads is waited for a moment.
+        """
         with anyio.CancelScope(shield=True):
             if not self._is_closed:
                 self._is_closed = True
-                await self._thread.flush(self._thread.close_database)
+                await self._thread.flush(self._thread.close_database, timeout=CLOSE_TIMEOUT)
 
     # What somebody may want to know and decide.
 
     async def counts(self) -> LedgerCounts:
         """Count the jobs by where they stand."""
-        return await self._do(LedgerDatabase.counts)
+        return await self._do(LedgerDatabase.counts, may_withdraw=True)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Callable[[str], Awaitable[Entry | None]]]:
@@ -600,26 +603,29 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
     async def join(self) -> str:
         """Return the name of a new owner."""
         has_ended = end_of_loop()
-        return await self._do(lambda database: database.join(has_ended))
+        return await self._do(lambda database: database.join(has_ended), may_withdraw=True)
 
     async def leave(self, owner: str) -> None:
         """End an owner. Nothing is written, since the disk may be full: `look` and `claim` undo its claims."""
         try:
-            await self._thread.flush()  # so that all that was asked for it comes before
+            with anyio.move_on_after(CLOSE_TIMEOUT):  # for what was asked before; what comes later is late news
+                await self._thread.flush()
         finally:
             end(owner)
 
     def _names(self) -> tuple[str, str]:
         return f"the ledger {str(self._path)!r}", shlex.quote(str(self._path))
 
-    async def _transact(self, operation: Callable[[LedgerDatabase], T], **_: Any) -> T:
-        return await self._do(operation)
+    async def _transact(
+        self, operation: Callable[[LedgerDatabase], T], *, may_withdraw: bool = False, **_: str | None
+    ) -> T:
+        return await self._do(operation, may_withdraw=may_withdraw)
 
-    async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
-        """Run an operation in the thread. Cancelled: it is carried out all the same."""
+    async def _do(self, operation: Callable[[LedgerDatabase], T], *, may_withdraw: bool = False) -> T:
+        """Run an operation in the thread. Cancelled: it is carried out all the same, unless it may be withdrawn."""
         if self._is_closed:
             raise LedgerError(f"the ledger {str(self._path)!r} is closed")
-        value: T = await self._thread.do(ThreadRequest(None, operation))
+        value: T = await self._thread.do(ThreadRequest(None, operation, may_withdraw=may_withdraw))
         return value
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from knouds_async._io.transactions import Transact, Transaction, notify
-from knouds_async._io.worker_thread import ThreadRequest
+from knouds_async._io.worker_thread import CLOSE_TIMEOUT, ThreadRequest
 from knouds_async._sansio.inputs import is_execution_id
 from knouds_async.config import Secret, is_database_url
 from knouds_async.errors import ConfigurationError, LedgerError
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME: Final = 200
-CLOSE_TIMEOUT: Final = 2.0
-"""Seconds for which one who leaves waits for a database that is away, where nothing must be written."""
 
 
 class Read:

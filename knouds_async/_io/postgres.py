@@ -25,7 +25,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from knouds_async._io.concurrency import from_thread
 from knouds_async._io.transactions import CHANNEL, Committed, ProcessRow, Transact, Transaction
-from knouds_async._io.worker_thread import TICK, ThreadRequest, WorkerThread
+from knouds_async._io.worker_thread import CLOSE_TIMEOUT, TICK, ThreadRequest, WorkerThread, may_give_up
 from knouds_async.config import Secret
 from knouds_async.errors import LedgerError
 from knouds_async.telemetry import fields
@@ -99,6 +99,10 @@ class _Unavailable(Exception):  # noqa: N818  (it never leaves this file)
 class _BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that gives up on a database that does not answer: what is lost is found out by `seq`."""
 
+    @classmethod
+    def _connect_gen(cls, *args: Any, **options: Any) -> Generator[Any, Any, Any]:
+        return _bounded(super()._connect_gen(*args, **options), time.monotonic() + _SILENCE)
+
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
         return super().wait(_bounded(gen, time.monotonic() + _SILENCE), *args, **options)
 
@@ -108,6 +112,8 @@ def _bounded(steps: Generator[Any, Any, T], deadline: float) -> Generator[Any, A
         wanted = next(steps)
         while True:
             ready = yield wanted  # nothing is ready each 0.1 s
+            if not ready and may_give_up():
+                deadline = min(deadline, time.monotonic() + CLOSE_TIMEOUT)
             if not ready and time.monotonic() > deadline:
                 raise psycopg.OperationalError(f"no answer for {_SILENCE:g} s")
             wanted = steps.send(ready)
@@ -331,7 +337,8 @@ class DatabaseThread(WorkerThread):
         """Return the values of operations, once the database can be used; LedgerError when it is away for long."""
         while isinstance(values := self._tried(transact, operations), str):
             waited = time.monotonic() - self._failed_at
-            if waited >= patience and (self._failures >= _FEWEST_TRIES or patience < _PATIENCE):
+            is_over = waited >= patience and (self._failures >= _FEWEST_TRIES or patience < _PATIENCE)
+            if is_over or may_give_up():
                 raise LedgerError(
                     f"the database {self._place} cannot be used: {values}. It was tried for {waited:.0f} s. Nothing "
                     "more is submitted; what is on record stays, and the same batch continues from there"
@@ -394,7 +401,7 @@ class DatabaseThread(WorkerThread):
         """Return the connection, or make it; _Unavailable when that cannot be done now, LedgerError when never."""
         if self._session is None or not self._session.is_usable:
             self._disconnect()
-            session = _connect(self._url, self._place)
+            session = "the process ends" if may_give_up() else _connect(self._url, self._place)
             if isinstance(session, str):
                 if not self._has_connected and _HOPELESS.search(session):
                     raise LedgerError(_refusal(self._place, session, None))

@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,9 +29,26 @@ from knouds_async.telemetry import fields
 logger = logging.getLogger("knouds_async")
 
 TICK: Final = 0.5
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds for which one who leaves waits for a database that is away, where nothing must be written."""
+
 _AT_ONCE: Final = 500
 _START_TIMEOUT: Final = 30.0  # seconds to wait for a thread, of which the system has only so many
 _FLUSH: Final = object()
+_serving: Final = weakref.WeakKeyDictionary[threading.Thread, "WorkerThread"]()
+
+
+def may_give_up() -> bool:
+    """Return whether the process ends, and nothing that this thread carries out must be done: it waits no longer."""
+    worker = _serving.get(threading.current_thread())
+    return worker is not None and not worker.must_be_done() and _process_ends()
+
+
+def _process_ends() -> bool:
+    """Return whether no thread is left but those that serve others."""
+    return not threading.main_thread().is_alive() and not any(
+        each.is_alive() and not each.daemon and each not in _serving for each in threading.enumerate()
+    )
 
 
 @attrs.define(eq=False)
@@ -106,7 +124,7 @@ class WorkerThread(ABC):
             if self._thread is None and not self._requests:  # and none can start meanwhile
                 then()
                 return
-            must_be_done = any(not each.may_withdraw for each in (*self._under_way, *self._requests))
+            must_be_done = self.must_be_done() or not all(each.may_withdraw for each in self._requests)
         with anyio.move_on_after(math.inf if must_be_done else timeout):
             await self.do(ThreadRequest(_FLUSH, then))
 
@@ -146,7 +164,12 @@ class WorkerThread(ABC):
 
     # Called in the thread.
 
+    def must_be_done(self) -> bool:
+        """Return whether something is under way that is to be carried out though nobody waits for it."""
+        return not all(each.may_withdraw for each in self._under_way)
+
     def _serve(self) -> None:
+        _serving[threading.current_thread()] = self
         while self._is_needed():
             try:
                 self._sleep()
@@ -162,7 +185,9 @@ class WorkerThread(ABC):
     def _is_needed(self) -> bool:
         """Return whether there is, or will be, something to do; the next request after that starts another thread."""
         with self._lock:
-            if self._requests or (self._is_held() and threading.main_thread().is_alive()):
+            if process_ends := _process_ends():  # nobody waits any more
+                self._requests = deque(each for each in self._requests if not each.may_withdraw)
+            if self._requests or (self._is_held() and not process_ends):
                 return True
             self._thread = None
             self._disconnect()

@@ -298,6 +298,41 @@ async def test_to_leave_waits_for_no_lock(path: Path) -> None:
         assert [entry.key for entry in await ledger.unknown()] == ["a"]
 
 
+async def test_to_leave_waits_a_moment_for_what_was_asked_before(path: Path) -> None:
+    """Others may have work of their own in the ledger while another process has the file locked; it is still done.
+
+    What its own batch had written meanwhile is late news of an owner that is gone.
+    """
+    async with SQLiteLedger(path) as ledger:
+        leaves, stays = await ledger.join(), await ledger.join()
+        for key, owner in (("a", leaves), ("b", stays)):
+            await ledger.claim(claim(key, owner))
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        async with anyio.create_task_group() as tasks:
+            for key, owner in (("a", leaves), ("b", stays)):
+                tasks.start_soon(ledger.record, key, 1, Accepted(owner=owner, execution_id=f"run-{key}"))
+            with anyio.fail_after(20):
+                await ledger.leave(leaves)
+            other.execute("COMMIT")
+        found = [await ledger.find(key) for key in ("a", "b")]
+        other.close()
+    assert [each and (each.stage, each.owner) for each in found] == [("submitted", None), ("submitted", stays)]
+
+
+async def test_what_only_reads_is_not_waited_for(path: Path) -> None:
+    """A ledger is closed in a moment while another process has the file locked, though a read of it was cancelled."""
+    ledger = SQLiteLedger(path)
+    await ledger.find("a")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with anyio.fail_after(20):
+        with anyio.move_on_after(0.1):
+            await ledger.find("a")
+        await ledger.aclose()
+    other.close()
+
+
 async def test_a_reader_does_not_undo_a_commit(path: Path) -> None:
     """A commit that has to wait for somebody who reads is made when they have read."""
     async with SQLiteLedger(path) as ledger:
@@ -906,6 +941,52 @@ def claim(owner):
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT key, stage FROM jobs").fetchall() == [("a", "sending")]
     connection.close()
+
+
+LEAVES = """
+import sys, anyio
+from knouds_async import SQLiteLedger
+from knouds_async.ledgers import Claim
+from knouds_async._sansio.ledger import Sending
+
+async def main():
+    ledger = SQLiteLedger(sys.argv[1])
+    owner = await ledger.join()
+    print("joined", flush=True)
+    sys.stdin.readline()
+    with anyio.move_on_after(0.3):
+        if sys.argv[2] == "reads":
+            await ledger.find("a")
+        await ledger.claim(Claim(key="a", target="workflows/x", digest="d", sending=Sending(owner=owner, sent_at=1.0)))
+    print("ends", flush=True)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["reads", "writes"])
+def test_a_process_that_ends_waits_only_for_what_it_writes(what: str, path: Path) -> None:
+    """A file that is locked for long keeps no process that only wanted to read; what is to be written is waited for."""
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", LEAVES, str(path), what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as ending:
+        assert ending.stdout is not None
+        assert ending.stdin is not None
+        assert ending.stdout.readline() == "joined\n"
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        ending.stdin.write("\n")
+        ending.stdin.flush()
+        assert ending.stdout.readline() == "ends\n"
+        try:
+            ending.wait(30 if what == "reads" else 3)
+        except subprocess.TimeoutExpired:
+            assert what == "writes"
+        other.execute("COMMIT")
+        assert ending.wait(60) == 0
+        assert other.execute("SELECT key FROM jobs").fetchall() == ([] if what == "reads" else [("a",)])
+        other.close()
 
 
 def _first_form(path: Path) -> None:

@@ -116,6 +116,68 @@ def test_a_process_ends_though_nothing_was_closed(url: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 
+LEAVES = """
+import sys, anyio
+from knouds_async.postgres import Postgres
+
+async def main():
+    shared = Postgres(sys.argv[1])
+    if "connected" in sys.argv:
+        await shared.join()
+    print("begins", flush=True)
+    sys.stdin.readline()
+    with anyio.move_on_after(0.3):
+        await shared.find("key")
+    print("ends", flush=True)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("state", ["connected", "connecting"])
+def test_a_process_that_ends_waits_for_no_database_that_is_silent(
+    server: Server, database: str, relay: Relay, state: str
+) -> None:
+    """Nothing that must be done is under way, so it ends in a moment, in the middle of a statement or of connecting."""
+    url = f"{server.url(database, port=relay.port)}?connect_timeout=100"
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", LEAVES, url, state], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as ending:
+        assert ending.stdout is not None
+        assert ending.stdin is not None
+        assert ending.stdout.readline() == "begins\n"
+        relay.hold()
+        ending.stdin.write("\n")
+        ending.stdin.flush()
+        assert ending.stdout.readline() == "ends\n"
+        assert ending.wait(20) == 0
+
+
+STAYS = """
+import sys, threading, time, anyio, psycopg
+from knouds_async._io import transactions
+from knouds_async.postgres import Postgres
+transactions.LEASE, transactions._RENEW = 2.0, 0.2
+
+async def work():
+    async with Postgres(sys.argv[1]) as shared:
+        await shared.join()
+        await anyio.sleep(4)
+        with psycopg.connect(sys.argv[1]) as connection:
+            print(connection.execute("SELECT until > clock_timestamp() FROM knouds_owner").fetchone())
+
+threading.Thread(target=anyio.run, args=(work,)).start()
+"""
+
+
+def test_a_batch_in_a_thread_keeps_its_lease_after_the_end_of_the_main_thread(url: str) -> None:
+    """A process ends with the last of its threads, and until then its jobs are its own."""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", STAYS, url], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("(True,)\n", 0), done.stderr
+
+
 FORK = """
 import os, sys, anyio
 from knouds_async.postgres import Postgres

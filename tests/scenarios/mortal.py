@@ -126,7 +126,7 @@ class _Ledger(InLoopLedger):
         self.owners.append(owner)
         return owner
 
-    async def _do(self, operation: Callable[[LedgerDatabase], T]) -> T:
+    async def _do(self, operation: Callable[[LedgerDatabase], T], *, may_withdraw: bool = False) -> T:
         await self._pass()
         await self._wait_for_the_lock()
         value = await super()._do(operation)

@@ -56,8 +56,8 @@ class World:
         process.gate.plan(step, come)
         do = process.ledger._do
 
-        async def slowly(operation: Any) -> Any:
-            value = await do(operation)
+        async def slowly(operation: Any, **options: Any) -> Any:
+            value = await do(operation, **options)
             await anyio.sleep(0.001)  # so that it can be cut when the transaction is done and nobody was told yet
             return value
 
@@ -307,12 +307,12 @@ async def test_a_ledger_that_fails_at_any_transaction(
         process = world.process()
         transactions, do = 0, process.ledger._do
 
-        async def fail(operation: Any) -> Any:
+        async def fail(operation: Any, **options: Any) -> Any:
             nonlocal transactions
             transactions += 1
             if transactions >= step:  # from then on: a disk that is full stays so
                 raise LedgerError("the disk is full")
-            return await do(operation)
+            return await do(operation, **options)
 
         process.ledger._do = fail  # type: ignore[method-assign]
         error = None
