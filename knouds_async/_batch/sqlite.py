@@ -509,11 +509,13 @@ class LedgerThread(WorkerThread):
         if database is not None:
             database.close()
 
-    def abandon(self) -> None:
+    def begin_in_child(self) -> object:
         """Leave the file to the parent process; SQLite forbids to close the copy of its connection in a child."""
-        if self._database is not None:
-            self._database.spare.release()
-            _of_parents.append(self._database)
+        super().begin_in_child()
+        database, self._database = self._database, None
+        if database is not None:
+            database.spare.release()
+        return database
 
 
 class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
@@ -538,13 +540,7 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
         self._path = Path(path)
         self._is_closed = False
         _load()
-        self._thread = LedgerThread(self._path)
-        _ledgers.add(self)
-
-    def begin_in_child(self) -> None:
-        """Begin anew in a forked child: no thread of the parent's is there."""
-        self._thread.abandon()
-        self._thread = LedgerThread(self._path)
+        self._thread: Final = LedgerThread(self._path)
 
     @property
     def path(self) -> Path:
@@ -638,10 +634,8 @@ def _load() -> None:
     _ = anyio.Event, anyio.CancelScope, anyio.current_time, anyio.sleep
 
 
-_ledgers: Final = weakref.WeakSet[SQLiteLedger]()
 _forking = threading.RLock()
 _pausing: Final[list[list[LedgerDatabase]]] = []  # of each fork under way: a signal may begin another within it
-_of_parents: Final[list[LedgerDatabase]] = []
 
 
 def _pause() -> None:
@@ -664,8 +658,7 @@ def _begin_in_child() -> None:
     _forking, _making, _may_begin = threading.RLock(), threading.Lock(), threading.Event()
     _may_begin.set()
     _pausing.clear()
-    for ledger in list(_ledgers):
-        ledger.begin_in_child()
+    _databases.clear()
 
 
 if hasattr(os, "register_at_fork"):

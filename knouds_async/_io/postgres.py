@@ -256,10 +256,13 @@ class DatabaseThread(WorkerThread):
     def __init__(self, url: Secret) -> None:
         self._url, self._place = url, place_of(url) or ""
         super().__init__("knouds-postgres", f"the database {self._place}", idle=_IDLE)
+
+    def _begin(self) -> None:
+        super()._begin()
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._listeners: list[Listener] = []
         self._session: Session | None = None
-        self.row: Final = ProcessRow(self._place)
+        self.row = ProcessRow(self._place)
         self._failures = 0
         self._failed_at = self._last_failed_at = 0.0
         self._has_connected = self._has_warned_of_absence = self._has_warned_of_pooler = self._has_listened = False
@@ -295,10 +298,12 @@ class DatabaseThread(WorkerThread):
 
         return stop
 
-    def abandon(self) -> None:
-        """Close the copy of the connection in a forked child."""
-        if self._session is not None:
-            self._session.abandon()
+    def begin_in_child(self) -> object:
+        """Close the copy of the connection; psycopg warns of one that is left to the collector."""
+        if (session := self._session) is not None:
+            session.abandon()
+        super().begin_in_child()
+        return session
 
     # Called in the thread.
 
@@ -457,31 +462,10 @@ class DatabaseThread(WorkerThread):
             )
 
 
-# The threads of this process.
-
-_threads: Final[dict[bytes, DatabaseThread]] = {}
-_of_parents: Final[list[DatabaseThread]] = []  # kept, for psycopg warns of connections that are left to the collector
-_lock = threading.Lock()
+_threads: Final = dict[bytes, DatabaseThread]()
 
 
 def thread_of(url: Secret) -> DatabaseThread:
     """Return this process's thread for a database."""
     key = hashlib.sha256(url.reveal().encode()).digest()
-    with _lock:
-        if key not in _threads:
-            _threads[key] = DatabaseThread(url)
-        return _threads[key]
-
-
-def _after_fork() -> None:
-    """Start anew in a child: threads and locks are the parent's, and so is the name of the lease."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
-    for thread in _threads.values():
-        thread.abandon()
-    _of_parents.extend(_threads.values())
-    _threads.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    return _threads.get(key) or _threads.setdefault(key, DatabaseThread(url))

@@ -1,13 +1,13 @@
 """A thread that carries out operations for event loops: those that wait are carried out together, as a group commit.
 
-It starts when something is asked of it, and ends when nothing was for a while. In a forked child it does not run, and
-its lock may be held for good: a child makes another.
+It starts when something is asked of it, and ends when nothing was for a while.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 import weakref
@@ -84,12 +84,22 @@ class WorkerThread(ABC):
 
     def __init__(self, name: str, subject: str, *, idle: float) -> None:
         self._name, self._subject, self._idle = name, subject, idle
+        self._begin()
+        _workers.add(self)
+
+    def _begin(self) -> None:
+        """Begin, also anew in a forked child: no thread runs there, and the lock may be held for good."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._requests: deque[ThreadRequest] = deque()
         self._under_way: Sequence[ThreadRequest] = ()
         self._thread: threading.Thread | None = None
         self._used_at = 0.0
+
+    def begin_in_child(self) -> object:
+        """Begin anew in a forked child; return what is the parent's, and is never closed here."""
+        self._begin()
+        return None
 
     # Called in event loops.
 
@@ -257,3 +267,18 @@ def _finish(requests: Sequence[ThreadRequest]) -> None:
             request.finish()
         except Exception:
             logger.exception("what waits for an operation of a database failed", extra=fields("database_fault"))
+
+
+# Forks.
+
+_workers: Final = weakref.WeakSet[WorkerThread]()
+_of_parents: Final = list[object]()
+
+
+def _begin_in_child() -> None:
+    for worker in list(_workers):
+        _of_parents.append(worker.begin_in_child())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)

@@ -582,8 +582,7 @@ async def until_replicated(server: Server) -> None:
 
 def forget_processes() -> None:
     """Forget what this process is in its databases, as if it were another."""
-    with thread_module._lock:
-        thread_module._threads.clear()
+    thread_module._threads.clear()
 
 
 async def test_a_backup_that_was_restored(server: Server, database: str, url: str) -> None:
