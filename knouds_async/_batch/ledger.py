@@ -6,7 +6,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import attrs
 
@@ -387,6 +387,13 @@ class LedgerOperations(ABC):
 
     @abstractmethod
     def _set_payer(self, payer: Payer | None) -> None: ...
+
+    def carried_out(self, operation: Callable[[Self], Any]) -> Any:
+        """Return the value of an operation, or the error that it alone met: it decides before it saves."""
+        try:
+            return operation(self)
+        except (ValueError, LedgerError) as error:
+            return error
 
     def _entry(self, row: Sequence[Any]) -> Entry:
         return entry_of(row)

@@ -114,17 +114,10 @@ class LedgerTransactions:
         ledger = LedgerTransaction(transaction, self.name)
         ledger.begin(operations)
         ledger.restore()
-        values = [self._carried_out(operation, ledger) for operation in operations]
+        values = [ledger.carried_out(operation.run) for operation in operations]
         for owner in transaction.ended_owners:
             ledger.leave(owner)
         return transaction.commit(values, *ledger.unsaved(), written=ledger.written)
-
-    @staticmethod
-    def _carried_out(operation: Operation, ledger: LedgerTransaction) -> Any:
-        try:
-            return operation.run(ledger)
-        except (ValueError, LedgerError) as error:  # nothing was written by it: it decides before it saves
-            return error
 
 
 class LedgerTransaction(LedgerOperations):

@@ -325,7 +325,7 @@ class LedgerDatabase(LedgerOperations):
         while True:
             try:
                 with self._transaction():
-                    values = [self._carried_out(operation) for operation in operations]
+                    values = [self.carried_out(operation) for operation in operations]
             except (sqlite3.Error, MemoryError) as error:
                 waited = time.monotonic() - began
                 if waited >= (longest := self._longest_wait(error)) or may_give_up():
@@ -369,12 +369,6 @@ class LedgerDatabase(LedgerOperations):
         for owner in self._own:
             self._owners.end(owner)
         self._owners.close()
-
-    def _carried_out(self, operation: Operation) -> Any:
-        try:
-            return operation(self)
-        except ValueError as error:  # nothing was written by it: what decides comes before what saves
-            return error
 
     # Within a transaction.
 
