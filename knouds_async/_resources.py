@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Literal, overload
 
 import attrs
 
-from knouds_async._batch.batch import Batch, run_once, submit_once
+from knouds_async._batch.batch import Batch, gathered, run_once, submit_once
 from knouds_async._batch.client import BatchClient
 from knouds_async._batch.jobs import Job, Jobs, Outcome
 from knouds_async._batch.progress import OnProgress
@@ -245,8 +245,7 @@ class Targets:
             default=default,
             save=save,
         )
-        async with batch as outcomes:
-            return [outcome async for outcome in outcomes]
+        return await gathered(batch)
 
 
 class Workflows(Targets):

@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 import attrs
 
-from knouds_async._io.concurrency import from_thread, spawn
+from knouds_async._io.concurrency import from_thread, native_cancellation, spawn
 from knouds_async.client import AsyncKnouds
 from knouds_async.errors import (
     ClientClosedError,
@@ -96,7 +96,7 @@ async def _events(state: ExecutionState | None, updates: Updates, heartbeat: flo
             yield _event(" ".join(state.status.split()), {"id": state.execution_id, "status": state.status})
         state = None
         try:
-            with anyio.move_on_after(heartbeat):
+            with native_cancellation(), anyio.move_on_after(heartbeat):
                 state = await anext(updates)
         except (StopAsyncIteration, ClientClosedError):
             return

@@ -13,6 +13,7 @@ import anyio
 
 from knouds_async import config
 from knouds_async._batch.client import BatchClient
+from knouds_async._io.concurrency import native_cancellation
 from knouds_async._io.exchange import checked_client
 from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline
@@ -209,7 +210,7 @@ class AsyncKnouds:
         self._pipeline.close()
         self._poller.close()
         try:
-            with anyio.move_on_after(_CLOSING, shield=True):
+            with native_cancellation(), anyio.move_on_after(_CLOSING, shield=True):
                 await self._pipeline.drain()
         finally:
             await self._downloads.aclose()

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import anyio
 import attrs
 
-from knouds_async._io.concurrency import ServiceTime
+from knouds_async._io.concurrency import ServiceTime, native_cancellation
 from knouds_async._io.pipeline import Send
 from knouds_async._io.poller import Poller, RunRecord
 from knouds_async._sansio import endpoints
@@ -107,7 +107,7 @@ class Execution:
         with self._span() as span:
             longest = math.inf if timeout is None else timeout
             deadline = anyio.current_time() + longest
-            with anyio.CancelScope(deadline=deadline):
+            with native_cancellation(), anyio.CancelScope(deadline=deadline):
                 state = await self._wait_final(deadline)
                 span.set_state(state)
                 return state

@@ -243,7 +243,11 @@ class Batch:
         self._scope.cancel()
         await wait_until_set(self._ended)  # also when the loop ends meanwhile: its jobs are cut then, and end soon
         await self._worker.close()
-        ids = [f"{outcome.job.key}: {run}" for outcome in self._outcomes if (run := _id_of(outcome)) is not None]
+        self.log_not_taken(self._outcomes)
+
+    def log_not_taken(self, outcomes: Iterable[Outcome]) -> None:
+        """Log the runs of outcomes that nobody has, unless a ledger has them."""
+        ids = [f"{outcome.job.key}: {run}" for outcome in outcomes if (run := _id_of(outcome)) is not None]
         if ids and isinstance(self._worker.ledger, MemoryLedger):
             said = "a batch without a ledger was left before the outcomes of these runs were taken: %s"
             extra = fields("outcomes_not_taken", target=str(self._worker.target), count=len(ids))
@@ -398,6 +402,19 @@ async def submit_once(client: BatchClient, target: Target, inputs: Inputs, key: 
     prepared = Reader(default=options.default).read(Job(key, inputs))
     async with Worker(client, target, attrs.evolve(options, validate=False)) as worker:
         return await worker.submit_job(prepared)
+
+
+async def gathered(batch: Batch) -> list[Outcome]:
+    """Return all outcomes of a batch, in line; failed or cancelled meanwhile, log the runs of those that came."""
+    found: list[Outcome] = []
+    try:
+        async with batch as outcomes:
+            async for outcome in outcomes:
+                found.append(outcome)  # noqa: PERF401  (what was taken is needed where the rest fails)
+    except BaseException:
+        batch.log_not_taken(found)
+        raise
+    return found
 
 
 def _check(jobs: object, max_in_flight: object, on_progress: object, progress: object) -> None:

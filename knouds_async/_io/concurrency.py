@@ -9,8 +9,8 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 import anyio
@@ -222,6 +222,27 @@ async def uninterrupted(work: Callable[[], Awaitable[T]]) -> Finished[T]:
     return Finished(task.result(cancellation), cancellation)
 
 
+async def in_own_task(work: Callable[[], Awaitable[T]]) -> T:
+    """Return what `work` returns; cancelled, so is the work, and it is waited for.
+
+    For work with tasks of its own: anyio's group would count what asyncio cancels in them for the caller's task.
+    """
+    scope = anyio.CancelScope()
+
+    async def run() -> T:
+        with scope:
+            return await work()
+        raise CutShort
+
+    task = OwnTask(run)
+    try:
+        await task.over.wait()
+    finally:
+        scope.cancel()
+        await wait_until_set(task.over)
+    return task.result()
+
+
 async def in_thread(work: Callable[[], T]) -> T:
     """Run blocking `work` in a thread and return its value.
 
@@ -289,19 +310,20 @@ def is_cancelled() -> bool:
     return anyio.current_effective_deadline() == -math.inf
 
 
-@contextmanager
-def native_cancellation() -> Iterator[None]:
-    """Keep a cancellation by asyncio itself (`Task.cancel`, Ctrl-C) from being taken for one of anyio's.
+class native_cancellation:  # noqa: N801  (used like anyio's functions)
+    """Keeps a cancellation by asyncio itself (`Task.cancel`, Ctrl-C) from being taken for one of anyio's.
 
-    Where a task group of anyio's ends in the step in which its task is cancelled, the error bears that group's mark:
-    the next task group of the caller's would swallow it.
+    Where a scope or a task group of ours ends in the step in which its task is cancelled, the error bears that scope's
+    mark: a task group of the caller's could swallow it. So this is around all that a caller awaits.
     """
-    try:
-        yield
-    except anyio.get_cancelled_exc_class() as cancelled:
-        if not is_cancelled():
-            cancelled.args, cancelled.__context__ = (), None
-        raise
+
+    def __enter__(self) -> None:
+        """Enter nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Remove the mark, unless a scope of the caller's is cancelled."""
+        if error is not None and isinstance(error, anyio.get_cancelled_exc_class()) and not is_cancelled():
+            error.args, error.__context__ = (), None
 
 
 class Wakeup:

@@ -26,7 +26,7 @@ import anyio
 import attrs
 import httpx
 
-from knouds_async._io.concurrency import FIFOLimiter, HomeLoop, in_thread
+from knouds_async._io.concurrency import FIFOLimiter, HomeLoop, in_own_task, in_thread, native_cancellation
 from knouds_async._io.exchange import http_errors, httpx_of
 from knouds_async._io.pool import own_client
 from knouds_async._sansio import files
@@ -161,7 +161,7 @@ class Downloads:
         into = os.path.join(_text(folder), "")  # noqa: PTH118  (a Path would drop the slash that says: a folder)
         paths: dict[int, Path] = {}
         failures: list[Exception] = []
-        slots = anyio.Semaphore(_AT_ONCE)
+        slots, tasks = anyio.Semaphore(_AT_ONCE), anyio.create_task_group()
 
         async def save(media: Media) -> None:
             async with slots:
@@ -177,9 +177,12 @@ class Downloads:
                     if not is_saving:
                         tasks.cancel_scope.cancel()
 
-        async with anyio.create_task_group() as tasks:
-            for media in run.media:
-                tasks.start_soon(save, media)
+        async def save_all() -> None:
+            async with tasks:
+                for media in run.media:
+                    tasks.start_soon(save, media)
+
+        await in_own_task(save_all)
         if failures:
             raise failures[0]
         return tuple(paths[media.number] for media in run.media)
@@ -268,7 +271,8 @@ class Pieces:
         """Return the next piece, or None at the end; raises DownloadError, also after attempts that brought nothing."""
         while not self._is_over:
             try:
-                found = await (self._open() if self._chunks is None else self._read(self._chunks))
+                with native_cancellation():
+                    found = await (self._open() if self._chunks is None else self._read(self._chunks))
             except http_errors("TransportError") as error:
                 found = Rejected(DownloadFault.DROPPED, type(error).__name__, is_temporary=True)
             if not isinstance(found, Rejected):

@@ -22,6 +22,7 @@ from knouds_async._io.concurrency import (
     ServiceTime,
     checkpoint,
     is_cancelled,
+    native_cancellation,
     read_clocks,
     uninterrupted,
 )
@@ -221,7 +222,8 @@ class Pipeline:
         Cancelled while it waits for its turn or pauses: nothing was sent. Cancelled while a submit is under way: the
         submit is finished first, its id is logged at WARNING, and then the cancellation is raised.
         """
-        with self.telemetry.call(call, job_key=getattr(hooks, "key", None), serves=serves) as span:
+        job_key = getattr(hooks, "key", None)
+        with native_cancellation(), self.telemetry.call(call, job_key=job_key, serves=serves) as span:
             value: T | None = await self._send(_Sending(call, total, hooks, span))
             return value
 

@@ -31,7 +31,7 @@ import httpx
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from knouds_async import config
-from knouds_async._io.concurrency import native_cancellation, read_clocks
+from knouds_async._io.concurrency import read_clocks
 from knouds_async._io.exchange import Exchange, connection_limit, is_shortage, is_stock
 from knouds_async._sansio import responses
 from knouds_async._sansio.clock import Reading
@@ -394,7 +394,7 @@ class Stream(httpcore.AsyncNetworkStream):
     async def connect(cls, host: str, port: int, timeout: float | None) -> Stream:
         """Open a TCP connection within `timeout` seconds, with keep-alive probes; httpcore's connect errors."""
         try:
-            with anyio.fail_after(timeout), native_cancellation():
+            with anyio.fail_after(timeout):
                 tcp = _Tcp(await anyio.connect_tcp(host, port))
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(*error.args) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import functools
@@ -30,7 +29,7 @@ import respx
 from anyio.streams.tls import TLSListener
 
 import knouds_async
-from knouds_async import Account, AsyncKnouds, Completed, ConfigurationError, ConnectionFailedError, Outcome, Retries
+from knouds_async import AsyncKnouds, Completed, ConfigurationError, ConnectionFailedError, Outcome, Retries
 from knouds_async._io import pool as ours
 from knouds_async._io.exchange import SentTrace
 from knouds_async._io.pool import PooledTransport, Stream, is_bypassed, own_client, proxy_for
@@ -321,46 +320,6 @@ def test_redirects_and_the_environment_are_off() -> None:
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the options and the reset are looked at as Linux has them")
 SUBMIT = endpoints.submit(Target("workflows", "a"), {})
 STALL = endpoints.run(Target("workflows", "stall"), {})
-
-
-async def _finishes_cancelled_after(calls: int) -> bool:
-    """Cancel a task as asyncio does, at the nth call of a function; return whether its request came first.
-
-    Fails where the task then continues.
-    """
-    finished: list[Account] = []
-
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls -= 1
-        if calls < 0:
-            sys.setprofile(None)
-            task.cancel()
-
-    async def request() -> None:
-        emulator = Emulator()
-        async with serve(emulator) as base_url, AsyncKnouds(emulator.api_key, base_url=base_url) as knouds:
-            sys.setprofile(count)
-            finished.append(await knouds.whoami())
-            sys.setprofile(None)
-
-    task = asyncio.create_task(request())
-    try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    finally:
-        sys.setprofile(None)
-    assert finished or task.cancelled(), "the cancellation was swallowed"
-    return bool(finished)
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_cancelled_task_ends_whenever_it_is_cancelled() -> None:
-    """A task that asyncio cancels (Ctrl-C) at any step of a first request ends, below the caller's task groups too."""
-    calls = 0
-    while not await _finishes_cancelled_after(calls):
-        calls += 41
-    assert calls > 1000
 
 
 class Sockets:
