@@ -155,6 +155,7 @@ _MIN_RUNS: Final = 3  # awaited runs for which a listing pays; one less once lis
 _MAX_UNSEEN_LAG: Final = 1.0  # seconds by which listings may be late; beyond, runs are polled as well
 _LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run
 _RECHECK_COST: Final = 36.0  # of a poll of a run that listings show running, in seconds
+_LIMITED_RECHECK_COST: Final = 100.0  # and where polls are limited, for each may cost the result of another a window
 _LIMITED: Final = 5  # polls for each run: fewer are a limit
 
 _NEW_ENDS: Final = 3  # ends from which a target is known
@@ -217,7 +218,7 @@ class PollScheduler:
         self._scarcity, self._forecast_at, self._listing_at = 1.0, -math.inf, math.inf
         self._tokens, self._tokens_at = 0.0, -math.inf
         self._uses_listings = self._relies = self._is_answered = False
-        self._is_plenty = True
+        self._is_plenty, self._is_limited = True, False
 
     def __len__(self) -> int:
         """Return the number of runs being polled."""
@@ -334,7 +335,8 @@ class PollScheduler:
             cost = self.deliveries.cost_factor * max(cost, durations.median / _DELIVERY_FACTOR)
             age = durations.next_poll(run.age(run.last_running_at), cost, longest=_FIRST_STEP)
         elif self._is_listed(run):
-            age = durations.next_poll(run.age(run.last_seen_at), _RECHECK_COST, longest=_FIRST_STEP)
+            recheck_cost = _LIMITED_RECHECK_COST if self._is_limited else _RECHECK_COST
+            age = durations.next_poll(run.age(run.last_seen_at), recheck_cost, longest=_FIRST_STEP)
             if self._listings.lag > _MAX_UNSEEN_LAG:  # then it was running that much earlier
                 seen_at = max(run.last_seen_at, run.last_listed_at - self._listings.lag)
                 age = min(age, self._next_poll(durations, run.age(seen_at)))
@@ -378,8 +380,8 @@ class PollScheduler:
 
     def plan(self, now: float, *, poll_quota: Quota = _NO_QUOTA, usage_quota: Quota = _NO_QUOTA) -> PollPlan:
         """Return what to send now; polls are in flight until `polled`, a page until it was received or failed."""
-        is_limited = poll_quota.available < min(usage_quota.available, _LIMITED * len(self._runs))
-        fewest = 1 if is_limited and self._listings.is_proven else _MIN_RUNS - self._listings.is_proven
+        self._is_limited = poll_quota.available < min(usage_quota.available, _LIMITED * len(self._runs))
+        fewest = 1 if self._is_limited and self._listings.is_proven else _MIN_RUNS - self._listings.is_proven
         may_list = self._polling.sweeps and self._polling.schedule is None and len(self._runs) >= fewest
         self._update_costs(now, poll_quota, usage_quota, may_list=may_list)
         available = poll_quota.available if self._in_flight else max(1, poll_quota.available)  # one may wait in line
