@@ -625,6 +625,9 @@ def test_a_later_attempt_is_restored_and_an_earlier_one_is_none() -> None:
     second = attrs.evolve(RUNNING, attempt=2)
     assert restored(RUNNING, second, "p") == second
     assert restored(second, RUNNING, "p") == second
+    never_sent = attrs.evolve(NEW, attempt=2)
+    assert restored(RUNNING, never_sent, "p") == RUNNING
+    assert restored(None, never_sent, "p") is None
 
 
 def test_a_run_beside_the_one_on_record_is_noted() -> None:

@@ -487,8 +487,8 @@ def test_a_run_is_identified_by_its_first_poll() -> None:
     scheduler.set_request_id(other, "r1")
     scheduler.set_request_id(other, "r2")
     scheduler.plan(0.0)
-    scheduler.page_received(PageRequest(6.0), status_page({0: "completed", 1: "completed", 2: "processing"}), 6.0)
-    assert sorted(scheduler.plan(6.0).polls) == ["x0", "x1"]
+    scheduler.page_received(PageRequest(1.0), status_page({0: "completed", 1: "completed", 2: "processing"}), 1.0)
+    assert sorted(scheduler.plan(1.0).polls) == ["x0", "x1"]
 
 
 def test_failing_listings_wait_longer_each_time() -> None:

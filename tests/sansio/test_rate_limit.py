@@ -382,6 +382,17 @@ def test_late_news_of_windows_that_are_over_changes_nothing() -> None:
     assert late.stats(41.0) == window.stats(41.0)
 
 
+def test_late_news_of_what_was_sent_just_before_an_edge_changes_nothing() -> None:
+    """Though the window after it is only presumed, or named by an answer that overtook it."""
+    window, last = one(opened(), 29.9)
+    window, probe = one(window, 30.2)
+    late = on_response(window, 30.3, last, reply(3, 30.0), CLOCK)
+    assert (late.edge, remaining(late, 30.3)) == (window.edge, 99)
+    window, second = one(on_response(late, 30.4, probe, reply(99, 90.0), CLOCK), 30.5)
+    late = on_response(window, 30.6, second, reply(3, 30.0), CLOCK)
+    assert (late.reset, remaining(late, 30.6)) == (window.reset, 99)
+
+
 def test_a_server_whose_clock_was_set_back_is_followed() -> None:
     """A newer request that shows an earlier Reset is not late news."""
     window, permit = one(opened(reset=50.0), 10.0)

@@ -275,6 +275,15 @@ def test_a_listing_whose_pages_do_not_join_proves_nothing(listing: Callable[...,
     assert not search.result(at(3600)).is_certainly_none
 
 
+def test_a_row_that_is_lost_between_two_pages_is_a_gap() -> None:
+    """A page that does not begin with the last row of the one before proves nothing: the submit's may lie between."""
+    rows = (row(9, 30, request_id="kie_9"), row(8, 20, request_id="kie_8"), row(7, request_id="lost"), CONTROL)
+    first = Search(wanted=known("kie_9", "kie_8", begun=10)).take(UsagePage(rows=rows[:2], total=4))
+    whole, gap = (first.take(UsagePage(rows=pages, total=4)) for pages in ((rows[1], CONTROL), (CONTROL,)))
+    assert whole.result(at(3600)).is_certainly_none
+    assert not gap.result(at(3600)).is_certainly_none
+
+
 @pytest.mark.parametrize("total", [None, 5, 0])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 500])
 def test_the_end_of_the_rows_is_seen_and_not_counted(total: int | None, size: int) -> None:
