@@ -224,7 +224,7 @@ def _refusal(place: str, failure: str, state: str | None) -> str:
         "grant SELECT, INSERT, UPDATE and DELETE on them to this one",
         "42P01": "To make or upgrade its tables, run `knouds ledger migrate URL`",
     }.get(state or "", "It was left as it is")
-    return f"the database {place} cannot be used: {failure}. {advice}; nothing was submitted"
+    return f"the database {place} cannot be used: {failure}. {advice}; nothing more is submitted"
 
 
 # The thread.

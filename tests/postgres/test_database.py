@@ -497,6 +497,15 @@ async def test_a_role_that_may_not_make_tables(server: Server, database: str, ur
         assert await shared.find("key") is None
 
 
+async def test_a_refusal_says_nothing_of_what_was_submitted_before(server: Server, database: str, url: str) -> None:
+    """What a database refuses in the middle of a batch says only that nothing more is submitted."""
+    async with Postgres(url) as shared:
+        assert await shared.retry_failed() == 0
+        server.execute("DROP TABLE knouds_job", database=database)
+        with pytest.raises(LedgerError, match=r"knouds ledger migrate URL`; nothing more is submitted"):
+            await shared.retry_failed()
+
+
 async def test_tables_of_another_version_are_left_alone(server: Server, database: str, url: str) -> None:
     """A schema that is not known is refused, also by the command, and stays as it is."""
     server.execute(
