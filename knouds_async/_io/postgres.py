@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from knouds_async._io.concurrency import from_thread
 from knouds_async._io.transactions import CHANNEL, Committed, ProcessRow, Transact, Transaction
@@ -43,6 +43,9 @@ _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _WARN_AFTER: Final = 5.0  # seconds without the database
 
 _TRANSIENT: Final = frozenset({"08", "0A", "25", "40", "53", "55", "57", "58"})  # classes of SQLSTATEs
+_REFUSED: Final = re.compile(r" failed: \w+:  ")  # by the server, whose words are in its own language
+_STATE: Final = re.compile(rb'\tErrorResponse\t.* C "(\w{5})"')
+_ASKED: Final = 5.0  # seconds for another attempt, which tells why the first one was refused
 _HOPELESS: Final = re.compile(
     "authentication failed|no password supplied|does not exist|permission denied|no pg_hba.conf entry|certificate|"
     "not permitted to log in"
@@ -210,6 +213,46 @@ def _connect(url: Secret, place: str) -> Session | str:
             raise
     except (psycopg.Error, OSError) as error:
         return _first_line(error)
+
+
+def _is_hopeless(url: Secret, failure: str) -> bool:
+    """Return whether a connection that was never made is refused for good: by the words, or else by the SQLSTATE."""
+    if _HOPELESS.search(failure) or not _REFUSED.search(failure):
+        return _HOPELESS.search(failure) is not None
+    states = _states_of_refusal(url)
+    return bool(states) and all(state[:2].decode() not in _TRANSIENT for state in states)
+
+
+def _states_of_refusal(url: Secret) -> list[bytes]:
+    """Return the SQLSTATEs with which another attempt is refused: libpq shows them in a trace alone, where it can."""
+    reading, writing = os.pipe()
+    try:
+        connection = psycopg.pq.PGconn.connect_start(make_conninfo("", **_connection_parameters(url)).encode())
+        try:
+            connection.trace(writing)
+            _wait_to_connect(connection)
+            connection.untrace()
+        finally:
+            connection.finish()
+        os.set_blocking(reading, False)
+        return _STATE.findall(os.read(reading, 1 << 16))
+    except (psycopg.Error, OSError):
+        return []
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _wait_to_connect(connection: psycopg.pq.abc.PGconn) -> None:
+    events = {
+        psycopg.pq.PollingStatus.READING: selectors.EVENT_READ,
+        psycopg.pq.PollingStatus.WRITING: selectors.EVENT_WRITE,
+    }
+    until = time.monotonic() + _ASKED
+    while (event := events.get(psycopg.pq.PollingStatus(connection.connect_poll()))) and time.monotonic() < until:
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection.socket, event)
+            selector.select(_ASKED)
 
 
 def _first_line(error: Exception) -> str:
@@ -408,7 +451,7 @@ class DatabaseThread(WorkerThread):
             self._disconnect()
             session = "the process ends" if may_give_up() else _connect(self._url, self._place)
             if isinstance(session, str):
-                if not self._has_connected and _HOPELESS.search(session):
+                if not self._has_connected and _is_hopeless(self._url, session):
                     raise LedgerError(_refusal(self._place, session, None))
                 raise _Unavailable(session)
             self._session, self.row.has_tables = session, False

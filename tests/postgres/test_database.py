@@ -6,12 +6,13 @@ import gc
 import logging
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import anyio
@@ -574,6 +575,44 @@ async def test_a_wrong_password_shows_in_no_error(
         await shared.find("key")
     assert PASSWORD not in shown(caught.value) + caplog.text
     await shared.aclose()
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "advice"),
+    [
+        ("28P01", "Passwort-Authentifizierung für Benutzer »owner« fehlgeschlagen", "It was left as it is"),
+        ("3D000", "Datenbank »app« existiert nicht", "It was left as it is"),
+        ("53300", "zu viele Verbindungen für Rolle »owner«", "It was tried for"),
+        ("57P03", "das Datenbanksystem startet", "It was tried for"),
+    ],
+)
+async def test_a_refusal_in_another_language_is_understood(
+    state: str, words: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server says of a login may be in any language: whether it will ever be granted is in its SQLSTATE."""
+    monkeypatch.setattr(thread_module, "_PATIENCE", 0.5)
+    monkeypatch.setattr(thread_module, "_FEWEST_TRIES", 3)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=refuse_all, args=(listening, state, words), daemon=True).start()
+        shared = Postgres(f"postgresql://owner:{PASSWORD}@127.0.0.1:{listening.getsockname()[1]}/app")
+        with pytest.raises(LedgerError, match=f"{words}.*{advice}") as caught:
+            await shared.find("key")
+        await shared.aclose()
+        listening.shutdown(socket.SHUT_RDWR)
+    assert PASSWORD not in shown(caught.value)
+
+
+def refuse_all(listening: socket.socket, state: str, words: str) -> None:
+    """Refuse each connection as a server does that speaks no English."""
+    fields = "".join(f"{name}{value}\0" for name, value in zip("SVCM", ("FATAL", "FATAL", state, words), strict=True))
+    body = f"{fields}\0".encode()
+    with suppress(OSError):  # it is closed
+        while True:
+            client, _ = listening.accept()
+            with client:
+                while len(client.recv(4096)) == 8:  # it asks for encryption
+                    client.sendall(b"N")
+                client.sendall(b"E" + (len(body) + 4).to_bytes(4, "big") + body)
 
 
 async def test_a_role_that_may_not_connect_is_refused_at_once(server: Server, database: str) -> None:
