@@ -12,9 +12,9 @@ import attrs
 
 from knouds_async._batch.batch import Batch, gathered, run_once, submit_once
 from knouds_async._batch.client import BatchClient
-from knouds_async._batch.jobs import Job, Jobs, Outcome
+from knouds_async._batch.jobs import Job, JobOptions, Jobs, LedgerLike, OnUnknown, Outcome
 from knouds_async._batch.progress import OnProgress
-from knouds_async._batch.worker import JobOptions, LedgerLike, OnUnknown, Worker
+from knouds_async._batch.worker import Worker
 from knouds_async._io.concurrency import ServiceTime
 from knouds_async._io.pipeline import Send, search_usage
 from knouds_async._sansio import endpoints

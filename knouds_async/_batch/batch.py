@@ -27,6 +27,7 @@ from knouds_async._batch.jobs import (
     Completed,
     Failed,
     Job,
+    JobOptions,
     Jobs,
     NotRun,
     NotRunReason,
@@ -50,7 +51,7 @@ from knouds_async._batch.progress import (
     time_left,
     waiting_for_quota,
 )
-from knouds_async._batch.worker import JobOptions, Worker
+from knouds_async._batch.worker import Worker
 from knouds_async._io.concurrency import Wakeup, spawn, uninterrupted, wait_until_set
 from knouds_async._sansio.estimate import Estimate
 from knouds_async.config import is_integer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,11 +16,14 @@ from knouds_async._io.limiter import Limiter
 from knouds_async._io.pipeline import Pipeline, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.ledger import Payer
-from knouds_async._sansio.reconcile import Doubt, KnownRun, Wanted, inconclusive
+from knouds_async._sansio.reconcile import Doubt, KnownRun, Wanted, inconclusive, unaccounted
 from knouds_async.config import Retries, Timeouts
 from knouds_async.errors import KnoudsError
 from knouds_async.execution import ExecutionFactory
+from knouds_async.telemetry import fields
 from knouds_async.types import RunResult, SubmissionSearch, Target
+
+logger = logging.getLogger("knouds_async")
 
 
 @attrs.define(eq=False, repr=False)
@@ -27,7 +31,7 @@ class BatchClient:
     """The parts of a client that its batches use.
 
     `save`: fetches the files of a run that are not in a folder yet. `one_go`: the targets whose provider cannot be
-    polled, as far as this client has learned. `warned`: the ids of doubts about a ledger that are logged.
+    polled, as far as this client has learned.
     """
 
     pipeline: Pipeline
@@ -38,13 +42,10 @@ class BatchClient:
     retries: Retries
     save: Callable[[RunResult, str | os.PathLike[str]], Awaitable[tuple[Path, ...]]]
     one_go: set[Target] = attrs.field(factory=set)
-    warned: set[str] = attrs.field(factory=set)
+    _warned: set[str] = attrs.field(factory=set)  # ids of doubts
     _payer: Payer | None = None
-    _checking: anyio.Lock = attrs.field(init=False)
+    _checking: anyio.Lock = attrs.field(factory=lambda: anyio.Lock())  # noqa: PLW0108  (importing loads none of it)
     _checked: tuple[Doubt, float, SubmissionSearch] | None = None
-
-    def __attrs_post_init__(self) -> None:
-        self._checking = anyio.Lock()
 
     async def payer(self) -> Payer:
         """Return whose key this is, and of which service; asked once. A service that does not say leaves it open."""
@@ -58,7 +59,32 @@ class BatchClient:
             self._payer = Payer(user=user, base_url=self.base_url)
         return self._payer
 
-    async def check(self, doubted: Doubted, account: str | None) -> SubmissionSearch:
+    async def settle(self, doubted: Doubted, target: Target, account: str | None) -> None:
+        """Wait until usage rows prove that a ledger lacks no run; LedgerError where only a person can tell."""
+        found: Doubted | None = doubted
+        while found is not None and (found := await found.again(self.pipeline.time.moment())) is not None:
+            search = await self._check(found, account)
+            if search.is_certainly_none:
+                found = await found.trust()
+                continue
+            message, pause = (
+                f"{found.message}: {unaccounted(search)}",
+                found.doubt.next_check(self.pipeline.time.moment()),
+            )
+            if pause is None:
+                raise errors.LedgerError(
+                    f"{message}. Nothing was submitted: look whose runs these are, then allow it with `await "
+                    "ledger.trust()` or `knouds ledger trust URL`"
+                )
+            if found.doubt.id not in self._warned:
+                self._warned.add(found.doubt.id)
+                extra = fields("ledger_in_doubt", target=str(target), count=len(search.candidates), wait=pause)
+                logger.warning(
+                    "nothing is submitted until usage rows prove that no run is missing: %s", message, extra=extra
+                )
+            await anyio.sleep(pause)
+
+    async def _check(self, doubted: Doubted, account: str | None) -> SubmissionSearch:
         """Return what usage rows prove of runs that a ledger may lack; those who wait for it share an answer."""
 
         async def runs() -> list[KnownRun]:

@@ -1,8 +1,9 @@
-"""What goes into a batch and what comes out: jobs and outcomes, these also as they stand in a ledger."""
+"""What goes into a batch and what comes out: jobs, what is asked for them, and outcomes, also as a ledger has them."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -11,11 +12,14 @@ from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
+from knouds_async._batch.ledger import Ledger
 from knouds_async._io.concurrency import checkpoint
 from knouds_async._sansio import keys, responses
+from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.inputs import Default, input_errors, invalid_inputs, is_record, plain_inputs, safe_repr
 from knouds_async._sansio.ledger import Ending, Entry, Stage
 from knouds_async._sansio.responses import Answer, UnreadableError, json_object
+from knouds_async.config import Secret, Timeouts, is_number
 from knouds_async.errors import (
     ExecutionCancelledError,
     ExecutionFailedError,
@@ -58,6 +62,45 @@ class Job(Record):
 
 Jobs: TypeAlias = Iterable[Job | Inputs] | AsyncIterable[Job | Inputs]
 """Where the jobs of a batch come from; plain inputs get a key made of them."""
+
+
+OnUnknown: TypeAlias = Literal["park", "stop"]
+LedgerLike: TypeAlias = Ledger | str | os.PathLike[str] | Secret
+"""A ledger, the path of a file, or the URL of a database."""
+
+
+def _checked_folder(save: object) -> str | None:
+    """Return the folder of `save=` as text; InvalidArgumentError for what is none."""
+    try:
+        return None if save is None else os.fsdecode(save)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidArgumentError(f"save={save!r:.80}: must be the path of a folder, or None") from None
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class JobOptions:
+    """What a caller asks for each job, as of `Workflows.map` and `submit`; InvalidArgumentError for what cannot be.
+
+    `ledger`: with its URL hidden. `max_age`: seconds for which a schema that was fetched before will do.
+    """
+
+    ledger: LedgerLike | None = None
+    max_credits: float | None = None
+    on_unknown: OnUnknown = "park"
+    validate: bool = True
+    expected: float | None = None
+    default: Default | None = None
+    timeout: float | Timeouts | None = None
+    save: str | None = attrs.field(default=None, converter=_checked_folder)
+    max_age: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        most = self.max_credits
+        if most is not None and not (is_number(most) and 0 <= most < 1e15):
+            raise InvalidArgumentError(f"max_credits={most!r:.80}: must be credits, zero or more, or None")
+        if self.on_unknown not in ("park", "stop"):
+            raise InvalidArgumentError(f"on_unknown={self.on_unknown!r:.80}: must be 'park' or 'stop'")
+        check_expected(self.expected)
 
 
 @attrs.frozen(eq=False, repr=False)

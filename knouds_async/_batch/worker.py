@@ -8,9 +8,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from enum import Enum
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import anyio
 import attrs
@@ -20,6 +19,8 @@ from knouds_async._batch.client import BatchClient
 from knouds_async._batch.jobs import (
     Completed,
     Failed,
+    JobOptions,
+    LedgerLike,
     NotRun,
     NotRunReason,
     Outcome,
@@ -39,9 +40,8 @@ from knouds_async._io.concurrency import Wakeup, read_clocks, uninterrupted
 from knouds_async._io.pipeline import WITHHELD, Withheld
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.clock import Moment, Reading
-from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.estimate import RunLengths
-from knouds_async._sansio.inputs import Default, checked_execution_id
+from knouds_async._sansio.inputs import checked_execution_id
 from knouds_async._sansio.ledger import (
     Accepted,
     Bounded,
@@ -62,9 +62,9 @@ from knouds_async._sansio.ledger import (
     Totals,
     fit_under_cap,
 )
-from knouds_async._sansio.reconcile import KnownRun, Wanted, inconclusive, unaccounted
+from knouds_async._sansio.reconcile import KnownRun, Wanted, inconclusive
 from knouds_async._sansio.retry import Again, Decision, Done, Fail, Requeue
-from knouds_async.config import Secret, Timeouts, is_number
+from knouds_async.config import Secret
 from knouds_async.errors import KnoudsError
 from knouds_async.execution import UNSEEN, Execution, with_timeout
 from knouds_async.telemetry import fields
@@ -72,7 +72,6 @@ from knouds_async.types import ExecutionState, RunResult, SubmissionSearch, Subm
 
 logger = logging.getLogger("knouds_async")
 
-OnUnknown = Literal["park", "stop"]
 Answer: TypeAlias = Submitted | RunResult | KnoudsError
 
 _BETWEEN_LOOKS: Final = 0.1
@@ -89,44 +88,6 @@ _TARGET_WIDE: Final = (
     errors.InvalidSlugError,
 )
 """Refusals that every further job would meet as well."""
-
-
-LedgerLike: TypeAlias = Ledger | str | os.PathLike[str] | Secret
-"""A ledger, the path of a file, or the URL of a database."""
-
-
-def _checked_folder(save: object) -> str | None:
-    """Return the folder of `save=` as text; InvalidArgumentError for what is none."""
-    try:
-        return None if save is None else os.fsdecode(save)  # type: ignore[arg-type]
-    except TypeError:
-        raise errors.InvalidArgumentError(f"save={save!r:.80}: must be the path of a folder, or None") from None
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class JobOptions:
-    """What a caller asks for each job, as of `Workflows.map` and `submit`; InvalidArgumentError for what cannot be.
-
-    `ledger`: with its URL hidden. `max_age`: seconds for which a schema that was fetched before will do.
-    """
-
-    ledger: LedgerLike | None = None
-    max_credits: float | None = None
-    on_unknown: OnUnknown = "park"
-    validate: bool = True
-    expected: float | None = None
-    default: Default | None = None
-    timeout: float | Timeouts | None = None
-    save: str | None = attrs.field(default=None, converter=_checked_folder)
-    max_age: float = 0.0
-
-    def __attrs_post_init__(self) -> None:
-        most = self.max_credits
-        if most is not None and not (is_number(most) and 0 <= most < 1e15):
-            raise errors.InvalidArgumentError(f"max_credits={most!r:.80}: must be credits, zero or more, or None")
-        if self.on_unknown not in ("park", "stop"):
-            raise errors.InvalidArgumentError(f"on_unknown={self.on_unknown!r:.80}: must be 'park' or 'stop'")
-        check_expected(self.expected)
 
 
 def _ledger_of(ledger: LedgerLike | None) -> Ledger:
@@ -550,6 +511,10 @@ class Worker:
         return self.client.pipeline.time.moment()
 
     @property
+    def _account(self) -> str | None:
+        return None if self.payer is None else self.payer.account
+
+    @property
     def is_undated(self) -> bool:
         """Whether to ask the service for its time before anything is sent: only what is dated can be proven."""
         return self.payer is not None and self.client.pipeline.time.is_worth_asking()
@@ -559,35 +524,13 @@ class Worker:
         if self.is_undated or self.doubted is not None:
             async with self._settling:
                 await self._ask_for_time()
-                while self.doubted is not None:
-                    self.doubted = await self._settled(self.doubted)
+                if self.doubted is not None:
+                    await self.client.settle(self.doubted, self.target, self._account)
+                    self.doubted = None
 
     async def _ask_for_time(self) -> None:
         if self.is_undated:
             await self.client.pipeline.ask_for_time()
-
-    async def _settled(self, doubted: Doubted) -> Doubted | None:
-        """Check once, and wait for as long as another check may find more; None: nothing is in doubt any more."""
-        found = await doubted.again(self.moment())
-        if found is None:
-            return None
-        search = await self.client.check(found, None if self.payer is None else self.payer.account)
-        if search.is_certainly_none:
-            return await found.trust()
-        message, pause = f"{found.message}: {unaccounted(search)}", found.doubt.next_check(self.moment())
-        if pause is None:
-            raise errors.LedgerError(
-                f"{message}. Nothing was submitted: look whose runs these are, then allow it with `await "
-                "ledger.trust()` or `knouds ledger trust URL`"
-            )
-        if found.doubt.id not in self.client.warned:
-            self.client.warned.add(found.doubt.id)
-            extra = fields("ledger_in_doubt", target=str(self.target), count=len(search.candidates), wait=pause)
-            logger.warning(
-                "nothing is submitted until usage rows prove that no run is missing: %s", message, extra=extra
-            )
-        await anyio.sleep(pause)
-        return found
 
     def _log_pause(self) -> None:
         """Log once what is waited for when the service has asked for a pause."""
@@ -651,7 +594,7 @@ class Worker:
             reserve=self.prices.price,
             since=self.moment(),
             lasts=submit.lasts,
-            account=None if self.payer is None else self.payer.account,
+            account=self._account,
         )
         claim = Claim(
             key=prepared.job.key,
@@ -763,7 +706,7 @@ class Worker:
         bounds, account = entry.may_have_begun, entry.account
         if bounds is None:
             return inconclusive("when it can have begun a run is not known by the service's clock")
-        if account is None or self.payer is None or account != self.payer.account:
+        if account is None or account != self._account:
             return inconclusive("it is not known to be a submit of this account")
         wanted = Wanted(target=self.target, earliest=bounds[0], latest=bounds[1])
         if (too_early := wanted.not_yet(self.moment())) is not None:
@@ -793,19 +736,6 @@ class Worker:
         return stats.held_for if stats.is_pause else 0.0
 
 
-class Phase(Enum):
-    """Where a submit is on its way; what a cut leaves behind follows from it."""
-
-    IN_LINE = "in line"
-    """It waits for its turn: no request of it is in flight."""
-    CLAIMING = "claiming"
-    """Its claim may be on record; nothing left after it."""
-    IN_FLIGHT = "in flight"
-    """Its request may have left, and is not answered."""
-    SETTLED = "settled"
-    """What became of it is written, or was to be: what is not on record is unknown to the next batch."""
-
-
 class Submit:
     """The submit of one job, as hooks of its request: they record what it does before anybody else hears of it.
 
@@ -816,7 +746,8 @@ class Submit:
 
     def __init__(self, worker: Worker, prepared: PreparedJob, *, needs_id: bool = False) -> None:
         self._worker = worker
-        self._phase = Phase.IN_LINE
+        self._is_claiming = False  # its claim may be on record
+        self._is_sent = False  # its request may have left, and is not answered
         self.prepared = prepared
         self.key: Final = prepared.job.key  # for its span
         self.name: Final = f"job {self.key!r:.100}"  # whose request it is
@@ -836,18 +767,15 @@ class Submit:
         is_stopped = worker.stopped_by is not None
         if is_stopped or worker.is_undated or worker.doubted is not None:
             return WITHHELD
-        self.sent_at, self._phase, began = sent_at, Phase.CLAIMING, read_clocks()
+        self.sent_at, self._is_claiming, began = sent_at, True, read_clocks()
         claimed = await worker.claim(self, sent_at.timestamp())
-        self._phase = Phase.IN_LINE
-        if isinstance(claimed, Taken):
-            self.entry, self._phase = claimed.entry, Phase.SETTLED
-        if not isinstance(claimed, Written):
-            return WITHHELD
-        self.entry = claimed.entry
-        if worker.stopped_by is not None:  # meanwhile; from here to the first byte nothing checks again
+        self._is_claiming = False
+        if isinstance(claimed, (Taken, Written)):
+            self.entry = claimed.entry
+        if not isinstance(claimed, Written) or worker.stopped_by is not None:  # meanwhile; nothing checks again
             return WITHHELD
         worker.in_line.discard(self.scope)
-        self._phase = Phase.IN_FLIGHT
+        self._is_sent = True
         worker.last_sent = anyio.current_time()
         return attrs.evolve(claimed.committed or began, loop=worker.last_sent)
 
@@ -858,13 +786,13 @@ class Submit:
             worker.on_attempt(decision)
         finally:  # a log handler of the caller's that fails must not cost an id
             if isinstance(decision, (Again, Requeue)):
-                self._phase = Phase.IN_LINE
+                self._is_sent = False
                 worker.in_line.add(self.scope)
                 worker.answered(self.prepared)
                 if worker.stopped_by is not None:
                     self.scope.cancel()
-            elif self.entry is not None:
-                await self._write(self.entry, self._event(decision))
+            else:
+                await self._write(self._event(decision))
 
     def _event(self, decision: Done[Any] | Fail) -> Event:
         owner, now = self._worker.owner, self._worker.moment
@@ -885,21 +813,19 @@ class Submit:
 
     async def settle(self) -> None:
         """Write what became of a submit that left the line or was cut, whatever happens to the caller."""
-        worker, phase = self._worker, self._phase
+        worker = self._worker
         worker.unreserve(self.prepared)
-        if phase is Phase.SETTLED:
-            return
         with anyio.CancelScope(shield=True):
-            if phase is Phase.CLAIMING and self.entry is None:
-                found = await worker.ledger.look(self.key)
-                self.entry = found if found is not None and found.owner == worker.owner else None
-            if self.entry is not None:
+            if self._is_claiming:  # it was cut meanwhile
+                self.entry = await worker.ledger.look(self.key)
+            if self.entry is not None and (self.entry.stage, self.entry.owner) == (Stage.SENDING, worker.owner):
                 cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
-                await self._write(self.entry, cut if phase is Phase.IN_FLIGHT else NoRun(worker.owner))
+                await self._write(cut if self._is_sent else NoRun(worker.owner))
 
-    async def _write(self, entry: Entry, event: Event) -> None:
-        self._phase = Phase.SETTLED
-        self.entry = await self._worker.record(entry, event) or entry
+    async def _write(self, event: Event) -> None:
+        entry, self.entry = self.entry, None  # what cannot be written is not tried again
+        if entry is not None:
+            self.entry = await self._worker.record(entry, event) or entry
 
 
 def intercepted(target: Target, who: str) -> errors.ConnectionFailedError:
