@@ -13,7 +13,7 @@ from collections.abc import (
     Mapping,
     Sized,
 )
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -248,7 +248,7 @@ class Batch:
 
     def log_not_taken(self, outcomes: Iterable[Outcome]) -> None:
         """Log the runs of outcomes that nobody has, unless a ledger has them."""
-        ids = [f"{outcome.job.key}: {run}" for outcome in outcomes if (run := _id_of(outcome)) is not None]
+        ids = [f"{outcome.job.key}: {run}" for outcome in outcomes if (run := getattr(outcome, "execution_id", None))]
         if ids and isinstance(self._worker.ledger, MemoryLedger):
             said = "a batch without a ledger was left before the outcomes of these runs were taken: %s"
             extra = fields("outcomes_not_taken", target=str(self._worker.target), count=len(ids))
@@ -270,26 +270,33 @@ class Batch:
 
     async def _run(self) -> None:
         try:
-            with self._scope, self._worker.telemetry.batch(self._worker.target):
+            with self._ending(), self._scope, self._worker.telemetry.batch(self._worker.target):
                 async with self._reporting(), anyio.create_task_group() as tasks:
                     await self._read(tasks)
-        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
-            self._fail(error)
-        except BaseException:  # a batch that was cut must not look like one that has finished
-            self._outcomes.fail(RuntimeError(_CUT))
-            raise
         finally:
             self._outcomes.end()
             self._ended.set()
 
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """End the batch with what is raised inside; outcomes are taken until then, and raise it in their turn.
+
+        A cancellation that is not the batch's own would end its task group in silence, and look like its end.
+        """
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
+            self._fail(error)
+        except BaseException:
+            if not self._scope.cancel_called:
+                self._outcomes.fail(RuntimeError(_CUT))
+            raise
+
     @asynccontextmanager
     async def _reporting(self) -> AsyncIterator[None]:
         """Await what `on_progress` returns, and draw the bar, while the block runs and until all is reported."""
-        if self._reporter is None and self._bar is None:
-            yield
-            return
+        drawing = anyio.CancelScope()
         async with anyio.create_task_group() as tasks:
-            drawing = anyio.CancelScope()
             if self._reporter is not None:
                 tasks.start_soon(self._await_reports, self._reporter)
             if self._bar is not None:
@@ -300,10 +307,8 @@ class Batch:
                 self._reporter.end()
 
     async def _await_reports(self, reporter: Reporter) -> None:
-        try:
+        with self._ending():
             await reporter.run()
-        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
-            self._fail(error)
 
     async def _draw(self, bar: TerminalBar | NotebookBar, scope: anyio.CancelScope) -> None:
         """Draw the bar until the scope is cancelled; one that cannot be drawn ends no batch."""
@@ -343,24 +348,19 @@ class Batch:
         return False
 
     async def _work_on(self, prepared: PreparedJob) -> None:
-        try:
-            outcome = await self._worker.run_job(prepared)
-            self._worker.telemetry.job_finished(_KINDS[type(outcome)])
+        with self._ending():
             try:
-                if isinstance(outcome, Completed):
-                    outcome = await self._worker.save(outcome)
-            finally:  # cut while its files come, it has ended all the same
-                self._outcomes.put(prepared.number, outcome)
-                self._report()
-        except Exception as error:  # noqa: BLE001  (raised again, where outcomes are taken)
-            self._fail(error)
-        except BaseException:  # a cancellation of this task alone would end the whole task group in silence
-            if not self._scope.cancel_called:
-                self._outcomes.fail(RuntimeError(_CUT))
-            raise
-        finally:
-            self._active -= 1
-            self._room.notify()
+                outcome = await self._worker.run_job(prepared)
+                self._worker.telemetry.job_finished(_KINDS[type(outcome)])
+                try:
+                    if isinstance(outcome, Completed):
+                        outcome = await self._worker.save(outcome)
+                finally:  # cut while its files come, it has ended all the same
+                    self._outcomes.put(prepared.number, outcome)
+                    self._report()
+            finally:
+                self._active -= 1
+                self._room.notify()
 
     def _fail(self, error: BaseException) -> None:
         """End the batch with an error: the waits end, submits under way are finished."""
@@ -382,10 +382,6 @@ class Batch:
             if self._began is None:
                 raise
             self._fail(error)  # raised where outcomes are taken: here it could keep an id from being written
-
-
-def _id_of(outcome: Outcome) -> str | None:
-    return None if isinstance(outcome, NotRun) else outcome.execution_id
 
 
 _SCHEMA_AGE: Final = 60.0  # seconds for which the jobs that come one by one share a schema

@@ -105,11 +105,10 @@ def time_left(worker: Worker, unfinished: int, max_in_flight: int) -> float | No
         worker.lengths.add(worker.options.expected)
     limiter = worker.client.limiter
     submits, polls = limiter.stats(worker.route), limiter.stats(_POLLS)
-    begun = worker.in_flight + max(0, len(worker.in_line) - submits.waiting)  # with those that have a permit already
     remaining = Remaining(
-        to_submit=0 if worker.stopped_by is not None else max(0, unfinished - begun),
-        in_flight=begun,
-        since_submit=anyio.current_time() - worker.last_sent if begun == worker.in_flight > 0 else 0.0,
+        to_submit=0 if worker.stopped_by is not None else max(0, unfinished - worker.in_flight),
+        in_flight=worker.in_flight,
+        since_submit=anyio.current_time() - worker.last_sent if worker.in_flight else 0.0,
         held_for=submits.held_for,
         polls=worker.client.executions.polls_in_flight,
     )

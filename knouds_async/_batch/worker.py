@@ -331,10 +331,7 @@ class Worker:
         except KnoudsError as error:
             return error.with_traceback(None)
         finally:
-            try:
-                await submit.settle()
-            finally:
-                self.answered(submit.prepared)
+            await submit.settle()
         return answer
 
     async def _send_in_turn(self, submit: Submit) -> Submitted | RunResult | None:
@@ -609,18 +606,14 @@ class Worker:
         elif not isinstance(claimed, Taken):
             self.totals, self.prices = claimed.totals, self.prices.seen(claimed.highest_cost)
         if isinstance(claimed, Written):
+            self.release(prepared)
             self._in_flight.add(prepared)
             self._unanswered.add(prepared)
-            self.unreserve(prepared)
         return claimed
 
-    def unreserve(self, prepared: PreparedJob) -> None:
-        """Free the credits of a job that is on record by now, or left the line."""
+    def release(self, prepared: PreparedJob) -> None:
+        """Note that no request of a job is in flight, and that no credits are reserved for it but those on record."""
         self._reserved.discard(prepared)
-        self._released.notify()
-
-    def answered(self, prepared: PreparedJob) -> None:
-        """Note that no request of a job is in flight any more, and that its ledger knows what became of it."""
         self._unanswered.discard(prepared)
         self._released.notify()
 
@@ -788,7 +781,7 @@ class Submit:
             if isinstance(decision, (Again, Requeue)):
                 self._is_sent = False
                 worker.in_line.add(self.scope)
-                worker.answered(self.prepared)
+                worker.release(self.prepared)
                 if worker.stopped_by is not None:
                     self.scope.cancel()
             else:
@@ -814,13 +807,13 @@ class Submit:
     async def settle(self) -> None:
         """Write what became of a submit that left the line or was cut, whatever happens to the caller."""
         worker = self._worker
-        worker.unreserve(self.prepared)
         with anyio.CancelScope(shield=True):
             if self._is_claiming:  # it was cut meanwhile
                 self.entry = await worker.ledger.look(self.key)
             if self.entry is not None and (self.entry.stage, self.entry.owner) == (Stage.SENDING, worker.owner):
                 cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
                 await self._write(cut if self._is_sent else NoRun(worker.owner))
+        worker.release(self.prepared)
 
     async def _write(self, event: Event) -> None:
         entry, self.entry = self.entry, None  # what cannot be written is not tried again
