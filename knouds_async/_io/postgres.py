@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 import selectors
@@ -104,7 +105,7 @@ class _BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
 
     @classmethod
     def _connect_gen(cls, *args: Any, **options: Any) -> Generator[Any, Any, Any]:
-        return _bounded(super()._connect_gen(*args, **options), time.monotonic() + _SILENCE)
+        return _bounded(super()._connect_gen(*args, **options), math.inf)  # psycopg has a limit of its own
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
         return super().wait(_bounded(gen, time.monotonic() + _SILENCE), *args, **options)

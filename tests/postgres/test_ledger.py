@@ -371,7 +371,7 @@ async def test_a_budget_holds_over_machines(url: str) -> None:
 
 
 async def test_an_end_that_could_not_be_written_is_written_later(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An owner that left while the database was away is gone with the next transaction of its process."""
+    """An owner that left while the database was away is gone with the next transaction of its process, once."""
     one, other = machines(url, 2)
     async with one, other:
         owner, stays = await one.join(), await one.join()
@@ -383,6 +383,8 @@ async def test_an_end_that_could_not_be_written_is_written_later(url: str, monke
             assert await reading(other, "key") is Stage.SENDING
         await one.claim(claim("another", stays))
         assert await reading(other, "key") is Stage.UNKNOWN
+        await one.leave(stays)
+        assert not one._thread_of(one._url).row.is_wanted()
 
 
 async def reading(ledger: Postgres, key: str) -> Stage | None:
