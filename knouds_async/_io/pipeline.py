@@ -168,6 +168,7 @@ class _Sending:
     sent: Reading | None = None
     since: Moment = UNDATED
     sent_at: datetime = _EPOCH
+    server_time: float | None = None  # when its answer came
     is_stale: bool = False  # its claim was too old
     decision: Decision | None = None
     failure: Exception | None = None  # why the decision could not be reported
@@ -376,11 +377,7 @@ class Pipeline:
         except BaseException:
             self._cut(sending, permit, trace)
             raise
-        try:
-            self._learn(call, permit, outcome)
-        except Exception:
-            extra = fields("limiter_failed", route=call.route)
-            logger.warning("the limiter could not learn from the answer of %s", call.route, exc_info=True, extra=extra)
+        self._settle(sending, permit, outcome)
         return outcome
 
     def _cut(self, sending: _Sending, permit: Permit, trace: SentTrace) -> None:
@@ -400,15 +397,24 @@ class Pipeline:
                 extra=fields("submit_unknown", route=call.route, target=str(call.pays_for)),
             )
 
-    def _learn(self, call: Call[Any], permit: Permit, outcome: Outcome) -> None:
-        if isinstance(outcome, NotSent):
-            self._limiter.release(call.route, permit)
-        elif isinstance(outcome, (Answer, Garbled)):
-            answer = outcome if isinstance(outcome, Answer) else Answer(outcome.status, outcome.headers, b"")
-            reply = responses.quota(answer, server_time=self._limiter.server_time(anyio.current_time()))
-            self._limiter.on_response(call.route, permit, reply, responses.http_date(outcome.headers.get("date")))
-        else:
-            self._limiter.mark_unanswered(call.route, permit)
+    def _settle(self, sending: _Sending, permit: Permit, outcome: Outcome) -> None:
+        """Return the permit, with what the answer says of the quota; whatever a limiter raises costs no answer."""
+        route, limiter = sending.call.route, self._limiter
+        try:
+            sending.server_time = limiter.server_time(anyio.current_time())
+            if isinstance(outcome, NotSent):
+                limiter.release(route, permit)
+            elif isinstance(outcome, Unanswered):
+                limiter.mark_unanswered(route, permit)
+            else:
+                answer = outcome if isinstance(outcome, Answer) else Answer(outcome.status, outcome.headers, b"")
+                reply = responses.quota(answer, server_time=sending.server_time)
+                limiter.on_response(route, permit, reply, responses.http_date(outcome.headers.get("date")))
+        except Exception:
+            extra = fields("limiter_failed", route=route)
+            logger.warning("the limiter could not learn from the answer of %s", route, exc_info=True, extra=extra)
+            with suppress(Exception):
+                limiter.mark_unanswered(route, permit)
 
     def _decide(self, sending: _Sending, outcome: Outcome) -> Decision:
         """Decide what follows an attempt, and keep what it showed of the service's clock."""
@@ -421,7 +427,7 @@ class Pipeline:
             sent_at=sending.sent_at,
             since=sending.since,
             until=self._until(sending),
-            server_time=self._limiter.server_time(now),
+            server_time=sending.server_time,
             was_sent=sending.was_sent,
         )
         decision = retry.decide(call, outcome, so_far, self._retries, roll=random.random())  # noqa: S311

@@ -103,6 +103,32 @@ async def test_the_line_for_a_connection_has_a_time_of_its_own(make_pipeline: Ma
     await pipeline.send(call)
 
 
+class FailingLimiter(Limiter):
+    """A limiter with a fault in what learns from answers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("pro")
+        setattr(self, name, self._fail)
+
+    def _fail(self, *_: object) -> Any:
+        raise ZeroDivisionError("of the limiter")
+
+
+@pytest.mark.parametrize("name", ["server_time", "on_response"])
+async def test_a_limiter_that_fails_costs_no_id_and_keeps_no_permit(
+    name: str, make_pipeline: MakePipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each answer is returned; requests whose permits are not returned would hold up others for a minute."""
+    emulator = Emulator(tier="enterprise", duration=5.0)
+    pipeline = make_pipeline(emulator, connections=1, limiter=FailingLimiter(name))
+    began = anyio.current_time()
+    for _ in range(150):
+        submitted = await pipeline.send(endpoints.submit(TARGET, ANY_INPUTS))
+    assert submitted.execution_id == emulator.runs[-1].execution_id
+    assert anyio.current_time() - began < 60
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
 async def test_a_call_cancelled_in_line_for_a_connection_sends_nothing(make_pipeline: MakePipeline) -> None:
     """It leaves at once though it is paid, gives its turn back, and the next in line gets the connection."""
     emulator = Emulator(tier="pro", duration=20.0)
