@@ -247,50 +247,39 @@ class OtherAnswerError(UnreadableError):
     """A body that can be read, but answers something else than was asked."""
 
 
-def string(value: Any, _: Any = None) -> str:
-    """Return a value that is a string; another is unreadable."""
-    if isinstance(value, str):
-        return value
-    raise UnreadableError(f"{safe_repr(value)} is not a string")
-
-
-def number(value: Any, _: Any = None) -> float:
-    """Return a value that is a number that a float can hold; another is unreadable."""
-    if fits_float(value):
-        return value
-    raise UnreadableError(f"{safe_repr(value)} is not a number")
-
-
 def fits_float(value: Any) -> TypeGuard[float]:
     """Return whether a value is a number that a float can hold."""
     return is_number(value) and abs(value) < _BEYOND
 
 
-def integer(value: Any, _: Any = None) -> int:
-    """Return a value that is an integer; another is unreadable."""
-    if is_integer(value):
-        return value
-    raise UnreadableError(f"{safe_repr(value)} is not an integer")
+def _checked(fits: Callable[[Any], bool], what: str) -> Callable[..., Any]:
+    """Return what gives back a JSON value that fits; another is unreadable."""
+
+    def read(value: Any, _: Any = None) -> Any:
+        if fits(value):
+            return value
+        raise UnreadableError(f"{safe_repr(value)} is not {what}")
+
+    return read
 
 
-def boolean(value: Any, _: Any = None) -> bool:
-    """Return a value that is true or false; another is unreadable."""
-    if isinstance(value, bool):
-        return value
-    raise UnreadableError(f"{safe_repr(value)} is not a boolean")
+string: Final[Callable[..., str]] = _checked(lambda value: isinstance(value, str), "a string")
+json_object: Final[Callable[..., Mapping[str, Any]]] = _checked(lambda value: isinstance(value, dict), "an object")
 
 
 def timestamp(value: Any, _: Any = None) -> datetime:
     """Read ISO 8601; a time without a zone is taken as UTC, as the service means it."""
-    given = datetime.fromisoformat(string(value))
+    given = datetime.fromisoformat(value)
     return given if given.tzinfo else given.replace(tzinfo=UTC)
 
 
-def json_object(value: Any, _: Any = None) -> Mapping[str, Any]:
-    """Return a value that is a JSON object; another is unreadable."""
-    if isinstance(value, dict):
-        return value
-    raise UnreadableError(f"{safe_repr(value)} is not an object")
+_STRICT_HOOKS: Final[Mapping[Any, Callable[..., Any]]] = {
+    str: string,
+    float: _checked(fits_float, "a number"),
+    int: _checked(is_integer, "an integer"),
+    bool: _checked(lambda value: isinstance(value, bool), "a boolean"),
+    datetime: timestamp,
+}
 
 
 class ExtendedBody(dict[str, Any]):
@@ -432,7 +421,7 @@ def converter() -> cattrs.Converter:
     made.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is tuple, _items)
     made.register_structure_hook_func(lambda kind: kind == (Status | str), _status)
     made.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Mapping, json_object)
-    for kind, hook in ((str, string), (float, number), (int, integer), (bool, boolean), (datetime, timestamp)):
+    for kind, hook in _STRICT_HOOKS.items():
         made.register_structure_hook(kind, hook)
     return made
 
