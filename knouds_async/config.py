@@ -156,6 +156,14 @@ def _is_host(host: str) -> bool:
         return False
 
 
+def host_of(url: str) -> str | None:
+    """Return the host of a URL and nothing else of it, for a message: the rest may hold secrets."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
 def is_loopback(host: str) -> bool:
     """Return whether a host name is this machine's loopback, without looking it up."""
     if host == "localhost" or host.endswith(".localhost"):

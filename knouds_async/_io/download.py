@@ -20,14 +20,14 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Final
-from urllib.parse import urlsplit
 
 import anyio
 import attrs
 import httpx
 
+from knouds_async import config
 from knouds_async._io.concurrency import FIFOLimiter, HomeLoop, in_own_task, in_thread, native_cancellation
-from knouds_async._io.exchange import http_errors, httpx_of
+from knouds_async._io.exchange import abandon, http_errors, httpx_of
 from knouds_async._io.pool import own_client
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
@@ -360,14 +360,8 @@ class Pieces:
         response, chunks, self._response, self._chunks = self._response, self._chunks, None, None
         if response is None or chunks is None:
             return
-        passing = http_errors("TransportError", "StreamError")
         with anyio.CancelScope(shield=True):
-            with contextlib.suppress(*passing):
-                await response.aclose()
-            # Left to the garbage collector, the generators that read it would end in a ResourceWarning on trio.
-            with contextlib.suppress(*passing):
-                while await anext(chunks, None) is not None:
-                    pass
+            await abandon(response, chunks)
 
 
 async def _held(response: httpx.Response) -> AsyncGenerator[bytes]:
@@ -472,16 +466,8 @@ def _exists(media: Media, path: Path) -> DownloadError:
 
 
 def _error(media: Media, fault: DownloadFault, why: str) -> DownloadError:
-    host = _host(media)
+    host = config.host_of(media.url)
     return DownloadError(f"{media.kind} from {host or 'nowhere'} not downloaded: {why}", reason=fault, host=host)
-
-
-def _host(media: Media) -> str | None:
-    """Name the host of a file and nothing else of its address: that may hold a signature."""
-    try:
-        return urlsplit(media.url).hostname
-    except ValueError:
-        return None
 
 
 _NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)

@@ -19,6 +19,7 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
@@ -344,7 +345,7 @@ async def read_body(
             body.feed(chunk)
         return body.finish()
     except UnreadableBody:
-        await _abandon(response, chunks)
+        await abandon(response, chunks)
         raise
 
 
@@ -359,14 +360,17 @@ def _already_read(response: httpx.Response, most: int) -> bytes:
     return content
 
 
-async def _abandon(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
+async def abandon(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
     """Close the response, then let the generators that were reading it run into that and end.
 
     Left to the garbage collector they would end in a ResourceWarning on trio.
     """
-    await response.aclose()
-    with contextlib.suppress(*http_errors("TransportError", "StreamError")):
-        await anext(chunks, None)
+    passing = http_errors("TransportError", "StreamError")
+    with contextlib.suppress(*passing):
+        await response.aclose()
+    with contextlib.suppress(*passing):
+        while await anext(chunks, None) is not None:
+            pass
 
 
 _TRACE: Final = "knouds.trace"
@@ -737,12 +741,13 @@ class Exchange:
 
     async def _bounded(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome | None:
         """Perform it within `limit` seconds, else return None; a pool that no cancellation may reach is left."""
+        work = partial(self._perform, call, trace, limit, part)
         if self._detached is not None:
-            return await self._detached.run(lambda: self._perform(call, trace, limit, part), trace, limit)
-        if call.pays_for is not None:
-            return await _within(limit, lambda: self._perform(call, trace, limit, part))
+            return await self._detached.run(work, trace, limit)
+        if call.pays_for is not None:  # on trio that takes a task
+            return await _within(limit, work)
         with anyio.move_on_after(limit):
-            return await self._perform(call, trace, limit, part)
+            return await work()
         return None
 
     async def _perform(self, call: Call[Any], trace: SentTrace, limit: float, part: io.BytesIO) -> Outcome:

@@ -223,17 +223,7 @@ class _NoCookies(httpx.Cookies):
 class _OwnClient(httpx.AsyncClient):
     """httpx's client without cookies."""
 
-    @property
-    def cookies(self) -> httpx.Cookies:
-        """An empty jar."""
-        return _NO_COOKIES
-
-    @cookies.setter
-    def cookies(self, cookies: object) -> None:
-        """Keep it empty."""
-
-
-_NO_COOKIES: Final = _NoCookies()
+    cookies = _NoCookies()  # type: ignore[override]  # a property of httpx's
 
 
 def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections: int) -> httpx.AsyncClient:

@@ -35,11 +35,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeAlias, TypeVar
-from urllib.parse import urlsplit
 
 import attrs
 
-from knouds_async import errors
+from knouds_async import config, errors
 from knouds_async._sansio import responses
 from knouds_async._sansio.clock import UNDATED, Moment
 from knouds_async._sansio.endpoints import Call, TimeoutKind
@@ -168,8 +167,8 @@ def _json_object(answer: Answer) -> Mapping[str, Any]:
 def describe_body(answer: Answer) -> str:
     """Return what came instead of the service's JSON, in words of bounded length."""
     if 300 <= answer.status < 400:
-        where = _host(answer.headers.get("location", ""))
-        return f"a redirect to {where}, which is never followed{_intermediary(answer)}"
+        where = config.host_of(answer.headers.get("location", "")) or "somewhere unnamed"
+        return f"a redirect to {where:.200}, which is never followed{_intermediary(answer)}"
     what = _type(answer) or "a body of no named type"
     return f"no JSON of the service but {what if answer.body.strip() else 'an empty body'}{_intermediary(answer)}"
 
@@ -187,15 +186,6 @@ def _intermediary(answer: Answer) -> str:
     """Return what an answer names itself: `server` and `via`."""
     named = [f"{name}: {answer.headers[name]:.100}" for name in ("server", "via") if answer.headers.get(name)]
     return f" ({', '.join(named)})" if named else ""
-
-
-def _host(location: str) -> str:
-    """Name the host of a URL and nothing else of it: the rest may hold secrets."""
-    try:
-        host = urlsplit(location).hostname
-    except ValueError:
-        host = None
-    return (host or "somewhere unnamed")[:200]
 
 
 def _limit(body: Mapping[str, Any]) -> int | None:
