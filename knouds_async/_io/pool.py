@@ -92,12 +92,14 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
     name, bound = _split(entry)
     if bound and bound != str(port):
         return False
-    if (address := _address(host)) is not None:
-        return _contains(name, address)
-    below = name.removeprefix("*").lstrip(".")
-    if not below:
-        return False
-    return host.endswith(f".{below}") or (host == below and not name.startswith("*"))
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        below = name.removeprefix("*").lstrip(".")
+        return bool(below) and (host.endswith(f".{below}") or (host == below and not name.startswith("*")))
+    with contextlib.suppress(ValueError):  # the entry is a name
+        return address in ipaddress.ip_network(name, strict=False)
+    return False
 
 
 def _split(entry: str) -> tuple[str, str]:
@@ -107,20 +109,6 @@ def _split(entry: str) -> tuple[str, str]:
         return (name + rest, "") if rest.startswith("/") else (name, rest.removeprefix(":"))
     name, _, bound = entry.partition(":")
     return (entry, "") if ":" in bound else (name, bound)  # a bare IPv6 address has no port
-
-
-def _contains(name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    try:
-        return address in ipaddress.ip_network(name, strict=False)
-    except ValueError:
-        return False
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
 
 
 _PORTS = {"https": 443, "http": 80}
