@@ -122,9 +122,8 @@ async def test_a_limiter_that_fails_costs_no_id_and_keeps_no_permit(
     emulator = Emulator(tier="enterprise", duration=5.0)
     pipeline = make_pipeline(emulator, connections=1, limiter=FailingLimiter(name))
     began = anyio.current_time()
-    for _ in range(150):
-        submitted = await pipeline.send(endpoints.submit(TARGET, ANY_INPUTS))
-    assert submitted.execution_id == emulator.runs[-1].execution_id
+    ids = [(await pipeline.send(endpoints.submit(TARGET, ANY_INPUTS))).execution_id for _ in range(150)]
+    assert ids == [run.execution_id for run in emulator.runs]
     assert anyio.current_time() - began < 60
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
