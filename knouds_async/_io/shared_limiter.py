@@ -117,10 +117,11 @@ class _FileBucket(Bucket):
 
     def _update(self, here: float, *changes: Change) -> list[Any] | None:
         """Report and change the window in one transaction; None while another process has the file locked."""
-        updated = self._file.update(self._key, self.route, self.window, here, [*self._reports, *changes])
+        reports, self._reports = self._reports, []  # one that raises is not made again
+        updated = self._file.update(self._key, self.route, self.window, here, [*reports, *changes])
         if updated is None:
+            self._reports = reports
             return None
-        self._reports = []
         self.window, results = updated
         return results
 

@@ -21,6 +21,7 @@ import pytest
 
 from knouds_async import AsyncKnouds, ConfigurationError, Limiter, RateLimitError, Secret, SharedLimiter
 from knouds_async._io.shared_limiter import LimiterFile
+from knouds_async._sansio.rate_limit import QuotaHeaders
 from knouds_async.testing import Emulator, Fault, Response, serve
 
 SLUG = "my-thumbnail-pipeline"
@@ -100,6 +101,17 @@ async def test_turns_are_given_back_and_lost_ones_are_spent(tmp_path: Path) -> N
     assert mine.stats(ROUTE).limit == 10
     permit = await mine.acquire(ROUTE)
     assert mine.stats(ROUTE).left == 8
+
+
+async def test_a_report_that_cannot_be_made_stops_no_other(tmp_path: Path) -> None:
+    """It raises where it is made, once: later permits and reports need nothing of it."""
+    limiter = SharedLimiter(tmp_path / "quota.db", "free").for_key(KEY)
+    permit = await limiter.acquire(ROUTE)
+    broken: Any = QuotaHeaders(limit=10, remaining=9, reset="soon")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        limiter.on_response(ROUTE, permit, broken, None)
+    limiter.mark_unanswered(ROUTE, permit)
+    assert limiter.try_acquire(ROUTE) is not None
 
 
 async def test_accounts_do_not_touch_each_other(tmp_path: Path) -> None:
