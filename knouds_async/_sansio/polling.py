@@ -426,14 +426,19 @@ class PollScheduler:
         self._relies = self.deliveries.is_reliable
         polls = ends = delay = weight = 0.0  # delay: twice what has gone unnoticed; ends: by how much it grows
         latest = math.inf  # that no run goes unseen for longer than its longest step
+        is_plenty = len(self._runs) <= _PLENTIFUL and quota.available >= _PLENTIFUL * len(self._runs)
         for run in self._runs.values():
-            hazard = self._learned.durations_for(run.duration_key).hazard(run.age(now))
+            durations = self._learned.durations_for(run.duration_key)
+            hazard = durations.hazard(run.age(now))
             is_listed = self._is_listed(run)
             if not is_listed or self._listings.lag > _MAX_UNSEEN_LAG:
                 polls += math.sqrt(hazard / 2)
             if is_listed and run.execution_id not in self._reported:
                 seen_at = max(run.last_running_at, run.started_at)
-                latest = min(latest, seen_at + _longest_step(run.age(seen_at)))
+                age = run.age(seen_at)
+                is_early = is_plenty and not durations.longest
+                step = self._longest_step(durations, age) if is_early else _longest_step(age)
+                latest = min(latest, seen_at + step)
                 since = max(0.0, now - seen_at)
                 weight, ends, delay = weight + hazard, ends + hazard * since, delay + hazard * since * since
         missing = 2 * self._polling.cost_of_request - delay

@@ -191,6 +191,18 @@ async def test_a_batch(
     assert figures.p95 <= p95
 
 
+@pytest.mark.parametrize(("duration", "late"), [(1.0, 1.0), (5.0, 1.5), (10.0, 2.5)])
+@pytest.mark.parametrize("number", [3, 5, 9])
+async def test_short_runs_of_an_unknown_target_in_a_batch(
+    make_client: MakeClient, number: int, duration: float, late: float
+) -> None:
+    """A new target is listed early as well, so that three or more runs are noticed about as soon as a lone one."""
+    emulator = service(duration)
+    seen = await notice(make_client(emulator), emulator, number)
+    assert max(seen.late) <= late + 0.2
+    assert seen.requests <= 3
+
+
 @pytest.mark.parametrize("others", [1.0, 2.0, 5.0])
 async def test_a_straggler(make_client: MakeClient, others: float) -> None:
     """In a batch of five the one that takes 10 s is noticed within 2 s of its end."""
