@@ -60,7 +60,7 @@ def test_windows_hold_all_jobs_and_none_is_needless(
     room = now + limit * (windows - (now >= 1)) if jobs > now else now
     assert room >= jobs
     assert seconds >= 0
-    assert windows <= 1 or room - limit < jobs
+    assert windows <= 1 or room - limit < jobs + 1e-9 * jobs  # limits that are no whole numbers are rounded
 
 
 @pytest.mark.parametrize(
