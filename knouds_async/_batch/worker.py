@@ -227,7 +227,7 @@ class Worker:
             finally:
                 self.in_line.discard(scope)
 
-    # One job.
+    # One job, from where it stands to its outcome.
 
     async def run_job(self, prepared: PreparedJob) -> Outcome:
         """Return how a job ended. Cancelled: its run continues, and is on record if there is a ledger."""
@@ -255,6 +255,8 @@ class Worker:
             self._in_flight.discard(prepared)
             self._released.notify()
 
+    # A job that never ran.
+
     async def _run(self, prepared: PreparedJob) -> Outcome | None:
         """Run a job that never ran: reserve credits, submit it, wait for its run."""
         submit, outcome = Submit(self, prepared), None
@@ -266,52 +268,40 @@ class Worker:
             outcome = NotRun(job=prepared.job, reason=reason, error=error)
         return outcome
 
-    async def submit_job(self, prepared: PreparedJob) -> Execution:
-        """Return the handle of a job's run: the one that its key has, or a new one; see `Workflows.submit`."""
-        while True:
-            entry = await self.ledger.look(prepared.job.key)
-            if (refused := refusal(prepared, entry, self.target)) is not None:
-                raise refused.error
-            match entry:
-                case None | Entry(stage=Stage.NEW):
-                    if (execution := await self._submit(prepared)) is not None:
-                        return execution
-                case Entry(stage=Stage.SENDING):
-                    await anyio.sleep(_BETWEEN_LOOKS)
-                case Entry(execution_id=str()):
-                    return self.client.executions.attach(state_of_entry(entry) or _unseen(entry), self.target)
-                case Entry(stage=Stage.UNKNOWN):
-                    if (unknown := await self._search(prepared, entry)) is not None:
-                        raise _error_of(unknown)
-                case _:
-                    raise _error_of(outcome_of_entry(prepared.job, entry))
+    async def _reserve(self, prepared: PreparedJob) -> bool:
+        """Wait until one more run fits under the cap, and reserve credits for it; False: the batch has stopped.
 
-    async def _submit(self, prepared: PreparedJob) -> Execution | None:
-        """Submit a job that never ran; None: it was withheld, or another has it by now."""
-        submit = Submit(self, prepared, needs_id=True)
-        answer = await self._send(submit)
-        has_run = submit.entry is not None and submit.entry.execution_id is not None  # another's, who took the job over
-        if isinstance(answer, KnoudsError) and not has_run:
-            raise answer
-        if not isinstance(answer, Submitted) or submit.entry is None or submit.entry.stage is Stage.UNKNOWN:
-            return None
-        return self.client.executions.from_receipt(answer, self.target, self.options.expected)
+        First come, first served. It stops the batch when no further run can fit.
+        """
+        cap, is_fresh = self.options.max_credits, False
+        if cap is None:
+            return self.stopped_by is None
+        async with self._reserving:
+            while self.stopped_by is None:
+                queued, ended = len(self._reserved), self.prices.ended
+                begun = len(self._in_flight) + queued
+                fit = fit_under_cap(self.totals, self.prices.price, cap, queued=queued, in_flight=begun, ended=ended)
+                if fit is Fit.NOW:
+                    self._reserved.add(prepared)
+                    return True
+                if fit is Fit.NEVER or (begun == 0 and is_fresh):
+                    self.stop(NotRunReason.BUDGET, self._spent(cap))
+                elif begun == 0:  # others may have spent less than they reserved, and what was written came back late
+                    self.totals, is_fresh = (await self.ledger.summary(str(self.target))).totals, True
+                else:
+                    is_fresh = False
+                    await self._released.wait()
+        return False
 
-    async def save(self, outcome: Completed) -> Completed:
-        """Return an outcome with its files, which are in the folder then, or with what was in the way: no end of it."""
-        if self.options.save is None:
-            return outcome
-        try:
-            with self._counted_as_waiting():
-                return attrs.evolve(outcome, files=await self.client.save(outcome.run, self.options.save))
-        except Exception as error:  # noqa: BLE001  (the run is paid for, and completed: nothing else may lose it)
-            run = f" (execution {outcome.execution_id})" if outcome.execution_id else ""
-            message = "the files of job %r%s were not all saved, and its result has their addresses: %s"
-            extra = fields("files_not_saved", job_key=outcome.job.key, execution_id=outcome.execution_id)
-            logger.warning(message, outcome.job.key, run, error, extra=extra)
-            return attrs.evolve(outcome, save_error=error.with_traceback(None))
-
-    # Its submit.
+    def _spent(self, cap: float) -> errors.BudgetExceededError:
+        price = self.prices.price
+        cost = "at a price that is not known" if price is None else f"of {price:.12g} credits"
+        unpriced = f", and what {self.totals.unpriced} of the runs cost is not known" if self.totals.unpriced else ""
+        return errors.BudgetExceededError(
+            f"another run {cost} could pass max_credits={cap:.12g}: {self.totals.spent:.12g} credits are spent and "
+            f"{self.totals.reserved:.12g} are reserved for runs in flight or unknown{unpriced}. Nothing more was "
+            "submitted"
+        )
 
     async def _send(self, submit: Submit) -> Answer | None:
         """Submit a job, the first one alone: should the target refuse it, no turn of the others is wasted.
@@ -395,34 +385,6 @@ class Worker:
             self.lengths.add(anyio.current_time() - began)
         return outcome
 
-    def _log_second_run(self, prepared: PreparedJob, run: Submitted | RunResult) -> None:
-        """Log a run that was paid for beside the one that its job has on record."""
-        if isinstance(run, Submitted):
-            advice = f"knouds.executions.attach({run.execution_id!r}) picks it up"
-        else:
-            cost = "what it cost is not known" if run.cost is None else f"it cost {run.cost:.12g} credits"
-            advice = f"{cost}, and its result is not kept"
-        logger.error(
-            "%s of %s was begun for job %r, which another batch has by now: it is charged as well, and %s",
-            f"execution {run.execution_id}" if run.execution_id else "a synchronous run",
-            self.target,
-            prepared.job.key,
-            advice,
-            extra=fields(
-                "paid_twice",
-                target=str(self.target),
-                execution_id=run.execution_id,
-                request_id=getattr(run, "request_id", None),
-                job_key=prepared.job.key,
-            ),
-        )
-
-    def _log_unknown(self, prepared: PreparedJob, error: KnoudsError) -> None:
-        """Log a submit that may have begun a run beside the one that its job has on record."""
-        message = "job %r, which another batch has by now, or somebody has decided about, may have run as well: %s"
-        extra = fields("submit_unknown", target=str(self.target), job_key=prepared.job.key)
-        logger.warning(message, prepared.job.key, error, extra=extra)
-
     async def _wait(self, prepared: PreparedJob, entry: Entry, execution: Execution) -> Outcome:
         """Wait for a run to finish and record its end; polls that fail are repeated for as long as that may help."""
         try:
@@ -439,20 +401,122 @@ class Worker:
         await self.record(entry, Ended(ending_of(state, is_kept=self._is_durable)))
         return outcome_of_state(prepared.job, state)
 
-    def _on_unknown(self, prepared: PreparedJob) -> None:
-        """Stop at a job of which nobody knows whether it ran, if that was asked for."""
-        if self.options.on_unknown == "stop":
-            error = KnoudsError(
-                f"whether the job {prepared.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing "
-                "more was submitted"
-            )
-            self.stop(NotRunReason.STOPPED, error)
+    async def save(self, outcome: Completed) -> Completed:
+        """Return an outcome with its files, which are in the folder then, or with what was in the way: no end of it."""
+        if self.options.save is None:
+            return outcome
+        try:
+            with self._counted_as_waiting():
+                return attrs.evolve(outcome, files=await self.client.save(outcome.run, self.options.save))
+        except Exception as error:  # noqa: BLE001  (the run is paid for, and completed: nothing else may lose it)
+            run = f" (execution {outcome.execution_id})" if outcome.execution_id else ""
+            message = "the files of job %r%s were not all saved, and its result has their addresses: %s"
+            extra = fields("files_not_saved", job_key=outcome.job.key, execution_id=outcome.execution_id)
+            logger.warning(message, outcome.job.key, run, error, extra=extra)
+            return attrs.evolve(outcome, save_error=error.with_traceback(None))
 
-    def _count(self, ms: float | None = None) -> None:
-        self.submitted += 1
-        if ms is not None:
-            self.lengths.add(ms / 1000)
-        self.on_change()
+    # A job that is on record.
+
+    async def _pick_up(self, prepared: PreparedJob, entry: Entry) -> Outcome | None:
+        """Wait for a run that nobody waits for; None: somebody else does by now."""
+        if (picked := await self.record(entry, PickedUp(self.owner))) is None:
+            return None
+        self._in_flight.add(prepared)
+        expected = self.options.expected
+        execution = self.client.executions.attach(_unseen(picked), self.target, expected=expected, is_reported=True)
+        return await self._wait(prepared, picked, execution)
+
+    async def _leave_to_its_owner(self, prepared: PreparedJob, entry: Entry) -> Unknown | None:
+        """Wait until another batch is done with the job, or no more; not once somebody has asked this one to stop."""
+        pause = 1.0
+        with self._counted_as_waiting():
+            while not self.is_stopped:
+                with anyio.move_on_after(pause):
+                    await self._stopping.wait()
+                found = await self.ledger.look(prepared.job.key)
+                if found is None or found.stage not in (Stage.SENDING, Stage.SUBMITTED) or found.owner is None:
+                    return None
+                pause, entry = min(15.0, pause * 1.5), found
+        error = KnoudsError(f"another batch has the job {prepared.job.key!r}, and this one was stopped before its end")
+        error.may_have_run = True
+        return Unknown(job=prepared.job, error=error, sent_at=_sent_at(entry), execution_id=entry.execution_id)
+
+    async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | None:
+        """Search for proof that an unknown submit began no run; it never picks one of several that could be it.
+
+        None: it began none, or somebody has decided about it meanwhile.
+        """
+        with self._counted_as_waiting():
+            async with self._searching:  # each may read many pages of rows
+                with suppress(errors.ConnectionFailedError):
+                    await self._ask_for_time()
+                if entry.until is None or not entry.until.is_known:  # its owner was found gone when no time was known
+                    bounded = await self.record(entry, Bounded(entry.sent_at, self.moment()))
+                    if bounded is None:
+                        return None
+                    entry = bounded
+                found = await self._evidence(entry)
+        if found.is_certainly_none:
+            await self.record(entry, NoneFound(entry.sent_at))
+            return None
+        self._on_unknown(prepared)
+        return outcome_of_entry(prepared.job, entry, open_because=_why(found))
+
+    async def _evidence(self, entry: Entry) -> SubmissionSearch:
+        """Return what usage rows prove of an unknown submit."""
+        bounds, account = entry.may_have_begun, entry.account
+        if bounds is None:
+            return inconclusive("when it can have begun a run is not known by the service's clock")
+        if account is None or account != self._account:
+            return inconclusive("it is not known to be a submit of this account")
+        wanted = Wanted(target=self.target, earliest=bounds[0], latest=bounds[1])
+        if (too_early := wanted.not_yet(self.moment())) is not None:
+            return inconclusive(too_early)
+
+        async def known() -> Sequence[KnownRun]:
+            await self._answers()
+            return await self.ledger.known_runs(str(self.target), account, wanted.earliest - _SPAN)
+
+        return await self.client.search(wanted, known)
+
+    async def _answers(self) -> None:
+        """Wait until the submits that are in flight are answered: rows may show their runs before they are known."""
+        unanswered = set(self._unanswered)
+        while unanswered & self._unanswered:
+            await self._released.wait()
+
+    # The run of a key.
+
+    async def submit_job(self, prepared: PreparedJob) -> Execution:
+        """Return the handle of a job's run: the one that its key has, or a new one; see `Workflows.submit`."""
+        while True:
+            entry = await self.ledger.look(prepared.job.key)
+            if (refused := refusal(prepared, entry, self.target)) is not None:
+                raise refused.error
+            match entry:
+                case None | Entry(stage=Stage.NEW):
+                    if (execution := await self._submit(prepared)) is not None:
+                        return execution
+                case Entry(stage=Stage.SENDING):
+                    await anyio.sleep(_BETWEEN_LOOKS)
+                case Entry(execution_id=str()):
+                    return self.client.executions.attach(state_of_entry(entry) or _unseen(entry), self.target)
+                case Entry(stage=Stage.UNKNOWN):
+                    if (unknown := await self._search(prepared, entry)) is not None:
+                        raise _error_of(unknown)
+                case _:
+                    raise _error_of(outcome_of_entry(prepared.job, entry))
+
+    async def _submit(self, prepared: PreparedJob) -> Execution | None:
+        """Submit a job that never ran; None: it was withheld, or another has it by now."""
+        submit = Submit(self, prepared, needs_id=True)
+        answer = await self._send(submit)
+        has_run = submit.entry is not None and submit.entry.execution_id is not None  # another's, who took the job over
+        if isinstance(answer, KnoudsError) and not has_run:
+            raise answer
+        if not isinstance(answer, Submitted) or submit.entry is None or submit.entry.stage is Stage.UNKNOWN:
+            return None
+        return self.client.executions.from_receipt(answer, self.target, self.options.expected)
 
     # What stands in the way of a submit.
 
@@ -503,19 +567,6 @@ class Worker:
         with self._cancelled_by_stop():
             await anyio.sleep(seconds)
 
-    def moment(self) -> Moment:
-        """Return this moment, dated by the service's clock as certainly as it can be."""
-        return self.client.pipeline.time.moment()
-
-    @property
-    def _account(self) -> str | None:
-        return None if self.payer is None else self.payer.account
-
-    @property
-    def is_undated(self) -> bool:
-        """Whether to ask the service for its time before anything is sent: only what is dated can be proven."""
-        return self.payer is not None and self.client.pipeline.time.is_worth_asking()
-
     async def _prepare(self) -> None:
         """Learn the service's time, and settle whether the ledger lacks runs; LedgerError where that stays open."""
         if self.is_undated or self.doubted is not None:
@@ -529,56 +580,18 @@ class Worker:
         if self.is_undated:
             await self.client.pipeline.ask_for_time()
 
-    def _log_pause(self) -> None:
-        """Log once what is waited for when the service has asked for a pause."""
-        if not _SHORT_PAUSE <= (held_for := self.held_for) <= self.client.retries.longest:
-            return
-        until = (now := self.moment().wall) + held_for
-        if until < max(now, self._paused_until) + _SHORT_PAUSE:
-            return
-        self._paused_until = until
-        message = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
-        until_utc = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S} UTC"
-        extra = fields("service_paused", target=str(self.target), route=self.route, wait=held_for)
-        logger.warning(message, self.target, held_for, until_utc, extra=extra)
-        self.on_change()
+    @property
+    def is_undated(self) -> bool:
+        """Whether to ask the service for its time before anything is sent: only what is dated can be proven."""
+        return self.payer is not None and self.client.pipeline.time.is_worth_asking()
 
-    # The budget.
+    def moment(self) -> Moment:
+        """Return this moment, dated by the service's clock as certainly as it can be."""
+        return self.client.pipeline.time.moment()
 
-    async def _reserve(self, prepared: PreparedJob) -> bool:
-        """Wait until one more run fits under the cap, and reserve credits for it; False: the batch has stopped.
-
-        First come, first served. It stops the batch when no further run can fit.
-        """
-        cap, is_fresh = self.options.max_credits, False
-        if cap is None:
-            return self.stopped_by is None
-        async with self._reserving:
-            while self.stopped_by is None:
-                queued, ended = len(self._reserved), self.prices.ended
-                begun = len(self._in_flight) + queued
-                fit = fit_under_cap(self.totals, self.prices.price, cap, queued=queued, in_flight=begun, ended=ended)
-                if fit is Fit.NOW:
-                    self._reserved.add(prepared)
-                    return True
-                if fit is Fit.NEVER or (begun == 0 and is_fresh):
-                    self.stop(NotRunReason.BUDGET, self._spent(cap))
-                elif begun == 0:  # others may have spent less than they reserved, and what was written came back late
-                    self.totals, is_fresh = (await self.ledger.summary(str(self.target))).totals, True
-                else:
-                    is_fresh = False
-                    await self._released.wait()
-        return False
-
-    def _spent(self, cap: float) -> errors.BudgetExceededError:
-        price = self.prices.price
-        cost = "at a price that is not known" if price is None else f"of {price:.12g} credits"
-        unpriced = f", and what {self.totals.unpriced} of the runs cost is not known" if self.totals.unpriced else ""
-        return errors.BudgetExceededError(
-            f"another run {cost} could pass max_credits={cap:.12g}: {self.totals.spent:.12g} credits are spent and "
-            f"{self.totals.reserved:.12g} are reserved for runs in flight or unknown{unpriced}. Nothing more was "
-            "submitted"
-        )
+    @property
+    def _account(self) -> str | None:
+        return None if self.payer is None else self.payer.account
 
     # The ledger.
 
@@ -637,85 +650,7 @@ class Worker:
         self._released.notify()
         return written.entry
 
-    # A job that is on record.
-
-    async def _pick_up(self, prepared: PreparedJob, entry: Entry) -> Outcome | None:
-        """Wait for a run that nobody waits for; None: somebody else does by now."""
-        if (picked := await self.record(entry, PickedUp(self.owner))) is None:
-            return None
-        self._in_flight.add(prepared)
-        expected = self.options.expected
-        execution = self.client.executions.attach(_unseen(picked), self.target, expected=expected, is_reported=True)
-        return await self._wait(prepared, picked, execution)
-
-    async def _leave_to_its_owner(self, prepared: PreparedJob, entry: Entry) -> Unknown | None:
-        """Wait until another batch is done with the job, or no more; not once somebody has asked this one to stop."""
-        pause = 1.0
-        with self._counted_as_waiting():
-            while not self.is_stopped:
-                with anyio.move_on_after(pause):
-                    await self._stopping.wait()
-                found = await self.ledger.look(prepared.job.key)
-                if found is None or found.stage not in (Stage.SENDING, Stage.SUBMITTED) or found.owner is None:
-                    return None
-                pause, entry = min(15.0, pause * 1.5), found
-        error = KnoudsError(f"another batch has the job {prepared.job.key!r}, and this one was stopped before its end")
-        error.may_have_run = True
-        return Unknown(job=prepared.job, error=error, sent_at=_sent_at(entry), execution_id=entry.execution_id)
-
-    @contextmanager
-    def _counted_as_waiting(self) -> Iterator[None]:
-        """Make room for another job while this one only waits."""
-        self.waiting += 1
-        self.on_change()
-        try:
-            yield
-        finally:
-            self.waiting -= 1
-
-    async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | None:
-        """Search for proof that an unknown submit began no run; it never picks one of several that could be it.
-
-        None: it began none, or somebody has decided about it meanwhile.
-        """
-        with self._counted_as_waiting():
-            async with self._searching:  # each may read many pages of rows
-                with suppress(errors.ConnectionFailedError):
-                    await self._ask_for_time()
-                if entry.until is None or not entry.until.is_known:  # its owner was found gone when no time was known
-                    bounded = await self.record(entry, Bounded(entry.sent_at, self.moment()))
-                    if bounded is None:
-                        return None
-                    entry = bounded
-                found = await self._evidence(entry)
-        if found.is_certainly_none:
-            await self.record(entry, NoneFound(entry.sent_at))
-            return None
-        self._on_unknown(prepared)
-        return outcome_of_entry(prepared.job, entry, open_because=_why(found))
-
-    async def _evidence(self, entry: Entry) -> SubmissionSearch:
-        """Return what usage rows prove of an unknown submit."""
-        bounds, account = entry.may_have_begun, entry.account
-        if bounds is None:
-            return inconclusive("when it can have begun a run is not known by the service's clock")
-        if account is None or account != self._account:
-            return inconclusive("it is not known to be a submit of this account")
-        wanted = Wanted(target=self.target, earliest=bounds[0], latest=bounds[1])
-        if (too_early := wanted.not_yet(self.moment())) is not None:
-            return inconclusive(too_early)
-
-        async def known() -> Sequence[KnownRun]:
-            await self._answers()
-            return await self.ledger.known_runs(str(self.target), account, wanted.earliest - _SPAN)
-
-        return await self.client.search(wanted, known)
-
-    async def _answers(self) -> None:
-        """Wait until the submits that are in flight are answered: rows may show their runs before they are known."""
-        unanswered = set(self._unanswered)
-        while unanswered & self._unanswered:
-            await self._released.wait()
+    # What is counted and logged.
 
     @property
     def in_flight(self) -> int:
@@ -727,6 +662,73 @@ class Worker:
         """The seconds for which the service asked that nothing be submitted, beyond the rest of a used-up window."""
         stats = self.client.limiter.stats(self.route)
         return stats.held_for if stats.is_pause else 0.0
+
+    @contextmanager
+    def _counted_as_waiting(self) -> Iterator[None]:
+        """Make room for another job while this one only waits."""
+        self.waiting += 1
+        self.on_change()
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+
+    def _count(self, ms: float | None = None) -> None:
+        self.submitted += 1
+        if ms is not None:
+            self.lengths.add(ms / 1000)
+        self.on_change()
+
+    def _on_unknown(self, prepared: PreparedJob) -> None:
+        """Stop at a job of which nobody knows whether it ran, if that was asked for."""
+        if self.options.on_unknown == "stop":
+            error = KnoudsError(
+                f"whether the job {prepared.job.key!r} ran is not known, and on_unknown='stop' was asked for: nothing "
+                "more was submitted"
+            )
+            self.stop(NotRunReason.STOPPED, error)
+
+    def _log_pause(self) -> None:
+        """Log once what is waited for when the service has asked for a pause."""
+        if not _SHORT_PAUSE <= (held_for := self.held_for) <= self.client.retries.longest:
+            return
+        until = (now := self.moment().wall) + held_for
+        if until < max(now, self._paused_until) + _SHORT_PAUSE:
+            return
+        self._paused_until = until
+        message = "%s: the service asked for a pause: nothing is submitted for %.0f s, until %s"
+        until_utc = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        extra = fields("service_paused", target=str(self.target), route=self.route, wait=held_for)
+        logger.warning(message, self.target, held_for, until_utc, extra=extra)
+        self.on_change()
+
+    def _log_second_run(self, prepared: PreparedJob, run: Submitted | RunResult) -> None:
+        """Log a run that was paid for beside the one that its job has on record."""
+        if isinstance(run, Submitted):
+            advice = f"knouds.executions.attach({run.execution_id!r}) picks it up"
+        else:
+            cost = "what it cost is not known" if run.cost is None else f"it cost {run.cost:.12g} credits"
+            advice = f"{cost}, and its result is not kept"
+        logger.error(
+            "%s of %s was begun for job %r, which another batch has by now: it is charged as well, and %s",
+            f"execution {run.execution_id}" if run.execution_id else "a synchronous run",
+            self.target,
+            prepared.job.key,
+            advice,
+            extra=fields(
+                "paid_twice",
+                target=str(self.target),
+                execution_id=run.execution_id,
+                request_id=getattr(run, "request_id", None),
+                job_key=prepared.job.key,
+            ),
+        )
+
+    def _log_unknown(self, prepared: PreparedJob, error: KnoudsError) -> None:
+        """Log a submit that may have begun a run beside the one that its job has on record."""
+        message = "job %r, which another batch has by now, or somebody has decided about, may have run as well: %s"
+        extra = fields("submit_unknown", target=str(self.target), job_key=prepared.job.key)
+        logger.warning(message, prepared.job.key, error, extra=extra)
 
 
 class Submit:
