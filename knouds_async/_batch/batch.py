@@ -374,14 +374,9 @@ class Batch:
         self._report()
 
     def _report(self) -> None:
-        if self._reporter is None:
-            return
-        try:
-            self._reporter.report()
-        except Exception as error:
-            if self._began is None:
-                raise
-            self._fail(error)  # raised where outcomes are taken: here it could keep an id from being written
+        if self._reporter is not None and self._began is not None:
+            with self._ending():  # what it raises is raised where outcomes are taken: here it could cost an id
+                self._reporter.report()
 
 
 _SCHEMA_AGE: Final = 60.0  # seconds for which the jobs that come one by one share a schema

@@ -360,11 +360,6 @@ def _credits(cost: float | None) -> float | None:
     return None if cost is None else max(0.0, float(cost))
 
 
-def ending_of_failure(error: ExecutionFailedError) -> Ending:
-    """Return the ending of a synchronous run that failed."""
-    return Ending(status="failed", code=error.code, message=error.message)
-
-
 def outcome_of_state(job: Job, state: ExecutionState, *, from_ledger: bool = False) -> Outcome:
     """Return the outcome of a finished run."""
     try:
@@ -414,11 +409,12 @@ def _unknown(job: Job, entry: Entry, open_because: Sequence[str]) -> Unknown:
         sent_at=sent_at,
         seen=f"{note}; it was abandoned" if is_abandoned else note,
         execution_id=entry.execution_id,
-        sent_after=_at(after),
-        sent_before=_at(before),
+        sent_after=utc(after),
+        sent_before=utc(before),
     )
     return Unknown(job=job, error=error, sent_at=sent_at, execution_id=entry.execution_id, is_abandoned=is_abandoned)
 
 
-def _at(seconds: float | None) -> datetime | None:
+def utc(seconds: float | None) -> datetime | None:
+    """Return epoch seconds as a time, None for None."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -183,10 +183,8 @@ class Reporter:
 
     def __init__(self, on_progress: OnProgress, progress: Callable[[], Progress]) -> None:
         self._on_progress, self._progress = on_progress, progress
-        called = (on_progress, getattr(on_progress, "__call__", None))  # noqa: B004  (an object with an async __call__)
-        self._is_async = any(map(inspect.iscoroutinefunction, called))
         self._awaited: Awaitable[object] | None = None
-        self._is_due = self._is_over = False
+        self._is_async = self._is_due = self._is_over = False
         self._changed = Wakeup()
 
     def report(self) -> None:

@@ -27,12 +27,12 @@ from knouds_async._batch.jobs import (
     PreparedJob,
     Unknown,
     ending_of,
-    ending_of_failure,
     ending_of_result,
     outcome_of_entry,
     outcome_of_state,
     refusal,
     state_of_entry,
+    utc,
 )
 from knouds_async._batch.ledger import Claim, Claimed, Doubted, Ledger, MemoryLedger, Taken, Written
 from knouds_async._batch.sqlite import SQLiteLedger
@@ -46,6 +46,7 @@ from knouds_async._sansio.ledger import (
     Accepted,
     Bounded,
     Ended,
+    Ending,
     Entry,
     Event,
     Fit,
@@ -397,7 +398,7 @@ class Worker:
             if self._is_durable:  # another batch that waits for this job, or the next one, may try
                 await self.record(entry, OwnerGone(owner=self.owner))
             failure = error.with_traceback(None)
-            return Unknown(job=prepared.job, error=failure, sent_at=_sent_at(entry), execution_id=execution.id)
+            return Unknown(job=prepared.job, error=failure, sent_at=utc(entry.sent_at), execution_id=execution.id)
         await self.record(entry, Ended(ending_of(state, is_kept=self._is_durable)))
         return outcome_of_state(prepared.job, state)
 
@@ -439,7 +440,7 @@ class Worker:
                 pause, entry = min(15.0, pause * 1.5), found
         error = KnoudsError(f"another batch has the job {prepared.job.key!r}, and this one was stopped before its end")
         error.may_have_run = True
-        return Unknown(job=prepared.job, error=error, sent_at=_sent_at(entry), execution_id=entry.execution_id)
+        return Unknown(job=prepared.job, error=error, sent_at=utc(entry.sent_at), execution_id=entry.execution_id)
 
     async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | None:
         """Search for proof that an unknown submit began no run; it never picks one of several that could be it.
@@ -798,7 +799,7 @@ class Submit:
             case Done(run):
                 return Ended(ending_of_result(run))
             case Fail(errors.ExecutionFailedError() as failed):
-                return Ended(ending_of_failure(failed))
+                return Ended(Ending(status="failed", code=failed.code, message=failed.message))
             case Fail(errors.SubmissionUnknownError(execution_id=str() as found)):  # of the receipt, that much came
                 return Accepted(owner=owner, execution_id=found, until=now())
             case Fail(error) if not error.may_have_run:
@@ -861,10 +862,6 @@ def _error_of(outcome: Outcome) -> KnoudsError:
     if isinstance(error, KnoudsError):
         return error
     return errors.InvalidArgumentError(f"job {outcome.job.key!r} was run without an id: there is no handle of it")
-
-
-def _sent_at(entry: Entry) -> datetime | None:
-    return None if entry.sent_at is None else datetime.fromtimestamp(entry.sent_at, UTC)
 
 
 def _unseen(entry: Entry) -> ExecutionState:
