@@ -257,17 +257,13 @@ def _late(entry: Entry, event: Any) -> Fields:
     return {} if message in entry.note else {"note": f"{entry.note}; {message}"}
 
 
-def _intent(entry: Entry, event: Sending) -> Fields:  # noqa: ARG001
-    return {
-        "owner": event.owner,
-        "sent_at": event.sent_at,
-        "reserved": event.reserve,
-        "note": None,
-        "since": event.since,
-        "until": None,
-        "lasts": event.lasts,
-        "account": event.account,
-    }
+def _set(*of_event: str, **values: object) -> Callable[[Entry, Any], Fields]:
+    """Return what sets fields to those of the event that have the same names, and others to values."""
+    return lambda _, event: {name: getattr(event, name) for name in of_event} | values
+
+
+def _intent(entry: Entry, event: Sending) -> Fields:
+    return {"note": None, "until": None, "reserved": event.reserve, **_of_intent(entry, event)}
 
 
 def _receipt(entry: Entry, event: Accepted) -> Fields:
@@ -279,17 +275,9 @@ def _late_receipt(entry: Entry, event: Accepted) -> Fields:
     return {**_receipt(entry, event), "owner": event.owner}
 
 
-def _id(entry: Entry, event: Accepted) -> Fields:  # noqa: ARG001
-    return {"execution_id": event.execution_id, "request_id": event.request_id}
-
-
-def _named_id(entry: Entry, event: Resolved) -> Fields:  # noqa: ARG001
-    return {"owner": None, "execution_id": event.execution_id}  # its note stays: nobody knew the run before
-
-
 def _loss(entry: Entry, event: Lost | OwnerGone) -> Fields:
-    said = event.note if isinstance(event, Lost) else "its process ended before the answer"
-    return {"note": said if entry.note is None else f"{said}; {entry.note}", "until": event.until}
+    message = event.note if isinstance(event, Lost) else "its process ended before the answer"
+    return {"note": message if entry.note is None else f"{message}; {entry.note}", "until": event.until}
 
 
 def _bound(entry: Entry, event: Bounded) -> Fields:
@@ -297,25 +285,24 @@ def _bound(entry: Entry, event: Bounded) -> Fields:
     return {} if entry.until is not None and entry.until.is_known else {"until": event.until}
 
 
-def _ending(entry: Entry, event: Ended) -> Fields:  # noqa: ARG001
-    return {"owner": None, "ending": event.ending}
-
-
-def _owner(entry: Entry, event: PickedUp) -> Fields:  # noqa: ARG001
-    return {"owner": event.owner}
-
-
-_NO_OWNER: Final[Fields] = {"owner": None}
-_AS_NEW: Final[Fields] = {
-    name: field.default
-    for name, field in attrs.fields_dict(Entry).items()
-    if name not in ("key", "target", "digest", "attempt", "stage")
-}
+_of_intent = _set("owner", "sent_at", "since", "lasts", "account")
+_id = _set("execution_id", "request_id")
+_named_id = _set("execution_id", owner=None)  # its note stays: nobody knew the run before
+_ending = _set("ending", owner=None)
+_owner = _set("owner")
+_no_owner = _set(owner=None)
+_as_new = _set(
+    **{
+        name: field.default
+        for name, field in attrs.fields_dict(Entry).items()
+        if name not in ("key", "target", "digest", "attempt", "stage")
+    }
+)
 
 NEW, SENDING, SUBMITTED, FINAL = Stage.NEW, Stage.SENDING, Stage.SUBMITTED, Stage.FINAL
 UNKNOWN, RESEND_APPROVED, ABANDONED = Stage.UNKNOWN, Stage.RESEND_APPROVED, Stage.ABANDONED
 
-Transition: TypeAlias = tuple[Callable[[Entry, Any], bool] | None, Stage, Callable[[Entry, Any], Fields] | Fields]
+Transition: TypeAlias = tuple[Callable[[Entry, Any], bool] | None, Stage, Callable[[Entry, Any], Fields]]
 
 TRANSITIONS: Final[Mapping[tuple[Stage, type[Event]], Transition]] = {
     (NEW, Sending): (None, SENDING, _intent),  # on record before the first byte leaves
@@ -323,23 +310,23 @@ TRANSITIONS: Final[Mapping[tuple[Stage, type[Event]], Transition]] = {
     (NEW, Ended): (None, FINAL, _ending),
     (SENDING, Sending): (_from_its_owner, SENDING, _intent),  # another attempt: the last was refused
     (SENDING, Accepted): (_from_its_owner, SUBMITTED, _receipt),
-    (SENDING, NoRun): (_from_its_owner, NEW, _AS_NEW),
+    (SENDING, NoRun): (_from_its_owner, NEW, _as_new),
     (SENDING, Lost): (_from_its_owner, UNKNOWN, _loss),
     (SENDING, OwnerGone): (_from_its_owner, UNKNOWN, _loss),
     (SENDING, Ended): (None, FINAL, _ending),  # a synchronous run
-    (SUBMITTED, OwnerGone): (_from_its_owner, SUBMITTED, _NO_OWNER),
+    (SUBMITTED, OwnerGone): (_from_its_owner, SUBMITTED, _no_owner),
     (SUBMITTED, PickedUp): (_unowned, SUBMITTED, _owner),
     (SUBMITTED, Ended): (None, FINAL, _ending),
     (SUBMITTED, Resolved): (_was_resolved, SUBMITTED, _named_id),
-    (SUBMITTED, Abandoned): (None, ABANDONED, _NO_OWNER),
+    (SUBMITTED, Abandoned): (None, ABANDONED, _no_owner),
     (UNKNOWN, Accepted): (_from_its_owner, SUBMITTED, _receipt),  # the owner was alive after all
-    (UNKNOWN, NoRun): (_from_its_owner, NEW, _AS_NEW),
+    (UNKNOWN, NoRun): (_from_its_owner, NEW, _as_new),
     (UNKNOWN, Ended): (None, FINAL, _ending),
     (UNKNOWN, Bounded): (_of_that_submit, UNKNOWN, _bound),
-    (UNKNOWN, NoneFound): (_of_that_submit, NEW, _AS_NEW),
+    (UNKNOWN, NoneFound): (_of_that_submit, NEW, _as_new),
     (UNKNOWN, Resolved): (None, SUBMITTED, _named_id),
-    (UNKNOWN, ResendApproved): (None, RESEND_APPROVED, _NO_OWNER),  # the next attempt begins as new
-    (UNKNOWN, Abandoned): (None, ABANDONED, _NO_OWNER),
+    (UNKNOWN, ResendApproved): (None, RESEND_APPROVED, _no_owner),  # the next attempt begins as new
+    (UNKNOWN, Abandoned): (None, ABANDONED, _no_owner),
     (RESEND_APPROVED, Accepted): (None, RESEND_APPROVED, _id),  # the decision stands, and the id is kept
     (RESEND_APPROVED, Ended): (None, FINAL, _ending),  # so it did run, and what it cost is known
     (ABANDONED, Accepted): (None, ABANDONED, _id),
@@ -354,7 +341,7 @@ LATE: Final = (Accepted, NoRun, Lost, Ended, OwnerGone)
 def advance(entry: Entry, event: Event) -> Entry:
     """Return the entry after an event; IllegalStepError when it cannot follow."""
     _, stage, fields = _transition(entry, event)
-    return attrs.evolve(entry, stage=stage, **(fields(entry, event) if callable(fields) else fields))
+    return attrs.evolve(entry, stage=stage, **fields(entry, event))
 
 
 def _transition(entry: Entry, event: Event) -> Transition:
@@ -363,8 +350,8 @@ def _transition(entry: Entry, event: Event) -> Transition:
         return found
     if isinstance(event, LATE):
         return None, entry.stage, _late
-    said = f"is {entry.stage} and cannot take {type(event).__name__}"
-    raise IllegalStepError(f"job {entry.key!r} (attempt {entry.attempt}) {said}")
+    step = f"is {entry.stage} and cannot take {type(event).__name__}"
+    raise IllegalStepError(f"job {entry.key!r} (attempt {entry.attempt}) {step}")
 
 
 def successor(entry: Entry) -> Entry:
