@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections import deque
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -81,9 +80,7 @@ class OutcomeQueue:
 
     def __init__(self, *, is_ordered: bool) -> None:
         self._is_ordered = is_ordered
-        self._ready: deque[Outcome] = deque()
-        self._early: dict[int, Outcome] = {}  # outcomes that are there before those of jobs ahead of them
-        self._next = 0
+        self._outcomes: dict[int, Outcome] = {}  # by their places in the line
         self._changed = Wakeup()
         self._failure: BaseException | None = None
         self._is_over = False
@@ -92,16 +89,10 @@ class OutcomeQueue:
 
     def put(self, number: int, outcome: Outcome) -> None:
         """Put the outcome of a job in line; jobs are numbered from 0."""
+        self._outcomes[number if self._is_ordered else self.taken + len(self._outcomes)] = outcome
         is_abandoned = isinstance(outcome, Unknown) and outcome.is_abandoned
         self.counts["abandoned" if is_abandoned else _KINDS[type(outcome)]] += 1
         self.counts["from_ledger"] += getattr(outcome, "from_ledger", False)
-        if self._is_ordered:
-            self._early[number] = outcome
-            while self._next in self._early:
-                self._ready.append(self._early.pop(self._next))
-                self._next += 1
-        else:
-            self._ready.append(outcome)
         self._changed.notify()
 
     def fail(self, error: BaseException) -> None:
@@ -118,17 +109,16 @@ class OutcomeQueue:
 
     async def take(self) -> Outcome:
         """Wait for the next outcome; at the end raise what ended the batch, or StopAsyncIteration."""
-        while not self._ready:
+        while self.taken not in self._outcomes:
             if self._is_over:
                 raise StopAsyncIteration if self._failure is None else self._failure
             await self._changed.wait()
         self.taken += 1
-        return self._ready.popleft()
+        return self._outcomes.pop(self.taken - 1)
 
     def __iter__(self) -> Iterator[Outcome]:
         """Return all that nobody has taken."""
-        yield from self._ready
-        yield from self._early.values()
+        yield from self._outcomes.values()
 
 
 _MOST_IN_FLIGHT: Final = 2000  # unless a caller says otherwise: 1000 a minute that take two minutes each
