@@ -509,7 +509,7 @@ async def search_usage(
     while search.next_offset is not None:
         page, written = await send(endpoints.search_usage(target=wanted.target, offset=search.next_offset))
         search = search.take(page, written)
-    return search.knowing(await known()).result(now)
+    return search.result(now, await known())
 
 
 async def _report(sending: _Sending, decision: Decision) -> Decision:

@@ -156,9 +156,9 @@ class Wanted:
 
     def shows_known_run(self, row: UsageRow) -> bool:
         """Return whether a row is a run of the target, known to have run at about the submit's time or before it."""
-        ids = {run.request_id for run in self.known if run.is_of_account}
-        is_known = bool(row.request_id) and row.request_id in ids
-        return is_known and row.created_at is not None and self.is_of_target(row) and not self.is_after(row)
+        if not row.request_id or row.created_at is None or not self.is_of_target(row) or self.is_after(row):
+            return False
+        return any(run.request_id == row.request_id and run.is_of_account for run in self.known)
 
     def is_misdated(self, row: UsageRow) -> bool:
         """Return whether a row of a known run is older than the run: then the rows are dated by another clock."""
@@ -247,58 +247,41 @@ class Search:
     Each page begins with the last row of the one before, so that a gap shows. The walk ends at rows that are certainly
     older than the submit, or where a page brings nothing more: `total` may count the rows of a page.
 
-    `rows`: those of the target that are not certainly older than the submit. `first`, `last`: of all that were read.
-    `written`: when the service wrote the oldest of the pages, as far as they say; `misdated`: a row of another clock.
+    `rows`: all that were read, each once. `last`: of the last page. `written`: when the service wrote the oldest of the
+    pages, as far as they say.
     """
 
     wanted: Wanted
     next_offset: int | None = 0
     rows: tuple[UsageRow, ...] = ()
-    first: UsageRow | None = None
     last: UsageRow | None = None
     overlap: int = 0
     written: float | None = None
-    misdated: UsageRow | None = None
     oldest: datetime | None = None
     is_ordered: bool = True
     is_whole: bool = True
-    is_past: bool = False
-    has_known_run: bool = False
     pages_past: int = 0
 
     def take(self, page: UsagePage, written: float | None = None) -> Search:
         """Search one page, which the service wrote at `written`, epoch seconds; None where it does not say."""
+        rows = _together(self.rows, page.rows)
         oldest, is_ordered = _order(page, self.oldest, is_ordered=self.is_ordered)
-        is_past = is_ordered and (self.is_past or any(self.wanted.is_before(row) for row in page.rows))
-        has_known_run = self.has_known_run or any(self.wanted.shows_known_run(row) for row in page.rows)
-        needs_more = not has_known_run and bool(self.wanted.known) and self.pages_past < _PAGES_FOR_A_KNOWN_RUN
+        is_past = is_ordered and (self.pages_past > 0 or any(map(self.wanted.is_before, page.rows)))
+        needs_more = bool(self.wanted.known) and self.pages_past < _PAGES_FOR_A_KNOWN_RUN
+        needs_more = needs_more and not any(map(self.wanted.shows_known_run, rows))
         is_done = not self._brings_more(page) or (is_past and not needs_more)
         overlap = int(len(page.rows) > 1)
         return attrs.evolve(
             self,
             next_offset=None if is_done else (self.next_offset or 0) + len(page.rows) - overlap,
-            rows=_together(self.rows, self._relevant(page)),
-            first=self.first or next(iter(page.rows), None),
+            rows=rows,
             last=page.rows[-1] if page.rows else self.last,
             overlap=overlap,
             written=min((each for each in (self.written, written) if each is not None), default=None),
-            misdated=self.misdated or next(filter(self.wanted.is_misdated, page.rows), None),
             oldest=oldest,
             is_ordered=is_ordered,
             is_whole=self.is_whole and _all_read(page) and self._goes_on_in(page),
-            is_past=is_past,
-            has_known_run=has_known_run,
             pages_past=self.pages_past + is_past,
-        )
-
-    def knowing(self, known: Sequence[KnownRun]) -> Search:
-        """Return the walk with the runs that are known by now, among which are those of its newest rows."""
-        wanted = attrs.evolve(self.wanted, known=known)
-        return attrs.evolve(
-            self,
-            wanted=wanted,
-            misdated=self.misdated or next(filter(wanted.is_misdated, self.rows), None),
-            has_known_run=self.has_known_run or any(map(wanted.shows_known_run, self.rows)),
         )
 
     def _brings_more(self, page: UsagePage) -> bool:
@@ -311,17 +294,17 @@ class Search:
         if self.last is None or not page.rows:
             return bool(page.rows) or (is_end and not self.overlap)
         if not self._brings_more(page):  # with the first row in it, it is the first page once more
-            return is_end and bool(self.overlap) and not any(_is_same(row, self.first) for row in page.rows)
+            return is_end and bool(self.overlap) and not any(_is_same(row, self.rows[0]) for row in page.rows)
         return not self.overlap or any(_is_same(row, self.last) for row in page.rows)
 
-    def _relevant(self, page: UsagePage) -> list[UsageRow]:
-        return [row for row in page.rows if self.wanted.is_of_target(row) and not self.wanted.is_before(row)]
-
-    def result(self, now: Moment) -> SubmissionSearch:
+    def result(self, now: Moment, known: Sequence[KnownRun] | None = None) -> SubmissionSearch:
         """Return what is proven at the moment `now`, at which the walk began, and what keeps it from being a proof.
 
-        What a cache has kept is as old as it says.
+        What a cache has kept is as old as it says. `known`: the runs that are known by now, among which are those of
+        the newest rows; None: the same as before.
         """
+        if known is not None:
+            return attrs.evolve(self, wanted=attrs.evolve(self.wanted, known=known)).result(now)
         if self.written is not None and now.earliest is not None:
             now = attrs.evolve(now, earliest=min(now.earliest, self.written))
         candidates, unaccounted = self._accounts(now)
@@ -331,9 +314,9 @@ class Search:
 
     def _incomplete(self) -> list[str]:
         reasons = [] if self.is_whole else ["not every usage row could be read, or their pages do not join"]
-        if self.misdated is not None:
-            reasons.append(f"{_named(self.misdated)} is older than its run, so the rows are dated by another clock")
-        if not self.has_known_run:
+        if (misdated := next(filter(self.wanted.is_misdated, self.rows), None)) is not None:
+            reasons.append(f"{_named(misdated)} is older than its run, so the rows are dated by another clock")
+        if not any(map(self.wanted.shows_known_run, self.rows)):
             target = self.wanted.target or "the ledger"
             reasons.append(
                 f"the usage rows show no run of {target} that is known to have run by then, so they may be another "
@@ -346,7 +329,8 @@ class Search:
         settled, recent = self._known_by(now)
         by_id = defaultdict[str | None, list[UsageRow]](list)
         for row in self.rows:
-            by_id[row.request_id or None].append(row)
+            if self.wanted.is_of_target(row) and not self.wanted.is_before(row):
+                by_id[row.request_id or None].append(row)
         found, reasons = list[UsageRow](), list[str]()
         for request_id, rows in by_id.items():
             near = [row for row in rows if not self.wanted.is_after(row)]
@@ -388,7 +372,7 @@ def _order(page: UsagePage, oldest: datetime | None, *, is_ordered: bool) -> tup
     return oldest, is_ordered
 
 
-def _together(known: tuple[UsageRow, ...], rows: list[UsageRow]) -> tuple[UsageRow, ...]:
+def _together(known: tuple[UsageRow, ...], rows: Sequence[UsageRow]) -> tuple[UsageRow, ...]:
     """Return all rows, each once: new rows push a row on to the next page, and it may have changed by then."""
     ids = {row.id for row in known if row.id is not None}
     together = list(known)
