@@ -45,10 +45,9 @@ from knouds_async._batch.progress import (
     Reporter,
     TerminalBar,
     bar_for,
+    describe_waits,
     estimate_jobs,
-    quota_waits,
     time_left,
-    waiting_for_quota,
 )
 from knouds_async._batch.worker import Worker
 from knouds_async._io.concurrency import Wakeup, spawn, uninterrupted, wait_until_set
@@ -156,8 +155,7 @@ class Batch:
         _check(jobs, max_in_flight, on_progress, progress)
         self._worker, self._jobs = worker, jobs
         self._reporter = None if on_progress is None else Reporter(on_progress, lambda: self.progress)
-        display = Display(lambda: self.progress, lambda: quota_waits(worker, datetime.now().astimezone()))
-        self._bar = bar_for(display) if progress else None
+        self._bar = bar_for(Display(lambda: self.progress, self._waits)) if progress else None
         self._max_in_flight = _MOST_IN_FLIGHT if max_in_flight is None else max_in_flight
         self._most_ahead = self._max_in_flight + max(self._max_in_flight, _LEAST_AHEAD)  # read, and not taken yet
         self._reader = Reader(jobs, worker.options.default)
@@ -172,6 +170,8 @@ class Batch:
         """How the batch stands."""
         worker = self._worker
         total = len(self._jobs) if isinstance(self._jobs, Sized) else None
+        finished = sum(self._outcomes.counts.values()) - self._outcomes.counts["from_ledger"]
+        left = None if total is None or self._began is None else total - finished
         return Progress(
             elapsed=0.0 if self._began is None else anyio.current_time() - self._began,
             total=total,
@@ -182,14 +182,14 @@ class Batch:
             credits_reserved=worker.totals.reserved,
             max_credits=worker.options.max_credits,
             held_for=worker.held_for,
-            waiting_for_quota=waiting_for_quota(worker),
-            seconds_left=self._seconds_left(total) if total is not None and self._began is not None else None,
+            waiting_for_quota=min(len(worker.in_line), worker.client.limiter.stats(worker.route).waiting),
+            seconds_left=None if left is None else time_left(worker, left, self._max_in_flight),
             **self._outcomes.counts,
         )
 
-    def _seconds_left(self, total: int) -> float | None:
-        finished = sum(self._outcomes.counts.values()) - self._outcomes.counts["from_ledger"]
-        return time_left(self._worker, total - finished, self._max_in_flight)
+    def _waits(self) -> Iterator[str]:
+        worker, now = self._worker, datetime.now().astimezone()
+        return describe_waits(worker.client.limiter.stats, worker.route, worker.in_flight, now)
 
     def stop(self) -> None:
         """Submit nothing more and read no further job; idempotent.

@@ -89,16 +89,6 @@ Find: TypeAlias = Callable[[str], Awaitable[Entry | None]]
 _FAULTS_NAMED: Final = 10
 
 
-def waiting_for_quota(worker: Worker) -> int:
-    """Return how many jobs of a batch wait for the rate limit."""
-    return min(len(worker.in_line), worker.client.limiter.stats(worker.route).waiting)
-
-
-def quota_waits(worker: Worker, now: datetime) -> Iterator[str]:
-    """Yield what a batch waits for at this moment beside the runs themselves, for people."""
-    return describe_waits(worker.client.limiter.stats, worker.route, worker.in_flight, now)
-
-
 def time_left(worker: Worker, unfinished: int, max_in_flight: int) -> float | None:
     """Return the seconds until so many jobs have finished, None when unknown."""
     if worker.lengths.mean() is None and worker.options.expected is not None:

@@ -13,7 +13,7 @@ import attrs
 
 from knouds_async.types import Record
 
-__all__ = ["UNDATED", "ClockBounds", "Moment", "Reading", "ServiceClock"]
+__all__ = ["UNDATED", "ClockBounds", "Moment", "Reading", "ServiceClock", "begun_between"]
 
 DRIFT: Final = 1e-4
 """Seconds by which two clocks can part in a second: about ten times what common crystals do."""
@@ -167,3 +167,13 @@ class ServiceClock:
         has_jumped = at is not None and now.has_jumped_since(at)
         why = "this machine slept or its clock was set" if has_jumped else "it was too long ago"
         return f"the service's clock was heard, but {why}"
+
+
+def begun_between(since: Moment | None, until: Moment | None, lasts: float) -> tuple[float, float] | None:
+    """Return between when a submit can have begun a run, epoch seconds by the service's clock; None: not known.
+
+    It left after `since`, and begins none after `until`; a synchronous one may for `lasts` seconds after it left.
+    """
+    if since is None or until is None or since.earliest is None or since.latest is None or until.latest is None:
+        return None
+    return since.earliest, max(until.latest, since.latest + lasts)

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
-from knouds_async._sansio.clock import Moment
+from knouds_async._sansio.clock import Moment, begun_between
 from knouds_async.config import canonical_url
 from knouds_async.types import Record
 
@@ -103,10 +103,7 @@ class Entry(Record):
     @property
     def may_have_begun(self) -> tuple[float, float] | None:
         """Between when it can have begun a run, epoch seconds by the service's clock; None where that is not known."""
-        since, until = self.since, self.until
-        if since is None or until is None or since.earliest is None or since.latest is None or until.latest is None:
-            return None
-        return since.earliest, max(until.latest, since.latest + self.lasts)
+        return begun_between(self.since, self.until, self.lasts)
 
 
 @attrs.frozen(kw_only=True, eq=False)

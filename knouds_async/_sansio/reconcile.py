@@ -17,7 +17,7 @@ from typing import Final
 
 import attrs
 
-from knouds_async._sansio.clock import Moment, Reading
+from knouds_async._sansio.clock import Moment, Reading, begun_between
 from knouds_async.errors import SubmissionUnknownError
 from knouds_async.types import Record, SubmissionSearch, Target, UsagePage, UsageRow
 
@@ -110,11 +110,10 @@ class Wanted:
     @classmethod
     def between(cls, since: Moment, until: Moment, lasts: float, target: Target) -> Wanted:
         """Return a submit that left between two moments."""
-        if since.earliest is None or since.latest is None or until.latest is None:
-            return cls(
-                target=target, earliest=since.middle, latest=until.middle, undated=f"when it left: {since.known}"
-            )
-        return cls(target=target, earliest=since.earliest, latest=max(until.latest, since.latest + lasts))
+        bounds = begun_between(since, until, lasts)
+        undated = f"when it left: {since.known}" if bounds is None else None
+        earliest, latest = bounds or (since.middle, until.middle)
+        return cls(target=target, earliest=earliest, latest=latest, undated=undated)
 
     @classmethod
     def at(cls, sent_at: float, target: Target, now: Moment) -> Wanted:
