@@ -67,7 +67,7 @@ class Downloads:
         *,
         overwrite: bool,
         max_bytes: int,
-        on_progress: OnBytes | None,
+        on_progress: OnBytes | None = None,
     ) -> Path:
         """Fetch one file; see `AsyncKnouds.download`."""
         _check(media, max_bytes)
@@ -166,9 +166,7 @@ class Downloads:
         async def save(media: Media) -> None:
             async with slots:
                 try:
-                    paths[media.number] = await self.one(
-                        media, into, overwrite=overwrite, max_bytes=max_bytes, on_progress=None
-                    )
+                    paths[media.number] = await self.one(media, into, overwrite=overwrite, max_bytes=max_bytes)
                 except Exception as error:  # noqa: BLE001  (raised below, in no group)
                     if is_saving and isinstance(error, DownloadError) and error.path is not None:
                         paths[media.number] = error.path
