@@ -813,7 +813,7 @@ class Submit:
         with anyio.CancelScope(shield=True):
             if self._is_claiming:  # it was cut meanwhile
                 self.entry = await worker.ledger.look(self.key)
-            if self.entry is not None and (self.entry.stage, self.entry.owner) == (Stage.SENDING, worker.owner):
+            if self.entry is not None and self.entry.stage is Stage.SENDING:  # of another owner it changes nothing
                 cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
                 await self._write(cut if self._is_sent else NoRun(worker.owner))
         worker.release(self.prepared)

@@ -359,6 +359,49 @@ async def test_a_batch_that_is_stopped_does_not_wait_for_jobs_of_others(
     assert await ledger.find("job-0") == theirs
 
 
+async def test_a_job_that_another_batch_takes_as_this_one_stops_may_have_run(
+    knouds: Any, emulator: Emulator, ledger: Any
+) -> None:
+    """It is unknown here, and never called not run."""
+    other, claim = await ledger.join(), ledger.claim
+    batch = knouds.workflows.map(SLUG, jobs(1), ledger=ledger)
+
+    async def second(wanted: Claim) -> Any:
+        await claim(attrs.evolve(wanted, sending=attrs.evolve(wanted.sending, owner=other)))
+        taken = await claim(wanted)
+        batch.stop()
+        return taken
+
+    ledger.claim = second
+    async with batch as outcomes:
+        assert kinds([outcome async for outcome in outcomes]) == {"Unknown": 1}
+    assert (await ledger.find("job-0")).owner == other
+    assert not emulator.runs
+
+
+async def test_a_submit_that_is_lost_after_a_resend_was_approved_is_not_sent_by_the_same_batch(
+    make_client: Any, emulator: Emulator, ledger: Any
+) -> None:
+    """Whoever approved it took this batch for gone; it says what it has seen, and the next batch sends it."""
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
+    found, knouds = list[Outcome](), make_client(emulator, latency=1.0)
+
+    async def consume() -> None:
+        found.extend(await run(knouds, ledger, 1))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        while (entry := await ledger.find("job-0")) is None:  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+        gone = attrs.evolve(entry, stage=Stage.UNKNOWN, note="its process ended before the answer")
+        ledger._database.transact([lambda database: database._save(gone)])
+        await ledger.approve_resend("job-0")
+    assert kinds(found) == {"Unknown": 1}
+    assert len(emulator.runs) == 1
+    assert kinds(await run(knouds, ledger, 1)) == {"Completed": 1}
+    assert len(emulator.runs) == 2
+
+
 async def test_a_job_whose_owner_has_gone_is_taken_over(knouds: Any, emulator: Emulator, ledger: Any) -> None:
     """When the other batch is left, what it was sending is unknown."""
     other = await ledger.join()
