@@ -84,7 +84,7 @@ def trained(law: Law, runs: int) -> dict[str, object] | None:
     learned, dice = LearnedDurations(), random.Random(77)
     for _ in range(runs):
         age = law(dice)
-        learned.learn(f"workflows/{SLUG}").observe_end(age, age)
+        learned.durations_for(f"workflows/{SLUG}").observe_end(age, age)
     return learned.to_dict()
 
 

@@ -388,7 +388,7 @@ class Poller:
             is_news = state.status == Status.COMPLETED and not record.state.is_final
             if is_news and since is not None and not record.waiters:
                 age = anyio.current_time() - since
-                self._learned.learn(record.tracked.duration_key).observe_end(age, age)
+                self._learned.durations_for(record.tracked.duration_key, record.tracked.expected).observe_end(age, age)
         if is_complete(state):
             self.update(record, state, is_delivered=True)
         elif record.waiters and not record.state.is_final:

@@ -1,8 +1,8 @@
 """How long the runs of each target take: learned from runs that were seen, saved, and asked for. Pure.
 
-A model counts, by age, how many runs finished and how many seconds runs were at risk; a few imagined runs around an
-expected median are the prior. The hazard is ends per second at risk. Runs still running count too, or else the fast
-ones of a batch would make the target look fast.
+A model counts, by age, how many runs finished and how many seconds runs were at risk; it begins with three imagined
+runs around an expected median. The hazard is ends per second at risk. Runs still running count too, or else the fast
+ones of a batch would make the target look fast; one that outlives all that were seen may finish at any time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import accumulate, repeat
 from operator import mul
 from typing import Final
@@ -19,24 +19,25 @@ from knouds_async.config import is_number
 from knouds_async.errors import InvalidArgumentError
 from knouds_async.types import Target
 
-EDGES: Final = (0.0, *accumulate(repeat(1.12, 78), mul, initial=1.0))
-"""Where each bin of age begins: 0, then 1 s to 2 h at a ratio of 1.12. The last bin has no end."""
+_RATIO: Final = 1.3
+
+EDGES: Final = (0.0, *accumulate(repeat(_RATIO, 33), mul, initial=1.0))
+"""Where each bin of age begins: 0, then 1 s to 96 minutes at a ratio of 1.3. The last bin has no end."""
 
 MAX_ENDS: Final = 500
-"""Above so many ends all that was seen is halved, so that a target that has changed is learned anew."""
+"""Above so many ends all that was counted is halved, so that a target that has changed is learned anew."""
 
 _TOPS: Final = (*EDGES[1:], math.inf)
-_BINS: Final = len(EDGES)
 _OLDEST: Final = 86400.0
 _MOST: Final = 1e12
-_ROUNDING: Final = 1e-6
 
-_MEDIAN: Final = 45.0  # of the prior
+_MEDIAN: Final = 50.0  # of the imagined runs
 _SHAPE: Final = 4
-_FLOOR: Final = 0.004  # of its hazard at a median of 45 s, for it may be wrong in its tails
-_RUNS: Final = 2.0  # that it is worth
-_KERNEL: Final = ((-2, 0.25), (-1, 0.5), (0, 1.0), (1, 0.5), (2, 0.25))
-"""Each bin is weighed with its neighbours: one that is empty by luck is no safe one."""
+_FLOOR: Final = 0.004  # of their hazard at a median of 45 s, for they may be wrong in their tails
+_RUNS: Final = 3
+
+NEW_ENDS: Final = 3  # from which the longest says something of those that outlive it
+_TAIL: Final = 1.5  # times its age: how often a run that outlived all others finishes
 
 
 def _bin(age: float) -> int:
@@ -60,50 +61,42 @@ def _spread(counts: list[float], start: float, end: float, per_second: float) ->
 class Durations:
     """How long runs of one target take.
 
-    `expected`: the median in seconds where the caller knows it. `ends` and `exposure`: how many runs finished in each
-    bin of `EDGES`, and the seconds at risk there. `longest`: the age at which the longest run finished, 0 without any.
+    `ends` and `exposure`: how many runs finished in each bin of `EDGES`, and the seconds at risk there, with those of
+    imagined runs around a median. `end_count`: the ends that were seen, as far as they are not forgotten. `longest`:
+    the age at which the longest run finished, 0 without any.
     """
 
-    __slots__ = ("_hazards", "_prior_ends", "_prior_exposure", "ends", "expected", "exposure", "longest")
+    __slots__ = ("end_count", "ends", "exposure", "longest")
 
     def __init__(self, expected: float | None = None) -> None:
-        self.expected = expected
-        self.longest = 0.0
-        self.ends, self.exposure = [0.0] * _BINS, [0.0] * _BINS
-        self._hazards = [0.0] * _BINS
+        self.longest = self.end_count = 0.0
         median = _MEDIAN if expected is None else min(max(expected, EDGES[1]), EDGES[-1])
-        self._prior_ends, self._prior_exposure = _log_logistic(median)
-        self._update(0, _BINS)
-
-    @property
-    def end_count(self) -> float:
-        """How many ends were seen, as far as they are not forgotten."""
-        return sum(self.ends)
+        self.ends, self.exposure = _log_logistic(median)
 
     def hazard(self, age: float) -> float:
         """Return the ends per second at risk at that age; always above 0."""
-        return self._hazards[_bin(age)]
+        return self._hazard(_bin(age), _TAIL)
+
+    def _hazard(self, k: int, tail: float) -> float:
+        hazard = self.ends[k] / self.exposure[k]
+        is_outlived = self.end_count >= NEW_ENDS and EDGES[k] > self.longest
+        return max(hazard, tail / _TOPS[k]) if is_outlived else hazard
 
     @property
     def median(self) -> float:
         """The age by which half of the runs have finished."""
         age, left = 0.0, math.log(2)
-        for top, hazard in zip(_TOPS, self._hazards, strict=True):
+        for k, top in enumerate(_TOPS):
+            hazard = self._hazard(k, _TAIL)
             if hazard * (top - age) >= left:
                 return age + left / hazard
             left -= hazard * (top - age)
             age = top
         raise AssertionError("the last bin has no end")
 
-    def observe_running(self, spans: Iterable[tuple[float, float]]) -> None:
-        """Count runs that are still running, each from the age up to which it was counted before to its present one."""
-        youngest, oldest = _OLDEST, 0.0
-        for counted_until, age in spans:
-            end = _countable(age)
-            start = min(_countable(counted_until), end)
-            _spread(self.exposure, start, end, 1.0)
-            youngest, oldest = min(youngest, start), max(oldest, end)
-        self._update(_bin(youngest), _bin(oldest) + 1)
+    def observe_running(self, counted_until: float, age: float) -> None:
+        """Count a run that is still running, from the age up to which it was counted before."""
+        _spread(self.exposure, _countable(counted_until), _countable(age), 1.0)
 
     def observe_end(self, lo: float, hi: float, *, counted_until: float = 0.0) -> None:
         """Count a run that was running at age `lo` and finished by `hi`; it was counted before up to `counted_until`.
@@ -113,29 +106,18 @@ class Durations:
         lo = _countable(lo)
         hi = max(lo, _countable(hi))
         middle = (lo + hi) / 2
-        start = min(_countable(counted_until), middle)
-        _spread(self.exposure, start, middle, 1.0)
+        self.observe_running(counted_until, middle)
         if hi - lo > 1e-9:
             _spread(self.ends, lo, hi, 1 / (hi - lo))
         else:
             self.ends[_bin(lo)] += 1
+        self.end_count += 1
         self.longest = max(self.longest, middle)
-        if self.end_count > MAX_ENDS + _ROUNDING:
+        if self.end_count > MAX_ENDS:
+            self.end_count /= 2
             self.ends, self.exposure = [d / 2 for d in self.ends], [e / 2 for e in self.exposure]
-            start, hi = 0.0, math.inf
-        self._update(_bin(min(start, lo)), _bin(hi) + 1)
 
-    def _update(self, first: int, last: int) -> None:
-        """Work out the hazards anew where the bins from `first` up to `last` have changed."""
-        for k in range(max(0, first - 2), min(_BINS, last + 2)):
-            ends = exposure = 0.0
-            for offset, weight in _KERNEL:
-                if 0 <= k + offset < _BINS:
-                    ends += weight * (self.ends[k + offset] + self._prior_ends[k + offset])
-                    exposure += weight * (self.exposure[k + offset] + self._prior_exposure[k + offset])
-            self._hazards[k] = ends / exposure
-
-    def next_poll(self, age: float, cost: float, *, longest: float) -> float:
+    def next_poll(self, age: float, cost: float, *, longest: float, tail: float = _TAIL) -> float:
         """Return the age at which to poll a run last seen running at `age`.
 
         It is the first age by which its end is expected to have gone unnoticed for `cost` seconds, and at most
@@ -144,7 +126,7 @@ class Durations:
         age = age if age > 0 else 0.0
         stop, cost, finished, k = age + longest, max(cost, 1e-9), 0.0, _bin(age)
         while age < stop:
-            hazard, top = self._hazards[k], min(stop, _TOPS[k])
+            hazard, top = self._hazard(k, tail), min(stop, _TOPS[k])
             gone = (finished - 1) * math.expm1(-hazard * (top - age))
             delay = top - age - gone / hazard
             if delay >= cost:
@@ -153,32 +135,28 @@ class Durations:
         return stop
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain JSON that `from_dict` reads: the bins in which something was seen."""
-        seen = enumerate(zip(self.ends, self.exposure, strict=True))
-        bins = [[k, ends, exposure] for k, (ends, exposure) in seen if ends or exposure]
-        return {"version": 1, "expected": self.expected, "bins": bins}
+        """Return plain JSON that `from_dict` reads."""
+        bins = [list(counts) for counts in zip(self.ends, self.exposure, strict=True)]
+        return {"version": 2, "end_count": self.end_count, "longest": self.longest, "bins": bins}
 
     @classmethod
     def from_dict(cls, saved: object) -> Durations:
         """Return the durations that `to_dict` saved, also by way of JSON; raise ValueError that names the fault."""
         match saved:
-            case {"version": 1, "expected": expected, "bins": [*bins]} if expected is None or _is_duration(expected):
-                loaded = cls(expected)
+            case {"version": 2, "end_count": end_count, "longest": longest, "bins": [*bins]} if len(bins) == len(EDGES):
+                loaded = cls()
             case _:
-                raise ValueError(f"{saved!r:.80} is not an object of version 1 with expected and a list of bins")
-        for row in bins:
+                raise ValueError(f"{saved!r:.80} is not an object of version 2 with {len(EDGES)} bins")
+        if not (_is_count(end_count) and _is_count(longest)):
+            raise ValueError(f"end_count {end_count!r:.80} and longest {longest!r:.80} must be numbers of at least 0")
+        loaded.end_count, loaded.longest = float(end_count), float(longest)
+        for k, row in enumerate(bins):
             match row:
-                case [int(k), ends, exposure] if 0 <= k < _BINS and _is_count(ends) and _is_count(exposure):
+                case [ends, exposure] if _is_count(ends) and _is_count(exposure) and min(ends, exposure) > 0:
                     loaded.ends[k], loaded.exposure[k] = float(ends), float(exposure)
-                    loaded.longest = max(loaded.longest, EDGES[k] if ends else 0.0)
                 case _:
-                    raise ValueError(f"{row!r:.80} is not a bin of [index, ends, exposure]")
-        loaded._update(0, _BINS)
+                    raise ValueError(f"{row!r:.80} is not a bin of [ends, exposure]")
         return loaded
-
-
-def _is_duration(value: object, below: float = math.inf) -> bool:
-    return is_number(value) and 0 < value < below
 
 
 def _is_count(value: object) -> bool:
@@ -186,12 +164,12 @@ def _is_count(value: object) -> bool:
 
 
 def _log_logistic(median: float) -> tuple[list[float], list[float]]:
-    """Return the ends and exposure of the prior.
+    """Return the ends and exposure of the imagined runs.
 
     The floor of the hazard moves with the median: a target known to be slow is polled rarely all along.
     """
     ends, exposure = [], []
-    for start, top in zip(EDGES, (*EDGES[1:], EDGES[-1] * 1.12), strict=True):
+    for start, top in zip(EDGES, (*EDGES[1:], EDGES[-1] * _RATIO), strict=True):
         survival, later = (1 / (1 + (age / median) ** _SHAPE) for age in (start, top))
         at_risk = _RUNS * (survival + later) / 2 * (top - start)
         ends.append(max(_RUNS * (survival - later), _FLOOR * _MEDIAN / median * at_risk) + 1e-6)
@@ -218,13 +196,13 @@ def _seconds_of_cost(hazard: float, finished: float, cost: float) -> float:
 CANCEL_KEY: Final = "(a cancel)"
 """The key of runs that were asked to cancel: how long a cancel takes."""
 
-_CANCEL_DURATION: Final = 3.0  # seconds that one is expected to take
+CANCEL_DURATION: Final = 3.0  # seconds that one is expected to take
 _MAX_KEYS: Final = 1000
 _MAX_EXPECTED: Final = 1e9  # seconds
 
 
 def duration_key(target: Target | None, expected: float | None) -> str:
-    """Return the key of a run; runs of about the same expected duration (12 %) share one."""
+    """Return the key of a run; runs of about the same expected duration (30 %) share one."""
     name = "" if target is None else str(target)
     return name if expected is None else f"{name} expected {EDGES[_bin(expected)]:.3g} s".lstrip()
 
@@ -234,22 +212,11 @@ class LearnedDurations:
 
     def __init__(self, max_keys: int = _MAX_KEYS) -> None:
         self._max_keys = max_keys
-        self._cold = Durations()
         self._by_key: OrderedDict[str, Durations] = OrderedDict()
 
-    def durations_for(self, key: str) -> Durations:
-        """Return the durations of a key, to be read only."""
-        return self._by_key.get(key, self._cold)
-
-    def add(self, key: str, expected: float | None) -> None:
-        """Add a key unless it is known; it starts around `expected` seconds."""
-        expected = _CANCEL_DURATION if key == CANCEL_KEY else expected
-        if key not in self._by_key and expected is not None:
-            self._keep(key, Durations(expected))
-
-    def learn(self, key: str) -> Durations:
-        """Return the durations of a key, to learn from runs."""
-        return self._keep(key, self._by_key.get(key) or Durations())
+    def durations_for(self, key: str, expected: float | None = None) -> Durations:
+        """Return the durations of a key; those of a new one start around `expected` seconds."""
+        return self._keep(key, self._by_key.get(key) or Durations(expected))
 
     def _keep(self, key: str, durations: Durations) -> Durations:
         self._by_key[key] = durations
@@ -275,7 +242,7 @@ class LearnedDurations:
 
 def check_expected(expected: object) -> None:
     """Raise InvalidArgumentError unless `expected` is None or a number of seconds above 0 and below 1e9."""
-    if expected is not None and not _is_duration(expected, _MAX_EXPECTED):
+    if expected is not None and not (is_number(expected) and 0 < expected < _MAX_EXPECTED):
         raise InvalidArgumentError(
             f"expected={expected!r:.80}: must be a number of seconds above 0 and below 1e9, or None"
         )

@@ -101,6 +101,7 @@ _MAX_LAG: Final = 5.0  # seconds by which it may show an end late
 _LAG_KEPT: Final = 0.9  # of a lag, for each end that was shown sooner
 _MIN_MISSES: Final = 3  # misses that open the breaker
 _MAX_MISS_RATE: Final = 0.2  # of hits and misses
+_TRUSTED_FOR: Final = 60.0  # seconds after a hit
 _WINDOW: Final = 100  # hits and misses beyond are halved, so that old ones count less
 _OPEN_FOR: Final = 600.0
 _MAX_STATUSES: Final = 100
@@ -120,6 +121,7 @@ class Listings:
         self._pages, self._deepest_row = 1, MAX_ROWS  # that were of use in the last one
         self._running = {Status.PROCESSING.value, Status.CANCEL_REQUESTED.value}
         self._hits = self._misses = 0.0
+        self._hit_at = -math.inf
         self.lag = 0.0  # seconds by which ends are shown late
 
     @property
@@ -135,14 +137,12 @@ class Listings:
 
     def next_at(self, now: float, quota: Quota) -> float:
         """Return from when the next listing may be made; what is left of the quota is spread over its window."""
+        if self.is_in_flight:
+            return math.inf
         if quota.available <= 0:
             return quota.next_at(now)
         gap = max(_MIN_GAP, self._pages / _PAGES_A_SECOND, self._pages / quota.per_second)
-        return max(self._started_at + gap, self._not_before, now + _MIN_GAP if self.is_in_flight else -math.inf)
-
-    def retry_at(self) -> float:
-        """Return when to try whether listings work again; inf while they do."""
-        return self._not_before if self._failures and not self.is_in_flight else math.inf
+        return max(self._started_at + gap, self._not_before)
 
     def start(self, now: float, runs: int) -> PageRequest:
         """Start a listing for so many runs; return its first page."""
@@ -179,6 +179,10 @@ class Listings:
         """Return whether a row with that status is of a running run."""
         return status in self._running
 
+    def is_trusted(self, now: float) -> bool:
+        """Return whether a listing has shown an end in time lately."""
+        return now < self._hit_at + _TRUSTED_FOR
+
     def observe_end(self, now: float, duration: float, lag: float, *, is_shown: bool) -> None:
         """Record for how long a listing showed a run running after its end; `is_shown`: until one showed the end."""
         self.lag = max(lag, self.lag * _LAG_KEPT if is_shown else self.lag)
@@ -200,6 +204,7 @@ class Listings:
     def count(self, now: float, *, is_hit: bool) -> None:
         """Count a hit or a miss: three misses among few hits, or one before any, end listings for ten minutes."""
         self._hits, self._misses = self._hits + is_hit, self._misses + (not is_hit)
+        self._hit_at = now if is_hit else self._hit_at
         if self._hits + self._misses > _WINDOW:
             self._hits, self._misses = self._hits / 2, self._misses / 2
         is_often = self._misses >= _MIN_MISSES and self._misses > _MAX_MISS_RATE * (self._hits + self._misses)

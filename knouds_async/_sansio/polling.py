@@ -18,7 +18,7 @@ from typing import Final
 
 import attrs
 
-from knouds_async._sansio.durations import CANCEL_KEY, Durations, LearnedDurations
+from knouds_async._sansio.durations import CANCEL_DURATION, CANCEL_KEY, NEW_ENDS, Durations, LearnedDurations
 from knouds_async._sansio.listings import Listings, PageRequest, Quota, StatusPage
 from knouds_async.config import Backoff, Polling
 from knouds_async.errors import (
@@ -42,7 +42,7 @@ class TrackedRun:
 
     `expects_delivery`: whether its end should be delivered to a webhook, None when unknown. `last_seen_at`: when a
     poll last found it running; `last_listed_at`: when a listing did; `last_row_at`: when one had a row of it.
-    `counted_until`: up to when its time was counted towards its durations.
+    `counted_until`: up to when its time was counted towards its `durations`, which it has while it is polled.
     """
 
     execution_id: str
@@ -62,6 +62,7 @@ class TrackedRun:
     not_before: float = -math.inf
     wake_at: float = math.inf
     deadlines: list[float] = attrs.field(factory=list)
+    durations: Durations = attrs.field(init=False)
 
     def start(self, started_at: float, submitted_at: float | None = None) -> None:
         """Set when it started, and when it was submitted if that is known now."""
@@ -76,6 +77,10 @@ class TrackedRun:
     def age(self, at: float) -> float:
         """Return its age at a time; 0 for a time before its start."""
         return at - self.started_at if at > self.started_at else 0.0
+
+    def hazard(self, now: float) -> float:
+        """Return how likely it is to finish now, as ends per second at risk."""
+        return self.durations.hazard(self.age(now))
 
 
 # ---- What a failed poll means
@@ -130,37 +135,29 @@ class DeliveryRecord:
     @property
     def is_reliable(self) -> bool:
         """Whether deliveries are expected and come: with a bus for the most part, else nearly all, once a few came."""
-        seen, delivered = len(self._was_delivered), sum(self._was_delivered.values())
+        ends, delivered = len(self._was_delivered), sum(self._was_delivered.values())
         if self.has_bus:
-            return self.is_expected and (seen < _MIN_ENDS or delivered >= _MIN_OF_BUS * seen)
-        return self.is_expected and delivered >= _MIN_ENDS and delivered >= _MIN_OF_OWN * (seen + self.overdue)
-
-    @property
-    def has_any(self) -> bool:
-        """Whether deliveries came lately."""
-        return self.is_reliable and any(self._was_delivered.values())
+            return self.is_expected and (ends < _MIN_ENDS or delivered >= _MIN_OF_BUS * ends)
+        return self.is_expected and delivered >= _MIN_ENDS and delivered >= _MIN_OF_OWN * (ends + self.overdue)
 
     @property
     def cost_factor(self) -> float:
         """How many times its cost a request has to be worth while relied on: the rarer a miss seems, the more."""
         if self.has_bus:
             return _DELIVERY_FACTOR
-        seen, delivered = len(self._was_delivered) + self.overdue, sum(self._was_delivered.values())
-        return min(_DELIVERY_FACTOR, (1 + seen) / (1 + seen - delivered))
+        ends, delivered = len(self._was_delivered) + self.overdue, sum(self._was_delivered.values())
+        return min(_DELIVERY_FACTOR, (1 + ends) / (1 + ends - delivered))
 
 
 # ---- The scheduler
 
-_MIN_RUNS: Final = 3  # awaited runs for which a listing pays; one less once listings have proven right
+_MIN_RUNS: Final = 3  # awaited runs for which a listing pays
 _MAX_UNSEEN_LAG: Final = 1.0  # seconds by which listings may be late; beyond, runs are polled as well
 _LISTED_WITHIN: Final = 3.0  # seconds after which a listing has to show a run
-_RECHECK_COST: Final = 36.0  # of a poll of a run that listings show running, in seconds
-_LIMITED_RECHECK_COST: Final = 100.0  # and where polls are limited, for each may cost the result of another a window
 _LIMITED: Final = 5  # polls for each run: fewer are a limit
+_RECHECK_COST: Final = 36.0  # of a poll of a run that listings show running, in seconds
 
-_NEW_ENDS: Final = 3  # ends from which a target is known
 _EARLY_AGES: Final = (1.5, 6.0, 12.0)  # at which a run of a new target is polled at the latest
-_OUTLIVED_STEP: Final = 0.1  # of its age: the longest step of a run that outlived all that were seen
 _MAX_EARLY_COST: Final = 1.0  # a cost of a request up to which there are early ones
 _PLENTIFUL: Final = 10  # requests that have to be left for each run, and the most runs, or there are no early ones
 
@@ -199,8 +196,9 @@ class PollScheduler:
 
     A run is in `_heap`, by when to consider a poll of its own; in `_ready` by when to poll it, if it was reported
     finished; or in `_in_flight`, since that was sent, also after it was removed. `_reported`: the status of the row
-    that reported each, None for a webhook. `_hidden`: those that listings do not show. `_relies`: whether deliveries
-    were relied on at the last forecast. `_tokens`: where polls are few, those for runs that only may have finished.
+    that reported each, None for a webhook. `_singles`: how many runs no listing serves, `_relies`: whether deliveries
+    were relied on, both at the last forecast. `_listed_at`: when the last listing began that is complete. Where polls
+    are few, `_taken_at`: when one was sent for a run that only may have finished; there is no other `_spaced_until`.
     """
 
     def __init__(self, polling: Polling, learned: LearnedDurations) -> None:
@@ -209,16 +207,16 @@ class PollScheduler:
         self._learned = learned
         self._listings = Listings()
         self._runs: dict[str, TrackedRun] = {}
-        self._by_request: dict[str, TrackedRun] = {}
+        self._by_request: dict[str | None, TrackedRun] = {}
         self._heap: list[tuple[float, str]] = []
         self._ready: list[tuple[float, float, str]] = []
         self._reported: dict[str, str | None] = {}
         self._in_flight: dict[str, float] = {}
-        self._hidden: set[str] = set()
-        self._scarcity, self._forecast_at, self._listing_at = 1.0, -math.inf, math.inf
-        self._tokens, self._tokens_at = 0.0, -math.inf
+        self._scarcity, self._singles = 1.0, 0
+        self._forecast_at, self._listing_at, self._listed_at = -math.inf, math.inf, -math.inf
+        self._taken_at = self._spaced_until = -math.inf
         self._uses_listings = self._relies = self._is_answered = False
-        self._is_plenty, self._is_limited = True, False
+        self._is_plenty = True
 
     def __len__(self) -> int:
         """Return the number of runs being polled."""
@@ -239,9 +237,9 @@ class PollScheduler:
         """Start polling a run where it left off; one of unknown age is polled at once."""
         if math.isnan(run.started_at):
             run.start(now - ASSUMED_AGE if run.submitted_at is None else run.submitted_at)
-        self._learned.add(run.duration_key, run.expected)
-        self._runs[run.execution_id] = run
+        run.durations = self._learned.durations_for(run.duration_key, run.expected)
         run.deadlines = []
+        self._runs[run.execution_id] = run
         self._index(run)
         if self._in_flight.get(run.execution_id, -math.inf) <= now - _POLL_WITHIN:  # else an earlier wait began a poll
             self._in_flight.pop(run.execution_id, None)
@@ -253,25 +251,22 @@ class PollScheduler:
         if run is not None:
             self._reported.pop(execution_id, None)
             self._unlist(run)
-            self._hidden.discard(execution_id)
 
     def _index(self, run: TrackedRun) -> None:
         """Index a run by its request id; one that has none, or that of another, is shown by no listing."""
-        if run.request_id is None or self._by_request.setdefault(run.request_id, run) is not run:
-            self._hidden.add(run.execution_id)
+        if run.request_id is not None:
+            self._by_request.setdefault(run.request_id, run)
 
     def _unlist(self, run: TrackedRun) -> None:
         """Leave a run to polls, whatever listings show."""
-        if run.request_id is not None and self._by_request.get(run.request_id) is run:
+        if self._by_request.get(run.request_id) is run:
             del self._by_request[run.request_id]
-        self._hidden.add(run.execution_id)
 
     def set_request_id(self, run: TrackedRun, request_id: str) -> None:
         """Set the request id by which listings show a run, unless it is known already."""
         if run.request_id is None:
             run.request_id = request_id
             if run.execution_id in self._runs:
-                self._hidden.discard(run.execution_id)
                 self._index(run)
 
     def add_deadline(self, execution_id: str, deadline: float, now: float) -> None:
@@ -291,8 +286,8 @@ class PollScheduler:
     def cancel_requested(self, run: TrackedRun, now: float) -> None:
         """Record that a run was asked to cancel: it will finish soon."""
         if run.duration_key != CANCEL_KEY:
-            run.duration_key = CANCEL_KEY
-            self._learned.add(CANCEL_KEY, None)
+            run.duration_key, run.expected = CANCEL_KEY, CANCEL_DURATION
+            run.durations = self._learned.durations_for(CANCEL_KEY, CANCEL_DURATION)
             run.start(now, submitted_at=now)
             run.last_seen_at = now
             self._reschedule(run, now)
@@ -330,58 +325,57 @@ class PollScheduler:
             return run.not_before  # it may have finished long since
         if self._polling.schedule is not None:
             return max(run.not_before, _due_on_schedule(run, self._polling.schedule))
-        durations, cost = self._learned.durations_for(run.duration_key), self._polling.cost_of_request
         if self._is_left_to_deliveries(run):
-            cost = self.deliveries.cost_factor * max(cost, durations.median / _DELIVERY_FACTOR)
-            age = durations.next_poll(run.age(run.last_running_at), cost, longest=_FIRST_STEP)
-        elif self._is_listed(run):
-            recheck_cost = _LIMITED_RECHECK_COST if self._is_limited else _RECHECK_COST
-            age = durations.next_poll(run.age(run.last_seen_at), recheck_cost, longest=_FIRST_STEP)
-            if self._listings.lag > _MAX_UNSEEN_LAG:  # then it was running that much earlier
-                seen_at = max(run.last_seen_at, run.last_listed_at - self._listings.lag)
-                age = min(age, self._next_poll(durations, run.age(seen_at)))
+            cost = max(self._polling.cost_of_request, run.durations.median / _DELIVERY_FACTOR)
+            seen, cost = run.age(run.last_running_at), cost * self.deliveries.cost_factor
+            age = run.durations.next_poll(seen, cost, longest=_FIRST_STEP, tail=0)
+        elif not self._is_listed(run):
+            age = self._next_poll(run, run.last_running_at)
         else:
-            age = self._next_poll(durations, run.age(run.last_running_at))
+            age = run.durations.next_poll(run.age(run.last_seen_at), _RECHECK_COST, longest=_FIRST_STEP)
+            if self._listings.lag > _MAX_UNSEEN_LAG:  # then it was running that much earlier
+                age = min(age, self._next_poll(run, max(run.last_seen_at, run.last_listed_at - self._listings.lag)))
         at = run.started_at + age
         return max(run.not_before, _due_for_deadline(run, now, at) if run.deadlines else at)
 
-    def _next_poll(self, durations: Durations, seen: float) -> float:
-        """Return the age at which a run is polled by its own schedule that was last running at an age."""
-        cost = self._polling.cost_of_request * self._scarcity
-        return durations.next_poll(seen, cost, longest=self._longest_step(durations, seen))
+    def _next_poll(self, run: TrackedRun, seen_at: float) -> float:
+        """Return the age at which a run is polled by its own schedule that was last running at a time."""
+        seen, cost = run.age(seen_at), self._polling.cost_of_request * self._scarcity
+        return run.durations.next_poll(seen, cost, longest=self._longest_step(run, seen))
 
-    def _longest_step(self, durations: Durations, seen: float) -> float:
-        """Return the longest step after a run was seen running at an age: none is known that took so long, or some."""
+    def _longest_step(self, run: TrackedRun, seen: float) -> float:
+        """Return the longest step after a run was seen running at an age; one of a new target may be a short one."""
         longest = _longest_step(seen)
-        if not self._is_plenty or seen < durations.longest or durations.expected is not None:
-            return longest
-        if durations.end_count >= _NEW_ENDS:
-            return min(longest, max(_EARLY_AGES[0] / 2, _OUTLIVED_STEP * seen))
-        return min(longest, next((age - seen for age in _EARLY_AGES if age > seen + 0.1), longest))
+        is_new = run.durations.end_count < NEW_ENDS and run.expected is None
+        early = (age - seen for age in _EARLY_AGES if age > seen + 0.1)
+        return min(longest, next(early, longest)) if is_new and self._is_plenty else longest
 
     def _is_left_to_deliveries(self, run: TrackedRun) -> bool:
-        if run.expects_delivery is None:
-            return self.deliveries.has_any and run.poll_count > 0
-        return run.expects_delivery and self.deliveries.is_reliable
+        return bool(run.expects_delivery) and self.deliveries.is_reliable
 
     def _is_overdue(self, run: TrackedRun, now: float) -> bool:
         """Return whether a run should have been delivered: it seems to have outlived all others, by a good deal."""
-        durations, age = self._learned.durations_for(run.duration_key), run.age(now)
-        if not run.expects_delivery or not durations.longest or run.age(run.last_running_at) > durations.longest:
+        longest = run.durations.longest
+        if not run.expects_delivery or not longest or run.age(run.last_running_at) > longest:
             return False
-        beyond = age - durations.longest
-        return beyond > _OVERDUE and durations.hazard(age) * beyond > _OVERDUE_ENDS
+        beyond = run.age(now) - longest
+        return beyond > _OVERDUE and run.hazard(now) * beyond > _OVERDUE_ENDS
+
+    def _is_shown(self, run: TrackedRun) -> bool:
+        """Return whether listings show a run: the last one did, or it was too fresh for it."""
+        has_row = run.last_row_at >= self._listed_at or run.started_at + _LISTED_WITHIN > self._listed_at
+        return has_row and self._by_request.get(run.request_id) is run
 
     def _is_listed(self, run: TrackedRun) -> bool:
         """Return whether listings serve a run."""
-        return self._uses_listings and run.execution_id not in self._hidden and not self._is_left_to_deliveries(run)
+        return self._uses_listings and self._is_shown(run) and not self._is_left_to_deliveries(run)
 
     # What to send.
 
     def plan(self, now: float, *, poll_quota: Quota = _NO_QUOTA, usage_quota: Quota = _NO_QUOTA) -> PollPlan:
         """Return what to send now; polls are in flight until `polled`, a page until it was received or failed."""
-        self._is_limited = poll_quota.available < min(usage_quota.available, _LIMITED * len(self._runs))
-        fewest = 1 if self._is_limited and self._listings.is_proven else _MIN_RUNS - self._listings.is_proven
+        is_limited = poll_quota.available < min(usage_quota.available, _LIMITED * len(self._runs))
+        fewest = 1 if is_limited and self._listings.is_proven else _MIN_RUNS - self._listings.is_proven
         may_list = self._polling.sweeps and self._polling.schedule is None and len(self._runs) >= fewest
         self._update_costs(now, poll_quota, usage_quota, may_list=may_list)
         available = poll_quota.available if self._in_flight else max(1, poll_quota.available)  # one may wait in line
@@ -390,10 +384,10 @@ class PollScheduler:
         reported_at = self._ready[0][0] if self._ready else math.inf
         page, next_at = None, min(self._next_at(), reported_at)
         if next_at <= now:
-            next_at = now + _QUOTA_RECHECK
+            next_at = self._spaced_until if now < self._spaced_until < now + _QUOTA_RECHECK else now + _QUOTA_RECHECK
         if may_list:
-            listing_at = self._listing_at if self._uses_listings else self._listings.retry_at()
-            listing_at = max(listing_at, self._listings.next_at(now, usage_quota))
+            listing_at = self._listings.next_at(now, usage_quota)
+            listing_at = max(listing_at, self._listing_at) if self._uses_listings else listing_at
             if listing_at <= now and not (reported_at <= now and poll_quota.available <= 0):
                 page, self._listing_at = self._listings.start(now, len(self._by_request)), math.inf
             next_at = min(next_at, listing_at if listing_at > now else math.inf)
@@ -405,11 +399,10 @@ class PollScheduler:
         """Work out what requests are worth: whether listings are used, and how scarce polls are."""
         used_listings, relied = self._uses_listings, self._relies
         self._uses_listings = may_list and self._listings.is_usable(now, usage_quota)
-        singles = max(1, len(self._hidden)) if self._uses_listings else len(self._runs)
-        is_unused = min(poll_quota.available, usage_quota.available) >= _PLENTIFUL * singles
-        self._is_plenty = is_unused and singles <= _PLENTIFUL and self._polling.cost_of_request <= _MAX_EARLY_COST
         if used_listings != self._uses_listings or now >= self._forecast_at:
             self._update_forecast(now, poll_quota)
+        is_unused = min(poll_quota.available, usage_quota.available) >= _PLENTIFUL * max(1, self._singles)
+        self._is_plenty = is_unused and self._singles <= _PLENTIFUL and self._polling.cost_of_request <= _MAX_EARLY_COST
         if used_listings != self._uses_listings or relied != self._relies:
             for run in self._runs.values():
                 self._reschedule(run, now)
@@ -423,22 +416,24 @@ class PollScheduler:
         """
         self._forecast_at = now + max(1.0, _FORECAST_PER_RUN * len(self._runs))
         self.deliveries.overdue = sum(self._is_overdue(run, now) for run in self._runs.values())
-        self._relies = self.deliveries.is_reliable
+        self._relies, self._singles = self.deliveries.is_reliable, 0
         polls = ends = delay = weight = 0.0  # delay: twice what has gone unnoticed; ends: by how much it grows
-        latest = math.inf  # that no run goes unseen for longer than its longest step
+        counted = set[str]()  # that a hundred runs of a new target run is no more evidence than that one does
         is_plenty = len(self._runs) <= _PLENTIFUL and quota.available >= _PLENTIFUL * len(self._runs)
+        latest = math.inf  # that no run goes unseen for longer than its longest step
         for run in self._runs.values():
-            durations = self._learned.durations_for(run.duration_key)
-            hazard = durations.hazard(run.age(now))
-            is_listed = self._is_listed(run)
+            hazard, is_listed = run.hazard(now), self._is_listed(run)
+            if run.durations.longest or not is_listed or run.duration_key not in counted:
+                _count_running(run)
+                counted.add(run.duration_key)
+            self._singles += not is_listed
             if not is_listed or self._listings.lag > _MAX_UNSEEN_LAG:
                 polls += math.sqrt(hazard / 2)
             if is_listed and run.execution_id not in self._reported:
                 seen_at = max(run.last_running_at, run.started_at)
                 age = run.age(seen_at)
-                is_early = is_plenty and not durations.longest
-                step = self._longest_step(durations, age) if is_early else _longest_step(age)
-                latest = min(latest, seen_at + step)
+                is_early = is_plenty and not run.durations.longest
+                latest = min(latest, seen_at + (self._longest_step(run, age) if is_early else _longest_step(age)))
                 since = max(0.0, now - seen_at)
                 weight, ends, delay = weight + hazard, ends + hazard * since, delay + hazard * since * since
         missing = 2 * self._polling.cost_of_request - delay
@@ -447,7 +442,6 @@ class PollScheduler:
         per_second = _TARGET_USE * quota.per_second
         cost = min(_HIGHEST_COST, (polls / per_second) ** 2) if per_second > 0 else _HIGHEST_COST
         self._scarcity = max(1.0, cost / self._polling.cost_of_request) if quota.limit is not None else 1.0
-        self._count_running()
 
     def _take_reported(self, now: float, available: float) -> list[str]:
         """Return runs that were reported finished, as many as may be polled now."""
@@ -467,40 +461,25 @@ class PollScheduler:
             if self._schedule(self._runs[name], now) <= now:
                 taken.append(name)
                 self._in_flight[name] = now
-        self._tokens -= len(taken)
+        if taken:
+            self._taken_at = now
         return taken
 
     def _speculative_polls(self, now: float, available: float, quota: Quota) -> float:
-        """Return how many polls there are for runs that only may have finished: few are spread over the window."""
+        """Return how many polls there are for runs that only may have finished; few are spread over the window."""
         spare = available
         if self._uses_listings:  # a poll is kept for the result of each run that they serve
-            spare = max(_SPECULATIVE_SHARE * available, available - len(self._runs) + len(self._hidden))
+            spare = max(0.0, available - len(self._runs) + self._singles)
+            if not self._listings.is_trusted(now):
+                spare = max(spare, _SPECULATIVE_SHARE * available)
         if not self._is_answered:
             spare = min(spare, max(1.0, _MAX_BEFORE_ANSWER - len(self._in_flight)))
         if len(self._runs) <= available or self._polling.schedule is not None:
-            self._tokens, self._tokens_at = 0.0, now
             return spare
-        a_second = spare / max(60.0 if quota.resets_in is None else quota.resets_in, 1.0)
-        tokens = max(0.0, self._tokens) + a_second * min(now - self._tokens_at, _QUOTA_RECHECK)
-        # more would be spent in a burst, of the next window's too
-        self._tokens, self._tokens_at = min(1.0 + a_second, tokens), now
-        return self._tokens
-
-    def _count_running(self) -> None:
-        """Count the time of all running runs, so that the fast ones of a batch do not make the target look fast.
-
-        Of a target of which none has finished listings count only one: that a hundred run says little of when they end.
-        """
-        spans: dict[str, list[tuple[float, float]]] = {}
-        for run in self._runs.values():
-            seen = run.last_running_at
-            is_first = run.duration_key not in spans or not self._uses_listings
-            is_evidence = is_first or self._learned.durations_for(run.duration_key).longest > 0
-            if seen > run.counted_until and run.submitted_at is not None and is_evidence:
-                spans.setdefault(run.duration_key, []).append((run.age(run.counted_until), run.age(seen)))
-                run.counted_until = seen
-        for key, new_spans in spans.items():
-            self._learned.learn(key).observe_running(new_spans)
+        if spare <= 0:
+            return 0
+        self._spaced_until = self._taken_at + max(60.0 if quota.resets_in is None else quota.resets_in, 1.0) / spare
+        return 1 if available >= 1 and now >= self._spaced_until else 0
 
     # What came back.
 
@@ -563,7 +542,7 @@ class PollScheduler:
         if duration is not None and lo <= duration <= hi:
             lo = hi = duration
         if hi - lo <= max(_MAX_UNCERTAINTY, hi / 2):
-            self._learned.learn(run.duration_key).observe_end(lo, hi, counted_until=run.age(run.counted_until))
+            run.durations.observe_end(lo, hi, counted_until=run.age(run.counted_until))
 
     def page_received(self, page: PageRequest, status_page: StatusPage, now: float) -> PageRequest | None:
         """Process a page; return the next page of the listing, None when it is complete."""
@@ -573,22 +552,21 @@ class PollScheduler:
             if run is None:
                 continue
             deepest = row
-            matched += run.last_row_at != page.started_at and run.execution_id not in self._reported
+            matched += run.last_row_at != page.started_at
             run.last_row_at = page.started_at
-            self._hidden.discard(run.execution_id)
             if self._listings.is_running(status):
                 run.last_listed_at = page.started_at
             elif not self._is_left_to_deliveries(run):
                 may_be_delivered = self.deliveries.is_expected and run.expects_delivery
                 not_before = now + _DELIVERY_GRACE if may_be_delivered else -math.inf
                 self.report_finished(run.execution_id, status, not_before=not_before)
-        awaited = len(self._by_request) - len(self._reported)
-        following = self._listings.next_page(attrs.evolve(page, matched=matched), status_page, now, awaited, deepest)
+        following = self._listings.next_page(
+            attrs.evolve(page, matched=matched), status_page, now, len(self._by_request), deepest
+        )
         if following is None:
-            self._forecast_at = now
+            self._forecast_at, self._listed_at = now, page.started_at
             for run in self._runs.values():
-                if run.last_row_at < page.started_at and run.started_at + _LISTED_WITHIN <= page.started_at:
-                    self._hidden.add(run.execution_id)
+                if not self._is_shown(run):
                     self._reschedule(run, now)
         return following
 
@@ -602,6 +580,14 @@ class PollScheduler:
         in_flight, self._in_flight = self._in_flight, {}
         for run in [self._runs[name] for name in in_flight if name in self._runs]:
             self._queue(run, now)
+
+
+def _count_running(run: TrackedRun) -> None:
+    """Count the time of a running run, so that the fast ones of a batch do not make the target look fast."""
+    seen = run.last_running_at
+    if seen > run.counted_until and run.submitted_at is not None:
+        run.durations.observe_running(run.age(run.counted_until), run.age(seen))
+        run.counted_until = seen
 
 
 def _longest_step(seen: float) -> float:

@@ -57,14 +57,14 @@ def test_after_a_failure_listings_are_tried_and_not_relied_on() -> None:
     for _ in range(12):
         listings.start(0.0, 5)
         listings.failed(0.0)
-        pauses.append(listings.retry_at())
+        pauses.append(listings.next_at(0.0, FREE))
         assert not listings.is_usable(1e9, FREE)
     assert pauses[:3] == [2.0, 4.0, 8.0]
     assert pauses[-1] == 300.0
     page = listings.start(300.0, 5)
-    assert (listings.is_usable(300.0, FREE), listings.retry_at()) == (False, math.inf)
+    assert (listings.is_usable(300.0, FREE), listings.next_at(300.0, FREE)) == (False, math.inf)
     listings.next_page(page, page_of(10), 300.1, 0, 3)
-    assert (listings.is_usable(300.1, FREE), listings.retry_at()) == (True, math.inf)
+    assert (listings.is_usable(300.1, FREE), listings.next_at(300.1, FREE)) == (True, 301.0)
 
 
 def test_a_listing_that_keeps_waiting_is_not_relied_on() -> None:
@@ -160,7 +160,7 @@ def test_a_miss_before_any_hit_ends_listings_for_ten_minutes() -> None:
     listings = Listings()
     listed(listings, 0.0)
     listings.count(1.0, is_hit=False)
-    assert (listings.is_usable(2.0, FREE), listings.retry_at()) == (False, 601.0)
+    assert (listings.is_usable(2.0, FREE), listings.next_at(2.0, FREE)) == (False, 601.0)
     listed(listings, 601.0)
     assert listings.is_usable(601.0, FREE)
 
@@ -185,7 +185,7 @@ def test_a_listing_in_flight_does_not_close_an_open_breaker() -> None:
     listings.refuted(0.1, "completed")
     listings.next_page(page, page_of(10), 0.2, 0, 5)
     assert not listings.is_usable(1.0, FREE)
-    assert listings.retry_at() == 600.1
+    assert listings.next_at(1.0, FREE) == 600.1
 
 
 def test_long_ago_counts_less() -> None:
@@ -244,4 +244,4 @@ def test_a_listing_that_failed_is_no_longer_in_flight() -> None:
     listings.start(0.0, 5)
     listings.failed(1.0)
     assert not listings.is_in_flight
-    assert 1.0 < listings.retry_at() < 1000.0
+    assert 1.0 < listings.next_at(1.0, FREE) < 1000.0

@@ -253,6 +253,14 @@ async def test_no_poll_takes_what_a_result_needs(make_client: MakeClient, number
     assert emulator.requests.by_route[POLL] == number
 
 
+async def test_no_run_that_listings_show_running_takes_the_poll_of_a_result(make_client: MakeClient) -> None:
+    """However old it is, while listings show ends in time: a poll too many may cost a batch a window of a minute."""
+    for seed in range(1, 4):
+        emulator = service(Lognormal(45.0, 0.25), window_phase=20.0, seed=seed)
+        await notice(make_client(emulator), emulator, 300, within=0)
+        assert emulator.requests.by_route[POLL] == 300
+
+
 # ---- Listings that are late, wrong or failing
 
 
