@@ -27,6 +27,9 @@ EDGES: Final = (0.0, *accumulate(repeat(_RATIO, 33), mul, initial=1.0))
 MAX_ENDS: Final = 500
 """Above so many ends all that was counted is halved, so that a target that has changed is learned anew."""
 
+_LEAST_EXPOSURE: Final = 1e-3
+_LEAST_ENDS: Final = 1e-9
+
 _TOPS: Final = (*EDGES[1:], math.inf)
 _OLDEST: Final = 86400.0
 _MOST: Final = 1e12
@@ -114,8 +117,15 @@ class Durations:
         self.end_count += 1
         self.longest = max(self.longest, middle)
         if self.end_count > MAX_ENDS:
-            self.end_count /= 2
-            self.ends, self.exposure = [d / 2 for d in self.ends], [e / 2 for e in self.exposure]
+            self._halve()
+
+    def _halve(self) -> None:
+        """Halve what was counted, but for what is next to nothing: after hundreds of times it would be zero."""
+        self.end_count /= 2
+        for k, exposure in enumerate(self.exposure):
+            if exposure > _LEAST_EXPOSURE:
+                self.exposure[k] = exposure / 2
+                self.ends[k] = max(self.ends[k] / 2, _LEAST_ENDS)
 
     def next_poll(self, age: float, cost: float, *, longest: float, tail: float = _TAIL) -> float:
         """Return the age at which to poll a run last seen running at `age`.
@@ -153,7 +163,7 @@ class Durations:
         for k, row in enumerate(bins):
             match row:
                 case [ends, exposure] if _is_count(ends) and _is_count(exposure) and min(ends, exposure) > 0:
-                    loaded.ends[k], loaded.exposure[k] = float(ends), float(exposure)
+                    loaded.ends[k], loaded.exposure[k] = max(ends, _LEAST_ENDS), max(exposure, _LEAST_EXPOSURE / 1000)
                 case _:
                     raise ValueError(f"{row!r:.80} is not a bin of [ends, exposure]")
         return loaded

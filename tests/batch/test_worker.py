@@ -382,7 +382,7 @@ async def test_a_job_that_another_batch_takes_as_this_one_stops_may_have_run(
 async def test_a_submit_that_is_lost_after_a_resend_was_approved_is_not_sent_by_the_same_batch(
     make_client: Any, emulator: Emulator, ledger: Any
 ) -> None:
-    """Whoever approved it took this batch for gone; it says what it has seen, and the next batch sends it."""
+    """The person who approved it took this batch for gone; it says what it has seen, and the next batch sends it."""
     emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
     found, knouds = list[Outcome](), make_client(emulator, latency=1.0)
 

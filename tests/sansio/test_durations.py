@@ -226,6 +226,26 @@ def test_above_five_hundred_ends_all_that_was_seen_is_halved() -> None:
     assert durations.hazard(50.0) == pytest.approx(hazard, rel=0.05)
 
 
+def test_a_target_of_millions_of_runs_still_has_hazards() -> None:
+    """Halved two thousand times, counts do not become zero, which would divide by it, and save what cannot be read."""
+    durations = learned([40.0])
+    for _ in range(2000):
+        durations.end_count = MAX_ENDS
+        durations.observe_end(45.0, 45.0)
+    assert min(durations.hazard(edge) for edge in EDGES) > 0
+    assert 40 < durations.median < 50
+    assert 0 < durations.next_poll(0.0, 0.25, longest=600.0) < 60
+    assert Durations.from_dict(durations.to_dict()).to_dict() == durations.to_dict()
+
+
+@pytest.mark.parametrize("row", [[5e-324, 1e12], [1e12, 5e-324], [5e-324, 5e-324]])
+def test_saved_counts_next_to_nothing_are_read_as_small_ones(row: list[float]) -> None:
+    """Counts that somebody wrote, too small to divide by, still make a time for the next poll."""
+    durations = Durations.from_dict(Durations().to_dict() | {"bins": [row] * len(EDGES)})
+    assert 0 < durations.next_poll(0.0, 0.25, longest=600.0) <= 600
+    assert durations.median > 0
+
+
 def test_a_target_that_changed_is_learned_again() -> None:
     """After 2000 runs of 20 s, 600 of 120 s are enough to be polled late and without many polls."""
     durations = learned(quantiles(20.0, 0.2, 2000))
