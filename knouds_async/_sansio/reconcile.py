@@ -25,6 +25,7 @@ LAG: Final = 120.0
 """Seconds by which a row may come late, or be dated apart from its submit."""
 
 _PAGES_FOR_A_KNOWN_RUN: Final = 4
+_ROWS_FOR_AN_ORDER: Final = 10  # one order in 3.6 million
 
 
 @attrs.frozen(kw_only=True)
@@ -265,7 +266,8 @@ class Search:
         """Search one page, which the service wrote at `written`, epoch seconds; None where it does not say."""
         rows = _together(self.rows, page.rows)
         oldest, is_ordered = _order(page, self.oldest, is_ordered=self.is_ordered)
-        is_past = is_ordered and (self.pages_past > 0 or any(map(self.wanted.is_before, page.rows)))
+        is_past = self.pages_past > 0 or any(map(self.wanted.is_before, page.rows))
+        is_past = is_past and is_ordered and _shows_order(rows)
         needs_more = bool(self.wanted.known) and self.pages_past < _PAGES_FOR_A_KNOWN_RUN
         needs_more = needs_more and not any(map(self.wanted.shows_known_run, rows))
         is_done = not self._brings_more(page) or (is_past and not needs_more)
@@ -369,6 +371,11 @@ def _order(page: UsagePage, oldest: datetime | None, *, is_ordered: bool) -> tup
             is_ordered = is_ordered and (oldest is None or row.created_at <= oldest)
             oldest = row.created_at
     return oldest, is_ordered
+
+
+def _shows_order(rows: Sequence[UsageRow]) -> bool:
+    """Return whether so many rows follow each other that they are not newest first by chance."""
+    return len({row.created_at for row in rows if row.created_at is not None}) >= _ROWS_FOR_AN_ORDER
 
 
 def _together(known: tuple[UsageRow, ...], rows: Sequence[UsageRow]) -> tuple[UsageRow, ...]:

@@ -441,6 +441,15 @@ def test_a_doubt_is_checked_when_all_rows_would_be_there_and_for_a_while_after()
     assert DOUBT.next_check(at(841)) is None
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 9])
+def test_a_few_rows_in_order_do_not_end_a_walk(size: int) -> None:
+    """Rows in any order may begin with some that look newest first by chance: its own may be further on."""
+    older = [row(number, -1000 - number) for number in range(2, 2 + size)]
+    wanted = attrs.evolve(WANTED, known=KNOWN)
+    search, _ = walk(wanted, [CONTROL, *older[:-1], row(99, 1), older[-1]], size)
+    assert not search.result(at(3600)).is_certainly_none
+
+
 def test_rows_that_nobody_accounts_for_are_named() -> None:
     """By id, date, target and request; of many the first ones, and how many more there are."""
     wanted = attrs.evolve(DOUBT.wanted(), known=RUNS)
@@ -454,6 +463,6 @@ def test_rows_that_nobody_accounts_for_are_named() -> None:
     assert unaccounted(found(wanted, [THERE], now=at(0))).startswith("usage rows may be 120 s late")
     recent = (*KNOWN, *(KnownRun(request_id=f"{n}", begun_by=AT) for n in range(9)))
     late = attrs.evolve(attrs.evolve(DOUBT, until=AT).wanted(), known=recent)
-    said = unaccounted(found(late, [row(n, 0, request_id=f"{n}") for n in range(9)], now=at(1)))
+    said = unaccounted(found(late, [row(n + 1, 0, request_id=f"{n}") for n in range(9)], now=at(1)))
     assert (said.count("too recent"), said.endswith("and 7 more")) == (2, True)
     assert "of nothing named" in unaccounted(found(wanted, [row(9, 5, workflow_slug=None), THERE]))
