@@ -810,13 +810,15 @@ class Submit:
     async def settle(self) -> None:
         """Write what became of a submit that left the line or was cut, whatever happens to the caller."""
         worker = self._worker
-        with anyio.CancelScope(shield=True):
-            if self._is_claiming:  # it was cut meanwhile
-                self.entry = await worker.ledger.look(self.key)
-            if self.entry is not None and self.entry.stage is Stage.SENDING:  # of another owner it changes nothing
-                cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
-                await self._write(cut if self._is_sent else NoRun(worker.owner))
-        worker.release(self.prepared)
+        try:
+            with anyio.CancelScope(shield=True):
+                if self._is_claiming:  # it was cut meanwhile
+                    self.entry = await worker.ledger.look(self.key)
+                if self.entry is not None and self.entry.stage is Stage.SENDING:  # of another owner it changes nothing
+                    cut = Lost(worker.owner, "it was cut before its answer", worker.moment())
+                    await self._write(cut if self._is_sent else NoRun(worker.owner))
+        finally:
+            worker.release(self.prepared)
 
     async def _write(self, event: Event) -> None:
         entry, self.entry = self.entry, None  # what cannot be written is not tried again
