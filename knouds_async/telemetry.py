@@ -118,7 +118,7 @@ class Telemetry:
             self._api.instruments.credits.add(state.cost, about)
 
     def job_finished(self, outcome: str) -> None:
-        """Count a job of a batch; `outcome`: completed, failed, cancelled, not_run or unknown."""
+        """Count a job of a batch; `outcome`: as in Progress, from completed to elsewhere."""
         if self._api is not None:
             self._api.instruments.jobs.add(1, {"knouds.status": outcome})
 

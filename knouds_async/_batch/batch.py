@@ -71,6 +71,13 @@ _KINDS: Final = {
 }
 
 
+def _kind_of(outcome: Outcome) -> str:
+    """Return as what an outcome is counted: as unknown only one that is nobody's, and that nobody has decided about."""
+    if isinstance(outcome, Unknown) and (outcome.is_abandoned or outcome.is_elsewhere):
+        return "abandoned" if outcome.is_abandoned else "elsewhere"
+    return _KINDS[type(outcome)]
+
+
 class OutcomeQueue:
     """Outcomes in line for those who iterate: each goes to one of them, and what ends the batch comes last.
 
@@ -83,14 +90,13 @@ class OutcomeQueue:
         self._changed = Wakeup()
         self._failure: BaseException | None = None
         self._is_over = False
-        self.counts = dict.fromkeys([*_KINDS.values(), "abandoned", "from_ledger"], 0)
+        self.counts = dict.fromkeys([*_KINDS.values(), "abandoned", "elsewhere", "from_ledger"], 0)
         self.taken = 0
 
     def put(self, number: int, outcome: Outcome) -> None:
         """Put the outcome of a job in line; jobs are numbered from 0."""
         self._outcomes[number if self._is_ordered else self.taken + len(self._outcomes)] = outcome
-        is_abandoned = isinstance(outcome, Unknown) and outcome.is_abandoned
-        self.counts["abandoned" if is_abandoned else _KINDS[type(outcome)]] += 1
+        self.counts[_kind_of(outcome)] += 1
         self.counts["from_ledger"] += getattr(outcome, "from_ledger", False)
         self._changed.notify()
 
@@ -341,7 +347,7 @@ class Batch:
         with self._ending():
             try:
                 outcome = await self._worker.run_job(prepared)
-                self._worker.telemetry.job_finished(_KINDS[type(outcome)])
+                self._worker.telemetry.job_finished(_kind_of(outcome))
                 try:
                     if isinstance(outcome, Completed):
                         outcome = await self._worker.save(outcome)

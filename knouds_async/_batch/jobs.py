@@ -262,6 +262,8 @@ class Unknown(Record):
     `execution_id`: set when it did begin and only its end could not be seen; a later batch on the same ledger polls
     again. Without one, `knouds.usage.find_submission` searches for it, and a ledger takes your decision:
     `resolve`, `approve_resend` or `abandon`. `is_abandoned`: whether it was decided to leave it at that.
+    `is_elsewhere`: whether another batch on the same ledger has it in flight and records its end, for which this one,
+    as it was stopped, did not wait; there is nothing to decide.
     """
 
     job: Job
@@ -269,6 +271,7 @@ class Unknown(Record):
     sent_at: datetime | None = None
     execution_id: str | None = None
     is_abandoned: bool = False
+    is_elsewhere: bool = False
 
 
 Outcome: TypeAlias = Completed | Failed | Cancelled | NotRun | Unknown

@@ -43,9 +43,10 @@ class Progress(Record):
     `elapsed`: seconds since the batch was entered. `total`: how many jobs there are, None when `jobs` has no length.
     `read`: jobs taken from `jobs` so far. `submitted`: runs that this batch has started, so `submitted / elapsed` is
     its rate. `in_flight`: runs that are running now, those of an earlier batch included.
-    `completed`, `failed`, `cancelled`, `not_run`, `unknown`, `abandoned`: outcomes so far, those out of the ledger
-    included; an `Unknown` that somebody decided to leave at that counts as abandoned alone. `from_ledger`: how many of
-    them an earlier batch had finished. `outcomes`: all of them.
+    `completed`, `failed`, `cancelled`, `not_run`, `unknown`, `abandoned`, `elsewhere`: outcomes so far, those out of
+    the ledger included; an `Unknown` that somebody decided to leave at that counts as abandoned alone, and one that
+    another batch has in flight as elsewhere alone. `from_ledger`: how many of them an earlier batch had finished.
+    `outcomes`: all of them.
     `credits_spent`: what ended runs have cost, over the life of the ledger if there is one; where the service did not
     say the cost, the estimate counts. `credits_reserved`: for what is in flight or unknown. `max_credits`: the cap.
     `held_for`: seconds for which nothing is submitted because the service asked for a pause.
@@ -64,6 +65,7 @@ class Progress(Record):
     not_run: int = 0
     unknown: int = 0
     abandoned: int = 0
+    elsewhere: int = 0
     from_ledger: int = 0
     credits_spent: float = attrs.field(default=0, converter=amount)
     credits_reserved: float = attrs.field(default=0, converter=amount)
@@ -75,7 +77,8 @@ class Progress(Record):
     @property
     def outcomes(self) -> int:
         """The jobs that have an outcome."""
-        return self.completed + self.failed + self.cancelled + self.not_run + self.unknown + self.abandoned
+        settled = self.completed + self.failed + self.cancelled + self.abandoned
+        return settled + self.not_run + self.unknown + self.elsewhere
 
 
 OnProgress: TypeAlias = Callable[[Progress], object] | Callable[[Progress], Awaitable[object]]
@@ -226,7 +229,7 @@ class Display:
     def lines(self) -> tuple[str, ...]:
         """Return lines of at most 80 columns for any batch of less than a million jobs."""
         now = self.progress()
-        lines = (_jobs_line(now), _outcomes_line(now), _credits_line(now), _time_line(now), *self.waits())
+        lines = (_jobs_line(now), outcomes_line(now), _credits_line(now), _time_line(now), *self.waits())
         return tuple(line for line in lines if line)
 
     def render(self) -> RenderableType:
@@ -250,10 +253,10 @@ class Display:
 
 def _jobs_line(now: Progress) -> str:
     of = "" if now.total is None else f" of {now.total:,}"
-    return f"{now.outcomes:,}{of} done, {now.in_flight:,} in flight"
+    return f"{now.outcomes - now.elsewhere:,}{of} done, {now.in_flight:,} in flight"
 
 
-def _outcomes_line(now: Progress) -> str:
+def outcomes_line(now: Progress) -> str:
     """Return how many jobs had each outcome, without those that did not occur."""
     kinds = (
         (now.completed, "completed"),
@@ -262,6 +265,7 @@ def _outcomes_line(now: Progress) -> str:
         (now.not_run, "not run"),
         (now.unknown, "unknown"),
         (now.abandoned, "abandoned"),
+        (now.elsewhere, "in flight elsewhere"),
     )
     return ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
 

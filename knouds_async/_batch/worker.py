@@ -440,7 +440,8 @@ class Worker:
                 pause, entry = min(15.0, pause * 1.5), found
         error = KnoudsError(f"another batch has the job {prepared.job.key!r}, and this one was stopped before its end")
         error.may_have_run = True
-        return Unknown(job=prepared.job, error=error, sent_at=utc(entry.sent_at), execution_id=entry.execution_id)
+        sent_at, execution_id = utc(entry.sent_at), entry.execution_id
+        return Unknown(job=prepared.job, error=error, sent_at=sent_at, execution_id=execution_id, is_elsewhere=True)
 
     async def _search(self, prepared: PreparedJob, entry: Entry) -> Outcome | None:
         """Search for proof that an unknown submit began no run; it never picks one of several that could be it.

@@ -21,7 +21,14 @@ from knouds_async import (
     Progress,
     Unknown,
 )
-from knouds_async._batch.progress import REFRESH_INTERVAL, Display, TerminalBar, format_credits, format_duration
+from knouds_async._batch.progress import (
+    REFRESH_INTERVAL,
+    Display,
+    TerminalBar,
+    format_credits,
+    format_duration,
+    outcomes_line,
+)
 from knouds_async._cli import output
 from knouds_async._cli.errors import ExitCode, exit_code_for, format_error
 from knouds_async._cli.output import call_every, plural
@@ -46,7 +53,7 @@ class BatchReport:
             case NotRun(job=job, reason=reason, error=error):
                 count, key, first = self.not_run.get(reason, (0, job.key, error))
                 self.not_run[reason] = (count + 1, key, first)
-            case Unknown(job=job, is_abandoned=False):
+            case Unknown(job=job, is_abandoned=False, is_elsewhere=False):
                 self.unknowns += 1
                 if len(self.unknown) < _MAX_NAMED:
                     self.unknown.append(job.key)
@@ -80,7 +87,8 @@ class BatchReport:
 
     def is_complete(self, progress: Progress) -> bool:
         """Return whether no job is left for another run."""
-        return progress.total is not None and progress.outcomes == progress.total and not progress.not_run
+        is_all = progress.total is not None and progress.outcomes == progress.total
+        return is_all and not progress.not_run and not progress.elsewhere
 
     @property
     def is_deferred(self) -> bool:
@@ -118,12 +126,11 @@ _DEFERRED: Final = frozenset({NotRunReason.UNREACHABLE, NotRunReason.INTERCEPTED
 
 def summarize(now: Progress) -> str:
     """Return one line that sums up a batch."""
-    kinds = ("completed", "failed", "cancelled", "not_run", "unknown", "abandoned")
-    outcomes = ", ".join(f"{getattr(now, kind):,} {kind.replace('_', ' ')}" for kind in kinds if getattr(now, kind))
+    outcomes, done = outcomes_line(now), now.outcomes - now.elsewhere
     resumed = f" ({now.from_ledger:,} in earlier runs)" if now.from_ledger else ""
-    jobs = plural(now.outcomes, "job")
-    if now.total not in (None, now.outcomes):
-        jobs = f"{now.outcomes:,} of {plural(now.total or 0, 'job')}"
+    jobs = plural(done, "job")
+    if now.total not in (None, done):
+        jobs = f"{done:,} of {plural(now.total or 0, 'job')}"
     cap = "" if now.max_credits is None else f" of {format_credits(now.max_credits)}"
     credits = f"{format_credits(now.credits_spent)}{cap} credits spent"
     return f"{jobs} done{f': {outcomes}' if outcomes else ''}{resumed}; {credits}; {format_duration(now.elapsed)}"

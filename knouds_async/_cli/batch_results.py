@@ -59,7 +59,13 @@ def result_line(outcome: Outcome, *, save: bool = False) -> dict[str, Any]:
 
 def has_line(outcome: Outcome) -> bool:
     """Return whether a line is written for an outcome."""
-    return not (isinstance(outcome, NotRun) and outcome.reason in _NOT_WRITTEN)
+    match outcome:
+        case NotRun(reason=reason):
+            return reason not in _NOT_WRITTEN
+        case Unknown(is_elsewhere=is_elsewhere):
+            return not is_elsewhere  # it comes later, too
+        case _:
+            return True
 
 
 def is_kept(line: Mapping[str, Any], *, retry_failed: bool, save: bool) -> bool:

@@ -313,7 +313,7 @@ async def test_the_cap_is_never_passed(make_client: Any, cap: int, in_flight: in
 async def test_a_job_of_another_batch_is_left_to_it(knouds: Any, emulator: Emulator, ledger: Any) -> None:
     """A job that another owner is sending is waited for, and its outcome is read from the ledger."""
     other = await ledger.join()
-    digest = await _digest_of_first()
+    digest = _digest_of(0)
     sending = Sending(owner=other, sent_at=1.0, reserve=12)
     await ledger.claim(Claim(key="job-0", target=f"workflows/{SLUG}", digest=digest, sending=sending))
     found: list[Outcome] = []
@@ -335,24 +335,31 @@ async def test_a_job_of_another_batch_is_left_to_it(knouds: Any, emulator: Emula
 async def test_a_batch_that_is_stopped_does_not_wait_for_jobs_of_others(
     is_submitted: bool, make_client: Any, emulator: Emulator, ledger: Any
 ) -> None:
-    """Whether another batch is sending one or waits for its run: it is unknown here, with its id, and stays that one's.
+    """Whether another batch is sending one or waits for its run: it is elsewhere, with its id, and stays that one's.
 
-    Runs of its own are still waited for.
+    Runs of its own are still waited for, and a job whose batch is gone is unknown all the same.
     """
-    other, digest = await ledger.join(), await _digest_of_first()
+    other, digest = await ledger.join(), _digest_of(0)
     sending = Sending(owner=other, sent_at=1.0, reserve=12)
     await ledger.claim(Claim(key="job-0", target=f"workflows/{SLUG}", digest=digest, sending=sending))
     if is_submitted:
         await ledger.record("job-0", 1, Accepted(owner=other, execution_id="theirs"))
-    theirs = await ledger.find("job-0")
+    theirs, gone = await ledger.find("job-0"), await ledger.join()
+    lost = attrs.evolve(sending, owner=gone)
+    await ledger.claim(Claim(key="job-1", target=f"workflows/{SLUG}", digest=_digest_of(1), sending=lost))
     async with make_client(emulator).workflows.map(SLUG, jobs(3), ledger=ledger) as outcomes:
         await anyio.sleep(30)
+        await ledger.leave(gone)
         outcomes.stop()
         with anyio.fail_after(60):
             found = {outcome.job.key: outcome async for outcome in outcomes}
-    assert kinds(list(found.values())) == {"Completed": 2, "Unknown": 1}
-    unknown = found["job-0"]
+        progress = outcomes.progress
+    assert (progress.completed, progress.unknown, progress.elsewhere, progress.outcomes) == (1, 1, 1, 3)
+    unknown, lost_one = found["job-0"], found["job-1"]
+    assert isinstance(lost_one, Unknown)
+    assert not lost_one.is_elsewhere
     assert isinstance(unknown, Unknown)
+    assert unknown.is_elsewhere
     assert unknown.execution_id == ("theirs" if is_submitted else None)
     assert unknown.error.may_have_run
     assert "another batch has the job 'job-0'" in str(unknown.error)
@@ -406,7 +413,7 @@ async def test_a_job_whose_owner_has_gone_is_taken_over(knouds: Any, emulator: E
     """When the other batch is left, what it was sending is unknown."""
     other = await ledger.join()
     sending = Sending(owner=other, sent_at=1.0, reserve=12)
-    digest, found = await _digest_of_first(), list[Outcome]()
+    digest, found = _digest_of(0), list[Outcome]()
     await ledger.claim(Claim(key="job-0", target=f"workflows/{SLUG}", digest=digest, sending=sending))
     async with anyio.create_task_group() as tasks:
 
@@ -536,10 +543,10 @@ async def test_a_submit_that_is_lost_beside_that_of_another_batch_is_known(
     assert "may have run as well" in logged
 
 
-async def _digest_of_first() -> str:
+def _digest_of(number: int) -> str:
     from knouds_async._sansio.keys import digest
 
-    return digest(jobs(1)[0].inputs)
+    return digest(jobs(number + 1)[number].inputs)
 
 
 @pytest.mark.parametrize("timeout", [None, 10, Timeouts(submit=10)])

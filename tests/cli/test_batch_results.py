@@ -79,11 +79,12 @@ def test_files_stand_in_the_line() -> None:
 
 
 def test_the_line_of_a_key_is_that_of_the_job_that_runs() -> None:
-    """A second job of a key, and a job that was stopped before its turn, have no line."""
+    """A second job of a key, a job that was stopped before its turn, and one of another batch's have no line."""
     invalid = NotRun(job=JOB, reason=NotRunReason.INVALID, error=InvalidInputsError("no"))
     assert has_line(invalid)
     assert not has_line(attrs.evolve(invalid, reason=NotRunReason.DUPLICATE))
     assert not has_line(attrs.evolve(invalid, reason=NotRunReason.STOPPED))
+    assert not has_line(Unknown(job=JOB, error=NO_ANSWER, is_elsewhere=True))
 
 
 @pytest.mark.parametrize(
