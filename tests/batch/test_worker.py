@@ -34,8 +34,9 @@ from knouds_async import (
     Timeouts,
     Unknown,
 )
+from knouds_async._batch.jobs import Reader
 from knouds_async._batch.ledger import Claim
-from knouds_async._sansio.ledger import Accepted, Ended, Ending, Sending, Stage
+from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
@@ -186,6 +187,40 @@ async def test_a_search_that_fails_leaves_it_unknown(knouds: Any, emulator: Emul
     await anyio.sleep(400)
     emulator.faults.add(faults.bad_gateway(), route="GET /api/usage")
     assert kinds(await run(knouds, ledger, 3)) == {"Completed": 2, "Unknown": 1}
+
+
+async def test_a_submit_whose_end_cannot_be_written_keeps_no_search_waiting(
+    knouds: Any, emulator: Emulator, ledger: Any
+) -> None:
+    """Where the ledger fails as a submit that left the line is settled, nothing of it is in flight for a search."""
+    emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
+    await run(knouds, ledger, 1)
+    await anyio.sleep(400)
+    batch, claim, record, reader = knouds.workflows.map(SLUG, [], ledger=ledger), ledger.claim, ledger.record, Reader()
+    lost, withheld = [reader.read(job) for job in jobs(2)]
+
+    async def claim_and_stop(wanted: Claim) -> Any:
+        written = await claim(wanted)
+        batch.stop()
+        return written
+
+    async def fail(key: str, attempt: int, event: Any) -> Any:
+        if isinstance(event, NoRun):
+            await anyio.sleep(60)
+            raise LedgerError("the disk is full")
+        return await record(key, attempt, event)
+
+    async def send() -> None:
+        with pytest.raises(LedgerError, match="the disk is full"):
+            await batch._worker.run_job(withheld)
+
+    ledger.claim, ledger.record = claim_and_stop, fail
+    with anyio.fail_after(600):
+        async with batch._worker as worker, anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await anyio.sleep(30)
+            assert withheld in worker._unanswered
+            assert isinstance(await worker.run_job(lost), Unknown)
 
 
 async def test_a_parked_unknown_can_stop_the_next_batch(knouds: Any, emulator: Emulator, ledger: Any) -> None:
