@@ -34,7 +34,6 @@ from knouds_async import (
     Timeouts,
     Unknown,
 )
-from knouds_async._batch.jobs import Reader
 from knouds_async._batch.ledger import Claim
 from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
 from knouds_async.testing import Emulator, faults
@@ -196,8 +195,8 @@ async def test_a_submit_whose_end_cannot_be_written_keeps_no_search_waiting(
     emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
     await run(knouds, ledger, 1)
     await anyio.sleep(400)
-    batch, claim, record, reader = knouds.workflows.map(SLUG, [], ledger=ledger), ledger.claim, ledger.record, Reader()
-    lost, withheld = [reader.read(job) for job in jobs(2)]
+    batch, claim, record = knouds.workflows.map(SLUG, jobs(2), ledger=ledger), ledger.claim, ledger.record
+    lost, withheld = [prepared async for prepared in batch._reader]
 
     async def claim_and_stop(wanted: Claim) -> Any:
         written = await claim(wanted)
