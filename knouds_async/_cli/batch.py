@@ -429,6 +429,8 @@ def print_ledger(path: LedgerPlace, service: ServiceOptions, *, as_json: bool) -
     why_in_doubt, batches, counts, unknown, problem = asyncio.run(_read_ledger(path, service))
     searches = [job.search for job in unknown if job.search is not None]
     rows = {row.id for search in searches for row in search.candidates}
+    if not any(attrs.astuple(counts)):
+        output.print_info(f"{path}: no jobs yet")
     if as_json:
         record = {"ledger": str(path), **attrs.asdict(counts), "unclaimed_rows": len(rows) if searches else None}
         if isinstance(path, Postgres):

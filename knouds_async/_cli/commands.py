@@ -323,17 +323,16 @@ def workflows(*, as_json: Json = False, service: ServiceOptions = DEFAULT_SERVIC
     Columns: slug, name, estimated credits of a run, last change. Piped, they are separated by tabs.
     """
     found = query(service, lambda knouds: knouds.workflows.list())
-    if as_json:
-        output.print_json(found)
-        return
     if not found:
         output.print_info("no workflows")
-        return
-    output.print_table(
-        ("slug", "name", "credits", "changed (UTC)"),
-        [(workflow.slug, workflow.name, workflow.estimated_credit_cost, workflow.updated_at) for workflow in found],
-        details=("name", "changed (UTC)"),
-    )
+    if as_json:
+        output.print_json(found)
+    elif found:
+        output.print_table(
+            ("slug", "name", "credits", "changed (UTC)"),
+            [(workflow.slug, workflow.name, workflow.estimated_credit_cost, workflow.updated_at) for workflow in found],
+            details=("name", "changed (UTC)"),
+        )
 
 
 Public = Annotated[bool, Parameter(show_default=False, help="Of a public playground; needs no key and sends none.")]

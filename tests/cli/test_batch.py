@@ -512,6 +512,15 @@ def test_status_shows_where_the_jobs_stand(put_up: PutUp, here: Here, knouds: He
     assert [one["key"] for one in told["unknown_jobs"]] == [lost]
 
 
+def test_status_says_that_there_are_no_jobs_yet(knouds: Here, folder: Any) -> None:
+    """A ledger without jobs is said to have none, beside the zeros of the JSON too."""
+    (folder.path / "new.ledger").touch()
+    for options in ((), ("--json",)):
+        shown = knouds("batch", "--status", "new.ledger", *options)
+        assert (shown.code, shown.err) == (0, "new.ledger: no jobs yet\n")
+        assert bool(shown.out) == bool(options)
+
+
 def test_a_decision_is_carried_out_by_the_next_run(put_up: PutUp, here: Here, folder: Any) -> None:
     """An unknown job is sent again only on request; one that was abandoned is settled, and the code is no longer 5."""
     service = put_up()

@@ -75,6 +75,14 @@ def test_workflows(service: Any, in_terminal: Callable[..., Any]) -> None:
     assert "\t" not in drawn.out
 
 
+def test_no_workflows_are_said_to_be_none(put_up: Callable[..., Any]) -> None:
+    """An account without workflows is told so on stderr, beside the empty list of the JSON too."""
+    service = put_up(workflows=())
+    for options, out in (((), ""), (("--json",), "[]\n")):
+        listed = service.knouds("workflows", *options)
+        assert (listed.code, listed.out, listed.err) == (0, out, "no workflows\n")
+
+
 def test_schema(service: Any, here: Callable[..., Any]) -> None:
     """The inputs are shown with what they take; the name and the cost are words beside them."""
     ended = service.knouds("schema", SLUG)
