@@ -6,9 +6,10 @@ And how long a function may be.
 import ast
 import re
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 
-from tests.trees import PACKAGE, text_of, tree_of
+from tests.trees import PACKAGE, nodes_of, text_of, tree_of
 
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
@@ -63,10 +64,11 @@ def modules() -> dict[str, ast.Module]:
     return {name: tree_of(path) for name, path in FILES.items()}
 
 
+@cache
 def imports(tree: ast.AST) -> set[str]:
     """Return the modules that a part of a file imports, at any depth of it."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -78,7 +80,7 @@ def imports(tree: ast.AST) -> set[str]:
 
 def for_types_only(tree: ast.AST) -> set[str]:
     """Return the modules that are imported under `if TYPE_CHECKING`."""
-    guarded = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    guarded = [node for node in nodes_of(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
     return {name for node in guarded for name in imports(node)}
 
 
@@ -107,9 +109,9 @@ def impurities(tree: ast.AST) -> list[str]:
     """Return what a module imports, says or calls that could wait, read a clock, or draw random numbers."""
     found = [name for name in imports(tree) if {name, top(name)} & IMPURE]
     impure = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await, ast.Global, ast.Nonlocal)
-    found += [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, impure)]
+    found += [ast.unparse(node) for node in nodes_of(tree) if isinstance(node, impure)]
     clocks = {"now", "utcnow", "today", "open", "input", "print", "environ", "getenv"}
-    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [ast.unparse(node.func) for node in nodes_of(tree) if isinstance(node, ast.Call)]
     return found + [
         call for call in calls if call in clocks or (call.startswith("date") and call.split(".")[-1] in clocks)
     ]
@@ -174,7 +176,7 @@ def test_the_environment_is_read_in_one_place() -> None:
     readers = {
         module
         for module, tree in modules().items()
-        for node in ast.walk(tree)
+        for node in nodes_of(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb")
     }
     assert readers - set(of("_cli")) == {"knouds_async.config"}
@@ -203,7 +205,7 @@ def test_a_function_does_little() -> None:
     functions = [
         (module, node)
         for module, tree in modules().items()
-        for node in ast.walk(tree)
+        for node in nodes_of(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert [(module, node.name) for module, node in functions if lines_of(node) > MOST_OF_A_FUNCTION] == []

@@ -6,7 +6,7 @@ A private name is imported only where the test file of its own module imports it
 import ast
 from collections.abc import Iterator
 
-from tests.trees import PACKAGE, TESTS, trees
+from tests.trees import PACKAGE, TESTS, nodes_of, trees
 
 NEED_A_SERVER = {
     "_io.database": "postgres/test_database",
@@ -62,7 +62,7 @@ def files() -> dict[str, ast.Module]:
 def private_names(tree: ast.AST) -> set[tuple[str, str]]:
     """Return the private names that a file imports, each with the module it is defined in; "" is the module itself."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("knouds_async"):
             below = (node.module or "").removeprefix("knouds_async").removeprefix(".")
             for alias in node.names:
@@ -78,7 +78,8 @@ def is_private(part: str) -> bool:
 
 def test_every_module_has_a_test_file_of_its_name() -> None:
     """The tests of a module are found by its name."""
-    assert {module for module, name in HOMES.items() if name not in files()} == set()
+    present = files()
+    assert {module for module, name in HOMES.items() if name not in present} == set()
 
 
 def test_every_test_file_is_named_after_a_module_or_is_a_scenario() -> None:

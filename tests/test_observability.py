@@ -11,27 +11,22 @@ from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import REGISTRY
 
-import knouds_async
 from knouds_async import telemetry
+from tests.trees import PACKAGE, nodes_of, tree_of, trees
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
 DASHBOARD = ROOT / "docs" / "_static" / "grafana-dashboard.json"
-PACKAGE = Path(knouds_async.__file__).parent
 OWN_LOGS = {"_cli", "testing"}  # they print to people, and log nothing of their own
-TREES = {
-    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.relative_to(PACKAGE).parts[0] not in OWN_LOGS
-}
-TELEMETRY = TREES["telemetry.py"]
 DOTTED = re.compile(r"(?:knouds|error|server|http|url)(?:\.[a-z_]+)+")
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
     """Yield every call in the package, with its file."""
-    for name, tree in TREES.items():
-        yield from ((name, node) for node in ast.walk(tree) if isinstance(node, ast.Call))
+    for path, tree in trees(PACKAGE).items():
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.partition("/")[0] not in OWN_LOGS:
+            yield from ((name, node) for node in nodes_of(tree) if isinstance(node, ast.Call))
 
 
 def called(call: ast.Call) -> str:
@@ -54,11 +49,15 @@ def named(cells: list[str]) -> set[str]:
 
 def strings(tree: ast.AST) -> set[str]:
     """Return the strings of a module."""
-    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {node.value for node in nodes_of(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 SPANS = {getattr(telemetry, name) for name in ("SUBMIT", "RUN", "WAIT", "POLL", "SWEEP", "BATCH", "WEBHOOK")}
-ATTRIBUTES = {text for text in strings(TELEMETRY) if DOTTED.fullmatch(text)}
+
+
+def attributes() -> set[str]:
+    """Return the dotted names that `telemetry` writes out: of attributes, spans and metrics."""
+    return {text for text in strings(tree_of(PACKAGE / "telemetry.py")) if DOTTED.fullmatch(text)}
 
 
 def metrics() -> dict[str, Any]:
@@ -99,7 +98,7 @@ def test_the_page_has_every_span_and_attribute() -> None:
     assert named([row[0] for row in rows("Spans", "Span")]) == SPANS
     listed = named([row[0] for row in rows("Spans", "Attribute")])
     of_metrics = {name for row in rows("Metrics", "Metric") for name in named([row[3]])}
-    assert listed | of_metrics == ATTRIBUTES - SPANS - set(metrics())
+    assert listed | of_metrics == attributes() - SPANS - set(metrics())
     assert of_metrics - listed <= {"knouds.route"}
 
 
@@ -160,7 +159,7 @@ def test_the_dashboard_shows_what_is_exported() -> None:
         assert names
         assert set(names) <= set(series), query
         labels = set(re.findall(r"\bknouds_\w+", query)) - set(names)
-        assert labels <= {name.replace(".", "_") for name in ATTRIBUTES}, query
+        assert labels <= {name.replace(".", "_") for name in attributes()}, query
         assert not ("rate(" in query and not names[0].endswith(("_total", "_bucket"))), query
     of_page = {
         name.removesuffix("_total").removesuffix("_bucket") for query in queries for name in series if name in query

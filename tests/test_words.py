@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.trees import PACKAGE, TESTS, text_of, tree_of, trees
+from tests.trees import PACKAGE, TESTS, nodes_of, text_of, tree_of, trees
 
 RETIRED = {
     "agenda", "aside", "books", "canary", "courier", "course", "crowd", "fate", "grants", "keeper", "lessons",
@@ -30,7 +30,7 @@ OLD_TONE = re.compile(
 def identifiers(tree: ast.AST) -> set[str]:
     """Return every name that a module gives to something, or uses."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             found.add(node.name)
         elif isinstance(node, ast.Name):
@@ -50,7 +50,7 @@ def words(identifier: str) -> set[str]:
 def prose(path: Path) -> str:
     """Return the docstrings and comments of a module."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree_of(path)) if isinstance(node, documented)]
+    texts = [ast.get_docstring(node) or "" for node in nodes_of(tree_of(path)) if isinstance(node, documented)]
     tokens = tokenize.generate_tokens(io.StringIO(text_of(path)).readline)
     return "\n".join([*texts, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
 
@@ -58,7 +58,7 @@ def prose(path: Path) -> str:
 def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Yield the functions of the package and of the tests, each with its file."""
     for path, tree in (trees(PACKAGE) | trees(TESTS)).items():
-        for node in ast.walk(tree):
+        for node in nodes_of(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield path, node
 
@@ -66,7 +66,7 @@ def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]
 def test_a_class_name_has_one_meaning() -> None:
     """No two modules of the package define a class of the same name."""
     names = Counter(
-        node.name for tree in trees(PACKAGE).values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+        node.name for tree in trees(PACKAGE).values() for node in nodes_of(tree) if isinstance(node, ast.ClassDef)
     )
     assert {name for name, count in names.items() if count > 1} == set()
 

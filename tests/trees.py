@@ -22,6 +22,12 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(text_of(path))
 
 
+@cache
+def nodes_of(tree: ast.AST) -> list[ast.AST]:
+    """Return a tree and all that is below it."""
+    return list(ast.walk(tree))
+
+
 def trees(folder: Path) -> dict[Path, ast.Module]:
     """Parse the modules of a folder and of those below."""
     return {path: tree_of(path) for path in sorted(folder.rglob("*.py"))}

@@ -76,7 +76,7 @@ def test_workflows(service: Any, in_terminal: Callable[..., Any]) -> None:
 
 
 def test_no_workflows_are_said_to_be_none(put_up: Callable[..., Any]) -> None:
-    """An account without workflows is told so on stderr, beside the empty list of the JSON too."""
+    """That an account has no workflows is said on stderr, beside the empty list of the JSON too."""
     service = put_up(workflows=())
     for options, out in (((), ""), (("--json",), "[]\n")):
         listed = service.knouds("workflows", *options)
