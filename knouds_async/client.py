@@ -23,7 +23,7 @@ from knouds_async._resources import Models, Usage, Workflows
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.durations import LearnedDurations
 from knouds_async.config import MOST_BYTES, MOST_IN_MEMORY, OnBytes, Polling, Retries, Secret, Timeouts
-from knouds_async.errors import ConfigurationError
+from knouds_async.errors import ConfigurationError, safe_repr
 from knouds_async.execution import ExecutionFactory, Executions
 from knouds_async.telemetry import MeterProvider, Telemetry, TracerProvider
 from knouds_async.types import Account, Health, Media, Pricing, RunResult
@@ -88,7 +88,7 @@ class AsyncKnouds:
 
         self._base_url = url = config.base_url(address, allow_insecure_http=allow_insecure_http)
         key = config.api_key(given)
-        _check(tier, limiter, max_connections)
+        _check(tier, limiter, max_connections, telemetry=telemetry, allow_insecure_http=allow_insecure_http)
         http = checked_client(http_client)
         timeouts = config.option("timeouts", timeouts, Timeouts)
         retries = config.option("retries", retries, Retries)
@@ -227,13 +227,16 @@ class AsyncKnouds:
         await self.aclose()
 
 
-def _check(tier: str | None, limiter: object, max_connections: int) -> None:
+def _check(tier: str | None, limiter: object, max_connections: int, **switches: object) -> None:
     """Raise ConfigurationError for an argument that cannot be used."""
+    for name, switch in switches.items():
+        if not isinstance(switch, bool):  # the text of an environment variable, say
+            raise ConfigurationError(f"{name}={safe_repr(switch)}: must be True or False")
     if not (config.is_integer(max_connections) and max_connections >= 1):
-        raise ConfigurationError(f"max_connections={max_connections!r}: must be an integer of at least 1")
+        raise ConfigurationError(f"max_connections={safe_repr(max_connections)}: must be an integer of at least 1")
     config.requests_per_minute(tier)  # an unknown tier is an error also beside a limiter
     if limiter is not None and not isinstance(limiter, (Limiter, SharedLimiter)):
-        raise ConfigurationError(f"limiter={limiter!r:.80}: must be a Limiter or SharedLimiter; a tier is `tier=`")
+        raise ConfigurationError(f"limiter={safe_repr(limiter)}: must be a Limiter or SharedLimiter; a tier is `tier=`")
 
 
 def _load_durations(saved: Mapping[str, object] | None) -> LearnedDurations:

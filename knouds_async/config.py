@@ -15,13 +15,12 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from knouds_async.errors import ConfigurationError
+from knouds_async.errors import KEY_BEGINNING, ConfigurationError, safe_repr
 
 T = TypeVar("T")
 
 __version__: Final = "0.1.0"  # here, for a vendored copy or a zip has no metadata
 DEFAULT_BASE_URL: Final = "https://knouds.ai"
-KEY_BEGINNING: Final = "knouds_live_"  # of every key (contract 1)
 _KEY: Final = re.compile(r"[!-~]{1,512}\Z")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _AUTHORITY: Final = re.compile(r"([^\[\]:]+|\[[^\[\]]+\])(:[0-9]*)?\Z")
@@ -197,7 +196,7 @@ def option(name: str, value: T | None, kind: type[T]) -> T:
     if value is None:
         return kind()
     if not isinstance(value, kind):
-        raise ConfigurationError(f"{name}={value!r:.80}: must be {kind.__name__}(...), or None for its defaults")
+        raise ConfigurationError(f"{name}={safe_repr(value)}: must be {kind.__name__}(...), or None for its defaults")
     return value
 
 
@@ -207,7 +206,8 @@ def requests_per_minute(tier: str | None) -> float | None:
         return None
     if not isinstance(tier, str) or tier not in TIERS:
         raise ConfigurationError(
-            f"unknown tier {tier!r}: use one of {', '.join(sorted(TIERS))}, or None to learn it from the headers"
+            f"unknown tier {safe_repr(tier)}: use one of {', '.join(sorted(TIERS))}, or None to learn it from the "
+            "headers"
         )
     return TIERS[tier]
 
@@ -225,40 +225,42 @@ def is_integer(value: object) -> TypeGuard[int]:
 def share(value: float) -> float:
     """Check the part of a quota that is ours: more than 0, at most 1."""
     if not (is_number(value) and 0 < value <= 1):
-        raise ConfigurationError(f"share={value!r}: must be a number more than 0 and at most 1, e.g. 0.7 for 70 %")
+        raise ConfigurationError(
+            f"share={safe_repr(value)}: must be a number more than 0 and at most 1, e.g. 0.7 for 70 %"
+        )
     return float(value)
 
 
-def _above(least: float, *, inclusive: bool = False, is_whole: bool = False) -> Any:
-    """Return a validator for a finite-or-infinite number above a bound, whose error names the field and the value."""
+_MOST: Final = 1e300  # beyond it, an integer fits no float
+
+
+def _number(least: float, most: float = math.inf, *, inclusive: bool = False, is_whole: bool = False) -> Any:
+    """Return a validator for a number between bounds, whose error names the field and the value."""
+    bound = f"of {'at least' if inclusive else 'more than'} {least:g}"
+    bound += "" if most == math.inf else f" and at most {most:g}"
 
     def check(owner: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         fits = is_integer(value) if is_whole else is_number(value)
-        if not fits or not (value > least or (value == least and inclusive)) or _MOST < value < math.inf:
+        if not fits or not (least < value <= most or (value == least and inclusive)) or _MOST < value < math.inf:
             number = "an integer" if is_whole else "a number"
-            bound = "of at least" if inclusive else "of more than"
             raise ConfigurationError(
-                f"{type(owner).__name__}({attribute.name}={value!r:.80}): must be {number} {bound} {least:g}"
+                f"{type(owner).__name__}({attribute.name}={safe_repr(value)}): must be {number} {bound}"
             )
 
     return check
 
 
-_MOST: Final = 1e300
-"""Numbers beyond are refused: as integers they fit no float."""
+def _of_type(kind: Any, what: str) -> Any:
+    """Return a validator for values of a type, whose error says what it must be."""
+
+    def check(owner: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, kind):
+            raise ConfigurationError(f"{type(owner).__name__}({attribute.name}={safe_repr(value)}): must be {what}")
+
+    return check
 
 
-_positive = _above(0)
-
-
-def _finite(owner: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if value == math.inf:
-        raise ConfigurationError(f"{type(owner).__name__}({attribute.name}={value!r}): must be finite")
-
-
-def _at_most_one(owner: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if value > 1:  # a pause that varied by more than itself could end before it began
-        raise ConfigurationError(f"{type(owner).__name__}({attribute.name}={value!r}): must be a number of at most 1")
+_positive = _number(0)
 
 
 @attrs.frozen(kw_only=True)
@@ -269,14 +271,9 @@ class Backoff:
     """
 
     first: float = attrs.field(default=1.0, validator=_positive)
-    factor: float = attrs.field(default=1.5, validator=_above(1, inclusive=True))
+    factor: float = attrs.field(default=1.5, validator=_number(1, inclusive=True))
     longest: float = attrs.field(default=5.0, validator=_positive)
-    jitter: float = attrs.field(default=0.1, validator=[_above(0, inclusive=True), _at_most_one])
-
-
-def _truth(owner: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{type(owner).__name__}({attribute.name}={value!r:.80}): must be True or False")
+    jitter: float = attrs.field(default=0.1, validator=_number(0, 1, inclusive=True))  # more could end before it began
 
 
 @attrs.frozen(kw_only=True)
@@ -290,10 +287,15 @@ class Polling:
     error; `math.inf` waits through them all. A wait with a timeout waits through them until then.
     """
 
-    cost_of_request: float = attrs.field(default=0.25, validator=[_positive, _finite])
-    sweeps: bool = attrs.field(default=True, validator=_truth)
-    schedule: Backoff | None = attrs.field(default=None)
-    max_failures: float = attrs.field(default=5, validator=_above(1, inclusive=True))
+    cost_of_request: float = attrs.field(default=0.25, validator=_number(0, _MOST))
+    sweeps: bool = attrs.field(default=True, validator=_of_type(bool, "True or False"))
+    schedule: Backoff | None = attrs.field(
+        default=None,
+        validator=_of_type(
+            Backoff | None, "a Backoff, as Polling.every(...) and Polling.backoff(...) make it, or None"
+        ),
+    )
+    max_failures: float = attrs.field(default=5, validator=_number(1, inclusive=True))
 
     @classmethod
     def backoff(cls, first: float = 1.0, factor: float = 1.5, longest: float = 5.0) -> Polling:
@@ -315,9 +317,9 @@ class Retries:
     A 429 is never an attempt. Waiting, for the rate limit or for a free connection, spends nothing of the budget.
     """
 
-    attempts: int = attrs.field(default=4, validator=_above(1, inclusive=True, is_whole=True))
-    longest: float = attrs.field(default=120.0, validator=_above(0, inclusive=True))
-    budget: float = attrs.field(default=120.0, validator=_above(0, inclusive=True))
+    attempts: int = attrs.field(default=4, validator=_number(1, inclusive=True, is_whole=True))
+    longest: float = attrs.field(default=120.0, validator=_number(0, inclusive=True))
+    budget: float = attrs.field(default=120.0, validator=_number(0, inclusive=True))
 
 
 @attrs.frozen(kw_only=True)

@@ -41,6 +41,7 @@ raised it; what ends a wait says yes, whatever it is, for the run exists. Codes:
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -94,6 +95,20 @@ __all__ = [
     "WebhookVerificationError",
     "WrongEventLoopError",
 ]
+
+KEY_BEGINNING: Final = "knouds_live_"  # of every key (contract 1)
+_KEY: Final = re.compile(rf"{KEY_BEGINNING}\w+")
+
+
+def safe_repr(value: object, most: int = 80) -> str:
+    """Return the first `most` characters of a value's repr, for a message; what has none is named by its type.
+
+    A key in the place of another value is not shown.
+    """
+    try:
+        return f"{_KEY.sub(f'{KEY_BEGINNING}***', repr(value)):.{most}}"
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists
+        return f"a value of type {type(value).__name__}"
 
 
 def _revive(kind: type[KnoudsError], args: tuple[Any, ...], fields: dict[str, Any]) -> KnoudsError:

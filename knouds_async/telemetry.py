@@ -18,7 +18,13 @@ from knouds_async._sansio.responses import REFUSED, Answer
 from knouds_async._sansio.retry import Again, Done, Fail, Garbled, NotSent, Requeue
 from knouds_async._sansio.retry import Outcome as RequestOutcome
 from knouds_async.config import __version__
-from knouds_async.errors import ConfigurationError, ExecutionCancelledError, ExecutionFailedError, KnoudsError
+from knouds_async.errors import (
+    ConfigurationError,
+    ExecutionCancelledError,
+    ExecutionFailedError,
+    KnoudsError,
+    safe_repr,
+)
 from knouds_async.types import ExecutionState, RunResult, Status, Submitted, Target
 
 if TYPE_CHECKING:
@@ -423,6 +429,10 @@ class _OpenTelemetry:
     def __init__(self, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
         from opentelemetry import context, metrics, trace
 
+        if not isinstance(tracer_provider, trace.TracerProvider | None):
+            raise ConfigurationError(f"tracer_provider={safe_repr(tracer_provider)}: must be a TracerProvider, or None")
+        if not isinstance(meter_provider, metrics.MeterProvider | None):
+            raise ConfigurationError(f"meter_provider={safe_repr(meter_provider)}: must be a MeterProvider, or None")
         self.context, self.trace = context, trace
         self._has_own = tracer_provider is not None
         self.tracer = trace.get_tracer(SCOPE, __version__, tracer_provider)

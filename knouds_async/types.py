@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from knouds_async.errors import InvalidArgumentError
+from knouds_async.errors import InvalidArgumentError, safe_repr
 
 __all__ = [
     "EXTENSIONS",
@@ -118,7 +118,7 @@ _FINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 
 def _known_kind(_: object, attribute: "attrs.Attribute[Any]", kind: object) -> None:
     if kind not in ("workflows", "models"):
-        raise InvalidArgumentError(f"{attribute.name}={kind!r:.80}: must be 'workflows' or 'models'")
+        raise InvalidArgumentError(f"{attribute.name}={safe_repr(kind)}: must be 'workflows' or 'models'")
 
 
 @attrs.frozen
@@ -140,7 +140,7 @@ class Target:
         """
         kind, _, name = text.partition("/")
         if not name or kind not in ("workflows", "models"):
-            raise InvalidArgumentError(f"{text!r} is not a target: write workflows/<slug> or models/<name>")
+            raise InvalidArgumentError(f"{safe_repr(text)} is not a target: write workflows/<slug> or models/<name>")
         return cls("workflows" if kind == "workflows" else "models", name)
 
 

@@ -93,6 +93,10 @@ def test_a_client_without_a_key_says_how_to_set_one(monkeypatch: pytest.MonkeyPa
         {"polling": 5},
         {"retries": 3},
         {"timeouts": 30},
+        {"allow_insecure_http": "false"},
+        {"telemetry": "off"},
+        {"tracer_provider": 5},
+        {"meter_provider": 6},
     ],
     ids=str,
 )
@@ -101,6 +105,18 @@ def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     value = str(next(iter(options.values())))
     with pytest.raises(ConfigurationError, match=re.escape(value)):
         AsyncKnouds("k", **options)
+
+
+OF_THE_KEY = ["tier", "limiter", "http_client", "ssl_context", "media_hosts", "durations", "polling", "max_connections"]
+
+
+@pytest.mark.parametrize("name", OF_THE_KEY)
+def test_a_key_in_the_place_of_an_option_is_not_shown(name: str) -> None:
+    """What was meant as the key shows in no message, wherever it was given."""
+    options: dict[str, Any] = {name: "knouds_live_CANARY0123"}
+    with pytest.raises(ConfigurationError, match=name) as refused:
+        AsyncKnouds("k", **options)
+    assert "CANARY" not in str(refused.value)
 
 
 def test_a_synchronous_client_is_refused() -> None:

@@ -317,7 +317,15 @@ def test_a_bad_number_is_named_with_its_field(kind: type[Any], name: str) -> Non
         (lambda: Backoff(first=0), "Backoff(first=0): must be a number of more than 0"),
         (lambda: Backoff(longest=0.0), "Backoff(longest=0.0): must be a number of more than 0"),
         (lambda: Backoff(factor=0.99), "Backoff(factor=0.99): must be a number of at least 1"),
-        (lambda: Backoff(jitter=1.01), "Backoff(jitter=1.01): must be a number of at most 1"),
+        (lambda: Backoff(jitter=1.01), "Backoff(jitter=1.01): must be a number of at least 0 and at most 1"),
+        (
+            lambda: Polling(cost_of_request=0),
+            "Polling(cost_of_request=0): must be a number of more than 0 and at most 1e+300",
+        ),
+        (
+            lambda: Polling(cost_of_request=math.inf),
+            "Polling(cost_of_request=inf): must be a number of more than 0 and at most 1e+300",
+        ),
         (lambda: Polling.every(0), "Backoff(first=0): must be a number of more than 0"),
         (lambda: Polling.backoff(factor=0.5), "Backoff(factor=0.5): must be a number of at least 1"),
         (lambda: Retries(attempts=0), "Retries(attempts=0): must be an integer of at least 1"),
@@ -330,6 +338,17 @@ def test_a_number_below_its_bound_is_refused(make: Callable[[], object], words: 
     with pytest.raises(ConfigurationError) as caught:
         make()
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    "options", [{"sweeps": "no"}, {"sweeps": None}, {"schedule": 5}, {"schedule": Polling.every(5)}]
+)
+def test_what_is_no_way_of_polling_is_named(options: dict[str, Any]) -> None:
+    """A switch is True or False and a schedule a Backoff; anything else is refused at once."""
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigurationError) as caught:
+        Polling(**options)
+    assert f"Polling({name}={repr(value)[:80]}): must be " in str(caught.value)
 
 
 def test_bounds_are_allowed() -> None:

@@ -232,4 +232,15 @@ def test_the_errors_are_a_leaf() -> None:
     nodes = list(ast.walk(ast.parse(Path(inspect.getfile(errors)).read_text())))
     imported = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
     assert imported == {"__future__", "typing", "datetime", "enum", "pathlib"}
-    assert not [node for node in nodes if isinstance(node, ast.Import)]
+    assert {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names} == {"re"}
+
+
+def test_a_value_in_a_message_is_cut() -> None:
+    """Eighty characters of it are enough to find it by; what has no repr is named by its type."""
+    assert errors.safe_repr("x" * 100) == "'" + "x" * 79
+    assert errors.safe_repr(10**5000) == "a value of type int"
+
+
+def test_a_key_in_the_place_of_a_value_is_not_shown() -> None:
+    """What was meant as the key may have got into any argument."""
+    assert errors.safe_repr(["knouds_live_CANARY", 1]) == "['knouds_live_***', 1]"

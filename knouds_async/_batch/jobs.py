@@ -16,7 +16,7 @@ from knouds_async._batch.ledger import Ledger
 from knouds_async._io.concurrency import checkpoint
 from knouds_async._sansio import keys, responses
 from knouds_async._sansio.durations import check_expected
-from knouds_async._sansio.inputs import Default, input_errors, invalid_inputs, is_record, plain_inputs, safe_repr
+from knouds_async._sansio.inputs import Default, input_errors, invalid_inputs, is_record, plain_inputs
 from knouds_async._sansio.ledger import Ending, Entry, Stage
 from knouds_async._sansio.responses import Answer, UnreadableError, json_object
 from knouds_async.config import Secret, Timeouts, is_number
@@ -27,6 +27,7 @@ from knouds_async.errors import (
     InvalidInputsError,
     KnoudsError,
     SubmissionUnknownError,
+    safe_repr,
 )
 from knouds_async.execution import result_of
 from knouds_async.types import ExecutionState, Inputs, Record, RunResult, Status, Target, WorkflowSchema

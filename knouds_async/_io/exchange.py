@@ -32,7 +32,7 @@ from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer, Mask
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
 from knouds_async.config import Secret, Timeouts
-from knouds_async.errors import ConfigurationError
+from knouds_async.errors import ConfigurationError, safe_repr
 
 if TYPE_CHECKING:
     import httpx
@@ -49,7 +49,7 @@ def checked_client(client: object) -> httpx.AsyncClient | None:
         return cast("httpx.AsyncClient | None", client)
     is_sync = isinstance(client, tuple(module.Client for module in _loaded()))
     why = "a synchronous client would block the event loop" if is_sync else "must be an asynchronous client"
-    raise ConfigurationError(f"http_client={client!r:.80}: {why}; lend an httpx.AsyncClient or httpx2.AsyncClient")
+    raise ConfigurationError(f"http_client={safe_repr(client)}: {why}; lend an httpx.AsyncClient or httpx2.AsyncClient")
 
 
 def httpx_of(thing: object) -> ModuleType:

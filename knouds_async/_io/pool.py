@@ -36,7 +36,7 @@ from knouds_async._io.exchange import Exchange, connection_limit, is_shortage, i
 from knouds_async._sansio import responses
 from knouds_async._sansio.clock import Reading
 from knouds_async.config import Secret, Timeouts, __version__
-from knouds_async.errors import ConfigurationError
+from knouds_async.errors import ConfigurationError, safe_repr
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,20}\Z")
 _UNCLEAN: Final = re.compile(r"[\x00-\x20\x7f\"'`\\]|[^\x00-\x7f]")
@@ -164,7 +164,7 @@ def tls_context(url: str, proxy: str | None) -> ssl.SSLContext | None:
 def check_context(given: object) -> None:
     """Raise ConfigurationError for what is no context of a client's: each call would fail, and be tried again."""
     if given is not None and not isinstance(given, ssl.SSLContext):
-        raise ConfigurationError(f"ssl_context={given!r:.80}: must be an ssl.SSLContext, or None for the default")
+        raise ConfigurationError(f"ssl_context={safe_repr(given)}: must be an ssl.SSLContext, or None for the default")
     if given is not None and given.protocol == ssl.PROTOCOL_TLS_SERVER:
         raise ConfigurationError("ssl_context=: is a server's; make a client's with ssl.create_default_context()")
 

@@ -16,7 +16,7 @@ from operator import mul
 from typing import Final
 
 from knouds_async.config import is_number
-from knouds_async.errors import InvalidArgumentError
+from knouds_async.errors import InvalidArgumentError, safe_repr
 from knouds_async.types import Target
 
 _RATIO: Final = 1.3
@@ -156,16 +156,18 @@ class Durations:
             case {"version": 2, "end_count": end_count, "longest": longest, "bins": [*bins]} if len(bins) == len(EDGES):
                 loaded = cls()
             case _:
-                raise ValueError(f"{saved!r:.80} is not an object of version 2 with {len(EDGES)} bins")
+                raise ValueError(f"{safe_repr(saved)} is not an object of version 2 with {len(EDGES)} bins")
         if not (_is_count(end_count) and _is_count(longest)):
-            raise ValueError(f"end_count {end_count!r:.80} and longest {longest!r:.80} must be numbers of at least 0")
+            raise ValueError(
+                f"end_count {safe_repr(end_count)} and longest {safe_repr(longest)} must be numbers of at least 0"
+            )
         loaded.end_count, loaded.longest = float(end_count), float(longest)
         for k, row in enumerate(bins):
             match row:
                 case [ends, exposure] if _is_count(ends) and _is_count(exposure) and min(ends, exposure) > 0:
                     loaded.ends[k], loaded.exposure[k] = max(ends, _LEAST_ENDS), max(exposure, _LEAST_EXPOSURE / 1000)
                 case _:
-                    raise ValueError(f"{row!r:.80} is not a bin of [ends, exposure]")
+                    raise ValueError(f"{safe_repr(row)} is not a bin of [ends, exposure]")
         return loaded
 
 
@@ -242,17 +244,17 @@ class LearnedDurations:
     def load(self, saved: object) -> None:
         """Load what `to_dict` returned; raise ValueError that names the fault."""
         if not isinstance(saved, Mapping) or not all(isinstance(key, str) for key in saved):
-            raise ValueError(f"must be a dict by target, as `knouds.durations` gives it, not {saved!r:.80}")
+            raise ValueError(f"must be a dict by target, as `knouds.durations` gives it, not {safe_repr(saved)}")
         for key, durations in saved.items():
             try:
                 self._keep(key, Durations.from_dict(durations))
             except ValueError as error:
-                raise ValueError(f"{key!r:.80}: {error}") from None
+                raise ValueError(f"{safe_repr(key)}: {error}") from None
 
 
 def check_expected(expected: object) -> None:
     """Raise InvalidArgumentError unless `expected` is None or a number of seconds above 0 and below 1e9."""
     if expected is not None and not (is_number(expected) and 0 < expected < _MAX_EXPECTED):
         raise InvalidArgumentError(
-            f"expected={expected!r:.80}: must be a number of seconds above 0 and below 1e9, or None"
+            f"expected={safe_repr(expected)}: must be a number of seconds above 0 and below 1e9, or None"
         )

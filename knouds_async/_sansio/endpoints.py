@@ -14,11 +14,11 @@ import attrs
 
 from knouds_async import types
 from knouds_async._sansio import responses
-from knouds_async._sansio.inputs import Default, checked_execution_id, checked_slug, json_body, run_body, safe_repr
+from knouds_async._sansio.inputs import Default, checked_execution_id, checked_slug, json_body, run_body
 from knouds_async._sansio.listings import StatusPage, read_status_page
 from knouds_async._sansio.responses import Answer
 from knouds_async.config import Timeouts, is_integer
-from knouds_async.errors import InvalidArgumentError
+from knouds_async.errors import InvalidArgumentError, safe_repr
 from knouds_async.types import Inputs, Target
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ import attrs
 
 from knouds_async import config
 from knouds_async._sansio.inputs import is_execution_id
-from knouds_async.errors import ConfigurationError, DownloadFault
+from knouds_async.errors import ConfigurationError, DownloadFault, safe_repr
 from knouds_async.types import EXTENSIONS, Media
 
 MEDIA_HOSTS: Final = ("knouds-media.s3.amazonaws.com",)
@@ -51,11 +51,12 @@ class Hosts:
         """Check the hosts that a caller allows; a ConfigurationError names the one that is none."""
         allowed = MEDIA_HOSTS if given is None else given
         if isinstance(allowed, str) or not isinstance(allowed, Iterable):
-            raise ConfigurationError(f"media_hosts={allowed!r:.200}: must be a list of host names")
+            raise ConfigurationError(f"media_hosts={safe_repr(allowed, 200)}: must be a list of host names")
         checked = tuple(host.lower() if isinstance(host, str) else host for host in allowed)
         for host in checked:
             if not isinstance(host, str) or _HOST.match(host) is None:
-                raise ConfigurationError(f"media_hosts: {host!r:.200} is not a host name like media.example.com")
+                shown = safe_repr(host, 200)
+                raise ConfigurationError(f"media_hosts: {shown} is not a host name like media.example.com")
         return cls(checked, config.is_loopback(urlsplit(base_url).hostname or ""))
 
     def refusal(self, scheme: str, host: str, port: int | None, *, has_user: bool) -> str | None:

@@ -19,8 +19,8 @@ from typing import Any, Final, TypeAlias, TypeGuard
 
 import attrs
 
-from knouds_async.config import KEY_BEGINNING, is_number
-from knouds_async.errors import InvalidArgumentError, InvalidInputsError, InvalidSlugError
+from knouds_async.config import is_number
+from knouds_async.errors import KEY_BEGINNING, InvalidArgumentError, InvalidInputsError, InvalidSlugError, safe_repr
 from knouds_async.types import Inputs, Media, SchemaField, Target, WorkflowSchema
 
 Default: TypeAlias = Callable[[Any], Any]
@@ -28,7 +28,6 @@ Default: TypeAlias = Callable[[Any], Any]
 
 _SLUG: Final = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
-_KEY: Final = re.compile(rf"{KEY_BEGINNING}\w+")
 _ENCODERS: Final = {
     is_sorted: json.JSONEncoder(allow_nan=False, separators=(",", ":"), sort_keys=is_sorted)
     for is_sorted in (False, True)
@@ -59,17 +58,6 @@ def checked_execution_id(text: object) -> str:
         return str.__str__(text)
     why = f"{safe_repr(text, 200)} is not an execution id (letters, digits, - and _)"
     raise InvalidArgumentError(f"{why}: nothing was sent")
-
-
-def safe_repr(value: object, most: int = 80) -> str:
-    """Return the first `most` characters of a value's repr, for a message; what has none is named by its type.
-
-    A key in the place of a name is not shown.
-    """
-    try:
-        return f"{_KEY.sub(f'{KEY_BEGINNING}***', repr(value)):.{most}}"
-    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists
-        return f"a value of type {type(value).__name__}"
 
 
 def run_body(inputs: Inputs, default: Default | None = None) -> bytes:

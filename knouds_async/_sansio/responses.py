@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeGuard, TypeVar, Unio
 import attrs
 
 from knouds_async import types
-from knouds_async._sansio.inputs import is_execution_id, safe_repr
+from knouds_async._sansio.inputs import is_execution_id
 from knouds_async._sansio.rate_limit import LONGEST_WINDOW, QuotaHeaders
 from knouds_async.config import Secret, is_integer, is_number
+from knouds_async.errors import safe_repr
 from knouds_async.types import Record, Status
 
 if TYPE_CHECKING:
