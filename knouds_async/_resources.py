@@ -20,8 +20,8 @@ from knouds_async._io.pipeline import Send, search_usage
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.inputs import Default, checked_slug, input_errors, invalid_inputs, plain_inputs
 from knouds_async._sansio.reconcile import LAG, KnownRun, LostSubmit, RecentRuns, Wanted
-from knouds_async.config import Timeouts, hide_url, is_number
-from knouds_async.errors import InvalidArgumentError, SubmissionUnknownError
+from knouds_async.config import Timeouts, hide_url, is_integer, is_number
+from knouds_async.errors import InvalidArgumentError, SubmissionUnknownError, safe_repr
 from knouds_async.execution import Execution, ExecutionFactory
 from knouds_async.types import (
     Inputs,
@@ -138,6 +138,10 @@ class Targets:
         Cancelled: the run continues, and the next call picks it up. The options are those of `map`.
         """
         ledger = hide_url(ledger)
+        if ledger is None:
+            raise InvalidArgumentError(
+                "ledger=None: without a ledger a job that is delivered twice would be paid twice"
+            )
         options = JobOptions(
             ledger=ledger, max_credits=max_credits, validate=validate, expected=expected, default=default
         )
@@ -285,7 +289,7 @@ class Workflows(Targets):
         Not repeated when its answer is lost (NoAnswerError): check `list` before you create it again.
         """
         if not isinstance(name, str):
-            raise InvalidArgumentError(f"name={name!r:.80}: must be a string")
+            raise InvalidArgumentError(f"name={safe_repr(name)}: must be a string")
         body = _fields(
             name=name,
             description=description,
@@ -316,7 +320,9 @@ class Workflows(Targets):
         fields this library does not know included. Repeated when its answer is lost: it sets the same again.
         """
         if workflow is not None and not isinstance(workflow, Workflow):
-            raise InvalidArgumentError(f"workflow={workflow!r:.80}: must be a Workflow, from `get`; fields go by name")
+            raise InvalidArgumentError(
+                f"workflow={safe_repr(workflow)}: must be a Workflow, from `get`; fields go by name"
+            )
         kept = _as_body(workflow) if workflow is not None else {}
         changed = _fields(
             name=name,
@@ -334,7 +340,7 @@ class Workflows(Targets):
     async def move(self, slug: str, folder_id: str | None) -> None:
         """Move a workflow you own into a folder; None is the root."""
         if folder_id is not None and not isinstance(folder_id, str):
-            raise InvalidArgumentError(f"folder_id={folder_id!r:.80}: must be a string, or None for the root")
+            raise InvalidArgumentError(f"folder_id={safe_repr(folder_id)}: must be a string, or None for the root")
         await self._send(endpoints.move_workflow(slug, folder_id))
 
     async def delete(self, slug: str) -> None:
@@ -355,7 +361,7 @@ def _fields(**fields: Any) -> dict[str, Any]:
         kind, what = _KINDS[name]
         is_string = isinstance(value, (str, bytes)) and kind is not str  # a string is a sequence too
         if is_string or not isinstance(value, kind):
-            raise InvalidArgumentError(f"{name}={value!r:.80}: must be {what}")
+            raise InvalidArgumentError(f"{name}={safe_repr(value)}: must be {what}")
     return {"publicPlayground" if name == "public_playground" else name: value for name, value in given.items()}
 
 
@@ -413,7 +419,10 @@ class Usage:
 
         Rows that arrive meanwhile push older ones down; a row whose id was returned already is left out.
         """
-        endpoints.list_usage(status=status, model_id=model_id, workflow_slug=workflow_slug, limit=page_size)  # checks
+        endpoints.list_usage(status=status, model_id=model_id, workflow_slug=workflow_slug)  # checks the filters
+        if not (is_integer(page_size) and 1 <= page_size <= endpoints.LARGEST_PAGE):
+            most = endpoints.LARGEST_PAGE
+            raise InvalidArgumentError(f"page_size={safe_repr(page_size)}: must be an integer from 1 to {most}")
         return UsageRows(self, {"status": status, "model_id": model_id, "workflow_slug": workflow_slug}, page_size)
 
     @overload
@@ -447,8 +456,9 @@ class Usage:
         error = target if isinstance(target, SubmissionUnknownError) else None
         known, lag = _target(target), _seconds(tolerance)
         sent = _datetime(sent_at) if error is None else error.sent_at
-        if isinstance(exclude, str) or not all(isinstance(each, str) for each in exclude):
-            raise InvalidArgumentError(f"exclude={exclude!r:.80}: must be a collection of request ids")
+        is_list = isinstance(exclude, Collection) and not isinstance(exclude, str)
+        if not is_list or not all(isinstance(each, str) for each in exclude):
+            raise InvalidArgumentError(f"exclude={safe_repr(exclude)}: must be a collection of request ids")
         if not self._time.moment().is_known:
             await self.list(limit=1)  # its answer has the service's time
         lost = self._recent.lost(known, sent)
@@ -519,7 +529,9 @@ def _target(target: object) -> Target:
         target = target.target
     known = Target.parse(target) if isinstance(target, str) else target
     if not isinstance(known, Target):
-        message = f"target={target!r:.80}: must be a SubmissionUnknownError, a Target or a string (workflows/<slug>)"
+        message = (
+            f"target={safe_repr(target)}: must be a SubmissionUnknownError, a Target or a string (workflows/<slug>)"
+        )
         raise InvalidArgumentError(message)
     checked_slug(known.name)
     return known
@@ -531,7 +543,7 @@ def _datetime(value: datetime | float | None) -> datetime:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise InvalidArgumentError(
-                f"sent_at={value!r}: must have a time zone; pass the error itself, or its `sent_at`"
+                f"sent_at={safe_repr(value)}: must have a time zone; pass the error itself, or its `sent_at`"
             )
         return value
     return datetime.fromtimestamp(_seconds(value, "sent_at"), UTC)
@@ -540,4 +552,4 @@ def _datetime(value: datetime | float | None) -> datetime:
 def _seconds(value: float, name: str = "tolerance") -> float:
     if is_number(value) and 0 <= value < 1e11:
         return float(value)
-    raise InvalidArgumentError(f"{name}={value!r}: must be a number of seconds of at least 0")
+    raise InvalidArgumentError(f"{name}={safe_repr(value)}: must be a number of seconds of at least 0")

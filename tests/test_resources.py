@@ -288,6 +288,22 @@ async def test_an_impossible_page_is_refused(knouds: AsyncKnouds, emulator: Emul
     """A page has 1 to 500 rows; anything else is refused at once, also by `iter`."""
     with pytest.raises(InvalidArgumentError, match="limit"):
         await knouds.usage.list(limit=limit)
-    with pytest.raises(InvalidArgumentError, match="limit"):
+    with pytest.raises(InvalidArgumentError, match="page_size"):
         knouds.usage.iter(page_size=limit)
     assert emulator.requests.count == 0
+
+
+@pytest.mark.parametrize("exclude", ["kie_1", None, 5, [5], (each for each in ["kie_1"])], ids=str)
+async def test_known_runs_are_named_in_a_collection(knouds: AsyncKnouds, emulator: Emulator, exclude: Any) -> None:
+    """What is no collection of ids, or an iterator that could be read only once, is refused before any request."""
+    with pytest.raises(InvalidArgumentError, match="exclude"):
+        await knouds.usage.find_submission(f"workflows/{SLUG}", 1.8e9, exclude=exclude)
+    assert emulator.requests.count == 0
+
+
+async def test_a_job_is_not_run_once_without_a_ledger(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """A ledger that is None, as from a variable that is not set, is refused: each delivery would be paid for."""
+    ledger: Any = None
+    with pytest.raises(InvalidArgumentError, match="ledger=None"):
+        await knouds.workflows.once(SLUG, INPUTS, ledger=ledger)
+    assert not emulator.runs
