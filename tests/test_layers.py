@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     "_resources": {*CORE, "telemetry", "_io", "execution", "_batch", "_resources"},
     "client": {*CORE, "telemetry", "_io", "execution", "_batch", "_resources"},
     "testing": {*PUBLIC, "telemetry", "_sansio", "testing"},
-    "webhooks": {*PUBLIC, "telemetry", "_sansio", "postgres", "webhooks"},
+    "webhooks": {*PUBLIC, "telemetry", "_sansio", "_io", "postgres", "webhooks"},
     "_web": {*PUBLIC, "telemetry", "_io"},
     **{top: {*PUBLIC, "_web", "webhooks"} for top in ("fastapi", "aiohttp")},
     "_cli": {*PUBLIC, "_sansio", "_cli", "_batch", "postgres", "testing"},

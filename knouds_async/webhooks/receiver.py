@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import anyio
 import attrs
 
+from knouds_async._io.concurrency import native_cancellation
 from knouds_async._sansio import responses
 from knouds_async._sansio import webhooks as signatures
 from knouds_async._sansio.inputs import is_execution_id
@@ -329,7 +330,7 @@ class WebhookReceiver:
         in the log explains. What the handler raises passes through, to be answered with 500. Cancelled: the event
         counts as not taken.
         """
-        with self._telemetry.webhook() as span:
+        with native_cancellation(), self._telemetry.webhook() as span:
             status = await self._take(chunks, signature, span)
             if status >= HTTPStatus.BAD_REQUEST:
                 span.fail(str(int(status)))
