@@ -273,6 +273,9 @@ class Pieces:
                     found = await (self._open() if self._chunks is None else self._read(self._chunks))
             except http_errors("TransportError") as error:
                 found = Rejected(DownloadFault.DROPPED, type(error).__name__, is_temporary=True)
+            except BaseException:  # cancelled, say: what came of the next piece is lost, and is asked for again
+                await self.aclose()
+                raise
             if not isinstance(found, Rejected):
                 return found
             await self.aclose()

@@ -593,6 +593,41 @@ async def test_a_stream_that_cannot_be_continued_says_so(start_host: StartHost, 
         assert b"".join([piece async for piece in pieces]) == BIG
 
 
+@pytest.mark.parametrize("length", [{}, {"Content-Length": str(len(BIG))}])
+async def test_a_stream_whose_reading_is_cancelled_misses_nothing(length: dict[str, str]) -> None:
+    """The next step continues behind what was given out, also where the length of the file is not known."""
+    scope = anyio.CancelScope()
+
+    async def body(start: int) -> AsyncIterator[bytes]:
+        yield BIG[start : start + 400_000]
+        yield BIG[start + 400_000 : start + 400_100]  # of a piece that is never given out
+        if start == 0:
+            scope.cancel()
+            await anyio.sleep_forever()
+        yield BIG[start + 400_100 :]
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        headers = {"Content-Type": "image/png", "ETag": '"v1"'}
+        if (asked := request.headers.get("Range")) is None:
+            return httpx.Response(200, headers={**headers, **length}, content=body(0))
+        start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        part = {"Content-Range": f"bytes {start}-{len(BIG) - 1}/{len(BIG)}"}
+        return httpx.Response(206, headers={**headers, **part}, content=body(start))
+
+    file = Media("image", "https://knouds-media.s3.amazonaws.com/a.png")
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(serve)) as http,
+        AsyncKnouds(KEY, http_client=http) as vendor,
+        vendor.stream(file) as pieces,
+    ):
+        read = await anext(pieces)
+        with scope:
+            await anext(pieces)
+        assert scope.cancelled_caught
+        read += b"".join([piece async for piece in pieces])
+    assert read == BIG
+
+
 async def test_a_stream_that_is_left_early_frees_its_place(start_host: StartHost, knouds: AsyncKnouds) -> None:
     """Leaving the block, by an error or a cancellation too, takes no place from the downloads that follow."""
     host = await start_host(files={"a.png": BIG})
