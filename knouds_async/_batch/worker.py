@@ -534,12 +534,10 @@ class Worker:
                 is_passing = status is not None and (status >= 500 or status in (408, 499))
                 if not is_passing or self._foreign_answers >= _GATEWAY_FAULTS:
                     self._stop_with_warning(NotRunReason.INTERCEPTED, intercepted(self.target, who))
-            case Done() | Requeue() | Fail(errors.APIError()):
-                self._foreign_answers = 0
+            case Done() | Requeue() | Fail(errors.APIError()):  # the service itself
+                self._foreign_answers, self._away_since = 0, None
         if isinstance(decision, Requeue):
             self._log_pause()
-        if isinstance(decision, (Done, Requeue)):
-            self._away_since = None
 
     async def _refused(self, submit: Submit, error: KnoudsError) -> NotRun | None:
         """Decide what follows from a submit that certainly began no run; None: it is sent again."""

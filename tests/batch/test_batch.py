@@ -296,6 +296,20 @@ async def test_a_service_that_stays_away_ends_the_batch(knouds: AsyncKnouds, emu
     assert anyio.current_time() < 3600
 
 
+async def test_a_service_that_only_refuses_is_not_away(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """After an answer of any kind the ten minutes begin anew: a connection that fails later is waited for again."""
+
+    async def slow() -> AsyncIterator[Job]:
+        yield Job("refused", {"no_such_input": 1})
+        await anyio.sleep(700)
+        yield jobs(1)[0]
+
+    emulator.faults.add(faults.refused(), route=ROUTE, nth=(*range(1, 5), *range(6, 10)))
+    async with knouds.workflows.map(SLUG, slow(), validate=False) as outcomes:
+        found = [outcome async for outcome in outcomes]
+    assert [getattr(outcome, "reason", "completed") for outcome in found] == ["invalid", "completed"]
+
+
 async def test_jobs_are_read_as_there_is_room(knouds: AsyncKnouds) -> None:
     """Of a source without end only as much is read as is under way or not taken yet."""
     read = 0
