@@ -553,7 +553,7 @@ class TransactionalLedger(ABC, Generic[Operations]):
     async def resolve(self, key: str, execution_id: str) -> Entry:
         """Return which run an unknown job began: the next batch picks it up. InvalidArgumentError if it is none.
 
-        A wrong id can be corrected, once no batch waits for its run; a run of another workflow is never taken.
+        A wrong id can be corrected, once no batch waits for its run; a run of another target is never taken.
         """
         return await self._decide(key, Resolved(checked_execution_id(execution_id)))
 

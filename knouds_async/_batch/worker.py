@@ -63,7 +63,7 @@ from knouds_async._sansio.ledger import (
     Totals,
     fit_under_cap,
 )
-from knouds_async._sansio.reconcile import KnownRun, Wanted, inconclusive
+from knouds_async._sansio.reconcile import KnownRun, Wanted, inconclusive, may_be_of
 from knouds_async._sansio.retry import Again, Decision, Done, Fail, Requeue
 from knouds_async.config import Secret
 from knouds_async.errors import KnoudsError
@@ -834,12 +834,13 @@ def intercepted(target: Target, who: str) -> errors.ConnectionFailedError:
 
 
 def _refuse_run_of_another_target(state: ExecutionState, target: Target) -> None:
-    """Raise for a run that certainly is none of this target; what the service does not say rules nothing out."""
-    slug = state.workflow_slug
-    if slug is not None and (target.kind != "workflows" or slug != target.name):
-        said = f"execution {state.execution_id!r} is a run of workflows/{slug}, not of {target}"
+    """Raise for a run that certainly is none of this target."""
+    slug, models = state.workflow_slug, state.model_ids
+    if not may_be_of(target, slug, models):
+        what = ", ".join(f"models/{name}" for name in models) if slug is None else f"workflows/{slug}"
+        message = f"execution {state.execution_id!r} is a run of {what}, not of {target}"
         advice = "its result was not taken: `resolve` the job to the run it was, or `abandon` it"
-        error = KnoudsError(f"{said}; {advice}")
+        error = KnoudsError(f"{message}; {advice}")
         error.may_have_run = True  # the job's own run, whichever it is
         raise error
 

@@ -142,9 +142,9 @@ class Wanted:
         """Return whether a row may be a run of the target; what a row does not say does not rule it out."""
         if self.target is None:
             return True
-        if self.target.kind == "workflows":
-            return row.workflow_slug in (self.target.name, None) and row.source != "api-slim"
-        return row.workflow_slug is None and (self.target.name in row.model_ids or not row.model_ids)
+        if self.target.kind == "workflows" and row.source == "api-slim":
+            return False
+        return may_be_of(self.target, row.workflow_slug, row.model_ids)
 
     def is_before(self, row: UsageRow) -> bool:
         """Return whether a row is certainly older than the submit."""
@@ -165,6 +165,13 @@ class Wanted:
         starts = [run.begun_after for run in self.known if run.request_id == row.request_id]
         date = None if row.created_at is None or not self.is_of_target(row) else row.created_at.timestamp()
         return bool(starts) and date is not None and all(each is not None and date < each - self.lag for each in starts)
+
+
+def may_be_of(target: Target, slug: str | None, models: Sequence[str]) -> bool:
+    """Return whether a run with this slug and these models may be one of a target; what is not known rules out none."""
+    if target.kind == "workflows":
+        return slug in (target.name, None)
+    return slug is None and (target.name in models or not models)
 
 
 def inconclusive(reason: str) -> SubmissionSearch:

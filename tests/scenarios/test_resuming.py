@@ -183,6 +183,23 @@ async def test_the_run_of_another_workflow_is_no_answer(make_client: Any, path: 
     assert len(emulator.runs) == 2
 
 
+async def test_the_run_of_another_model_is_no_answer(make_client: Any, path: Path) -> None:
+    """The same for a job of a model: neither another model's run is taken for it, nor a workflow's that used it."""
+    emulator = Emulator(tier="enterprise", duration=0.01)
+    knouds = make_client(emulator, latency=0.001)
+    emulator.faults.add(faults.closed(after_run=True), route="POST /api/models/:internalName/run", nth=1)
+    job = Job("job-0", {"prompt": "x"})
+    await knouds.models.gather("gpt-image-2", [job], ledger=path)
+    others = [await knouds.models.submit("suno-v5", job.inputs), await knouds.workflows.submit(SLUG, jobs(1)[0].inputs)]
+    wrong = [(other.id, "Unknown") for other in others]
+    for named, kind in (*wrong, (emulator.runs[0].execution_id, "Completed")):
+        async with SQLiteLedger(path) as ledger:
+            await ledger.resolve("job-0", named)
+        (found,) = await knouds.models.gather("gpt-image-2", [job], ledger=path)
+        assert type(found).__name__ == kind
+    assert len(emulator.runs) == 3
+
+
 async def test_the_run_of_another_job_is_no_answer(make_client: Any, path: Path) -> None:
     """An unknown job is not given the result of another job by a slip: that run's id is refused, with whose it is."""
     emulator = Emulator(tier="enterprise", duration=0.01)
