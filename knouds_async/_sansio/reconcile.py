@@ -10,6 +10,7 @@ then on is that of a known run. Source: contract 10; that rows come newest first
 from __future__ import annotations
 
 import json
+import operator
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -134,9 +135,9 @@ class Wanted:
         if now.earliest is None:
             return f"{now.known}, so nobody can say whether its row would be there by now"
         left = self.latest + self.lag - now.earliest
-        return (
-            f"usage rows may be {self.lag:g} s late, so its row may still come for {left:.0f} s" if left > 0 else None
-        )
+        if left <= 0:
+            return None
+        return f"usage rows may be {self.lag:g} s late, so its row may still come for {left:.0f} s"
 
     def is_of_target(self, row: UsageRow) -> bool:
         """Return whether a row may be a run of the target; what a row does not say does not rule it out."""
@@ -179,9 +180,6 @@ def inconclusive(reason: str) -> SubmissionSearch:
     return SubmissionSearch(candidates=(), is_conclusive=False, reasons=(reason,))
 
 
-_BETWEEN_CHECKS: Final = 15.0
-
-
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Doubt(Record):
     """Why a ledger may lack runs: it is on another database than it was, or a process misses what it had committed.
@@ -222,7 +220,7 @@ class Doubt(Record):
         left = self.until + LAG - now.earliest
         if left > 0:
             return left
-        return None if left < -LAG else min(_BETWEEN_CHECKS, LAG)
+        return None if left < -LAG else LAG / 8
 
 
 _ROWS_NAMED: Final = 20
@@ -254,27 +252,22 @@ class Search:
     Each page begins with the last row of the one before, so that a gap shows. The walk ends at rows that are certainly
     older than the submit, or where a page brings nothing more: `total` may count the rows of a page.
 
-    `rows`: all that were read, each once. `last`: of the last page. `written`: when the service wrote the oldest of the
-    pages, as far as they say.
+    `rows`: all that were read, each once. `last_page`: those of the last page. `written`: when the service wrote the
+    oldest of the pages, as far as they say. `pages_past`: how many end beyond the submit.
     """
 
     wanted: Wanted
     next_offset: int | None = 0
     rows: tuple[UsageRow, ...] = ()
-    last: UsageRow | None = None
-    overlap: int = 0
+    last_page: Sequence[UsageRow] = ()
     written: float | None = None
-    oldest: datetime | None = None
-    is_ordered: bool = True
     is_whole: bool = True
     pages_past: int = 0
 
     def take(self, page: UsagePage, written: float | None = None) -> Search:
         """Search one page, which the service wrote at `written`, epoch seconds; None where it does not say."""
         rows = _together(self.rows, page.rows)
-        oldest, is_ordered = _order(page, self.oldest, is_ordered=self.is_ordered)
-        is_past = self.pages_past > 0 or any(map(self.wanted.is_before, page.rows))
-        is_past = is_past and is_ordered and _shows_order(rows)
+        is_past = any(map(self.wanted.is_before, rows)) and _are_newest_first(rows)
         needs_more = bool(self.wanted.known) and self.pages_past < _PAGES_FOR_A_KNOWN_RUN
         needs_more = needs_more and not any(map(self.wanted.shows_known_run, rows))
         is_done = not self._brings_more(page) or (is_past and not needs_more)
@@ -283,27 +276,24 @@ class Search:
             self,
             next_offset=None if is_done else (self.next_offset or 0) + len(page.rows) - overlap,
             rows=rows,
-            last=page.rows[-1] if page.rows else self.last,
-            overlap=overlap,
+            last_page=page.rows,
             written=min((each for each in (self.written, written) if each is not None), default=None),
-            oldest=oldest,
-            is_ordered=is_ordered,
             is_whole=self.is_whole and _all_read(page) and self._goes_on_in(page),
             pages_past=self.pages_past + is_past,
         )
 
     def _brings_more(self, page: UsagePage) -> bool:
-        return bool(page.rows) and not _is_same(page.rows[-1], self.last)
+        return bool(page.rows) and not (self.last_page and _is_same(page.rows[-1], self.last_page[-1]))
 
     def _goes_on_in(self, page: UsagePage) -> bool:
         """Return whether a page follows on the rows before without a gap, or shows that there are no more."""
-        offset = self.next_offset or 0
-        is_end = page.total is None or offset + len(page.rows) >= page.total
-        if self.last is None or not page.rows:
-            return bool(page.rows) or (is_end and not self.overlap)
+        is_end = page.total is None or (self.next_offset or 0) + len(page.rows) >= page.total
+        overlaps = len(self.last_page) > 1
+        if not self.last_page or not page.rows:
+            return bool(page.rows) or (is_end and not overlaps)
         if not self._brings_more(page):  # with the first row in it, it is the first page once more
-            return is_end and bool(self.overlap) and not any(_is_same(row, self.rows[0]) for row in page.rows)
-        return not self.overlap or any(_is_same(row, self.last) for row in page.rows)
+            return is_end and overlaps and not any(_is_same(row, self.rows[0]) for row in page.rows)
+        return not overlaps or any(_is_same(row, self.last_page[-1]) for row in page.rows)
 
     def result(self, now: Moment, known: Sequence[KnownRun] | None = None) -> SubmissionSearch:
         """Return what is proven at the moment `now`, at which the walk began, and what keeps it from being a proof.
@@ -315,9 +305,9 @@ class Search:
             return attrs.evolve(self, wanted=attrs.evolve(self.wanted, known=known)).result(now)
         if self.written is not None and now.earliest is not None:
             now = attrs.evolve(now, earliest=min(now.earliest, self.written))
-        candidates, unaccounted = self._accounts(now)
+        candidates, unexplained = self._accounts(now)
         dated = (self.wanted.undated, self.wanted.not_yet(now))
-        reasons = (*filter(None, dated), *self._incomplete(), *unaccounted)
+        reasons = (*filter(None, dated), *self._incomplete(), *unexplained)
         return SubmissionSearch(candidates=candidates, is_conclusive=not reasons, reasons=reasons)
 
     def _incomplete(self) -> list[str]:
@@ -356,8 +346,8 @@ class Search:
         """Count the known runs by request id: those whose rows must be there by now, and those that are too recent."""
         settled, recent = Counter[str | None](), Counter[str | None]()
         for run in self.wanted.known:
-            is_settled = run.begun_by is not None and now.earliest is not None
-            is_settled = is_settled and run.begun_by + self.wanted.lag <= now.earliest  # type: ignore[operator]
+            by, earliest = run.begun_by, now.earliest
+            is_settled = by is not None and earliest is not None and by + self.wanted.lag <= earliest
             (settled if is_settled else recent)[run.request_id] += 1
         return settled, recent
 
@@ -371,34 +361,25 @@ class Search:
         return []
 
 
-def _order(page: UsagePage, oldest: datetime | None, *, is_ordered: bool) -> tuple[datetime | None, bool]:
-    """Return the last date of a page, and whether its rows are newest first, too."""
-    for row in page.rows:
-        if row.created_at is not None:
-            is_ordered = is_ordered and (oldest is None or row.created_at <= oldest)
-            oldest = row.created_at
-    return oldest, is_ordered
-
-
-def _shows_order(rows: Sequence[UsageRow]) -> bool:
-    """Return whether so many rows follow each other that they are not newest first by chance."""
-    return len({row.created_at for row in rows if row.created_at is not None}) >= _ROWS_FOR_AN_ORDER
+def _are_newest_first(rows: Sequence[UsageRow]) -> bool:
+    """Return whether rows are newest first, and so many that it is not by chance."""
+    dates = [row.created_at for row in rows if row.created_at is not None]
+    return len(set(dates)) >= _ROWS_FOR_AN_ORDER and all(map(operator.ge, dates, dates[1:]))
 
 
 def _together(known: tuple[UsageRow, ...], rows: Sequence[UsageRow]) -> tuple[UsageRow, ...]:
     """Return all rows, each once: new rows push a row on to the next page, and it may have changed by then."""
-    ids = {row.id for row in known if row.id is not None}
-    together = list(known)
+    ids, together = {row.id for row in known}, list(known)
     for row in rows:
-        if (row.id not in ids) if row.id is not None else (row not in together):
-            ids.add(row.id) if row.id is not None else None
+        if not (row in together if row.id is None else row.id in ids):
+            ids.add(row.id)
             together.append(row)
     return tuple(together)
 
 
-def _is_same(row: UsageRow, other: UsageRow | None) -> bool:
+def _is_same(row: UsageRow, other: UsageRow) -> bool:
     """Return whether two rows are one, which may have changed meanwhile."""
-    return other is not None and (row == other if row.id is None else row.id == other.id)
+    return row == other if row.id is None else row.id == other.id
 
 
 def _all_read(page: UsagePage) -> bool:

@@ -188,6 +188,17 @@ def test_rows_out_of_order_are_all_read() -> None:
     search, pages = walk(WANTED, rows, 3)
     assert pages == 3
     assert {each.id for each in search.result(at(3600)).candidates} == {2, 4}
+    many = [row(99, -1000), *(row(number, 100 - number) for number in range(1, 60)), row(77, 0)]
+    search, pages = walk(attrs.evolve(WANTED, known=()), many, 3)
+    assert pages == 31
+    assert 77 in {each.id for each in search.result(at(3600)).candidates}
+
+
+def test_rows_that_may_be_the_submits_are_all_read() -> None:
+    """However many there are: no walk ends before rows that are certainly older."""
+    rows = [row(number, 60 - number) for number in range(1, 60)]
+    search, pages = walk(attrs.evolve(WANTED, known=()), rows, 3)
+    assert (pages, len(search.rows)) == (30, 59)
 
 
 def test_an_empty_page_ends_the_walk() -> None:
@@ -326,6 +337,25 @@ def test_runs_of_another_account_are_no_control() -> None:
     search = found(attrs.evolve(WANTED, known=runs), [])
     assert "another account" in search.reasons[0]
     assert search.candidates == ()
+
+
+@pytest.mark.parametrize("shown", [[], [attrs.evolve(CONTROL, created_at=None)], [row(9, -900, request_id="")]])
+def test_rows_that_show_no_known_run_prove_nothing(shown: list[UsageRow]) -> None:
+    """Rows of strangers, a known run's without a date, and one without a request id say not whose listing it is."""
+    strangers = [row(number, -900 - number, request_id=f"stranger-{number}") for number in range(12)]
+    wanted = attrs.evolve(WANTED, known=(*KNOWN, KnownRun(request_id="", begun_by=AT - 300)))
+    search = walk(wanted, [*shown, *strangers])[0].result(at(3600))
+    assert "another account" in search.reasons[0]
+    assert not search.is_certainly_none
+
+
+def test_a_row_that_comes_while_rows_are_read_costs_no_page() -> None:
+    """It moves the others on to the next page, which repeats them; they are newest first all the same."""
+    rows = [row(90 - number, 90.0 - number, request_id="r") for number in range(20)]
+    old = [row(number, -900 - number, request_id="old") for number in range(5)]
+    search = Search(wanted=attrs.evolve(WANTED, known=())).take(UsagePage(rows=tuple(rows)))
+    search = search.take(UsagePage(rows=(*rows[-3:], *old)))
+    assert search.next_offset is None
 
 
 def test_an_error_says_when_its_submit_left() -> None:
