@@ -38,12 +38,11 @@ from knouds_async._batch.jobs import (
 from knouds_async._batch.ledger import MemoryLedger
 from knouds_async._batch.progress import (
     REFRESH_INTERVAL,
+    Bar,
     Display,
-    NotebookBar,
     OnProgress,
     Progress,
     Reporter,
-    TerminalBar,
     bar_for,
     describe_waits,
     estimate_jobs,
@@ -306,16 +305,16 @@ class Batch:
         with self._ending():
             await reporter.run()
 
-    async def _draw(self, bar: TerminalBar | NotebookBar, scope: anyio.CancelScope) -> None:
+    async def _draw(self, bar: Bar, scope: anyio.CancelScope) -> None:
         """Draw the bar until the scope is cancelled; one that cannot be drawn ends no batch."""
         try:
-            with scope, bar:
+            with scope, bar as draw:
                 try:
                     while True:
-                        bar.draw()
+                        draw()
                         await anyio.sleep(REFRESH_INTERVAL)
                 finally:
-                    bar.draw()
+                    draw()
         except Exception as error:  # noqa: BLE001  (whatever a terminal or a notebook does)
             said = "the progress of a batch can no longer be drawn: %s"
             logger.warning(said, error, extra=fields("progress_not_drawn"))

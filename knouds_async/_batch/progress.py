@@ -6,9 +6,9 @@ import inspect
 import math
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
 import attrs
@@ -327,72 +327,45 @@ def format_credits(credits: float) -> str:
 
 # ---- Where they are drawn
 
-
-class TerminalBar:
-    """Draws a display on stderr, below what is printed meanwhile; `transient`: and removes it at the end."""
-
-    def __init__(self, display: Display, *, transient: bool = False) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._display = display
-        self._live = Live(
-            console=Console(stderr=True),
-            auto_refresh=False,
-            transient=transient,
-            redirect_stdout=sys.stdout.isatty(),  # output to a file or a pipe is not touched
-        )
-
-    def __enter__(self) -> TerminalBar:
-        """Start drawing."""
-        self._live.start()
-        return self
-
-    def draw(self) -> None:
-        """Draw how the batch stands."""
-        self._live.update(self._display.render(), refresh=True)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop drawing, and let others print as before."""
-        self._live.stop()
+Bar: TypeAlias = AbstractContextManager[Callable[[], object]]
+"""What draws a display as long as it is entered."""
 
 
-class NotebookBar:
-    """Draws a display in the output of a notebook's cell."""
+@contextmanager
+def terminal_bar(display: Display, *, transient: bool = False) -> Iterator[Callable[[], object]]:
+    """Yield what draws a display on stderr, below what is printed meanwhile; `transient`: and remove it at the end."""
+    from rich.console import Console
+    from rich.live import Live
 
-    def __init__(self, display: Display) -> None:
-        import rich.table  # noqa: F401  (what is drawn is rich's; an ImportError here is before anything is paid)
-        from IPython.display import display as show  # type: ignore[import-not-found,unused-ignore]
-
-        self._display, self._show = display, show
-        self._handle: Any = None
-
-    def __enter__(self) -> NotebookBar:
-        """Show it in the cell that runs."""
-        self._handle = self._show(self._display.render(), display_id=True)
-        return self
-
-    def draw(self) -> None:
-        """Draw how the batch stands."""
-        self._handle.update(self._display.render())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Leave it as it was drawn last."""
+    live = Live(
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=transient,
+        redirect_stdout=sys.stdout.isatty(),  # output to a file or a pipe is not touched
+    )
+    with live:
+        yield lambda: live.update(display.render(), refresh=True)
 
 
-def bar_for(display: Display) -> TerminalBar | NotebookBar | None:
+@contextmanager
+def _notebook_bar(display: Display) -> Iterator[Callable[[], object]]:
+    """Yield what draws a display in the output of a notebook's cell, where it stays."""
+    from IPython.display import display as show  # type: ignore[import-not-found,unused-ignore]
+
+    handle = show(display.render(), display_id=True)
+    yield lambda: handle.update(display.render())
+
+
+def bar_for(display: Display) -> Bar | None:
     """Return the bar of a terminal or a notebook, None where there is neither; ConfigurationError without rich."""
     is_notebook = _is_notebook()
     if not is_notebook and not is_live(sys.stderr):
         return None
     try:
-        return NotebookBar(display) if is_notebook else TerminalBar(display)
+        import rich.console  # noqa: F401  (before anything is paid)
     except ImportError:
         raise ConfigurationError("progress=True: rich is not installed; pip install 'knouds-async[progress]'") from None
+    return _notebook_bar(display) if is_notebook else terminal_bar(display)
 
 
 def _is_notebook() -> bool:

@@ -24,10 +24,10 @@ from knouds_async import (
 from knouds_async._batch.progress import (
     REFRESH_INTERVAL,
     Display,
-    TerminalBar,
     format_credits,
     format_duration,
     outcomes_line,
+    terminal_bar,
 )
 from knouds_async._cli import output
 from knouds_async._cli.errors import ExitCode, exit_code_for, format_error
@@ -167,6 +167,6 @@ async def show_display(display: Display) -> AsyncIterator[None]:
         async with call_every(_LINE_INTERVAL, lambda: output.print_info("; ".join(display.lines()))):
             yield
         return
-    with TerminalBar(display, transient=True) as bar:
-        async with call_every(REFRESH_INTERVAL, bar.draw):
+    with terminal_bar(display, transient=True) as draw:
+        async with call_every(REFRESH_INTERVAL, draw):
             yield
