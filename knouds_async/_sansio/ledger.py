@@ -419,10 +419,6 @@ class Totals(Record):
             unpriced=self.unpriced - old[2] + new[2],
         )
 
-    def in_flight(self, price: float, queued: int) -> float:
-        """Return what all that may be in flight costs, with one more run."""
-        return self.reserved + price * (1 + queued + self.unpriced)
-
 
 def _credits_of(entry: Entry | None) -> tuple[float, float, int]:
     """Return what an entry adds to the totals; an end whose cost was not told counts with what was reserved.
@@ -464,10 +460,10 @@ def fit_under_cap(
         if totals.spent + totals.reserved < cap:
             return Fit.NOW
         return Fit.LATER if totals.spent < cap else Fit.NEVER
-    most, reserved = cap * (1 + _ROUNDING), totals.in_flight(price, queued)
-    if totals.spent + reserved > most:
+    most, in_all = cap * (1 + _ROUNDING), totals.reserved + price * (1 + queued + totals.unpriced)
+    if totals.spent + in_all > most:
         return Fit.LATER if totals.spent + price <= most else Fit.NEVER
-    is_cheap = price > 0 and totals.spent + _DEARER * reserved <= cap
+    is_cheap = price > 0 and totals.spent + _DEARER * in_all <= cap
     return Fit.NOW if in_flight <= ended or is_cheap else Fit.LATER
 
 
@@ -501,11 +497,9 @@ def repriced(entry: Entry, cost: float) -> Entry:
     return attrs.evolve(entry, reserved=highest_known(entry.reserved, cost))
 
 
-def highest_known(one: float | None, other: float | None) -> float | None:
-    """Return the larger of two numbers of credits, of which either may not be known."""
-    if one is None or other is None:
-        return other if one is None else one
-    return max(one, other)
+def highest_known(*credits: float | None) -> float | None:
+    """Return the largest of numbers of credits that may not be known; None where none is."""
+    return max((each for each in credits if each is not None), default=None)
 
 
 def amount(credits: float) -> float:
