@@ -75,7 +75,7 @@ logger = logging.getLogger("knouds_async")
 
 Answer: TypeAlias = Submitted | RunResult | KnoudsError
 
-_BETWEEN_LOOKS: Final = 0.1
+_BETWEEN_READS: Final = 0.1  # seconds
 UNREACHABLE: Final = 600.0  # seconds without a connection after which there is no hope
 _LONGEST_PAUSE: Final = 60.0
 _SHORT_PAUSE: Final = 5.0  # seconds: not worth a word
@@ -107,13 +107,11 @@ class Worker:
     def __init__(self, client: BatchClient, target: Target, options: JobOptions) -> None:
         call, _ = with_timeout(endpoints.submit(target, {}, options.default), options.timeout)  # checks all three
         self.client, self.target, self.options, self.route = client, target, options, call.route
-        self.ledger = _ledger_of(given := options.ledger)
-        self._is_durable = given is not None
-        self._owns_ledger = isinstance(given, (str, os.PathLike))  # a database's connection is its thread's to close
+        self.ledger = _ledger_of(options.ledger)
         self.telemetry: Final = client.pipeline.telemetry
         self.on_change: Callable[[], None] = lambda: None
         self.owner = ""
-        self.payer: Payer | None = None
+        self.payer: Payer | None = None  # with a ledger
         self.schema: WorkflowSchema | None = None
         # The budget.
         self.totals, self.prices = Totals(), Prices()
@@ -162,7 +160,7 @@ class Worker:
         needs_schema = self.options.validate or self.options.max_credits is not None
         is_new = isinstance(self.ledger, SQLiteLedger) and not self.ledger.path.exists()
         try:
-            if self._is_durable:
+            if self.options.ledger is not None:
                 self.payer = await self.client.payer()
             if needs_schema and is_new:
                 await self.fetch_schema()
@@ -197,7 +195,7 @@ class Worker:
         except errors.LedgerError as error:
             logger.warning("%s", error, extra=fields("ledger_not_released", target=str(self.target)))
         finally:
-            if self._owns_ledger:
+            if isinstance(self.options.ledger, (str, os.PathLike)):  # a database's connection is its thread's to close
                 await self.ledger.aclose()
 
     def stop(self, reason: NotRunReason, error: KnoudsError) -> None:
@@ -338,8 +336,7 @@ class Worker:
         submit.lasts = self.client.timeouts.run if is_one_go else 0.0
         make: Callable[..., endpoints.Call[Any]] = endpoints.run if is_one_go else endpoints.submit
         call, total = with_timeout(make(self.target, submit.prepared.inputs), self.options.timeout)
-        answer: Submitted | RunResult | None = await self.client.pipeline.send(call, total=total, hooks=submit)
-        return answer
+        return await self.client.pipeline.send(call, total=total, hooks=submit)
 
     async def _follow(self, submit: Submit, answer: Answer) -> Outcome | None:
         """Follow a job to its end once its submit is answered; None: it began no run, or somebody else has the job."""
@@ -395,11 +392,11 @@ class Worker:
         except errors.ClientClosedError:
             raise
         except KnoudsError as error:
-            if self._is_durable:  # another batch that waits for this job, or the next one, may try
+            if self.payer is not None:  # another batch that waits for this job, or the next one, may try
                 await self.record(entry, OwnerGone(owner=self.owner))
             failure = error.with_traceback(None)
             return Unknown(job=prepared.job, error=failure, sent_at=utc(entry.sent_at), execution_id=execution.id)
-        await self.record(entry, Ended(ending_of(state, is_kept=self._is_durable)))
+        await self.record(entry, Ended(ending_of(state, is_kept=self.payer is not None)))
         return outcome_of_state(prepared.job, state)
 
     async def save(self, outcome: Completed) -> Completed:
@@ -451,7 +448,7 @@ class Worker:
         with self._counted_as_waiting():
             async with self._searching:  # each may read many pages of rows
                 with suppress(errors.ConnectionFailedError):
-                    await self._ask_for_time()
+                    await self.client.pipeline.ask_for_time()
                 if entry.until is None or not entry.until.is_known:  # its owner was found gone when no time was known
                     bounded = await self.record(entry, Bounded(entry.sent_at, self.moment()))
                     if bounded is None:
@@ -500,7 +497,7 @@ class Worker:
                     if (execution := await self._submit(prepared)) is not None:
                         return execution
                 case Entry(stage=Stage.SENDING):
-                    await anyio.sleep(_BETWEEN_LOOKS)
+                    await anyio.sleep(_BETWEEN_READS)
                 case Entry(execution_id=str()):
                     return self.client.executions.attach(state_of_entry(entry) or _unseen(entry), self.target)
                 case Entry(stage=Stage.UNKNOWN):
@@ -571,14 +568,10 @@ class Worker:
         """Learn the service's time, and settle whether the ledger lacks runs; LedgerError where that stays open."""
         if self.is_undated or self.doubted is not None:
             async with self._settling:
-                await self._ask_for_time()
+                await self.client.pipeline.ask_for_time()
                 if self.doubted is not None:
                     await self.client.settle(self.doubted, self.target, self._account)
                     self.doubted = None
-
-    async def _ask_for_time(self) -> None:
-        if self.is_undated:
-            await self.client.pipeline.ask_for_time()
 
     @property
     def is_undated(self) -> bool:
