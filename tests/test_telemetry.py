@@ -19,6 +19,7 @@ import trio
 
 from knouds_async import (
     AsyncKnouds,
+    Completed,
     ExecutionFailedError,
     InvalidInputsError,
     Job,
@@ -211,6 +212,30 @@ async def test_a_batch_is_a_span_with_its_submits_below(
     assert {span.parent.span_id for span in submits} == {batch.context.span_id}
     assert {span.attributes["knouds.job.key"] for span in submits} == {f"job-{n}" for n in range(10)}
     assert seen.sums("knouds.batch.jobs") == {("completed",): 10}
+
+
+async def test_a_meter_that_fails_costs_no_outcome(make_client: MakeClient, emulator: Emulator) -> None:
+    """It ends the batch with its error, after the outcome of the run that was paid for."""
+    api = pytest.importorskip("opentelemetry.metrics")
+
+    class FailingCounter(api.NoOpCounter):  # type: ignore[misc,name-defined]
+        def add(self, *_: object) -> None:
+            raise RuntimeError("no room for a number")
+
+    class FailingMeter(api.NoOpMeter):  # type: ignore[misc,name-defined]
+        def create_counter(self, name: str, unit: str = "", description: str = "") -> Any:
+            counter = FailingCounter if name == "knouds.batch.jobs" else api.NoOpCounter
+            return counter(name, unit, description)
+
+    class Provider(api.NoOpMeterProvider):  # type: ignore[misc,name-defined]
+        def get_meter(self, name: str, *_: Any, **__: Any) -> Any:
+            return FailingMeter(name)
+
+    knouds = make_client(emulator, meter_provider=Provider())
+    async with knouds.workflows.map(SLUG, [INPUTS]) as outcomes:
+        assert isinstance(await anext(outcomes), Completed)
+        with pytest.raises(RuntimeError, match="no room for a number"):
+            await anext(outcomes)
 
 
 async def test_each_wait_is_a_span_and_polls_link_to_all_that_they_serve(

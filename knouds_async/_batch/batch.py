@@ -245,9 +245,9 @@ class Batch:
         """Log the runs of outcomes that nobody has, unless a ledger has them."""
         ids = [f"{outcome.job.key}: {run}" for outcome in outcomes if (run := getattr(outcome, "execution_id", None))]
         if ids and isinstance(self._worker.ledger, MemoryLedger):
-            said = "a batch without a ledger was left before the outcomes of these runs were taken: %s"
+            message = "a batch without a ledger was left before the outcomes of these runs were taken: %s"
             extra = fields("outcomes_not_taken", target=str(self._worker.target), count=len(ids))
-            logger.warning(said, ", ".join(ids), extra=extra)
+            logger.warning(message, ", ".join(ids), extra=extra)
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
         """Iterate over itself; several tasks may, and each outcome goes to one of them."""
@@ -316,8 +316,8 @@ class Batch:
                 finally:
                     draw()
         except Exception as error:  # noqa: BLE001  (whatever a terminal or a notebook does)
-            said = "the progress of a batch can no longer be drawn: %s"
-            logger.warning(said, error, extra=fields("progress_not_drawn"))
+            message = "the progress of a batch can no longer be drawn: %s"
+            logger.warning(message, error, extra=fields("progress_not_drawn"))
 
     async def _read(self, tasks: TaskGroup) -> None:
         """Read jobs as there is room, and start a task for each; what the source raises comes after the outcomes."""
@@ -346,11 +346,11 @@ class Batch:
         with self._ending():
             try:
                 outcome = await self._worker.run_job(prepared)
-                self._worker.telemetry.job_finished(_kind_of(outcome))
                 try:
+                    self._worker.telemetry.job_finished(_kind_of(outcome))
                     if isinstance(outcome, Completed):
                         outcome = await self._worker.save(outcome)
-                finally:  # cut while its files come, it has ended all the same
+                finally:  # cut while its files come, or with a meter that fails, it has ended all the same
                     self._outcomes.put(prepared.number, outcome)
                     self._report()
             finally:

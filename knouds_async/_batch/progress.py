@@ -94,8 +94,6 @@ _FAULTS_NAMED: Final = 10
 
 def time_left(worker: Worker, unfinished: int, max_in_flight: int) -> float | None:
     """Return the seconds until so many jobs have finished, None when unknown."""
-    if worker.lengths.mean() is None and worker.options.expected is not None:
-        worker.lengths.add(worker.options.expected)
     limiter = worker.client.limiter
     submits, polls = limiter.stats(worker.route), limiter.stats(_POLLS)
     remaining = Remaining(

@@ -135,6 +135,8 @@ class Worker:
         self._foreign_answers = 0  # in a row
         self._paused_until = -math.inf
         self.lengths = RunLengths()
+        if options.expected is not None:
+            self.lengths.add(options.expected)
 
     # Opening, closing, stopping.
 
