@@ -6,7 +6,6 @@ With $KNOUDS_WEBHOOK_SECRET it receives deliveries at /webhooks/knouds, and seld
 Anyone who has an id can see the run. Before you make this public, store to whom each id belongs and check it.
 """
 
-import json
 import os
 
 from aiohttp import web
@@ -26,7 +25,7 @@ async def submit(request: web.Request) -> web.Response:
     """Submit a run and answer at once."""
     try:
         inputs = await request.json()
-    except json.JSONDecodeError:
+    except (ValueError, LookupError):  # no JSON, no UTF-8, or a charset that nobody knows
         raise web.HTTPBadRequest(text="the body must be JSON") from None
     execution = await get_knouds(request).workflows.submit(SLUG, inputs)
     return web.json_response({"id": execution.id, "status": execution.state.status}, status=202)

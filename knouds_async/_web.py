@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import math
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -57,7 +58,7 @@ def answer_to(error: KnoudsError) -> ErrorAnswer:
     extra = fields("request_failed", execution_id=error.execution_id, http_status=status)
     logger.log(level, "%s: %s", type(error).__name__, error, extra=extra)
     wait = error.retry_after if isinstance(error, RateLimitError) else None
-    headers = {} if wait is None else {"retry-after": f"{wait:.0f}"}
+    headers = {} if wait is None else {"retry-after": str(math.ceil(wait))}
     body = {"error": type(error).__name__, "may_have_run": error.may_have_run, "id": error.execution_id}
     return ErrorAnswer(status, body, headers)
 
@@ -116,8 +117,11 @@ def closing_at_signals(client: AsyncKnouds) -> Iterator[None]:
     Servers end an app's lifespan only after its last answer, so that waits and streams have to end before. Runs
     continue. Outside the main thread, where no signal arrives, nothing is done.
     """
-    found = {number: signal.getsignal(number) for number in _SIGNALS} if _is_main_thread() else {}
-    call_in_loop, tasks = from_thread(), list[object]()
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    found = {number: signal.getsignal(number) for number in _SIGNALS} if is_main_thread else {}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    call_in_loop = from_thread()
+    tasks: list[object] = []
 
     async def close() -> None:
         with suppress(Exception):  # the end of the lifespan closes it too, and raises
@@ -125,18 +129,12 @@ def closing_at_signals(client: AsyncKnouds) -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         call_in_loop(lambda: tasks.append(spawn(close, contextvars.Context())))
-        if callable(handler := found[signal.Signals(number)]):
-            handler(number, frame)
+        handlers[signal.Signals(number)](number, frame)
 
-    handled = [number for number, handler in found.items() if callable(handler)]
-    for number in handled:
+    for number in handlers:
         signal.signal(number, on_signal)
     try:
         yield
     finally:
-        for number in handled:
-            signal.signal(number, found[number])
-
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

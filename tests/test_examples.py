@@ -281,6 +281,8 @@ async def test_app_refuses_what_it_cannot_read(start_app: StartApp, emulator: Em
     assert (await visitor.get("/thumbnails/no-such-run")).status_code == 404
     assert (await visitor.get("/thumbnails/not%20an%20id")).status_code == 422
     assert (await visitor.post("/thumbnails", json={"style": "photo"})).status_code == 422
-    assert (await visitor.post("/thumbnails", content="not JSON")).status_code in (400, 422)
+    for body, charset in (("not JSON", "utf-8"), (b"\xff", "utf-8"), ("{}", "none-such")):
+        headers = {"content-type": f"application/json; charset={charset}"}
+        assert (await visitor.post("/thumbnails", content=body, headers=headers)).status_code in (400, 422)
     assert (await visitor.get("/thumbnails/x/result", params={"timeout": "soon"})).status_code in (400, 422)
     assert not emulator.runs

@@ -60,9 +60,10 @@ def test_an_error_has_an_answer(
 
 
 def test_a_used_up_quota_says_when_to_come_again() -> None:
-    """A visitor's browser learns for how long the rate limit lasts."""
-    answer = answer_to(RateLimitError("Rate limit exceeded", retry_after=12.0))
-    assert (answer.status, answer.headers) == (503, {"retry-after": "12"})
+    """A visitor's browser learns for how long the rate limit lasts, in whole seconds that are not too few."""
+    for wait, seconds in ((12.0, "12"), (12.2, "13")):
+        answer = answer_to(RateLimitError("Rate limit exceeded", retry_after=wait))
+        assert (answer.status, answer.headers) == (503, {"retry-after": seconds})
 
 
 # ---- Server-sent events
