@@ -4,8 +4,10 @@ import os
 import re
 from pathlib import Path
 
+import attrs
+
 import knouds_async
-from knouds_async import KnoudsError
+from knouds_async import KnoudsError, Polling, Retries, Timeouts
 from knouds_async._cli.errors import MEANINGS
 
 ROOT = Path(__file__).parent.parent
@@ -69,3 +71,14 @@ def test_error_table_agrees_with_may_have_run() -> None:
     kinds = {name: getattr(knouds_async, name) for name in rows}
     assert [name for name, kind in kinds.items() if not issubclass(kind, KnoudsError)] == []
     assert [name for name, kind in kinds.items() if kind.may_have_run is rows[name].startswith("none")] == []
+
+
+def test_the_options_have_the_defaults_that_the_docs_give() -> None:
+    """Each number in the page of options is the default of the field that it stands with, and none is left out."""
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    given = re.findall(r"`(\w+)` \(([\d.]+)\)", page)
+    for names, default in re.findall(r"^\| (`.+?`) \| .+ \| (\d+) \|$", page, re.MULTILINE):
+        given += [(name, default) for name in re.findall(r"`(\w+)`", names)]
+    fields = [field for kind in (Timeouts, Retries, Polling) for field in attrs.fields(kind)]
+    defaults = {field.name: field.default for field in fields if type(field.default) in (int, float)}
+    assert {name: float(default) for name, default in given} == defaults
