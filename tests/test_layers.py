@@ -45,7 +45,7 @@ FOREIGN: dict[str, set[str]] = {
     "config": {"attrs"},
     "_sansio": {"attrs", "cattrs"},
     "telemetry": {"opentelemetry"},
-    "_io": {"attrs", "anyio", "httpx", "httpcore", "psycopg", "socksio", "trio"},
+    "_io": {"attrs", "anyio", "httpx", "httpcore", "psycopg", "trio"},
     "execution": {"attrs", "anyio"},
     "_batch": {"attrs", "anyio", "rich", "IPython"},
     "_resources": {"attrs", "anyio"},

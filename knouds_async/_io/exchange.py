@@ -660,7 +660,7 @@ class Exchange:
     """Sends calls to one base URL with one key.
 
     `is_lent`: the client is the caller's, and what it adds is kept. `is_known`: whether the errors of its
-    transport show what was sent. `proxy`: its host, if there is one. `connections`: how many attempts are made at once.
+    transport show what was sent. `connections`: how many attempts are made at once.
     """
 
     def __init__(
@@ -672,7 +672,6 @@ class Exchange:
         timeouts: Timeouts,
         agent: str,
         is_known: bool,
-        proxy: str | None = None,
         is_lent: bool = True,
         connections: float = math.inf,
     ) -> None:
@@ -687,7 +686,7 @@ class Exchange:
         self._key, self._mask = key, Mask(key)
         self._auth = _key_auth(own.Auth)
         self._body, self._closed = _own_body(own.ByteStream), own.ByteStream(b"")
-        self._address = self._mask.text(base_url) + (f" through the proxy {proxy}" if proxy is not None else "")
+        self._address = self._mask.text(base_url)
         self._origin = _origin(own.URL(base_url))
         self._url: Callable[[str], httpx.URL] = functools.lru_cache(_ADDRESSES)(lambda path: own.URL(base_url + path))
         self._host = (b"Host", own.URL(base_url).netloc)

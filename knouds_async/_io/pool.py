@@ -6,7 +6,6 @@ scheme or its host, and never a cause: the value may hold a password.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ipaddress
 import math
@@ -25,7 +24,6 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.abc
 import anyio.lowlevel
-import attrs
 import httpcore
 import httpx
 from anyio.streams.tls import TLSAttribute, TLSStream
@@ -134,11 +132,6 @@ def proxy_for(url: str) -> str | None:
     return proxy_url(proxies[kind])
 
 
-def host_of_proxy(url: str) -> str | None:
-    """Return host and port of the proxy for a URL, and nothing else of it: the rest may hold a password."""
-    return None if (named := proxy_for(url)) is None else Proxy.of(named).name
-
-
 def tls_context(url: str, proxy: str | None) -> ssl.SSLContext | None:
     """Return what checks the certificates of a service; None where there is no TLS: loading them takes long."""
     if urlsplit(url).scheme != "https" and urlsplit(proxy or "").scheme != "https":
@@ -195,7 +188,6 @@ def exchange_for(
         timeouts=timeouts,
         agent=f"knouds-async/{__version__}",
         is_known=not is_lent or is_stock(http),
-        proxy=None if is_lent else host_of_proxy(base_url),
         is_lent=is_lent,
         connections=connection_limit(http, connections) if is_lent else connections,
     )
@@ -218,136 +210,74 @@ def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections
     """Build the client over our pool, through the proxy that the environment names (`HTTPS_PROXY`), if any."""
     named = proxy_for(base_url)
     verify = ssl_context if ssl_context is not None else tls_context(base_url, named)
-    proxy = None if named is None else Proxy.of(named)
+    proxy = None if named is None else read_proxy(named, verify)
     transport = PooledTransport(ssl_context=verify, proxy=proxy, limit=connections)
     return _OwnClient(transport=transport, trust_env=False, follow_redirects=False)
 
 
-_SOCKS: Final = ("socks5", "socks5h")
+def read_proxy(url: str, ssl_context: ssl.SSLContext | None = None) -> httpcore.Proxy:
+    """Return the proxy of a URL, for httpcore; ValueError for one that is none."""
+    given = httpx.Proxy(url)  # it refuses what it does not know
+    to = given.url
+    address = httpcore.URL(scheme=to.raw_scheme, host=to.raw_host, port=to.port, target=b"/")
+    return httpcore.Proxy(address, auth=given.raw_auth, ssl_context=ssl_context)
 
 
-@attrs.frozen
-class Proxy:
-    """An HTTP or SOCKS proxy, and what it wants to know of us."""
+def name_of(proxy: httpcore.Proxy) -> str:
+    """Return the host and the port of a proxy: what may be shown of it."""
+    return f"{proxy.url.host.decode('ascii')}:{proxy.url.origin.port}"
 
-    scheme: str
-    host: bytes
-    port: int
-    auth: tuple[bytes, bytes] | None = attrs.field(repr=False)
 
-    @classmethod
-    def of(cls, url: str) -> Proxy:
-        """Read the proxy's URL; ValueError for one that is none, ImportError for SOCKS without socksio."""
-        parsed = httpx.Proxy(url)  # it refuses what it does not know
-        if parsed.url.scheme in _SOCKS:
-            _socksio()
-        default = {"http": 80, "https": 443}.get(parsed.url.scheme, 1080)
-        return cls(parsed.url.scheme, parsed.url.raw_host, parsed.url.port or default, parsed.raw_auth)
+_NOT_CONNECTED: Final = (httpcore.ConnectError, httpcore.ConnectTimeout)
 
-    @property
-    def is_socks(self) -> bool:
-        """Whether it speaks SOCKS."""
-        return self.scheme in _SOCKS
 
-    @property
-    def origin(self) -> httpcore.Origin:
-        """Where it is, for httpcore."""
-        return httpcore.Origin(self.scheme.encode(), self.host, self.port)
+class ProxiedConnection(httpcore.AsyncConnectionInterface):
+    """A connection through a proxy: httpcore's own, made in the time for connecting, with errors that name the proxy.
+
+    It is in a pool of one, for that is what tools replace that mock httpcore.
+    """
+
+    def __init__(
+        self, proxy: httpcore.Proxy, ssl_context: ssl.SSLContext | None, network: httpcore.AsyncNetworkBackend
+    ) -> None:
+        self._name: Final = name_of(proxy)
+        self._pool: Final = httpcore.AsyncConnectionPool(ssl_context, proxy, max_connections=1, network_backend=network)
+        self._is_made = False
 
     @property
-    def name(self) -> str:
-        """Its host and port: what may be shown of it."""
-        return f"{self.host.decode('ascii')}:{self.port}"
+    def _connection(self) -> httpcore.AsyncConnectionInterface | None:
+        return next(iter(self._pool.connections), None)
 
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """Who we are, for an HTTP proxy."""
-        if self.auth is None:
-            return []
-        return [(b"Proxy-Authorization", b"Basic " + base64.b64encode(b":".join(self.auth)))]
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request, the first one once there is a connection; httpcore's errors."""
+        timeout = math.inf if self._is_made else request.extensions.get("timeout", {}).get("connect") or math.inf
+        trace = request.extensions.get("trace")
+        connecting = anyio.CancelScope(deadline=anyio.current_time() + timeout)
 
-    async def tunnel(
-        self, network: httpcore.AsyncNetworkBackend, host: str, port: int, ssl_context: ssl.SSLContext | None
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect to the proxy over `network` and have it connect on; httpcore.ProxyError when it will not."""
-        stream: httpcore.AsyncNetworkStream | None = None
+        async def note(event: str, details: Any) -> None:
+            if event == "http11.send_request_headers.started" and details["request"].method != b"CONNECT":
+                self._is_made, connecting.deadline = True, math.inf
+            if trace is not None:
+                await trace(event, details)
+
+        request.extensions = {**request.extensions, "trace": note}
         try:
-            if not self.is_socks:
-                return await self._connect(network, host, port, ssl_context)
-            stream = await network.connect_tcp(self.host.decode("ascii"), self.port)
-            await _greet(stream, host, port, self.auth)
-        except httpcore.ConnectError as error:
-            raise httpcore.ConnectError(f"no connection to the proxy {self.name}: {error}") from error
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError) as error:
-            raise httpcore.ProxyError(f"the proxy {self.name}: {error}") from error
-        return stream
+            with connecting:
+                return await self._pool.handle_async_request(request)
+        except Exception as error:
+            if self._is_made:
+                raise
+            kind = type(error) if isinstance(error, _NOT_CONNECTED) else httpcore.ProxyError
+            raise kind(f"no connection through the proxy {self._name}: {error}".rstrip(": ")) from error
+        raise httpcore.ConnectTimeout(f"no connection through the proxy {self._name} within {timeout:g} s")
 
-    async def _connect(
-        self, network: httpcore.AsyncNetworkBackend, host: str, port: int, ssl_context: ssl.SSLContext | None
-    ) -> httpcore.AsyncNetworkStream:
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        http = httpcore.AsyncHTTPConnection(self.origin, ssl_context=ssl_context, network_backend=network)
-        answer = await http.handle_async_request(
-            httpcore.Request(
-                "CONNECT",
-                httpcore.URL(scheme=self.scheme, host=self.host, port=self.port, target=target),
-                headers=[(b"Host", target.encode("ascii")), *self.headers],
-            )
-        )
-        if not 200 <= answer.status < 300:
-            reason = bytes(answer.extensions.get("reason_phrase", b"")).decode("ascii", errors="replace")
-            raise httpcore.ProxyError(f"{answer.status} {reason}".rstrip())
-        stream = answer.extensions["network_stream"]
-        assert isinstance(stream, httpcore.AsyncNetworkStream)  # noqa: S101  (for the type checker)
-        return stream
+    def is_available(self) -> bool:
+        """Return whether it can take another request."""
+        return self._connection is not None and self._connection.is_available()
 
-
-async def _greet(stream: httpcore.AsyncNetworkStream, host: str, port: int, auth: tuple[bytes, bytes] | None) -> None:
-    """Ask a SOCKS proxy to connect on."""
-    socks = _socksio()
-    method = socks.SOCKS5AuthMethod.NO_AUTH_REQUIRED if auth is None else socks.SOCKS5AuthMethod.USERNAME_PASSWORD
-    protocol = socks.SOCKS5Connection()
-    if (await _ask(stream, protocol, socks.SOCKS5AuthMethodsRequest([method]))).method != method:
-        wanted = "without" if auth is None else "with"
-        raise httpcore.ProxyError(f"it refuses clients {wanted} user name and password")
-    if auth is not None and not (await _ask(stream, protocol, socks.SOCKS5UsernamePasswordRequest(*auth))).success:
-        raise httpcore.ProxyError("it does not know the user name and password")
-    to = socks.SOCKS5CommandRequest.from_address(socks.SOCKS5Command.CONNECT, (host, port))
-    answer = await _ask(stream, protocol, to)
-    if answer.reply_code != socks.SOCKS5ReplyCode.SUCCEEDED:
-        raise httpcore.ProxyError(f"{answer.reply_code.name.lower().replace('_', ' ')}")
-
-
-async def _ask(stream: httpcore.AsyncNetworkStream, protocol: Any, request: object) -> Any:
-    """Send one message and read the answer, however many pieces it comes in."""
-    protocol.send(request)
-    await stream.write(protocol.data_to_send())
-    is_command, received = type(request).__name__ == "SOCKS5CommandRequest", b""
-    while len(received) < _length(received, is_command=is_command) and (piece := await stream.read(4096)):
-        received += piece
-    if not received:
-        raise httpcore.ProxyError("it hung up")
-    try:
-        return protocol.receive_data(received)
-    except Exception as error:
-        raise httpcore.ProxyError(f"it does not speak SOCKS 5 ({error})") from error
-
-
-def _length(received: bytes, *, is_command: bool) -> int:
-    """Return how long the answer will be at least: two bytes, or an address and a port behind four."""
-    if not is_command:
-        return 2
-    if len(received) < 5:
-        return 5
-    return 6 + {1: 4, 3: 1 + received[4], 4: 16}.get(received[3], 0)
-
-
-def _socksio() -> Any:
-    try:
-        import socksio.socks5 as socks  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise ImportError("a SOCKS proxy needs the package socksio: pip install 'httpx[socks]'") from None
-    return socks
+    def has_expired(self) -> bool:
+        """Return whether the other end has hung up."""
+        return self._connection is None or self._connection.has_expired()
 
 
 _KEEPALIVE: Final = 60
@@ -571,38 +501,24 @@ class _Dialler(httpcore.AsyncNetworkBackend):
             self.tcp.guard(on=on)
 
 
-@attrs.frozen(eq=False, repr=False)
-class _Tunnels(httpcore.AsyncNetworkBackend):
-    """Opens a stream through a proxy; for httpcore that is connecting, and no part of a request."""
-
-    proxy: Proxy
-    dialler: _Dialler
-    ssl_context: ssl.SSLContext | None
-
-    async def connect_tcp(  # httpcore gives nothing else
-        self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect to the proxy, and have it connect on, in `timeout` seconds in all."""
-        try:
-            with anyio.fail_after(timeout):
-                return await self.proxy.tunnel(self.dialler, host, port, self.ssl_context)
-        except TimeoutError as error:
-            why = f"no tunnel through the proxy {self.proxy.name} within {timeout:g} s"
-            raise httpcore.ConnectTimeout(why) from error
-
-
 class Connection:
     """A connection to one origin, straight or through a proxy, used by one request at a time.
 
     `idle_since` is when its last response was closed.
     """
 
-    def __init__(self, origin: httpcore.Origin, ssl_context: ssl.SSLContext | None, proxy: Proxy | None = None) -> None:
+    def __init__(
+        self, origin: httpcore.Origin, ssl_context: ssl.SSLContext | None, proxy: httpcore.Proxy | None = None
+    ) -> None:
         self.origin: Final = origin
         self.idle_since: Reading | None = None
         self._dialler: Final = _Dialler()
         self._stream: Any = None
-        self._http: Final = _http(origin, ssl_context, proxy, self._dialler)
+        self._http: Final[httpcore.AsyncConnectionInterface] = (
+            httpcore.AsyncHTTPConnection(origin, ssl_context, network_backend=self._dialler)
+            if proxy is None
+            else ProxiedConnection(proxy, ssl_context, self._dialler)
+        )
 
     async def send(self, request: httpcore.Request, *, is_paid: bool) -> httpcore.Response:
         """Send one request and read the head of its response; httpcore's errors pass through."""
@@ -644,21 +560,6 @@ class Connection:
             self._dialler.tcp.close()
 
 
-def _http(
-    to: httpcore.Origin, ssl_context: ssl.SSLContext | None, proxy: Proxy | None, dialler: _Dialler
-) -> httpcore.AsyncConnectionInterface:
-    """Make httpcore's connection; plain HTTP goes through an HTTP proxy request by request, all else in a tunnel."""
-    if proxy is not None and not proxy.is_socks and to.scheme == b"http":
-        return httpcore.AsyncHTTPProxy(
-            httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target=b"/"),
-            proxy_headers=proxy.headers,
-            proxy_ssl_context=ssl_context if proxy.scheme == "https" else None,
-            network_backend=dialler,
-        ).create_connection(to)
-    network = dialler if proxy is None else _Tunnels(proxy, dialler, ssl_context)
-    return httpcore.AsyncHTTPConnection(to, ssl_context=ssl_context, network_backend=network)
-
-
 _DEFAULT_PORTS: Final = {b"http": 80, b"https": 443}
 _ENDED: Final = (RuntimeError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
 
@@ -677,7 +578,7 @@ class PooledTransport(httpx.AsyncHTTPTransport):
     """
 
     def __init__(
-        self, *, ssl_context: ssl.SSLContext | None = None, proxy: Proxy | None = None, limit: int = 100
+        self, *, ssl_context: ssl.SSLContext | None = None, proxy: httpcore.Proxy | None = None, limit: int = 100
     ) -> None:
         # httpx's own __init__ would make a pool; this is the one private name of httpx that is used here.
         self._pool: _ConnectionPool = _ConnectionPool(ssl_context, proxy, limit)
@@ -694,7 +595,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
     expiry = 60.0  # seconds for which an idle connection is kept
     fresh_within = 2.0  # seconds for which an idle connection is used for a paid request
 
-    def __init__(self, ssl_context: ssl.SSLContext | None, proxy: Proxy | None, limit: int) -> None:
+    def __init__(self, ssl_context: ssl.SSLContext | None, proxy: httpcore.Proxy | None, limit: int) -> None:
         super().__init__()
         self.idle: Final[list[Connection]] = []
         self.in_use = 0
@@ -781,7 +682,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         return connection
 
     def _connect(self, origin: httpcore.Origin) -> Connection:
-        is_tls = origin.scheme == b"https" or (self._proxied_by is not None and self._proxied_by.scheme == "https")
+        is_tls = origin.scheme == b"https" or (self._proxied_by is not None and self._proxied_by.url.scheme == b"https")
         if is_tls and self._context is None:
             self._context = httpx.create_ssl_context()
         return Connection(origin, self._context, self._proxied_by)

@@ -90,30 +90,23 @@ async def speak_http(proxy: Proxy, stream: anyio.abc.ByteStream) -> None:
 
 
 async def speak_socks(proxy: Proxy, stream: anyio.abc.ByteStream) -> None:
-    """Serve as a SOCKS 5 proxy for one connection, which says everything in small pieces."""
+    """Serve as a SOCKS 5 proxy for one connection."""
     methods = await stream.receive()
     if proxy.user is None:
-        await say_slowly(stream, b"\5\0")
+        await stream.send(b"\5\0")
     elif 2 not in methods[2:]:
         return await stream.send(b"\5\xff")
     else:
-        await say_slowly(stream, b"\5\2")
+        await stream.send(b"\5\2")
         told = await stream.receive()
         name, _, password = proxy.user.partition(":")
         is_known = told[2:].startswith(name.encode()) and told.endswith(password.encode())
-        await say_slowly(stream, b"\1\0" if is_known else b"\1\1")
+        await stream.send(b"\1\0" if is_known else b"\1\1")
     target = await stream.receive()
     proxy.asked.append(target[5:-2].decode("latin-1"))
     if proxy.refuses:
         return await proxy.refuse(stream)
-    await say_slowly(stream, b"\5\0\0\3\4name")
-    return await proxy.lead_on(stream, b"\0\0", begin=b"")
-
-
-async def say_slowly(stream: anyio.abc.ByteStream, answer: bytes) -> None:
-    """Send byte by byte."""
-    for at in range(len(answer)):
-        await stream.send(answer[at : at + 1])
+    return await proxy.lead_on(stream, b"\5\0\0\3\4name\0\0", begin=b"")
 
 
 SPEAK: dict[str, Play] = {"http": speak_http, "https": speak_http, "socks5": speak_socks}

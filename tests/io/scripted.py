@@ -18,7 +18,7 @@ import trustme
 from anyio.streams.tls import TLSAttribute, TLSListener, TLSStream
 
 from knouds_async._io.exchange import Exchange, SentTrace
-from knouds_async._io.pool import PooledTransport, Proxy
+from knouds_async._io.pool import PooledTransport, read_proxy
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer
@@ -134,7 +134,9 @@ class Client:
         context = ssl.create_default_context()
         if is_trusting:
             AUTHORITY.configure_trust(context)
-        self.pool = PooledTransport(ssl_context=context, limit=limit, proxy=None if proxy is None else Proxy.of(proxy))
+        self.pool = PooledTransport(
+            ssl_context=context, limit=limit, proxy=None if proxy is None else read_proxy(proxy, context)
+        )
         self.http = httpx.AsyncClient(transport=self.pool)
         self.exchange = Exchange(
             self.http,

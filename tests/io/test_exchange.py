@@ -36,7 +36,7 @@ from hypothesis import strategies as st
 
 from knouds_async import AsyncKnouds, ConnectionFailedError, NotRun, Retries
 from knouds_async._io.exchange import Exchange, SentTrace, UnreadableBody, causes_of, is_stock, read_body
-from knouds_async._io.pool import PooledTransport, Proxy
+from knouds_async._io.pool import PooledTransport, read_proxy
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
@@ -535,7 +535,7 @@ def stock(proxy: str) -> httpx.AsyncHTTPTransport:
 
 def ours(proxy: str) -> httpx.AsyncHTTPTransport:
     """Return the transport of our own client."""
-    return PooledTransport(proxy=Proxy.of(proxy))
+    return PooledTransport(proxy=read_proxy(proxy))
 
 
 Through = Callable[[str], httpx.AsyncHTTPTransport]

@@ -32,8 +32,7 @@ import knouds_async
 from knouds_async import AsyncKnouds, Completed, ConfigurationError, ConnectionFailedError, Outcome, Retries
 from knouds_async._io import pool as ours
 from knouds_async._io.exchange import SentTrace
-from knouds_async._io.pool import PooledTransport, Stream, is_bypassed, own_client, proxy_for
-from knouds_async._io.pool import Proxy as ProxyAddress
+from knouds_async._io.pool import PooledTransport, Stream, is_bypassed, name_of, own_client, proxy_for, read_proxy
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import NotSent, Unanswered
@@ -1130,12 +1129,12 @@ REFUSALS = {
         b"": "disconnected",
     },
     "socks5": {
-        b"\5\4\0\1\0\0\0\0\0\0": "host unreachable",
-        b"\5\2\0\1\0\0\0\0\0\0": "connection not allowed by ruleset",
-        b"\5\5\0\1\0\0\0\0\0\0": "connection refused",
-        b"\5\5": "does not speak SOCKS 5",
-        b"HTTP/1.1 400 Bad Work\r\n\r\n": "does not speak SOCKS 5",
-        b"": "hung up",
+        b"\5\4\0\1\0\0\0\0\0\0": "Host unreachable",
+        b"\5\2\0\1\0\0\0\0\0\0": "Connection not allowed by ruleset",
+        b"\5\5\0\1\0\0\0\0\0\0": "Connection refused",
+        b"\5\5": "Malformed reply",
+        b"HTTP/1.1 400 Bad Work\r\n\r\n": "Malformed reply",
+        b"": "Malformed reply",
     },
 }
 
@@ -1193,7 +1192,7 @@ async def test_a_proxy_that_is_not_there_is_named_by_its_host(kind: str) -> None
     async with connected("https://knouds.test", proxy=proxy.url) as client:
         outcome = await client.attempt(SUBMIT)
     assert isinstance(outcome, NotSent)
-    assert f"no connection to the proxy {urlsplit(proxy.url).netloc.rpartition('@')[2]}" in outcome.seen
+    assert f"no connection through the proxy {urlsplit(proxy.url).netloc.rpartition('@')[2]}" in outcome.seen
     assert "SECRET" not in outcome.seen
 
 
@@ -1324,26 +1323,25 @@ async def test_a_batch_continues_when_the_proxy_lets_it_through_again(
 
 
 @pytest.mark.parametrize(
-    ("url", "name", "is_socks"),
+    ("url", "name"),
     [
-        ("http://proxy.test", "proxy.test:80", False),
-        ("https://user:s3cret@proxy.test", "proxy.test:443", False),
-        ("http://user:s3cret@proxy.test:3128", "proxy.test:3128", False),
-        ("socks5://user:s3cret@proxy.test", "proxy.test:1080", True),
-        ("socks5h://proxy.test:9050", "proxy.test:9050", True),
+        ("http://proxy.test", "proxy.test:80"),
+        ("https://user:s3cret@proxy.test", "proxy.test:443"),
+        ("http://user:s3cret@proxy.test:3128", "proxy.test:3128"),
+        ("socks5://user:s3cret@proxy.test", "proxy.test:1080"),
+        ("socks5h://proxy.test:9050", "proxy.test:9050"),
     ],
 )
-def test_a_proxy_is_named_without_its_credentials(url: str, name: str, is_socks: bool) -> None:
-    """What may be shown of a proxy is its host and port; user and password go into a header only."""
-    proxy = ProxyAddress.of(url)
-    assert (proxy.name, proxy.is_socks) == (name, is_socks)
+def test_a_proxy_is_named_without_its_credentials(url: str, name: str) -> None:
+    """What may be shown of a proxy is its host and port; user and password are only for the proxy itself."""
+    proxy = read_proxy(url)
+    assert name_of(proxy) == name
     assert "s3cret" not in f"{proxy} {proxy!r}"
-    basic = (b"Proxy-Authorization", b"Basic dXNlcjpzM2NyZXQ=")
-    assert proxy.headers == ([basic] if "@" in url else [])
+    assert proxy.auth == ((b"user", b"s3cret") if "@" in url else None)
 
 
 @pytest.mark.parametrize("url", ["ftp://proxy.test", "proxy.test", "socks4://proxy.test"])
 def test_what_is_no_proxy_is_refused(url: str) -> None:
     """The scheme has to be one that is spoken."""
     with pytest.raises(ValueError, match="proxy"):
-        ProxyAddress.of(url)
+        read_proxy(url)
