@@ -113,7 +113,7 @@ _PORTS = {"https": 443, "http": 80}
 _ADVICE = "correct it, unset it, or name the service in $NO_PROXY"
 
 
-def proxy_for(url: str) -> str | None:
+def proxy_for(url: str) -> httpcore.Proxy | None:
     """Return the proxy that the environment names for a URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), if any."""
     parts, environment = urlsplit(url), config.environment()
     host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
@@ -129,28 +129,43 @@ def proxy_for(url: str) -> str | None:
         message = f"the proxy in ${next(named)}: {why}; {_ADVICE}"
         environment = proxies = {}  # so that no frame of ours shows a password
         raise ConfigurationError(message)
-    return proxy_url(proxies[kind])
+    return read_proxy(proxy_url(proxies[kind]))
 
 
-def tls_context(url: str, proxy: str | None) -> ssl.SSLContext | None:
+def read_proxy(url: str) -> httpcore.Proxy:
+    """Return the proxy of a URL, for httpcore; it shows no password. ValueError for one that is none."""
+    given = httpx.Proxy(url)  # it refuses what it does not know
+    to = given.url
+    address = httpcore.URL(scheme=to.raw_scheme, host=to.raw_host, port=to.port, target=b"/")
+    return httpcore.Proxy(address, auth=given.raw_auth)
+
+
+def name_of(proxy: httpcore.Proxy) -> str:
+    """Return the host and the port of a proxy: what may be shown of it."""
+    return f"{proxy.url.host.decode('ascii')}:{proxy.url.origin.port}"
+
+
+_CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def tls_context(url: str, proxy: httpcore.Proxy | None) -> ssl.SSLContext | None:
     """Return what checks the certificates of a service; None where there is no TLS: loading them takes long."""
-    if urlsplit(url).scheme != "https" and urlsplit(proxy or "").scheme != "https":
+    if urlsplit(url).scheme != "https" and (proxy is None or proxy.url.scheme != b"https"):
         return None
-    environment = config.environment()
-    name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if environment.get(name)), "")
-    path = environment.get(name, "")
+    named = {name: path for name in (*_CERTIFICATES, "SSLKEYLOGFILE") if (path := config.environment().get(name))}
+    name = next((name for name in _CERTIFICATES if name in named), "")
     try:
-        if name and not (Path(path).is_dir() if name == "SSL_CERT_DIR" else Path(path).exists()):
+        if name and not (Path(named[name]).is_dir() if name == "SSL_CERT_DIR" else Path(named[name]).exists()):
             raise FileNotFoundError("there is no such file or folder")
         return httpx.create_ssl_context(trust_env=True)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        if (log := environment.get("SSLKEYLOGFILE")) and getattr(error, "filename", None) == log:
-            name, path = "SSLKEYLOGFILE", log
+        if getattr(error, "filename", None) == named.get("SSLKEYLOGFILE", ""):
+            name = "SSLKEYLOGFILE"
         if not name:
             raise
         why = getattr(error, "strerror", None) or str(error)
     raise ConfigurationError(
-        f"${name} names {path!r}, which cannot be used: {why}; correct it, unset it, or pass ssl_context="
+        f"${name} names {named[name]!r}, which cannot be used: {why}; correct it, unset it, or pass ssl_context="
     )
 
 
@@ -208,24 +223,10 @@ class _OwnClient(httpx.AsyncClient):
 
 def own_client(base_url: str, *, ssl_context: ssl.SSLContext | None, connections: int) -> httpx.AsyncClient:
     """Build the client over our pool, through the proxy that the environment names (`HTTPS_PROXY`), if any."""
-    named = proxy_for(base_url)
-    verify = ssl_context if ssl_context is not None else tls_context(base_url, named)
-    proxy = None if named is None else read_proxy(named, verify)
+    proxy = proxy_for(base_url)
+    verify = ssl_context if ssl_context is not None else tls_context(base_url, proxy)
     transport = PooledTransport(ssl_context=verify, proxy=proxy, limit=connections)
     return _OwnClient(transport=transport, trust_env=False, follow_redirects=False)
-
-
-def read_proxy(url: str, ssl_context: ssl.SSLContext | None = None) -> httpcore.Proxy:
-    """Return the proxy of a URL, for httpcore; ValueError for one that is none."""
-    given = httpx.Proxy(url)  # it refuses what it does not know
-    to = given.url
-    address = httpcore.URL(scheme=to.raw_scheme, host=to.raw_host, port=to.port, target=b"/")
-    return httpcore.Proxy(address, auth=given.raw_auth, ssl_context=ssl_context)
-
-
-def name_of(proxy: httpcore.Proxy) -> str:
-    """Return the host and the port of a proxy: what may be shown of it."""
-    return f"{proxy.url.host.decode('ascii')}:{proxy.url.origin.port}"
 
 
 _NOT_CONNECTED: Final = (httpcore.ConnectError, httpcore.ConnectTimeout)
@@ -602,6 +603,8 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         self.is_closed = False
         self._context = ssl_context
         self._proxied_by = proxy
+        if proxy is not None:
+            proxy.ssl_context = ssl_context  # for one that is spoken to over TLS
         self._limit = limit
         self._most, self._short_since = math.inf, read_clocks()  # what the process has descriptors for
         self._freed: anyio.Event | None = None

@@ -135,7 +135,7 @@ class Client:
         if is_trusting:
             AUTHORITY.configure_trust(context)
         self.pool = PooledTransport(
-            ssl_context=context, limit=limit, proxy=None if proxy is None else read_proxy(proxy, context)
+            ssl_context=context, limit=limit, proxy=None if proxy is None else read_proxy(proxy)
         )
         self.http = httpx.AsyncClient(transport=self.pool)
         self.exchange = Exchange(
