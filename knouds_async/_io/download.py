@@ -14,7 +14,7 @@ import os
 import secrets
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ import httpx
 from knouds_async import config
 from knouds_async._io.concurrency import FIFOLimiter, HomeLoop, in_own_task, in_thread, native_cancellation
 from knouds_async._io.exchange import abandon, http_errors, httpx_of
-from knouds_async._io.pool import own_client
+from knouds_async._io.pool import name_of, own_client, proxy_for
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
 from knouds_async.config import MOST_BYTES, OnBytes, is_integer
@@ -42,7 +42,7 @@ class Downloads:
     """Fetches files for one AsyncKnouds, from `hosts` alone (None: the vendor's) and from a service on this machine.
 
     It goes through the caller's HTTP client, of which no headers, cookies and auth are used and which is not closed, or
-    through one that is created for the first file.
+    through ones of its own: the environment may name a proxy for some hosts only.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Downloads:
         ssl_context: ssl.SSLContext | None,
     ) -> None:
         self._hosts = Hosts.of(hosts, base_url)
-        self._http = http
+        self._lent = http
         self._ssl_context = ssl_context
-        self._own: httpx.AsyncClient | None = None
+        self._own: dict[tuple[str, str | None], httpx.AsyncClient] = {}
         self._slots = FIFOLimiter(_CONNECTIONS)
         self._home = HomeLoop()
         self._is_closed = False
@@ -95,13 +95,16 @@ class Downloads:
             finally:
                 target.discard()
 
-    def _client(self, pending: PendingFile) -> httpx.AsyncClient:
-        url = _checked_url(self._hosts, pending, httpx.URL, pending.media.url)  # before anything is made for it
-        if self._http is not None:
-            return self._http
-        if self._own is None:
-            self._own = own_client(str(url), ssl_context=self._ssl_context, connections=_CONNECTIONS)
-        return self._own
+    def _client(self, url: httpx.URL) -> httpx.AsyncClient:
+        """Return the client for an address; ClientClosedError when there is none any more."""
+        self._check_open()
+        if self._lent is not None:
+            return self._lent
+        proxy = proxy_for(str(url))
+        way = url.scheme, None if proxy is None else name_of(proxy)
+        if way not in self._own:
+            self._own[way] = own_client(str(url), ssl_context=self._ssl_context, connections=_CONNECTIONS)
+        return self._own[way]
 
     @asynccontextmanager
     async def stream(self, media: Media, *, max_bytes: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -122,7 +125,8 @@ class Downloads:
         _check(media, max_bytes)
         self._check_open()
         pending = PendingFile(media, max_bytes, on_progress)
-        pieces = Pieces(self._client(pending), self._hosts, pending)
+        own = httpx if self._lent is None else httpx_of(self._lent)
+        pieces = Pieces(own, self._client, self._hosts, pending)
         await self._slots.acquire()
         try:
             yield pieces, pending
@@ -188,8 +192,9 @@ class Downloads:
     async def aclose(self) -> None:
         """Refuse further downloads and close the HTTP client that was made for them."""
         self._is_closed = True
-        if self._own is not None:
-            await self._own.aclose()
+        async with AsyncExitStack() as stack:  # which closes all, also when it is cancelled
+            for client in self._own.values():
+                stack.push_async_callback(client.aclose)
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -255,10 +260,15 @@ class Restart(Enum):
 
 
 class Pieces:
-    """The pieces of one file, by as many requests as it takes; to be used in one task, and closed."""
+    """The pieces of one file, by as many requests as it takes; to be used in one task, and closed.
 
-    def __init__(self, http: httpx.AsyncClient, hosts: Hosts, pending: PendingFile) -> None:
-        self._http, self._hosts, self._pending = http, hosts, pending
+    `own`: httpx or httpx2; `client_for`: returns the client for an address.
+    """
+
+    def __init__(
+        self, own: ModuleType, client_for: Callable[[httpx.URL], httpx.AsyncClient], hosts: Hosts, pending: PendingFile
+    ) -> None:
+        self._httpx, self._client_for, self._hosts, self._pending = own, client_for, hosts, pending
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._verdict: Rejected | None = None  # on an answer of which everything that came was given out
@@ -285,10 +295,9 @@ class Pieces:
     async def _open(self) -> Restart | Rejected | bytes | None:
         """Ask for the file, or for the rest of it, wherever redirects lead."""
         pending, self._attempts, self._before = self._pending, self._attempts + 1, self._pending.received
-        own = httpx_of(self._http)
-        url = _checked_url(self._hosts, pending, own.URL, pending.media.url)
+        url = _checked_url(self._hosts, pending, self._httpx.URL, pending.media.url)
         for _ in range(files.MOST_REDIRECTS + 1):
-            seen = await self._ask(own, url)
+            seen = await self._ask(url)
             if isinstance(seen, Redirected):
                 await self.aclose()
                 url = _checked_url(self._hosts, pending, url.join, seen.location, is_redirect=True)
@@ -305,11 +314,11 @@ class Pieces:
             return await self._read(self._chunks)
         return Rejected(DownloadFault.REFUSED_ADDRESS, f"it leads through more than {files.MOST_REDIRECTS} redirects")
 
-    async def _ask(self, own: ModuleType, url: httpx.URL) -> Start | Redirected | Rejected:
+    async def _ask(self, url: httpx.URL) -> Start | Redirected | Rejected:
         pending = self._pending
         try:
-            self._response = response = await self._http.send(
-                _request(own, url, pending), stream=True, auth=None, follow_redirects=False
+            self._response = response = await self._client_for(url).send(
+                _request(self._httpx, url, pending), stream=True, auth=None, follow_redirects=False
             )
         except http_errors("InvalidURL"):  # httpx reads where a redirect leads also when it does not follow
             raise _error(

@@ -24,7 +24,9 @@ from knouds_async import (
     Media,
     RunResult,
 )
+from knouds_async._io import download
 from knouds_async.testing import Emulator, serve
+from tests.io.proxies import proxying
 
 KEY = "knouds_live_test_0123456789"
 BIG = random.Random(0).randbytes(3 * 1024 * 1024)  # the same always: one in 30,000 would begin like a page
@@ -549,6 +551,35 @@ async def test_no_more_than_sixteen_files_are_fetched_at_once(
         assert len(host.asked) == 16
         host.go.set()
     assert names(tmp_path) == sorted(f"{number}.png" for number in range(40))
+
+
+async def test_each_host_is_reached_as_the_environment_says(
+    start_host: StartHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy is for some hosts only: each file goes its own way, and so does each redirect."""
+    monkeypatch.setattr(download, "_MOST_FAILURES", 1)
+    async with (
+        proxying("http", 1, refuses_every=1) as proxy,
+        AsyncKnouds(KEY, base_url="http://127.0.0.1:1", media_hosts=["media.test"]) as knouds,
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        host = await start_host(files={"a.png": BIG}, redirects={"away.png": "https://media.test/b.png"})
+        assert await knouds.read(image(host)) == BIG
+        assert await fails(knouds.read(Media("image", "https://media.test/a.png"))) is DownloadFault.DROPPED
+        assert await fails(knouds.read(image(host, "away.png"))) is DownloadFault.DROPPED
+        assert await knouds.read(image(host)) == BIG
+        assert proxy.asked == ["media.test:443"] * 2
+
+
+async def test_a_download_ends_with_its_client(start_host: StartHost, knouds: AsyncKnouds) -> None:
+    """What has come may be read to its end; for the rest nothing is asked any more."""
+    host = await start_host(files={"a.png": BIG}, drops_after=[1_000_000])
+    with pytest.raises(ClientClosedError):
+        async with knouds.stream(image(host)) as pieces:
+            await knouds.aclose()
+            async for _ in pieces:
+                pass
+    assert len(host.asked) == 1
 
 
 async def test_a_file_is_read_into_memory(start_host: StartHost, knouds: AsyncKnouds) -> None:
