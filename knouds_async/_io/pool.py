@@ -512,7 +512,7 @@ class Connection:
         self, origin: httpcore.Origin, ssl_context: ssl.SSLContext | None, proxy: httpcore.Proxy | None = None
     ) -> None:
         self.origin: Final = origin
-        self.idle_since: Reading | None = None
+        self.idle_since: Reading
         self._dialler: Final = _Dialler()
         self._stream: Any = None
         self._http: Final[httpcore.AsyncConnectionInterface] = (
@@ -561,7 +561,6 @@ class Connection:
             self._dialler.tcp.close()
 
 
-_DEFAULT_PORTS: Final = {b"http": 80, b"https": 443}
 _ENDED: Final = (RuntimeError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
 
 
@@ -575,7 +574,6 @@ class PooledTransport(httpx.AsyncHTTPTransport):
 
     Where the process has no descriptor for another connection, a request waits for one of those in use; for a minute
     some fewer are then opened, for files and the ledger need descriptors as well.
-    Without an `ssl_context` httpx's default is made when first needed.
     """
 
     def __init__(
@@ -611,25 +609,21 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send the request and return its response, which holds its connection until it is closed or breaks."""
-        origin = _origin(request.url)
         while True:
             if self.is_closed:
                 raise httpcore.ConnectError("the connection pool is closed")
             try:
-                return await self._send(request, origin)
+                return await self._send(request)
             except httpcore.ConnectError as error:  # nothing was sent
                 if not (is_shortage(error) and self._makes_room()):
                     raise
             await self._room()
 
-    async def _send(self, request: httpcore.Request, origin: httpcore.Origin) -> httpcore.Response:
+    async def _send(self, request: httpcore.Request) -> httpcore.Response:
         is_paid = bool(request.extensions.get("knouds.fresh"))
         if self.in_use >= self._most:
             await self._room()
-        try:
-            connection = self._take(origin, read_clocks(), is_fresh=is_paid)
-        except (OSError, ValueError) as error:  # of a TLS context, say
-            raise httpcore.ConnectError(str(error)) from error
+        connection = self._take(request.url.origin, read_clocks(), is_fresh=is_paid)
         try:
             response = await connection.send(request, is_paid=is_paid)
         except BaseException:
@@ -667,12 +661,12 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
 
     def _take(self, origin: httpcore.Origin, now: Reading, *, is_fresh: bool) -> Connection:
         """Return a connection to use: the one used last, if it is still good, or a new one."""
-        while self.idle and _idle(self.idle[0], now) > self.expiry:
+        while self.idle and now.since(self.idle[0].idle_since) > self.expiry:
             self.idle.pop(0).close()
         longest = self.fresh_within if is_fresh else self.expiry
         for at in range(len(self.idle) - 1, -1, -1):
             if self.idle[at].origin == origin:
-                if _idle(self.idle[at], now) > longest:
+                if now.since(self.idle[at].idle_since) > longest:
                     break
                 if not (found := self.idle.pop(at)).is_dropped():
                     self.in_use += 1
@@ -680,14 +674,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
                 found.close()
         while self.idle and self.in_use + len(self.idle) >= min(self._limit, self._most):
             self.idle.pop(0).close()
-        connection = self._connect(origin)
         self.in_use += 1
-        return connection
-
-    def _connect(self, origin: httpcore.Origin) -> Connection:
-        is_tls = origin.scheme == b"https" or (self._proxied_by is not None and self._proxied_by.url.scheme == b"https")
-        if is_tls and self._context is None:
-            self._context = httpx.create_ssl_context()
         return Connection(origin, self._context, self._proxied_by)
 
     def give_back(self, connection: Connection) -> None:
@@ -713,11 +700,6 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
         while self.idle:
             self.idle.pop().close()
         await anyio.lowlevel.checkpoint()  # asyncio frees its sockets one turn later
-
-
-def _idle(connection: Connection, now: Reading) -> float:
-    """Return for how many seconds a connection has been idle, by the clock that saw the most of them."""
-    return now.since(connection.idle_since) if connection.idle_since is not None else 0.0
 
 
 class _PooledStream:
@@ -768,11 +750,3 @@ class _PooledStream:
         if not self._is_over:
             self._is_over = True
             self._pool.discard(self._connection)
-
-
-def _origin(url: httpcore.URL) -> httpcore.Origin:
-    """Return where a URL leads to; httpcore.UnsupportedProtocol for anything but http and https."""
-    port = url.port or _DEFAULT_PORTS.get(url.scheme)
-    if url.scheme not in _DEFAULT_PORTS or port is None:
-        raise httpcore.UnsupportedProtocol(f"only http and https are spoken here, not {url.scheme!r}")
-    return httpcore.Origin(url.scheme, url.host, port)

@@ -854,8 +854,8 @@ async def test_a_stalled_tls_handshake_was_certainly_not_sent() -> None:
 
 
 async def test_a_server_that_does_not_speak_tls_cannot_be_connected_to() -> None:
-    """Nonsense in the handshake is a ConnectError; httpx's TLS context is made when none was given."""
-    transport = PooledTransport()
+    """Nonsense in the handshake is a ConnectError."""
+    transport = PooledTransport(ssl_context=ssl.create_default_context())
     async with (
         await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
         anyio.create_task_group() as tasks,
@@ -875,16 +875,6 @@ async def test_a_server_that_does_not_speak_tls_cannot_be_connected_to() -> None
             await http.get(f"https://127.0.0.1:{port}")
         assert in_use(transport) == 0
         tasks.cancel_scope.cancel()
-
-
-async def test_other_protocols_are_refused() -> None:
-    """Anything but http and https is httpx.UnsupportedProtocol, certainly not sent."""
-    transport = PooledTransport()
-    request = httpx.Request("GET", "ftp://127.0.0.1/")
-    with pytest.raises(httpx.UnsupportedProtocol) as caught:
-        await transport.handle_async_request(request)
-    assert not SentTrace().may_have_been_sent(caught.value, transport_is_known=True)
-    assert in_use(transport) == 0
 
 
 @pytest.mark.parametrize("path", ["/big", "/stall-in-body", "/drip", "/"])
@@ -1041,7 +1031,7 @@ TURNS = 80  # all requests that are answered at all are answered after some fift
 
 async def _cancel_at_each_turn(cancel: Callable[[Get, int], Awaitable[None]]) -> None:
     limit = WAVE
-    transport = PooledTransport(limit=limit)
+    transport = PooledTransport(limit=limit, ssl_context=ssl.create_default_context())
     seen: set[str] = set()
 
     async def pausing(event: str, details: object) -> None:
