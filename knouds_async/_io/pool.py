@@ -45,22 +45,22 @@ _FORM: Final = (
 )
 
 
-def proxy_fault(value: str, *, has_socks: bool) -> str | None:
-    """Return what is wrong with a proxy; None when it can be used. `has_socks`: SOCKS can be spoken."""
+def _fault(value: str) -> str | None:
+    """Return what is wrong with a proxy; None when it can be used."""
     if _UNCLEAN.search(value):
         return "it holds quotes, spaces, line ends or other characters that no URL has (it is not shown here)"
     scheme, has_scheme, _ = value.partition("://")
     if has_scheme and scheme.lower() not in _SCHEMES:
         named = f"a proxy of the kind {scheme!r}" if _SCHEME.match(scheme) else "what it names (it is not shown here)"
         return f"{named} cannot be used: it must be one of {', '.join(f'{one}://' for one in _SCHEMES)}"
-    if not _is_address(proxy_url(value)):
+    if not _is_address(_url(value)):
         return _FORM
-    if scheme.lower().startswith("socks") and has_scheme and not has_socks:
+    if scheme.lower().startswith("socks") and has_scheme and find_spec("socksio") is None:
         return "a SOCKS proxy needs the package socksio: pip install 'httpx[socks]'"
     return None
 
 
-def proxy_url(value: str) -> str:
+def _url(value: str) -> str:
     """Return the URL of a proxy; one without a scheme is meant as http."""
     return value if "://" in value else f"http://{value}"
 
@@ -124,12 +124,12 @@ def proxy_for(url: str) -> httpcore.Proxy | None:
     kind = next((kind for kind in (parts.scheme, "all") if kind in proxies), None)
     if kind is None:
         return None
-    if (why := proxy_fault(proxies[kind], has_socks=find_spec("socksio") is not None)) is not None:
+    if (why := _fault(proxies[kind])) is not None:
         named = (name for name in environment if name.lower() == f"{kind}_proxy" and environment[name] == proxies[kind])
         message = f"the proxy in ${next(named)}: {why}; {_ADVICE}"
         environment = proxies = {}  # so that no frame of ours shows a password
         raise ConfigurationError(message)
-    return read_proxy(proxy_url(proxies[kind]))
+    return read_proxy(_url(proxies[kind]))
 
 
 def read_proxy(url: str) -> httpcore.Proxy:
