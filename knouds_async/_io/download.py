@@ -28,7 +28,8 @@ import httpx
 from knouds_async import config
 from knouds_async._io.concurrency import FIFOLimiter, HomeLoop, in_own_task, in_thread, native_cancellation
 from knouds_async._io.exchange import abandon, http_errors, httpx_of
-from knouds_async._io.pool import name_of, own_client, proxy_for
+from knouds_async._io.pool import own_client
+from knouds_async._io.proxy import name_of, proxy_for
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
 from knouds_async.config import MOST_BYTES, OnBytes, is_integer

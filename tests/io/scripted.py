@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import socket
 import ssl
+import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
@@ -18,7 +19,8 @@ import trustme
 from anyio.streams.tls import TLSAttribute, TLSListener, TLSStream
 
 from knouds_async._io.exchange import Exchange, SentTrace
-from knouds_async._io.pool import PooledTransport, read_proxy
+from knouds_async._io.pool import PooledTransport
+from knouds_async._io.proxy import read_proxy
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer
@@ -217,3 +219,10 @@ async def cancel_natively(get: Get, turns: int, *, times: int) -> None:
         await anyio.lowlevel.checkpoint()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []
+
+
+def shown_by(error: BaseException) -> str:
+    """Return what an error shows, with the local variables of all frames but the test's."""
+    frames = traceback.TracebackException.from_exception(error, capture_locals=True).stack[1:]
+    assert frames
+    return "".join([*traceback.StackSummary.from_list(frames).format(), str(error), repr(error)])

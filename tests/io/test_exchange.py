@@ -36,7 +36,8 @@ from hypothesis import strategies as st
 
 from knouds_async import AsyncKnouds, ConnectionFailedError, NotRun, Retries
 from knouds_async._io.exchange import Exchange, SentTrace, UnreadableBody, causes_of, is_stock, read_body
-from knouds_async._io.pool import PooledTransport, read_proxy
+from knouds_async._io.pool import PooledTransport
+from knouds_async._io.proxy import read_proxy
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
