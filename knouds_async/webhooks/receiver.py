@@ -6,6 +6,7 @@ event is taken; a refusal says nothing but its status. The adapter of a framewor
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import time
@@ -17,15 +18,21 @@ from typing import Any, Final, Protocol
 import anyio
 import attrs
 
-from knouds_async._io.concurrency import native_cancellation
+from knouds_async._io.concurrency import checkpoint, native_cancellation, uninterrupted
 from knouds_async._sansio import responses
 from knouds_async._sansio import webhooks as signatures
 from knouds_async._sansio.inputs import is_execution_id
 from knouds_async._sansio.responses import UnreadableError
 from knouds_async._sansio.webhooks import CONTRADICTORY, MAX_BODY
 from knouds_async.client import AsyncKnouds
-from knouds_async.config import Secret, is_number
-from knouds_async.errors import ConfigurationError, InvalidArgumentError, WebhookFault, WebhookVerificationError
+from knouds_async.config import Secret, is_integer, is_number
+from knouds_async.errors import (
+    ConfigurationError,
+    InvalidArgumentError,
+    WebhookFault,
+    WebhookVerificationError,
+    safe_repr,
+)
 from knouds_async.postgres import Postgres, bus_of
 from knouds_async.telemetry import Span, Telemetry, fields
 from knouds_async.types import ExecutionState, Status
@@ -90,7 +97,10 @@ def _state(execution_id: str, event: str, body: Mapping[str, Any]) -> ExecutionS
 
 
 class SeenStore(Protocol):
-    """A store of deliveries that several processes may share, e.g. over Redis (`SET key 1 NX EX 86400`)."""
+    """A store of deliveries that several processes may share, e.g. over Redis (`SET key 1 NX EX 86400`).
+
+    Its methods are never cancelled, lest what became of them stay unknown: give them timeouts of their own.
+    """
 
     async def claim(self, key: str) -> bool:
         """Store a key, in one atomic step; return whether it was new."""
@@ -105,8 +115,8 @@ class SeenHere:
     """The store of one process: the latest `most` keys; ConfigurationError for less than one."""
 
     def __init__(self, most: int = 10_000) -> None:
-        if most < 1:
-            raise ConfigurationError(f"SeenHere(most={most}): must be at least 1")
+        if not (is_integer(most) and most >= 1):
+            raise ConfigurationError(f"SeenHere(most={safe_repr(most)}): must be an integer of at least 1")
         self._max_keys = most
         self._keys: OrderedDict[str, None] = OrderedDict()
 
@@ -130,6 +140,7 @@ class SeenHere:
 SIGNATURE_HEADER: Final = "X-Knouds-Signature"
 TOLERANCE: Final = 300.0
 
+Bytes = bytes | bytearray | memoryview
 Secrets = str | Secret | Iterable[str | Secret]
 """One signing secret or, while one replaces another, several."""
 
@@ -140,7 +151,7 @@ _MESSAGES: Final = {
     "it came, and that the secret is the one of the dashboard",
     WebhookFault.OUT_OF_TIME: "the signature is right but too old, or from the future. Check this machine's clock",
     WebhookFault.BODY_TOO_LARGE: f"the body has more than {signatures.MAX_BODY} bytes",
-    WebhookFault.BODY_MALFORMED: "the body is not the JSON of an event",
+    WebhookFault.BODY_MALFORMED: "the body is not the raw bytes of an event's JSON",
     WebhookFault.MISCONFIGURED: f"a signing secret is a string of {signatures.MIN_SECRET} characters or more, at "
     "least one is needed, and `now` and `tolerance` are finite numbers of seconds",
 }
@@ -171,7 +182,7 @@ def _verified(
     body: object, signature: object, keys: tuple[bytes, ...], now: float, tolerance: float
 ) -> WebhookEvent | WebhookFault:
     """Return the event, or what is wrong; nothing of a body is read before its signature was found right."""
-    if not isinstance(body, (bytes, bytearray, memoryview)):
+    if not isinstance(body, Bytes):
         return WebhookFault.BODY_MALFORMED
     if not (keys and _is_finite(now) and _is_finite(tolerance)):
         return WebhookFault.MISCONFIGURED
@@ -201,12 +212,13 @@ def _is_finite(value: object) -> bool:
 def sign(body: bytes, secret: str | Secret, *, now: float) -> str:
     """Return the header that the service would send with a body at `now`, in unix seconds: for tests of receivers.
 
-    Raises InvalidArgumentError for a secret of fewer than 16 characters and for a time before 1970.
+    Raises InvalidArgumentError for a body that is no bytes, a secret of fewer than 16 characters, a time before 1970.
     """
     keys = signing_keys(secret)
-    if not keys or not _is_finite(now) or not 0 <= now < 1e12:
+    if not (isinstance(body, Bytes) and keys and _is_finite(now) and 0 <= now < 1e12):
         raise InvalidArgumentError(
-            f"a secret of {signatures.MIN_SECRET} characters or more and a time in unix seconds are needed to sign"
+            f"a body in bytes, a secret of {signatures.MIN_SECRET} characters or more, and a time in unix seconds are "
+            "needed to sign"
         )
     return signatures.signature_header(bytes(body), keys[0], str(int(now)))
 
@@ -257,8 +269,8 @@ async def _answer_lifespan(receive: Receive, send: Send) -> None:
 
 logger = logging.getLogger("knouds_async")
 
-Handler = Callable[[WebhookEvent], Awaitable[None]]
-"""Called with each event, once; the delivery is answered when it returns."""
+Handler = Callable[[WebhookEvent], Awaitable[None] | None]
+"""Called with each event, once, and awaited where it is async; the delivery is answered when it is done."""
 
 _ANSWERS: Final = {
     WebhookFault.SIGNATURE_WRONG: HTTPStatus.UNAUTHORIZED,
@@ -274,11 +286,13 @@ class WebhookReceiver:
 
     `secrets`: the signing secret, or several while one replaces another. `client`: the AsyncKnouds whose waiters are
     woken; it may be set later, as where an app creates it in its lifespan. `seen`: the store of deliveries taken
-    before, in this process by default. `handler`: is called with each event once; when it raises, the delivery is
-    answered with 500 and comes again. `tolerance`: seconds by which a signature's time may differ. `bus`: a `Postgres`
-    or its URL, where a delivery reaches any of several processes: all of them hear of it, and `seen` is there too.
+    before, in this process by default. `handler`: is called with each event once, async or not; when it raises, the
+    delivery is answered with 500 and comes again. `tolerance`: seconds by which a signature's time may differ. `bus`: a
+    `Postgres` or its URL, where a delivery reaches any of several processes: all of them hear of it, and `seen` is
+    there too.
 
-    Raises ConfigurationError for a secret of fewer than 16 characters. It belongs to the event loop of its client.
+    Raises ConfigurationError for a secret of fewer than 16 characters, and for another argument that cannot be used. It
+    belongs to the event loop of its client.
     """
 
     def __init__(
@@ -292,15 +306,18 @@ class WebhookReceiver:
         bus: Postgres | str | None = None,
     ) -> None:
         shared, bus = Secret.of(bus) if isinstance(bus, str) else bus, None  # so that no frame of ours shows them
-        given: object = seen
-        if isinstance(given, str):
-            seen = given = None
+        if seen is not None and not (hasattr(seen, "claim") and hasattr(seen, "release")):
+            seen = None  # it may be a database's URL
             raise ConfigurationError("seen= must be a store with claim and release; a database is named by bus=")
+        if handler is not None and not callable(handler):
+            raise ConfigurationError(f"handler={safe_repr(handler)}: must be a function of an event, async or not")
         keys, secrets = signing_keys(secrets), ()
         if not keys:
             raise ConfigurationError("webhook secrets are strings of 16 characters or more (they are not shown here)")
         if not (_is_finite(tolerance) and tolerance >= 0):
-            raise ConfigurationError(f"tolerance={tolerance!r}: must be a finite number of seconds of at least 0")
+            raise ConfigurationError(
+                f"tolerance={safe_repr(tolerance)}: must be a finite number of seconds of at least 0"
+            )
         self._verify: Final = _verifier(keys, tolerance)
         self._bus: Final = None if shared is None else bus_of(shared)
         self._seen: Final[SeenStore] = seen if seen is not None else self._bus or SeenHere()
@@ -358,7 +375,7 @@ class WebhookReceiver:
 
         For events that came another way, as over a bus from the worker that received them.
         """
-        with self._telemetry.webhook() as span:
+        with native_cancellation(), self._telemetry.webhook() as span:
             await self._accept(event, span)
 
     async def _accept(self, event: WebhookEvent, span: Span) -> None:
@@ -384,13 +401,19 @@ class WebhookReceiver:
             done.set()
 
     async def _accept_once(self, event: WebhookEvent, key: str) -> None:
-        if self._contradicts(event) or not await self._seen.claim(key):
+        if self._contradicts(event):
             return
+        claimed = await uninterrupted(lambda: self._seen.claim(key))  # cut off, it could be stored all the same
         try:
+            if claimed.cancellation is not None:
+                raise claimed.cancellation
+            await checkpoint()  # anyio's cancellation is raised here
+            if not claimed.value:
+                return
             await self._call_handler(event)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._seen.release(key)
+            if claimed.value:
+                await uninterrupted(lambda: self._seen.release(key))
             raise
         state = event.state
         if state is not None and state.is_final:
@@ -399,8 +422,8 @@ class WebhookReceiver:
                 self._final_statuses.popitem(last=False)
 
     async def _call_handler(self, event: WebhookEvent) -> None:
-        if self._handler is not None:
-            await self._handler(event)
+        if self._handler is not None and inspect.isawaitable(answer := self._handler(event)):
+            await answer
 
     def _contradicts(self, event: WebhookEvent) -> bool:
         """Return whether a run finished otherwise than this event says: it came late, or out of order."""

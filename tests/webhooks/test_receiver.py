@@ -3,6 +3,7 @@
 Any input of `verify` ends as an event or as a WebhookVerificationError; a delivery is answered only after its event.
 """
 
+import asyncio
 import gc
 import json
 import pickle
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knouds_async import ConfigurationError, InvalidArgumentError, Secret, Status
+from knouds_async.testing import virtual_backend
 from knouds_async.webhooks import (
     SeenHere,
     WebhookEvent,
@@ -240,6 +242,15 @@ def test_sign_refuses_what_no_receiver_would_take(secret: str, now: float) -> No
     assert secret not in str(caught.value)
 
 
+@pytest.mark.parametrize("body", ["{}", 3, None])
+def test_a_body_is_bytes(body: Any) -> None:
+    """A text is what a framework made of the bytes: neither signed nor verified, and the error says what is needed."""
+    with pytest.raises(InvalidArgumentError, match="bytes"):
+        sign(body, SECRET, now=NOW)
+    with pytest.raises(WebhookVerificationError, match="raw bytes"):
+        verify(body, sign(b"{}", SECRET, now=NOW), SECRET, now=NOW)
+
+
 @pytest.fixture
 def sender() -> Callable[..., Sender]:
     """Return a function that makes a receiver with these options, and a sender to it."""
@@ -344,6 +355,66 @@ async def test_a_cancelled_handler_has_not_taken_the_event(sender: Any, end: End
         await send(end("a"))
     assert await send(end("a")) == 200
     assert diary.names == ["execution.completed"]
+
+
+class SlowStore(SeenHere):
+    """A store of which the answer takes five seconds, and the change none."""
+
+    async def claim(self, key: str) -> bool:
+        """Store a key."""
+        is_new = await super().claim(key)
+        await anyio.sleep(5)
+        return is_new
+
+    async def release(self, key: str) -> None:
+        """Remove a key."""
+        await anyio.sleep(5)
+        await super().release(key)
+
+
+async def test_a_delivery_that_is_cancelled_while_it_is_claimed_is_not_taken(sender: Any, end: End) -> None:
+    """A store may have the key though its answer was not awaited: the handler gets the event of the next delivery."""
+    diary = Diary()
+    send = sender(handler=diary, seen=SlowStore())
+    with anyio.move_on_after(1):
+        await send(end("a"))
+    assert diary.begun == 0
+    assert await send(end("a")) == 200
+    assert diary.names == ["execution.completed"]
+
+
+async def test_a_cancelled_delivery_leaves_what_another_has_taken(sender: Any, end: End) -> None:
+    """A key that the store knew is not removed when the delivery that met it is cancelled."""
+    diary, store = Diary(), SlowStore()
+    first, second = sender(handler=diary, seen=store), sender(handler=diary, seen=store)
+    await first(end("a"))
+    with anyio.move_on_after(1):
+        await second(end("a"))
+    await second(end("a"))
+    assert diary.begun == 1
+
+
+@pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")])
+async def test_a_claim_is_given_back_through_two_cancellations(sender: Any, end: End) -> None:
+    """The first comes while the key is claimed and the second while it is released: both are waited for."""
+    diary = Diary()
+    send = sender(handler=diary, seen=SlowStore())
+    task = asyncio.create_task(send(end("a")))
+    for _ in range(2):
+        await anyio.sleep(3)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await send(end("a")) == 200
+    assert diary.names == ["execution.completed"]
+
+
+async def test_a_plain_function_is_a_handler_too(sender: Any, end: End) -> None:
+    """It is called once with each event: that it returns nothing to await does not fail the delivery."""
+    events: list[WebhookEvent] = []
+    send = sender(handler=events.append)
+    assert [await send(end("a")) for _ in range(2)] == [200, 200]
+    assert [event.execution_id for event in events] == [end("a")["executionId"]]
 
 
 async def test_final_states_stay_final(sender: Any, end: End) -> None:
@@ -471,6 +542,20 @@ def test_an_unusable_tolerance_is_refused_at_once(tolerance: float) -> None:
     """A tolerance is a finite number of seconds."""
     with pytest.raises(ConfigurationError):
         WebhookReceiver(SECRET, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("options", [{"handler": "on_event"}, {"seen": {"a"}}, {"seen": "redis://localhost"}], ids=str)
+def test_unusable_handlers_and_stores_are_refused_at_once(options: dict[str, Any]) -> None:
+    """What would fail with each delivery is refused when the app starts."""
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        WebhookReceiver(SECRET, **options)
+
+
+@pytest.mark.parametrize("most", [0, 1.5, "5", True])
+def test_a_store_has_room_for_one_key_at_least(most: Any) -> None:
+    """Its bound is an integer of at least one."""
+    with pytest.raises(ConfigurationError, match="most="):
+        SeenHere(most)
 
 
 def test_shows_no_secret() -> None:
