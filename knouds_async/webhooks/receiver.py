@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 import attrs
@@ -99,7 +99,7 @@ def _state(execution_id: str, event: str, body: Mapping[str, Any]) -> ExecutionS
 class SeenStore(Protocol):
     """A store of deliveries that several processes may share, e.g. over Redis (`SET key 1 NX EX 86400`).
 
-    Its methods are never cancelled, lest what became of them stay unknown: give them timeouts of their own.
+    Its methods are not cancelled with a delivery, lest what became of them stay unknown; they have 30 seconds each.
     """
 
     async def claim(self, key: str) -> bool:
@@ -267,6 +267,8 @@ async def _answer_lifespan(receive: Receive, send: Send) -> None:
 
 # ---- The receiver
 
+T = TypeVar("T")
+
 logger = logging.getLogger("knouds_async")
 
 Handler = Callable[[WebhookEvent], Awaitable[None] | None]
@@ -278,7 +280,14 @@ _ANSWERS: Final = {
     WebhookFault.BODY_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
 }
 _READ_TIMEOUT: Final = 30.0  # seconds for a whole body: a delivery is sent in one go
+_STORE_TIMEOUT: Final = 30.0  # seconds for a change of the store, which nothing else ends
 _MAX_FINAL_STATUSES: Final = 10_000
+
+
+async def _in_time(change: Awaitable[T]) -> T:
+    """Await a change of the store; TimeoutError where it hangs, so that its process can end."""
+    with anyio.fail_after(_STORE_TIMEOUT):
+        return await change
 
 
 class WebhookReceiver:
@@ -403,7 +412,9 @@ class WebhookReceiver:
     async def _accept_once(self, event: WebhookEvent, key: str) -> None:
         if self._contradicts(event):
             return
-        claimed = await uninterrupted(lambda: self._seen.claim(key))  # cut off, it could be stored all the same
+        claimed = await uninterrupted(
+            lambda: _in_time(self._seen.claim(key))
+        )  # cut off, it could be stored all the same
         try:
             if claimed.cancellation is not None:
                 raise claimed.cancellation
@@ -413,7 +424,7 @@ class WebhookReceiver:
             await self._call_handler(event)
         except BaseException:
             if claimed.value:
-                await uninterrupted(lambda: self._seen.release(key))
+                await uninterrupted(lambda: _in_time(self._seen.release(key)))
             raise
         state = event.state
         if state is not None and state.is_final:

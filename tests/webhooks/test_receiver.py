@@ -383,6 +383,22 @@ async def test_a_delivery_that_is_cancelled_while_it_is_claimed_is_not_taken(sen
     assert diary.names == ["execution.completed"]
 
 
+async def test_a_store_that_hangs_lets_a_delivery_end(sender: Any, end: End) -> None:
+    """One that never answers fails the delivery after its time, cancelled or not."""
+
+    class HangingStore(SeenHere):
+        async def claim(self, key: str) -> bool:
+            """Wait for ever."""
+            await anyio.sleep_forever()
+            return True
+
+    send = sender(handler=Diary(), seen=HangingStore())
+    with anyio.fail_after(60), pytest.raises(TimeoutError):
+        await send(end("a"))
+    with anyio.fail_after(60), anyio.move_on_after(1), pytest.raises(TimeoutError):
+        await send(end("a"))
+
+
 async def test_a_cancelled_delivery_leaves_what_another_has_taken(sender: Any, end: End) -> None:
     """A key that the store knew is not removed when the delivery that met it is cancelled."""
     diary, store = Diary(), SlowStore()
