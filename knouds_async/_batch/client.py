@@ -67,21 +67,17 @@ class BatchClient:
             if search.is_certainly_none:
                 found = await found.trust()
                 continue
-            message, pause = (
-                f"{found.message}: {unaccounted(search)}",
-                found.doubt.next_check(self.pipeline.time.moment()),
-            )
-            if pause is None:
+            message = f"{found.message}: {unaccounted(search)}"
+            if (pause := found.doubt.next_check(self.pipeline.time.moment())) is None:
                 raise errors.LedgerError(
                     f"{message}. Nothing was submitted: look whose runs these are, then allow it with `await "
                     "ledger.trust()` or `knouds ledger trust URL`"
                 )
             if found.doubt.id not in self._warned:
                 self._warned.add(found.doubt.id)
+                waiting = "nothing is submitted until usage rows prove that no run is missing: %s"
                 extra = fields("ledger_in_doubt", target=str(target), count=len(search.candidates), wait=pause)
-                logger.warning(
-                    "nothing is submitted until usage rows prove that no run is missing: %s", message, extra=extra
-                )
+                logger.warning(waiting, message, extra=extra)
             await anyio.sleep(pause)
 
     async def _check(self, doubted: Doubted, account: str | None) -> SubmissionSearch:
@@ -102,7 +98,7 @@ class BatchClient:
         try:
             wanted = attrs.evolve(wanted, known=await known())
             return await search_usage(self.pipeline.send, wanted, self.pipeline.time, known)
-        except errors.ClientClosedError:
+        except (errors.ClientClosedError, errors.LedgerError):
             raise
         except KnoudsError as error:
             return inconclusive(f"the usage could not be read: {error}")

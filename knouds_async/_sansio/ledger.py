@@ -381,14 +381,13 @@ def restored(entry: Entry | None, known: Entry, process: str) -> Entry | None:
         return entry
     if entry is None or entry.attempt < known.attempt:
         return known
-    mine, theirs = _BY_KNOWLEDGE.index(known.stage), _BY_KNOWLEDGE.index(entry.stage)
-    if mine > theirs:
+    if _BY_KNOWLEDGE.index(known.stage) > _BY_KNOWLEDGE.index(entry.stage):
         return known
     if known.execution_id is not None and known.execution_id != entry.execution_id:
         owner, request_id = known.owner or "", known.request_id
         return advance(entry, Accepted(owner=owner, execution_id=known.execution_id, request_id=request_id))
     is_stale = known.owner is None and entry.owner is not None and entry.owner.startswith(f"{process}/")
-    return advance(entry, OwnerGone()) if is_stale and mine == theirs else entry
+    return advance(entry, OwnerGone()) if is_stale else entry
 
 
 # ---- What a batch may still spend

@@ -222,6 +222,21 @@ async def test_a_submit_whose_end_cannot_be_written_keeps_no_search_waiting(
             assert isinstance(await worker.run_job(lost), Unknown)
 
 
+async def test_a_ledger_that_fails_during_a_search_ends_the_batch(knouds: Any, emulator: Emulator, ledger: Any) -> None:
+    """It is no fault of the usage rows: the error is the ledger's own, as of anything else that it is asked for."""
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=1)
+    await run(knouds, ledger, 1)
+    await anyio.sleep(400)
+
+    async def fail(target: str, account: str, since: float) -> Any:
+        raise LedgerError("the disk is gone")
+
+    ledger.known_runs = fail
+    with pytest.raises(LedgerError, match="the disk is gone"):
+        await run(knouds, ledger, 1)
+    assert len(await ledger.unknown()) == 1
+
+
 async def test_a_parked_unknown_can_stop_the_next_batch(knouds: Any, emulator: Emulator, ledger: Any) -> None:
     """With `on_unknown="stop"` one that is found on record stops the submitting as well."""
     emulator.faults.add(faults.closed(after_run=True), route=ROUTE, nth=1)
