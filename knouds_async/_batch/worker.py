@@ -201,7 +201,12 @@ class Worker:
                 await self.ledger.aclose()
 
     def stop(self, reason: NotRunReason, error: KnoudsError) -> None:
-        """Submit nothing more: what is in line leaves it, what is in flight continues. The first reason counts."""
+        """Submit nothing more: what is in line leaves it, what is in flight continues. The first reason counts.
+
+        Idempotent: what it reports may ask for it again.
+        """
+        if self.stopped_by is not None and (self.is_stopped or reason is not NotRunReason.STOPPED):
+            return
         self.stopped_by = self.stopped_by or (reason, error)
         self.is_stopped = self.is_stopped or reason is NotRunReason.STOPPED
         for scope in tuple(self.in_line):

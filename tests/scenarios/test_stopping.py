@@ -10,7 +10,7 @@ import anyio
 import httpx
 import pytest
 
-from knouds_async import AsyncKnouds, Job, Outcome, Retries
+from knouds_async import AsyncKnouds, Job, Outcome, Progress, Retries
 from knouds_async._sansio.ledger import Stage
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.messages import Fault, Response
@@ -80,6 +80,26 @@ async def test_what_is_refused_after_the_stop_is_not_sent_again(make_client: Any
     assert anyio.current_time() - began < 20
     assert len(emulator.runs) == 1
     assert (await ledger.find("0")).stage is Stage.NEW
+
+
+async def test_on_progress_may_stop_the_batch(make_client: Any) -> None:
+    """It may do so at each call, also at the one that reports the stop."""
+    emulator, calls = Emulator(tier="business", duration=5.0), 0
+
+    def stop_at_the_first(progress: Progress) -> None:
+        nonlocal calls
+        calls += 1
+        if progress.completed:
+            batch.stop()
+
+    inputs = [{"product_name": str(number)} for number in range(9)]
+    knouds, slug = make_client(emulator), "my-thumbnail-pipeline"
+    batch = knouds.workflows.map(slug, inputs, on_progress=stop_at_the_first, max_in_flight=2)
+    async with batch as outcomes:
+        found = kinds([outcome async for outcome in outcomes])
+    assert found["Completed"] == len(emulator.runs) < 9
+    assert set(found) <= {"Completed", "stopped"}
+    assert calls < 50
 
 
 @pytest.mark.parametrize(
