@@ -101,6 +101,13 @@ def _ledger_of(ledger: LedgerLike | None) -> Ledger:
     return SQLiteLedger(ledger) if isinstance(ledger, (str, os.PathLike)) else ledger
 
 
+def _is_new_file(ledger: Ledger) -> bool:
+    """Return whether a ledger is a file that is not there yet; it refuses itself a path that cannot be read."""
+    with suppress(OSError):
+        return isinstance(ledger, SQLiteLedger) and not ledger.path.exists()
+    return False
+
+
 class Worker:
     """Runs the jobs of one batch, each by `run_job`."""
 
@@ -160,7 +167,7 @@ class Worker:
         """
         self.last_sent = anyio.current_time()
         needs_schema = self.options.validate or self.options.max_credits is not None
-        is_new = isinstance(self.ledger, SQLiteLedger) and not self.ledger.path.exists()
+        is_new = _is_new_file(self.ledger)
         try:
             if self.options.ledger is not None:
                 self.payer = await self.client.payer()

@@ -71,6 +71,13 @@ async def test_what_the_service_refuses_makes_no_ledger(knouds: Any, path: Path)
     assert not list(path.parent.iterdir())
 
 
+async def test_a_path_that_no_file_can_have_is_a_ledger_error(knouds: Any, emulator: Emulator, path: Path) -> None:
+    """A name that is too long is refused as any ledger that cannot be used, and nothing is submitted."""
+    with pytest.raises(LedgerError, match="cannot be used: File name too long"):
+        await knouds.workflows.gather(SLUG, jobs(1), ledger=path.with_name("a" * 300))
+    assert not emulator.runs
+
+
 async def test_an_unknown_that_surely_began_no_run_is_sent(knouds: Any, emulator: Emulator, ledger: Any) -> None:
     """When the usage rows prove that there was none, the next batch sends it; before that can be known it stays."""
     emulator.faults.add(faults.closed(), route=ROUTE, nth=(2, 3))
