@@ -338,11 +338,16 @@ class Worker:
         return answer
 
     async def _send_in_turn(self, submit: Submit) -> Submitted | RunResult | None:
-        if not self._is_probed:
+        if self._goes_alone:
             async with self._probing:
-                if not self._is_probed:
+                if self._goes_alone:
                     return await self._send_once(submit)
         return await self._send_once(submit)
+
+    @property
+    def _goes_alone(self) -> bool:
+        """Whether nobody knows yet if the target refuses all; others would wait for the whole of a synchronous run."""
+        return not self._is_probed and self.target not in self.client.one_go
 
     async def _send_once(self, submit: Submit) -> Submitted | RunResult | None:
         self._log_pause()
@@ -547,6 +552,8 @@ class Worker:
                     self._stop_with_warning(NotRunReason.INTERCEPTED, intercepted(self.target, who))
             case Done() | Requeue() | Fail(errors.APIError()):  # the service itself
                 self._foreign_answers, self._away_since = 0, None
+        if isinstance(decision, Fail) and isinstance(decision.error, errors.AsyncNotSupportedError):
+            self.client.one_go.add(self.target)
         if isinstance(decision, Requeue):
             self._log_pause()
 
@@ -554,8 +561,8 @@ class Worker:
         """Decide what follows from a submit that certainly began no run; None: it is sent again."""
         away_for = 0.0 if self._away_since is None else anyio.current_time() - self._away_since
         match error:
-            case errors.AsyncNotSupportedError() if not submit.lasts:  # it was not sent to run in one go
-                self.client.one_go.add(self.target)
+            case errors.AsyncNotSupportedError() if not submit.lasts:
+                pass  # next time it is sent to run in one go
             case errors.RateLimitError() if error.is_pause:
                 self._stop_with_warning(NotRunReason.RATE_LIMITED, error)
             case errors.RateLimitError():

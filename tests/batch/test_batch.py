@@ -90,6 +90,20 @@ async def test_order_is_kept_when_asked_for(make_client: MakeClient) -> None:
         assert [outcome.job.key async for outcome in outcomes] == [f"job-{number}" for number in range(50)]
 
 
+async def test_synchronous_runs_wait_for_no_first_one(knouds: AsyncKnouds, emulator: Emulator) -> None:
+    """One submit finds out that a target cannot be polled; then all that the quota allows run at once.
+
+    It allows ten before an answer has told how many.
+    """
+    for refused, longest in ((1, 100), (0, 50)):
+        began, before = anyio.current_time(), len(list(emulator.requests))
+        found = await knouds.workflows.gather("fast-sketch", [{"prompt": str(number)} for number in range(20)])
+        assert kinds(found) == {"Completed": 20}
+        assert anyio.current_time() - began < longest
+        sent = [request.status for request in list(emulator.requests)[before:] if request.method == "POST"]
+        assert Counter(sent) == Counter({200: 20, 400: refused})
+
+
 async def test_gather_gives_a_list_in_order(knouds: AsyncKnouds) -> None:
     """A small list of inputs becomes a list of outcomes; one that is wrong is an outcome as well."""
     found = await knouds.workflows.gather(SLUG, [inputs(1), {"colour": "red"}, inputs(2)])
