@@ -466,7 +466,8 @@ def _file_errors(media: Media, path: Path | None = None) -> Generator[None]:
     except (OSError, ValueError) as error:
         if path is not None and isinstance(error, FileExistsError):
             raise _exists(media, path) from None
-        why = getattr(error, "strerror", None) or str(error)
+        parts = getattr(error, "strerror", None) or str(error), getattr(error, "filename", None)
+        why = ": ".join(str(part) for part in parts if part)
         raise _error(media, DownloadFault.NOT_WRITTEN, f"it cannot be written here: {why}") from None
 
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -448,9 +449,11 @@ async def test_the_address_stays_out_of_the_error(start_host: StartHost, knouds:
 async def test_a_file_that_cannot_be_written_is_an_error(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path
 ) -> None:
-    """A folder that is not there, or a file in its place, is a DownloadError."""
+    """A folder that is not there, which the error names, or a file in its place, is a DownloadError."""
     host = await start_host(files={"a.png": b"x"})
-    assert await fails(knouds.download(image(host), tmp_path / "no" / "a.png")) is DownloadFault.NOT_WRITTEN
+    with pytest.raises(DownloadError, match=re.escape(f"No such file or directory: {tmp_path / 'no'}")) as caught:
+        await knouds.download(image(host), tmp_path / "no" / "a.png")
+    assert caught.value.reason is DownloadFault.NOT_WRITTEN
     (tmp_path / "file").write_bytes(b"")
     assert await fails(knouds.download(image(host), f"{tmp_path}/file/")) is DownloadFault.NOT_WRITTEN
     for name in ("\0/", "a\0b", "a\0b/c"):
