@@ -190,7 +190,6 @@ class APIError(KnoudsError):
     """
 
     advice: str = ""
-    from_service: bool = True
     named: ClassVar[tuple[str, ...]] = ()  # fields of the body that the message repeats
 
     def __init__(

@@ -54,12 +54,10 @@ def secret_bytes(text: object) -> bytes | None:
 def parse_header(header: object) -> Signature | WebhookFault:
     """Parse `t=<unix seconds>,v1=<hex>`; schemes other than v1 are ignored, one time and one v1 must be there."""
     text = header.decode("latin-1") if isinstance(header, bytes) else header
-    if text is None:
+    if text is None or text == "":
         return WebhookFault.SIGNATURE_MISSING
     if not isinstance(text, str) or len(text) > MAX_HEADER:
         return WebhookFault.SIGNATURE_MALFORMED
-    if not text:
-        return WebhookFault.SIGNATURE_MISSING
     pairs = [part.partition("=")[::2] for part in text.split(",")]
     timestamps = [value for name, value in pairs if name == "t"]
     digests = [value for name, value in pairs if name == "v1"]

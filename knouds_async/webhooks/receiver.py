@@ -11,7 +11,8 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, Final, Protocol, TypeVar
 
@@ -236,25 +237,14 @@ class _SenderDisconnected(Exception):  # noqa: N818  (no failure: there is just 
     """The sender disconnected before its body was complete."""
 
 
-class _RequestBody:
-    """The body of a request, chunk by chunk."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._is_read = False
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._is_read:
-            raise StopAsyncIteration
-        message = await self._receive()
+async def _body(receive: Receive) -> AsyncGenerator[bytes]:
+    has_more = True
+    while has_more:
+        message = await receive()
         if message["type"] != "http.request":
             raise _SenderDisconnected
-        self._is_read = not message.get("more_body", False)
-        chunk: bytes = message.get("body", b"")
-        return chunk
+        yield message.get("body", b"")
+        has_more = message.get("more_body", False)
 
 
 async def _answer_lifespan(receive: Receive, send: Send) -> None:
@@ -469,7 +459,8 @@ class WebhookReceiver:
         status: int = HTTPStatus.METHOD_NOT_ALLOWED
         try:
             if scope["method"] == "POST":
-                status = await self.take(_RequestBody(receive), signature)
+                async with aclosing(_body(receive)) as chunks:
+                    status = await self.take(chunks, signature)
         except _SenderDisconnected:
             return
         await send({"type": "http.response.start", "status": int(status), "headers": [(b"content-length", b"0")]})
