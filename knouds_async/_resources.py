@@ -83,7 +83,7 @@ class Targets:
         ledger = hide_url(ledger)
         target = Target(self._kind, slug)
         if validate:
-            await self._check(target, inputs, default)
+            inputs, default = await self._checked(target, inputs, default), None
         if key is not None and ledger is not None:
             options = JobOptions(ledger=ledger, expected=expected, timeout=timeout, default=default)
             return await submit_once(self._client, target, inputs, key, options)
@@ -109,15 +109,16 @@ class Targets:
         """
         target = Target(self._kind, slug)
         if validate:
-            await self._check(target, inputs, default)
+            inputs, default = await self._checked(target, inputs, default), None
         return await self._factory.run(target, inputs, timeout=timeout, default=default)
 
-    async def _check(self, target: Target, inputs: Inputs, default: Default | None) -> None:
-        """Raise InvalidInputsError for inputs that do not fit the schema, where there is one that can be read."""
+    async def _checked(self, target: Target, inputs: Inputs, default: Default | None) -> dict[str, Any]:
+        """Return inputs as they are sent; InvalidInputsError where they do not fit the schema, if it can be read."""
         plain = plain_inputs(inputs, default)
         schema = await self._factory.schema(target)
         if schema is not None and (wrong := input_errors(schema, plain)):
             raise invalid_inputs(target, wrong)
+        return plain
 
     async def once(
         self,

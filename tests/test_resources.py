@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ async def test_a_synchronous_run_gives_its_result(knouds: AsyncKnouds) -> None:
     assert run.images
     assert run.cost == 12
     assert (await knouds.models.run("claude-sonnet", {"prompt": "hello"})).execution_id is None
+
+
+@pytest.mark.parametrize("kind", ["submit", "run"])
+async def test_what_was_checked_is_what_is_sent(knouds: AsyncKnouds, emulator: Emulator, kind: str) -> None:
+    """Inputs are read once, before the schema is fetched: what changes in them meanwhile is not sent."""
+    converted: list[object] = []
+
+    def as_text(value: object) -> str:
+        converted.append(value)
+        return "Cup"
+
+    inputs: dict[str, Any] = {"product_name": object()}
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(getattr(knouds.workflows, kind), SLUG, inputs, validate=True, default=as_text))
+        await anyio.wait_all_tasks_blocked()
+        inputs["style"] = "nonsense"
+    assert [run.inputs for run in emulator.runs] == [{"product_name": "Cup"}]
+    assert len(converted) == 1
 
 
 @pytest.mark.parametrize("kind", ["submit", "run"])
