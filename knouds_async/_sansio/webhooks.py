@@ -111,8 +111,7 @@ def _digest(body: bytes, secret: bytes, timestamp: str) -> bytes:
 
 # ---- What deliveries say
 
-_MAX_REMEMBERED: Final = 1000
-
+MAX_REMEMBERED: Final = 1000
 
 CONTRADICTORY: Final = "contradictory"
 """The status of a delivery whose event and status name different ends."""
@@ -137,10 +136,6 @@ def is_complete(state: ExecutionState) -> bool:
 class RecentDeliveries(OrderedDict[str, ExecutionState]):
     """The latest deliveries by run, for those who start waiting only later; bounded."""
 
-    def __init__(self, max_states: int = _MAX_REMEMBERED) -> None:
-        super().__init__()
-        self._max_states = max_states
-
     def add(self, state: ExecutionState) -> bool:
         """Add a delivery; a final state stays as it is. Return whether it is the first end delivered for the run."""
         known = self.get(state.execution_id)
@@ -148,6 +143,6 @@ class RecentDeliveries(OrderedDict[str, ExecutionState]):
             return False
         self[state.execution_id] = state
         self.move_to_end(state.execution_id)
-        if len(self) > self._max_states:
+        if len(self) > MAX_REMEMBERED:
             self.popitem(last=False)
         return state.is_final and (known is None or not known.is_final)

@@ -402,10 +402,10 @@ class WebhookReceiver:
     async def _accept_once(self, event: WebhookEvent, key: str) -> None:
         if self._contradicts(event):
             return
-        claimed = await uninterrupted(
-            lambda: _in_time(self._seen.claim(key))
-        )  # cut off, it could be stored all the same
+        may_be_claimed = True  # also where the store fails or is cut off: it could have the key all the same
         try:
+            claimed = await uninterrupted(lambda: _in_time(self._seen.claim(key)))
+            may_be_claimed = claimed.value
             if claimed.cancellation is not None:
                 raise claimed.cancellation
             await checkpoint()  # anyio's cancellation is raised here
@@ -413,7 +413,7 @@ class WebhookReceiver:
                 return
             await self._call_handler(event)
         except BaseException:
-            if claimed.value:
+            if may_be_claimed:
                 await uninterrupted(lambda: _in_time(self._seen.release(key)))
             raise
         state = event.state

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from knouds_async._sansio import webhooks
 from knouds_async._sansio.webhooks import (
     CONTRADICTORY,
+    MAX_REMEMBERED,
     RecentDeliveries,
     Signature,
     check_delivery,
@@ -260,10 +261,11 @@ def test_recent_deliveries_are_remembered_and_never_go_back() -> None:
 
 
 def test_recent_memory_is_bounded() -> None:
-    """The oldest run is forgotten first."""
-    recent = RecentDeliveries(max_states=2)
-    for name in "abc":
-        recent.add(state("cancelled", name))
-    assert len(recent) == 2
-    assert recent.get("a") is None
-    assert recent.get("c") is not None
+    """The run that was delivered longest ago is forgotten first."""
+    recent = RecentDeliveries()
+    for number in range(MAX_REMEMBERED):
+        recent.add(state("completed", f"run-{number}"))
+    recent.add(state("completed", "run-0", result=1))
+    recent.add(state("completed", "new"))
+    assert len(recent) == MAX_REMEMBERED
+    assert [name for name in ("run-0", "run-1", "run-2", "new") if name not in recent] == ["run-1"]
