@@ -129,12 +129,11 @@ def _bounded(steps: Generator[Any, Any, T], deadline: float) -> Generator[Any, A
 class Session:
     """A connection that is ready for use, and a bell that ends the wait for what others send through it."""
 
-    def __init__(self, connection: _BoundedConnection, place: str) -> None:
+    def __init__(self, connection: _BoundedConnection) -> None:
         self.connection: Final = connection
         self._wake_up: Final = socket.socketpair()
         for end in self._wake_up:
             end.settimeout(0)
-        self.place: Final = place
         self.is_pooled = self.is_listening = False
 
     def message(self, statements: str, values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
@@ -148,7 +147,7 @@ class Session:
                 if not cursor.nextset():
                     return found
 
-    def check(self) -> None:
+    def check(self, place: str) -> None:
         """Check where the connection leads; _Unavailable for a standby, LedgerError for what cannot hold a ledger."""
         ((process, is_standby, encoding, version),) = self.message(
             "SELECT pg_backend_pid(), pg_is_in_recovery(), current_setting('server_encoding'), "
@@ -159,14 +158,9 @@ class Session:
             raise _Unavailable("it is a standby that was not promoted yet")
         if encoding != "UTF8" or version < 120000:
             raise LedgerError(
-                f"{self.place} cannot hold what knouds shares: PostgreSQL 12 or later with the encoding UTF8 is "
+                f"{place} cannot hold what knouds shares: PostgreSQL 12 or later with the encoding UTF8 is "
                 f"needed, and this is {version // 10000} with {encoding}"
             )
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether the connection is open, as far as can be seen."""
-        return not self.connection.closed
 
     def wait(self, seconds: float) -> None:
         """Wait for a message of the database, or for the bell."""
@@ -189,7 +183,7 @@ class Session:
 
     def abandon(self) -> None:
         """Close the copy in a forked child, and send nothing to the database: the connection is the parent's."""
-        if self.is_usable:
+        if not self.connection.closed:
             os.close(self.connection.fileno())
         self._close_wake_up()
 
@@ -197,18 +191,13 @@ class Session:
         for end in self._wake_up:
             end.close()
 
-    def rollback(self) -> None:
-        """Undo the transaction, if there is one."""
-        if self.connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-            self.message("ROLLBACK")
 
-
-def _connect(url: Secret, place: str) -> Session | str:
+def _connect(url: Secret) -> Session | str:
     """Return a new connection, or why there is none; psycopg's errors would show the password among their locals."""
     try:
         connection = _BoundedConnection.connect(**_connection_parameters(url), autocommit=True, prepare_threshold=None)
         try:
-            return Session(connection, place)
+            return Session(connection)
         except OSError:
             connection.close()
             raise
@@ -268,7 +257,7 @@ def _refusal(place: str, failure: str, state: str | None) -> str:
         "grant SELECT, INSERT, UPDATE and DELETE on them to this one",
         "42P01": "To make or upgrade its tables, run `knouds ledger migrate URL`",
     }.get(state or "", "It was left as it is")
-    return f"the database {place} cannot be used: {failure}. {advice}; nothing more is submitted"
+    return f"the database {place} cannot be used: {failure}. {advice}; batches on it submit nothing more"
 
 
 # The thread.
@@ -288,10 +277,8 @@ class Listener:
 
     def call(self, function: Callable[[], object]) -> None:
         """Call a function in the event loop, unless that has ended."""
-        try:
+        with suppress(RuntimeError):
             self.call_in_loop(function)
-        except RuntimeError:
-            return
 
 
 class DatabaseThread(WorkerThread):
@@ -309,7 +296,8 @@ class DatabaseThread(WorkerThread):
         self.row = ProcessRow(self._place)
         self._failures = 0
         self._failed_at = self._last_failed_at = 0.0
-        self._has_connected = self._has_warned_of_absence = self._has_warned_of_pooler = self._has_listened = False
+        self._has_connected = self._has_listened = False
+        self._warned: set[str] = set()  # of what, by events
 
     # Called in event loops.
 
@@ -357,12 +345,13 @@ class DatabaseThread(WorkerThread):
 
     def _wake(self) -> None:
         super()._wake()
-        if self._session is not None and self._session.is_listening:
-            self._session.wake()
+        session = self._session  # the thread may close it at any moment
+        if session is not None and session.is_listening:
+            session.wake()
 
     def _sleep(self) -> None:
         session = self._session
-        if session is None or not (session.is_usable and session.is_listening):
+        if session is None or session.connection.closed or not session.is_listening:
             super()._sleep()
         elif not self._requests:
             session.wait(TICK)
@@ -392,10 +381,7 @@ class DatabaseThread(WorkerThread):
                     f"the database {self._place} cannot be used: {values}. It was tried for {waited:.0f} s. Nothing "
                     "more is submitted; what is on record stays, and the same batch continues from there"
                 )
-            if not self._has_warned_of_absence and (waited > _WARN_AFTER or not self._has_connected):
-                self._has_warned_of_absence = True
-                message = "the database %s is away, and is tried again: %s"
-                logger.warning(message, self._place, values, extra=fields("database_away"))
+            self._warn_of_absence(values)
             threading.Event().wait(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
         return values
 
@@ -421,16 +407,28 @@ class DatabaseThread(WorkerThread):
                 raise
             raise LedgerError(_refusal(self._place, f"{type(error).__name__}: {_first_line(error)}", None)) from error
         else:
-            self._failures, self._has_warned_of_absence = 0, False
+            self._failures = 0
+            self._warned.discard("database_away")
             return values
         raise LedgerError(_refusal(self._place, failure, state))
+
+    def _warn_of_absence(self, failure: str) -> None:
+        has_lasted = time.monotonic() > self._failed_at + _WARN_AFTER
+        if has_lasted or not self._has_connected:
+            message = "the database %s is away, and is tried again: %s"
+            self._warn(fields("database_away"), message, self._place, failure)
+
+    def _warn(self, extra: dict[str, Any], message: str, *values: object) -> None:
+        """Log an event once."""
+        if (event := extra["event_name"]) not in self._warned:
+            self._warned.add(event)
+            logger.warning(message, *values, extra=extra)
 
     def _values(self, transaction: Transaction) -> list[Any]:
         try:
             return transaction.transact(transaction, transaction.operations)
         except Committed as committed:
-            if self._session is not None:
-                self._session.rollback()
+            self._disconnect()  # the transaction in which that was found out
             return committed.values
 
     def _failed(self, failure: str) -> str:
@@ -448,15 +446,15 @@ class DatabaseThread(WorkerThread):
 
     def _connected(self) -> Session:
         """Return the connection, or make it; _Unavailable when that cannot be done now, LedgerError when never."""
-        if self._session is None or not self._session.is_usable:
+        if self._session is None or self._session.connection.closed:
             self._disconnect()
-            session = "the process ends" if may_give_up() else _connect(self._url, self._place)
+            session = "the process ends" if may_give_up() else _connect(self._url)
             if isinstance(session, str):
                 if not self._has_connected and _is_hopeless(self._url, session):
                     raise LedgerError(_refusal(self._place, session, None))
                 raise _Unavailable(session)
             self._session, self.row.has_tables = session, False
-            session.check()
+            session.check(self._place)
         self._has_connected = True
         return self._session
 
@@ -466,21 +464,35 @@ class DatabaseThread(WorkerThread):
             listeners = list(self._listeners)
         if not listeners and (self._session is None or not self._session.is_listening):
             return
-        with suppress(LedgerError):
+        try:
             heard = self._tried(self._listened if listeners else self._unlisten, listeners)
-            for message in heard if isinstance(heard, list) else ():
-                for listener in listeners:
-                    listener.call(partial(listener.on_message, message))
+        except LedgerError as error:  # refused, and each attempt would be another login
+            self._end_listening()
+            message = "what other processes say cannot be heard, and finished runs are noticed by polling: %s"
+            self._warn(fields("database_refused"), message, error)
+            return
+        if isinstance(heard, str):
+            self._warn_of_absence(heard)
+            return
+        for message in heard:
+            for listener in listeners:
+                listener.call(partial(listener.on_message, message))
 
     def _listened(self, _: Transaction, listeners: Sequence[Any]) -> list[Any]:
         session = self._connected()
         if session.is_pooled:
             self._end_listening()
+            self._warn(
+                fields("database_pooled"),
+                "a pooler stands before the database %s, and what other processes say cannot be heard through it: "
+                "finished runs are noticed by polling. Name the database itself, not the pooler, to hear them at once",
+                self._place,
+            )
             return []
         if not session.is_listening:
             session.message(f"LISTEN {CHANNEL}")
             session.is_listening = True
-            for listener in listeners if self._has_listened else ():
+            for listener in listeners if self._has_listened or self._failures else ():
                 listener.call(listener.on_gap)
             self._has_listened = True
         return [message.payload for message in session.connection.notifies(timeout=0)]
@@ -491,19 +503,11 @@ class DatabaseThread(WorkerThread):
         return []
 
     def _end_listening(self) -> None:
-        """End what listens, for nothing can be heard: a pooler between gives each transaction another connection."""
+        """End what listens, for nothing can be heard."""
         with self._lock:
             listeners, self._listeners = self._listeners, []
         for listener in listeners:
             listener.call(listener.on_unavailable)
-        if not self._has_warned_of_pooler:
-            self._has_warned_of_pooler = True
-            logger.warning(
-                "a pooler stands before the database %s, and what other processes say cannot be heard through it: "
-                "finished runs are noticed by polling. Name the database itself, not the pooler, to hear them at once",
-                self._place,
-                extra=fields("database_pooled"),
-            )
 
 
 _threads: Final = dict[bytes, DatabaseThread]()

@@ -211,7 +211,8 @@ class ProcessRow:
         if now > self._checked_at + _RENEW:
             self._checked_at = now
             self._end_orphans()
-        due = set(self._ended.values())
+        ended = list(self._ended.values())  # a copy: event loops add to them while `set` hashes
+        due = set(ended)
         if not due and self._owners and now > self._committed_at.steady + _RENEW:
             due.add(renew)
         if self._seq and not self._has_removed_old:  # each that adds a row does so once, so that they stay few

@@ -359,6 +359,47 @@ async def test_a_cancelled_operation(url: str, relay: Relay, server: Server, dat
     assert carried_out == ["under way", "a write"]
 
 
+async def test_a_connection_that_goes_while_something_is_asked_costs_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread may close its connection while an event loop wakes it: what was asked for is carried out."""
+    reads: list[bool] = []
+
+    def session(thread: Any) -> Any:
+        if threading.current_thread() is not loop:
+            return thread.__dict__["_session"]
+        reads.append(True)
+        return thread.__dict__["_session"] if len(reads) == 1 else None
+
+    loop, hearing = threading.current_thread(), Hearing()
+    async with Database(url) as shared:
+        thread = shared._thread_of(shared._url)
+        stop = hearing.listen(shared)
+        await until(lambda: thread._session is not None and thread._session.is_listening)
+        with monkeypatch.context() as patch:
+            setting = property(session, lambda thread, value: thread.__dict__.update(_session=value))
+            patch.setattr(thread_module.DatabaseThread, "_session", setting, raising=False)
+            assert await shared.do(begin_and_commit, 1) == 1
+        stop()
+    assert reads
+
+
+async def test_an_owner_that_ends_while_ends_are_collected_is_ended() -> None:
+    """Event loops end owners while the thread collects which ends are to be written."""
+
+    class Ending:
+        def __hash__(self) -> int:
+            row.end_owner(owners.pop(), is_written=False) if owners else None
+            return 1
+
+        __call__ = staticmethod(begin_and_commit)
+
+    row, transact = transactions.ProcessRow("the database"), Ending()
+    owners = [row.new_owner(transact) for _ in range(9)]
+    row.end_owner(owners.pop(), is_written=False)
+    assert row.due() == {transact}
+
+
 # A database that is away.
 
 
@@ -503,7 +544,7 @@ async def test_a_refusal_says_nothing_of_what_was_submitted_before(server: Serve
     async with Postgres(url) as shared:
         assert await shared.retry_failed() == 0
         server.execute("DROP TABLE knouds_job", database=database)
-        with pytest.raises(LedgerError, match=r"knouds ledger migrate URL`; nothing more is submitted"):
+        with pytest.raises(LedgerError, match=r"knouds ledger migrate URL`; batches on it submit nothing more"):
             await shared.retry_failed()
 
 
@@ -663,6 +704,40 @@ async def test_what_is_said_is_heard_by_all_who_listen(server: Server, database:
         await other.notify("third")
         await one.do(begin_and_commit, None)
     assert (hearing.heard, hearing.resumed, hearing.deaf) == (["first", "second"], 1, 0)
+
+
+async def test_a_listener_that_the_database_refuses_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It is not tried again and again with a wrong password: that nothing can be heard is one warning, with why."""
+    hearing = Hearing()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=refuse_all, args=(listening, "28P01", "Passwort falsch"), daemon=True).start()
+        async with AsyncExitStack() as stack:
+            shared = Database(f"postgresql://owner:{PASSWORD}@127.0.0.1:{listening.getsockname()[1]}/app")
+            stack.push_async_callback(shared.aclose)
+            for number in (1, 2):
+                hearing.listen(shared)
+                await until(lambda number=number: hearing.deaf == number)  # type: ignore[misc]
+            assert shared._thread_of(shared._url)._listeners == []
+        listening.shutdown(socket.SHUT_RDWR)
+    (warning,) = caplog.records
+    assert "Passwort falsch" in warning.getMessage()
+    assert PASSWORD not in warning.getMessage()
+
+
+async def test_what_was_said_while_a_listener_waited_for_the_database_may_be_missed(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the database is away is said once, and when it is back its listener hears that it may have missed some."""
+    hearing = Hearing()
+    async with AsyncExitStack() as stack:
+        shared = Database(own_server.url())
+        stack.push_async_callback(shared.aclose)
+        await anyio.to_thread.run_sync(own_server.stop)
+        stack.callback(hearing.listen(shared))
+        await until(lambda: shared._thread_of(shared._url)._failures > 2)
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        await anyio.to_thread.run_sync(own_server.start)
+        await until(lambda: hearing.resumed == 1)
 
 
 async def test_behind_a_pooler_nothing_is_heard_and_that_is_said(
