@@ -392,7 +392,7 @@ class LedgerOperations(ABC):
         """Return the value of an operation, or the error that it alone met: it decides before it saves."""
         try:
             return operation(self)
-        except (ValueError, LedgerError) as error:
+        except (IllegalStepError, InvalidArgumentError) as error:
             return error
 
     def _entry(self, row: Sequence[Any]) -> Entry:
@@ -544,7 +544,7 @@ class TransactionalLedger(ABC, Generic[Operations]):
 
     async def unknown(self) -> tuple[Entry, ...]:
         """Return the jobs of which nobody knows whether they ran, oldest first."""
-        return await self._transact(lambda ledger: ledger.unknown())
+        return await self._transact(lambda ledger: ledger.unknown(), may_withdraw=True)
 
     async def find(self, key: str) -> Entry | None:
         """Return where a job stands, None when it was never sent."""

@@ -319,18 +319,16 @@ class LedgerDatabase(LedgerOperations):
         A shortage that may pass is waited out: money may hang on what is to be written. LedgerError when the file
         cannot be read or written: then none of them took place.
         """
-        import sqlite3
-
         began, reason = time.monotonic(), ""
         while True:
             try:
                 with self._transaction():
                     values = [self.carried_out(operation) for operation in operations]
-            except (sqlite3.Error, MemoryError) as error:
+            except Exception as error:
                 waited = time.monotonic() - began
                 if waited >= (longest := self._longest_wait(error)) or may_give_up():
                     self._is_failing = True
-                    raise _unusable(self._path, error) from None
+                    raise _unusable(self._path, error) from error
                 self.spare.release()
                 if reason != (reason := _reason(error)):
                     left, extra = longest - waited, fields("ledger_waits")
@@ -347,8 +345,8 @@ class LedgerDatabase(LedgerOperations):
 
         if self._is_failing:
             return 0.0
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_NOMEM)
-        if code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM):
+        code = getattr(error, "sqlite_errorcode", 0)
+        if isinstance(error, MemoryError) or code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM):
             return self._patience
         is_full = code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE  # the latter: of a quota
         return min(_FULL_DISK_PATIENCE, self._patience) if is_full else 0.0
@@ -454,7 +452,7 @@ def _unopened(path: Path, why: Exception) -> LedgerError:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a file cannot be read or written; SQLite's own words leave out what matters of some reasons."""
+    """Return why a file cannot be used; SQLite's own words leave out what matters of some reasons."""
     import sqlite3
 
     code = getattr(error, "sqlite_errorcode", 0)
@@ -464,7 +462,7 @@ def _reason(error: Exception) -> str:
         return f"{error}: its file system has no locks; a ledger needs a local disk"
     if code & 0xFF == sqlite3.SQLITE_CANTOPEN:
         return f"{error}; if the process has used up its file descriptors, raise `ulimit -n`"
-    return str(error)
+    return str(error) if isinstance(error, sqlite3.Error) else f"{type(error).__name__}: {error}"  # of an odd row
 
 
 def _unusable(path: Path, why: Exception) -> LedgerError:

@@ -321,14 +321,15 @@ async def test_to_leave_waits_a_moment_for_what_was_asked_before(path: Path) -> 
 
 
 async def test_what_only_reads_is_not_waited_for(path: Path) -> None:
-    """A ledger is closed in a moment while another process has the file locked, though a read of it was cancelled."""
+    """A ledger is closed in a moment while another process has the file locked, though reads of it were cancelled."""
     ledger = SQLiteLedger(path)
     await ledger.find("a")
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with anyio.fail_after(20):
-        with anyio.move_on_after(0.1):
-            await ledger.find("a")
+        for read in (partial(ledger.find, "a"), ledger.unknown, ledger.counts):
+            with anyio.move_on_after(0.1):
+                await read()
         await ledger.aclose()
     other.close()
 
@@ -645,6 +646,22 @@ async def test_a_job_is_claimed_once(path: Path) -> None:
         assert (summary.runs, summary.highest_cost, summary.totals.reserved) == (1, 5, 12)
         await other.record("b", 1, NoRun(two))
         assert (await ledger.counts()).new == 1
+
+
+@pytest.mark.parametrize(("column", "value"), [("stage", "odd"), ("since", "{"), ("until", "[]")])
+async def test_a_row_that_makes_no_sense_is_an_error_of_the_ledger(column: str, value: str, path: Path) -> None:
+    """Whatever somebody has written into the file, the error is a LedgerError, and other jobs are found."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        for key in ("a", "b"):
+            await ledger.claim(claim(key, owner))
+        other = sqlite3.connect(path)
+        other.execute(f"UPDATE jobs SET {column} = ? WHERE key = 'a'", (value,))  # noqa: S608
+        other.commit()
+        other.close()
+        with pytest.raises(LedgerError, match=f"ledger '{path}' cannot be used: [A-Z].*Error: "):
+            await ledger.look("a")
+        assert await ledger.look("b") is not None
 
 
 async def test_odd_words_of_the_service_are_kept(path: Path) -> None:

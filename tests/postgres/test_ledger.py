@@ -151,6 +151,18 @@ async def test_what_no_text_of_postgres_can_hold_is_escaped(url: str) -> None:
             await ledger.find("a\x00b")
 
 
+async def test_a_row_that_makes_no_sense_is_an_error_of_the_ledger(server: Server, database: str, url: str) -> None:
+    """Whatever somebody has written into the table, the error is a LedgerError, wherever the row is read."""
+    async with Postgres(url) as ledger:
+        owner = await ledger.join()
+        await ledger.claim(claim("key", owner))
+        await ledger.record("key", 1, Lost(owner, "no answer"))
+        server.execute("UPDATE knouds_job SET since = '{'", database=database)
+        for call in (ledger.unknown, partial(ledger.look, "key")):
+            with pytest.raises(LedgerError, match="cannot be used: JSONDecodeError"):
+                await call()
+
+
 async def test_ledgers_of_a_database_know_nothing_of_each_other(url: str) -> None:
     """Each name has its own jobs, credits and payer."""
     payers = [Payer(user=user, base_url="https://knouds.ai") for user in ("one", "other")]
