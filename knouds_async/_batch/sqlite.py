@@ -265,10 +265,12 @@ class _SpareDescriptors:
             while len(self._held) < _SPARE:
                 self._held += os.pipe()
 
-    def release(self) -> None:
-        """Free them for a transaction."""
+    def release(self) -> bool:
+        """Free them for a transaction; return whether there were any."""
+        had_any = bool(self._held)
         while self._held:
             os.close(self._held.pop())
+        return had_any
 
 
 _UPSERT: Final = f"INSERT OR REPLACE INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
@@ -329,7 +331,8 @@ class LedgerDatabase(LedgerOperations):
                 if waited >= (longest := self._longest_wait(error)) or may_give_up():
                     self._is_failing = True
                     raise _unusable(self._path, error) from error
-                self.spare.release()
+                if self.spare.release():
+                    continue  # at once, for connections take each descriptor that is free, and wait for what is written
                 if reason != (reason := _reason(error)):
                     left, extra = longest - waited, fields("ledger_waits")
                     logger.warning("%s waits for up to %.0f s: %s", self._named, left, reason, extra=extra)

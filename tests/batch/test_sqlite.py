@@ -764,18 +764,24 @@ async def test_what_cannot_be_written_for_lack_of_descriptors_is_written_later(p
         assert (written.entry.stage, written.entry.owner) == (Stage.SUBMITTED, owner)
 
 
-async def test_a_ledger_has_descriptors_in_reserve(path: Path) -> None:
-    """An id is written at once where connections hold all file descriptors and give none back."""
+async def test_a_ledger_has_descriptors_in_reserve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id is written at once where connections hold all file descriptors, give none back, and take each free one."""
     held: list[int] = []
+
+    def take_all(_: float = 0.0) -> None:
+        with suppress(OSError):
+            while True:
+                held.append(os.dup(2))
+
+    monkeypatch.setattr("knouds_async._batch.sqlite._PATIENCE", 0.5)
+    monkeypatch.setattr("knouds_async._batch.sqlite.time.sleep", take_all)
     async with SQLiteLedger(path) as ledger:
         await ledger.claim(claim("a", owner := await ledger.join()))
         resource = pytest.importorskip("resource")
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
         try:
-            with suppress(OSError):
-                while True:
-                    held.append(os.dup(2))
+            take_all()
             written = await ledger.record("a", 1, Accepted(owner=owner, execution_id="1"))
         finally:
             for descriptor in held:
