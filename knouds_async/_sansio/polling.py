@@ -168,7 +168,7 @@ _HIGHEST_COST: Final = 4.0  # seconds that a request costs at most where quota i
 _SPECULATIVE_SHARE: Final = 0.03  # of scarce polls: for runs that listings show, at least
 _TARGET_USE: Final = 1.6  # the part of the remaining quota to plan for: few windows are as busy throughout as now
 
-_DEADLINE_LEAD: Final = 0.5  # seconds before a deadline at which a last poll is sent
+_LAST_POLL_LEAD: Final = 0.5  # seconds before a deadline, or the end of a window, at which a last poll is sent
 _FIRST_STEP: Final = 600.0
 _LONGEST_STEP: Final = 60.0
 _RECONSIDER: Final = 10.0  # seconds after which a due time is worked out anew
@@ -478,7 +478,8 @@ class PollScheduler:
             return spare
         if spare <= 0:
             return 0
-        self._spaced_until = self._taken_at + max(60.0 if quota.resets_in is None else quota.resets_in, 1.0) / spare
+        left = 60.0 if quota.resets_in is None else max(0.0, quota.resets_in - _LAST_POLL_LEAD)
+        self._spaced_until = self._taken_at + left / spare
         return 1 if available >= 1 and now >= self._spaced_until else 0
 
     # What came back.
@@ -607,5 +608,5 @@ def _due_on_schedule(run: TrackedRun, schedule: Backoff) -> float:
 def _due_for_deadline(run: TrackedRun, now: float, at: float) -> float:
     """Return when the poll planned for `at` is due: before a deadline, if that cuts its step by a quarter at most."""
     seen = max(run.last_running_at, run.started_at)
-    last_polls = (deadline - _DEADLINE_LEAD for deadline in run.deadlines if deadline > now)
+    last_polls = (deadline - _LAST_POLL_LEAD for deadline in run.deadlines if deadline > now)
     return min((poll for poll in last_polls if (3 * at + seen) / 4 <= poll < at), default=at)

@@ -261,6 +261,22 @@ async def test_no_run_that_listings_show_running_takes_the_poll_of_a_result(make
         assert emulator.requests.by_route[POLL] == 300
 
 
+@ON_ONE_LOOP
+@pytest.mark.parametrize("begun", [5.0, 25.0, 50.0])
+async def test_no_window_ends_with_a_poll_that_could_have_been_sent(make_client: MakeClient, begun: float) -> None:
+    """Two hundred runs that have finished, attached at once on Pro, are known when the next window opens."""
+    emulator = service(1.0, window_phase=0.0)
+    knouds = make_client(emulator)
+    ids = [(await knouds.workflows.submit(SLUG, {"seed": place})).id for place in range(200)]
+    await anyio.sleep(60 - anyio.current_time() % 60 + begun)
+    began, other = anyio.current_time(), make_client(emulator)
+    async with anyio.create_task_group() as tasks:
+        for execution_id in ids:
+            tasks.start_soon(other.executions.attach(execution_id).wait)
+    assert anyio.current_time() - began <= 60 - begun + 1
+    assert emulator.requests.by_route[POLL] == 200
+
+
 # ---- Listings that are late, wrong or failing
 
 
