@@ -277,9 +277,9 @@ class ExecutionFactory:
         return Execution(record, self._poller, self._base_url)
 
     @property
-    def polls_in_flight(self) -> int:
-        """How many polls are in flight."""
-        return self._poller.polls_in_flight
+    def polls_needed(self) -> int:
+        """How many polls show the ends of all runs that are waited for, beside those in flight."""
+        return self._poller.polls_needed
 
 
 def with_timeout(call: Call[T], timeout: float | Timeouts | None) -> tuple[Call[T], float | None]:

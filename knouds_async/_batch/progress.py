@@ -101,7 +101,7 @@ def time_left(worker: Worker, unfinished: int, max_in_flight: int) -> float | No
         in_flight=worker.in_flight,
         since_submit=anyio.current_time() - worker.last_sent if worker.in_flight else 0.0,
         held_for=submits.held_for,
-        polls=worker.client.executions.polls_in_flight,
+        polls_needed=worker.client.executions.polls_needed,
     )
     return seconds_left(
         remaining,

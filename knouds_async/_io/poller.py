@@ -398,9 +398,9 @@ class Poller:
     # What callers ask for.
 
     @property
-    def polls_in_flight(self) -> int:
-        """How many polls are in flight."""
-        return self._scheduler.polls_in_flight
+    def polls_needed(self) -> int:
+        """How many polls show the ends of all runs that are waited for, beside those in flight."""
+        return self._scheduler.polls_needed
 
     async def wait_for_change(
         self, record: RunRecord, seen: ExecutionState | None, *, deadline: float = math.inf

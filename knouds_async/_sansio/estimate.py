@@ -121,14 +121,15 @@ class RunLengths:
 class Remaining(Record):
     """What a batch has still to do: jobs to submit, runs in flight, seconds since the last of these was sent.
 
-    `held_for`: seconds for which nothing is submitted, because the service asked for a pause. `polls`: in flight.
+    `held_for`: seconds for which nothing is submitted, because the service asked for a pause. `polls_needed`: by the
+    runs that all the client's callers wait for, beside polls in flight.
     """
 
     to_submit: int
     in_flight: int
     since_submit: float = 0.0
     held_for: float = 0.0
-    polls: int = 0
+    polls_needed: int = 0
 
 
 def seconds_left(
@@ -138,15 +139,14 @@ def seconds_left(
 
     Submits wait for the quota of enough windows, or for the end of enough runs; whichever takes longer counts. Those of
     a window are sent at once, so the longest of them counts, those that wait for other runs one after another. The end
-    of each run takes a poll, which waits for the quota of polls unless it is in flight.
+    of each run takes a poll, which waits for the quota of polls.
     """
     mean = lengths.mean()
-    unfinished = remaining.to_submit + remaining.in_flight
-    if not unfinished:
+    if not remaining.to_submit + remaining.in_flight:
         return 0.0
     if mean is None:
         return None
-    _, seen = submitting(max(0, unfinished - remaining.polls), polls)
+    _, seen = submitting(remaining.to_submit + remaining.polls_needed, polls)
     if not remaining.to_submit:
         ended = lengths.longest_of(remaining.in_flight, remaining.since_submit) - remaining.since_submit
         return max(seen, ended)

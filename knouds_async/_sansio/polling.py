@@ -227,9 +227,9 @@ class PollScheduler:
         return execution_id in self._runs
 
     @property
-    def polls_in_flight(self) -> int:
-        """How many polls are in flight."""
-        return len(self._in_flight)
+    def polls_needed(self) -> int:
+        """How many polls show the ends of all runs, beside those in flight."""
+        return len(self._runs) - sum(name in self._runs for name in self._in_flight)
 
     # Who is polled.
 

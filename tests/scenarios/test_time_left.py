@@ -99,6 +99,14 @@ async def test_it_holds_where_polls_have_a_quota_too(make_client: MakeClient, du
     assert off(heard, 50) == []
 
 
+async def test_runs_whose_ends_were_seen_need_no_poll(make_client: MakeClient) -> None:
+    """A hundred runs end at once, which takes all polls of the window: their ends are known, so nothing is left."""
+    heard = await course(make_client(Emulator(tier="pro", duration=12.0, window_phase=35.0)), 100)
+    ends = [each.seconds_left for each in heard if each.outcomes >= 2]
+    assert len(ends) >= 90
+    assert max(left for left in ends if left is not None) <= 1
+
+
 async def test_further_windows_count(make_client: MakeClient) -> None:
     """300 jobs on Pro, fourteen seconds after the first hundred: two more windows have to open."""
     emulator = Emulator(tier="pro", duration=12.0, window_phase=46.0, polls_limited=False)
