@@ -394,6 +394,9 @@ class LedgerOperations(ABC):
             return operation(self)
         except (IllegalStepError, InvalidArgumentError) as error:
             return error
+        except (ValueError, TypeError, LookupError, AttributeError) as error:  # only of a row that somebody has changed
+            why = f"{type(error).__name__}: {error}"
+            return LedgerError(f"{self._named} has a row that makes no sense, and nothing is submitted for it: {why}")
 
     def _entry(self, row: Sequence[Any]) -> Entry:
         return entry_of(row)

@@ -321,16 +321,18 @@ class LedgerDatabase(LedgerOperations):
         A shortage that may pass is waited out: money may hang on what is to be written. LedgerError when the file
         cannot be read or written: then none of them took place.
         """
+        import sqlite3
+
         began, reason = time.monotonic(), ""
         while True:
             try:
                 with self._transaction():
                     values = [self.carried_out(operation) for operation in operations]
-            except Exception as error:
+            except (sqlite3.Error, MemoryError) as error:
                 waited = time.monotonic() - began
                 if waited >= (longest := self._longest_wait(error)) or may_give_up():
                     self._is_failing = True
-                    raise _unusable(self._path, error) from error
+                    raise _unusable(self._path, error) from None
                 if self.spare.release():
                     continue  # at once, for connections take each descriptor that is free, and wait for what is written
                 if reason != (reason := _reason(error)):
@@ -465,7 +467,7 @@ def _reason(error: Exception) -> str:
         return f"{error}: its file system has no locks; a ledger needs a local disk"
     if code & 0xFF == sqlite3.SQLITE_CANTOPEN:
         return f"{error}; if the process has used up its file descriptors, raise `ulimit -n`"
-    return str(error) if isinstance(error, sqlite3.Error) else f"{type(error).__name__}: {error}"  # of an odd row
+    return str(error)
 
 
 def _unusable(path: Path, why: Exception) -> LedgerError:

@@ -650,7 +650,7 @@ async def test_a_job_is_claimed_once(path: Path) -> None:
 
 @pytest.mark.parametrize(("column", "value"), [("stage", "odd"), ("since", "{"), ("until", "[]")])
 async def test_a_row_that_makes_no_sense_is_an_error_of_the_ledger(column: str, value: str, path: Path) -> None:
-    """Whatever somebody has written into the file, the error is a LedgerError, and other jobs are found."""
+    """Whatever somebody has written into the file, the error is a LedgerError, and the runs of other jobs are kept."""
     async with SQLiteLedger(path) as ledger:
         owner = await ledger.join()
         for key in ("a", "b"):
@@ -659,9 +659,13 @@ async def test_a_row_that_makes_no_sense_is_an_error_of_the_ledger(column: str, 
         other.execute(f"UPDATE jobs SET {column} = ? WHERE key = 'a'", (value,))  # noqa: S608
         other.commit()
         other.close()
-        with pytest.raises(LedgerError, match=f"ledger '{path}' cannot be used: [A-Z].*Error: "):
-            await ledger.look("a")
-        assert await ledger.look("b") is not None
+        async with anyio.create_task_group() as tasks:  # of one transaction
+            tasks.start_soon(ledger.record, "b", 1, Accepted(owner=owner, execution_id="run"))
+            with pytest.raises(LedgerError, match=f"ledger '{path}' has a row that makes no sense, .*: [A-Z].*Error: "):
+                await ledger.look("a")
+        found = await ledger.look("b")
+        assert found is not None
+        assert found.execution_id == "run"
 
 
 async def test_odd_words_of_the_service_are_kept(path: Path) -> None:
