@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -19,11 +20,16 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 import knouds_async
-from knouds_async.testing import Emulator, serve
+from knouds_async.testing import Emulator, Request, Response, serve
 
 PROGRAM = [sys.executable, "-m", "knouds_async"]
 QUICK = ("--expected", "0.1")  # for the runs here are over at once, which a new process cannot know
 HOME = {"COLUMNS": "100", "XDG_CONFIG_HOME": os.devnull}  # a terminal's width, and no file of keys
+PROMPT: dict[str, Any] = {
+    "duration": 0.0,
+    "models": [attrs.evolve(model, is_async=False) for model in Emulator().models],
+}
+"""Settings of a service whose runs end with the request that starts them."""
 PATIENCE = 60.0  # seconds: what a test waits for comes in one or never
 
 
@@ -47,6 +53,14 @@ class Service:
     def env(self) -> dict[str, str]:
         """The environment of a user who has a key and points at this service."""
         return environment(KNOUDS_KEY=self.emulator.api_key, KNOUDS_BASE_URL=self.base_url)
+
+    def submit(self, target: str) -> str:
+        """Start a run without inputs, as another program of the account does, and return its id."""
+        headers = {"x-api-key": self.emulator.api_key}
+        request = Request("POST", f"/api/{target}/run", "async=true", headers, b'{"inputs": {}}')
+        answer = self.emulator.handle(request, time.monotonic())  # the clock of the loop that serves it
+        assert isinstance(answer, Response)
+        return str(json.loads(answer.body)["executionId"])
 
     def knouds(
         self,
@@ -191,6 +205,12 @@ def put_up() -> Iterator[Callable[..., Service]]:
 def service(put_up: Callable[..., Service]) -> Service:
     """Return a service whose runs take a tenth of a second."""
     return put_up()
+
+
+@pytest.fixture
+def prompt_service(put_up: Callable[..., Service]) -> Service:
+    """Return a service whose runs end with the request that starts them: none is polled, which takes a second."""
+    return put_up(**PROMPT)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from knouds_async import ExecutionState, SQLiteLedger, Target
 from knouds_async._cli.batch import BatchOptions, _why_not
 from knouds_async.ledgers import Entry
 from knouds_async.testing import ApiKey, Fault, Response, faults
+from tests.cli.conftest import PROMPT
 
 SLUG = "my-thumbnail-pipeline"
 SUBMIT = "POST /api/workflows/:slug/run?async=true"
@@ -92,46 +93,46 @@ def test_json_sums_it_up_for_programs(service: Any, here: Here, folder: Any) -> 
     assert (told["ledger"], told["out"]) == ("jobs.jsonl.ledger", "out.jsonl")
 
 
-def test_csv_is_read_by_the_workflow_s_types(service: Any, here: Here, folder: Any) -> None:
+def test_csv_is_read_by_the_workflow_s_types(prompt_service: Any, here: Here, folder: Any) -> None:
     """A cell under a text input is a string even if it is a number, others are read as JSON."""
     Path("jobs.csv").write_text("product_name,count,key,style\n1984,2,a,\nMug,1,b,3d\n")
-    assert here(service, "batch", SLUG, "jobs.csv", "--out", "out.jsonl").code == 0
-    assert sorted(run.inputs["product_name"] for run in service.emulator.runs) == ["1984", "Mug"]
-    assert {"product_name": "1984", "count": 2} in [run.inputs for run in service.emulator.runs]
+    assert here(prompt_service, "batch", SLUG, "jobs.csv", "--out", "out.jsonl").code == 0
+    assert sorted(run.inputs["product_name"] for run in prompt_service.emulator.runs) == ["1984", "Mug"]
+    assert {"product_name": "1984", "count": 2} in [run.inputs for run in prompt_service.emulator.runs]
     assert sorted(folder.results()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("text", ['{"product_name": "Mug"}\n', "product_name\nMug\n"])
-def test_jobs_come_from_stdin(service: Any, folder: Any, text: str) -> None:
+def test_jobs_come_from_stdin(prompt_service: Any, folder: Any, text: str) -> None:
     """Jobs are read from a pipe, in JSON Lines or CSV; they get keys of their own."""
-    ended = service.knouds("batch", SLUG, "-", "--ledger", "l.db", stdin=text)
+    ended = prompt_service.knouds("batch", SLUG, "-", "--ledger", "l.db", stdin=text)
     assert ended.code == 0, ended
     assert json.loads(ended.out)["status"] == "completed"
-    assert [run.inputs for run in service.emulator.runs] == [{"product_name": "Mug"}]
+    assert [run.inputs for run in prompt_service.emulator.runs] == [{"product_name": "Mug"}]
 
 
-def test_pipes_of_a_shell_are_jobs_and_results(service: Any, folder: Any) -> None:
+def test_pipes_of_a_shell_are_jobs_and_results(prompt_service: Any, folder: Any) -> None:
     """Jobs come from what a shell opens for `<(...)`, and results go to `>(...)`; a ledger has to be named."""
     source, sink = os.pipe()
     os.write(sink, b"product_name;count\nMug;2\n")
     os.close(sink)
     results, out = os.pipe()
     args = ("batch", SLUG, f"/dev/fd/{source}", "--out", f"/dev/fd/{out}")
-    unnamed = service.knouds(*args)
+    unnamed = prompt_service.knouds(*args)
     assert (unnamed.code, "need --ledger FILE" in unnamed.err) == (2, True)
-    done = service.knouds(*args, "--ledger", "l.db")
+    done = prompt_service.knouds(*args, "--ledger", "l.db")
     assert (done.code, done.out) == (0, ""), done
     assert json.loads(os.read(results, 65536))["status"] == "completed"
-    assert [run.inputs for run in service.emulator.runs] == [{"product_name": "Mug", "count": 2}]
+    assert [run.inputs for run in prompt_service.emulator.runs] == [{"product_name": "Mug", "count": 2}]
     for each in (source, results, out):
         os.close(each)
 
 
 @pytest.mark.parametrize("out", ["-", "/dev/stdout", "/dev/fd/1"])
-def test_stdout_has_many_names(service: Any, here: Here, folder: Any, out: str) -> None:
+def test_stdout_has_many_names(prompt_service: Any, here: Here, folder: Any, out: str) -> None:
     """Results that are to go to stdout by one of its names go there as without --out."""
     folder.write_jobs(1)
-    done = here(service, "batch", SLUG, "jobs.jsonl", "--out", out, "--json")
+    done = here(prompt_service, "batch", SLUG, "jobs.jsonl", "--out", out, "--json")
     assert (done.code, json.loads(done.out)["key"]) == (0, "j0")
 
 
@@ -146,32 +147,34 @@ def test_what_would_lose_an_input_is_not_paid_for(service: Any, here: Here, fold
     assert not service.emulator.runs
 
 
-def test_a_faulty_line_of_a_pipe_ends_what_was_begun(service: Any, folder: Any) -> None:
+def test_a_faulty_line_of_a_pipe_ends_what_was_begun(prompt_service: Any, folder: Any) -> None:
     """Jobs from a pipe are run as they come: a line that is no job ends the batch, and it says how to continue."""
-    ended = service.knouds("batch", SLUG, "-", "--ledger", "l.db", "--out", "o", stdin='{"product_name": "x"}\n3\n')
+    ended = prompt_service.knouds(
+        "batch", SLUG, "-", "--ledger", "l.db", "--out", "o", stdin='{"product_name": "x"}\n3\n'
+    )
     assert ended.code == 1, ended
     assert [line["status"] for line in folder.lines("o")] == ["completed"]
     assert "stopped: stdin line 2: not a JSON object" in ended.err
     assert f"Resume with: knouds batch {SLUG} - --ledger l.db --out o" in ended.err
 
 
-def test_stdin_is_read_from_where_it_stands(service: Any, folder: Any) -> None:
+def test_stdin_is_read_from_where_it_stands(prompt_service: Any, folder: Any) -> None:
     """Lines of a file on stdin that another command has taken are not jobs."""
     Path("jobs.jsonl").write_text('a note\n{"product_name": "Mug"}\n')
     with Path("jobs.jsonl").open("rb", buffering=0) as stream:
         stream.seek(len("a note\n"))
-        done = service.knouds("batch", SLUG, "-", "--ledger", "l.db", stdin=stream.fileno())
+        done = prompt_service.knouds("batch", SLUG, "-", "--ledger", "l.db", stdin=stream.fileno())
     assert done.code == 0, done
-    assert len(service.emulator.runs) == 1
+    assert len(prompt_service.emulator.runs) == 1
 
 
 @pytest.mark.parametrize(("text", "code"), [('{"product_name": "x"}\n3\n', 2), ('{"product_name": "x"}\n', 0)])
-def test_stdin_that_is_a_file_is_checked_first(service: Any, folder: Any, text: str, code: int) -> None:
+def test_stdin_that_is_a_file_is_checked_first(prompt_service: Any, folder: Any, text: str, code: int) -> None:
     """A file on stdin is read twice, like one that is named: a faulty line is found before anything is run."""
     Path("jobs.jsonl").write_text(text)
-    done = service.knouds("batch", SLUG, "-", "--ledger", "l.db", stdin=Path("jobs.jsonl"))
+    done = prompt_service.knouds("batch", SLUG, "-", "--ledger", "l.db", stdin=Path("jobs.jsonl"))
     assert done.code == code, done
-    assert len(service.emulator.runs) == (code == 0)
+    assert len(prompt_service.emulator.runs) == (code == 0)
 
 
 def test_a_model_is_run_by_its_name(service: Any, here: Here, folder: Any) -> None:
@@ -193,15 +196,15 @@ def test_failures_are_lines_and_1(put_up: PutUp, here: Here, folder: Any) -> Non
     assert "2 failed" in done.err
 
 
-def test_wrong_inputs_are_said_and_cost_nothing(service: Any, here: Here, folder: Any) -> None:
+def test_wrong_inputs_are_said_and_cost_nothing(prompt_service: Any, here: Here, folder: Any) -> None:
     """A job whose inputs do not fit is not run, its faults are in its line, and the others are run."""
     Path("jobs.jsonl").write_text('{"product_name": "x"}\n{"key": "bad", "inputs": {"count": 9, "colour": "red"}}\n')
-    done = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl")
+    done = here(prompt_service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl")
     said = folder.results()["bad"]["error"]["message"]
     assert done.code == 1
     assert all(words in said for words in ("at most 4", "'colour'", "'product_name' is required"))
     assert "1 job not run (invalid): bad: " in done.err
-    assert len(service.emulator.runs) == 1
+    assert len(prompt_service.emulator.runs) == 1
 
 
 def test_nothing_but_wrong_inputs_is_2(service: Any, here: Here, folder: Any) -> None:
@@ -213,7 +216,7 @@ def test_nothing_but_wrong_inputs_is_2(service: Any, here: Here, folder: Any) ->
 
 def test_the_cap_is_kept_and_is_4(put_up: PutUp, here: Here, folder: Any) -> None:
     """Runs that could pass --max-credits are not made; the code says that credits ended it."""
-    service = put_up()
+    service = put_up(**PROMPT)
     folder.write_jobs(5)
     done = here(service, "batch", SLUG, "jobs.jsonl", "--out", "out.jsonl", "--max-credits", "30")
     assert done.code == 4
@@ -296,20 +299,26 @@ def test_wrong_usage_is_one_line_and_2(service: Any, here: Here, folder: Any, ar
     assert not Path("none.ledger").exists()
 
 
+CANNOT_BEGIN: list[tuple[list[str], dict[str, str], int]] = [
+    (["no-such"], {}, 2),
+    (["Bad_Slug"], {}, 2),
+    (["no-such", "--csv"], {}, 2),
+    ([SLUG], {"KNOUDS_KEY": "knouds_live_other"}, 3),
+    ([SLUG], {"KNOUDS_KEY": ""}, 3),
+    ([SLUG, "--base-url", "nowhere"], {}, 2),
+    ([SLUG, "--max-in-flight", "0"], {}, 2),
+]
+SAVE_ELSEWHERE = ("--save", "files", "--ledger", "new.db")
+NO_SERVICE: dict[str, str] = {"KNOUDS_BASE_URL": "http://127.0.0.1:9"}  # where it is tried for seconds
+
+
 @pytest.mark.parametrize(
-    ("args", "env", "code"),
+    ("args", "env", "code", "more"),
     [
-        (["no-such"], {}, 2),
-        (["Bad_Slug"], {}, 2),
-        (["no-such", "--csv"], {}, 2),
-        ([SLUG], {"KNOUDS_KEY": "knouds_live_other"}, 3),
-        ([SLUG], {"KNOUDS_KEY": ""}, 3),
-        ([SLUG, "--base-url", "http://127.0.0.1:9"], {}, 1),
-        ([SLUG, "--base-url", "nowhere"], {}, 2),
-        ([SLUG, "--max-in-flight", "0"], {}, 2),
+        *((*case, more) for case in CANNOT_BEGIN for more in ((), ("--retry-failed",), SAVE_ELSEWHERE)),
+        ([SLUG], NO_SERVICE, 1, SAVE_ELSEWHERE),
     ],
 )
-@pytest.mark.parametrize("more", [(), ("--retry-failed",), ("--save", "files", "--ledger", "new.db")])
 def test_a_batch_that_cannot_begin_leaves_no_file(
     service: Any, folder: Any, args: list[str], env: dict[str, str], code: int, more: tuple[str, ...]
 ) -> None:
@@ -325,15 +334,15 @@ def test_a_batch_that_cannot_begin_leaves_no_file(
     assert sorted(path.name for path in folder.path.iterdir()) == ["jobs.csv", "jobs.jsonl"]
 
 
-def test_a_file_of_results_that_was_there_stays(service: Any, here: Here, folder: Any) -> None:
+def test_a_file_of_results_that_was_there_stays(prompt_service: Any, here: Here, folder: Any) -> None:
     """A batch that cannot begin leaves the files of an earlier one as they are, an empty one too."""
     folder.write_jobs(1)
     Path("out.jsonl").touch()
-    assert here(service, "batch", "no-such", "jobs.jsonl", "--out", "out.jsonl").code == 2
+    assert here(prompt_service, "batch", "no-such", "jobs.jsonl", "--out", "out.jsonl").code == 2
     assert Path("out.jsonl").read_bytes() == b""
-    assert here(service, *BATCH).code == 0
+    assert here(prompt_service, *BATCH).code == 0
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
-    assert here(service, "batch", "no-such", "jobs.jsonl", "--out", "out.jsonl").code == 2
+    assert here(prompt_service, "batch", "no-such", "jobs.jsonl", "--out", "out.jsonl").code == 2
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
@@ -403,27 +412,27 @@ def test_results_that_were_lost_come_out_of_the_ledger(service: Any, here: Here,
     assert len(service.emulator.runs) == 5
 
 
-def test_lines_that_were_appended_are_run(service: Any, here: Here, folder: Any) -> None:
+def test_lines_that_were_appended_are_run(prompt_service: Any, here: Here, folder: Any) -> None:
     """Jobs without keys are known again by their inputs, also when others have come before and after them."""
     Path("jobs.jsonl").write_text('{"product_name": "b"}\n{"product_name": "b"}\n')
-    here(service, *BATCH)
+    here(prompt_service, *BATCH)
     Path("jobs.jsonl").write_text('{"product_name": "a"}\n' + '{"product_name": "b"}\n' * 3)
-    assert here(service, *BATCH).code == 0
-    assert Counter(run.inputs["product_name"] for run in service.emulator.runs) == {"a": 1, "b": 3}
+    assert here(prompt_service, *BATCH).code == 0
+    assert Counter(run.inputs["product_name"] for run in prompt_service.emulator.runs) == {"a": 1, "b": 3}
     assert len(folder.results()) == 4
 
 
-def test_other_inputs_under_a_known_key_are_refused(service: Any, here: Here, folder: Any) -> None:
+def test_other_inputs_under_a_known_key_are_refused(prompt_service: Any, here: Here, folder: Any) -> None:
     """A key that the ledger knows with other inputs is not run, and the first result stays."""
     folder.write_jobs(1)
-    here(service, *BATCH)
+    here(prompt_service, *BATCH)
     before = folder.results()
     folder.write_jobs(1, count=2)
-    done = here(service, *BATCH)
+    done = here(prompt_service, *BATCH)
     assert done.code == 2
     assert "1 job not run (conflict): j0: the ledger knows the key 'j0' with other inputs" in done.err
     assert folder.results() == before
-    assert len(service.emulator.runs) == 1
+    assert len(prompt_service.emulator.runs) == 1
 
 
 def test_what_failed_is_run_once_more_when_asked(put_up: PutUp, here: Here, folder: Any) -> None:
@@ -660,16 +669,16 @@ def test_a_foreign_ledger_is_refused_and_left_as_it_is(service: Any, here: Here,
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_results_that_find_no_room_are_in_the_ledger(service: Any, here: Here, folder: Any) -> None:
+def test_results_that_find_no_room_are_in_the_ledger(prompt_service: Any, here: Here, folder: Any) -> None:
     """A full disk stops the submitting and says so with the file's name; the results come out of the ledger later."""
     folder.write_jobs(30)
-    done = here(service, *BATCH[:-1], "/dev/full", "--max-in-flight", "2")
+    done = here(prompt_service, *BATCH[:-1], "/dev/full", "--max-in-flight", "2")
     assert done.code == 1
     assert "knouds: stopped: No space left on device: /dev/full" in done.err
     assert "Resume with: knouds batch" in done.err
-    assert len(service.emulator.runs) < 30
-    assert here(service, *BATCH).code == 0
-    assert len(folder.results()) == len(service.emulator.runs) == 30
+    assert len(prompt_service.emulator.runs) < 30
+    assert here(prompt_service, *BATCH).code == 0
+    assert len(folder.results()) == len(prompt_service.emulator.runs) == 30
 
 
 @pytest.mark.slow
@@ -695,7 +704,7 @@ def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: 
     assert len(folder.results()) == 120
 
 
-def test_a_reader_that_leaves_stops_the_submitting(service: Any, folder: Any) -> None:
+def test_a_reader_that_leaves_stops_the_submitting(prompt_service: Any, folder: Any) -> None:
     """When the reader of stdout has gone, nothing more is submitted, and the message says how to continue."""
     folder.write_jobs(30)
     source, sink = os.pipe()
@@ -707,14 +716,14 @@ def test_a_reader_that_leaves_stops_the_submitting(service: Any, folder: Any) ->
     with open(sink, "w", encoding="utf-8") as stdout:  # noqa: PTH123
         leaving = Thread(target=read_a_line)
         leaving.start()
-        done = service.knouds(*BATCH[:-2], "--max-in-flight", "2", stdout=stdout)
+        done = prompt_service.knouds(*BATCH[:-2], "--max-in-flight", "2", stdout=stdout)
         leaving.join()
     assert done.code == 1
     assert "stopped: Broken pipe" in done.err
     assert "Traceback" not in done.err
-    assert len(service.emulator.runs) < 30
-    assert len(service.knouds(*BATCH[:-2]).out.splitlines()) == 30
-    assert_none_ran_twice(service)
+    assert len(prompt_service.emulator.runs) < 30
+    assert len(prompt_service.knouds(*BATCH[:-2]).out.splitlines()) == 30
+    assert_none_ran_twice(prompt_service)
 
 
 @pytest.mark.slow
@@ -853,7 +862,7 @@ def test_a_ledger_of_another_account_is_refused_until_somebody_says_so(
 ) -> None:
     """Another key's batch sends nothing, and the error names the command that takes the ledger over on purpose."""
     other = ApiKey("knouds_live_of_somebody_else_0123", user="u_else")
-    service = put_up(keys=[other])
+    service = put_up(keys=[other], **PROMPT)
     folder.write_jobs(1)
     assert here(service, *BATCH).code == 0
     folder.write_jobs(2)
@@ -971,18 +980,18 @@ def test_a_dry_run_finds_what_is_invalid(service: Any, here: Here, folder: Any) 
     assert not service.emulator.runs
 
 
-def test_a_dry_run_knows_what_is_done(service: Any, here: Here, folder: Any) -> None:
+def test_a_dry_run_knows_what_is_done(prompt_service: Any, here: Here, folder: Any) -> None:
     """Jobs of the ledger are not paid for again; jobs from a pipe need none for a dry run."""
     folder.write_jobs(2)
-    assert here(service, *BATCH).code == 0
+    assert here(prompt_service, *BATCH).code == 0
     folder.write_jobs(5)
     ledger = Path("jobs.jsonl.ledger").read_bytes()
-    told = json.loads(here(service, *DRY, "--json").out)
+    told = json.loads(here(prompt_service, *DRY, "--json").out)
     assert (told["jobs"], told["already_done"], told["to_run"], told["credits"]) == (5, 2, 3, 36)
     assert Path("jobs.jsonl.ledger").read_bytes() == ledger
-    piped = service.knouds("batch", SLUG, "-", "--dry-run", "--json", stdin='{"product_name": "Mug"}\n')
+    piped = prompt_service.knouds("batch", SLUG, "-", "--dry-run", "--json", stdin='{"product_name": "Mug"}\n')
     assert (piped.code, json.loads(piped.out)["credits"]) == (0, 12)
-    assert len(service.emulator.runs) == 2
+    assert len(prompt_service.emulator.runs) == 2
 
 
 def test_going_on_retries_nothing_once_more() -> None:

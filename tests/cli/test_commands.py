@@ -103,9 +103,8 @@ def test_a_public_schema_needs_no_key_and_sends_none(service: Any, knouds: Calla
 def test_usage(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
     """Rows are newest first, filtered and limited, and the message says that there are more."""
     service = put_up(duration=0.0)
-    for _ in range(3):
-        assert here(service, "run", "daily-picture").code == 0
-    assert here(service, "run", "suno-v5", "--model").code == 0
+    for target in (*["workflows/daily-picture"] * 3, "models/suno-v5"):
+        service.submit(target)
     rows = [line.split("\t") for line in service.knouds("usage").out.splitlines()]
     assert [row[1:4] for row in rows] == [["suno-v5", "completed", "12"], *[["daily-picture", "completed", "12"]] * 3]
     few = here(service, "usage", "--limit", "1", "--workflow", "daily-picture", "--status", "completed")
@@ -199,8 +198,8 @@ def test_what_is_neither_is_wrong_usage(service: Any, text: str) -> None:
 def test_usage_is_summed(put_up: Callable[..., Any], in_terminal: Callable[..., Any]) -> None:
     """Sums are lines for a pipe, objects for programs, and bars at a terminal; the rows of all pages count."""
     service = put_up(duration=0.0, epoch=time.time())
-    for args in (("daily-picture",), ("daily-picture",), ("suno-v5", "--model")):
-        assert service.knouds("run", *args).code == 0
+    for target in (*["workflows/daily-picture"] * 2, "models/suno-v5"):
+        service.submit(target)
     ended = service.knouds("usage", "--by", "target", "--since", "1d")
     assert ended.out.splitlines() == ["workflows/daily-picture\t2\t2\t0\t24", "models/suno-v5\t1\t1\t0\t12"]
     assert ended.err == "3 runs, 0 failures, 36 credits\n"
@@ -214,7 +213,7 @@ def test_usage_is_summed(put_up: Callable[..., Any], in_terminal: Callable[..., 
 def test_older_rows_are_left_out(put_up: Callable[..., Any]) -> None:
     """A span leaves out what began before it, in the list and in the sums."""
     service = put_up(duration=0.0, epoch=time.time() - 48 * 3600)
-    assert service.knouds("run", "daily-picture").code == 0
+    service.submit("workflows/daily-picture")
     assert service.knouds("usage", "--since", "1d").err == "no such runs\n"
     assert len(service.knouds("usage", "--since", "3d").out.splitlines()) == 1
     assert json.loads(service.knouds("usage", "--by", "day", "--since", "1d", "--json").out) == []
@@ -244,10 +243,13 @@ def test_status_and_cancel(put_up: Callable[..., Any], here: Callable[..., Any])
     assert (again.code, json.loads(again.out)["status"]) == (0, "cancelled")
 
 
-def test_a_finished_run_shows_its_result(service: Any, here: Callable[..., Any]) -> None:
-    """The state of a completed run ends with the addresses of its files, one per line."""
-    ran = here(service, "run", "daily-picture")
-    shown = here(service, "status", service.emulator.runs[0].execution_id)
+def test_a_finished_run_shows_its_result(put_up: Callable[..., Any], here: Callable[..., Any]) -> None:
+    """The state of a completed run ends with the addresses of its files, one per line, as a wait for it prints them."""
+    service = put_up(duration=0.0)
+    execution_id = service.submit("workflows/daily-picture")
+    ran = here(service, "wait", execution_id)
+    assert ran.out.startswith("https://")
+    shown = here(service, "status", execution_id)
     assert "status     completed" in shown.out
     assert shown.out.endswith(ran.out)
 

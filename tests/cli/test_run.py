@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from knouds_async.testing import faults
+from tests.cli.conftest import PROMPT
 
 SLUG = "my-thumbnail-pipeline"
 CLOSED = -1  # stdin
@@ -43,31 +44,33 @@ def test_json_is_the_whole_execution(service: Any) -> None:
 
 
 @pytest.mark.parametrize("flag", [["--input-file", "-"], ["--input-file=-"]])
-def test_inputs_come_from_stdin_and_pairs_win(service: Any, flag: list[str]) -> None:
+def test_inputs_come_from_stdin_and_pairs_win(prompt_service: Any, flag: list[str]) -> None:
     """A file of inputs, or stdin, is taken, and an -i with the same key wins."""
-    ended = service.knouds("run", SLUG, *flag, "-i", "count=3", stdin='{"product_name": "Näme \\u2603", "count": 1}')
+    ended = prompt_service.knouds(
+        "run", SLUG, *flag, "-i", "count=3", stdin='{"product_name": "Näme \\u2603", "count": 1}'
+    )
     assert ended.code == 0
-    assert service.emulator.runs[0].inputs == {"product_name": "Näme ☃", "count": 3}
+    assert prompt_service.emulator.runs[0].inputs == {"product_name": "Näme ☃", "count": 3}
 
 
-def test_pairs_need_no_option(service: Any) -> None:
+def test_pairs_need_no_option(prompt_service: Any) -> None:
     """Inputs stand behind the slug, with or without -i; one that comes twice, or is no pair, is wrong usage."""
-    assert service.knouds("run", SLUG, "product_name=Mug", "count=2", "-i", "style=3d").code == 0
-    assert service.emulator.runs[0].inputs == {"product_name": "Mug", "count": 2, "style": "3d"}
+    assert prompt_service.knouds("run", SLUG, "product_name=Mug", "count=2", "-i", "style=3d").code == 0
+    assert prompt_service.emulator.runs[0].inputs == {"product_name": "Mug", "count": 2, "style": "3d"}
     for args, words in (
         (["a=1", "-i", "a=2"], "a=... is given twice"),
         (["Mug"], "'Mug' is not an input: write key=value"),
     ):
-        ended = service.knouds("run", SLUG, *args)
+        ended = prompt_service.knouds("run", SLUG, *args)
         assert (ended.code, words in ended.err) == (2, True), ended
-    assert len(service.emulator.runs) == 1
+    assert len(prompt_service.emulator.runs) == 1
 
 
-def test_a_value_is_what_the_schema_says(service: Any) -> None:
+def test_a_value_is_what_the_schema_says(prompt_service: Any) -> None:
     """A number under a text input is its digits, as a cell of a batch is; a file of inputs is JSON and checked."""
-    assert service.knouds("run", SLUG, "product_name=5", "count=1").code == 0
-    assert service.emulator.runs[0].inputs == {"product_name": "5", "count": 1}
-    ended = service.knouds("run", SLUG, "--input-file", "-", stdin='{"product_name": 5}')
+    assert prompt_service.knouds("run", SLUG, "product_name=5", "count=1").code == 0
+    assert prompt_service.emulator.runs[0].inputs == {"product_name": "5", "count": 1}
+    ended = prompt_service.knouds("run", SLUG, "--input-file", "-", stdin='{"product_name": 5}')
     assert ended.code == 2
     assert "'product_name' must be a string, not 5" in ended.err
 
@@ -86,12 +89,12 @@ def test_inputs_are_checked_before_a_run_is_paid_for(service: Any, args: list[st
 
 def test_a_key_that_may_not_read_a_schema_may_run(put_up: PutUp) -> None:
     """Without the capability to read workflows, inputs are read as JSON where they are JSON, and the service judges."""
-    service = put_up(capabilities=("workflow:run", "execution:read"))
+    service = put_up(capabilities=("workflow:run", "execution:read"), **PROMPT)
     assert service.knouds("run", SLUG, "product_name=Mug", "count=2").code == 0
     assert service.emulator.runs[0].inputs == {"product_name": "Mug", "count": 2}
 
 
-def test_stdin_is_utf_8_whatever_the_locale(service: Any) -> None:
+def test_stdin_is_utf_8_whatever_the_locale(prompt_service: Any) -> None:
     """Bytes on stdin are UTF-8, with or without a byte order mark; others are refused before anything is sent."""
     with tempfile.TemporaryFile() as file:
         for data, code in ((b'\xef\xbb\xbf{"product_name": "N\xc3\xa4me"}', 0), (b'{"product_name": "N\xe4me"}', 2)):
@@ -99,8 +102,8 @@ def test_stdin_is_utf_8_whatever_the_locale(service: Any) -> None:
             file.truncate()
             file.write(data)
             file.seek(0)
-            assert service.knouds("run", SLUG, "--input-file", "-", stdin=file.fileno(), LC_ALL="C").code == code
-    assert [run.inputs for run in service.emulator.runs] == [{"product_name": "Näme"}]
+            assert prompt_service.knouds("run", SLUG, "--input-file", "-", stdin=file.fileno(), LC_ALL="C").code == code
+    assert [run.inputs for run in prompt_service.emulator.runs] == [{"product_name": "Näme"}]
 
 
 @pytest.mark.parametrize("args", [["run", SLUG, "--input-file", "-"], ["batch", SLUG, "-", "--ledger", "l.db"]])
@@ -134,9 +137,8 @@ def test_a_run_is_waited_for_by_its_id(put_up: PutUp, here: Here) -> None:
 
 def test_a_run_that_failed_ends_the_wait_with_1(put_up: PutUp) -> None:
     """A run that has failed is said to be, with its reason."""
-    service = put_up(failure_rate=1.0)
-    assert service.knouds("run", SLUG, "product_name=Mug").code == 1
-    ended = service.knouds("wait", service.emulator.runs[0].execution_id)
+    service = put_up(failure_rate=1.0, duration=0.0)
+    ended = service.knouds("wait", service.submit("workflows/daily-picture"))
     assert ended.code == 1
     assert "EXECUTION_FAILED" in ended.err
 
