@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from functools import cache
 from itertools import product
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-import requests
-import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from openapi_spec_validator import OpenAPIV31SpecValidator
-from schemathesis import Case, GenerationMode
-from schemathesis.specs.openapi import checks
 
 from knouds_async.testing import Emulator, Later, Request, Response, openapi
 from knouds_async.testing._service.endpoints import ROUTES
+
+if TYPE_CHECKING:  # the fuzzer is imported by the tests that use it: it takes every process a third of a second
+    import requests
+    import schemathesis
+    from schemathesis import Case, GenerationMode
 
 MINE = "a-workflow-of-mine"
 ECHOED = {"RunRequest", "WorkflowDraft", "Node", "Edge", "Viewport", "Field", "Move"}
@@ -32,14 +34,6 @@ ACCOUNTS: Final[dict[str, dict[str, Any]]] = {
     "without capabilities": {"tier": "business", "capabilities": ()},
     "out of luck": {"tier": "business", "failure_rate": 1.0},
 }
-CONFORMANCE = [
-    checks.status_code_conformance,
-    checks.content_type_conformance,
-    checks.response_headers_conformance,
-    checks.response_schema_conformance,
-]
-
-
 UNHURRIED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 DETERMINISTIC = settings(derandomize=True, database=None, deadline=None, suppress_health_check=UNHURRIED)
 
@@ -53,14 +47,23 @@ def _closed() -> dict[str, Any]:
     return document
 
 
-SCHEMA = schemathesis.openapi.from_dict(_closed())
-OPERATIONS = {
-    f"{method.upper()} {path}": SCHEMA[path][method]
+OPERATIONS: dict[str, dict[str, Any]] = {
+    f"{method.upper()} {path}": operation
     for path, described in openapi()["paths"].items()
-    for method in described
+    for method, operation in described.items()
     if method != "parameters"
 }
 TAKING = [label for label in OPERATIONS if label not in ("GET /api/pricing/public", "GET /api/health")]
+
+
+@cache
+def operations() -> Mapping[str, Any]:
+    """Return what the fuzzer knows of each operation."""
+    import schemathesis
+
+    schema = schemathesis.openapi.from_dict(_closed())
+    lines = (label.split(" ") for label in OPERATIONS)
+    return {f"{method} {path}": schema[path][method.lower()] for method, path in lines}
 
 
 class Fuzzed:
@@ -87,6 +90,16 @@ class Fuzzed:
 
     def ask(self, case: Case[Any]) -> schemathesis.Response:
         """Send a case, a few seconds after the last one; the answer has to be one that the description has."""
+        import requests
+        import schemathesis
+        from schemathesis.specs.openapi import checks
+
+        conformance = [
+            checks.status_code_conformance,
+            checks.content_type_conformance,
+            checks.response_headers_conformance,
+            checks.response_schema_conformance,
+        ]
         sent = requests.Request(**case.as_transport_kwargs(base_url="https://knouds.test")).prepare()
         self.now += 4.0
         outcome = self.emulator.handle(_as_seen(sent), self.now)
@@ -96,7 +109,7 @@ class Fuzzed:
         assert isinstance(outcome, Response)
         headers = {name: [value] for name, value in outcome.headers.items()}
         answer = schemathesis.Response(outcome.status, headers, outcome.body, sent, 0.0, verify=False)
-        case.validate_response(answer, checks=CONFORMANCE)
+        case.validate_response(answer, checks=conformance)
         if answer.status_code >= 500:
             assert (self.account, answer.json()["code"]) == ("out of luck", "EXECUTION_FAILED")
         return answer
@@ -114,7 +127,8 @@ class Fuzzed:
 
 def _case(label: str, **parts: Any) -> Case[Any]:
     media_type = "application/json" if "body" in parts else None
-    return OPERATIONS[label].Case(media_type=media_type, **parts)
+    case: Case[Any] = operations()[label].Case(media_type=media_type, **parts)
+    return case
 
 
 def _as_seen(request: requests.PreparedRequest) -> Request:
@@ -128,7 +142,7 @@ def _as_seen(request: requests.PreparedRequest) -> Request:
 def _fuzz(label: str, mode: GenerationMode, examples: int) -> None:
     @settings(DETERMINISTIC, max_examples=examples)
     @given(
-        OPERATIONS[label].as_strategy(generation_mode=mode),
+        operations()[label].as_strategy(generation_mode=mode),
         st.sampled_from(list(ACCOUNTS)),
         st.booleans(),
         st.data(),
@@ -150,6 +164,8 @@ def _fuzz(label: str, mode: GenerationMode, examples: int) -> None:
 
 def has_rubbish_body(case: Case[Any]) -> bool:
     """Return whether the body of a case is not as the description has it."""
+    from schemathesis import GenerationMode
+
     parts = case.meta.components if case.meta else {}
     return any(str(kind.value) == "body" and part.mode is GenerationMode.NEGATIVE for kind, part in parts.items())
 
@@ -158,6 +174,8 @@ def has_rubbish_body(case: Case[Any]) -> bool:
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_valid_requests_get_documented_answers(label: str) -> None:
     """Whatever is asked as documented gets a documented answer, and so does every read after it."""
+    from schemathesis import GenerationMode
+
     _fuzz(label, GenerationMode.POSITIVE, 15)
 
 
@@ -165,6 +183,8 @@ def test_valid_requests_get_documented_answers(label: str) -> None:
 @pytest.mark.parametrize("label", TAKING)
 def test_rubbish_gets_documented_answers(label: str) -> None:
     """Whatever is asked against the description gets a documented answer too, and a wrong body is refused."""
+    from schemathesis import GenerationMode
+
     _fuzz(label, GenerationMode.NEGATIVE, 15)
 
 
@@ -225,20 +245,21 @@ def test_no_request_is_too_odd_for_an_answer(odd_requests: list[tuple[str, str, 
 
 def test_the_description_is_valid() -> None:
     """It is OpenAPI 3.1, by a validator of its own."""
+    from openapi_spec_validator import OpenAPIV31SpecValidator
+
     OpenAPIV31SpecValidator(openapi()).validate()
 
 
 def test_the_description_has_every_endpoint() -> None:
     """Each route has its operation, with the capability it needs and whether it is counted; nothing else has one."""
     described = {
-        label: (operation.definition.raw.get("x-capability"), "x-rate-limited" in operation.definition.raw)
-        for label, operation in OPERATIONS.items()
+        label: (operation.get("x-capability"), "x-rate-limited" in operation) for label, operation in OPERATIONS.items()
     }
     routes = [route for route in ROUTES if route.label.split(" ")[1].startswith("/api")]
     assert described == {
         re.sub(r":(\w+)", r"{\1}", route.label): (route.needs or None, route.limited is not None) for route in routes
     }
-    open_to_all = {label for label, operation in OPERATIONS.items() if operation.definition.raw.get("security") == []}
+    open_to_all = {label for label, operation in OPERATIONS.items() if operation.get("security") == []}
     assert open_to_all == {re.sub(r":(\w+)", r"{\1}", route.label) for route in routes if route.needs is None}
 
 

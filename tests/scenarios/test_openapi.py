@@ -1,10 +1,12 @@
 """The client's requests, and the service's deliveries, are as the OpenAPI description of the service has them."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping
-from functools import reduce
-from typing import Any
+from functools import cache, reduce
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import attrs
@@ -12,9 +14,6 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openapi_core import OpenAPI
-from openapi_core.datatypes import RequestParameters
-from openapi_core.exceptions import OpenAPIError
 from werkzeug.datastructures import Headers, ImmutableMultiDict
 
 from knouds_async import AsyncKnouds, Polling, Target
@@ -22,9 +21,12 @@ from knouds_async._sansio import endpoints
 from knouds_async.testing import Deliveries, Emulator, EmulatorTransport, Request, openapi, serve
 from knouds_async.testing.messages import Outcome
 
+if TYPE_CHECKING:  # it is imported by the tests that use it: with the validators it takes a quarter of a second
+    from openapi_core import OpenAPI
+    from openapi_core.datatypes import RequestParameters
+
 BASE = "https://knouds.ai"
 DOCUMENT = openapi()
-DESCRIPTION = OpenAPI.from_dict(openapi())
 BY_LITERALS = sorted(DOCUMENT["paths"], key=lambda path: path.count("{"))
 METHODS = ("get", "post", "put", "delete")
 EVERY_ROW = {
@@ -32,6 +34,14 @@ EVERY_ROW = {
     ("post", "/api/workflows/{slug}/run?async=true"),
     ("post", "/api/models/{internalName}/run?async=true"),
 }
+
+
+@cache
+def description() -> OpenAPI:
+    """Return the description for the validator."""
+    from openapi_core import OpenAPI
+
+    return OpenAPI.from_dict(openapi())
 
 
 @attrs.define
@@ -50,6 +60,8 @@ class Sent:
 
     def __attrs_post_init__(self) -> None:
         """Parse the query."""
+        from openapi_core.datatypes import RequestParameters
+
         self.content_type = self.headers.get("content-type", "")
         query = ImmutableMultiDict(parse_qsl(self.query, keep_blank_values=True, strict_parsing=bool(self.query)))
         self.parameters = RequestParameters(query=query, header=Headers(list(self.headers.items())))
@@ -57,7 +69,7 @@ class Sent:
 
 def check(sent: Sent) -> tuple[str, str]:
     """Validate a request, allow it nothing that is not described, and give the row of the endpoint it is for."""
-    DESCRIPTION.validate_apicall_request(sent)
+    description().validate_apicall_request(sent)
     path = next(path for path in BY_LITERALS if re.fullmatch(re.sub(r"{\w+}", "[^/]+", path), sent.path))
     item = DOCUMENT["paths"][path]
     operation = item[sent.method]
@@ -168,7 +180,7 @@ async def test_a_workflow_is_written_back_as_described(knouds: AsyncKnouds) -> N
     whole = await knouds.workflows.get("my-thumbnail-pipeline")
     body = json.dumps(whole.raw).encode()
     sent = Sent("put", "/api/workflows/my-thumbnail-pipeline", headers=KEYED, body=body)
-    DESCRIPTION.validate_apicall_request(sent)
+    description().validate_apicall_request(sent)
     assert await knouds.workflows.update("my-thumbnail-pipeline", whole) == whole
 
 
@@ -229,6 +241,8 @@ RUN: dict[str, Any] = {"method": "post", "path": "/api/workflows/x/run", "header
 )
 def test_the_check_can_fail(change: dict[str, Any]) -> None:
     """A request that is as described passes, and is found when it is off in any one way."""
+    from openapi_core.exceptions import OpenAPIError
+
     assert check(Sent(**RUN)) == ("post", "/api/workflows/{slug}/run")
     with pytest.raises((OpenAPIError, AssertionError)):
         check(Sent(**(RUN | change)))
@@ -247,7 +261,7 @@ def test_deliveries_are_as_described() -> None:
     assert len({delivery.kind for delivery in deliveries}) == 5
     for delivery in deliveries:
         sent = Sent(name="execution", method="post", path="/hook", headers=delivery.headers, body=delivery.body)
-        DESCRIPTION.validate_webhook_request(sent)
+        description().validate_webhook_request(sent)
 
 
 def _as_request(emulator: Emulator, call: endpoints.Call[Any]) -> Request:
