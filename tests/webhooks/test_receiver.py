@@ -610,3 +610,33 @@ async def test_no_event_is_kept_in_flight(sender: Any, end: End) -> None:
 
 async def _parts(body: bytes) -> AsyncIterator[bytes]:
     yield body
+
+
+HTTP = {"type": "http", "method": "POST", "headers": []}
+CASES: list[tuple[dict[str, Any], list[dict[str, Any]], list[str]]] = [
+    (
+        {"type": "lifespan"},
+        [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}],
+        ["lifespan.startup.complete", "lifespan.shutdown.complete"],
+    ),
+    ({"type": "websocket"}, [{"type": "websocket.connect"}], ["websocket.close"]),
+    (HTTP, [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}], []),
+    (HTTP, [{"type": "http.request", "body": b"{}"}], ["http.response.start", "http.response.body"]),
+]
+
+
+@pytest.mark.parametrize(("scope", "incoming", "outgoing"), CASES)
+async def test_a_server_is_answered_in_its_own_messages(
+    scope: dict[str, Any], incoming: list[dict[str, Any]], outgoing: list[str]
+) -> None:
+    """Start and end of an app are confirmed, a socket is closed, and nobody is answered who has hung up."""
+    messages, sent = iter(incoming), list[str]()
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    await WebhookReceiver(SECRET).asgi(scope, receive, send)
+    assert sent == outgoing
