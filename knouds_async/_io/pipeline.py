@@ -40,6 +40,7 @@ from knouds_async.errors import (
     APIError,
     ClientClosedError,
     InvalidResponseError,
+    KnoudsError,
     NoAnswerError,
     SubmissionUnknownError,
 )
@@ -225,7 +226,11 @@ class Pipeline:
         """
         job_key = getattr(hooks, "key", None)
         with native_cancellation(), self.telemetry.call(call, job_key=job_key, serves=serves) as span:
-            value: T | None = await self._send(_Sending(call, total, hooks, span))
+            try:
+                value: T | None = await self._send(_Sending(call, total, hooks, span))
+            except KnoudsError as error:
+                error.execution_id = error.execution_id or call.execution_id
+                raise
             return value
 
     async def _send(self, sending: _Sending) -> Any:

@@ -23,6 +23,7 @@ from knouds_async import (
     AsyncKnouds,
     ClientClosedError,
     ConnectionFailedError,
+    ExecutionNotFoundError,
     Job,
     KnoudsError,
     Limiter,
@@ -211,6 +212,20 @@ async def test_closing_ends_the_line_for_a_connection(make_pipeline: MakePipelin
         pipeline.close()
     assert sorted(told) == [0, 1, 2]
     assert len(emulator.runs) == 1
+
+
+async def test_an_error_names_the_run_that_the_call_is_about(make_pipeline: MakePipeline) -> None:
+    """A poll or a cancel that fails says of which run, refused by the service or not sent at all."""
+    pipeline, failed = make_pipeline(Emulator(), connections=1), list[KnoudsError]()
+    calls = endpoints.get_execution("run-1"), endpoints.cancel_execution("run-2")
+    for _ in range(2):
+        for call in calls:
+            with pytest.raises(KnoudsError) as caught:
+                await pipeline.send(call)
+            failed.append(caught.value)
+        pipeline.close()
+    assert [error.execution_id for error in failed] == ["run-1", "run-2"] * 2
+    assert [type(error) for error in failed] == [ExecutionNotFoundError] * 2 + [ClientClosedError] * 2
 
 
 async def test_refusals_spend_nothing_of_the_retry_budget(make_pipeline: MakePipeline) -> None:
