@@ -190,6 +190,7 @@ class APIError(KnoudsError):
     """
 
     advice: str = ""
+    from_service: bool = True  # also of an error that was made without its arguments
     named: ClassVar[tuple[str, ...]] = ()  # fields of the body that the message repeats
 
     def __init__(
