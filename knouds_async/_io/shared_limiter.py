@@ -171,7 +171,8 @@ class LimiterFile:
                     updated = self._update(key, route, guess, now, changes)
                 except (self._sqlite3.Error, OSError, ConfigurationError) as error:
                     self._locked_since = min(self._locked_since, now)
-                    if "locked" in str(error) and now <= self._locked_since + STUCK:
+                    is_locked = getattr(error, "sqlite_errorcode", 0) & 0xFF == self._sqlite3.SQLITE_BUSY
+                    if is_locked and now <= self._locked_since + STUCK:
                         return None
                     self._outage.begin(self._path, error, now)
                 else:

@@ -160,6 +160,17 @@ async def test_trouble_with_the_file_never_stops_a_request(
     assert "CANARY" not in caplog.text
 
 
+async def test_only_a_locked_file_is_waited_for(tmp_path: Path) -> None:
+    """In virtual time: a file that is gone with its folder costs no wait, whatever the folder was called."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    limiter = SharedLimiter(folder / "q.db", "pro", clock=anyio.current_time).for_key(KEY)
+    shutil.rmtree(folder)
+    began = anyio.current_time()
+    await limiter.acquire(ROUTE)
+    assert anyio.current_time() == began
+
+
 async def test_a_file_that_can_be_used_again_is_used_again(tmp_path: Path) -> None:
     """In virtual time: the lock is gone, and after ten seconds the file is used again; the next fault is logged."""
     path = tmp_path / "q.db"
