@@ -13,8 +13,6 @@ import attrs
 
 from knouds_async.types import Record
 
-__all__ = ["UNDATED", "ClockBounds", "Moment", "Reading", "ServiceClock", "begun_between"]
-
 DRIFT: Final = 1e-4
 """Seconds by which two clocks can part in a second: about ten times what common crystals do."""
 
@@ -131,25 +129,21 @@ class ServiceClock:
         if sent.loop is None or answered.loop is None or answered.has_jumped_since(sent):
             return ServiceClock()
         lo, hi = date - answered.loop, date + 1 - sent.loop
-        known = self._bounds(answered)
-        if known is None:
-            return ServiceClock(ClockBounds(lo, hi, answered.loop), answered)
-        both_lo, both_hi = max(lo, known.lo), min(hi, known.hi)
-        if both_lo > both_hi:
-            both_lo, both_hi = min(lo, known.lo), max(hi, known.hi)
-        return ServiceClock(ClockBounds(both_lo, both_hi, answered.loop), answered)
+        if (known := self._bounds(answered)) is not None:
+            agreed = max(lo, known.lo), min(hi, known.hi)
+            lo, hi = agreed if agreed[0] <= agreed[1] else (min(lo, known.lo), max(hi, known.hi))
+        return ServiceClock(ClockBounds(lo, hi, answered.loop), answered)
 
     def moment(self, now: Reading) -> Moment:
         """Return what is known of the moment `now`, which may lie before the clock was known."""
-        known = self._bounds(now)
-        if known is None or now.loop is None:
-            return Moment(wall=now.wall) if self.updated_at is None else Moment(wall=now.wall, known=self._lost(now))
-        return Moment(
-            wall=now.wall,
-            earliest=now.loop + known.lo - JUMP,
-            latest=now.loop + known.hi + JUMP,
-            known="the service's clock was heard",
-        )
+        known, at = self._bounds(now), self.updated_at
+        if known is not None:
+            earliest, latest = known.at + known.lo - JUMP, known.at + known.hi + JUMP
+            return Moment(wall=now.wall, earliest=earliest, latest=latest, known="the service's clock was heard")
+        if at is None:
+            return Moment(wall=now.wall)
+        why = "this machine slept or its clock was set" if now.has_jumped_since(at) else "it was too long ago"
+        return Moment(wall=now.wall, known=f"the service's clock was heard, but {why}")
 
     def _bounds(self, now: Reading) -> ClockBounds | None:
         """Return the bounds with the drift since they were learned; None when they date nothing any more."""
@@ -161,12 +155,6 @@ class ServiceClock:
             return None
         drift = DRIFT * apart
         return ClockBounds(self.bounds.lo - drift, self.bounds.hi + drift, now.loop)
-
-    def _lost(self, now: Reading) -> str:
-        at = self.updated_at
-        has_jumped = at is not None and now.has_jumped_since(at)
-        why = "this machine slept or its clock was set" if has_jumped else "it was too long ago"
-        return f"the service's clock was heard, but {why}"
 
 
 def begun_between(since: Moment | None, until: Moment | None, lasts: float) -> tuple[float, float] | None:
