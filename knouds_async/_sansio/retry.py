@@ -106,24 +106,19 @@ def api_error(
     answer: Answer, call: Call[Any], *, may_have_run: bool = False, server_time: float | None = None
 ) -> KnoudsError:
     """Return the error of an answer outside 2xx; `server_time`: the service's clock in epoch seconds, for waits."""
-    is_own = responses.service_error(answer) is not None
-    body = _json_object(answer)
+    own = responses.service_error(answer)
+    body = _json_object(answer) if own is None else own
     message = next((body[key] for key in ("error", "message") if isinstance(body.get(key), str)), None)
     code = body["code"] if isinstance(body.get("code"), str) else None
-    if (
-        is_own
-        and message is not None
-        and code == "EXECUTION_FAILED"
-        and call.pays_for is not None
-        and answer.status != 429
-    ):
-        return errors.ExecutionFailedError(message, code=code)
+    if own is not None and code == "EXECUTION_FAILED" and call.pays_for is not None and answer.status != 429:
+        return errors.ExecutionFailedError(own["error"], code=code)
     kind = class_of(answer.status, code)
     extra: dict[str, Any] = {}
-    advice = _advice(kind, answer.status, call, is_own=is_own)
+    advice = _advice(kind, answer.status, call, is_own=own is not None)
     if issubclass(kind, errors.RateLimitError):
         asked = responses.retry_after(answer, server_time)
-        extra = {"retry_after": asked, "limit": _limit(body), "is_pause": asked is not None}
+        limit = body.get("limit")
+        extra = {"retry_after": asked, "limit": limit if is_integer(limit) else None, "is_pause": asked is not None}
         if asked is not None:
             advice = re.sub("([Ww]ait),", rf"\1 {asked:.0f} s,", advice, count=1)
     return kind(
@@ -135,7 +130,7 @@ def api_error(
         request=call.request,
         may_have_run=may_have_run,
         advice=advice,
-        from_service=is_own,
+        from_service=own is not None,
         **extra,
     )
 
@@ -186,11 +181,6 @@ def _intermediary(answer: Answer) -> str:
     """Return what an answer names itself: `server` and `via`."""
     named = [f"{name}: {answer.headers[name]:.100}" for name in ("server", "via") if answer.headers.get(name)]
     return f" ({', '.join(named)})" if named else ""
-
-
-def _limit(body: Mapping[str, Any]) -> int | None:
-    limit = body.get("limit")
-    return limit if is_integer(limit) else None
 
 
 T = TypeVar("T")
