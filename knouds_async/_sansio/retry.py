@@ -297,7 +297,7 @@ class _Attempt:
                 return self._unanswered(seen, part)
             case Garbled(status, seen_headers, seen, is_cut, part):
                 if not 200 <= status < 300:  # the status alone says what happened
-                    return self._refused(Answer(status, seen_headers, b""), part, is_cut=True)
+                    return self._refused(Answer(status, seen_headers, b""), part, is_cut=is_cut)
                 if is_cut:
                     return self._unanswered(seen, part)
                 return self._unreadable(status, f"the answer was {status}; {seen}", part)

@@ -121,6 +121,7 @@ LIMITED_BY_OTHERS: list[Outcome] = [
     Answer(429, {"x-ratelimit-limit": "many"}, b"[]"),
     *(Answer(429, QUOTA, body) for body in (PAGE, b"Too many requests", b'{"message": "Too many"}', b"[]", b"")),
     Garbled(429, QUOTA | {"content-type": "text/html"}, "the answer was cut short", is_cut=True),
+    Garbled(429, QUOTA, "the body of the answer is longer than 9 bytes", is_cut=False),
     cut(429),
     unread(429),
 ]
