@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
-from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -18,6 +16,7 @@ import attrs
 
 from knouds_async import config
 from knouds_async._sansio.inputs import is_execution_id
+from knouds_async._sansio.responses import http_date
 from knouds_async.errors import ConfigurationError, DownloadFault, safe_repr
 from knouds_async.types import EXTENSIONS, Media
 
@@ -148,11 +147,8 @@ def _start(status: int, headers: Mapping[str, str], extension: str | None, recei
 def _strong_date(headers: Mapping[str, str]) -> str | None:
     """Return when the file was changed, if that tells it from one of the same second (RFC 9110, 8.8.2.2)."""
     modified = headers.get("last-modified")
-    try:
-        age = parsedate_to_datetime(headers.get("date", "")) - parsedate_to_datetime(modified or "")
-    except (TypeError, ValueError):  # no date, or one with and one without a zone
-        return None
-    return modified if age >= timedelta(seconds=1) else None
+    changed, written = http_date(modified), http_date(headers.get("date"))
+    return modified if changed is not None and written is not None and written - changed >= 1 else None
 
 
 def _continued(started: Start, rest: Start, headers: Mapping[str, str]) -> Start | None:

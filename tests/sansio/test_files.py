@@ -95,6 +95,7 @@ def test_asks_for_the_rest_only_of_the_same_file() -> None:
         (200, {"last-modified": THEN, "date": THEN}, 0, Start(0, None, None, None)),
         (200, {"last-modified": THEN}, 0, Start(0, None, None, None)),
         (200, {"last-modified": "then", "date": LATER}, 0, Start(0, None, None, None)),
+        (200, {"last-modified": "99999999999 Jun 2026 12:00:00", "date": LATER}, 0, Start(0, None, None, None)),
         (206, {**PNG, "content-range": "bytes 50-99/100"}, 50, Start(50, 100, '"v1"', ".png")),
         (302, {"location": "/x"}, 0, Redirected("/x")),
     ],
@@ -102,6 +103,18 @@ def test_asks_for_the_rest_only_of_the_same_file() -> None:
 def test_what_is_taken(status: int, headers: dict[str, str], received: int, expected: object) -> None:
     """A whole file, the rest of one, or another address."""
     assert evaluate(status, headers, IMAGE, received=received, most=1000) == expected
+
+
+odd_dates = ["99999999999 Jun 2026 12:00:00", "1 Jun 99999 12:00:00 +9999", "1 Jun 2026", "0 0 0 0:0:0"]
+values = st.sampled_from([*PNG.values(), THEN, LATER, *odd_dates]) | st.text(max_size=9)
+names = ["content-type", "content-length", "content-range", "content-encoding", "etag", "last-modified", "date"]
+
+
+@given(st.sampled_from([200, 206]), st.dictionaries(st.sampled_from(names), values, max_size=3))
+def test_no_header_breaks_the_reading(status: int, odd: dict[str, str]) -> None:
+    """Whatever a host writes into its headers, the answer is a file, a part of it, or refused."""
+    usual = {"last-modified": THEN, "date": LATER, "content-range": "bytes 5-99/100"}
+    assert isinstance(evaluate(status, usual | odd, IMAGE, received=5, most=1000), (Start, Rejected))
 
 
 TYPES = {
