@@ -139,11 +139,11 @@ class ServiceClock:
         known, at = self._bounds(now), self.updated_at
         if known is not None:
             earliest, latest = known.at + known.lo - JUMP, known.at + known.hi + JUMP
-            return Moment(wall=now.wall, earliest=earliest, latest=latest, known="the service's clock was heard")
+            return Moment(wall=now.wall, earliest=earliest, latest=latest, known="the service's clock was known")
         if at is None:
             return Moment(wall=now.wall)
-        why = "this machine slept or its clock was set" if now.has_jumped_since(at) else "it was too long ago"
-        return Moment(wall=now.wall, known=f"the service's clock was heard, but {why}")
+        why = "this machine slept or its clock was set" if now.has_jumped_since(at) else "not within ten minutes"
+        return Moment(wall=now.wall, known=f"the service's clock was known, but {why}")
 
     def _bounds(self, now: Reading) -> ClockBounds | None:
         """Return the bounds with the drift since they were learned; None when they date nothing any more."""
