@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import attrs
 
@@ -30,7 +30,7 @@ from knouds_async.errors import (
     safe_repr,
 )
 from knouds_async.execution import result_of
-from knouds_async.types import ExecutionState, Inputs, Record, RunResult, Status, Target, WorkflowSchema
+from knouds_async.types import ExecutionState, Inputs, Record, RunResult, Target, WorkflowSchema
 
 LONGEST_KEY: Final = 200
 
@@ -302,19 +302,12 @@ def refusal(
 
 # ---- How runs end, on their way into a ledger and out of it
 
-Word = Literal["completed", "failed", "cancelled"]
-_WORDS: dict[str, Word] = {
-    Status.COMPLETED: "completed",
-    Status.FAILED: "failed",
-    Status.CANCELLED: "cancelled",
-}
-
 
 def ending_of(state: ExecutionState, *, is_kept: bool = True) -> Ending:
     """Return the ending of a final state; one that nothing outside this batch reads goes without the reply."""
-    failure = state.error
+    failure, status = state.error, cast(Literal["completed", "failed", "cancelled"], str(state.status))
     return Ending(
-        status=_WORDS[state.status],
+        status=status,
         cost=_credits(state.cost),
         reply=_plain(state) if is_kept else None,
         code=failure.code if failure else None,

@@ -71,6 +71,26 @@ async def test_what_the_service_refuses_makes_no_ledger(knouds: Any, path: Path)
     assert not list(path.parent.iterdir())
 
 
+async def test_a_batch_that_cannot_begin_leaves_its_ledger(knouds: Any, ledger: Any) -> None:
+    """An owner that has joined before the service refused is ended: none stays for as long as the process lives."""
+    await run(knouds, ledger, 1)
+    owners, join, leave = list[str](), ledger.join, ledger.leave
+
+    async def join_noted() -> str:
+        owners.append(await join())
+        return owners[-1]
+
+    async def leave_noted(owner: str) -> None:
+        owners.remove(owner)
+        await leave(owner)
+        owners.append("gone")
+
+    ledger.join, ledger.leave = join_noted, leave_noted
+    with pytest.raises(NotFoundError):
+        await knouds.workflows.gather("no-such", jobs(1), ledger=ledger)
+    assert owners == ["gone"]
+
+
 async def test_a_path_that_no_file_can_have_is_a_ledger_error(knouds: Any, emulator: Emulator, path: Path) -> None:
     """A name that is too long is refused as any ledger that cannot be used, and nothing is submitted."""
     with pytest.raises(LedgerError, match="cannot be used: File name too long"):
