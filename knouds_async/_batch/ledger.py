@@ -104,11 +104,15 @@ Claimed: TypeAlias = Written | Taken | OverBudget | Doubted
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Summary(Record):
-    """What a ledger knows of a target's money: all credits, of how many runs of it the cost is known, the largest."""
+    """What a ledger knows of a target's money: all credits, of how many runs of it the cost is known, the largest.
+
+    `in_flight`: how many runs of any target owners that may be alive are sending or waiting for.
+    """
 
     totals: Totals = attrs.Factory(Totals)
     runs: int = 0
     highest_cost: float | None = None
+    in_flight: int = 0
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -488,9 +492,12 @@ class LedgerOperations(ABC):
         return [advance(entry, OwnerGone()) for entry in self._of_dead_owners() if entry.stage is Stage.SENDING]
 
     def summary(self, target: str) -> Summary:
-        """Return all credits, and the real costs of a target."""
+        """Return all credits, the real costs of a target, and how many runs are in flight."""
         runs, highest = self._price(target)
-        return Summary(totals=self._totals, runs=runs, highest_cost=highest)
+        awaited = "job.stage IN ('sending', 'submitted') AND job.owner IS NOT NULL"
+        ((in_flight,),) = self._select("COUNT(*)", f"{_IN_DOUBT} AND {awaited}")
+        in_flight -= sum(entry.stage in (Stage.SENDING, Stage.SUBMITTED) for entry in self._of_dead_owners())
+        return Summary(totals=self._totals, runs=runs, highest_cost=highest, in_flight=in_flight)
 
     def bind(self, payer: Payer) -> Payer:
         """Return whose ledger this is: the first payer's who asks, as far as that one is known."""

@@ -77,6 +77,7 @@ Answer: TypeAlias = Submitted | RunResult | KnoudsError
 
 _BETWEEN_READS: Final = 0.1  # seconds
 UNREACHABLE: Final = 600.0  # seconds without a connection after which there is no hope
+_BETWEEN_READINGS: Final = 15.0  # seconds at most, of what other batches on the ledger do
 _LONGEST_PAUSE: Final = 60.0
 _SHORT_PAUSE: Final = 5.0  # seconds: not worth a word
 _GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
@@ -286,7 +287,7 @@ class Worker:
 
         First come, first served. It stops the batch when no further run can fit.
         """
-        cap, is_fresh = self.options.max_credits, False
+        cap, is_fresh, pause = self.options.max_credits, False, 0.0
         if cap is None:
             return self.stopped_by is None
         async with self._reserving:
@@ -299,11 +300,15 @@ class Worker:
                     return True
                 if fit is Fit.NEVER or (begun == 0 and is_fresh):
                     self.stop(NotRunReason.BUDGET, self._spent(cap))
-                elif begun == 0:  # others may have spent less than they reserved, and what was written came back late
-                    self.totals, is_fresh = (await self.ledger.summary(str(self.target))).totals, True
-                else:
+                elif begun > 0:
                     is_fresh = False
                     await self._released.wait()
+                else:  # others may have spent less than they reserved, or will; what was written came back late
+                    with anyio.move_on_after(pause):
+                        await self._released.wait()
+                    summary = await self.ledger.summary(str(self.target))
+                    self.totals, is_fresh = summary.totals, summary.in_flight == 0
+                    pause = min(_BETWEEN_READINGS, max(1.0, pause * 1.5))
         return False
 
     def _spent(self, cap: float) -> errors.BudgetExceededError:
@@ -453,7 +458,7 @@ class Worker:
                 found = await self.ledger.look(prepared.job.key)
                 if found is None or found.stage not in (Stage.SENDING, Stage.SUBMITTED) or found.owner is None:
                     return None
-                pause, entry = min(15.0, pause * 1.5), found
+                pause, entry = min(_BETWEEN_READINGS, pause * 1.5), found
         error = KnoudsError(f"another batch has the job {prepared.job.key!r}, and this one was stopped before its end")
         error.may_have_run = True
         sent_at, execution_id = utc(entry.sent_at), entry.execution_id

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
-from knouds_async import AsyncKnouds, Completed, NotRun
+from knouds_async import AsyncKnouds, Completed, Job, NotRun
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
@@ -130,6 +131,44 @@ async def test_a_failed_run_of_no_known_price_ends_what_a_cap_allows() -> None:
     found = await spend(emulator, "models", MODEL, 100, 1.0)
     assert len(emulator.runs) == 1
     assert "is not known" in str(next(outcome.error for outcome in found if isinstance(outcome, NotRun)))
+
+
+@pytest.mark.parametrize(("cap", "completed", "is_estimated"), [(1000, 40, False), (240, 20, False), (240, 20, True)])
+async def test_two_batches_share_what_a_cap_allows(
+    cap: int, completed: int, is_estimated: bool, make_client: Any, path: Path
+) -> None:
+    """None gives up while runs of the other may still tell the price, or turn out cheaper; both keep the cap."""
+    emulator, found = Emulator(tier="enterprise", duration=45.0), list[Any]()
+    ledgers = [InLoopLedger(path), InLoopLedger(path)]
+
+    async def run(ledger: InLoopLedger, name: str) -> None:
+        knouds = make_client(emulator)
+        runs, target = (knouds.workflows, SLUG) if is_estimated else (knouds.models, MODEL)
+        inputs = {"product_name" if is_estimated else "prompt": "x"}
+        jobs = [Job(f"{name}-{number}", inputs) for number in range(20)]
+        found.extend(await runs.gather(target, jobs, ledger=ledger, max_credits=cap))
+
+    async with anyio.create_task_group() as tasks:
+        for name, ledger in zip("ab", ledgers, strict=True):
+            tasks.start_soon(run, ledger, name)
+    assert sum(isinstance(outcome, Completed) for outcome in found) == len(emulator.runs) == completed
+    assert len(found) == 40
+    for ledger in ledgers:
+        assert ledger._database is not None
+        ledger._database.close()
+
+
+async def test_a_run_that_an_owner_left_holds_up_no_other_batch(make_client: Any, path: Path) -> None:
+    """What is reserved for runs that nobody waits for stays so: the batch ends at once."""
+    emulator = Emulator(tier="enterprise", duration=45.0)
+    emulator.faults.add(faults.closed(after_run=True), nth=1, route="POST /api/models/:internalName/run")
+    ledger, knouds = InLoopLedger(path), make_client(emulator)
+    for key in "ab":
+        await knouds.models.gather(MODEL, [Job(key, {"prompt": "x"})], ledger=ledger, max_credits=1000)
+        assert anyio.current_time() < 5
+    assert len(emulator.runs) == 1
+    assert ledger._database is not None
+    ledger._database.close()
 
 
 async def test_another_batch_learns_what_was_dearest(path: Path) -> None:
