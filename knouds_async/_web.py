@@ -19,6 +19,7 @@ import attrs
 
 from knouds_async._io.concurrency import from_thread, native_cancellation, spawn
 from knouds_async.client import AsyncKnouds
+from knouds_async.config import is_number
 from knouds_async.errors import (
     ClientClosedError,
     ConfigurationError,
@@ -29,6 +30,7 @@ from knouds_async.errors import (
     RateLimitError,
     WaitTimeoutError,
     WrongEventLoopError,
+    safe_repr,
 )
 from knouds_async.execution import Execution, Updates
 from knouds_async.telemetry import fields
@@ -85,6 +87,8 @@ async def server_sent_events(execution: Execution, heartbeat: float) -> AsyncGen
     Raises what the first poll raises, so that an unknown id can still be answered with 404. An error later is the last
     event. The stream ends when the run has finished, or the client is closed.
     """
+    if not (is_number(heartbeat) and heartbeat > 0):
+        raise InvalidArgumentError(f"heartbeat={safe_repr(heartbeat)}: must be a number of seconds above 0")
     updates = execution.updates()
     return _events(await anext(updates), updates, heartbeat)
 

@@ -97,6 +97,13 @@ async def test_an_unknown_run_is_refused_before_the_stream(knouds: AsyncKnouds) 
         await stream(knouds, "no-such-run")
 
 
+@pytest.mark.parametrize("heartbeat", [0, -1.0, None])
+async def test_a_heartbeat_that_never_rests_is_refused(knouds: AsyncKnouds, heartbeat: Any) -> None:
+    """A stream of comments without a pause would take the whole event loop."""
+    with pytest.raises(InvalidArgumentError, match="heartbeat="):
+        await stream(knouds, "run-1", heartbeat=heartbeat)
+
+
 async def test_a_closed_client_ends_the_stream(knouds: AsyncKnouds) -> None:
     """A stream ends without an error when the app shuts down, and the browser may connect again."""
     execution = await knouds.workflows.submit("daily-picture", {})
