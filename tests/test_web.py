@@ -29,6 +29,7 @@ from knouds_async import (
     KnoudsError,
     NotFoundError,
     RateLimitError,
+    WaitTimeoutError,
 )
 from knouds_async._web import ErrorAnswer, answer_to, closing_at_signals, server_sent_events
 from knouds_async.testing import Emulator, Fault, Response, faults, serve
@@ -46,6 +47,7 @@ from knouds_async.testing import Emulator, Fault, Response, faults, serve
         (ConfigurationError("no key"), 500, False),
         (ConnectionFailedError("refused"), 502, False),
         (ExecutionFailedError("no", execution_id="run-1"), 502, True),
+        (WaitTimeoutError(execution=None, execution_id="run-1", timeout=20.0), 504, True),
     ],
 )
 def test_an_error_has_an_answer(
