@@ -51,8 +51,8 @@ class AsyncKnouds:
     `polling`, `retries`, `timeouts`: see their classes.
     `limiter`: share one among clients of one account (`SharedLimiter`: among processes).
     `http_client`: your own `httpx.AsyncClient` or `httpx2.AsyncClient`; it is used as it is and never closed here.
-    `ssl_context`: how certificates are verified. `max_connections`: connections at once; those of a lent client are
-    limited by its own limit, where it shows one.
+    `ssl_context`: how certificates are verified, where no client is lent. `max_connections`: connections at once; those
+    of a lent client are limited by its own limit, where it shows one.
     `media_hosts`: where files of results may be downloaded from, by default the vendor's bucket (`*.example.com` is
     any host below).
     `durations`: what another client has learned (its `durations`), so that this one need not learn it anew.
@@ -90,6 +90,8 @@ class AsyncKnouds:
         key = config.api_key(given)
         _check(tier, limiter, max_connections, telemetry=telemetry, allow_insecure_http=allow_insecure_http)
         http = checked_client(http_client)
+        if http is not None and ssl_context is not None:
+            raise ConfigurationError("ssl_context= has no effect beside http_client=: give it to that client")
         timeouts = config.option("timeouts", timeouts, Timeouts)
         retries = config.option("retries", retries, Retries)
         polling = config.option("polling", polling, Polling)

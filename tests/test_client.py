@@ -7,6 +7,7 @@ import copy
 import gc
 import pickle
 import re
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -123,6 +124,12 @@ def test_a_synchronous_client_is_refused() -> None:
     """It has a `send`, too, and would block the event loop: the error says what to lend instead."""
     with httpx.Client() as http, pytest.raises(ConfigurationError, match=r"synchronous.*lend an httpx\.AsyncClient"):
         AsyncKnouds("k", http_client=http)  # type: ignore[arg-type,unused-ignore]  # pyright: ignore[reportArgumentType]
+
+
+def test_certificates_are_verified_by_a_lent_client() -> None:
+    """A context that nobody would use is refused: who gave it counts on it."""
+    with pytest.raises(ConfigurationError, match=r"ssl_context= .*http_client="):
+        AsyncKnouds("k", http_client=httpx.AsyncClient(), ssl_context=ssl.create_default_context())
 
 
 def test_the_repr_shows_the_service_only() -> None:
