@@ -25,7 +25,7 @@ import httpx
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from knouds_async import config
-from knouds_async._io.concurrency import read_clocks
+from knouds_async._io.concurrency import Wakeup, read_clocks
 from knouds_async._io.exchange import Exchange, connection_limit, is_shortage, is_stock
 from knouds_async._io.proxy import ProxiedConnection, proxy_for
 from knouds_async._sansio import responses
@@ -311,37 +311,12 @@ def _undelivered(sock: Any) -> int:
         return 1
 
 
-class _Dialler(httpcore.AsyncNetworkBackend):
-    """Opens one TCP stream and remembers it.
-
-    httpcore forgets the stream when a TLS handshake (or a trace callback) is cancelled, which would leave the
-    socket open until it is garbage collected.
-    """
-
-    tcp: _Tcp | None = None
-    is_guarded = False
-
-    async def connect_tcp(  # httpcore gives nothing else
-        self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect, and keep hold of the socket."""
-        sys.audit("knouds_async.connect", host, port)  # uvloop's look-ups raise no event of their own
-        stream = await Stream.connect(host, port, timeout)
-        self.tcp = stream.tcp
-        self.tcp.guard(on=self.is_guarded)
-        return stream
-
-    def guard(self, *, on: bool) -> None:
-        """Guard the socket, also one that is still to be opened."""
-        self.is_guarded = on
-        if self.tcp is not None:
-            self.tcp.guard(on=on)
-
-
-class Connection:
+class Connection(httpcore.AsyncNetworkBackend):
     """A connection to one origin, straight or through a proxy, used by one request at a time.
 
-    `idle_since` is when its last response was closed.
+    `idle_since` is when its last response was closed. It opens its TCP stream itself, to close it in any case: httpcore
+    forgets the stream when a TLS handshake (or a trace callback) is cancelled, and leaves the socket to the garbage
+    collector.
     """
 
     def __init__(
@@ -349,17 +324,34 @@ class Connection:
     ) -> None:
         self.origin: Final = origin
         self.idle_since: Reading
-        self._dialler: Final = _Dialler()
+        self._is_paid = False
+        self._tcp: _Tcp | None = None
         self._stream: Any = None
         self._http: Final[httpcore.AsyncConnectionInterface] = (
-            httpcore.AsyncHTTPConnection(origin, ssl_context, network_backend=self._dialler)
+            httpcore.AsyncHTTPConnection(origin, ssl_context, network_backend=self)
             if proxy is None
-            else ProxiedConnection(proxy, ssl_context, self._dialler)
+            else ProxiedConnection(proxy, ssl_context, self)
         )
+
+    async def connect_tcp(  # httpcore gives nothing else
+        self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect, and keep hold of the socket."""
+        sys.audit("knouds_async.connect", host, port)  # uvloop's look-ups raise no event of their own
+        stream = await Stream.connect(host, port, timeout)
+        self._tcp = stream.tcp
+        self._guard(is_paid=self._is_paid)
+        return stream
+
+    def _guard(self, *, is_paid: bool) -> None:
+        """Guard the socket of a paid request, also one that is still to be opened."""
+        self._is_paid = is_paid
+        if self._tcp is not None:
+            self._tcp.guard(on=is_paid)
 
     async def send(self, request: httpcore.Request, *, is_paid: bool) -> httpcore.Response:
         """Send one request and read the head of its response; httpcore's errors pass through."""
-        self._dialler.guard(on=is_paid)
+        self._guard(is_paid=is_paid)
         response = await self._http.handle_async_request(request)
         self._stream = response.extensions.get("network_stream")
         return response
@@ -369,7 +361,7 @@ class Connection:
 
         There can be one when the last response was read to the end, nothing came after it, and both sides agree.
         """
-        self._dialler.guard(on=False)
+        self._guard(is_paid=False)
         self.idle_since = now
         return self._http.is_available() and not self._has_more()
 
@@ -393,8 +385,8 @@ class Connection:
 
     def close(self) -> None:
         """Free the socket now; what a paid request left in it that was not answered is thrown away."""
-        if self._dialler.tcp is not None:
-            self._dialler.tcp.close()
+        if self._tcp is not None:
+            self._tcp.close()
 
 
 _ENDED: Final = (RuntimeError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
@@ -441,7 +433,7 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
             proxy.ssl_context = ssl_context  # for one that is spoken to over TLS
         self._limit = limit
         self._most, self._short_since = math.inf, read_clocks()  # what the process has descriptors for
-        self._freed: anyio.Event | None = None
+        self._freed: Final = Wakeup()
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send the request and return its response, which holds its connection until it is closed or breaks."""
@@ -485,15 +477,12 @@ class _ConnectionPool(httpcore.AsyncConnectionPool):
             if read_clocks().since(self._short_since) > _SHORT:
                 self._most = math.inf
                 return
-            self._freed = self._freed or anyio.Event()
             with anyio.move_on_after(_RETRY):
                 await self._freed.wait()
 
     def _release(self) -> None:
         self.in_use -= 1
-        if self._freed is not None:
-            self._freed.set()
-            self._freed = None
+        self._freed.notify()
 
     def _take(self, origin: httpcore.Origin, now: Reading, *, is_fresh: bool) -> Connection:
         """Return a connection to use: the one used last, if it is still good, or a new one."""
