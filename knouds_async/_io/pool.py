@@ -129,33 +129,36 @@ _BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLE
 
 
 class Stream(httpcore.AsyncNetworkStream):
-    """A connected stream: `tcp` is what is at the bottom of it, `tls` what is on top, if anything."""
+    """A connected TCP stream, in TLS or not, with what is set on its socket."""
 
-    def __init__(self, tcp: _Tcp, tls: TLSStream | None = None) -> None:
-        self.tcp = tcp
-        self._stream = tcp.stream if tls is None else tls
+    def __init__(self, tcp: anyio.abc.SocketStream) -> None:
+        self._tcp: Final = tcp
+        self._stream: anyio.abc.SocketStream | TLSStream = tcp
+        self.socket: Final[Any] = tcp.extra(anyio.abc.SocketAttribute.raw_socket, None)  # noqa: S610  (not Django's)
+        self._may_be_undelivered = False
+        self._is_guarded = False
 
     @classmethod
     async def connect(cls, host: str, port: int, timeout: float | None) -> Stream:
         """Open a TCP connection within `timeout` seconds, with keep-alive probes; httpcore's connect errors."""
         try:
             with anyio.fail_after(timeout):
-                tcp = _Tcp(await anyio.connect_tcp(host, port))
+                stream = cls(await anyio.connect_tcp(host, port))
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(*error.args) from error
         except _BROKEN as error:
             raise httpcore.ConnectError(str(error)) from error
-        tcp.keep_alive()
-        return cls(tcp)
+        stream._keep_alive()
+        return stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what there is, b"" at the end; httpcore.ReadTimeout after `timeout` seconds of silence."""
         left = math.inf if timeout is None else timeout
-        while self.tcp.may_be_undelivered and left > _DELIVERED:
+        while self._may_be_undelivered and left > _DELIVERED:
             if (read := await self._read(max_bytes, _DELIVERED)) is not None:
                 return read
             left -= _DELIVERED
-            self.tcp.release_delivered()
+            self._release_delivered()
         if (read := await self._read(max_bytes, left)) is None:
             raise httpcore.ReadTimeout
         return read
@@ -186,10 +189,10 @@ class Stream(httpcore.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> Stream:
-        """Shake hands within `timeout` seconds and return the stream inside; httpcore's connect errors."""
+        """Shake hands within `timeout` seconds, and be the stream inside; httpcore's connect errors."""
         try:
             with anyio.fail_after(timeout):
-                tls = await TLSStream.wrap(
+                self._stream = await TLSStream.wrap(
                     self._stream,
                     ssl_context=ssl_context,
                     hostname=server_hostname,
@@ -197,20 +200,20 @@ class Stream(httpcore.AsyncNetworkStream):
                     server_side=False,
                 )
         except TimeoutError as error:
-            self.tcp.close()
+            self.close()
             raise httpcore.ConnectTimeout(*error.args) from error
         except (anyio.EndOfStream, *_BROKEN) as error:
-            self.tcp.close()
+            self.close()
             raise httpcore.ConnectError(str(error)) from error
-        return Stream(self.tcp, tls)
+        return self
 
     def get_extra_info(self, info: str) -> Any:
         """Return what httpcore asks for, by its names."""
         if info == "is_readable":
-            return _is_readable(self.tcp.socket)
+            return _is_readable(self.socket)
         if info == "socket":
-            return self.tcp.socket
-        return self._stream.extra(TLSAttribute.ssl_object, None) if info == "ssl_object" else None  # noqa: S610  (not Django's)
+            return self.socket
+        return self._stream.extra(TLSAttribute.ssl_object, None) if info == "ssl_object" else None  # noqa: S610  (as above)
 
     def has_unread(self) -> bool:
         """Whether bytes were received and not read, beyond those in the socket: in a TLS record or asyncio's queue."""
@@ -223,19 +226,9 @@ class Stream(httpcore.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         """Free the socket; never waits."""
-        self.tcp.close()
+        self.close()
 
-
-class _Tcp:
-    """The socket below, with what is set on it; anyio's stream reads and writes it."""
-
-    def __init__(self, stream: anyio.abc.SocketStream) -> None:
-        self.stream: Final = stream
-        self.socket: Final[Any] = stream.extra(anyio.abc.SocketAttribute.raw_socket, None)  # noqa: S610  (as above)
-        self.may_be_undelivered = False
-        self._is_guarded = False
-
-    def keep_alive(self) -> None:
+    def _keep_alive(self) -> None:
         self._set(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _PROBES.items():
             if hasattr(socket, name):
@@ -247,14 +240,14 @@ class _Tcp:
         For a paid request: delivered later, it would begin a run that was called unknown long before.
         """
         if on is not self._is_guarded:
-            self._is_guarded = self.may_be_undelivered = on
+            self._is_guarded = self._may_be_undelivered = on
             self._set(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, on, 0))
             self._give_up_after(_UNDELIVERED if on else 0)
 
-    def release_delivered(self) -> None:
+    def _release_delivered(self) -> None:
         """Allow the other end to be silent once it has all: one lost keep-alive probe would end the connection."""
         if _undelivered(self.socket) == 0:
-            self.may_be_undelivered = False
+            self._may_be_undelivered = False
             self._give_up_after(0)
 
     def _give_up_after(self, milliseconds: int) -> None:
@@ -266,12 +259,13 @@ class _Tcp:
             self.socket.setsockopt(level, name, value)
 
     def close(self) -> None:
-        if self._is_guarded and (transport := getattr(self.stream, "_transport", None)) is not None:
+        """Free the socket now; what a paid request left in it that was not answered is thrown away."""
+        if self._is_guarded and (transport := getattr(self._tcp, "_transport", None)) is not None:
             transport.abort()  # asyncio's: anyio before 4.16 would end it in peace first, and only then reset it
         # Both backends free the socket before they first wait, and then wait for nothing in particular: taking only
         # those steps leaves no place where a cancellation could get in between. (Older releases of anyio throw away
         # what asyncio has not sent yet in the second.)
-        closing = self.stream.aclose()
+        closing = self._tcp.aclose()
         with contextlib.suppress(StopIteration, OSError, AttributeError):
             closing.send(None)
             closing.send(None)
@@ -325,8 +319,7 @@ class Connection(httpcore.AsyncNetworkBackend):
         self.origin: Final = origin
         self.idle_since: Reading
         self._is_paid = False
-        self._tcp: _Tcp | None = None
-        self._stream: Any = None
+        self._stream: Stream | None = None
         self._http: Final[httpcore.AsyncConnectionInterface] = (
             httpcore.AsyncHTTPConnection(origin, ssl_context, network_backend=self)
             if proxy is None
@@ -338,23 +331,20 @@ class Connection(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect, and keep hold of the socket."""
         sys.audit("knouds_async.connect", host, port)  # uvloop's look-ups raise no event of their own
-        stream = await Stream.connect(host, port, timeout)
-        self._tcp = stream.tcp
-        self._guard(is_paid=self._is_paid)
+        self._stream = stream = await Stream.connect(host, port, timeout)
+        stream.guard(on=self._is_paid)
         return stream
 
     def _guard(self, *, is_paid: bool) -> None:
         """Guard the socket of a paid request, also one that is still to be opened."""
         self._is_paid = is_paid
-        if self._tcp is not None:
-            self._tcp.guard(on=is_paid)
+        if self._stream is not None:
+            self._stream.guard(on=is_paid)
 
     async def send(self, request: httpcore.Request, *, is_paid: bool) -> httpcore.Response:
         """Send one request and read the head of its response; httpcore's errors pass through."""
         self._guard(is_paid=is_paid)
-        response = await self._http.handle_async_request(request)
-        self._stream = response.extensions.get("network_stream")
-        return response
+        return await self._http.handle_async_request(request)
 
     def rest(self, now: Reading) -> bool:
         """Get ready for another request; False when there can be none, and the connection is to be closed.
@@ -381,12 +371,12 @@ class Connection(httpcore.AsyncNetworkBackend):
         parser = getattr(http, "_h11_state", None)
         if parser is None or parser.trailing_data != (b"", False):
             return True
-        return isinstance(self._stream, Stream) and self._stream.has_unread()
+        return self._stream is None or self._stream.has_unread()
 
     def close(self) -> None:
-        """Free the socket now; what a paid request left in it that was not answered is thrown away."""
-        if self._tcp is not None:
-            self._tcp.close()
+        """Free the socket now."""
+        if self._stream is not None:
+            self._stream.close()
 
 
 _ENDED: Final = (RuntimeError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)

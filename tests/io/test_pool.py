@@ -288,9 +288,8 @@ async def test_faults_of_tls_are_httpcores_errors() -> None:
     async with serving("https") as server, connected(server.url) as client:
         await client.get("a")
         stream = _stream(client)
-        raw = stream.tcp
         with contextlib.suppress(OSError):
-            raw.socket.shutdown(socket.SHUT_RDWR)
+            stream.socket.shutdown(socket.SHUT_RDWR)
         with pytest.raises((httpcore.WriteError, httpcore.ReadError)):
             for _ in range(5):
                 await stream.write(b"x" * 100_000, 5.0)
