@@ -528,8 +528,6 @@ class TargetFile:
             if not _has_no_links(error):
                 raise
             self._replace_reserved(path)
-        else:
-            self._path.unlink()
 
     def _replace_reserved(self, path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))  # the name is ours from here on
@@ -540,7 +538,7 @@ class TargetFile:
             raise
 
     def discard(self) -> None:
-        """Remove the temporary file; after `finish` there is nothing left to do."""
+        """Remove the temporary file, or the name that it still has after `finish`."""
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
