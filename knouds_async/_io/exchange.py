@@ -31,7 +31,7 @@ from knouds_async._sansio import responses
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.responses import Answer, Mask
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
-from knouds_async.config import Secret, Timeouts
+from knouds_async.config import Secret, Timeouts, __version__
 from knouds_async.errors import ConfigurationError, safe_repr
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 
 _MODULES: Final = ("httpx", "httpx2")
-_FEW: Final = 32  # kinds of clients and responses
 _STEPS: Final = ("send", "_send_handling_auth", "_send_handling_redirects", "_send_single_request")
 
 
@@ -52,13 +51,13 @@ def checked_client(client: object) -> httpx.AsyncClient | None:
     raise ConfigurationError(f"http_client={safe_repr(client)}: {why}; lend an httpx.AsyncClient or httpx2.AsyncClient")
 
 
-def httpx_of(thing: object) -> ModuleType:
-    """Return the module that a client or a response comes from: httpx2, or else httpx."""
-    kind: Any = type(thing)
+def httpx_of(client: object) -> ModuleType:
+    """Return the module that a client comes from: httpx2, or else httpx."""
+    kind: Any = type(client)
     return _module_of(kind)
 
 
-@functools.lru_cache(_FEW)
+@functools.cache
 def _module_of(kind: Any) -> ModuleType:
     return sys.modules["httpx2" if "httpx2" in [_top(each) for each in kind.__mro__] else "httpx"]
 
@@ -670,7 +669,6 @@ class Exchange:
         base_url: str,
         key: Secret,
         timeouts: Timeouts,
-        agent: str,
         is_known: bool,
         is_lent: bool = True,
         connections: float = math.inf,
@@ -693,7 +691,7 @@ class Exchange:
         self._headers = [
             (b"Accept", b"application/json"),
             (b"Accept-Encoding", b"gzip"),
-            (b"User-Agent", agent.encode("ascii")),
+            (b"User-Agent", f"knouds-async/{__version__}".encode("ascii")),
         ]
 
     async def attempt(self, call: Call[Any], trace: SentTrace, *, total: float | None = None) -> Outcome:

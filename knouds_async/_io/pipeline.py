@@ -148,9 +148,6 @@ class Send(Protocol):
         ...
 
 
-_EPOCH: Final = datetime.fromtimestamp(0.0, UTC)
-
-
 @attrs.define(eq=False, repr=False)
 class _Sending:
     """One call on its way: what was asked for, how it is reported, and what came of it so far."""
@@ -168,11 +165,15 @@ class _Sending:
     took: float = 0.0  # seconds
     sent: Reading | None = None
     since: Moment = UNDATED
-    sent_at: datetime = _EPOCH
     server_time: float | None = None  # when its answer came
     is_stale: bool = False  # its claim was too old
     decision: Decision | None = None
     failure: Exception | None = None  # why the decision could not be reported
+
+    @property
+    def sent_at(self) -> datetime:
+        """When the last attempt was made, as well as that is known."""
+        return datetime.fromtimestamp(self.since.middle, UTC)
 
 
 class Pipeline:
@@ -259,7 +260,6 @@ class Pipeline:
         is_dated = sending.call.pays_for is not None or self.time.is_due(now)
         sending.sent = read_clocks(now) if is_dated else None
         sending.since = UNDATED if sending.sent is None else self.time.moment(sending.sent)
-        sending.sent_at = datetime.fromtimestamp(sending.since.middle, UTC)
 
     async def _turn(self, sending: _Sending) -> Permit | NotSent:
         """Wait for a turn, and then for one of our connections; closing the client ends the wait."""
@@ -399,7 +399,12 @@ class Pipeline:
                 "search for it with knouds.usage.find_submission",
                 _paid_by(call, sending.hooks),
                 sending.sent_at.isoformat(),
-                extra=fields("submit_unknown", route=call.route, target=str(call.pays_for)),
+                extra=fields(
+                    "submit_unknown",
+                    route=call.route,
+                    target=str(call.pays_for),
+                    job_key=getattr(sending.hooks, "key", None),
+                ),
             )
 
     def _settle(self, sending: _Sending, permit: Permit, outcome: Outcome) -> None:

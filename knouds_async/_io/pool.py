@@ -30,7 +30,7 @@ from knouds_async._io.exchange import Exchange, connection_limit, is_shortage, i
 from knouds_async._io.proxy import ProxiedConnection, proxy_for
 from knouds_async._sansio import responses
 from knouds_async._sansio.clock import Reading
-from knouds_async.config import Secret, Timeouts, __version__
+from knouds_async.config import Secret, Timeouts
 from knouds_async.errors import ConfigurationError, safe_repr
 
 _CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -89,7 +89,6 @@ def exchange_for(
         base_url=base_url,
         key=key,
         timeouts=timeouts,
-        agent=f"knouds-async/{__version__}",
         is_known=not is_lent or is_stock(http),
         is_lent=is_lent,
         connections=connection_limit(http, connections) if is_lent else connections,

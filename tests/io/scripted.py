@@ -145,7 +145,6 @@ class Client:
             base_url=url,
             key=Secret(KEY),
             timeouts=timeouts,
-            agent="test",
             is_known=True,
             is_lent=False,
         )

@@ -41,7 +41,7 @@ from knouds_async._io.proxy import read_proxy
 from knouds_async._sansio import endpoints
 from knouds_async._sansio.responses import Answer
 from knouds_async._sansio.retry import Garbled, NotSent, Outcome, Unanswered
-from knouds_async.config import Secret, Timeouts
+from knouds_async.config import Secret, Timeouts, __version__
 from knouds_async.types import Target
 from tests.io.scripted import (
     HALF,
@@ -85,7 +85,8 @@ async def test_what_is_sent() -> None:
         "POST /api/executions/a/cancel HTTP/1.1",
         "GET /api/health HTTP/1.1",
     ]
-    always = {f"Host: {server.url[7:]}", "Accept: application/json", "Accept-Encoding: gzip", "User-Agent: test"}
+    agent = f"User-Agent: knouds-async/{__version__}"
+    always = {f"Host: {server.url[7:]}", "Accept: application/json", "Accept-Encoding: gzip", agent}
     assert all(always <= set(lines) for lines in heads)
     assert [f"x-api-key: {KEY}" in lines for lines in heads] == [True, True, True, False]
     assert "Content-Type: application/json" in heads[1]
@@ -475,9 +476,7 @@ def answering_late(*answers: bytes) -> Iterator[tuple[str, threading.Event]]:
 async def submit_and_freeze(client: httpx.AsyncClient, url: str, received: threading.Event, seconds: float) -> Outcome:
     """Submit within 0.3 s, and block the event loop as soon as the request has arrived."""
     outcomes: list[Outcome] = []
-    exchange = Exchange(
-        client, base_url=url, key=Secret(KEY), timeouts=Timeouts(submit=0.3), agent="test", is_known=True
-    )
+    exchange = Exchange(client, base_url=url, key=Secret(KEY), timeouts=Timeouts(submit=0.3), is_known=True)
 
     async def submit() -> None:
         outcomes.append(await exchange.attempt(endpoints.submit(Target("workflows", "a"), {}), SentTrace()))
@@ -720,7 +719,6 @@ async def a_submit_that_is_held_back(
             base_url=f"http://127.0.0.1:{port}",
             key=Secret(KEY),
             timeouts=Timeouts(),
-            agent="test",
             is_known=True,
             is_lent=isinstance(transport, PooledTransport),
         )
@@ -1165,7 +1163,6 @@ async def test_only_a_client_of_our_own_is_closed(is_lent: bool) -> None:
             base_url="https://knouds.test",
             key=Secret(KEY),
             timeouts=Timeouts(),
-            agent="test",
             is_known=False,
             is_lent=is_lent,
         )

@@ -63,7 +63,6 @@ async def make_pipeline() -> AsyncIterator[MakePipeline]:
                 base_url="https://knouds.test",
                 key=Secret(emulator.api_key),
                 timeouts=options.get("timeouts", Timeouts()),
-                agent="test",
                 is_known=True,
                 connections=connections,
             )
@@ -260,7 +259,6 @@ def pipeline(emulator: Emulator, latency: float = 1.0, connections: float = math
         base_url="https://knouds.test",
         key=Secret(emulator.api_key),
         timeouts=Timeouts(),
-        agent="test",
         is_known=True,
         connections=connections,
     )
