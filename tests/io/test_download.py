@@ -343,6 +343,19 @@ async def test_works_without_hard_links(
     assert (late.read_bytes(), len(names(tmp_path))) == (b"old", 2)
 
 
+async def test_a_temporary_that_cannot_be_removed_is_no_error(
+    start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is in its place, and that is what counts."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    host = await start_host(files={"a.png": b"new"})
+    assert (await knouds.download(image(host), tmp_path)).read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT])
 async def test_other_errors_of_a_link_are_raised(
     start_host: StartHost, knouds: AsyncKnouds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
