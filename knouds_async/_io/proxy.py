@@ -153,7 +153,9 @@ class ProxiedConnection(httpcore.AsyncConnectionInterface):
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send a request, the first one once there is a connection; httpcore's errors."""
-        timeout = math.inf if self._is_made else request.extensions.get("timeout", {}).get("connect") or math.inf
+        if self._is_made:
+            return await self._pool.handle_async_request(request)
+        timeout = request.extensions.get("timeout", {}).get("connect") or math.inf
         trace = request.extensions.get("trace")
         connecting = anyio.CancelScope(deadline=anyio.current_time() + timeout)
 
