@@ -325,6 +325,9 @@ def format_credits(credits: float) -> str:
 
 # ---- Where they are drawn
 
+ROOM_FOR_CTRL_C: Final = 2
+"""Columns that drawn lines leave: the ^C that a terminal writes would begin a line that nobody removes."""
+
 Bar: TypeAlias = AbstractContextManager[Callable[[], object]]
 """What draws a display as long as it is entered."""
 
@@ -333,16 +336,22 @@ Bar: TypeAlias = AbstractContextManager[Callable[[], object]]
 def terminal_bar(display: Display, *, transient: bool = False) -> Iterator[Callable[[], object]]:
     """Yield what draws a display on stderr, below what is printed meanwhile; `transient`: and remove it at the end."""
     from rich.console import Console
+    from rich.constrain import Constrain
     from rich.live import Live
 
+    console = Console(stderr=True)
     live = Live(
-        console=Console(stderr=True),
+        console=console,
         auto_refresh=False,
         transient=transient,
         redirect_stdout=sys.stdout.isatty(),  # output to a file or a pipe is not touched
     )
+
+    def draw() -> None:
+        live.update(Constrain(display.render(), console.width - ROOM_FOR_CTRL_C), refresh=True)
+
     with live:
-        yield lambda: live.update(display.render(), refresh=True)
+        yield draw
 
 
 @contextmanager

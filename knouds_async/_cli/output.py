@@ -98,7 +98,7 @@ def _write_stderr(text: str) -> None:
         _redirect_to_devnull(sys.stderr)
 
 
-_WORD: Final = re.compile(r"Resume with: .*|`[^`]*`\S*|\S+")
+_WORD: Final = re.compile(r"(?<=Resume with: ).*|`[^`]*`\S*|\S+")
 """A word of a message; a command is one, so that it can be copied."""
 
 

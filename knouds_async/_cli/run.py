@@ -31,6 +31,7 @@ from knouds_async import (
     Target,
     WaitTimeoutError,
 )
+from knouds_async._batch.progress import ROOM_FOR_CTRL_C
 from knouds_async._cli import output
 from knouds_async._cli.client import (
     DEFAULT_SERVICE,
@@ -309,19 +310,20 @@ async def show_spinner(status: Callable[[], str]) -> AsyncIterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.constrain import Constrain
     from rich.live import Live
     from rich.spinner import Spinner
     from rich.text import Text
 
     started = time.monotonic()
-    spinner = Spinner("dots")
+    spinner, console = Spinner("dots"), Console(stderr=True)
 
     def draw() -> None:
         line = f"{status()}, {time.monotonic() - started:.0f} s"
         spinner.update(text=Text(one_line(line), overflow="ellipsis", no_wrap=True))
-        display.update(spinner, refresh=True)
+        display.update(Constrain(spinner, console.width - ROOM_FOR_CTRL_C), refresh=True)
 
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as display:
+    with Live(console=console, auto_refresh=False, transient=True) as display:
         async with call_every(0.1, draw):
             yield
 

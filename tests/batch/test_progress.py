@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -24,7 +25,14 @@ from knouds_async import (
     Outcome,
     Progress,
 )
-from knouds_async._batch.progress import Display, describe_waits, format_duration, format_pause, format_quota
+from knouds_async._batch.progress import (
+    Display,
+    describe_waits,
+    format_duration,
+    format_pause,
+    format_quota,
+    terminal_bar,
+)
 from knouds_async.testing import Emulator
 
 SLUG = "my-thumbnail-pipeline"
@@ -279,6 +287,18 @@ async def test_a_bar_is_drawn_in_a_terminal(make_client: MakeClient, monkeypatch
         "\x1b[?25h",  # the cursor is shown again
     ):
         assert part in drawn, part
+
+
+def test_no_drawn_line_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each leaves two columns: the ^C that a terminal writes would begin another line, and one would stay for good."""
+    terminal = in_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "40")
+    now, waits = Progress(total=60, in_flight=4), ["stopping: waiting for runs in flight; press Ctrl-C again"]
+    with terminal_bar(Display(lambda: now, lambda: iter(waits))) as draw:
+        draw()
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
+    assert any("stopping: waiting" in line for line in lines)
+    assert max(map(len, lines)) == 38
 
 
 async def test_no_bar_is_drawn_elsewhere(knouds: AsyncKnouds, monkeypatch: pytest.MonkeyPatch) -> None:

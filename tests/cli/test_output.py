@@ -77,8 +77,8 @@ def test_a_command_in_a_message_is_not_broken() -> None:
         "  before you run it again",
     ]
     assert wrap_words("knouds: Resume with: knouds batch a b --out c", 20) == [
-        "knouds:",
-        "  Resume with: knouds batch a b --out c",
+        "knouds: Resume with:",
+        "  knouds batch a b --out c",
     ]
     assert wrap_words("", 20) == [""]
 

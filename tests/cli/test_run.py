@@ -1,14 +1,19 @@
 """`knouds run`: what it prints, where inputs come from, and `--save`."""
 
+import io
 import json
+import re
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from knouds_async.testing import faults
+from knouds_async._cli.run import show_spinner
+from knouds_async.testing import faults, virtual_backend
 from tests.cli.conftest import PROMPT
 
 SLUG = "my-thumbnail-pipeline"
@@ -203,6 +208,20 @@ def test_a_terminal_shows_progress(put_up: Callable[..., Any], in_terminal: Call
     assert "processing, 0 s" in ended.out
     assert "\x1b[2K" in ended.out
     assert ended.out.rstrip().splitlines()[-1].startswith("completed in ")
+
+
+@pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")])
+async def test_a_spinner_is_not_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves two columns: the ^C that a terminal writes would begin another line, and this one would stay."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "14")
+    async with show_spinner(lambda: "processing"):
+        await anyio.sleep(0.3)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) == 12
 
 
 def test_a_poll_that_fails_for_a_moment_is_survived(service: Any) -> None:
