@@ -32,6 +32,7 @@ def make_emulator(options: dict[str, Any], pairs: Sequence[str], faults: Sequenc
 
 def _as_given(words: str, options: Mapping[str, Any], pairs: Mapping[str, Any]) -> str:
     """Return an error, which begins with the name of a setting, with the option that it was given by."""
+    words = words.replace(", or a callable", "")  # which no option can be
     name = words.split(" ", 1)[0].rstrip(":")
     if name in pairs:
         return f"--set {words}"

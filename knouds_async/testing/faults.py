@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import attrs
 
+from knouds_async.config import is_number
 from knouds_async.testing._service.endpoints import ROUTES
 from knouds_async.testing._service.replies import encoded, reply
 from knouds_async.testing.messages import Broken, Fault, FaultDecision, Request, Response, Wire
@@ -90,6 +91,7 @@ def stalled(seconds: float | None = None, *, after_run: bool = False) -> Fault:
     """
     if seconds is None:
         return _broken("stalled", Wire.STALLED, after_run=after_run)
+    _check_range("seconds", seconds, 0, _LONGEST)
     if after_run:
         return _broken("stalled", Wire.SLOW, after_run=True, seconds=seconds)
     return Fault("stalled", "held", lambda _: Broken(Wire.STALLED), seconds)
@@ -102,12 +104,14 @@ def bad_gateway(*, after_run: bool = False) -> Fault:
 
 def service_error(status: int = 503, *, after_run: bool = False) -> Fault:
     """The service answers 500 or 503 with its JSON, before or after the request is carried out."""
+    _check_range("status", status, 200, 599)
     body = {"error": "Service unavailable", "code": "INTERNAL_ERROR"}
     return _instead("service_error", reply(status, body), after_run=after_run)
 
 
 def unknown_error(status: int = 400, code: str = "SOMETHING_NEW") -> Fault:
     """The service refuses with a code that nobody has documented; the request is not carried out."""
+    _check_range("status", status, 200, 599)
     return _instead("unknown_error", reply(status, {"error": "Something new", "code": code, "hint": ["new"]}))
 
 
@@ -123,6 +127,7 @@ def rate_limited() -> Fault:
 
 def redirect(location: str = "https://elsewhere.example/", status: int = 307) -> Fault:
     """Something in front of the service sends the client to another origin; the request is not carried out."""
+    _check_range("status", status, 200, 599)
     return _instead("redirect", Response(status, {"location": location}, b""))
 
 
@@ -138,6 +143,7 @@ def truncated() -> Fault:
 
 def dripping(seconds: float) -> Fault:
     """The answer's body comes one byte at a time, so many seconds apart."""
+    _check_range("seconds", seconds, 0, _LONGEST)
     return _broken("dripping", Wire.DRIPPING, after_run=True, seconds=seconds)
 
 
@@ -158,11 +164,14 @@ def empty_body() -> Fault:
 
 def huge_body(size: int = 64 * 2**20) -> Fault:
     """The answer is followed by blanks up to a size, in bytes."""
+    _check_range("size", size, 0, _LARGEST)
     return _changed("huge_body", lambda answer: attrs.evolve(answer, body=answer.body.ljust(size)))
 
 
 def gzip_bomb(size: int = 64 * 2**20, layers: int = 1) -> Fault:
     """The answer is a small body that unpacks to a size, in bytes, packed once or more often."""
+    _check_range("size", size, 0, _LARGEST)
+    _check_range("layers", layers, 1, 99)
 
     def packed(answer: Response) -> Response:
         headers = {**answer.headers, "content-encoding": ", ".join(["gzip"] * layers)}
@@ -188,6 +197,7 @@ def new_fields() -> Fault:
 
 def deep_json(depth: int = 100_000) -> Fault:
     """The answer is JSON, nested so many levels deep."""
+    _check_range("depth", depth, 1, _LARGEST)
     return _changed("deep_json", lambda answer: attrs.evolve(answer, body=b"[" * depth + b"]" * depth))
 
 
@@ -200,6 +210,15 @@ def half_headers() -> Fault:
             answer, headers={name: text for name, text in answer.headers.items() if name not in lost}
         ),
     )
+
+
+_LONGEST: Final = 86_400  # seconds
+_LARGEST: Final = 2**32  # bytes
+
+
+def _check_range(name: str, value: float, least: int, most: int) -> None:
+    if not (is_number(value) and least <= value <= most):
+        raise ValueError(f"{name} must be {least} to {most}, not {value!r}")
 
 
 def _broken(name: str, wire: Wire, *, after_run: bool, seconds: float = 0.0) -> Fault:
@@ -356,14 +375,15 @@ class Faults:
         self, fault: Fault, probability: float | None, nth: int | Collection[int] | None
     ) -> Callable[[int], Fault | None]:
         if probability is not None:
-            if nth is not None or not 0 <= probability <= 1:
-                raise ValueError("give a probability between 0 and 1, or nth, not both")
+            if nth is not None:
+                raise ValueError("give a probability or nth, not both")
+            _check_range("probability", probability, 0, 1)
             return lambda _: fault if self._rng.random() < probability else None
         if nth is None:
             return lambda _: fault
         numbers = {nth} if isinstance(nth, int) else set(nth)
-        if any(number < 1 for number in numbers):
-            raise ValueError("nth counts from 1")
+        if wrong := sorted(number for number in numbers if number < 1):
+            raise ValueError(f"nth counts from 1, so it is not {wrong[0]}")
         return lambda number: fault if number in numbers else None
 
 
@@ -445,16 +465,23 @@ def parse_fault(text: str) -> FaultSpec:
     options: dict[str, Any] = {}
     when: dict[str, Any] = {}
     for word in words:
+        is_percentage = re.fullmatch(r"[0-9.]+%", word) is not None
         name, _, value = word.partition("=")
+        name = "probability" if is_percentage else name
+        if name in options or name in when:
+            raise ValueError(f"fault {text!r}: {name} is given twice")
         if name == "nth":
-            when["nth"] = tuple(_read(text, word, int, part) for part in value.split(","))
-        elif name == "probability" or re.fullmatch(r"[0-9.]+%", word):
-            when["probability"] = _read(text, word, float, value or word[:-1]) / (1 if value else 100)
+            when[name] = tuple(_read(text, word, int, part) for part in value.split(","))
+        elif name == "probability":
+            when[name] = _read(text, word, float, word[:-1]) / 100 if is_percentage else _read(text, word, float, value)
         else:
             options[name] = _option(text, kind, word)
     if len(when) == 2:
         raise ValueError(f"fault {text!r}: give nth or a probability, not both")
-    return FaultSpec(KINDS[kind](**_complete(text, kind, options)), route, **when)
+    try:
+        return FaultSpec(KINDS[kind](**_complete(kind, options)), route, **when)
+    except ValueError as error:
+        raise ValueError(f"fault {text!r}: {error}") from None
 
 
 def takes(kind: str) -> list[str]:
@@ -500,11 +527,11 @@ def _option(text: str, kind: str, word: str) -> Any:
     return _read(text, word, _READERS[parameter.annotation], value)
 
 
-def _complete(text: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+def _complete(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(KINDS[kind]).parameters.values()
     needed = [one.name for one in parameters if one.default is inspect.Parameter.empty and one.name not in options]
     if needed:
-        raise ValueError(f"fault {text!r}: {kind} needs {needed[0]}=...")
+        raise ValueError(f"{kind} needs {needed[0]}=...")
     return options
 
 

@@ -153,7 +153,7 @@ def _is_web_address(value: object) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
-_is_text: Final = _must_be("a string", lambda value: isinstance(value, str) and value != "")
+_is_text: Final = _must_be("a string that is not empty", lambda value: isinstance(value, str) and value != "")
 _is_switch: Final = _must_be("true or false", lambda value: isinstance(value, bool))
 _is_integer: Final = _must_be("an integer", is_integer)
 _is_finite: Final = _must_be("a finite number of seconds", lambda value: is_number(value) and math.isfinite(value))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +102,10 @@ def test_the_fault_added_first_wins_and_all_count() -> None:
         ({}, "either a fault"),
         ({"fault": faults.reset(), "script": [None]}, "either a fault"),
         ({"script": [None], "nth": 1}, "either a fault"),
-        ({"fault": faults.reset(), "probability": 1.5}, "between 0 and 1"),
+        ({"fault": faults.reset(), "probability": 1.5}, "probability must be 0 to 1, not 1.5"),
+        ({"fault": faults.reset(), "probability": math.nan}, "must be 0 to 1, not nan"),
         ({"fault": faults.reset(), "probability": 0.5, "nth": 1}, "not both"),
-        ({"fault": faults.reset(), "nth": 0}, "counts from 1"),
+        ({"fault": faults.reset(), "nth": [1, 0]}, "nth counts from 1, so it is not 0"),
         ({"fault": faults.reset(), "route": "/api/usage"}, "no route is called '/api/usage'; there are: GET "),
     ],
 )
@@ -109,6 +113,26 @@ def test_what_cannot_be_attached_is_refused(settings: dict[str, Any], message: s
     """A fault that could never occur as set raises ValueError."""
     with pytest.raises(ValueError, match=message):
         Emulator().faults.add(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(faults.stalled, -1), "seconds must be 0 to 86400, not -1"),
+        (partial(faults.stalled, math.inf, after_run=True), "seconds must be 0 to 86400, not inf"),
+        (partial(faults.dripping, math.nan), "seconds must be 0 to 86400, not nan"),
+        (partial(faults.service_error, 99999), "status must be 200 to 599, not 99999"),
+        (partial(faults.unknown_error, 0), "status must be 200 to 599, not 0"),
+        (partial(faults.redirect, status=12), "status must be 200 to 599, not 12"),
+        (partial(faults.huge_body, -1), "size must be 0 to 4294967296, not -1"),
+        (partial(faults.gzip_bomb, 1, layers=0), "layers must be 1 to 99, not 0"),
+        (partial(faults.deep_json, 0), "depth must be 1 to 4294967296, not 0"),
+    ],
+)
+def test_a_number_that_no_fault_can_have_is_refused(make: Callable[[], Fault], message: str) -> None:
+    """It raises ValueError where the fault is made, not where it would strike."""
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(
@@ -342,6 +366,10 @@ def test_words_and_what_they_mean(text: str, meant: FaultSpec) -> None:
         ("reset after_run=maybe", "after_run is true or false, not 'maybe'"),
         ("reset nth=one", "'nth=one' is not a number"),
         ("reset nth=1 20%", "nth or a probability, not both"),
+        ("reset nth=1 nth=2", "nth is given twice"),
+        ("reset probability=0.2 20%", "probability is given twice"),
+        ("stalled seconds=1 seconds=2", "seconds is given twice"),
+        ("stalled seconds=-1", "seconds must be 0 to 86400, not -1"),
     ],
 )
 def test_nonsense_is_named(text: str, told: str) -> None:
