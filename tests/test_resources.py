@@ -312,7 +312,7 @@ async def test_an_impossible_page_is_refused(knouds: AsyncKnouds, emulator: Emul
     assert emulator.requests.count == 0
 
 
-@pytest.mark.parametrize("exclude", ["kie_1", None, 5, [5], (each for each in ["kie_1"])], ids=str)
+@pytest.mark.parametrize("exclude", ["kie_1", None, 5, [5], iter(["kie_1"])], ids=lambda each: type(each).__name__)
 async def test_known_runs_are_named_in_a_collection(knouds: AsyncKnouds, emulator: Emulator, exclude: Any) -> None:
     """What is no collection of ids, or an iterator that could be read only once, is refused before any request."""
     with pytest.raises(InvalidArgumentError, match="exclude"):
