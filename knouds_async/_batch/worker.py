@@ -392,7 +392,6 @@ class Worker:
         Or that another batch has the job: one whose ledger took this one for gone. Then the run is paid for nothing.
         """
         if entry.stage is Stage.UNKNOWN and entry.owner == self.owner:
-            self._on_unknown(prepared)
             error = intercepted(self.target, entry.note or "an answer of another run")
             self._stop_with_warning(NotRunReason.INTERCEPTED, error)
             return outcome_of_entry(prepared.job, entry)

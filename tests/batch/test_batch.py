@@ -245,10 +245,11 @@ async def test_what_cannot_be_polled_runs_in_one_go(target: str, knouds: AsyncKn
 
 
 async def test_a_synchronous_run_that_fails_is_a_value(make_client: MakeClient) -> None:
-    """Its failure has the service's code and no id."""
+    """Its failure has the service's code and no id, and it counts as submitted."""
     emulator = Emulator(tier="business", duration=5.0, failure_rate=1.0)
     async with make_client(emulator).models.map("nano-banana-2", [{"prompt": "x"}]) as outcomes:
         (found,) = [outcome async for outcome in outcomes]
+    assert outcomes.progress.submitted == len(emulator.runs) == 1
     assert isinstance(found, Failed)
     assert found.execution_id is None
     assert found.error.code == "EXECUTION_FAILED"
