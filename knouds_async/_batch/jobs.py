@@ -385,7 +385,7 @@ def outcome_of_entry(job: Job, entry: Entry, *, from_ledger: bool = True, open_b
 
 
 def state_of_entry(entry: Entry) -> ExecutionState | None:
-    """Return the final state of an entry's run; None where the service told none, or the run has no id."""
+    """Return the final state of an entry's run; None where the service reported none, or the run has no id."""
     if entry.ending is None or entry.ending.reply is None or entry.execution_id is None:
         return None
     body = json_object(responses.parsed(entry.ending.reply.encode()))

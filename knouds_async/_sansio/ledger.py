@@ -156,7 +156,7 @@ class Ended:
 
 @attrs.frozen(eq=False, repr=False)
 class OwnerGone(Record):
-    """The owner is no more: its process ended, or it let go.
+    """The owner is no more: its process ended, or it has left the ledger.
 
     `until`: when that was found out, None: not known. `owner`: whose end it is, None: that of the job's owner.
     """
@@ -174,7 +174,7 @@ class PickedUp:
 
 @attrs.frozen(eq=False, repr=False)
 class Bounded:
-    """The submit of `sent_at`, of which nothing said so, began no run later than `until`."""
+    """The submit of `sent_at` began no run later than `until`; until now nothing had bounded it."""
 
     sent_at: float | None
     until: Moment
@@ -420,7 +420,7 @@ class Totals(Record):
 
 
 def _credits_of(entry: Entry | None) -> tuple[float, float, int]:
-    """Return what an entry adds to the totals; an end whose cost was not told counts with what was reserved.
+    """Return what an entry adds to the totals; an end whose cost was not reported counts with what was reserved.
 
     Where nothing was, it stays unpriced: a failed one too, for nobody says that it costs nothing.
     """
@@ -480,7 +480,7 @@ class Prices:
         return highest_known(self.estimate, self.highest_cost)
 
     def paid(self, cost: float | None) -> Prices:
-        """Learn the real cost of a run that ended; None: it was not told, and waiting does not help."""
+        """Learn the real cost of a run that ended; None: it was not reported, and never will be."""
         return attrs.evolve(self.seen(cost), ended=self.ended + 1)
 
     def seen(self, highest_cost: float | None) -> Prices:

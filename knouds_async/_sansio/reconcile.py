@@ -123,7 +123,7 @@ class Wanted:
 
         Both count, and neither is certain: it may have been set since. A moment still to come is not when it left.
         """
-        undated = "it is not known by which clock its time was told: give the error itself, which says when it left"
+        undated = "it is not known by which clock its time was read: give the error itself, which says when it left"
         if now.earliest is None or now.latest is None:
             return cls(target=target, earliest=sent_at, latest=sent_at, undated=f"{undated}; {now.known}")
         by_ours = (sent_at + now.earliest - now.wall, sent_at + now.latest - now.wall)

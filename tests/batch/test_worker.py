@@ -35,7 +35,7 @@ from knouds_async import (
     Unknown,
 )
 from knouds_async._batch.ledger import Claim
-from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
+from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, PickedUp, Sending, Stage
 from knouds_async.testing import Emulator, faults
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
@@ -483,6 +483,45 @@ async def test_a_submit_that_is_lost_after_a_resend_was_approved_is_not_sent_by_
     assert len(emulator.runs) == 1
     assert kinds(await run(knouds, ledger, 1)) == {"Completed": 1}
     assert len(emulator.runs) == 2
+
+
+async def test_a_run_that_another_batch_picks_up_first_is_left_to_it(
+    make_client: Any, emulator: Emulator, ledger: Any
+) -> None:
+    """Of two batches that find a run that nobody waits for, one does; the other has the outcome that it records."""
+    async with make_client(emulator).workflows.map(SLUG, jobs(1), ledger=ledger) as outcomes:
+        while not outcomes.progress.submitted:  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+    other, record, found = await ledger.join(), ledger.record, list[Outcome]()
+
+    async def second(key: str, attempt: int, event: Any) -> Any:
+        if isinstance(event, PickedUp):
+            await record(key, attempt, PickedUp(other))
+        return await record(key, attempt, event)
+
+    async def consume() -> None:
+        found.extend(await run(make_client(emulator), ledger, 1))
+
+    ledger.record = second
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume)
+        await anyio.sleep(100)
+        assert (await ledger.find("job-0")).owner == other
+        await record("job-0", 1, Ended(Ending(status="failed", code="X", message="said so")))
+    assert kinds(found) == {"Failed": 1}
+    assert len(emulator.runs) == 1
+
+
+async def test_a_run_that_is_picked_up_is_in_flight(make_client: Any, emulator: Emulator, ledger: Any) -> None:
+    """It counts in the progress as one that this batch has submitted, and the price of its end is learned."""
+    async with make_client(emulator).workflows.map(SLUG, jobs(1), ledger=ledger) as outcomes:
+        while not outcomes.progress.submitted:  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+    async with make_client(emulator).workflows.map(SLUG, jobs(1), ledger=ledger) as outcomes:
+        await anyio.sleep(1)
+        assert (outcomes.progress.in_flight, outcomes.progress.submitted) == (1, 0)
+        assert kinds([outcome async for outcome in outcomes]) == {"Completed": 1}
+        assert (outcomes.progress.in_flight, outcomes.progress.credits_spent) == (0, 12)
 
 
 async def test_a_job_whose_owner_has_gone_is_taken_over(knouds: Any, emulator: Emulator, ledger: Any) -> None:
