@@ -294,6 +294,16 @@ async def test_hands_each_event_on_once(sender: Any, end: End) -> None:
     assert diary.names == ["execution.completed"]
 
 
+async def test_an_event_that_came_over_a_bus_is_handed_on_once(sender: Any, end: End) -> None:
+    """What another worker has verified is accepted like a delivery, and the delivery itself is then no other event."""
+    diary = Diary()
+    send = sender(handler=diary)
+    for _ in range(2):
+        await send.receiver.accept(event(executionId="a"))
+    assert await send(end("a")) == 200
+    assert diary.names == ["execution.completed"]
+
+
 async def test_two_runs_and_two_events_are_four(sender: Any, end: End) -> None:
     """What is remembered is the pair of run and event."""
     diary = Diary()
