@@ -304,20 +304,20 @@ class WebhookReceiver:
         tolerance: float = TOLERANCE,
         bus: Postgres | str | None = None,
     ) -> None:
-        shared, bus = Secret.of(bus) if isinstance(bus, str) else bus, None  # so that no frame of ours shows them
+        verifier, secrets = _verifier(signing_keys(secrets), tolerance), ()  # so that no frame of ours shows them
+        shared, bus = Secret.of(bus) if isinstance(bus, str) else bus, None
         if seen is not None and not (hasattr(seen, "claim") and hasattr(seen, "release")):
             seen = None  # it may be a database's URL
             raise ConfigurationError("seen= must be a store with claim and release; a database is named by bus=")
         if handler is not None and not callable(handler):
             raise ConfigurationError(f"handler={safe_repr(handler)}: must be a function of an event, async or not")
-        keys, secrets = signing_keys(secrets), ()
-        if not keys:
+        if verifier is None:
             raise ConfigurationError("webhook secrets are strings of 16 characters or more (they are not shown here)")
         if not (_is_finite(tolerance) and tolerance >= 0):
             raise ConfigurationError(
                 f"tolerance={safe_repr(tolerance)}: must be a finite number of seconds of at least 0"
             )
-        self._verify: Final = _verifier(keys, tolerance)
+        self._verify: Final = verifier
         self._bus: Final = None if shared is None else bus_of(shared)
         self._seen: Final[SeenStore] = seen if seen is not None else self._bus or SeenHere()
         self._handler: Final = handler
@@ -475,6 +475,6 @@ def _refuse(status: HTTPStatus, why: str) -> HTTPStatus:
 
 def _verifier(
     keys: tuple[bytes, ...], tolerance: float
-) -> Callable[[bytes, str | bytes | None], WebhookEvent | WebhookFault]:
-    """Return the function that verifies, so that no attribute holds a secret."""
-    return lambda body, signature: _verified(body, signature, keys, time.time(), tolerance)
+) -> Callable[[bytes, str | bytes | None], WebhookEvent | WebhookFault] | None:
+    """Return the function that verifies, so that no attribute holds a secret; None without keys."""
+    return (lambda body, signature: _verified(body, signature, keys, time.time(), tolerance)) if keys else None

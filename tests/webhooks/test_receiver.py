@@ -595,6 +595,16 @@ def test_unusable_handlers_and_stores_are_refused_at_once(options: dict[str, Any
         WebhookReceiver(SECRET, **options)
 
 
+@pytest.mark.parametrize("options", [{"handler": 5}, {"seen": 5}, {"tolerance": -1}, {"bus": 5}], ids=str)
+def test_no_refusal_shows_a_secret(options: dict[str, Any]) -> None:
+    """A traceback that shows the variables of the library's frames shows no secret in them, as text or as bytes."""
+    with pytest.raises(ConfigurationError) as caught:
+        WebhookReceiver(SECRET, **options)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)][1:]
+    assert frames
+    assert all(SECRET not in repr(frame.f_locals) for frame in frames)
+
+
 @pytest.mark.parametrize("most", [0, 1.5, "5", True])
 def test_a_store_has_room_for_one_key_at_least(most: Any) -> None:
     """Its bound is an integer of at least one."""
