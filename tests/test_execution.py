@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 import traceback
@@ -14,8 +15,10 @@ import httpx
 import pytest
 
 from knouds_async import (
+    APIError,
     AsyncKnouds,
     ClientClosedError,
+    Execution,
     ExecutionCancelledError,
     ExecutionFailedError,
     ExecutionState,
@@ -28,8 +31,9 @@ from knouds_async import (
     Status,
     Target,
     WaitTimeoutError,
+    WrongEventLoopError,
 )
-from knouds_async.testing.emulator import Emulator
+from knouds_async.testing import Emulator, EmulatorTransport, faults
 from tests.scripted_client import scripted
 
 SLUG = "my-thumbnail-pipeline"
@@ -191,6 +195,39 @@ async def test_an_unknown_id_ends_the_wait_at_once(knouds: AsyncKnouds) -> None:
     with pytest.raises(NotFoundError) as caught:
         await knouds.executions.attach("no-such-run")
     assert caught.value.execution_id == "no-such-run"
+
+
+async def test_an_id_that_is_none_is_not_in_flight(make_client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """An attached id that the service does not know is no run, so `close` warns of none; one that it refuses may be."""
+    emulator = Emulator(tier="business")
+    knouds = make_client(emulator)
+    run = await make_client(emulator).workflows.submit(SLUG, INPUTS)
+    emulator.faults.add(faults.unknown_error(403), route="GET /api/executions/:id", nth=1)
+    for execution_id in (run.id, "no-such-run"):
+        with pytest.raises(APIError):
+            await knouds.executions.attach(execution_id)
+    assert [execution.id for execution in knouds.executions.in_flight] == [run.id]
+    await knouds.aclose()
+    assert "1 run was not seen to finish" in caplog.text
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_wait_in_another_event_loop_says_of_which_run(emulator: Emulator, is_first: bool) -> None:
+    """WrongEventLoopError of a wait carries the id, and that the run continues."""
+
+    async def submit() -> tuple[AsyncKnouds, Execution]:
+        http = httpx.AsyncClient(transport=EmulatorTransport(emulator))
+        knouds = AsyncKnouds(emulator.api_key, base_url="https://knouds.test", http_client=http)
+        execution = await knouds.workflows.submit(SLUG, INPUTS)
+        if not is_first:
+            with anyio.move_on_after(0.01):
+                await execution
+        return knouds, execution
+
+    _, execution = asyncio.run(submit())
+    with pytest.raises(WrongEventLoopError) as caught:
+        asyncio.run(execution.wait())
+    assert (caught.value.execution_id, caught.value.may_have_run) == (execution.id, True)
 
 
 async def test_a_fresh_id_may_be_unknown_for_a_moment(make_client: Any) -> None:

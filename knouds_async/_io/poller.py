@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 import attrs
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from anyio.lowlevel import RunVar
 
 # ---- The record of a run
-
-T = TypeVar("T", bound=KnoudsError)
 
 
 @attrs.define(eq=False, weakref_slot=True, repr=False)
@@ -91,27 +89,22 @@ class RunRecord:
     def raise_failure(self, max_failures: float) -> None:
         """Raise the failure that ends a wait; each waiter its own copy, or their tracebacks would grow together."""
         if self.error is not None and self.failures >= max_failures:
-            raise self._with_run_id(copy.copy(self.error))
+            raise copy.copy(self.error)
 
-    def closed_error(self) -> ClientClosedError:
-        """Return the error that ends a wait when the client is closed."""
-        error = ClientClosedError(
-            f"the client was closed while execution {self.execution_id} was awaited; the run continues: "
-            f"attach it in another client with knouds.executions.attach({self.execution_id!r})"
-        )
-        return self._with_run_id(error)
-
-    def _with_run_id(self, error: T) -> T:
+    def add_run_id(self, error: KnoudsError) -> None:
         """Add to an error that ends a wait which run it was, and that the run exists: nobody may submit it again."""
         error.execution_id = self.execution_id
-        if isinstance(error, NotFoundError) and self.tracked.submitted_at is None:
-            return error  # attached by an id that may be none
-        error.may_have_run = True
-        error.add_note(
-            f"execution {self.execution_id} was submitted and is charged; only the wait for it has ended: wait again, "
-            f"or attach it with knouds.executions.attach({self.execution_id!r})"
-        )
-        return error
+        if not self.may_be_none(error):
+            error.may_have_run = True
+            error.add_note(
+                f"execution {self.execution_id} was submitted and is charged; only the wait for it has ended: "
+                f"wait again, or attach it with knouds.executions.attach({self.execution_id!r})"
+            )
+
+    def may_be_none(self, error: KnoudsError) -> bool:
+        """Return whether by an error of a poll there is no such run: it was attached, and never seen."""
+        was_seen = self.tracked.submitted_at is not None or self.tracked.last_seen_at > -math.inf
+        return isinstance(error, NotFoundError) and not was_seen
 
 
 # ---- The poller
@@ -330,10 +323,13 @@ class Poller:
             delay = server - state.completed_at.timestamp()
         elif since is not None and state.ms is not None:
             delay = now - since - state.ms / 1000
-        was_awaited = self.in_flight.pop(state.execution_id, None) is not None
+        was_awaited = self._take_out_of_flight(record)
         self.telemetry.finished(state, record.target, noticed_after=delay if was_awaited else None)
-        if was_awaited:
-            self.telemetry.count_in_flight(-1)
+
+    def _take_out_of_flight(self, record: RunRecord) -> bool:
+        was_in_flight = self.in_flight.pop(record.execution_id, None) is not None
+        self.telemetry.count_in_flight(-was_in_flight)
+        return was_in_flight
 
     def _warn_of_unknown(self, state: ExecutionState) -> None:
         is_new = not isinstance(state.status, Status) and state.status not in self._unknown_statuses
@@ -416,13 +412,19 @@ class Poller:
         try:
             while not record.state.is_final and (seen is None or record.state.status == seen.status):
                 if self._is_closed:
-                    raise record.closed_error()
+                    raise ClientClosedError(
+                        f"the client was closed while execution {record.execution_id} was awaited; the run continues"
+                    )
                 self._home.enter()
                 if self._task is None:  # in an empty context: it serves all waiters and belongs to none
                     self._task = spawn(self._run, contextvars.Context())
                 assert record.changed is not None  # noqa: S101  (it is there while somebody waits)
                 await record.changed.wait()
                 record.raise_failure(self._max_failures if deadline == math.inf else math.inf)
+        except KnoudsError as error:
+            record.add_run_id(error)
+            raise
+        else:
             return record.state
         finally:
             self._leave(record, link)
@@ -563,6 +565,8 @@ class Poller:
         failures = failures_of(error, age=age)
         record.failures = record.failures + failures if failures else 0
         record.error = error.with_traceback(None) if failures else None
+        if record.failures == math.inf and record.may_be_none(error):
+            self._take_out_of_flight(record)
         record.notify()
 
     async def _fetch_statuses(self, page: PageRequest | None) -> None:
