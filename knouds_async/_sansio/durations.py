@@ -27,12 +27,10 @@ EDGES: Final = (0.0, *accumulate(repeat(_RATIO, 33), mul, initial=1.0))
 MAX_ENDS: Final = 500
 """Above so many ends all that was counted is halved, so that a target that has changed is learned anew."""
 
-_LEAST_EXPOSURE: Final = 1e-3
-_LEAST_ENDS: Final = 1e-9
-
 _TOPS: Final = (*EDGES[1:], math.inf)
-_OLDEST: Final = 86400.0
-_MOST: Final = 1e12
+_LEAST: Final = 1e-9  # that a bin may have counted, ...
+_MOST: Final = 1e12  # ... and the most
+_INSTANT: Final = 1e-8  # seconds over which an end is spread whose time is known
 
 _MEDIAN: Final = 50.0  # of the imagined runs
 _SHAPE: Final = 4
@@ -44,12 +42,7 @@ _TAIL: Final = 1.5  # times its age: how often a run that outlived all others fi
 
 
 def _bin(age: float) -> int:
-    return bisect_right(EDGES, age) - 1 if age > 0 else 0
-
-
-def _countable(age: float) -> float:
-    """Return an age that can be counted: negative or not a number is 0, more than a day is a day."""
-    return min(age, _OLDEST) if age > 0 else 0.0
+    return bisect_right(EDGES, age) - 1
 
 
 def _spread(counts: list[float], start: float, end: float, per_second: float) -> None:
@@ -99,33 +92,27 @@ class Durations:
 
     def observe_running(self, counted_until: float, age: float) -> None:
         """Count a run that is still running, from the age up to which it was counted before."""
-        _spread(self.exposure, _countable(counted_until), _countable(age), 1.0)
+        _spread(self.exposure, counted_until, age, 1.0)
 
     def observe_end(self, lo: float, hi: float, *, counted_until: float = 0.0) -> None:
         """Count a run that was running at age `lo` and finished by `hi`; it was counted before up to `counted_until`.
 
         The end is spread evenly over the ages between, and the run was at risk to the middle of them.
         """
-        lo = _countable(lo)
-        hi = max(lo, _countable(hi))
         middle = (lo + hi) / 2
         self.observe_running(counted_until, middle)
-        if hi - lo > 1e-9:
-            _spread(self.ends, lo, hi, 1 / (hi - lo))
-        else:
-            self.ends[_bin(lo)] += 1
+        hi = max(hi, lo + _INSTANT)
+        _spread(self.ends, lo, hi, 1 / (hi - lo))
         self.end_count += 1
         self.longest = max(self.longest, middle)
         if self.end_count > MAX_ENDS:
             self._halve()
 
     def _halve(self) -> None:
-        """Halve what was counted, but for what is next to nothing: after hundreds of times it would be zero."""
+        """Halve what was seen, but not the imagined runs: after hundreds of times some bins would have nothing."""
         self.end_count /= 2
-        for k, exposure in enumerate(self.exposure):
-            if exposure > _LEAST_EXPOSURE:
-                self.exposure[k] = exposure / 2
-                self.ends[k] = max(self.ends[k] / 2, _LEAST_ENDS)
+        for counts, imagined in zip((self.ends, self.exposure), _log_logistic(_MEDIAN), strict=True):
+            counts[:] = [(count + least) / 2 for count, least in zip(counts, imagined, strict=True)]
 
     def next_poll(self, age: float, cost: float, *, longest: float, tail: float = _TAIL) -> float:
         """Return the age at which to poll a run last seen running at `age`.
@@ -133,7 +120,6 @@ class Durations:
         It is the first age by which its end is expected to have gone unnoticed for `cost` seconds, and at most
         `longest` seconds after `age`.
         """
-        age = age if age > 0 else 0.0
         stop, cost, finished, k = age + longest, max(cost, 1e-9), 0.0, _bin(age)
         while age < stop:
             hazard, top = self._hazard(k, tail), min(stop, _TOPS[k])
@@ -164,8 +150,8 @@ class Durations:
         loaded.end_count, loaded.longest = float(end_count), float(longest)
         for k, row in enumerate(bins):
             match row:
-                case [ends, exposure] if _is_count(ends) and _is_count(exposure) and min(ends, exposure) > 0:
-                    loaded.ends[k], loaded.exposure[k] = max(ends, _LEAST_ENDS), max(exposure, _LEAST_EXPOSURE / 1000)
+                case [ends, exposure] if _is_count(ends) and _is_count(exposure) and min(ends, exposure) >= _LEAST:
+                    loaded.ends[k], loaded.exposure[k] = ends, exposure
                 case _:
                     raise ValueError(f"{safe_repr(row)} is not a bin of [ends, exposure]")
         return loaded
