@@ -213,8 +213,8 @@ def requests_per_minute(tier: str | None) -> float | None:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a number; True and False are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Return whether a value is a number that a float can hold; True and False are not."""
+    return isinstance(value, float) or (is_integer(value) and abs(value) < 2**1023)
 
 
 def is_integer(value: object) -> TypeGuard[int]:

@@ -21,7 +21,7 @@ from knouds_async._sansio.durations import check_expected
 from knouds_async._sansio.endpoints import Call
 from knouds_async._sansio.inputs import Default, checked_execution_id
 from knouds_async._sansio.reconcile import RecentRuns
-from knouds_async.config import Timeouts, canonical_url
+from knouds_async.config import Timeouts, canonical_url, is_number
 from knouds_async.errors import (
     ClientClosedError,
     ExecutionCancelledError,
@@ -102,8 +102,8 @@ class Execution:
         handle, and the run continues. None and math.inf wait for ever: only `Polling.max_failures` polls that fail in
         a row on the way end such a wait, with their error. Cancelled: only this wait ends.
         """
-        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
-            raise InvalidArgumentError(f"timeout={timeout!r}: must be a number of seconds of at least 0, or None")
+        if timeout is not None and not (is_number(timeout) and timeout >= 0):
+            raise InvalidArgumentError(f"timeout={timeout!r:.80}: must be a number of seconds of at least 0, or None")
         with self._span() as span:
             longest = math.inf if timeout is None else timeout
             deadline = anyio.current_time() + longest
@@ -286,7 +286,7 @@ def with_timeout(call: Call[T], timeout: float | Timeouts | None) -> tuple[Call[
     """Return a call with the timeouts that replace the client's, and the seconds that replace those of its kind."""
     if isinstance(timeout, Timeouts):
         return attrs.evolve(call, timeouts=timeout), None
-    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+    if timeout is not None and not (is_number(timeout) and timeout > 0):
         raise InvalidArgumentError(f"timeout={timeout!r:.80}: must be a number of seconds above 0, a Timeouts or None")
     return call, timeout
 

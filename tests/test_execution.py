@@ -79,12 +79,15 @@ async def test_a_timeout_ends_the_wait_and_not_the_run(knouds: AsyncKnouds, emul
     assert (await caught.value.execution.wait()).status is Status.COMPLETED
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan"), "3"])
-async def test_an_impossible_timeout_is_refused(knouds: AsyncKnouds, timeout: Any) -> None:
-    """A timeout that is no number of seconds is named and refused."""
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "3", True, 10**400])
+async def test_an_impossible_timeout_is_refused(knouds: AsyncKnouds, emulator: Emulator, timeout: Any) -> None:
+    """A timeout that is no number of seconds is named and refused, before a request that would cost anything."""
     execution = await knouds.workflows.submit(SLUG, INPUTS)
     with pytest.raises(InvalidArgumentError, match="timeout"):
         await execution.wait(timeout=timeout)
+    with pytest.raises(InvalidArgumentError, match="timeout"):
+        await knouds.workflows.submit(SLUG, INPUTS, timeout=timeout)
+    assert len(emulator.runs) == 1
 
 
 async def test_a_cancelled_waiter_disturbs_no_other(knouds: AsyncKnouds, emulator: Emulator) -> None:
