@@ -399,10 +399,11 @@ class PollScheduler:
         """Work out what requests are worth: whether listings are used, and how scarce polls are."""
         used_listings, relied = self._uses_listings, self._relies
         self._uses_listings = may_list and self._listings.is_usable(now, usage_quota)
+        is_unused = min(poll_quota.available, usage_quota.available) >= _PLENTIFUL * max(1, len(self._runs))
+        is_few = len(self._runs) <= _PLENTIFUL
+        self._is_plenty = is_unused and is_few and self._polling.cost_of_request <= _MAX_EARLY_COST
         if used_listings != self._uses_listings or now >= self._forecast_at:
             self._update_forecast(now, poll_quota)
-        is_unused = min(poll_quota.available, usage_quota.available) >= _PLENTIFUL * max(1, self._singles)
-        self._is_plenty = is_unused and self._singles <= _PLENTIFUL and self._polling.cost_of_request <= _MAX_EARLY_COST
         if used_listings != self._uses_listings or relied != self._relies:
             for run in self._runs.values():
                 self._reschedule(run, now)
@@ -419,7 +420,6 @@ class PollScheduler:
         self._relies, self._singles = self.deliveries.is_reliable, 0
         polls = ends = delay = weight = 0.0  # delay: twice what has gone unnoticed; ends: by how much it grows
         counted = set[str]()  # that a hundred runs of a new target run is no more evidence than that one does
-        is_plenty = len(self._runs) <= _PLENTIFUL and quota.available >= _PLENTIFUL * len(self._runs)
         latest = math.inf  # that no run goes unseen for longer than its longest step
         for run in self._runs.values():
             hazard, is_listed = run.hazard(now), self._is_listed(run)
@@ -432,8 +432,7 @@ class PollScheduler:
             if is_listed and run.execution_id not in self._reported:
                 seen_at = max(run.last_running_at, run.started_at)
                 age = run.age(seen_at)
-                is_early = is_plenty and not run.durations.longest
-                latest = min(latest, seen_at + (self._longest_step(run, age) if is_early else _longest_step(age)))
+                latest = min(latest, seen_at + self._longest_step(run, age))
                 since = max(0.0, now - seen_at)
                 weight, ends, delay = weight + hazard, ends + hazard * since, delay + hazard * since * since
         missing = 2 * self._polling.cost_of_request - delay
