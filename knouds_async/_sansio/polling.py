@@ -112,6 +112,7 @@ _MIN_ENDS: Final = 3  # fewer may be luck
 _MIN_OF_BUS: Final = 0.4  # the part of the latest ends that must have been delivered, over a bus
 _MIN_OF_OWN: Final = 0.9  # and without, where others may receive the deliveries of this client's runs
 _DELIVERY_FACTOR: Final = 16.0  # of the cost of a request while webhooks arrive
+_DELIVERY_PART: Final = 32.0  # of the median: what a request costs then at least, before that factor
 
 
 class DeliveryRecord:
@@ -326,7 +327,7 @@ class PollScheduler:
         if self._polling.schedule is not None:
             return max(run.not_before, _due_on_schedule(run, self._polling.schedule))
         if self._is_left_to_deliveries(run):
-            cost = max(self._polling.cost_of_request, run.durations.median / _DELIVERY_FACTOR)
+            cost = max(self._polling.cost_of_request, run.durations.median / _DELIVERY_PART)
             seen, cost = run.age(run.last_running_at), cost * self.deliveries.cost_factor
             age = run.durations.next_poll(seen, cost, longest=_FIRST_STEP, tail=0)
         elif not self._is_listed(run):

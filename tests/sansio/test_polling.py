@@ -991,7 +991,7 @@ def test_a_delivery_that_comes_after_a_poll_is_no_miss() -> None:
 
 
 def test_a_run_whose_end_should_be_delivered_is_polled_once_it_is_overdue() -> None:
-    """Nobody has seen the target: after a minute and a half; once others took 3 s, soon; and after a wrong report."""
+    """Nobody has seen the target: after a minute and more; once others took 3 s, soon; and after a wrong report."""
     scheduler = PollScheduler(Polling(), LearnedDurations())
     scheduler.deliveries.is_expected = scheduler.deliveries.has_bus = True
     for number in range(9):
@@ -1008,12 +1008,12 @@ def test_a_run_whose_end_should_be_delivered_is_polled_once_it_is_overdue() -> N
     last = run(0)
     last.expects_delivery = True
     alone.add(last, 0.0)
-    assert [now for now in range(120) if alone.plan(float(now)).polls] == [100]
-    alone.polled("x0", 100.0)
+    assert [now for now in range(120) if alone.plan(float(now)).polls] == [73]
+    alone.polled("x0", 73.0)
     alone.report_finished("x0")
-    assert alone.plan(101.0).polls == ["x0"]
-    alone.polled("x0", 101.0)
-    assert [now for now in range(101, 140) if alone.plan(float(now)).polls]
+    assert alone.plan(74.0).polls == ["x0"]
+    alone.polled("x0", 74.0)
+    assert [now for now in range(74, 113) if alone.plan(float(now)).polls]
 
 
 # ---- One rule
