@@ -359,9 +359,9 @@ async def test_rows_that_stop_changing_stop_no_batch() -> None:
 
 
 async def delivered(
-    make_client: MakeClient, duration: Duration, dropped: float, within: float | None, seed: int
+    make_client: MakeClient, number: int, duration: Duration, *, dropped: float, within: float, seed: int
 ) -> Notice:
-    """Notice 120 runs, or 300 over a longer time, some of whose deliveries are lost."""
+    """Notice so many runs, some of whose deliveries are lost."""
     emulator = service(
         duration,
         tier="enterprise",
@@ -379,21 +379,23 @@ async def delivered(
         return await receiver.take(body(), delivery.headers["x-knouds-signature"])
 
     async with emulator.delivering(post):
-        return await notice(knouds, emulator, 120 if within is None else 300, within)
+        return await notice(knouds, emulator, number, within)
 
 
 async def test_webhooks_that_arrive_make_polls_rare(make_client: MakeClient) -> None:
     """Runs whose ends are delivered take a fifth of a request each; where a fifth is lost, listings help out."""
     for dropped, most, mean in ((0.0, 0.2, 0.5), (0.2, 1.0, 3.0)):
-        seen = await delivered(make_client, USUAL, dropped, None, 5)
+        seen = await delivered(make_client, 120, USUAL, dropped=dropped, within=2.0, seed=5)
         assert seen.requests <= most
         assert seen.mean <= mean
 
 
+@pytest.mark.slow
 @ON_ONE_LOOP
 async def test_long_runs_whose_deliveries_are_lost_now_and_then(make_client: MakeClient) -> None:
     """Of runs of 300 s a tenth of which is not delivered the mean is noticed within 7 s, and none 300 s late."""
-    seen = together([await delivered(make_client, Lognormal(300.0, 0.4), 0.1, 600.0, seed) for seed in (1, 2)])
+    law = Lognormal(300.0, 0.4)
+    seen = together([await delivered(make_client, 300, law, dropped=0.1, within=600.0, seed=seed) for seed in (1, 2)])
     assert seen.requests <= 2.6
     assert seen.mean <= 7
     assert max(seen.late) <= 300
