@@ -322,24 +322,20 @@ class _Body:
         return self._into.getvalue()
 
 
-async def read_body(
-    response: httpx.Response, *, most: int = _MOST, into: io.BytesIO | None = None, encoding: str | None = None
-) -> bytes:
+async def read_body(response: httpx.Response, encoding: str, into: io.BytesIO, *, most: int = _MOST) -> bytes:
     """Read and decode the body of a streamed response, at most `most` bytes of it once decoded.
 
     Memory stays below `most` and one small step, whatever the server sends. Raises `UnreadableBody` for a longer
     body, for any content-encoding but identity and a single gzip, and for a gzip stream that is damaged, cut off
     or followed by something; the response is closed then. httpx's transport errors and cancellation pass through.
-    `into`: collects the decoded body, and still holds what came of it when the rest did not. `encoding`: its
-    content-encoding, where that was read already.
+    `encoding`: its content-encoding. `into`: still holds what came of it when the rest did not.
     The time it takes is for the caller to bound (traps, "Hostile or odd answers").
     """
     if response.is_stream_consumed:
         return _already_read(response, most)
     chunks = response.aiter_raw()
     try:
-        coding = response.headers.get("content-encoding", "") if encoding is None else encoding
-        body = _Body(coding, io.BytesIO() if into is None else into, most)
+        body = _Body(encoding, into, most)
         async for chunk in chunks:
             body.feed(chunk)
         return body.finish()
@@ -753,7 +749,7 @@ class Exchange:
         encoding = headers.pop(_ENCODING, "")
         status, seen = response.status_code, self._mask.headers(headers)
         try:
-            body = await read_body(response, into=part, encoding=encoding)
+            body = await read_body(response, encoding, part)
         except UnreadableBody as odd:
             return Garbled(status, seen, f"the body of the answer {odd}", is_cut=False, part=self._part(part))
         except http_errors("TransportError") as error:
