@@ -20,6 +20,7 @@ from knouds_async._io.concurrency import (
     Finished,
     HomeLoop,
     ServiceTime,
+    Wakeup,
     checkpoint,
     is_cancelled,
     native_cancellation,
@@ -189,9 +190,9 @@ class Pipeline:
         self.time: Final = ServiceTime()
         self.recent: Final = RecentRuns()
         self._is_closed = False
-        self._paid_out = 0  # submits under way that nothing may cut
-        self._all_in: anyio.Event | None = None
-        self._in_line: set[anyio.CancelScope] = set()
+        self._submits = 0  # under way, and not to be cut
+        self._submit_ended: Final = Wakeup()
+        self._waiting: set[anyio.CancelScope] = set()
         self._received_ids = retry.ReceivedIds()
 
     @overload
@@ -270,12 +271,12 @@ class Pipeline:
         if permit is not None and self._connections.try_acquire():
             return permit
         with anyio.CancelScope() as scope:
-            self._in_line.add(scope)
+            self._waiting.add(scope)
             try:
                 permit = permit or await self._acquire(sending, front=sending.span.refusals > 0)
                 return permit if self._connections.try_acquire() else await self._connection(sending, permit)
             finally:
-                self._in_line.discard(scope)
+                self._waiting.discard(scope)
         self._check_open()
         raise AssertionError("only closing cancels this scope")
 
@@ -328,7 +329,7 @@ class Pipeline:
 
     async def _uncut(self, sending: _Sending, permit: Permit) -> Finished[Decision | Withheld]:
         """Make a submit in a task of its own, so that no cancellation cuts it before its id is read and reported."""
-        self._paid_out += 1
+        self._submits += 1
         try:
             return await uninterrupted(lambda: self._submit(sending, permit))
         except CutShort:
@@ -337,9 +338,8 @@ class Pipeline:
             self._release_connection(sending)  # a task may be cut before its first step
             return await self._reported(sending, Unanswered("the request was cancelled from elsewhere"))
         finally:
-            self._paid_out -= 1
-            if self._paid_out == 0 and self._all_in is not None:
-                self._all_in.set()
+            self._submits -= 1
+            self._submit_ended.notify()
 
     async def _submit(self, sending: _Sending, permit: Permit) -> Decision | Withheld:
         outcome = await self._with_hooks(sending, permit)
@@ -498,14 +498,13 @@ class Pipeline:
         """Refuse new calls; raises WrongEventLoopError in another loop than the client's."""
         self._home.check()
         self._is_closed = True
-        for scope in self._in_line:
+        for scope in self._waiting:
             scope.cancel()
 
     async def drain(self) -> None:
         """Wait for the submits under way: their ids must not be lost."""
-        if self._paid_out:
-            self._all_in = self._all_in or anyio.Event()
-            await self._all_in.wait()
+        while self._submits:
+            await self._submit_ended.wait()
 
 
 async def search_usage(
