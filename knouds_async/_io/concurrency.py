@@ -64,13 +64,9 @@ def _in_trio() -> bool:
 
 def from_thread() -> Callable[[Callable[[], object]], object]:
     """Return what calls a function soon in the running event loop, from any thread; RuntimeError once it has ended."""
-    if _in_trio():
-        import trio
-
-        return trio.lowlevel.current_trio_token().run_sync_soon
-    import asyncio  # as above
-
-    return asyncio.get_running_loop().call_soon_threadsafe
+    loop: Any = running_loop()
+    call: Callable[[Callable[[], object]], object] = loop.run_sync_soon if _in_trio() else loop.call_soon_threadsafe
+    return call
 
 
 def call_at(when: float, work: Callable[[float], object]) -> Callable[[], object]:
