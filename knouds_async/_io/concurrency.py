@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import math
 import sys
-import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -244,18 +243,29 @@ async def in_thread(work: Callable[[], T]) -> T:
 
     Cancelled before it begins, it never does; cancelled later, it is waited for, and then the cancellation is raised.
     """
-    from anyio import to_thread  # as above
+    from concurrent.futures import Future  # as above
 
-    job = _ThreadJob(work)
+    from anyio import to_thread
+
+    future, is_over, call_in_loop = Future[T](), anyio.Event(), from_thread()
+
+    def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  (raised again, in the caller)
+            future.set_exception(error)
+        with suppress(RuntimeError):  # the event loop has ended: nobody waits there any more
+            call_in_loop(is_over.set)
+
     try:
-        await to_thread.run_sync(job.run)
+        await to_thread.run_sync(run)
     except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as stop:
-        if not job.withdraw():
-            await wait_until_set(job.is_over)
+        if not future.cancel():
+            await wait_until_set(is_over)
         raise stop.with_traceback(None) from None
-    if job.error is not None:
-        raise job.error
-    return job.values[0]
+    return future.result()
 
 
 async def wait_until_set(event: anyio.Event) -> None:
@@ -263,35 +273,6 @@ async def wait_until_set(event: anyio.Event) -> None:
     while not event.is_set():
         with suppress(anyio.get_cancelled_exc_class(), KeyboardInterrupt), anyio.CancelScope(shield=True):
             await event.wait()
-
-
-class _ThreadJob(Generic[T]):
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
-        self._call_in_loop = from_thread()
-        self._lock = threading.Lock()
-        self._is_begun = self._is_withdrawn = False
-        self.is_over = anyio.Event()
-        self.values: list[T] = []
-        self.error: BaseException | None = None
-
-    def withdraw(self) -> bool:
-        """Keep the work from beginning; False when it has begun."""
-        with self._lock:
-            self._is_withdrawn = not self._is_begun
-            return self._is_withdrawn
-
-    def run(self) -> None:
-        with self._lock:
-            self._is_begun = not self._is_withdrawn
-        try:
-            if self._is_begun:
-                self.values.append(self._work())
-        except BaseException as error:  # noqa: BLE001  (raised again, in the caller)
-            self.error = error
-        finally:
-            with suppress(RuntimeError):  # the event loop has ended: nobody waits there any more
-                self._call_in_loop(self.is_over.set)
 
 
 async def checkpoint() -> None:
