@@ -120,13 +120,39 @@ def test_faults_come_and_go(ask: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"fault": "moon"}, {"fault": 3}, {"fault": "reset", "script": []}, {"script": ["moon"]}, [1], "x"]
+    "body",
+    [
+        {},
+        {"fault": "moon"},
+        {"fault": 3},
+        {"fault": "reset", "script": []},
+        {"fault": "reset", "route": "GET /api/health"},
+        {"fault": "reset", "nth": 1},
+        {"script": ["moon"]},
+        {"script": ["reset nth=3"]},
+        {"script": ["reset on poll"]},
+        [1],
+        "x",
+    ],
 )
 def test_a_fault_that_cannot_be_is_a_400(body: Any) -> None:
-    """The answer says what is wrong."""
-    answer = ControlClient(Emulator()).raw("POST faults", body)
+    """The answer says what is wrong, and no word that says which requests it strikes is passed over."""
+    emulator = Emulator()
+    answer = ControlClient(emulator).raw("POST faults", body)
     assert answer.status == 400
     assert answer.json()["error"]  # type: ignore[index]
+    assert not emulator.faults
+
+
+@pytest.mark.parametrize("verb", ["finish", "fail"])
+def test_a_misspelled_field_ends_no_run(ask: Any, verb: str) -> None:
+    """A field that does not exist is a 400 that names those that do, and the run continues."""
+    emulator = Emulator()
+    run = ask(emulator).submit()
+    answer = ControlClient(emulator).raw(f"POST runs/{run}/{verb}", {"reslut": {}}, now=1.0)
+    assert answer.status == 400
+    assert "there is no 'reslut'; there are: " in str(answer.json())
+    assert emulator.runs[0].status == "processing"
 
 
 def test_settings_are_changed_together_or_not_at_all(ask: Any) -> None:

@@ -207,3 +207,13 @@ def test_the_draws_of_others_do_not_move_the_runs(ask: Any) -> None:
         return [run.ends for run in emulator.runs]
 
     assert ends(0.0) == ends(0.5)
+
+
+def test_a_window_whose_length_is_changed_ends_when_it_was_to(ask: Any) -> None:
+    """The next one has the new length, longer or shorter, and is not as far away as its number in the old one says."""
+    for length in (600.0, 20.0):
+        emulator = Emulator(limit=1, window_length=60.0, window_phase=0.0)
+        asker = ask(emulator)
+        assert [asker(SUBMIT, EMPTY, now=now).status for now in (0.0, 3600.0, 3601.0)] == [200, 200, 429]
+        emulator.window_length = length
+        assert [asker(SUBMIT, EMPTY, now=now).status for now in (3602.0, 3660.0, 3661.0)] == [429, 200, 429]

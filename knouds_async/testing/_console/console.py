@@ -20,8 +20,8 @@ from knouds_async.testing._service.endpoints import limits
 from knouds_async.testing._service.replies import ErrorResponse, json_object, not_found, reply
 from knouds_async.testing._service.runs import FAILURE, Run
 from knouds_async.testing._service.state import Charge, ServiceState, WindowStatus
-from knouds_async.testing.faults import GRAMMAR, Faults, add_fault, parse_fault
-from knouds_async.testing.messages import LoggedRequest, Request, RequestLog, Response
+from knouds_async.testing.faults import GRAMMAR, Faults, FaultSpec, add_fault, parse_fault
+from knouds_async.testing.messages import Fault, LoggedRequest, Request, RequestLog, Response
 from knouds_async.testing.settings import Settings, change_settings, key_from
 
 __all__ = ["Console", "ControlHooks", "PageQuery", "View", "is_for_console"]
@@ -229,6 +229,13 @@ class _ConsoleCall:
         """Read the body, {} for none; 400 when it is no JSON object."""
         return json_object(self.request.body or b"{}")
 
+    def fields(self, *names: str) -> JsonObject:
+        """Read a body of fields with these names; 400 for another, which would be passed over."""
+        body = self.body()
+        if unknown := set(body) - set(names):
+            raise ErrorResponse(400, "INVALID_BODY", f"there is no {min(unknown)!r}; there are: {', '.join(names)}")
+        return body
+
     def query(self, name: str) -> str | None:
         """Return a parameter of the query."""
         return parse_qs(self.request.query).get(name, [None])[-1]
@@ -318,11 +325,11 @@ class Console:
         return self._hooks.page(call.view, asked)
 
     def _finish(self, call: _ConsoleCall) -> Response:
-        self._hooks.finish(_run(call).execution_id, call.body().get("result"))
+        self._hooks.finish(_run(call).execution_id, call.fields("result").get("result"))
         return reply(200, call.view.run_and_result(_run(call)))
 
     def _fail(self, call: _ConsoleCall) -> Response:
-        message = call.body().get("message", FAILURE)
+        message = call.fields("message").get("message", FAILURE)
         if not isinstance(message, str):
             raise ErrorResponse(400, "INVALID_BODY", "'message' must be a string")
         self._hooks.fail(_run(call).execution_id, message)
@@ -330,13 +337,12 @@ class Console:
 
     def _add_fault(self, call: _ConsoleCall) -> Response:
         """Attach {"fault": "closed after_run on submit nth=1"}, or {"script": ["closed", null], "route": …}."""
-        body = call.body()
+        body = call.fields("fault", "script", "route")
         fault, script, route = body.get("fault"), body.get("script"), body.get("route")
-        if isinstance(fault, str) and script is None:
+        if isinstance(fault, str) and script is None and route is None:
             number = add_fault(self._faults, fault)
         elif isinstance(script, list) and fault is None and (route is None or isinstance(route, str)):
-            steps = [None if step is None else parse_fault(str(step)).fault for step in script]
-            number = self._faults.add(script=steps, route=route)
+            number = self._faults.add(script=[_step(step) for step in script], route=route)
         else:
             raise ErrorResponse(400, "INVALID_BODY", f"give a 'fault', or a 'script' with a 'route': {GRAMMAR}")
         return reply(201, next(row for row in call.view.attached() if row["number"] == number))
@@ -373,6 +379,16 @@ class Console:
         self._hooks.reset()
         self._counter.clear()
         return reply(200, call.view.state())
+
+
+def _step(step: object) -> Fault | None:
+    """Return the fault of a step of a script; ValueError for one that says itself which requests it strikes."""
+    if step is None:
+        return None
+    spec = parse_fault(str(step))
+    if spec != FaultSpec(spec.fault):
+        raise ValueError(f"script: {step!r} must be a fault alone: its place says which request it strikes")
+    return spec.fault
 
 
 def _runs(call: _ConsoleCall) -> Response:

@@ -71,6 +71,7 @@ class _Window:
     """One window of one user on one route; `others` are the times of other users' requests, latest first."""
 
     number: int
+    length: float
     end: float
     reset: int
     limit: int
@@ -120,7 +121,8 @@ class Windows:
 
     def _is_past(self, window: _Window, number: int, elapsed: float) -> bool:
         # By number, not by time: an end that rounding puts a hair too early must not open the window twice.
-        if self._settings.window_opens == "on_the_clock":
+        # Numbers of windows of another length, which was changed meanwhile, are others.
+        if self._settings.window_opens == "on_the_clock" and window.length == self._settings.window_length:
             return number > window.number
         return elapsed >= window.end
 
@@ -131,7 +133,7 @@ class Windows:
             start = number * length + self._phase
         end = start + length
         reset = _ROUNDINGS[self._settings.reset_rounding](self._clock.epoch_at(end))
-        return _Window(number, end, reset, limit, self._others(start, length, limit))
+        return _Window(number, length, end, reset, limit, self._others(start, length, limit))
 
     def _others(self, start: float, length: float, limit: int) -> list[float]:
         others, rng = self._settings.others, self._others_rng
