@@ -413,7 +413,8 @@ class Poller:
             while not record.state.is_final and (seen is None or record.state.status == seen.status):
                 if self._is_closed:
                     raise ClientClosedError(
-                        f"the client was closed while execution {record.execution_id} was awaited; the run continues"
+                        f"the client was closed while execution {record.execution_id} was awaited; the run continues: "
+                        "attach it in another client"
                     )
                 self._home.enter()
                 if self._task is None:  # in an empty context: it serves all waiters and belongs to none
