@@ -324,9 +324,8 @@ class _Attempt:
         except UnreadableError as odd:
             what = "answers something else" if isinstance(odd, OtherAnswerError) else "has a body that cannot be read"
             seen = f"the answer {answer.status} {what}: {odd}"
-            if self.call.pays_for is not None:  # another answer's id is not this run's
-                part = b"" if isinstance(odd, OtherAnswerError) else answer.body
-                return self._unknown(seen, part, stranger=answer)
+            if self.call.pays_for is not None:
+                return self._unknown(seen, answer.body, stranger=answer)
             return self._unreadable(answer.status, seen, b"")
         except Exception as error:  # noqa: BLE001  (a fault of a reader, ours or a library's; the run is paid all the same)
             seen = f"the answer {answer.status} could not be read: {type(error).__name__}: {error!s:.200}"

@@ -923,7 +923,14 @@ def test_a_redirect_names_the_host_only(location: str | None, host: str) -> None
         error = error_for(status, b"", {} if location is None else {"location": location})
         assert type(error) is errors.UnexpectedRedirectError, status
         assert host in str(error)
+        assert "check base_url" in str(error)
         assert "canary" not in str(error)
+
+
+def test_a_proxy_s_429_says_how_long_to_wait() -> None:
+    """A read is limited by anything that refuses it, so the advice is that of a limit."""
+    page = Answer(429, {"retry-after": "600", "content-type": "text/html"}, PAGE)
+    assert "Wait 600 s" in str(retry.api_error(page, endpoints.get_execution("run-1")))
 
 
 def test_a_long_host_or_type_is_cut() -> None:
