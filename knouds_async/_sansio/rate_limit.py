@@ -238,8 +238,6 @@ class WindowLimiter:
         As many as there were answers, more for each sent longer ago; with others, a part of our share of the `room`.
         """
         is_shared = now < self.shared_until
-        if self.cwnd == math.inf and not is_shared:
-            return now
         first = bisect_left(self.awaited, max(self.start, now - SETTLE))
         young = len(self.awaited) - first
         most = self.cwnd + GROWTH * (self._since(self.start) - young)
@@ -250,7 +248,7 @@ class WindowLimiter:
             return now
         if self.rolled_over and not is_shared:  # alone as before: if the probe is not refused, the edge has passed
             probe = self.awaited[bisect_left(self.awaited, self.start)]
-            return max(now, min(self.start + SURE, probe + SETTLE))
+            return max(now, probe + SETTLE)
         return self.awaited[first] + SETTLE
 
     def _others(self) -> int:

@@ -412,6 +412,14 @@ def test_answers_out_of_order_keep_the_lowest_remaining() -> None:
     assert remaining(window, 1.2) == 97
 
 
+def test_a_reset_that_is_rounded_to_either_side_names_one_window() -> None:
+    """Answers that differ by the second of rounding are of the same window, whichever comes first."""
+    for first, second in ((30.0, 29.0), (29.0, 30.0)):
+        window, permit = one(opened(left=99, reset=first), 0.2)
+        window = on_response(window, 0.3, permit, reply(40, second), CLOCK)
+        assert remaining(window, 0.3) == 40
+
+
 def test_the_edge_is_sharpened_by_later_answers() -> None:
     """A better bound on the server's clock brings the edge nearer; it never goes back."""
     window, permit = one(opened(), 1.0)
@@ -639,6 +647,20 @@ def test_a_lost_request_counts_as_spent_until_the_server_shows_otherwise() -> No
     window, permit = one(window, 8.0)
     window = on_response(window, 8.1, permit, reply(49, 30.0), CLOCK)
     assert remaining(window, 8.1) == 49
+
+
+def test_what_is_lost_of_an_earlier_window_costs_this_one_nothing() -> None:
+    """A request that times out after the edge was not counted in the window that is on."""
+    window, old = one(opened(), 1.0)
+    window, _ = one(window, 45.0)
+    before = remaining(window, 46.0)
+    assert remaining(mark_unanswered(window, old), 46.0) == before
+
+
+def test_what_is_lost_on_an_unlimited_route_is_not_kept() -> None:
+    """There is no edge after which it would be forgotten, so it would only fill the memory."""
+    window, permit = one(WindowLimiter(None, unlimited=True), 0.0)
+    assert mark_unanswered(window, permit).silent == []
 
 
 def test_a_lost_probe_lets_the_next_go_at_once() -> None:
