@@ -281,7 +281,7 @@ class WindowLimiter:
             if not is_used_up or until > self.edge:
                 self.asked_until = max(self.asked_until, until)
         self.paused_until = max(self.paused_until, until)
-        self.cwnd = self.cwnd if is_used_up else 1.0
+        self.cwnd = 1.0
 
     def _update(self, now: float, sent: float, reply: QuotaHeaders, limit: int, remaining: int, reset: float) -> None:
         """Update from a response that says how the window named `reset` stands."""

@@ -145,7 +145,7 @@ def submitted(answer: Answer) -> types.Submitted:
     body = json_object(parsed(answer.body))
     if is_finished_state(body):
         raise OtherAnswerError(f"it is no receipt but the end of execution {safe_repr(body.get('executionId'))}")
-    receipt = structured({"executionId": None, **body}, types.Submitted)
+    receipt = structured(body, types.Submitted)
     if not is_execution_id(receipt.execution_id):
         raise UnreadableError(f"executionId {safe_repr(receipt.execution_id)} is not an id")
     webhook = body.get("webhookDelivery")
@@ -169,8 +169,6 @@ def run_result(answer: Answer) -> types.RunResult:
         raise UnreadableError("'success' is false, and no error is named")
     if "success" not in body and isinstance(body.get("status"), str) and isinstance(body.get("executionId"), str):
         raise OtherAnswerError(f"it is what a poll finds of execution {safe_repr(body['executionId'])}")
-    if "result" not in body:
-        raise UnreadableError("'result' is missing")
     return structured(body, types.RunResult)
 
 

@@ -365,9 +365,8 @@ class _Attempt:
         """End a paid request that was not taken: only the service's own documented words prove that."""
         own = responses.service_error(answer)
         error = api_error(answer, self.call, may_have_run=answer.status >= 500)
-        is_run = isinstance(error, ExecutionFailedError)
-        is_open = is_run and self.call.timeout_kind is TimeoutKind.SUBMIT
-        is_service = own is not None and (answer.status >= 500 or answer.status in _PROVEN or is_run)
+        is_open = isinstance(error, ExecutionFailedError) and self.call.timeout_kind is TimeoutKind.SUBMIT
+        is_service = own is not None and (answer.status >= 500 or answer.status in _PROVEN)
         words = f" and not the service's own: {describe_body(answer)}" if own is None else f": {own['error']:.200}"
         stranger = None if is_service else answer
         unknown = self._unknown(f"the answer was {answer.status}{words}", part, stranger=stranger)

@@ -531,6 +531,20 @@ def test_a_refusal_without_headers_is_a_pause() -> None:
         assert len(burst(paused, until)[1]) == 1
 
 
+def test_a_longer_pause_is_not_cut_short_by_a_later_refusal() -> None:
+    """The refusals of one burst may ask for different pauses: the longest counts, in any order."""
+    window, permits = opened(), []
+    for _ in range(2):
+        window, permit = one(window, 1.0)
+        permits.append(permit)
+    for order in ((50.0, 3.0), (3.0, 50.0)):
+        paused = window
+        for permit, after in zip(permits, order, strict=True):
+            paused = on_response(paused, 1.1, permit, QuotaHeaders(refused=True, retry_after=after), CLOCK)
+        assert waits(paused, 1.1) == pytest.approx(51.1)
+        assert paused.stats(50.0).is_pause
+
+
 def test_a_pause_outlasts_the_edge() -> None:
     """A pause that ends after the edge ends with a probe in the new window."""
     window, permit = one(opened(), 1.0)
@@ -588,6 +602,13 @@ def test_an_error_without_the_headers_says_nothing() -> None:
 
 
 # --- others
+
+
+def test_an_error_at_the_edge_is_no_proof_that_it_has_passed() -> None:
+    """A proxy's 502 to the probe releases some, not all."""
+    window, probe = one(opened(), 30.06)
+    window = on_response(window, 30.1, probe, QuotaHeaders(succeeded=False), CLOCK)
+    assert 1 <= len(burst(window, 30.2)[1]) < 20
 
 
 def test_others_on_the_quota_are_met_with_slow_start() -> None:

@@ -366,6 +366,11 @@ def test_a_failed_run_in_answer_to_a_submit_is_unknown(name: str, status: int) -
     assert "no GPU" in error.seen
 
 
+def test_a_failed_run_with_a_status_that_is_not_documented_is_unknown() -> None:
+    """Such a status proves nothing of a paid run, whatever the body says."""
+    assert type(error_after("run", Answer(418, {}, FAILED_RUN))) is errors.SubmissionUnknownError
+
+
 def test_a_failed_run_in_answer_to_a_poll_is_a_fault_of_the_service() -> None:
     """The answer to a poll cannot end a run in this way: the poll is repeated, and the run is not finished."""
     assert isinstance(after("look", Answer(500, {}, FAILED_RUN)), Again)
