@@ -8,6 +8,7 @@ receipt still shows when the rest of it did not come is salvaged: the id of the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -534,11 +535,8 @@ _OPENS, _COLON, _COMMA = (re.compile(rf"\s*{sign}\s*") for sign in "{:,")
 def salvage_execution_id(part: bytes) -> str | None:
     """Return the id in the beginning of a receipt; None unless it is whole, and the receipt's own."""
     found: dict[str, Any] = {}
-    try:
-        for key, value in _pairs(part.decode(errors="replace")):
-            found.setdefault(key, value)
-    except (ValueError, RecursionError):  # here it was cut
-        pass
+    with contextlib.suppress(ValueError, RecursionError):  # here it was cut
+        found.update(_pairs(part.decode(errors="replace")))
     execution_id = found.get("executionId")
     if is_finished_state(found) or not is_execution_id(execution_id):
         return None

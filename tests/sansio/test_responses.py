@@ -624,6 +624,12 @@ def test_a_date_is_epoch_seconds(text: str) -> None:
     assert responses.http_date("Thu, 01 Jan 1970 00:00:00 GMT") == 0
 
 
+def test_an_answer_that_a_cache_may_have_kept_is_not_dated() -> None:
+    """Its `Date` is of when it was kept, so it proves nothing of the service's clock."""
+    assert responses.fresh_date(answer({"date": DATE})) == EPOCH
+    assert responses.fresh_date(answer({"date": DATE, "age": "0"})) is None
+
+
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be set here")
 def test_a_date_without_a_zone_is_not_of_this_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is in UTC, wherever the client runs."""

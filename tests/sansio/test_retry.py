@@ -331,6 +331,8 @@ def test_an_id_is_reported_whole_or_not_at_all(end: int, rubbish: bytes) -> None
         b'{"executionId": "a1", "status": "failed", "error": {"co',
         b'{"executionId": "a1", "ms": 8420, "res',
         b'{"executionId" "a1", ',
+        b'{[1]: 2, "executionId": "a1"',
+        b'{"ms": null, "executionId": "a1", "ms": 8420, ',
         b'{"x": "a" "executionId": "a1", ',
         b'"executionId": "a1"',
         b"[" * 100_000,
