@@ -699,7 +699,7 @@ def test_a_wait_until_a_date(given: dict[str, str], server_time: float | None, s
 @pytest.mark.parametrize(
     ("asked", "seconds"),
     [(12, 12.0), (0, 0.0), (0.5, 0.5), (-1, None), ("12", None), (True, None), (None, None), ([12], None),
-     (10**400, 1e9), (1e308, 1e9), (float("inf"), None), (float("nan"), None)],
+     (10**400, None), (1e308, 1e9), (float("inf"), None), (float("nan"), None)],
     ids=lambda value: f"{value:.20}" if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
 def test_a_wait_in_the_body(asked: Any, seconds: float | None) -> None:
