@@ -275,7 +275,7 @@ class PollScheduler:
         run = self._runs.get(execution_id)
         if run is not None:
             run.deadlines = [*(each for each in run.deadlines if each > now), deadline]
-            self._reschedule(run, now)
+            self._schedule(run, now)
 
     def report_finished(self, execution_id: str, status: str | None = None, *, not_before: float = -math.inf) -> None:
         """Record that a run was reported finished: it is polled before all others, the oldest first."""
@@ -291,31 +291,24 @@ class PollScheduler:
             run.durations = self._learned.durations_for(CANCEL_KEY, CANCEL_DURATION)
             run.start(now, submitted_at=now)
             run.last_seen_at = now
-            self._reschedule(run, now)
+            self._schedule(run, now)
 
     # When a poll of a run is due.
 
     def _schedule(self, run: TrackedRun, now: float) -> float:
         """Put a run into the heap, to be considered when it is due or in ten seconds; return when it is due."""
         due_at = self._due_at(run, now)
-        run.wake_at = due_at if self._polling.schedule is not None else min(due_at, now + _RECONSIDER)
+        run.wake_at = min(due_at, now + _RECONSIDER)
         heapq.heappush(self._heap, (run.wake_at, run.execution_id))
         return due_at
-
-    def _reschedule(self, run: TrackedRun, now: float) -> None:
-        if self._is_scheduled(run):
-            self._schedule(run, now)
-
-    def _is_scheduled(self, run: TrackedRun) -> bool:
-        name = run.execution_id
-        return name in self._runs and name not in self._in_flight and name not in self._reported
 
     def _next_at(self) -> float:
         """Return when to consider the next run; what the heap has of others is void."""
         while self._heap:
             at, name = self._heap[0]
             run = self._runs.get(name)
-            if run is not None and run.wake_at == at and self._is_scheduled(run):
+            is_waiting = name not in self._in_flight and name not in self._reported
+            if run is not None and run.wake_at == at and is_waiting:
                 return at
             heapq.heappop(self._heap)
         return math.inf
@@ -336,8 +329,7 @@ class PollScheduler:
             age = run.durations.next_poll(run.age(run.last_seen_at), _RECHECK_COST, longest=_FIRST_STEP)
             if self._listings.lag > _MAX_UNSEEN_LAG:  # then it was running that much earlier
                 age = min(age, self._next_poll(run, max(run.last_seen_at, run.last_listed_at - self._listings.lag)))
-        at = run.started_at + age
-        return max(run.not_before, _due_for_deadline(run, now, at) if run.deadlines else at)
+        return max(run.not_before, _due_for_deadline(run, now, run.started_at + age))
 
     def _next_poll(self, run: TrackedRun, seen_at: float) -> float:
         """Return the age at which a run is polled by its own schedule that was last running at a time."""
@@ -407,7 +399,7 @@ class PollScheduler:
             self._update_forecast(now, poll_quota)
         if used_listings != self._uses_listings or relied != self._relies:
             for run in self._runs.values():
-                self._reschedule(run, now)
+                self._schedule(run, now)
 
     def _update_forecast(self, now: float, quota: Quota) -> None:
         """Work out from all runs when a listing is due, and the factor of the cost of a poll.
@@ -568,7 +560,7 @@ class PollScheduler:
             self._forecast_at, self._listed_at = now, page.started_at
             for run in self._runs.values():
                 if not self._is_shown(run):
-                    self._reschedule(run, now)
+                    self._schedule(run, now)
         return following
 
     def page_failed(self, now: float) -> None:
