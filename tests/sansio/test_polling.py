@@ -763,6 +763,16 @@ def test_who_waits_until_a_deadline_gets_a_last_poll() -> None:
     assert all(scheduler.plan(now / 2).polls == [] for now in range(80, 98))
 
 
+def test_a_deadline_soon_after_it_was_set_counts() -> None:
+    """It moves a poll that is due within ten seconds, too."""
+    scheduler = watching(1)
+    assert scheduler.plan(1.5).polls == ["x0"]
+    scheduler.polled("x0", 1.5)
+    assert scheduler.plan(1.6).next_at == 6.0
+    scheduler.add_deadline("x0", 6.2, 2.0)
+    assert scheduler.plan(5.7).polls == ["x0"]
+
+
 def test_a_reported_run_may_leave() -> None:
     """A run without waiters is not polled, reported as finished or not, and all counts are as before."""
     scheduler = watching(4)
@@ -1014,6 +1024,25 @@ def test_a_run_whose_end_should_be_delivered_is_polled_once_it_is_overdue() -> N
     assert alone.plan(74.0).polls == ["x0"]
     alone.polled("x0", 74.0)
     assert [now for now in range(74, 113) if alone.plan(float(now)).polls]
+
+
+def test_overdue_runs_end_reliance_without_a_bus() -> None:
+    """Of ten runs eight were delivered at 10 s: once the others are overdue, and not before, nothing is left to it."""
+    scheduler = PollScheduler(Polling(), LearnedDurations())
+    scheduler.deliveries.is_expected = True
+    for number in range(11):
+        one = run(number)
+        one.expects_delivery = number < 10
+        scheduler.add(one, 0.0)
+    for number in range(8):
+        scheduler.deliveries.add(f"x{number}", was_delivered=True)
+        scheduler.finished(f"x{number}", 10.0, is_polled=False)
+    overdue = []
+    for now in (9.5, 10.5, 15.0):
+        scheduler.plan(now)
+        overdue.append(scheduler.deliveries.overdue)
+    assert overdue == [0, 0, 2]
+    assert not scheduler.deliveries.is_reliable
 
 
 # ---- One rule
