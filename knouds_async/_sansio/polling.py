@@ -367,7 +367,7 @@ class PollScheduler:
 
     def plan(self, now: float, *, poll_quota: Quota = _NO_QUOTA, usage_quota: Quota = _NO_QUOTA) -> PollPlan:
         """Return what to send now; polls are in flight until `polled`, a page until it was received or failed."""
-        is_limited = poll_quota.available < min(usage_quota.available, _LIMITED * len(self._runs))
+        is_limited = poll_quota.available < _LIMITED * len(self._runs)
         fewest = 1 if is_limited and self._listings.is_proven else _MIN_RUNS - self._listings.is_proven
         may_list = self._polling.sweeps and self._polling.schedule is None and len(self._runs) >= fewest
         self._update_costs(now, poll_quota, usage_quota, may_list=may_list)
