@@ -469,7 +469,8 @@ class ExecutionFailedError(KnoudsError):
         self, message: str, *, code: str | None = None, execution_id: str | None = None, state: Any = None
     ) -> None:
         run = f"execution {execution_id}" if execution_id else "the run"
-        super().__init__(f"{run} failed{f' with {code}' if code else ''}: {message}")
+        why = message.rstrip(". ")
+        super().__init__(f"{run} failed{f' with {code}' if code else ''}: {why}. It may have been charged")
         self.code = code
         self.message = message
         self.execution_id = execution_id

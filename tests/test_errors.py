@@ -193,9 +193,9 @@ def test_the_errors_of_a_run_name_it_and_say_what_to_do() -> None:
     assert (waited.execution, waited.timeout, waited.execution_id) == ("a handle", 1.5, "run-1")
     assert "charged all the same" in str(made(errors.ExecutionCancelledError))
     failed = made(errors.ExecutionFailedError)
-    assert str(failed) == "execution run-1 failed with UPSTREAM: the words"
+    assert str(failed) == "execution run-1 failed with UPSTREAM: the words. It may have been charged"
     assert (failed.code, failed.message, failed.execution_id, failed.state) == ("UPSTREAM", "the words", "run-1", STATE)
-    assert str(errors.ExecutionFailedError("x")) == "the run failed: x"
+    assert str(errors.ExecutionFailedError("x.")) == "the run failed: x. It may have been charged"
     limited = made(errors.RateLimitError)
     assert (limited.retry_after, limited.limit, limited.status) == (12.0, 100, 429)
 
