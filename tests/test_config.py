@@ -194,11 +194,14 @@ def test_what_is_no_base_url_is_refused_by_name(url: str) -> None:
      f"https://knouds.ai/?key={CANARY}", "https://knouds.ai/?token=CANARY", "https://knouds.ai/#CANARY"],
 )  # fmt: skip
 def test_secrets_in_a_base_url_are_refused_and_not_shown(url: str) -> None:
-    """A user name, password, key or query does not get into the message."""
+    """A user name, password, key or query does not get into the message, nor a password or key into our frames."""
     with pytest.raises(ConfigurationError) as caught:
-        config.base_url(url)
+        config.base_url(Secret(url))
     assert "CANARY" not in str(caught.value)
     assert "CANARY" not in "".join(traceback.format_exception(caught.value))
+    if "@" in url or CANARY in url:
+        assert "must not hold a user name, a password or a key" in str(caught.value)
+        assert "CANARY" not in everything_shown(caught.value)
 
 
 @pytest.mark.parametrize("url", [5, b"https://knouds.ai", ["https://knouds.ai"]])
@@ -239,6 +242,17 @@ def test_one_service_has_one_spelling() -> None:
     """Case of scheme and host, the usual port, slashes at the end do not make another service; the rest does."""
     seen = [{config.canonical_url(config.base_url(url)) for url in same} for same in SPELLINGS]
     assert seen == [{same[0]} for same in SPELLINGS]
+
+
+DATABASES = ["postgresql://u:p@h/d", "postgres://h/d", "POSTGRESQL+psycopg://h/d", "//u:p@h/d", "u:p@h/d", "password=p"]
+PATHS = ["renders.db", "/var/lib/renders.db", "C:\\renders.db", "mail@home.db", "", 5, None]
+
+
+def test_what_was_meant_as_a_databases_url_is_hidden() -> None:
+    """A URL with a password is kept as a Secret, however it is misspelled; a path stays as it is."""
+    assert [url for url in DATABASES if not isinstance(config.hide_url(url), Secret)] == []
+    assert [path for path in PATHS if config.hide_url(path) is not path] == []
+    assert [config.is_database_url(url) for url in (*DATABASES, *PATHS)] == [True, True] + [False] * 11
 
 
 # This machine.
