@@ -683,10 +683,13 @@ def test_results_that_find_no_room_are_in_the_ledger(prompt_service: Any, here: 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no bound on the size of files")
-def test_a_ledger_that_finds_no_room_stops_the_submitting(service: Any, folder: Any) -> None:
+def test_a_ledger_that_finds_no_room_stops_the_submitting(
+    service: Any, folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When the ledger cannot be written nothing more is submitted; with room again no job is run twice."""
     import resource
 
+    monkeypatch.setattr("knouds_async._batch.sqlite._FULL_DISK_PATIENCE", 1.0)  # seconds; half a minute by default
     folder.write_jobs(120)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))

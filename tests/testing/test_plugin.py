@@ -112,7 +112,8 @@ def outcomes(folder: Path, suite: str, *options: str) -> tuple[dict[str, str], s
     """Run a suite in a folder; give how each test ended, and all that was printed."""
     (folder / "pytest.ini").write_text(SETTINGS, encoding="utf-8")
     (folder / "test_suite.py").write_text(suite, encoding="utf-8")
-    left_out = ["-pno:cacheprovider", "-pno:schemathesis"]  # which takes a third of a second to import
+    others = ("schemathesis", "xdist", "respx", "pytest_httpx", "hypothesispytest")  # half a second to import
+    left_out = [f"-pno:{plugin}" for plugin in ("cacheprovider", *others)]
     command = [sys.executable, "-m", "pytest", "-rA", "--tb=short", *left_out, *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
     found = re.findall(r"^(PASSED|FAILED|ERROR) test_suite\.py::(\w+)", done.stdout, re.MULTILINE)
