@@ -550,7 +550,7 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
 
     async def __aenter__(self) -> SQLiteLedger:
         """Open the file; LedgerError when it cannot be used."""
-        await self._do(lambda _: None, may_withdraw=True)
+        await self._transact(lambda _: None, may_withdraw=True)
         return self
 
     async def __aexit__(
@@ -573,7 +573,7 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
 
     async def counts(self) -> LedgerCounts:
         """Count the jobs by where they stand."""
-        return await self._do(LedgerDatabase.counts, may_withdraw=True)
+        return await self._transact(LedgerDatabase.counts, may_withdraw=True)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Callable[[str], Awaitable[Entry | None]]]:
@@ -596,7 +596,7 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
     async def join(self) -> str:
         """Return the name of a new owner."""
         has_ended = end_of_loop()
-        return await self._do(lambda database: database.join(has_ended), may_withdraw=True)
+        return await self._transact(lambda database: database.join(has_ended), may_withdraw=True)
 
     async def leave(self, owner: str) -> None:
         """End an owner. Nothing is written, since the disk may be full: `look` and `claim` undo its claims."""
@@ -612,9 +612,6 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
     async def _transact(
         self, operation: Callable[[LedgerDatabase], T], *, may_withdraw: bool = False, **_: str | None
     ) -> T:
-        return await self._do(operation, may_withdraw=may_withdraw)
-
-    async def _do(self, operation: Callable[[LedgerDatabase], T], *, may_withdraw: bool = False) -> T:
         """Run an operation in the thread. Cancelled: it is carried out all the same, unless it may be withdrawn."""
         if self._is_closed:
             raise LedgerError(f"the ledger {str(self._path)!r} is closed")

@@ -23,7 +23,9 @@ class InLoopLedger(SQLiteLedger):
 
     _database: LedgerDatabase | None = None
 
-    async def _do(self, operation: Callable[[LedgerDatabase], T], *, may_withdraw: bool = False) -> T:
+    async def _transact(
+        self, operation: Callable[[LedgerDatabase], T], *, may_withdraw: bool = False, **_: str | None
+    ) -> T:
         if self._database is None:
             self._database = LedgerDatabase(self._path, 1.0)
             _opened.append(self._database)

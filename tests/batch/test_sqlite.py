@@ -224,7 +224,7 @@ async def test_another_ledger_of_the_process_drops_no_lock(path: Path) -> None:
                 opened(path, 0.0).close()
             said.append(subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True).stdout)  # noqa: S603, PLW1510
 
-        await ledger._do(open_and_close)
+        await ledger._transact(open_and_close)
         await other.look("a")
     assert said == ["locked\n"]
 
@@ -360,7 +360,7 @@ class _Tight(SQLiteLedger):
 
     async def join(self) -> str:
         owner = await super().join()
-        await self._do(lambda store: store._connection.execute("PRAGMA max_page_count = 12").fetchall())
+        await self._transact(lambda store: store._connection.execute("PRAGMA max_page_count = 12").fetchall())
         return owner
 
 
@@ -600,7 +600,7 @@ async def test_many_jobs_share_a_transaction(path: Path) -> None:
 
             store.transact = transact  # type: ignore[method-assign]
 
-        await ledger._do(count)
+        await ledger._transact(count)
         owner = await ledger.join()
         async with anyio.create_task_group() as tasks:
             for number in range(1000):
@@ -694,7 +694,7 @@ async def test_only_the_dead_lose_their_claims(path: Path) -> None:
         theirs, mine = (await other.stdout.receive()).decode().strip(), await ledger.join()
         of_the_past = "5f6b4d1a-boot 1 4711 0123456789ab"  # the name of an owner in a ledger of an earlier form
         for owner in (theirs, mine, of_the_past):
-            await ledger._do(lambda store, owner=owner: store._save(_sending(owner)))  # type: ignore[misc]
+            await ledger._transact(lambda store, owner=owner: store._save(_sending(owner)))  # type: ignore[misc]
         assert [entry.key for entry in await ledger.unknown()] == [of_the_past[-5:]]
         await other.stdin.aclose()
         await other.wait()
@@ -806,7 +806,7 @@ async def test_a_disk_that_is_full_for_a_moment_costs_no_id(path: Path, caplog: 
             store._connection.execute("CREATE TABLE large (x)")
             store._connection.execute("INSERT INTO large VALUES (zeroblob(100000))")
 
-        await ledger._do(carried_out)
+        await ledger._transact(carried_out)
         written = await ledger.record("a", 1, Accepted(owner=owner, execution_id="1"))
     assert written.entry.stage is Stage.SUBMITTED
     assert caplog.text.count("waits for up to 30 s: database or disk is full") == 1

@@ -816,7 +816,7 @@ async def test_a_job_that_vanished_from_the_ledger_is_not_sent_again(
 
     async def forgetful(self: InLoopLedger, key: str, attempt: int, event: Any) -> Any:
         if len(emulator.runs) == 1:
-            await self._do(lambda database: database._connection.execute("DELETE FROM jobs"))
+            await self._transact(lambda database: database._connection.execute("DELETE FROM jobs"))
         return await record(self, key, attempt, event)
 
     monkeypatch.setattr(InLoopLedger, "record", forgetful)

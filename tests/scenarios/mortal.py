@@ -126,10 +126,12 @@ class _Ledger(InLoopLedger):
         self.owners.append(owner)
         return owner
 
-    async def _do(self, operation: Callable[[LedgerDatabase], T], *, may_withdraw: bool = False) -> T:
+    async def _transact(
+        self, operation: Callable[[LedgerDatabase], T], *, may_withdraw: bool = False, **_: str | None
+    ) -> T:
         await self._pass()
         await self._wait_for_the_lock()
-        value = await super()._do(operation)
+        value = await super()._transact(operation)
         await self._pass()
         return value
 

@@ -54,14 +54,14 @@ class World:
             trouble(process)
 
         process.gate.plan(step, come)
-        do = process.ledger._do
+        do = process.ledger._transact
 
         async def slowly(operation: Any, **options: Any) -> Any:
             value = await do(operation, **options)
             await anyio.sleep(0.001)  # so that it can be cut when the transaction is done and nobody was told yet
             return value
 
-        process.ledger._do = slowly  # type: ignore[method-assign]
+        process.ledger._transact = slowly  # type: ignore[method-assign]
         return process
 
     async def live(self, process: Mortal, count: int = COUNT, **options: Any) -> list[Outcome]:
@@ -305,7 +305,7 @@ async def test_a_ledger_that_fails_at_any_transaction(
     async def attempt(step: int, path: Path) -> bool:
         world = World(path)
         process = world.process()
-        transactions, do = 0, process.ledger._do
+        transactions, do = 0, process.ledger._transact
 
         async def fail(operation: Any, **options: Any) -> Any:
             nonlocal transactions
@@ -314,7 +314,7 @@ async def test_a_ledger_that_fails_at_any_transaction(
                 raise LedgerError("the disk is full")
             return await do(operation, **options)
 
-        process.ledger._do = fail  # type: ignore[method-assign]
+        process.ledger._transact = fail  # type: ignore[method-assign]
         error = None
         try:
             await world.live(process)
