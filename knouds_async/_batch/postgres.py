@@ -28,11 +28,11 @@ from knouds_async._batch.ledger import (
     known_run_of,
     values_of,
 )
-from knouds_async._io.database import READ, Database, Read
+from knouds_async._io.database import Database, read
 from knouds_async._io.transactions import TIMELINE, Transaction
 from knouds_async._io.worker_thread import CLOSE_TIMEOUT
 from knouds_async._sansio.clock import Moment
-from knouds_async._sansio.ledger import Entry, OwnerGone, Payer, Stage, Totals, remembered, restored
+from knouds_async._sansio.ledger import Entry, OwnerGone, Payer, Totals, remembered, restored
 from knouds_async._sansio.reconcile import Doubt, KnownRun
 from knouds_async.errors import InvalidArgumentError, LedgerError
 
@@ -72,16 +72,6 @@ _TOTALLED: Final = """
     UPDATE knouds_ledger SET spent = %s, reserved = %s, unpriced = %s, timeline = %s, account = %s, base_url = %s
         WHERE name = %s;
 """
-
-
-class ReadDoubts(Read):
-    """Reads of ledgers whether they may lack runs, and records nothing of it."""
-
-    def __call__(self, transaction: Transaction, operations: Sequence[Any]) -> list[Any]:
-        """Return of each ledger whether it is of another database than this, or was recorded to be in doubt."""
-        query = f"SELECT name, timeline <> {TIMELINE} FROM knouds_ledger WHERE name = ANY(%s::text[])"  # noqa: S608
-        is_in_doubt = dict(super().__call__(transaction, [(query, (list(operations),))])[0])
-        return [is_in_doubt.get(name, False) for name in operations]
 
 
 @attrs.frozen
@@ -340,8 +330,8 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
 
         It is so after a failover or with a restored backup, until a batch has settled it, or `trust` was called.
         """
-        is_in_doubt = await self.do(ReadDoubts(), self._name, may_withdraw=True)
-        return self._may_lack_runs if is_in_doubt else None
+        query = f"SELECT timeline <> {TIMELINE} FROM knouds_ledger WHERE name = %s"  # noqa: S608
+        return self._may_lack_runs if await self._read(query, self._name) == [(True,)] else None
 
     @property
     def _may_lack_runs(self) -> str:
@@ -361,7 +351,7 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
         return tuple(LedgerOwner(place, jobs, lease) for place, jobs, lease in await self._read(query, self._name))
 
     async def _read(self, query: str, *values: Any) -> list[Any]:
-        rows: list[Any] = await self.do(READ, (query, values), may_withdraw=True)
+        rows: list[Any] = await self.do(read, (query, values), may_withdraw=True)
         return rows
 
     @asynccontextmanager
@@ -370,11 +360,9 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
         yield self._recorded
 
     async def _recorded(self, key: str) -> Entry | None:
-        query = "SELECT attempt, target, digest, stage FROM knouds_job WHERE ledger = %s AND key = %s"
-        query += " ORDER BY attempt DESC LIMIT 1"
-        for attempt, target, digest, stage in await self._read(query, self._name, key):
-            return Entry(key=key, attempt=attempt, target=target, digest=digest, stage=Stage(stage))
-        return None
+        its_last = "job.ledger = %s AND job.key = %s ORDER BY job.attempt DESC LIMIT 1"
+        rows = await self._read(f"SELECT {_SELECTED} FROM knouds_job AS job WHERE {its_last}", self._name, key)  # noqa: S608
+        return entry_of(rows[0]) if rows else None
 
     async def trust(self) -> None:
         """Allow batches to submit again after a failover or a restored backup, at the risk of paying twice.
@@ -388,14 +376,8 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
 
     async def join(self) -> str:
         """Return the name of a new owner."""
-        row = self._thread_of(self._url).row
-        owner = row.new_owner(LedgerTransactions(self._name))
-        try:
-            await self._transact(lambda _: None)
-        except BaseException:
-            row.end_owner(owner, is_written=True)
-            raise
-        return owner
+        await self._transact(lambda _: None, may_withdraw=True)
+        return self._thread_of(self._url).row.new_owner(LedgerTransactions(self._name))
 
     async def leave(self, owner: str) -> None:
         """End an owner, and wait a moment until that is written.

@@ -27,19 +27,14 @@ if TYPE_CHECKING:
 LONGEST_NAME: Final = 200
 
 
-class Read:
-    """Reads rows in transactions of one statement, which change nothing; there are none where there are no tables."""
+def read(transaction: Transaction, operations: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+    """Return the rows of queries with their parameters, each in a transaction that changes nothing.
 
-    needs_tables = False
-
-    def __call__(self, transaction: Transaction, operations: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-        """Return the rows of each query, which comes with its parameters."""
-        if not transaction.has_tables():
-            return [[] for _ in operations]
-        return [transaction.message(query, values)[-1] for query, values in operations]
-
-
-READ: Final = Read()
+    There are none where there are no tables.
+    """
+    if not transaction.has_tables():
+        return [[] for _ in operations]
+    return [transaction.message(query, values)[-1] for query, values in operations]
 
 
 class Database:
@@ -52,10 +47,8 @@ class Database:
     _place: str | None = None
 
     def __init__(self, url: str | Secret, *, name: str = "default") -> None:
-        secret, url = (
-            url if isinstance(url, Secret) else Secret(url),
-            "",
-        )  # no frame of ours shows it
+        secret = url if isinstance(url, Secret) else Secret(url)
+        url = ""  # no frame of ours shows it
         self._name: Final = name
         if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
             raise ConfigurationError(f"name={name!r:.80}: must be a string of 1 to {LONGEST_NAME} printable characters")
@@ -88,7 +81,7 @@ class Database:
 
     async def __aenter__(self) -> Self:
         """Connect; LedgerError when that cannot be done."""
-        await self.do(_nothing, None, may_withdraw=True)
+        await self.do(_prepare_tables, None, may_withdraw=True)
         return self
 
     async def __aexit__(
@@ -110,7 +103,7 @@ class Database:
 
     async def migrate(self) -> None:
         """Make the tables, or bring older ones up to date, in one transaction; LedgerError when that is not allowed."""
-        await self.do(_nothing, None)
+        await self.do(_prepare_tables, None)
 
     def ask(
         self,
@@ -167,7 +160,8 @@ def _unpickled(kind: type[Database], url: str, name: str) -> Database:
     return kind(secret, name=name)
 
 
-def _nothing(transaction: Transaction, operations: Sequence[Any]) -> list[Any]:  # noqa: ARG001  (tables are all)
+def _prepare_tables(transaction: Transaction, operations: Sequence[None]) -> list[Any]:
+    transaction.prepare_tables()
     return [None for _ in operations]
 
 
@@ -245,10 +239,12 @@ def _claim(transaction: Transaction, keys: Sequence[str]) -> list[Any]:
 
 
 def _release(transaction: Transaction, keys: Sequence[str]) -> list[Any]:
+    transaction.prepare_tables()
     transaction.message("DELETE FROM knouds_seen WHERE key = ANY(%s::text[])", (list(keys),))
     return [None for _ in keys]
 
 
 def _prune(transaction: Transaction, operations: Sequence[None]) -> list[Any]:
+    transaction.prepare_tables()
     transaction.message("DELETE FROM knouds_seen WHERE at < clock_timestamp() - %s::interval", (_REMEMBERED,))
     return [None for _ in operations]

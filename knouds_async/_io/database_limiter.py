@@ -94,6 +94,7 @@ class WindowChange:
 
 def change_windows(transaction: Transaction, changes: Sequence[WindowChange]) -> list[Any]:
     """Carry out changes in one transaction; a window that is not there, or makes no sense, is begun with a guess."""
+    transaction.prepare_tables()
     names, sent = sorted({change.name for change in changes}), time.monotonic()
     _, rows, ((now,),) = transaction.message(_READ + _LOCKED, (names,))
     if len(rows) < len(names):

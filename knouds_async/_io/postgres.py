@@ -391,8 +391,6 @@ class DatabaseThread(WorkerThread):
             self._failures = 0
         try:
             transaction = Transaction(self._connected().message, self.row, transact, operations)
-            if getattr(transact, "needs_tables", True) and not self.row.has_tables:
-                transaction.prepare_tables()
             values = self._values(transaction)
         except _Unavailable as unavailable:
             return self._failed(str(unavailable))

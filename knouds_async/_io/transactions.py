@@ -83,6 +83,7 @@ class Transaction:
 
     def begin(self, statements: str = "", values: Sequence[Any] = ()) -> list[list[tuple[Any, ...]]]:
         """Begin, and return the rows of statements that come with the same message."""
+        self.prepare_tables()
         row = self.row
         opening = f"{_IN_TRANSACTION}s", f"{_LOCK}s", row.name, LEASE, row.place
         _, ((self.seq, self.timeline),), *found = self.message(_OPENING + statements, (*opening, *values))
@@ -119,6 +120,8 @@ class Transaction:
 
     def prepare_tables(self) -> None:
         """Make the tables where there are none, in one transaction that no other process runs at the same time."""
+        if self.row.has_tables:
+            return
         *_, ((exists,),) = self.message(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT set_config('statement_timeout', '0', true); "
             f"SELECT pg_advisory_xact_lock({_MIGRATION}); SELECT to_regclass('knouds_schema') IS NOT NULL"
