@@ -123,7 +123,7 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
     _refuse_others(path, patience)
     connection = _connected(path, "rw")
     try:
-        patiently(partial(connection.execute, "BEGIN IMMEDIATE"), patience)
+        patiently(partial(connection.execute, "BEGIN IMMEDIATE"), patience, path)
         if _is_new(connection):
             for statement in _TABLES:
                 connection.execute(statement)
@@ -133,7 +133,7 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
             for version in range(_number(connection, "PRAGMA user_version"), _VERSION):
                 for statement in (*_UPGRADES[version], f"PRAGMA user_version = {version + 1}"):
                     connection.execute(statement)
-        patiently(partial(connection.execute, "COMMIT"), patience)
+        patiently(partial(connection.execute, "COMMIT"), patience, path)
         connection.execute("PRAGMA journal_mode = TRUNCATE")  # SQLite's WAL has a race with several connections
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")  # a file would take a descriptor
@@ -143,7 +143,7 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
     return connection
 
 
-def patiently(execute: Callable[[], object], patience: float) -> None:
+def patiently(execute: Callable[[], object], patience: float, path: Path) -> None:
     """Execute a statement, waiting `patience` seconds while another process has the file locked."""
     import sqlite3
 
@@ -157,8 +157,8 @@ def patiently(execute: Callable[[], object], patience: float) -> None:
                 raise
             if waited > _WARN_AFTER and not has_warned:
                 has_warned = True
-                message = "a ledger is locked by another process: still waiting for it"
-                logger.warning(message, extra=fields("ledger_locked"))
+                message = "the ledger %r is locked by another process, and is waited for"
+                logger.warning(message, str(path), extra=fields("ledger_locked"))
         else:
             return
 
@@ -174,16 +174,12 @@ def _refuse_others(path: Path, patience: float) -> None:
     """Check a file without changing it; a ledger that a crash left half written is checked when it is opened."""
     import sqlite3
 
-    probe = _connected(path, "ro")
-    try:
-        patiently(partial(probe.execute, "BEGIN"), patience)
-        patiently(partial(probe.execute, "SELECT COUNT(*) FROM sqlite_master"), patience)
-        _is_new(probe)
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
-            raise
-    finally:
-        probe.close()
+    with closing(_connected(path, "ro")) as probe:
+        try:
+            patiently(partial(_is_new, probe), patience, path)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
 
 
 @contextmanager
@@ -200,8 +196,9 @@ def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
             if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise
             folder = Path(stack.enter_context(TemporaryDirectory()))
-            for name in (path.name, f"{path.name}-journal"):
-                shutil.copyfile(path.with_name(name), folder / name)
+            with paused():  # to close a file drops the locks of the process on it
+                for name in (path.name, f"{path.name}-journal"):
+                    shutil.copyfile(path.with_name(name), folder / name)
             connection = stack.enter_context(closing(_connected(folder / path.name, "rw")))
         yield connection
 
@@ -234,8 +231,11 @@ def _is_new(connection: sqlite3.Connection) -> bool:
     """Return whether a file is empty still; sqlite3.DatabaseError when it is no ledger."""
     import sqlite3
 
-    application, version = _number(connection, "PRAGMA application_id"), _number(connection, "PRAGMA user_version")
-    if application == version == 0 and _number(connection, "SELECT COUNT(*) FROM sqlite_master") == 0:
+    application, version, tables = connection.execute(  # one statement, as another process may be making them
+        "SELECT application_id, user_version, (SELECT COUNT(*) FROM sqlite_master) "
+        "FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
+    if application == version == tables == 0:
         return True
     if application != _APPLICATION_ID:
         raise sqlite3.DatabaseError("it is an SQLite file of something else")
@@ -420,7 +420,7 @@ class LedgerDatabase(LedgerOperations):
         """Do what is inside whole or not at all."""
         import sqlite3
 
-        patiently(self._begin, self._patience)
+        patiently(self._begin, self._patience, self._path)
         try:
             row = self._connection.execute("SELECT spent, reserved, unpriced FROM credits").fetchone()
             before = self._totals = Totals(spent=row[0], reserved=row[1], unpriced=row[2])
@@ -428,7 +428,7 @@ class LedgerDatabase(LedgerOperations):
             if self._totals != before:
                 values = attrs.astuple(self._totals)
                 self._connection.execute("UPDATE credits SET spent = ?, reserved = ?, unpriced = ?", values)
-            patiently(partial(self._connection.execute, "COMMIT"), self._patience)
+            patiently(partial(self._connection.execute, "COMMIT"), self._patience, self._path)
         finally:
             with suppress(sqlite3.Error):  # what cannot be rolled back now is so when the file is opened next
                 if self._connection.in_transaction:
@@ -633,7 +633,7 @@ _pausing: Final[list[list[LedgerDatabase]]] = []  # of each fork under way: a si
 
 
 def _pause() -> None:
-    """Wait for transactions before the process forks, and begin none: the child would take its locks for held."""
+    """Wait for transactions, and begin none: a child that is forked would take their locks for held."""
     _forking.acquire()  # another thread that forks meanwhile begins once this one is done
     _may_begin.clear()
     _pausing.append([database for database in list(_databases) if database.in_use.acquire(timeout=_FORK_TIMEOUT)])
@@ -653,6 +653,16 @@ def _begin_in_child() -> None:
     _may_begin.set()
     _pausing.clear()
     _databases.clear()
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Let no ledger of this process be in a transaction."""
+    _pause()
+    try:
+        yield
+    finally:
+        _continue()
 
 
 if hasattr(os, "register_at_fork"):

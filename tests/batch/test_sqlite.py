@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -539,6 +540,32 @@ async def test_to_read_a_ledger_writes_nothing(path: Path, tmp_path: Path) -> No
     first = tmp_path / "copies" / "first.db"
     _first_form(first)
     assert await _stages(SQLiteLedger(first), "a") == ["unknown"]
+
+
+async def test_to_copy_a_ledger_that_a_crash_has_left_drops_no_lock(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crash has left is read from a copy, and no ledger of the process is in a transaction meanwhile."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        for number in range(50):
+            await ledger.claim(claim(f"job-{number}", owner))
+    crashed, is_made = _crashed_copy(path, tmp_path / "crashed.db"), list[bool]()
+    opening = threading.Thread(target=lambda: LedgerDatabase(tmp_path / "other.db", 5.0).close())
+    copy = shutil.copyfile
+
+    def copy_and_open(source: Path, target: Path) -> None:
+        copy(source, target)
+        if not is_made:
+            opening.start()
+            opening.join(0.3)
+            is_made.append((tmp_path / "other.db").exists())
+
+    monkeypatch.setattr(shutil, "copyfile", copy_and_open)
+    async with SQLiteLedger(crashed).reading() as find:
+        assert await find("job-7") is not None
+    opening.join()
+    assert (is_made, (tmp_path / "other.db").exists()) == ([False], True)
 
 
 async def test_to_read_a_ledger_waits_for_its_lock(path: Path) -> None:
