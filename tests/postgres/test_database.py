@@ -445,6 +445,46 @@ async def test_a_commit_in_doubt_is_found_out(
     assert server.execute("SELECT count(*) FROM noted", database=database) == [(1,)]
 
 
+async def test_a_commit_in_doubt_whose_operation_was_given_up_is_not_lost(
+    server: Server, database: str, relay: Relay
+) -> None:
+    """The next transaction, of another operation, finds that it took place, and keeps it; nothing counts as lost."""
+    lost: list[Any] = []
+
+    def carry_out(transaction: Any, operations: Sequence[Any]) -> list[Any]:
+        transaction.begin()
+        lost.append(transaction.lost)
+        return transaction.commit(list(operations), "INSERT INTO noted VALUES (1)", written=dict.fromkeys(operations))  # type: ignore[no-any-return]
+
+    server.execute("CREATE TABLE noted (number integer)", database=database)
+    async with Database(server.url(database, port=relay.port)) as shared:
+        await shared.do(carry_out, "first")
+        relay.cut_at(b"INSERT INTO noted", is_passed_on=True)
+        with pytest.raises(LedgerError, match="cannot be used"):
+            await shared.do(carry_out, "given up", patience=0.0)
+        for operation in ("next", "last"):
+            assert await shared.do(carry_out, operation) == operation
+        kept = shared._thread_of(shared._url).row._written
+    assert relay.cuts == 1
+    assert lost == [None] * 4
+    assert [operation for _, operation in kept] == ["first", "given up", "next", "last"]
+    assert server.execute("SELECT count(*) FROM noted", database=database) == [(4,)]
+
+
+def test_what_is_kept_of_commits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many jobs that a process has written the latest are kept, to be written again should a failover lose them."""
+    monkeypatch.setattr(transactions, "_REMEMBERED", 3)
+    row = transactions.ProcessRow("the database")
+    for number in range(9):
+        transaction = transactions.Transaction(lambda *_: [], row, begin_and_commit, [])
+        transaction.seq = number + 1
+        transaction.commit([], written={f"key-{number}": number})
+    first = transactions.Transaction(lambda *_: [], row, begin_and_commit, [])
+    first.seq = 1  # of all these commits none is there any more
+    row.settle(first)
+    assert first.lost == {f"key-{number}": number for number in (6, 7, 8)}
+
+
 async def test_patience_ends(
     anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
