@@ -20,13 +20,13 @@ import attrs
 from knouds_async._io.database import Database
 from knouds_async._io.limiter import AGAIN, STUCK, Bucket, Outage, Report
 from knouds_async._io.transactions import Transaction
+from knouds_async._sansio.clock import ClockBounds
 from knouds_async._sansio.rate_limit import Permit, WindowLimiter, from_text, to_text
 from knouds_async.config import Secret
 
 _MOST: Final = 20  # permits in one transaction: what a process that dies loses of a window
 _FRESH: Final = 1.0  # seconds for which a permit may wait for its request
 _GATHER: Final = 0.05  # seconds in which answers are gathered while others wait for what they tell
-_FORGOTTEN: Final = 60.0  # seconds after which a better reading of the clock may have drifted
 
 _READ: Final = """
     BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
@@ -115,19 +115,15 @@ class DatabaseClock:
     """The database's clock as this process knows it, in epoch seconds; its own wall clock until it has read one."""
 
     def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
-        self._width, self._at = math.inf, -math.inf
+        self._bounds = ClockBounds()
 
     def now(self) -> float:
         """Return the time."""
-        return time.monotonic() + self._offset
+        return self._bounds.server_time(time.monotonic()) or time.time()
 
     def update(self, changed: Changed) -> None:
-        """Learn from a reading: the one that took the shortest counts, as long as no later one contradicts it."""
-        low, high = changed.now - changed.answered, changed.now - changed.sent
-        is_old = changed.answered > self._at + _FORGOTTEN
-        if high - low < self._width or is_old or not low <= self._offset <= high:
-            self._offset, self._width, self._at = (low + high) / 2, high - low, changed.answered
+        """Learn from a reading."""
+        self._bounds = self._bounds.update(changed.now, changed.sent, changed.answered, resolution=0.0)
 
 
 def bucket_maker(database: Database, key: Secret) -> Callable[[str, WindowLimiter], Bucket]:

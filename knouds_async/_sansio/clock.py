@@ -30,14 +30,15 @@ class ClockBounds(Record):
         """Return whether any `Date` header has been received."""
         return self.lo > -math.inf
 
-    def update(self, date: float, sent: float, answered: float) -> ClockBounds:
-        """Update from a `Date` header (whole epoch seconds, cut) of an answer to a request `sent` and `answered` then.
+    def update(self, date: float, sent: float, answered: float, *, resolution: float = 1.0) -> ClockBounds:
+        """Update from a server's time, cut to its `resolution`, in answer to a request `sent` and `answered` then.
 
-        The server wrote it between those two local moments, so the difference is in [date - answered, date + 1 - sent].
+        The server read it between those two local moments: the difference is in [date - answered, date + 1 - sent] for
+        a `Date` header.
         What was known before counts too, a little widened for drift; when the two contradict each other,
         a clock was set and only the newest counts.
         """
-        lo, hi = date - answered, date + 1 - sent
+        lo, hi = date - answered, date + resolution - sent
         drift = DRIFT * max(0.0, answered - self.at)
         both_lo, both_hi = max(lo, self.lo - drift), min(hi, self.hi + drift)
         if both_lo > both_hi:
