@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -127,10 +127,10 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
         if _is_new(connection):
             for statement in _TABLES:
                 connection.execute(statement)
-        elif path.stat().st_size <= _MOST_CHECKED and (found := _number(connection, "PRAGMA quick_check(1)")) != "ok":
+        elif path.stat().st_size <= _MOST_CHECKED and (found := _value(connection, "quick_check(1)")) != "ok":
             raise sqlite3.DatabaseError(f"it is damaged ({found})")
         else:
-            for version in range(_number(connection, "PRAGMA user_version"), _VERSION):
+            for version in range(_value(connection, "user_version"), _VERSION):
                 for statement in (*_UPGRADES[version], f"PRAGMA user_version = {version + 1}"):
                     connection.execute(statement)
         patiently(partial(connection.execute, "COMMIT"), patience, path)
@@ -205,12 +205,10 @@ def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _recorded(connection: sqlite3.Connection, key: str) -> Entry | None:
     """Return what a file of any form has on record of the last attempt of a job."""
-    query = "SELECT key, attempt, target, digest, stage FROM jobs WHERE key = ? ORDER BY attempt DESC LIMIT 1"
-    found = connection.execute(query, (key,)).fetchone()
-    if found is None:
-        return None
-    _, attempt, target, digest, stage = found
-    return Entry(key=key, attempt=attempt, target=target, digest=digest, stage=Stage(stage))
+    query = "SELECT attempt, target, digest, stage FROM jobs WHERE key = ? ORDER BY attempt DESC LIMIT 1"
+    for attempt, target, digest, stage in connection.execute(query, (key,)):
+        return Entry(key=key, attempt=attempt, target=target, digest=digest, stage=Stage(stage))
+    return None
 
 
 async def _when_unlocked(read: Callable[[], T]) -> T:
@@ -244,8 +242,8 @@ def _is_new(connection: sqlite3.Connection) -> bool:
     return False
 
 
-def _number(connection: sqlite3.Connection, query: str) -> Any:
-    return connection.execute(query).fetchone()[0]
+def _value(connection: sqlite3.Connection, pragma: str) -> Any:
+    return connection.execute(f"PRAGMA {pragma}").fetchone()[0]
 
 
 _SPARE: Final = 4  # a journal and its folder, with some to spare
@@ -274,8 +272,6 @@ class _SpareDescriptors:
 
 
 _UPSERT: Final = f"INSERT OR REPLACE INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
-
-Operation = Callable[["LedgerDatabase"], Any]
 
 _FORK_TIMEOUT: Final = 5.0  # seconds that a fork waits for a transaction
 _databases: Final = weakref.WeakSet["LedgerDatabase"]()
@@ -315,7 +311,7 @@ class LedgerDatabase(LedgerOperations):
             raise _unopened(path, error) from None
         self.spare: Final = _SpareDescriptors()
 
-    def transact(self, operations: Sequence[Operation]) -> list[Any]:
+    def transact(self, operations: Sequence[Callable[[LedgerDatabase], Any]]) -> list[Any]:
         """Carry out operations in one transaction; give the value of each, or the error that it alone met.
 
         A shortage that may pass is waited out: money may hang on what is to be written. LedgerError when the file
@@ -579,7 +575,7 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
     async def reading(self) -> AsyncIterator[Callable[[str], Awaitable[Entry | None]]]:
         """Return inside a function that finds where a job stands, and writes nothing: not even a file is created."""
         sqlite3 = _sqlite()
-        async with AsyncExitStack() as stack:
+        with ExitStack() as stack:
             try:
                 connection = None
                 if self._path.exists():
@@ -657,7 +653,7 @@ def _begin_in_child() -> None:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Let no ledger of this process be in a transaction."""
+    """Keep the ledgers of this process out of transactions."""
     _pause()
     try:
         yield
