@@ -17,7 +17,7 @@ from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, 
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
@@ -99,8 +99,9 @@ _UPGRADES: Final = {  # from each earlier version to the next
 }
 
 
-def _sqlite() -> ModuleType:
-    """Import sqlite3, which an interpreter may have been built without."""
+def _import_sqlite() -> None:
+    """Import sqlite3, once there is a ledger in a file; LedgerError for an interpreter that was built without it."""
+    global sqlite3  # noqa: PLW0603  (few batches need it)
     try:
         import sqlite3
     except ImportError as error:
@@ -109,18 +110,17 @@ def _sqlite() -> ModuleType:
             "use another interpreter, or build this one where SQLite's headers are installed (Debian: libsqlite3-dev; "
             "Fedora: sqlite-devel). Nothing was submitted; without `ledger=` a batch needs no such module"
         ) from None
-    return sqlite3
 
 
 def opened(path: Path, patience: float) -> sqlite3.Connection:
     """Open a ledger's file, or make it. OSError or sqlite3.Error for one that is damaged or something else."""
-    sqlite3 = _sqlite()
     check_locks(path.parent)
     if path.exists() and not path.is_file():  # to open a pipe would wait for its other end, with no way out
         raise OSError(errno.EINVAL, "it is a folder" if path.is_dir() else "it is a pipe or a device, not a file")
     with _making, suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    _refuse_others(path, patience)
+    with closing(_connected(path, "ro")) as probe:  # which changes nothing of what is no ledger
+        patiently(partial(_is_half_written, probe), patience, path)
     connection = _connected(path, "rw")
     try:
         patiently(partial(connection.execute, "BEGIN IMMEDIATE"), patience, path)
@@ -145,8 +145,6 @@ def opened(path: Path, patience: float) -> sqlite3.Connection:
 
 def patiently(execute: Callable[[], object], patience: float, path: Path) -> None:
     """Execute a statement, waiting `patience` seconds while another process has the file locked."""
-    import sqlite3
-
     began, has_warned = time.monotonic(), False
     while True:
         try:
@@ -164,37 +162,28 @@ def patiently(execute: Callable[[], object], patience: float, path: Path) -> Non
 
 
 def _connected(path: Path, mode: str) -> sqlite3.Connection:
-    import sqlite3
-
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_TIMEOUT)
 
 
-def _refuse_others(path: Path, patience: float) -> None:
-    """Check a file without changing it; a ledger that a crash left half written is checked when it is opened."""
-    import sqlite3
-
-    with closing(_connected(path, "ro")) as probe:
-        try:
-            patiently(partial(_is_new, probe), patience, path)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
-                raise
+def _is_half_written(connection: sqlite3.Connection) -> bool:
+    """Return whether a crash has left a file half written; sqlite3.DatabaseError for one that is no ledger."""
+    try:
+        _is_new(connection)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+            raise
+        return True
+    return False
 
 
 @contextmanager
 def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a file to read it and change nothing beside it; what a crash has left half written is read from a copy."""
-    import sqlite3
-
     with ExitStack() as stack:
         connection = stack.enter_context(closing(_connected(path, "ro")))
         connection.execute("PRAGMA busy_timeout = 0")
-        try:
-            connection.execute("SELECT 1 FROM sqlite_master")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
-                raise
+        if _is_half_written(connection):
             folder = Path(stack.enter_context(TemporaryDirectory()))
             with paused():  # to close a file drops the locks of the process on it
                 for name in (path.name, f"{path.name}-journal"):
@@ -213,8 +202,6 @@ def _recorded(connection: sqlite3.Connection, key: str) -> Entry | None:
 
 async def _when_unlocked(read: Callable[[], T]) -> T:
     """Return what a read gives, once no other process has the file locked for a moment."""
-    import sqlite3
-
     until = anyio.current_time() + _PATIENCE
     while True:
         try:
@@ -227,8 +214,6 @@ async def _when_unlocked(read: Callable[[], T]) -> T:
 
 def _is_new(connection: sqlite3.Connection) -> bool:
     """Return whether a file is empty still; sqlite3.DatabaseError when it is no ledger."""
-    import sqlite3
-
     application, version, tables = connection.execute(  # one statement, as another process may be making them
         "SELECT application_id, user_version, (SELECT COUNT(*) FROM sqlite_master) "
         "FROM pragma_application_id, pragma_user_version"
@@ -297,7 +282,7 @@ class LedgerDatabase(LedgerOperations):
         self._own = set[str]()
         self.in_use = threading.RLock()  # in a transaction: a fork waits for its end
         _databases.add(self)
-        sqlite3 = _sqlite()
+        _import_sqlite()
         try:
             _may_begin.wait(_FORK_TIMEOUT)
             with self.in_use:
@@ -317,8 +302,6 @@ class LedgerDatabase(LedgerOperations):
         A shortage that may pass is waited out: money may hang on what is to be written. LedgerError when the file
         cannot be read or written: then none of them took place.
         """
-        import sqlite3
-
         began, reason = time.monotonic(), ""
         while True:
             try:
@@ -342,8 +325,6 @@ class LedgerDatabase(LedgerOperations):
 
     def _longest_wait(self, error: Exception) -> float:
         """Return for how many seconds an error may last; once one has lasted that long, none is waited for."""
-        import sqlite3
-
         if self._is_failing:
             return 0.0
         code = getattr(error, "sqlite_errorcode", 0)
@@ -414,8 +395,6 @@ class LedgerDatabase(LedgerOperations):
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """Do what is inside whole or not at all."""
-        import sqlite3
-
         patiently(self._begin, self._patience, self._path)
         try:
             row = self._connection.execute("SELECT spent, reserved, unpriced FROM credits").fetchone()
@@ -454,8 +433,6 @@ def _unopened(path: Path, why: Exception) -> LedgerError:
 
 def _reason(error: Exception) -> str:
     """Return why a file cannot be used; SQLite's own words leave out what matters of some reasons."""
-    import sqlite3
-
     code = getattr(error, "sqlite_errorcode", 0)
     if isinstance(error, MemoryError):
         return "the process has no memory left"
@@ -467,8 +444,6 @@ def _reason(error: Exception) -> str:
 
 
 def _unusable(path: Path, why: Exception) -> LedgerError:
-    import sqlite3
-
     if getattr(why, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED:
         return LedgerError(
             f"the ledger {str(path)!r} was moved, deleted or replaced while it was in use. Nothing more is submitted; "
@@ -574,7 +549,7 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Callable[[str], Awaitable[Entry | None]]]:
         """Return inside a function that finds where a job stands, and writes nothing: not even a file is created."""
-        sqlite3 = _sqlite()
+        _import_sqlite()
         with ExitStack() as stack:
             try:
                 connection = None
@@ -618,7 +593,7 @@ class SQLiteLedger(TransactionalLedger[LedgerDatabase]):
 def _load() -> None:
     """Import what a ledger uses: a child that is forked while a thread imports a module gets it half made, for good."""
     with suppress(LedgerError):  # raised where the ledger is used
-        _sqlite()
+        _import_sqlite()
     for name in ("_backends._asyncio", "_core._synchronization", "_core._tasks"):
         importlib.import_module(f"anyio.{name}")
     _ = anyio.Event, anyio.CancelScope, anyio.current_time, anyio.sleep

@@ -129,8 +129,8 @@ def test_what_others_have_in_a_log_stays_there(path: Path) -> None:
     for end in ("", "-wal"):
         Path(f"{path}{end}").write_bytes(path.with_name(f"theirs.db{end}").read_bytes())
     before = [Path(f"{path}{end}").read_bytes() for end in ("", "-wal")]
-    with pytest.raises(sqlite3.DatabaseError, match="something else"):
-        opened(path, 1.0)
+    with pytest.raises(LedgerError, match="something else"):
+        LedgerDatabase(path, 1.0)
     assert [Path(f"{path}{end}").read_bytes() for end in ("", "-wal")] == before
     theirs.close()
 
