@@ -529,6 +529,12 @@ class LedgerOperations(ABC):
         return following
 
 
+def _check_key(key: str) -> None:
+    """Raise InvalidArgumentError for what is no key, and no database takes: it would fail for all that wait with it."""
+    if not key.isprintable():
+        raise InvalidArgumentError(f"key={key!r:.80}: keys are printable characters")
+
+
 Operations = TypeVar("Operations", bound=LedgerOperations)
 T = TypeVar("T")
 
@@ -595,6 +601,7 @@ class TransactionalLedger(ABC, Generic[Operations]):
         return await self._transact(lambda ledger: ledger.retry_failed())
 
     async def _decide(self, key: str, event: Event) -> Entry:
+        _check_key(key)
         return await self._transact(lambda ledger: ledger.decision(key, event), key=key)
 
     # What a batch asks for: see `Ledger`.
@@ -612,6 +619,7 @@ class TransactionalLedger(ABC, Generic[Operations]):
 
     async def look(self, key: str) -> Entry | None:
         """Return the last attempt of a job."""
+        _check_key(key)
         return await self._transact(lambda ledger: ledger.look(key), key=key, may_withdraw=True)
 
     async def claim(self, claim: Claim) -> Claimed:

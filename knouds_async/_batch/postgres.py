@@ -34,7 +34,7 @@ from knouds_async._io.worker_thread import CLOSE_TIMEOUT
 from knouds_async._sansio.clock import Moment
 from knouds_async._sansio.ledger import Entry, OwnerGone, Payer, Totals, remembered, restored
 from knouds_async._sansio.reconcile import Doubt, KnownRun
-from knouds_async.errors import InvalidArgumentError, LedgerError
+from knouds_async.errors import LedgerError
 
 T = TypeVar("T")
 
@@ -434,9 +434,6 @@ class Postgres(TransactionalLedger[LedgerTransaction], Database):
     async def _transact(
         self, operation: Callable[[LedgerTransaction], T], *, may_withdraw: bool = False, **needs: str | None
     ) -> T:
-        key = needs.get("key")
-        if key is not None and not key.isprintable():
-            raise InvalidArgumentError(f"key={key!r:.80}: keys are printable characters")
         value: T = await self.do(
             LedgerTransactions(self._name), Operation(operation, **needs), may_withdraw=may_withdraw
         )

@@ -24,6 +24,7 @@ import pytest
 from knouds_async import (
     AsyncKnouds,
     Completed,
+    InvalidArgumentError,
     Job,
     LedgerError,
     Outcome,
@@ -693,6 +694,18 @@ async def test_a_row_that_makes_no_sense_is_an_error_of_the_ledger(column: str, 
         found = await ledger.look("b")
         assert found is not None
         assert found.execution_id == "run"
+
+
+async def test_what_can_be_no_key_is_refused(path: Path) -> None:
+    """Half a surrogate pair, which no database takes, is an argument that is wrong, and fails for nobody else."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        for call in (ledger.find, ledger.abandon, ledger.approve_resend):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ledger.claim, claim("a", owner))
+                with pytest.raises(InvalidArgumentError, match="printable"):
+                    await call("\ud800")
+        assert await ledger.find("a") is not None
 
 
 async def test_odd_words_of_the_service_are_kept(path: Path) -> None:
