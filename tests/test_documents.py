@@ -435,6 +435,9 @@ HELD_BY = {
         f"{POSTGRES}ledger::test_a_pooler_in_between",
     ),
     "a pooler stands in between": f"{POSTGRES}bus::test_behind_a_pooler_runs_are_polled",
+    "the database refuses a process that would hear of deliveries": (
+        f"{POSTGRES}database::test_a_listener_that_the_database_refuses_is_told_once"
+    ),
     "the quota's table is empty after a crash": (
         f"{POSTGRES}limiter::test_a_crash_of_the_database_forgets_the_windows_only"
     ),
