@@ -119,7 +119,7 @@ class WorkerThread(ABC):
         try:
             await self._wait_for(request)
         finally:
-            if request.may_withdraw and not request.done.is_set():
+            if request.may_withdraw:
                 self._withdraw(request)
         if request.error is not None:
             raise request.error

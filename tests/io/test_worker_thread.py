@@ -75,12 +75,12 @@ async def test_what_waits_is_carried_out_together_by_kinds_and_in_order() -> Non
 
 
 @asynccontextmanager
-async def hanging() -> AsyncIterator[Adder]:
+async def hanging(*, may_withdraw: bool = True) -> AsyncIterator[Adder]:
     """Return a thread that is busy with one operation until the end of the block."""
     adder = Adder()
     adder.may_proceed.clear()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(adder.do, ThreadRequest("a", 1, may_withdraw=True))
+        tasks.start_soon(adder.do, ThreadRequest("a", 1, may_withdraw=may_withdraw))
         await begun(adder)
         yield adder
         adder.may_proceed.set()
@@ -94,12 +94,23 @@ async def test_one_that_fails_spoils_no_other() -> None:
         try:
             values.append(await adder.do(ThreadRequest("a", operation)))
         except ValueError as error:
-            values.append(str(error))
+            values.append(f"raised: {error}")
 
     async with anyio.create_task_group() as tasks:
         for operation in (1, "wrong", 2):
             tasks.start_soon(ask, operation)
-    assert sorted(map(str, values)) == ["2", "3", "wrong"]
+    assert sorted(map(str, values)) == ["2", "3", "raised: wrong"]
+
+
+async def test_a_group_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits longest comes first, and the rest with the next group: nobody holds the database for long."""
+    monkeypatch.setattr("knouds_async._io.worker_thread._AT_ONCE", 2)
+    async with hanging() as adder, anyio.create_task_group() as tasks:
+        for number in range(2, 7):
+            tasks.start_soon(adder.do, ThreadRequest("a", number))
+            await anyio.sleep(0.01)
+        adder.may_proceed.set()
+    assert adder.groups == [["a", 1], ["a", 2, 3], ["a", 4, 5], ["a", 6]]
 
 
 async def test_what_nobody_waits_for_is_withdrawn_where_it_may_be() -> None:
@@ -114,6 +125,14 @@ async def test_what_nobody_waits_for_is_withdrawn_where_it_may_be() -> None:
         assert scope.cancelled_caught
     await adder.flush()
     assert adder.groups == [["a", 1], ["a", 2]]
+
+
+async def test_what_must_be_done_is_waited_for_when_it_has_begun() -> None:
+    """Who flushes with a timeout waits for an operation that must be done, also when nothing else is asked for."""
+    async with hanging(may_withdraw=False) as adder:
+        with anyio.move_on_after(0.3) as scope:
+            await adder.flush(timeout=0.0)
+        assert scope.cancelled_caught
 
 
 async def test_nobody_is_waited_for_whose_operations_need_not_be_done() -> None:
