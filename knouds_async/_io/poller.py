@@ -324,7 +324,10 @@ class Poller:
         elif since is not None and state.ms is not None:
             delay = now - since - state.ms / 1000
         was_awaited = self._take_out_of_flight(record)
-        self.telemetry.finished(state, record.target, noticed_after=delay if was_awaited else None)
+        try:
+            self.telemetry.finished(state, record.target, noticed_after=delay if was_awaited else None)
+        except Exception as error:  # noqa: BLE001  (the state may be of a run whose submit is being answered)
+            _unexpected("the report of an end", error)
 
     def _take_out_of_flight(self, record: RunRecord) -> bool:
         was_in_flight = self.in_flight.pop(record.execution_id, None) is not None

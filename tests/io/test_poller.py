@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -14,8 +14,9 @@ from opentelemetry.metrics import NoOpHistogram, NoOpMeter, NoOpMeterProvider
 
 from knouds_async import AsyncKnouds, Execution, KnoudsError, Limiter, Polling, RunResult, Status, WaitTimeoutError
 from knouds_async._io.poller import DeliveryInbox
-from knouds_async.testing import Emulator
+from knouds_async.testing import Deliveries, Emulator
 from knouds_async.types import ExecutionState
+from knouds_async.webhooks import WebhookReceiver
 from tests.scripted_client import scripted
 
 SLUG = "my-thumbnail-pipeline"
@@ -162,6 +163,26 @@ async def test_an_end_that_was_seen_ends_the_wait_whatever_fails_after_it(
     knouds = make_client(Emulator(duration=1.0), meter_provider=BrokenMeters())
     executions = [await knouds.workflows.submit(SLUG, {"product_name": str(place)}) for place in range(2)]
     assert [(await execution.wait(timeout=10)).status for execution in executions] == [Status.COMPLETED] * 2
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError] * 2
+
+
+async def test_what_reports_an_end_loses_no_run(make_client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a meter raises, a submit whose run was delivered before returns its handle, and `refresh` a state."""
+    emulator = Emulator(duration=0.0, webhook_url="http://app.test/hook", deliveries=Deliveries(latency=0.0))
+    knouds = make_client(emulator, latency=1.0, meter_provider=BrokenMeters())
+    receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
+
+    async def post(delivery: Any) -> int:
+        async def body() -> AsyncIterator[bytes]:
+            yield delivery.body
+
+        return await receiver.take(body(), delivery.headers["x-knouds-signature"])
+
+    async with emulator.delivering(post):
+        execution = await knouds.workflows.submit(SLUG, INPUTS)
+    assert execution.state.status is Status.COMPLETED
+    other = await make_client(emulator, meter_provider=BrokenMeters()).executions.attach(execution.id).refresh()
+    assert other.status is Status.COMPLETED
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError] * 2
 
 
