@@ -282,7 +282,7 @@ class UnreadableBody(Exception):  # noqa: N818  (it is turned into a public erro
         self.reason: Final = reason
 
 
-class _Body:
+class _BodyReader:
     """Collects a body as it comes, up to `most` bytes; one gzip member is inflated in small steps."""
 
     def __init__(self, encoding: str, into: io.BytesIO, most: int) -> None:
@@ -335,10 +335,10 @@ async def read_body(response: httpx.Response, encoding: str, into: io.BytesIO, *
         return _already_read(response, most)
     chunks = response.aiter_raw()
     try:
-        body = _Body(encoding, into, most)
+        reader = _BodyReader(encoding, into, most)
         async for chunk in chunks:
-            body.feed(chunk)
-        return body.finish()
+            reader.feed(chunk)
+        return reader.finish()
     except UnreadableBody:
         await abandon(response, chunks)
         raise
@@ -455,7 +455,7 @@ def _key_auth(auth: type) -> Any:
     return type("_KeyAuth", (_KeyAuth, auth), {})
 
 
-class _OwnBody:
+class _RequestBody:
     """A request's body, of which each piece asks `trace` before it leaves: a large one takes a while.
 
     httpx's own is iterated by a generator; left half way by a connection that breaks, it would end in a
@@ -466,10 +466,10 @@ class _OwnBody:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         content: Iterable[bytes] = self  # type: ignore[assignment]  # a stream of httpx's is below it
-        return _Pieces(b"".join(content), self.trace)
+        return _BodyPieces(b"".join(content), self.trace)
 
 
-class _Pieces:
+class _BodyPieces:
     def __init__(self, content: bytes, trace: SentTrace | None) -> None:
         self._left = [content[at : at + _STEP] for at in range(0, len(content), _STEP)]
         self._left.reverse()
@@ -487,9 +487,9 @@ class _Pieces:
 
 
 @functools.cache
-def _own_body(stream: type) -> Any:
+def _request_body(stream: type) -> Any:
     """Make our body a stream of httpx or of httpx2."""
-    return type("OwnBody", (_OwnBody, stream), {})
+    return type("RequestBody", (_RequestBody, stream), {})
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -679,7 +679,7 @@ class Exchange:
         self._detached = DetachedExchanges() if is_lent and has_stock_pool(http) else None
         self._key, self._mask = key, Mask(key)
         self._auth = _key_auth(own.Auth)
-        self._body, self._closed = _own_body(own.ByteStream), own.ByteStream(b"")
+        self._body, self._closed = _request_body(own.ByteStream), own.ByteStream(b"")
         self._address = self._mask.text(base_url)
         self._origin = _origin(own.URL(base_url))
         self._url: Callable[[str], httpx.URL] = functools.lru_cache(_ADDRESSES)(lambda path: own.URL(base_url + path))
@@ -777,7 +777,7 @@ class Exchange:
             waits = {**waits, "pool": min(waits["pool"], limit * _OF_LIMIT)}
         request.extensions = {"timeout": waits, "trace": trace, "knouds.fresh": is_paid}
         if call.body is not None:
-            cast("_OwnBody", request.stream).trace = trace
+            cast("_RequestBody", request.stream).trace = trace
         if self._is_lent:
             withheld(request, self._http, trace)
         auth = self._auth(self._key, self._origin, self._http.auth if self._is_lent else None, is_keyed=call.keyed)
