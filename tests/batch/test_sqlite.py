@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import attrs
 import httpx
 import pytest
 
@@ -33,7 +34,7 @@ from knouds_async import (
 from knouds_async._batch.ledger import Claim, Taken, Written
 from knouds_async._batch.sqlite import LedgerDatabase, _continue, _pause, opened
 from knouds_async._sansio.clock import Moment
-from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Sending, Stage
+from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, Payer, Sending, Stage
 from knouds_async._sansio.reconcile import KnownRun
 from knouds_async.testing import Emulator
 from knouds_async.testing.transport import EmulatorTransport
@@ -694,6 +695,43 @@ async def test_a_row_that_makes_no_sense_is_an_error_of_the_ledger(column: str, 
         found = await ledger.look("b")
         assert found is not None
         assert found.execution_id == "run"
+
+
+async def test_the_run_of_an_earlier_attempt_is_none_of_the_next(path: Path) -> None:
+    """A job that is run once more, and is answered with the run that failed, is unknown: that run has finished."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        await ledger.claim(claim("a", owner))
+        await ledger.record("a", 1, Accepted(owner=owner, execution_id="1"))
+        await ledger.record("a", 1, Ended(Ending(status="failed")))
+        assert await ledger.retry_failed() == 1
+        await ledger.claim(claim("a", owner))
+        written = await ledger.record("a", 2, Accepted(owner=owner, execution_id="1"))
+        assert written.entry.stage is Stage.UNKNOWN
+
+
+async def test_a_dear_run_raises_what_is_reserved_for_others(path: Path) -> None:
+    """What is in flight is reserved with no less than a run of its target was seen to cost; another target is not."""
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        for key in ("a", "b", "other"):
+            target = "workflows/y" if key == "other" else "workflows/x"
+            await ledger.claim(attrs.evolve(claim(key, owner), target=target))
+        await ledger.record("a", 1, Ended(Ending(status="completed", cost=20)))
+        assert (await ledger.counts()).credits_reserved == 20 + 12
+
+
+async def test_a_payer_whose_account_was_not_known_is_completed(path: Path) -> None:
+    """The first batch of the same service that knows its account binds the ledger to it; another service never does."""
+    service, other = "https://knouds.ai", "https://other.test"
+    async with SQLiteLedger(path) as ledger:
+        await ledger.bind(Payer(user=None, base_url=service))
+        for payer in (Payer(user="a", base_url=other), Payer(user=None, base_url=other)):
+            with pytest.raises(LedgerError, match="is that of"):
+                await ledger.bind(payer)
+        await ledger.bind(Payer(user="a", base_url=service))
+        with pytest.raises(LedgerError, match="account a"):
+            await ledger.bind(Payer(user="b", base_url=service))
 
 
 async def test_what_can_be_no_key_is_refused(path: Path) -> None:
