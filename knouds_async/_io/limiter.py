@@ -21,7 +21,7 @@ from knouds_async._io.concurrency import HomeLoop
 from knouds_async._sansio.clock import ClockBounds
 from knouds_async._sansio.endpoints import Priority
 from knouds_async._sansio.rate_limit import LimiterStats, Permit, QuotaHeaders, WindowLimiter
-from knouds_async.errors import ConfigurationError, RateLimitError
+from knouds_async.errors import ConfigurationError, RateLimitError, safe_repr
 from knouds_async.telemetry import fields
 
 logger = logging.getLogger("knouds_async")
@@ -164,8 +164,9 @@ class Limiter:
         limit = config.requests_per_minute(tier)
         known = None if limit is None or limit == math.inf else int(limit)
         self._first_guess = WindowLimiter(known, share=config.share(share), unlimited=limit == math.inf)
-        if max_wait is not None and not (isinstance(max_wait, (int, float)) and max_wait >= 0):
-            raise ConfigurationError(f"max_wait={max_wait!r}: must be a number of seconds of at least 0, or None")
+        if max_wait is not None and not (config.is_number(max_wait) and max_wait >= 0):
+            message = f"max_wait={safe_repr(max_wait)}: must be a number of seconds of at least 0, or None"
+            raise ConfigurationError(message)
         self._max_wait = math.inf if max_wait is None else max_wait
         self._make_bucket: Callable[[str, WindowLimiter], Bucket] = Bucket
         self._buckets: dict[str, Bucket] = {}
