@@ -291,8 +291,7 @@ def _must_be_given(field: SchemaField, schema: WorkflowSchema) -> bool:
 def _field_error(field: SchemaField, value: Any) -> str | None:
     if value is None:  # whether a null counts as left out is not documented
         return None
-    wrong = _TYPES.get((field.type or "").lower(), _anything)(value)
-    return wrong or _out_of_bounds(field, value) or _not_offered(field, value)
+    return _wrong_type((field.type or "").lower(), value) or _out_of_bounds(field, value) or _not_offered(field, value)
 
 
 def _out_of_bounds(field: SchemaField, value: Any) -> str | None:
@@ -320,36 +319,18 @@ def _is_same(value: Any, option: Any) -> bool:
     return isinstance(value, bool) == isinstance(option, bool) and bool(value == option)
 
 
-def _anything(_: Any) -> str | None:
-    return None
-
-
-def _string(value: Any) -> str | None:
-    return None if isinstance(value, str) else "must be a string"
-
-
-def _number(value: Any) -> str | None:
-    return None if is_number(value) else "must be a number"
-
-
-def _boolean(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "must be true or false"
-
-
-def _url(value: Any) -> str | None:
-    is_url = isinstance(value, str) and value.startswith("https://") and len(value) > len("https://")
-    if is_url:
-        return None
-    is_web_address = isinstance(value, str) and value.startswith("http://")
-    return "must be an https URL" if is_web_address else f"must be an https URL ({FILE_ADVICE})"
-
-
-_TYPES: Final[Mapping[str, Callable[[Any], str | None]]] = {
-    "text": _string,
-    "textarea": _string,
-    "number": _number,
-    "slider": _number,
-    "toggle": _boolean,
-    "image": _url,
-    "video": _url,
-}
+def _wrong_type(kind: str, value: Any) -> str | None:
+    match kind:
+        case "text" | "textarea":
+            fits, what = isinstance(value, str), "a string"
+        case "number" | "slider":
+            fits, what = is_number(value), "a number"
+        case "toggle":
+            fits, what = isinstance(value, bool), "true or false"
+        case "image" | "video":
+            fits = isinstance(value, str) and value.startswith("https://") and len(value) > len("https://")
+            is_web_address = isinstance(value, str) and value.startswith("http://")
+            what = "an https URL" if is_web_address else f"an https URL ({FILE_ADVICE})"
+        case _:
+            return None
+    return None if fits else f"must be {what}"
