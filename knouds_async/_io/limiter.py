@@ -238,8 +238,10 @@ class Limiter:
 
     def quotas(self) -> list[tuple[str, int | None, int]]:
         """Return the routes that were used, with the requests that are left and that wait; callable in any thread."""
+        if self._monotonic == -math.inf:  # nothing was answered, so nothing is known
+            return []
         now = time.monotonic() - self._monotonic
-        stats = [(route, bucket.stats(now)) for route, bucket in tuple(self._buckets.items()) if now < math.inf]
+        stats = [(route, bucket.stats(now)) for route, bucket in tuple(self._buckets.items())]
         return [(route, each.left, each.waiting) for route, each in stats]
 
     def _bucket(self, route: str) -> Bucket:
