@@ -115,13 +115,20 @@ def save_profile(name: str, stored: StoredKey, environment: Mapping[str, str]) -
     key = "" if stored.key is None else stored.key.reveal()
     fields = {"key": key} | ({} if stored.base_url is None else {"base_url": stored.base_url})
     profiles = {**_read_profiles(path), name: fields}
-    text = "\n".join(
-        f"[{each}]\n" + "".join(f"{field} = {json.dumps(values[field])}\n" for field in _FIELDS if field in values)
-        for each, values in profiles.items()
-    )
+    text = "\n".join(_section(each, values) for each, values in profiles.items())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.unlink(missing_ok=True)
     temporary.touch(mode=0o600, exist_ok=False)
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def _section(name: str, values: Mapping[str, str]) -> str:
+    heading = name if _NAME.fullmatch(name) else _quoted(name)  # somebody wrote it by hand
+    return f"[{heading}]\n" + "".join(f"{field} = {_quoted(values[field])}\n" for field in _FIELDS if field in values)
+
+
+def _quoted(text: str) -> str:
+    """Return text as a string of TOML: one of JSON, but without pairs of surrogates, and with DEL escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,19 @@ def test_what_was_saved_is_private_and_kept(environment: dict[str, str]) -> None
     assert [each.name for each in path.parent.iterdir()] == ["profiles.toml"]
     with pytest.raises(Exception, match="must be letters"):
         save_profile("../x", StoredKey(Secret("1")), environment)
+
+
+@pytest.mark.parametrize("name", ["my shop", "a.b", "", "\U0001f511", 'a"b', "a\x7fb"])
+def test_what_somebody_wrote_is_still_read_after_another_key_was_saved(environment: dict[str, str], name: str) -> None:
+    """A name or a value that has to be quoted, as TOML allows, is not saved as what nobody can read."""
+    path = profiles_path(environment)
+    save_profile("mine", StoredKey(Secret("m")), environment)
+    quoted = "".join(f"\\U{ord(char):08x}" for char in name)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f'["{quoted}"]\nkey = "k"\nbase_url = "https://{quoted}"\n')
+    save_profile("other", StoredKey(Secret("o")), environment)
+    assert [told(find_key(each, environment))[0] for each in ("mine", "other")] == ["m", "o"]
+    assert tomllib.loads(path.read_text(encoding="utf-8"))[name] == {"key": "k", "base_url": f"https://{name}"}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no modes")
