@@ -116,11 +116,12 @@ def save_profile(name: str, stored: StoredKey, environment: Mapping[str, str]) -
     fields = {"key": key} | ({} if stored.base_url is None else {"base_url": stored.base_url})
     profiles = {**_read_profiles(path), name: fields}
     text = "\n".join(_section(each, values) for each, values in profiles.items())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    target = path.resolve()  # of a link, the file
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     temporary.unlink(missing_ok=True)
     temporary.touch(mode=0o600, exist_ok=False)
     temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary.replace(target)
     return path
 
 

@@ -103,6 +103,18 @@ def test_what_was_saved_is_private_and_kept(environment: dict[str, str]) -> None
         save_profile("../x", StoredKey(Secret("1")), environment)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_a_link_to_a_file_of_keys_stays_one(environment: dict[str, str], tmp_path: Path) -> None:
+    """A key is saved in the file that the link leads to, which may be among other files of the user's settings."""
+    path = profiles_path(environment)
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "profiles.toml")
+    for name in ("first", "second"):
+        assert save_profile(name, StoredKey(Secret(name)), environment) == path
+    assert path.is_symlink()
+    assert set(tomllib.loads((tmp_path / "profiles.toml").read_text())) == {"first", "second"}
+
+
 @pytest.mark.parametrize("name", ["my shop", "a.b", "", "\U0001f511", 'a"b', "a\x7fb"])
 def test_what_somebody_wrote_is_still_read_after_another_key_was_saved(environment: dict[str, str], name: str) -> None:
     """A name or a value that has to be quoted, as TOML allows, is not saved as what nobody can read."""
