@@ -365,7 +365,7 @@ class StdoutResults:
         try:
             print(_short_line(line) if self._is_short else json.dumps(line, default=str), flush=True)
         except OSError:
-            output.discard_stdout()
+            output.discard(sys.stdout)
             raise
 
     def close(self, *, keeps_new: bool = True) -> None:

@@ -723,7 +723,7 @@ def run_knouds(tokens: Sequence[str]) -> int:
 def _run_command(tokens: Sequence[str]) -> int:
     try:
         code = build()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        output.flush_stdout()
+        sys.stdout.flush()  # raises BrokenPipeError where its reader has gone
         return code if isinstance(code, int) else ExitCode.OK
     except CycloptsError as error:
         error.verbose = False

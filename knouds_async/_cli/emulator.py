@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_address
@@ -67,7 +68,7 @@ async def serve_forever(emulator: Emulator, host: str, port: int) -> None:
         output.print_result(f"export KNOUDS_KEY={emulator.api_key}")
         if emulator.webhook_url is not None:
             output.print_result(f"export KNOUDS_WEBHOOK_SECRET={emulator.webhook_secret}")
-        output.flush_stdout()
+        sys.stdout.flush()
         await asyncio.Event().wait()
 
 

@@ -41,7 +41,7 @@ def safe_streams() -> Iterator[None]:
         try:
             sys.stdout.flush()
         except OSError:
-            _redirect_to_devnull(sys.stdout)
+            discard(sys.stdout)
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:
@@ -66,17 +66,8 @@ class _WarningPrinter(logging.Handler):
             print_error(record.getMessage())
 
 
-def flush_stdout() -> None:
-    """Flush stdout; raises BrokenPipeError when its reader has closed the pipe."""
-    sys.stdout.flush()
-
-
-def discard_stdout() -> None:
-    """Discard what is still to be written: the reader of stdout has closed the pipe."""
-    _redirect_to_devnull(sys.stdout)
-
-
-def _redirect_to_devnull(stream: TextIO) -> None:
+def discard(stream: TextIO) -> None:
+    """Discard what is still to be written to a stream: its reader has closed the pipe."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, stream.fileno())
     os.close(devnull)
@@ -95,7 +86,7 @@ def _write_stderr(text: str) -> None:
             text = "\n".join(wrapped for line in text.split("\n") for wrapped in wrap_words(line, columns))
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        _redirect_to_devnull(sys.stderr)
+        discard(sys.stderr)
 
 
 _WORD: Final = re.compile(r"(?<=Resume with: ).*|`[^`]*`\S*|\S+")
