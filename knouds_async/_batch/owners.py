@@ -68,8 +68,7 @@ class Owners:
 
     def end(self, owner: str) -> None:
         """End an owner of this process; of any other nothing happens."""
-        if owner in self._own:
-            del self._own[owner]
+        if self._own.pop(owner, None) is not None:  # one of several threads that meet the end of a loop
             _unlock(self.descriptor, _place(owner))
 
     def is_alive(self, owner: str) -> bool:

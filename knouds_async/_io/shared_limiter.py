@@ -21,7 +21,7 @@ from knouds_async._io.database import Database
 from knouds_async._io.limiter import AGAIN, STUCK, Bucket, Limiter, Outage, Report
 from knouds_async._sansio.rate_limit import Permit, WindowLimiter, from_text, to_text
 from knouds_async.config import Secret, hide_url
-from knouds_async.errors import ConfigurationError
+from knouds_async.errors import ConfigurationError, safe_repr
 
 if TYPE_CHECKING:
     import sqlite3
@@ -59,6 +59,7 @@ class SharedLimiter:
     ) -> None:
         shared = hide_url(path)
         path = ""  # so that no frame of ours shows a password
+        _check_place(shared)
         Limiter(tier, share=share, max_wait=max_wait)  # checks the options
         self._options: dict[str, Any] = {"tier": tier, "share": share, "max_wait": max_wait}
         self._clock = clock
@@ -77,6 +78,11 @@ class SharedLimiter:
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle as its options: what is unpickled opens the file, or connects, for itself."""
         return partial(SharedLimiter, self._place, clock=self._clock, **self._options), ()
+
+
+def _check_place(place: object) -> None:
+    if not isinstance(place, (str, os.PathLike, Secret, Database)):
+        raise ConfigurationError(f"SharedLimiter({safe_repr(place)}): must be a path, a Postgres or the URL of one")
 
 
 class _AccountLimiter(Limiter):

@@ -295,6 +295,13 @@ async def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:
     assert names[0].endswith(ROUTE)
 
 
+@pytest.mark.parametrize("place", [None, 5, b"quota.db"])
+def test_what_is_no_place_is_refused(place: Any) -> None:
+    """A limiter that is shared at no path and in no database is refused where it is made."""
+    with pytest.raises(ConfigurationError, match="must be a path, a Postgres or the URL of one"):
+        SharedLimiter(place)
+
+
 @pytest.mark.parametrize(
     "content",
     [b"this is no database, but a letter to a friend" * 50, None],
