@@ -29,6 +29,7 @@ from knouds_async import (
     NotRun,
     Outcome,
     Progress,
+    Retries,
     SQLiteLedger,
     SubmissionUnknownError,
     Timeouts,
@@ -36,7 +37,7 @@ from knouds_async import (
 )
 from knouds_async._batch.ledger import Claim
 from knouds_async._sansio.ledger import Accepted, Ended, Ending, NoRun, PickedUp, Sending, Stage
-from knouds_async.testing import Emulator, faults
+from knouds_async.testing import Emulator, Fault, Response, faults
 from knouds_async.testing.transport import EmulatorTransport
 from tests.batch.in_loop import InLoopLedger
 
@@ -159,6 +160,19 @@ async def test_a_run_whose_id_came_in_half_an_answer_is_waited_for(
         entry.execution_id for number in range(4) if (entry := await ledger.find(f"job-{number}"))
     }
     assert kinds(await run(knouds, ledger, 4)) == {"Completed": 4}
+    emulator.assert_charged_once()
+
+
+async def test_a_submit_that_waited_long_is_dated_anew(make_client: Any, emulator: Emulator, ledger: Any) -> None:
+    """The service's time is asked for again after a long wait in line: nothing proves a submit without a date."""
+    knouds = make_client(emulator, retries=Retries(longest=1000.0))
+    assert kinds(await run(knouds, ledger, 1)) == {"Completed": 1}
+    pause = Response(429, {"retry-after": "900"}, b'{"error": "slow down", "code": "RATE_LIMIT_EXCEEDED"}')
+    emulator.faults.add(Fault("a pause", "before", lambda _: pause), route=ROUTE, nth=1)
+    emulator.faults.add(faults.closed(), route=ROUTE, nth=2)
+    assert kinds(await run(knouds, ledger, 2)) == {"Completed": 1, "Unknown": 1}
+    await anyio.sleep(180)
+    assert kinds(await run(knouds, ledger, 2)) == {"Completed": 2}
     emulator.assert_charged_once()
 
 
