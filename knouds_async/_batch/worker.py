@@ -777,8 +777,7 @@ class Submit:
         owner has the job, or the credits do not suffice.
         """
         worker = self._worker
-        is_stopped = worker.stopped_by is not None
-        if is_stopped or worker.is_undated or worker.doubted is not None:
+        if worker.stopped_by is not None or worker.is_undated or worker.doubted is not None:
             return WITHHELD
         self.sent_at, self._is_claiming, began = sent_at, True, read_clocks()
         claimed = await worker.claim(self, sent_at.timestamp())
