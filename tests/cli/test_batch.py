@@ -782,6 +782,25 @@ def test_ctrl_c_waits_for_runs_in_flight(put_up: PutUp, terminal: Callable[..., 
 
 
 @pytest.mark.slow
+def test_ctrl_c_leaves_the_jobs_of_another_batch_to_it(
+    put_up: PutUp, terminal: Callable[..., Any], folder: Any
+) -> None:
+    """Beside another batch on the ledger it does not wait for the other's runs, and calls none of them unknown."""
+    service = put_up(duration=8.0)
+    folder.write_jobs(3)
+    first = terminal(*BATCH, env=service.env)
+    first.wait_for("3 in flight")
+    second = terminal("batch", SLUG, "jobs.jsonl", "--out", "second.jsonl", env=service.env)
+    second.wait_for("0 of 3 done")
+    second.press_ctrl_c()
+    assert second.end() == 130, second.said
+    assert "0 of 3 jobs done: 3 in flight elsewhere" in " ".join(second.said.split())
+    assert "unknown" not in second.said
+    assert first.end() == 0, first.said
+    assert_none_ran_twice(service)
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once(put_up: PutUp, terminal: Callable[..., Any], folder: Any) -> None:
     """The second Ctrl-C ends it with 130; the same command picks up the runs in flight, and none is unknown."""
     service = put_up(duration=5.0)
