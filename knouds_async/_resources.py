@@ -464,10 +464,12 @@ class Usage:
             await self.list(limit=1)  # its answer has the service's time
         lost = self._recent.lost(known, sent)
         wanted = self._wanted(error, known, sent, lost)
-        others = [KnownRun(request_id=each, begun_by=0.0) for each in exclude]
+        # Before the submit, and not so long that no row near it could be theirs; a run that is known twice is one.
+        others = [KnownRun(request_id=each, begun_by=wanted.earliest - lag) for each in set(exclude)]
 
         async def runs() -> list[KnownRun]:
-            return [*self._recent.of(known, is_of_account=lost is not None), *others]
+            recent = self._recent.of(known, is_of_account=lost is not None)
+            return [*(run for run in recent if run.request_id not in exclude), *others]
 
         wanted = attrs.evolve(wanted, known=await runs(), lag=lag)
         return await search_usage(self._send, wanted, self._time, runs)

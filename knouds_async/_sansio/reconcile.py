@@ -9,6 +9,7 @@ then on is that of a known run. Source: contract 10; that rows come newest first
 
 from __future__ import annotations
 
+import itertools
 import json
 import operator
 from collections import Counter, defaultdict, deque
@@ -151,6 +152,14 @@ class Wanted:
         """Return whether a row is certainly older than the submit."""
         return row.created_at is not None and row.created_at.timestamp() < self.earliest - self.lag
 
+    def is_long_before(self, row: UsageRow) -> bool:
+        """Return whether a row is older than that of any run that may have one beside the submit's."""
+        return row.created_at is not None and row.created_at.timestamp() < self.earliest - 3 * self.lag
+
+    def has_row_before(self, run: KnownRun) -> bool:
+        """Return whether the row of a known run is certainly older than the submit."""
+        return run.begun_by is not None and run.begun_by < self.earliest - 2 * self.lag
+
     def is_after(self, row: UsageRow) -> bool:
         """Return whether a row is newer than the submit's can be."""
         return row.created_at is not None and row.created_at.timestamp() > self.latest + self.lag
@@ -267,7 +276,7 @@ class Search:
     def take(self, page: UsagePage, written: float | None = None) -> Search:
         """Search one page, which the service wrote at `written`, epoch seconds; None where it does not say."""
         rows = _together(self.rows, page.rows)
-        is_past = any(map(self.wanted.is_before, rows)) and _are_newest_first(rows)
+        is_past = any(map(self.wanted.is_long_before, rows)) and _are_newest_first(rows)
         needs_more = bool(self.wanted.known) and self.pages_past < _PAGES_FOR_A_KNOWN_RUN
         needs_more = needs_more and not any(map(self.wanted.shows_known_run, rows))
         is_done = not self._brings_more(page) or (is_past and not needs_more)
@@ -323,29 +332,37 @@ class Search:
         return reasons
 
     def _accounts(self, now: Moment) -> tuple[tuple[UsageRow, ...], list[str]]:
-        """Hold the rows against the runs that are known: give those that could be the submit, and what is odd."""
+        """Hold the rows against the runs that are known: give those that could be the submit, and what is odd.
+
+        Runs may share a request id: an older row is then that of the known run, and the one near the submit is not.
+        """
         settled, recent = self._known_by(now)
         by_id = defaultdict[str | None, list[UsageRow]](list)
         for row in self.rows:
-            if self.wanted.is_of_target(row) and not self.wanted.is_before(row):
+            if self.wanted.is_of_target(row):
                 by_id[row.request_id or None].append(row)
         found, reasons = list[UsageRow](), list[str]()
         for request_id, rows in by_id.items():
-            near = [row for row in rows if not self.wanted.is_after(row)]
+            until = [row for row in rows if not self.wanted.is_after(row)]
+            since = [row for row in rows if not self.wanted.is_before(row)]
+            near = [row for row in since if not self.wanted.is_after(row)]
             sure = settled[request_id]
             either = sure + recent[request_id]
-            if len(near) > either:
+            if near and len(until) > either:
                 found += near
-            elif len(near) > sure:
+            elif near and len(until) > sure:
                 reasons.append(f"the run of request {request_id} is too recent to tell its row from another one")
-            elif len(rows) > either:
-                reasons.append(f"{_named(rows[-1])} belongs to no run that is known")
+            elif len(since) > either:
+                reasons.append(f"{_named(since[-1])} belongs to no run that is known")
         return tuple(found), [*reasons, *self._missing(settled, by_id)]
 
     def _known_by(self, now: Moment) -> tuple[Counter[str | None], Counter[str | None]]:
-        """Count the known runs by request id: those whose rows must be there by now, and those that are too recent."""
+        """Count the known runs by request id: those whose rows must be there by now, and those that are too recent.
+
+        Without those that are so old that no row beside the submit's is theirs.
+        """
         settled, recent = Counter[str | None](), Counter[str | None]()
-        for run in self.wanted.known:
+        for run in itertools.filterfalse(self.wanted.has_row_before, self.wanted.known):
             by, earliest = run.begun_by, now.earliest
             is_settled = by is not None and earliest is not None and by + self.wanted.lag <= earliest
             (settled if is_settled else recent)[run.request_id] += 1

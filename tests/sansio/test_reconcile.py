@@ -135,6 +135,23 @@ def test_a_request_id_accounts_for_one_row_a_run() -> None:
     assert candidates(known("kie_1", "kie_1"), [*shared, row(3, 0, request_id="kie_1")]) == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("begun", "is_listed"), [(-4000, True), (-4000, False), (-121, False), (-100, True)])
+def test_a_request_id_that_an_older_run_has_accounts_for_no_row_near_the_submit(begun: float, is_listed: bool) -> None:
+    """Runs may share an id: the older row is the older run's, also where it is not read any more; the other is not."""
+    older = [row(1, begun, request_id="kie_1")] if is_listed else []
+    wanted, rows = known("kie_1", begun=begun), [row(2, 0, request_id="kie_1"), *older]
+    assert candidates(wanted, rows) == [2]
+    assert not found(wanted, rows).is_certainly_none
+
+
+def test_a_run_shortly_before_the_submit_may_have_a_row_near_it() -> None:
+    """A row may be dated when the run has ended: with an id that comes once, it is that run's."""
+    for begun in (-120, -61, -1):
+        assert found(known("kie_1", begun=begun), [row(2, 0, request_id="kie_1")]).is_certainly_none
+        search, _ = walk(attrs.evolve(known("kie_1", begun=begun), known=()), [row(2, 0, request_id="kie_1")])
+        assert [each.id for each in search.result(at(3600)).candidates] == [2]
+
+
 def test_a_run_too_recent_to_have_a_row_accounts_for_none() -> None:
     """Its request id may be that of the lost submit as well, and the one row may be that submit's."""
     search = found(known("kie_1", begun=3590), [row(1, 0, request_id="kie_1")])
@@ -175,10 +192,13 @@ def test_a_models_rows_are_those_without_a_workflow() -> None:
 
 
 def test_the_walk_ends_at_rows_that_are_certainly_older() -> None:
-    """As long as rows come newest first, no page is read beyond the submit, but a few to see a run that is known."""
+    """As long as rows come newest first, no page is read beyond those of runs that may have a row near the submit.
+
+    But a few are read to see a run that is known.
+    """
     rows = [row(number + 1, 100 - number * 30) for number in range(100)]
-    assert walk(WANTED, rows)[1] == 5
-    assert walk(attrs.evolve(WANTED, known=()), rows)[1] == 1
+    assert walk(WANTED, rows)[1] == 6
+    assert walk(attrs.evolve(WANTED, known=()), rows)[1] == 2
     assert walk(WANTED, [*rows[:9], CONTROL, *rows[9:]])[1] == 1
 
 
