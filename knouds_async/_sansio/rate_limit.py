@@ -403,7 +403,6 @@ def _is_possible(window: WindowLimiter, now: float) -> bool:
         and all(0 <= amount <= _MOST for amount in amounts)
         and all(0 <= wait <= LONGEST_WINDOW for wait in (window.skew, window.pause))
         and (window.reset is None or -_MOST <= window.reset <= _MOST)
-        and {type(window.unlimited), type(window.rolled_over)} == {bool}
         and SHORTEST_WINDOW <= window.length <= LONGEST_WINDOW
         and (1 <= window.cwnd <= _MOST or window.cwnd == math.inf)
         and (-_MOST <= clock.lo <= clock.hi <= _MOST or (clock.lo, clock.hi) == (-math.inf, math.inf))

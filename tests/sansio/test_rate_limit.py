@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from knouds_async._sansio.clock import ClockBounds
@@ -1149,6 +1149,10 @@ def forged(state: str) -> str:
 
 @settings(max_examples=300, deadline=None)
 @given(values=forged_values, replies=st.lists(some_reply, max_size=3))
+@example(values={"skew": 1e15}, replies=[QuotaHeaders(limit=0, remaining=0, reset=0.0)])
+@example(values={"pause": "long"}, replies=[])
+@example(values={"reset": "soon"}, replies=[QuotaHeaders(limit=5, remaining=5, reset=EPOCH)])
+@example(values={"length": 0, "left": 0}, replies=[])
 def test_a_forged_window_is_refused_or_works(values: dict[str, Any], replies: list[QuotaHeaders]) -> None:
     """Whatever stands in it, with a digest that fits: nothing raises, now or later, and each wait ends within days."""
     plain = json.loads(to_text(opened(left=3)).partition(" ")[2])
