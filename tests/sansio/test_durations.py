@@ -82,10 +82,9 @@ def plain_counts(history: list[Seen]) -> tuple[list[float], list[float]]:
         hi = seen.lo if seen.hi is None else seen.hi
         for k, (low, top) in enumerate(zip(EDGES, TOPS, strict=True)):
             exposure[k] += overlap(seen.counted_until, (seen.lo + hi) / 2, low, top)
-            if hi > seen.lo:
-                ends[k] += overlap(seen.lo, hi, low, top) / (hi - seen.lo)
-            elif seen.hi is not None:
-                ends[k] += low <= hi < top
+            if seen.hi is not None:
+                until = max(hi, seen.lo + 1e-8)  # an end whose time is known takes an instant
+                ends[k] += overlap(seen.lo, until, low, top) / (until - seen.lo)
     return ends, exposure
 
 
