@@ -14,7 +14,7 @@ import os
 import secrets
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -193,8 +193,9 @@ class Downloads:
     async def aclose(self) -> None:
         """Refuse further downloads and close the HTTP client that was made for them."""
         self._is_closed = True
-        for client in self._own.values():
-            await client.aclose()
+        async with AsyncExitStack() as stack:  # which closes all, also when it is cancelled
+            for client in self._own.values():
+                stack.push_async_callback(client.aclose)
 
     def _check_open(self) -> None:
         if self._is_closed:
