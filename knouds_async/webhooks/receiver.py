@@ -304,8 +304,8 @@ class WebhookReceiver:
         tolerance: float = TOLERANCE,
         bus: Postgres | str | None = None,
     ) -> None:
-        verifier, secrets = _verifier(signing_keys(secrets), tolerance), ()  # so that no frame of ours shows them
-        shared, bus = Secret.of(bus) if isinstance(bus, str) else bus, None
+        shared, bus = Secret.of(bus) if isinstance(bus, str) else bus, None  # so that no frame of ours shows them
+        verifier, secrets = _verifier(signing_keys(secrets), tolerance), ()
         if seen is not None and not (hasattr(seen, "claim") and hasattr(seen, "release")):
             seen = None  # it may be a database's URL
             raise ConfigurationError("seen= must be a store with claim and release; a database is named by bus=")

@@ -70,6 +70,25 @@ async def test_turns_are_given_in_order() -> None:
     assert max(server.taken.values()) == 5
 
 
+async def test_nobody_overtakes_who_waits() -> None:
+    """A permit that comes back is that of the first who waits, also before that one has noticed."""
+    limiter, taken = Limiter("pro"), list[Permit]()
+    while (permit := limiter.try_acquire(ROUTE)) is not None:
+        taken.append(permit)
+    got = list[Permit]()
+
+    async def request() -> None:
+        got.append(await limiter.acquire(ROUTE))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(request)
+        await anyio.sleep(0.1)
+        limiter.release(ROUTE, taken.pop())
+        assert limiter.try_acquire(ROUTE) is None
+        await anyio.sleep(0.1)
+        assert len(got) == 1
+
+
 async def test_a_cancelled_waiter_costs_nothing_and_wakes_the_next() -> None:
     """A waiter that leaves the queue, at its head or in the middle, takes no slot, and no other is forgotten."""
     limiter = Limiter("pro")
