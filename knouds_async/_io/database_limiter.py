@@ -71,6 +71,7 @@ class WindowChange:
     """
 
     name: str
+    key: Secret
     guess: WindowLimiter
     reports: deque[Callable[[WindowLimiter], object]]
     wanted: int
@@ -101,9 +102,9 @@ def change_windows(transaction: Transaction, changes: Sequence[WindowChange]) ->
         rows, ((now,),) = transaction.message(_MADE + _LOCKED, (names, names))
     answered, stored, values = time.monotonic(), dict[str, str](rows), []
     for change in changes:
-        window = from_text(stored[change.name], now, change.guess.share) or change.guess.copy()
+        window = from_text(stored[change.name], change.key, now, change.guess.share) or change.guess.copy()
         permits, until = change.apply(window, now)
-        stored[change.name] = to_text(window)
+        stored[change.name] = to_text(window, change.key)
         times = {"now": now, "sent": sent, "answered": answered}
         values.append(Changed(window=window, permits=permits, until=until, **times))
     written = [{"name": name, "state": state, "at": now} for name, state in stored.items()]
@@ -128,18 +129,18 @@ class DatabaseClock:
 
 def bucket_maker(database: Database, key: Secret) -> Callable[[str, WindowLimiter], Bucket]:
     """Return what makes the buckets of a key's account, from a route and a first guess."""
-    account = hashlib.blake2b(key.reveal().encode(), digest_size=16, person=b"knouds limiter").hexdigest()
-    return partial(DatabaseBucket, database, DatabaseClock(), account)
+    return partial(DatabaseBucket, database, DatabaseClock(), key)
 
 
 class DatabaseBucket(Bucket):
     """A bucket whose window is in a database; `window` is as it was read last, `_permits` are granted and unused."""
 
     def __init__(
-        self, database: Database, clock: DatabaseClock, account: str, route: str, first_guess: WindowLimiter
+        self, database: Database, clock: DatabaseClock, key: Secret, route: str, first_guess: WindowLimiter
     ) -> None:
         super().__init__(route, first_guess, clock.now)
-        self._database, self._database_clock, self._name = database, clock, f"{account} {route}"
+        account = hashlib.blake2b(key.reveal().encode(), digest_size=16, person=b"knouds limiter").hexdigest()
+        self._database, self._database_clock, self._key, self._name = database, clock, key, f"{account} {route}"
         self._outage = Outage(AGAIN)
         self._reports: deque[Callable[[WindowLimiter], object]] = deque()
         self._permits: deque[Permit] = deque()
@@ -183,7 +184,7 @@ class DatabaseBucket(Bucket):
     def _report_soon(self) -> None:
         if not self._is_reporting:
             self._is_reporting = True
-            change = WindowChange(self._name, self.window.copy(), self._reports, 0)
+            change = WindowChange(self._name, self._key, self.window.copy(), self._reports, 0)
             self._database.ask(change_windows, change, self._reported, patience=0.0, is_lazy=True)
 
     def _reported(self, error: BaseException | None, changed: Any) -> None:
@@ -200,7 +201,7 @@ class DatabaseBucket(Bucket):
 
     def _ask(self, wanted: int) -> None:
         self._asked_at = self._database_clock.now()
-        change = WindowChange(self._name, self.window.copy(), self._reports, min(_MOST, wanted))
+        change = WindowChange(self._name, self._key, self.window.copy(), self._reports, min(_MOST, wanted))
         self._database.ask(change_windows, change, self._answered, patience=STUCK)
 
     def _answered(self, error: BaseException | None, changed: Any) -> None:
