@@ -318,6 +318,7 @@ _IN_DOUBT: Final = (
     "job.stage NOT IN ('new', 'final') "  # as an index has it
     "AND job.stage IN ('sending', 'submitted', 'unknown', 'resend_approved', 'abandoned')"
 )
+OWNED: Final = f"{_IN_DOUBT} AND job.stage IN ('sending', 'submitted') AND job.owner IS NOT NULL"
 
 
 def values_of(entry: Entry) -> dict[str, Any]:
@@ -379,6 +380,10 @@ class LedgerOperations(ABC):
     def _of_dead_owners(self) -> Iterator[Entry]: ...
 
     @abstractmethod
+    def _in_flight(self) -> int:
+        """Return how many runs owners that may still work are sending or waiting for."""
+
+    @abstractmethod
     def _price(self, target: str) -> tuple[int, float | None]:
         """Return of how many runs of a target the cost is known, and the largest."""
 
@@ -396,7 +401,7 @@ class LedgerOperations(ABC):
         """Return the value of an operation, or the error that it alone met: it decides before it saves."""
         try:
             return operation(self)
-        except (IllegalStepError, InvalidArgumentError) as error:
+        except (IllegalStepError, InvalidArgumentError, LedgerError) as error:
             return error
         except (ValueError, TypeError, LookupError, AttributeError) as error:  # only of a row that somebody has changed
             why = f"{type(error).__name__}: {error}"
@@ -494,10 +499,7 @@ class LedgerOperations(ABC):
     def summary(self, target: str) -> Summary:
         """Return all credits, the real costs of a target, and how many runs are in flight."""
         runs, highest = self._price(target)
-        awaited = "job.stage IN ('sending', 'submitted') AND job.owner IS NOT NULL"
-        ((in_flight,),) = self._select("COUNT(*)", f"{_IN_DOUBT} AND {awaited}")
-        in_flight -= sum(entry.stage in (Stage.SENDING, Stage.SUBMITTED) for entry in self._of_dead_owners())
-        return Summary(totals=self._totals, runs=runs, highest_cost=highest, in_flight=in_flight)
+        return Summary(totals=self._totals, runs=runs, highest_cost=highest, in_flight=self._in_flight())
 
     def bind(self, payer: Payer) -> Payer:
         """Return whose ledger this is: the first payer's who asks, as far as that one is known."""
@@ -624,10 +626,12 @@ class TransactionalLedger(ABC, Generic[Operations]):
 
     async def claim(self, claim: Claim) -> Claimed:
         """Write the intent to send a job."""
+        _check_key(claim.key)
         return await self._transact(lambda ledger: ledger.claim(claim), key=claim.key, target=claim.target)
 
     async def record(self, key: str, attempt: int, event: Event) -> Written:
         """Write what follows from an event."""
+        _check_key(key)
         run = event.execution_id if isinstance(event, Accepted) else None
         return await self._transact(lambda ledger: ledger.record(key, attempt, event), key=key, execution_id=run)
 

@@ -18,6 +18,7 @@ import attrs
 
 from knouds_async._batch.ledger import (
     COLUMNS,
+    OWNED,
     Claim,
     Claimed,
     Doubted,
@@ -187,6 +188,9 @@ class LedgerTransaction(LedgerOperations):
 
     def _of_dead_owners(self) -> Iterator[Entry]:
         return self._where(f"job.owner IS NOT NULL AND NOT {_ALIVE}")
+
+    def _in_flight(self) -> int:
+        return int(self._select("COUNT(*)", f"{OWNED} AND {_ALIVE}")[0][0])
 
     def _is_alive(self, owner: str) -> bool:
         return self._living[owner]

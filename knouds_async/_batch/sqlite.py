@@ -25,6 +25,7 @@ import attrs
 
 from knouds_async._batch.ledger import (
     COLUMNS,
+    OWNED,
     LedgerCounts,
     LedgerOperations,
     TransactionalLedger,
@@ -364,6 +365,10 @@ class LedgerDatabase(LedgerOperations):
         for (owner,) in self._select("DISTINCT job.owner", "job.owner IS NOT NULL"):
             if not self._is_alive(owner):
                 yield from self._where("job.owner = ?", owner)
+
+    def _in_flight(self) -> int:
+        rows = self._select("job.owner, COUNT(*)", f"{OWNED} GROUP BY job.owner")
+        return sum(count for owner, count in rows if self._is_alive(owner))
 
     def _is_alive(self, owner: str) -> bool:
         return self._owners.is_alive(owner)

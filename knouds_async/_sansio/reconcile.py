@@ -373,7 +373,8 @@ class Search:
         since = self.wanted.earliest - self.wanted.lag / 2  # before that its row may be dated as older than the submit
         for run in self.wanted.known:
             is_near = run.begun_by is not None and since <= run.begun_by <= self.wanted.latest
-            if is_near and settled[run.request_id] > len(by_id.get(run.request_id, ())):
+            rows = [row for row in by_id.get(run.request_id, ()) if not self.wanted.is_before(row)]
+            if is_near and settled[run.request_id] > len(rows):
                 return [f"the usage rows lack the run of request {run.request_id}, which is known to have run by then"]
         return []
 

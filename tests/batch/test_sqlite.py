@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
@@ -677,6 +678,42 @@ async def test_a_job_is_claimed_once(path: Path) -> None:
         assert (await ledger.counts()).new == 1
 
 
+async def test_an_owner_that_cannot_join_keeps_no_run_from_being_recorded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a lock fails, its error is that of who joins, and not of those whose operations are in one transaction."""
+
+    def refuse(*_: object) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    async with SQLiteLedger(path) as ledger:
+        owner = await ledger.join()
+        await ledger.claim(claim("a", owner))
+        monkeypatch.setattr("knouds_async._batch.owners._try_lock", refuse)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ledger.record, "a", 1, Accepted(owner=owner, execution_id="run"))
+            with pytest.raises(LedgerError, match="No locks available"):
+                await ledger.join()
+        monkeypatch.undo()
+        found = await ledger.find("a")
+    assert found is not None
+    assert found.execution_id == "run"
+
+
+async def test_a_row_that_makes_no_sense_keeps_no_batch_from_its_ledger(path: Path) -> None:
+    """What it knows of credits and of runs in flight is read without the jobs of owners that are gone."""
+    async with SQLiteLedger(path) as ledger:
+        for key in ("odd", "gone"):
+            await ledger.claim(claim(key, gone := await ledger.join()))
+            await ledger.leave(gone)
+        await ledger.claim(claim("mine", await ledger.join()))
+        other = sqlite3.connect(path)
+        other.execute("UPDATE jobs SET since = 'odd' WHERE key = 'odd'")
+        other.commit()
+        other.close()
+        assert (await ledger.summary("workflows/x")).in_flight == 1
+
+
 @pytest.mark.parametrize(("column", "value"), [("stage", "odd"), ("since", "{"), ("until", "[]")])
 async def test_a_row_that_makes_no_sense_is_an_error_of_the_ledger(column: str, value: str, path: Path) -> None:
     """Whatever somebody has written into the file, the error is a LedgerError, and the runs of other jobs are kept."""
@@ -738,7 +775,13 @@ async def test_what_can_be_no_key_is_refused(path: Path) -> None:
     """Half a surrogate pair, which no database takes, is an argument that is wrong, and fails for nobody else."""
     async with SQLiteLedger(path) as ledger:
         owner = await ledger.join()
-        for call in (ledger.find, ledger.abandon, ledger.approve_resend):
+        for call in (
+            ledger.find,
+            ledger.abandon,
+            ledger.approve_resend,
+            lambda key: ledger.claim(claim(key, owner)),
+            lambda key: ledger.record(key, 1, NoRun(owner)),
+        ):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ledger.claim, claim("a", owner))
                 with pytest.raises(InvalidArgumentError, match="printable"):

@@ -144,6 +144,14 @@ def test_a_request_id_that_an_older_run_has_accounts_for_no_row_near_the_submit(
     assert not found(wanted, rows).is_certainly_none
 
 
+def test_an_older_row_of_a_shared_request_id_stands_for_no_row_that_is_missing() -> None:
+    """A listing that lacks the row of a known run near the submit is late, though an older run of that id has one."""
+    runs = tuple(KnownRun(request_id="kie_1", begun_by=AT + begun) for begun in (-400, -5))
+    search = found(attrs.evolve(WANTED, known=(*KNOWN, *runs)), [row(1, -400, request_id="kie_1")])
+    assert not search.is_certainly_none
+    assert "lack the run of request kie_1" in search.reasons[0]
+
+
 def test_a_run_shortly_before_the_submit_may_have_a_row_near_it() -> None:
     """A row may be dated when the run has ended: with an id that comes once, it is that run's."""
     for begun in (-120, -61, -1):
