@@ -30,6 +30,7 @@ from knouds_async.errors import (
     KnoudsError,
     PermissionDeniedError,
     WaitTimeoutError,
+    safe_repr,
 )
 from knouds_async.telemetry import Span, Telemetry, fields
 from knouds_async.types import ExecutionState, Inputs, RunResult, Status, Submitted, Target, WorkflowSchema
@@ -103,7 +104,9 @@ class Execution:
         a row on the way end such a wait, with their error. Cancelled: only this wait ends.
         """
         if timeout is not None and not (is_number(timeout) and timeout >= 0):
-            raise InvalidArgumentError(f"timeout={timeout!r:.80}: must be a number of seconds of at least 0, or None")
+            raise InvalidArgumentError(
+                f"timeout={safe_repr(timeout)}: must be a number of seconds of at least 0, or None"
+            )
         with self._span() as span:
             longest = math.inf if timeout is None else timeout
             deadline = anyio.current_time() + longest
@@ -287,7 +290,9 @@ def with_timeout(call: Call[T], timeout: float | Timeouts | None) -> tuple[Call[
     if isinstance(timeout, Timeouts):
         return attrs.evolve(call, timeouts=timeout), None
     if timeout is not None and not (is_number(timeout) and timeout > 0):
-        raise InvalidArgumentError(f"timeout={timeout!r:.80}: must be a number of seconds above 0, a Timeouts or None")
+        raise InvalidArgumentError(
+            f"timeout={safe_repr(timeout)}: must be a number of seconds above 0, a Timeouts or None"
+        )
     return call, timeout
 
 
@@ -358,7 +363,7 @@ class Executions:
         """
         known = Target.parse(target) if isinstance(target, str) else target
         if known is not None and not isinstance(known, Target):
-            raise InvalidArgumentError(f"target={target!r:.80}: must be a Target, a string (workflows/<slug>) or None")
+            raise InvalidArgumentError(f"target={safe_repr(target)}: must be a Target, workflows/<slug> or None")
         if not isinstance(execution, Execution):
             unseen = ExecutionState(execution_id=checked_execution_id(execution), status=UNSEEN)
             return self._factory.attach(unseen, known, expected=expected)

@@ -3,7 +3,7 @@
 from knouds_async._batch.postgres import LedgerOwner, Postgres
 from knouds_async._io.database import Database, DatabaseBus
 from knouds_async.config import Secret, hide_url
-from knouds_async.errors import ConfigurationError
+from knouds_async.errors import ConfigurationError, safe_repr
 
 __all__ = ["LedgerOwner", "Postgres"]
 
@@ -13,5 +13,5 @@ def bus_of(shared: Postgres | str | Secret) -> DatabaseBus:
     named = hide_url(shared)
     database = Postgres(named) if isinstance(named, Secret) else named
     if not isinstance(database, Database):
-        raise ConfigurationError(f"bus={database!r:.80}: must be a Postgres, or its URL (postgresql://...)")
+        raise ConfigurationError(f"bus={safe_repr(database)}: must be a Postgres, or its URL (postgresql://...)")
     return DatabaseBus(database)

@@ -225,3 +225,10 @@ def test_no_file_is_opened_beside_a_database() -> None:
         assert opened
         assert [arguments for arguments in opened if not re.search(r"O_EXCL|^os\.devnull,", arguments)] == []
         assert re.findall(r"(?<![\w.])open\(|path\.(?:open|read_bytes|read_text|touch)\(", text_of(FILES[module])) == []
+
+
+def test_a_value_of_a_caller_is_shown_by_one_function() -> None:
+    """What was meant as the key may be in any argument: a message says `name=` of it by `safe_repr`, not by `!r`."""
+    found = {name: re.findall(r"\w+=\{[\w.]+!r[^}]*\}(?!>)", text_of(path)) for name, path in FILES.items()}
+    del found["knouds_async.testing.emulator"]  # its own repr
+    assert {name: values for name, values in found.items() if values} == {}

@@ -52,7 +52,7 @@ from knouds_async._batch.worker import Worker
 from knouds_async._io.concurrency import Wakeup, spawn, uninterrupted, wait_until_set
 from knouds_async._sansio.estimate import Estimate
 from knouds_async.config import is_integer
-from knouds_async.errors import InvalidArgumentError, KnoudsError
+from knouds_async.errors import InvalidArgumentError, KnoudsError, safe_repr
 from knouds_async.execution import Execution
 from knouds_async.telemetry import fields
 from knouds_async.types import Inputs, Target
@@ -407,10 +407,12 @@ async def gathered(batch: Batch) -> list[Outcome]:
 def _check(jobs: object, max_in_flight: object, on_progress: object, progress: object) -> None:
     """Raise InvalidArgumentError for an argument that cannot be."""
     if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(jobs, (Iterable, AsyncIterable)):
-        raise InvalidArgumentError(f"jobs={jobs!r:.80}: must be an iterable or an async iterable of jobs")
+        raise InvalidArgumentError(f"jobs={safe_repr(jobs)}: must be an iterable or an async iterable of jobs")
     if max_in_flight is not None and not (is_integer(max_in_flight) and max_in_flight >= 1):
-        raise InvalidArgumentError(f"max_in_flight={max_in_flight!r:.80}: must be an integer above 0, or None")
+        raise InvalidArgumentError(f"max_in_flight={safe_repr(max_in_flight)}: must be an integer above 0, or None")
     if on_progress is not None and not callable(on_progress):
-        raise InvalidArgumentError(f"on_progress={on_progress!r:.80}: must be a function, async or not, or None")
+        raise InvalidArgumentError(f"on_progress={safe_repr(on_progress)}: must be a function, async or not, or None")
     if not isinstance(progress, bool):
-        raise InvalidArgumentError(f"progress={progress!r:.80}: must be True or False; a function is `on_progress`")
+        raise InvalidArgumentError(
+            f"progress={safe_repr(progress)}: must be True or False; a function is `on_progress`"
+        )

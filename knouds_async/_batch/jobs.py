@@ -75,7 +75,7 @@ def _checked_folder(save: object) -> str | None:
     try:
         return None if save is None else os.fsdecode(save)  # type: ignore[arg-type]
     except TypeError:
-        raise InvalidArgumentError(f"save={save!r:.80}: must be the path of a folder, or None") from None
+        raise InvalidArgumentError(f"save={safe_repr(save)}: must be the path of a folder, or None") from None
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -98,9 +98,9 @@ class JobOptions:
     def __attrs_post_init__(self) -> None:
         most = self.max_credits
         if most is not None and not (is_number(most) and 0 <= most < 1e15):
-            raise InvalidArgumentError(f"max_credits={most!r:.80}: must be credits, zero or more, or None")
+            raise InvalidArgumentError(f"max_credits={safe_repr(most)}: must be credits, zero or more, or None")
         if self.on_unknown not in ("park", "stop"):
-            raise InvalidArgumentError(f"on_unknown={self.on_unknown!r:.80}: must be 'park' or 'stop'")
+            raise InvalidArgumentError(f"on_unknown={safe_repr(self.on_unknown)}: must be 'park' or 'stop'")
         check_expected(self.expected)
 
 

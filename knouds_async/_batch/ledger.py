@@ -38,7 +38,7 @@ from knouds_async._sansio.ledger import (
     successor,
 )
 from knouds_async._sansio.reconcile import Doubt, KnownRun
-from knouds_async.errors import InvalidArgumentError, LedgerError
+from knouds_async.errors import InvalidArgumentError, LedgerError, safe_repr
 from knouds_async.telemetry import fields
 from knouds_async.types import Record
 
@@ -534,7 +534,7 @@ class LedgerOperations(ABC):
 def _check_key(key: str) -> None:
     """Raise InvalidArgumentError for what is no key, and no database takes: it would fail for all that wait with it."""
     if not key.isprintable():
-        raise InvalidArgumentError(f"key={key!r:.80}: keys are printable characters")
+        raise InvalidArgumentError(f"key={safe_repr(key)}: keys are printable characters")
 
 
 Operations = TypeVar("Operations", bound=LedgerOperations)

@@ -16,7 +16,7 @@ from knouds_async._io.transactions import Transact, Transaction, notify
 from knouds_async._io.worker_thread import CLOSE_TIMEOUT, ThreadRequest
 from knouds_async._sansio.inputs import is_execution_id
 from knouds_async.config import Secret, is_database_url
-from knouds_async.errors import ConfigurationError, LedgerError
+from knouds_async.errors import ConfigurationError, LedgerError, safe_repr
 from knouds_async.types import ExecutionState
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class Database:
         url = ""  # no frame of ours shows it
         self._name: Final = name
         if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-            raise ConfigurationError(f"name={name!r:.80}: must be a string of 1 to {LONGEST_NAME} printable characters")
+            raise ConfigurationError(
+                f"name={safe_repr(name)}: must be a string of 1 to {LONGEST_NAME} printable characters"
+            )
         try:
             from knouds_async._io import postgres
         except ImportError as error:

@@ -33,7 +33,7 @@ from knouds_async._io.proxy import name_of, proxy_for
 from knouds_async._sansio import files
 from knouds_async._sansio.files import Hosts, Redirected, Rejected, Start
 from knouds_async.config import MOST_BYTES, OnBytes, is_integer
-from knouds_async.errors import ClientClosedError, DownloadError, DownloadFault, InvalidArgumentError
+from knouds_async.errors import ClientClosedError, DownloadError, DownloadFault, InvalidArgumentError, safe_repr
 from knouds_async.types import Media, RunResult
 
 _AT_ONCE: Final = 4
@@ -207,7 +207,7 @@ def _text(path: object) -> str:
     try:
         return os.fsdecode(path)  # type: ignore[arg-type]
     except TypeError:
-        raise InvalidArgumentError(f"{path!r:.200} is no path: pass a string or a pathlib.Path") from None
+        raise InvalidArgumentError(f"{safe_repr(path, 200)} is no path: pass a string or a pathlib.Path") from None
 
 
 def _place(given: str) -> tuple[Path, str | None]:
@@ -225,7 +225,7 @@ def _check(media: object, max_bytes: object) -> None:
     if not isinstance(media, Media):
         raise InvalidArgumentError(f"{type(media).__name__} is not a file of a result: pass one of run.media")
     if not (is_integer(max_bytes) and max_bytes >= 1):
-        raise InvalidArgumentError(f"max_bytes={max_bytes!r:.80}: must be an integer of at least 1")
+        raise InvalidArgumentError(f"max_bytes={safe_repr(max_bytes)}: must be an integer of at least 1")
 
 
 _PIECE: Final = 256 * 1024

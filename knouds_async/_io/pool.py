@@ -177,6 +177,9 @@ class Stream(httpcore.AsyncNetworkStream):
         """Write all of it; httpcore.WriteTimeout when that takes longer than `timeout` seconds."""
         if not buffer:
             return
+        if self._is_guarded and not self._may_be_undelivered:
+            self._may_be_undelivered = True
+            self._give_up_after(_UNDELIVERED)
         try:
             with anyio.CancelScope(deadline=anyio.current_time() + (math.inf if timeout is None else timeout)) as scope:
                 await self._stream.send(buffer)

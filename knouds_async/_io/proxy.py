@@ -54,9 +54,10 @@ def _url(value: str) -> str:
 def _is_address(url: str) -> bool:
     """Return whether a URL is one of a host alone; its errors would quote it."""
     try:
+        httpx.Proxy(url)
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/") and not parts.query + parts.fragment
-    except ValueError:
+    except (ValueError, httpx.InvalidURL):
         return False
 
 
@@ -123,7 +124,16 @@ def read_proxy(url: str) -> httpcore.Proxy:
     given = httpx.Proxy(url)  # it refuses what it does not know
     to = given.url
     address = httpcore.URL(scheme=to.raw_scheme, host=to.raw_host, port=to.port, target=b"/")
-    return httpcore.Proxy(address, auth=given.raw_auth)
+    auth = None if given.raw_auth is None else (_Hidden(given.raw_auth[0]), _Hidden(given.raw_auth[1]))
+    return httpcore.Proxy(address, auth=auth)
+
+
+class _Hidden(bytes):
+    """Bytes that are not shown: httpcore logs what it says to a SOCKS proxy."""
+
+    def __repr__(self) -> str:
+        """Show nothing."""
+        return "b'***'"
 
 
 def name_of(proxy: httpcore.Proxy) -> str:
@@ -131,6 +141,16 @@ def name_of(proxy: httpcore.Proxy) -> str:
     return f"{proxy.url.host.decode('ascii')}:{proxy.url.origin.port}"
 
 
+def _bracket(connect: httpcore.Request) -> None:
+    """Write an IPv6 address that is to be connected to in brackets, which httpcore leaves out."""
+    host, _, port = connect.url.target.rpartition(b":")
+    if b":" in host:
+        connect.url.target = b"[%b]:%b" % (host, port)
+        rest = [(name, value) for name, value in connect.headers if name.lower() != b"host"]
+        connect.headers = [(b"Host", connect.url.target), *rest]
+
+
+_BEGINS: Final = "http11.send_request_headers.started"
 _NOT_CONNECTED: Final = (httpcore.ConnectError, httpcore.ConnectTimeout)
 
 
@@ -157,12 +177,18 @@ class ProxiedConnection(httpcore.AsyncConnectionInterface):
             return await self._pool.handle_async_request(request)
         timeout = request.extensions.get("timeout", {}).get("connect") or math.inf
         trace = request.extensions.get("trace")
-        connecting = anyio.CancelScope(deadline=anyio.current_time() + timeout)
+        connecting, is_late = anyio.CancelScope(deadline=anyio.current_time() + timeout), False
 
         async def note(event: str, details: Any) -> None:
-            if event == "http11.send_request_headers.started" and details["request"].method != b"CONNECT":
+            nonlocal is_late
+            if event == _BEGINS and details["request"].method == b"CONNECT":
+                _bracket(details["request"])
+            elif event == _BEGINS and connecting.cancel_called:  # in this very step: nothing of the request has left
+                is_late = True
+                raise httpcore.ConnectTimeout
+            elif event == _BEGINS:
                 self._is_made, connecting.deadline = True, math.inf
-            if trace is not None:
+            if trace is not None and not is_late:
                 await trace(event, details)
 
         request.extensions = {**request.extensions, "trace": note}

@@ -262,7 +262,7 @@ T = TypeVar("T")
 logger = logging.getLogger("knouds_async")
 
 Handler = Callable[[WebhookEvent], Awaitable[None] | None]
-"""Called with each event, once, and awaited where it is async; the delivery is answered when it is done."""
+"""Called with each event, once unless the store fails, and awaited if async; the delivery is answered after that."""
 
 _ANSWERS: Final = {
     WebhookFault.SIGNATURE_WRONG: HTTPStatus.UNAUTHORIZED,
@@ -285,10 +285,10 @@ class WebhookReceiver:
 
     `secrets`: the signing secret, or several while one replaces another. `client`: the AsyncKnouds whose waiters are
     woken; it may be set later, as where an app creates it in its lifespan. `seen`: the store of deliveries taken
-    before, in this process by default. `handler`: is called with each event once, async or not; when it raises, the
-    delivery is answered with 500 and comes again. `tolerance`: seconds by which a signature's time may differ. `bus`: a
-    `Postgres` or its URL, where a delivery reaches any of several processes: all of them hear of it, and `seen` is
-    there too.
+    before, in this process by default; where it fails, an event may come twice. `handler`: is called with each event
+    once, async or not; when it raises, the delivery is answered with 500 and comes again. `tolerance`: seconds by which
+    a signature's time may differ. `bus`: a `Postgres` or its URL, where a delivery reaches any of several processes:
+    all of them hear of it, and `seen` is there too.
 
     Raises ConfigurationError for a secret of fewer than 16 characters, and for another argument that cannot be used. It
     belongs to the event loop of its client.

@@ -231,6 +231,23 @@ async def test_what_was_delivered_may_be_silent_for_long(sockets: Sockets, monke
 
 
 @LINUX
+async def test_a_request_that_follows_a_silence_is_given_up_as_well(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy may take long to make a tunnel: what is then written has its 30 s all the same."""
+    monkeypatch.setattr("knouds_async._io.pool._DELIVERED", 0.02)
+    async with serving() as server:
+        stream = await Stream.connect("127.0.0.1", int(server.url.rpartition(":")[2]), 5.0)
+        stream.guard(on=True)
+        with pytest.raises(httpcore.ReadTimeout):
+            await stream.read(100, 0.1)
+        assert sockets.patience() == 0
+        await stream.write(b"POST")
+        assert sockets.patience() == 30_000
+        stream.close()
+
+
+@LINUX
 async def test_what_was_not_delivered_is_waited_for_no_longer_than_that(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import logging
 import ssl
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -139,6 +141,9 @@ def test_who_goes_without_a_proxy(entries: str, host: str, port: int | None, is_
         ("http://p:99999", "http://host:port"),
         ("http://p:port", "http://host:port"),
         ("http://p/pac?x", "http://host:port"),
+        ("http://user:s3cr@256.1.1.1:1", "http://host:port"),
+        ("http://user:s3cr@[v1.x]:1", "http://host:port"),
+        (f"http://user:s3cr@{'p' * 70_000}:1", "http://host:port"),
         (f"user:{PASSWORD}@p", "http://host:port"),
         ("socks4://p:1080", "'socks4'"),
         ("s3cr:et://p:1080", "must be one of"),
@@ -227,6 +232,47 @@ async def test_calls_go_through_the_proxy_and_share_a_connection(kind: str, sche
         assert (server.opened, len(proxy.asked), client.books) == (1, 1, (0, 1))
         assert "knouds.test" in proxy.asked[0]
     assert not any("Proxy-Authorization" in head for _, head in server.served if scheme == "https")
+
+
+@pytest.mark.parametrize("kind", SPEAK)
+async def test_no_log_shows_a_proxys_password(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Also at the level at which httpcore logs each step of a connection."""
+    caplog.set_level(logging.DEBUG)
+    async with behind(kind, "http", user="who:s3cr-word") as (_, _, client):
+        assert isinstance(await client.attempt(SUBMIT), Answer)
+    assert "httpcore" in {record.name.partition(".")[0] for record in caplog.records}
+    assert "s3cr" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["http", "https"])
+async def test_an_address_of_ipv6_is_asked_for_in_brackets(kind: str) -> None:
+    """Of a proxy that makes a tunnel: without them nobody knows where the port begins."""
+    async with (
+        serving() as server,
+        proxying(kind, urlsplit(server.url).port or 0) as proxy,
+        connected("https://[2001:db8::1]:8443", proxy=proxy.url) as client,
+    ):
+        assert isinstance(await client.attempt(SUBMIT), NotSent)
+    assert "[2001:db8::1]:8443" in proxy.asked[0]
+
+
+async def test_a_connection_that_is_late_in_the_step_in_which_it_is_made_was_sent_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Frozen while it reads the proxy's last answer, a process has sent nothing, or continues as if it had not been."""
+    socks = pytest.importorskip("socksio.socks5").SOCKS5Connection
+    receive = socks.receive_data
+
+    def freeze(self: object, data: bytes) -> object:
+        if len(data) >= 10:
+            time.sleep(0.3)
+        return receive(self, data)
+
+    monkeypatch.setattr(socks, "receive_data", freeze)
+    async with behind("socks5", "http", timeouts=HURRIED) as (server, _, client):
+        outcome = await client.attempt(SUBMIT)
+    assert isinstance(outcome, NotSent | Answer)
+    assert len(server.served) == isinstance(outcome, Answer)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
