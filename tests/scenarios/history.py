@@ -146,10 +146,14 @@ class History:
         return any(row["execution_id"] == execution_id for row in self.judge.rows())
 
     def _surprise(self, order: Order) -> float:
-        """Return what runs may cost beyond a cap: those that turn out to be expensive before such a cost was known."""
+        """Return what runs may cost beyond a cap: those that turn out to be expensive before such a cost was known.
+
+        They are in flight, or of those whose cost is not reported, or not yet.
+        """
         if "costs" not in self.kinds:
             return 0.0
-        untold = sum(bool(row["stage"] in ("sending", "submitted", "unknown")) for row in self.judge.rows())
+        stages = ("sending", "submitted", "unknown", "final")
+        untold = sum(row["stage"] in stages and row["cost"] is None for row in self.judge.rows())
         return float((DEAR - COST) * (order.in_flight * len(order.accounts) + untold))
 
     def _committed(self) -> float:
