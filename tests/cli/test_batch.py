@@ -669,16 +669,16 @@ def test_a_foreign_ledger_is_refused_and_left_as_it_is(service: Any, here: Here,
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_results_that_find_no_room_are_in_the_ledger(prompt_service: Any, here: Here, folder: Any) -> None:
+def test_results_that_find_no_room_are_in_the_ledger(service: Any, here: Here, folder: Any) -> None:
     """A full disk stops the submitting and says so with the file's name; the results come out of the ledger later."""
     folder.write_jobs(30)
-    done = here(prompt_service, *BATCH[:-1], "/dev/full", "--max-in-flight", "2")
+    done = here(service, *BATCH[:-1], "/dev/full", "--max-in-flight", "2")
     assert done.code == 1
     assert "knouds: stopped: No space left on device: /dev/full" in done.err
     assert "Resume with: knouds batch" in done.err
-    assert len(prompt_service.emulator.runs) < 30
-    assert here(prompt_service, *BATCH).code == 0
-    assert len(folder.results()) == len(prompt_service.emulator.runs) == 30
+    assert len(service.emulator.runs) < 30
+    assert here(service, *BATCH).code == 0
+    assert len(folder.results()) == len(service.emulator.runs) == 30
 
 
 @pytest.mark.slow
@@ -707,7 +707,7 @@ def test_a_ledger_that_finds_no_room_stops_the_submitting(
     assert len(folder.results()) == 120
 
 
-def test_a_reader_that_leaves_stops_the_submitting(prompt_service: Any, folder: Any) -> None:
+def test_a_reader_that_leaves_stops_the_submitting(service: Any, folder: Any) -> None:
     """When the reader of stdout has gone, nothing more is submitted, and the message says how to continue."""
     folder.write_jobs(30)
     source, sink = os.pipe()
@@ -719,14 +719,14 @@ def test_a_reader_that_leaves_stops_the_submitting(prompt_service: Any, folder: 
     with open(sink, "w", encoding="utf-8") as stdout:  # noqa: PTH123
         leaving = Thread(target=read_a_line)
         leaving.start()
-        done = prompt_service.knouds(*BATCH[:-2], "--max-in-flight", "2", stdout=stdout)
+        done = service.knouds(*BATCH[:-2], "--max-in-flight", "2", stdout=stdout)
         leaving.join()
     assert done.code == 1
     assert "stopped: Broken pipe" in done.err
     assert "Traceback" not in done.err
-    assert len(prompt_service.emulator.runs) < 30
-    assert len(prompt_service.knouds(*BATCH[:-2]).out.splitlines()) == 30
-    assert_none_ran_twice(prompt_service)
+    assert len(service.emulator.runs) < 30
+    assert len(service.knouds(*BATCH[:-2]).out.splitlines()) == 30
+    assert_none_ran_twice(service)
 
 
 @pytest.mark.slow
