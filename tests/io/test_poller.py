@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -18,6 +18,7 @@ from knouds_async.testing import Deliveries, Emulator
 from knouds_async.types import ExecutionState
 from knouds_async.webhooks import WebhookReceiver
 from tests.scripted_client import scripted
+from tests.webhooks.sending import into
 
 SLUG = "my-thumbnail-pipeline"
 INPUTS = {"product_name": "Knouds"}
@@ -171,14 +172,7 @@ async def test_what_reports_an_end_loses_no_run(make_client: Any, caplog: pytest
     emulator = Emulator(duration=0.0, webhook_url="http://app.test/hook", deliveries=Deliveries(latency=0.0))
     knouds = make_client(emulator, latency=1.0, meter_provider=BrokenMeters())
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
-
-    async def post(delivery: Any) -> int:
-        async def body() -> AsyncIterator[bytes]:
-            yield delivery.body
-
-        return await receiver.take(body(), delivery.headers["x-knouds-signature"])
-
-    async with emulator.delivering(post):
+    async with emulator.delivering(into(receiver)):
         execution = await knouds.workflows.submit(SLUG, INPUTS)
     assert execution.state.status is Status.COMPLETED
     other = await make_client(emulator, meter_provider=BrokenMeters()).executions.attach(execution.id).refresh()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 from knouds_async import AsyncKnouds, Polling
 from knouds_async.testing import Deliveries, Emulator, EmulatorTransport, Lognormal, faults
 from knouds_async.webhooks import WebhookReceiver
+from tests.webhooks.sending import into
 
 SLUG = "daily-picture"
 POLL, LISTING = "GET /api/executions/:id", "GET /api/usage"
@@ -371,14 +372,7 @@ async def delivered(
     )
     knouds = make_client(emulator)
     receiver = WebhookReceiver(emulator.webhook_secret, client=knouds)
-
-    async def post(delivery: Any) -> int:
-        async def body() -> AsyncIterator[bytes]:
-            yield delivery.body
-
-        return await receiver.take(body(), delivery.headers["x-knouds-signature"])
-
-    async with emulator.delivering(post):
+    async with emulator.delivering(into(receiver)):
         return await notice(knouds, emulator, number, within)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -22,11 +22,10 @@ from knouds_async._io.concurrency import from_thread
 from knouds_async.testing import Deliveries, Delivery, Emulator, Lognormal
 from knouds_async.webhooks import WebhookReceiver
 from knouds_async.webhooks.receiver import read_event
-from tests.webhooks.sending import SECRET, Sender, payload
+from tests.webhooks.sending import SECRET, Sender, into, payload
 
 HOOK = "http://app.test/webhooks/knouds"
 End = Callable[..., dict[str, Any]]
-Post = Callable[[Delivery], Awaitable[int]]
 
 
 @pytest.fixture
@@ -44,18 +43,6 @@ def end() -> Callable[..., dict[str, Any]]:
 def hooked(**settings: Any) -> Emulator:
     """Return a service whose key has a webhook, and whose runs take 45 s unless set otherwise."""
     return Emulator(**{"tier": "enterprise", "duration": 45.0, "webhook_url": HOOK, **settings})
-
-
-def into(receiver: WebhookReceiver) -> Post:
-    """Post deliveries to a receiver, without a network."""
-
-    async def post(delivery: Delivery) -> int:
-        async def body() -> AsyncIterator[bytes]:
-            yield delivery.body
-
-        return await receiver.take(body(), delivery.headers["x-knouds-signature"])
-
-    return post
 
 
 async def rely(knouds: AsyncKnouds, emulator: Emulator) -> int:

@@ -2,12 +2,14 @@
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from knouds_async.testing import Delivery
 from knouds_async.webhooks import WebhookReceiver, sign
 
 SECRET = "whsec_emulator_0123456789abcdef"
+Post = Callable[[Delivery], Awaitable[int]]
 
 
 def payload(execution_id: str, status: str = "completed", /, **changes: Any) -> dict[str, Any]:
@@ -24,6 +26,15 @@ async def chunks(body: bytes, size: int = 1000) -> AsyncIterator[bytes]:
     """Return a body in parts."""
     for place in range(0, len(body), size):
         yield body[place : place + size]
+
+
+def into(receiver: WebhookReceiver) -> Post:
+    """Post the deliveries of an emulator to a receiver, without a network."""
+
+    async def post(delivery: Delivery) -> int:
+        return await receiver.take(chunks(delivery.body), delivery.headers["x-knouds-signature"])
+
+    return post
 
 
 class Sender:
