@@ -318,7 +318,8 @@ _IN_DOUBT: Final = (
     "job.stage NOT IN ('new', 'final') "  # as an index has it
     "AND job.stage IN ('sending', 'submitted', 'unknown', 'resend_approved', 'abandoned')"
 )
-OWNED: Final = f"{_IN_DOUBT} AND job.stage IN ('sending', 'submitted') AND job.owner IS NOT NULL"
+IN_FLIGHT: Final = f"{_IN_DOUBT} AND job.stage IN ('sending', 'submitted') AND job.owner IS NOT NULL"
+"""The condition that an owner, who may be gone, is sending or waiting for the run of a row `job`."""
 
 
 def values_of(entry: Entry) -> dict[str, Any]:

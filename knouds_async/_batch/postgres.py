@@ -18,7 +18,7 @@ import attrs
 
 from knouds_async._batch.ledger import (
     COLUMNS,
-    OWNED,
+    IN_FLIGHT,
     Claim,
     Claimed,
     Doubted,
@@ -190,7 +190,7 @@ class LedgerTransaction(LedgerOperations):
         return self._where(f"job.owner IS NOT NULL AND NOT {_ALIVE}")
 
     def _in_flight(self) -> int:
-        return int(self._select("COUNT(*)", f"{OWNED} AND {_ALIVE}")[0][0])
+        return int(self._select("COUNT(*)", f"{IN_FLIGHT} AND {_ALIVE}")[0][0])
 
     def _is_alive(self, owner: str) -> bool:
         return self._living[owner]

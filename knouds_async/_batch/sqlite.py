@@ -25,7 +25,7 @@ import attrs
 
 from knouds_async._batch.ledger import (
     COLUMNS,
-    OWNED,
+    IN_FLIGHT,
     LedgerCounts,
     LedgerOperations,
     TransactionalLedger,
@@ -367,7 +367,7 @@ class LedgerDatabase(LedgerOperations):
                 yield from self._where("job.owner = ?", owner)
 
     def _in_flight(self) -> int:
-        rows = self._select("job.owner, COUNT(*)", f"{OWNED} GROUP BY job.owner")
+        rows = self._select("job.owner, COUNT(*)", f"{IN_FLIGHT} GROUP BY job.owner")
         return sum(count for owner, count in rows if self._is_alive(owner))
 
     def _is_alive(self, owner: str) -> bool:

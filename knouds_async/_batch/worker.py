@@ -75,9 +75,9 @@ logger = logging.getLogger("knouds_async")
 
 Answer: TypeAlias = Submitted | RunResult | KnoudsError
 
-_BETWEEN_READS: Final = 0.1  # seconds
+_REREAD_INTERVAL: Final = 0.1  # seconds between two readings of a job that is being sent
 UNREACHABLE: Final = 600.0  # seconds without a connection after which there is no hope
-_BETWEEN_READINGS: Final = 15.0  # seconds at most, of what other batches on the ledger do
+_LONGEST_REREAD: Final = 15.0  # seconds at most between two readings of what other batches on the ledger do
 _LONGEST_PAUSE: Final = 60.0
 _SHORT_PAUSE: Final = 5.0  # seconds: not worth a word
 _GATEWAY_FAULTS: Final = 5  # answers of a proxy that got none itself (5xx, 408, 499), in a row
@@ -308,7 +308,7 @@ class Worker:
                         await self._released.wait()
                     summary = await self.ledger.summary(str(self.target))
                     self.totals, is_fresh = summary.totals, summary.in_flight == 0
-                    pause = min(_BETWEEN_READINGS, max(1.0, pause * 1.5))
+                    pause = min(_LONGEST_REREAD, max(1.0, pause * 1.5))
         return False
 
     def _spent(self, cap: float) -> errors.BudgetExceededError:
@@ -457,7 +457,7 @@ class Worker:
                 found = await self.ledger.look(prepared.job.key)
                 if found is None or found.stage not in (Stage.SENDING, Stage.SUBMITTED) or found.owner is None:
                     return None
-                pause, entry = min(_BETWEEN_READINGS, pause * 1.5), found
+                pause, entry = min(_LONGEST_REREAD, pause * 1.5), found
         error = KnoudsError(f"another batch has the job {prepared.job.key!r}, and this one was stopped before its end")
         error.may_have_run = True
         sent_at, execution_id = utc(entry.sent_at), entry.execution_id
@@ -520,7 +520,7 @@ class Worker:
                     if (execution := await self._submit(prepared)) is not None:
                         return execution
                 case Entry(stage=Stage.SENDING):
-                    await anyio.sleep(_BETWEEN_READS)
+                    await anyio.sleep(_REREAD_INTERVAL)
                 case Entry(execution_id=str()):
                     return self.client.executions.attach(state_of_entry(entry) or _unseen(entry), self.target)
                 case Entry(stage=Stage.UNKNOWN):

@@ -94,14 +94,14 @@ class RunRecord:
     def add_run_id(self, error: KnoudsError) -> None:
         """Add to an error that ends a wait which run it was, and that the run exists: nobody may submit it again."""
         error.execution_id = self.execution_id
-        if not self.may_be_none(error):
+        if not self.may_not_exist(error):
             error.may_have_run = True
             error.add_note(
                 f"execution {self.execution_id} was submitted and is charged; only the wait for it has ended: "
                 f"wait again, or attach it with knouds.executions.attach({self.execution_id!r})"
             )
 
-    def may_be_none(self, error: KnoudsError) -> bool:
+    def may_not_exist(self, error: KnoudsError) -> bool:
         """Return whether by an error of a poll there is no such run: it was attached, and never seen."""
         was_seen = self.tracked.submitted_at is not None or self.tracked.last_seen_at > -math.inf
         return isinstance(error, NotFoundError) and not was_seen
@@ -569,7 +569,7 @@ class Poller:
         failures = failures_of(error, age=age)
         record.failures = record.failures + failures if failures else 0
         record.error = error.with_traceback(None) if failures else None
-        if record.failures == math.inf and record.may_be_none(error):
+        if record.failures == math.inf and record.may_not_exist(error):
             self._take_out_of_flight(record)
         record.notify()
 

@@ -25,7 +25,7 @@ EDGES: Final = (0.0, *accumulate(repeat(_RATIO, 33), mul, initial=1.0))
 """Where each bin of age begins: 0, then 1 s to 96 minutes at a ratio of 1.3. The last bin has no end."""
 
 MAX_ENDS: Final = 500
-"""Above so many ends all that was counted is halved, so that a target that has changed is learned anew."""
+"""Above so many ends all that was seen is halved, so that a target that has changed is learned anew."""
 
 _TOPS: Final = (*EDGES[1:], math.inf)
 _LEAST: Final = 1e-9  # that a bin may have counted, ...
@@ -34,7 +34,7 @@ _INSTANT: Final = 1e-8  # seconds over which an end is spread whose time is know
 
 _MEDIAN: Final = 50.0  # of the imagined runs
 _SHAPE: Final = 4
-_FLOOR: Final = 0.004  # of their hazard at a median of 45 s, for they may be wrong in their tails
+_FLOOR: Final = 0.004  # of their hazard at that median, for they may be wrong in their tails
 _RUNS: Final = 3
 
 NEW_ENDS: Final = 3  # from which the longest says something of those that outlive it
