@@ -102,9 +102,9 @@ def change_windows(transaction: Transaction, changes: Sequence[WindowChange]) ->
         rows, ((now,),) = transaction.message(_MADE + _LOCKED, (names, names))
     answered, stored, values = time.monotonic(), dict[str, str](rows), []
     for change in changes:
-        window = from_text(stored[change.name], change.key, now, change.guess.share) or change.guess.copy()
+        window = from_text(stored[change.name], change.name, change.key, now, change.guess.share) or change.guess.copy()
         permits, until = change.apply(window, now)
-        stored[change.name] = to_text(window, change.key)
+        stored[change.name] = to_text(window, change.name, change.key)
         times = {"now": now, "sent": sent, "answered": answered}
         values.append(Changed(window=window, permits=permits, until=until, **times))
     written = [{"name": name, "state": state, "at": now} for name, state in stored.items()]

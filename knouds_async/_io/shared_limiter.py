@@ -193,9 +193,11 @@ class LimiterFile:
         try:
             connection.execute("BEGIN IMMEDIATE")
             (stored,) = connection.execute(_STORED, (name, boot, _LEAP)).fetchone() or [None]
-            window = from_text(stored, key, now, guess.share) or guess.copy()
+            window = from_text(stored, name, key, now, guess.share) or guess.copy()
             results = [change(window) for change in changes]
-            connection.execute("INSERT OR REPLACE INTO quotas VALUES (?, ?, ?)", (name, to_text(window, key), boot))
+            connection.execute(
+                "INSERT OR REPLACE INTO quotas VALUES (?, ?, ?)", (name, to_text(window, name, key), boot)
+            )
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:

@@ -360,33 +360,33 @@ def _remove(sent: list[float], time: float) -> None:
 # For whatever stores it: several processes share what they know.
 
 
-def to_text(window: WindowLimiter, key: Secret) -> str:
-    """Return all of it as text with a digest by the account's key; but not the share, which is each process's own."""
-    plain = {name: getattr(window, name) for name in _STORED}
-    plain |= {name: [[time, len([*same])] for time, same in groupby(plain[name])] for name in _SENT}
+def to_text(window: WindowLimiter, name: str, key: Secret) -> str:
+    """Return all of it as text, to be stored by a name; but not the share, which is each process's own."""
+    plain = {field: getattr(window, field) for field in _STORED}
+    plain |= {field: [[time, len([*same])] for time, same in groupby(plain[field])] for field in _SENT}
     state = json.dumps(plain | {"clock": attrs.astuple(window.clock)})
-    return f"{_digest(state, key)} {state}"
+    return f"{_digest(state, name, key)} {state}"
 
 
-def from_text(text: object, key: Secret, now: float, share: float) -> WindowLimiter | None:
-    """Return the limiter that a text holds; None for all that no limiter of the key has stored, and for times to come.
+def from_text(text: object, name: str, key: Secret, now: float, share: float) -> WindowLimiter | None:
+    """Return the limiter that a text holds; None for all that nobody with the key has stored by that name.
 
-    Others that may write where it is stored can write any numbers there, but not their digest.
+    And for times to come. Others may write any numbers where it is stored, but not their digest.
     """
     digest, _, state = str(text).partition(" ")
-    if digest != _digest(state, key):
+    if digest != _digest(state, name, key):
         return None
     plain = json.loads(state)
-    plain |= {name: [time for time, count in plain[name] for _ in range(count)] for name in _SENT}
+    plain |= {field: [time for time, count in plain[field] for _ in range(count)] for field in _SENT}
     window = WindowLimiter(**plain | {"clock": ClockBounds(*plain["clock"])}, share=share)
     latest = max(window.shown, window.start, window.clock.at, *window.awaited, *window.silent)
     return window if latest <= now + 1 else None
 
 
-def _digest(state: str, key: Secret) -> str:
+def _digest(state: str, name: str, key: Secret) -> str:
     """Return what shows that a state is whole, of a version with the same fields, and written by who has the key."""
     by = hashlib.sha256(key.reveal().encode()).digest()
-    return hashlib.blake2b(f"{_STORED} {state}".encode(errors="replace"), key=by, digest_size=8).hexdigest()
+    return hashlib.blake2b(f"{name} {_STORED} {state}".encode(errors="replace"), key=by, digest_size=8).hexdigest()
 
 
 _SENT: Final = ("awaited", "silent")

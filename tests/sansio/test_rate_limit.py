@@ -32,6 +32,7 @@ from knouds_async._sansio.rate_limit import (
 from knouds_async.config import Secret
 
 KEY = Secret("knouds_live_0123456789abcdef")
+NAME = "account POST /api/workflows/:slug/run"
 EPOCH = 1_700_000_000.0
 
 
@@ -200,7 +201,7 @@ def on_response(
 
 def restored(window: WindowLimiter, now: float) -> WindowLimiter | None:
     """Store and read it."""
-    return from_text(to_text(window, KEY), KEY, now, window.share)
+    return from_text(to_text(window, NAME, KEY), NAME, KEY, now, window.share)
 
 
 def release(window: WindowLimiter, permit: Permit) -> WindowLimiter:
@@ -1077,7 +1078,7 @@ def test_a_late_answer_of_a_request_that_was_forgotten_changes_no_count() -> Non
 
 def test_a_share_is_each_processs_own() -> None:
     """It is not stored: who reads the window keeps what it was told to leave to others."""
-    window = from_text(to_text(opened(left=100), KEY), KEY, 1.0, 0.5)
+    window = from_text(to_text(opened(left=100), NAME, KEY), NAME, KEY, 1.0, 0.5)
     assert window is not None
     assert remaining(window, 1.0) == 50
 
@@ -1093,7 +1094,7 @@ def test_what_is_stored_of_a_burst_is_short() -> None:
     window = WindowLimiter(None, unlimited=True)
     for number in range(1000):
         window.try_acquire(1000 + number * 1e-5)
-    assert len(to_text(window, KEY)) < 1000
+    assert len(to_text(window, NAME, KEY)) < 1000
 
 
 def test_who_waits_reads_the_later_the_longer_nothing_was_sent() -> None:
@@ -1108,24 +1109,25 @@ def test_who_waits_reads_the_later_the_longer_nothing_was_sent() -> None:
 @pytest.mark.parametrize("rubbish", [None, 7, b"x", "", "x", "[]", "{}", [["limit", 7]]], ids=str)
 def test_rubbish_is_no_window(rubbish: object) -> None:
     """Whatever stands in its place, and none of it raises."""
-    assert from_text(rubbish, KEY, 0.0, 1.0) is None
+    assert from_text(rubbish, NAME, KEY, 0.0, 1.0) is None
 
 
 @given(data=st.data())
 def test_a_window_that_was_tampered_with_is_not_believed(data: st.DataObject) -> None:
     """Whatever text is put in the place of any part of it, and none of it raises."""
-    stored = to_text(opened(left=3), KEY)
+    stored = to_text(opened(left=3), NAME, KEY)
     at, to = sorted(data.draw(st.tuples(*[st.integers(0, len(stored))] * 2)))
     put = data.draw(st.text(max_size=5) | st.sampled_from(["1e308", "-1", "NaN", "null"]))
     changed = stored[:at] + put + stored[to:]
-    assert (from_text(changed, KEY, 10.0, 1.0) is not None) == (changed == stored)
+    assert (from_text(changed, NAME, KEY, 10.0, 1.0) is not None) == (changed == stored)
 
 
-def test_a_window_that_another_key_wrote_is_not_believed() -> None:
-    """Who may write where windows are stored, and knows how, but has no key of the account, can forge none."""
-    stored = to_text(opened(left=3), KEY)
-    assert from_text(stored, KEY, 10.0, 1.0) is not None
-    assert from_text(stored, Secret(f"{KEY.reveal()}x"), 10.0, 1.0) is None
+def test_a_window_that_another_key_wrote_or_for_another_route_is_not_believed() -> None:
+    """Who may write where windows are stored, and knows how, but has no key of the account, can forge or move none."""
+    stored = to_text(opened(left=3), NAME, KEY)
+    assert from_text(stored, NAME, KEY, 10.0, 1.0) is not None
+    assert from_text(stored, NAME, Secret(f"{KEY.reveal()}x"), 10.0, 1.0) is None
+    assert from_text(stored, f"{NAME}/other", KEY, 10.0, 1.0) is None
     assert KEY.reveal() not in stored
 
 
